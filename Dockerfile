@@ -1,0 +1,36 @@
+# The mirror as an image: nothing but Python and the mirror, not root, at home on a read-only root:
+#   docker run --read-only --tmpfs /tmp -p 5000:5000 -v mirror:/var/cache/mirror container-mirror
+# Build behind a company's package index with --build-arg PIP_INDEX_URL=...
+ARG BASE=python:3.11-slim
+FROM ${BASE}
+
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+ARG PIP_CERT
+
+WORKDIR /usr/src/mirror
+COPY pyproject.toml README.md LICENSE ./
+COPY config/constraints.txt config/constraints.txt
+COPY mirror mirror
+RUN python -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+        -c config/constraints.txt . \
+    && install -d -o 10001 -g 10001 /var/cache/mirror
+
+# The user's cache directory is the default place of the cache, which a file can still change.
+ENV XDG_CACHE_HOME=/var/cache \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /
+USER 10001:10001
+VOLUME /var/cache/mirror
+EXPOSE 5000
+
+# Past any proxy of the environment, which would look for itself at 127.0.0.1.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD ["python", "-c", "\
+import os, urllib.request as http; \
+port = os.environ.get('MIRROR_SERVER__LISTEN', ':5000').rpartition(':')[2]; \
+http.build_opener(http.ProxyHandler({})).open(f'http://127.0.0.1:{port}/healthz', timeout=4)"]
+
+ENTRYPOINT ["mirror"]
+CMD ["serve"]

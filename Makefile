@@ -1,0 +1,40 @@
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c config/constraints.txt
+
+help:          ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+serve: $(VENV)/.serve  ## set up what is missing, then run the mirror (ARGS="--listen :5001" ...)
+	@$(BIN)/mirror serve $(ARGS)
+
+test: $(VENV)/.dev     ## every test that this machine can run
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rules, tests, coverage
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test ARGS="--cov --cov-report=term $(ARGS)"
+
+fix: $(VENV)/.dev      ## format, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:         ## remove the environment and everything generated
+	rm -rf $(VENV) .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* build dist
+
+$(BIN)/python:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed: apt-get install python3" >&2; exit 1; }
+	@python3 -m venv $(VENV) >/dev/null || { rm -rf $(VENV); echo "make: Python cannot make an environment: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.serve: $(BIN)/python pyproject.toml config/constraints.txt
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.serve
+
+.PHONY: help serve test check fix clean

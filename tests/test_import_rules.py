@@ -1,0 +1,37 @@
+"""The walls between the rooms stand."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT_WEB = {"app.py"}
+
+
+def test_no_room_imports_what_it_must_not_know() -> None:
+    linted = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert linted.returncode == 0, linted.stdout
+
+
+def test_aiohttp_web_is_imported_in_the_web_room_alone() -> None:
+    """lint-imports sees packages from outside only as a whole."""
+    importers = {
+        file.relative_to(ROOT / "mirror").as_posix()
+        for file in (ROOT / "mirror").rglob("*.py")
+        if any(map(_is_aiohttp_web, ast.walk(ast.parse(file.read_text(encoding="utf-8")))))
+    }
+    assert "web/server.py" in importers
+    assert {name for name in importers if not name.startswith("web/")} <= MAY_IMPORT_WEB
+
+
+def _is_aiohttp_web(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name.startswith("aiohttp.web") for alias in node.names)
+    if not isinstance(node, ast.ImportFrom) or node.module is None:
+        return False
+    from_package = node.module == "aiohttp" and any(alias.name == "web" for alias in node.names)
+    return from_package or node.module.startswith("aiohttp.web")
