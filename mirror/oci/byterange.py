@@ -1,0 +1,81 @@
+"""Byte ranges: what a client asks for, and what an upstream says it sends (RFC 9110, 14).
+
+Knows the two header fields.  Must not know what the bytes are.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_DIGITS: Final = "[0-9]{1,20}"  # room for 2**64 - 1, which stands for "to the end" in some clients
+_SPEC: Final = re.compile(rf"bytes\s*=\s*({_DIGITS})?-({_DIGITS})?\s*", re.ASCII | re.IGNORECASE)
+_CONTENT_RANGE: Final = re.compile(
+    rf"bytes ({_DIGITS})-({_DIGITS})/({_DIGITS}|\*)", re.ASCII | re.IGNORECASE
+)
+
+
+class RangeNotSatisfiable(ValueError):  # noqa: N818  # the phrase of status 416
+    """A range that names no byte of the content."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """The bytes from ``start`` up to and without ``stop``."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """How many bytes."""
+        return self.stop - self.start
+
+    def content_range(self, size: int) -> str:
+        """The Content-Range field for content of ``size`` bytes."""
+        return f"bytes {self.start}-{self.stop - 1}/{size}"
+
+
+def parse_range(header: str | None, size: int) -> ByteRange | None:
+    """The range a client wants of content of ``size`` bytes; None means the whole.
+
+    Another unit and several ranges at once are ignored, as RFC 9110, 14.2 allows; a range that
+    reaches beyond the end is cut there.
+
+    Raises:
+        RangeNotSatisfiable: it lies beyond the end, or is malformed.
+    """
+    if header is None or "," in header or not _is_in_bytes(header):
+        return None
+    matched = _SPEC.fullmatch(header.strip())
+    first, last = matched.groups() if matched else (None, None)
+    if first is None and last is None:
+        raise RangeNotSatisfiable("the Range field is malformed: bytes=first-last, first-, -length")
+    if first is None:
+        start, stop = max(0, size - int(last or 0)), size
+    else:
+        start, stop = int(first), size if last is None else min(int(last) + 1, size)
+    if start == size == 0:
+        return None  # as Go's ServeContent: containerd's parallel fetch asks bytes=0- of everything
+    if start >= stop:
+        raise RangeNotSatisfiable(f"the range names no byte of the {size} there are")
+    return ByteRange(start, stop)
+
+
+def parse_content_range(header: str) -> tuple[int, int, int | None]:
+    """Read Content-Range: start, stop (exclusive), size (None where it is unknown).
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    matched = _CONTENT_RANGE.fullmatch(header.strip())
+    if matched is None:
+        raise ValueError("no Content-Range in bytes")
+    start, stop = int(matched[1]), int(matched[2]) + 1
+    size = None if matched[3] == "*" else int(matched[3])
+    if start >= stop or (size is not None and stop > size):
+        raise ValueError("a Content-Range that ends before it begins, or beyond the content")
+    return start, stop, size
+
+
+def _is_in_bytes(header: str) -> bool:
+    return header.partition("=")[0].strip().lower() == "bytes"

@@ -1,0 +1,53 @@
+"""WWW-Authenticate: what a registry wants to see (RFC 9110, 11.6.1).
+
+Knows the grammar of challenges.  Must not know how they are answered.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+# No repetition here can match one text in two ways: a hostile header costs linear time.
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_END: Final = r"(?=[\s,]|\Z)"
+_SCHEME: Final = re.compile(rf"[\s,]*({_WORD}){_END}", re.ASCII)
+_TOKEN68: Final = re.compile(r"\s+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|\Z))", re.ASCII)
+_PARAMETER: Final = re.compile(
+    rf'[\s,]*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD})){_END}', re.ASCII | re.DOTALL
+)
+_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A scheme and its parameters, both by lower-case name."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse_challenges(header: str) -> list[Challenge]:
+    """The challenges of one field; what cannot be read ends the list.
+
+    A token68 is passed over: no scheme that registries use has one.
+    """
+    challenges: list[Challenge] = []
+    position = 0
+    while scheme := _SCHEME.match(header, position):
+        position = scheme.end()
+        if opaque := _TOKEN68.match(header, position):
+            position = opaque.end()
+        parameters, position = _parse_parameters(header, position)
+        challenges.append(Challenge(scheme[1].lower(), parameters))
+    return challenges
+
+
+def _parse_parameters(header: str, position: int) -> tuple[dict[str, str], int]:
+    parameters: dict[str, str] = {}
+    while found := _PARAMETER.match(header, position):
+        name, quoted, bare = found.groups()
+        value = bare if quoted is None else _ESCAPE.sub(r"\1", quoted)
+        parameters.setdefault(name.lower(), value)
+        position = found.end()
+    return parameters, position

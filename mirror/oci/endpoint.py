@@ -1,0 +1,156 @@
+"""A request line as a typed request: the door of the registry API.
+
+Knows the paths of the OCI distribution spec ("Endpoints").  Must not know which registries are
+configured.  What passes here is well-formed; everything behind relies on that.  The path is read
+as it stood on the wire, because decoding is where one path becomes two.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from mirror.oci.digest import Digest, InvalidDigest
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.oci.reference import (
+    InvalidName,
+    InvalidReference,
+    Reference,
+    parse_reference,
+    parse_repository,
+    split_registry,
+)
+
+_HOST: Final = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)"
+    r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::[0-9]{1,5})?",
+    re.ASCII,
+)
+_MAX_HOST_LENGTH: Final = 255
+_COLON: Final = re.compile("%3a", re.IGNORECASE)
+_ROOT: Final = re.compile(r"(?:/(?P<prefix>(?!v2/)[^/]+))?/v2(?:/(?P<rest>.*))?")
+_STRANGE: Final = re.compile(r"[^!-$&-~]")  # what is not visible ASCII, and "%"
+_NO_NAMES: Final = frozenset({"", ".", ".."})
+_READING: Final = frozenset({"GET", "HEAD"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """``/v2/``: whether this is a registry."""
+
+    kind: ClassVar[str] = "ping"
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEndpoint:
+    """``/v2/<name>/manifests/<reference>``."""
+
+    kind: ClassVar[str] = "manifest"
+    prefix: str
+    name: str
+    reference: Reference
+
+
+@dataclass(frozen=True, slots=True)
+class BlobEndpoint:
+    """``/v2/<name>/blobs/<digest>``."""
+
+    kind: ClassVar[str] = "blob"
+    prefix: str
+    name: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class TagsEndpoint:
+    """``/v2/<name>/tags/list``."""
+
+    kind: ClassVar[str] = "tags"
+    prefix: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrersEndpoint:
+    """``/v2/<name>/referrers/<digest>``."""
+
+    kind: ClassVar[str] = "referrers"
+    prefix: str
+    name: str
+    digest: Digest
+
+
+Content = ManifestEndpoint | BlobEndpoint | TagsEndpoint | ReferrersEndpoint
+Endpoint = Ping | Content
+
+
+def parse_endpoint(method: str, raw_path: str) -> Endpoint:
+    """Read a request line; ``raw_path`` is the path as on the wire, without the query.
+
+    Raises:
+        OciError: it is not a read of the registry API, or not well-formed.
+    """
+    if method not in _READING:
+        raise OciError(
+            ErrorCode.UNSUPPORTED,
+            f"{method[:16]} is refused: a mirror only reads; push to the registry itself",
+            headers={"Allow": "GET, HEAD"},
+        )
+    path = _COLON.sub(":", raw_path)
+    if _STRANGE.search(path):
+        raise OciError(ErrorCode.NAME_INVALID, "a path is ASCII without escapes other than %3A")
+    matched = _ROOT.fullmatch(path)
+    if matched is None:
+        raise OciError(ErrorCode.NAME_UNKNOWN, "the registry API is below /v2/")
+    prefix, rest = matched["prefix"] or "", matched["rest"] or ""
+    if prefix and not _is_host(prefix):
+        raise OciError(ErrorCode.NAME_INVALID, "what stands before /v2/ is no name of a registry")
+    return _parse_content(prefix, rest) if rest else Ping(prefix)
+
+
+def _parse_content(prefix: str, rest: str) -> Content:
+    if not _NO_NAMES.isdisjoint(rest.split("/")):
+        raise OciError(ErrorCode.NAME_INVALID, "a path has no empty parts, no '.' and no '..'")
+    # From the right: a repository may have parts called manifests, blobs or tags.
+    head, _, last = rest.rpartition("/")
+    name, _, verb = head.rpartition("/")
+    try:
+        return _content(prefix, name, verb, last)
+    except InvalidName as error:
+        raise OciError(ErrorCode.NAME_INVALID, str(error)) from error
+    except InvalidDigest as error:
+        raise OciError(ErrorCode.DIGEST_INVALID, str(error)) from error
+    except InvalidReference as error:
+        # The spec has no code for a malformed tag and distribution's router answers it without
+        # one; TAG_INVALID, distribution's own for another fault of tags, says what is wrong.
+        code = ErrorCode.DIGEST_INVALID if ":" in last else ErrorCode.TAG_INVALID
+        raise OciError(code, str(error)) from error
+
+
+def _content(prefix: str, name: str, verb: str, last: str) -> Content:
+    match verb, last:
+        case "manifests", _:
+            return ManifestEndpoint(prefix, _parse_name(name), parse_reference(last))
+        case "blobs", _:
+            return BlobEndpoint(prefix, _parse_name(name), Digest.parse(last))
+        case "referrers", _:
+            return ReferrersEndpoint(prefix, _parse_name(name), Digest.parse(last))
+        case "tags", "list":
+            return TagsEndpoint(prefix, _parse_name(name))
+        case "", "_catalog":
+            offer = "a mirror does not know what a registry holds; ask the registry itself"
+        case _:
+            offer = "below /v2/ a mirror serves manifests, blobs, tags/list and referrers only"
+    raise OciError(ErrorCode.UNSUPPORTED, offer, status=404)
+
+
+def _parse_name(name: str) -> str:
+    registry, repository = split_registry(name)
+    if registry is not None and not _is_host(registry):
+        raise InvalidName(f"{registry[:80]!r} is no name of a registry")
+    parse_repository(repository)
+    return name
+
+
+def _is_host(text: str) -> bool:
+    return len(text) <= _MAX_HOST_LENGTH and _HOST.fullmatch(text) is not None

@@ -1,0 +1,82 @@
+"""Errors as the spec puts them on the wire (OCI distribution spec, "Error codes").
+
+Knows codes, their usual status and the JSON.  Must not know why a request failed.
+"""
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+
+class ErrorCode(StrEnum):
+    """The codes of the spec; the last four are the distribution project's own."""
+
+    BLOB_UNKNOWN = "BLOB_UNKNOWN"
+    BLOB_UPLOAD_INVALID = "BLOB_UPLOAD_INVALID"
+    BLOB_UPLOAD_UNKNOWN = "BLOB_UPLOAD_UNKNOWN"
+    DIGEST_INVALID = "DIGEST_INVALID"
+    MANIFEST_BLOB_UNKNOWN = "MANIFEST_BLOB_UNKNOWN"
+    MANIFEST_INVALID = "MANIFEST_INVALID"
+    MANIFEST_UNKNOWN = "MANIFEST_UNKNOWN"
+    NAME_INVALID = "NAME_INVALID"
+    NAME_UNKNOWN = "NAME_UNKNOWN"
+    SIZE_INVALID = "SIZE_INVALID"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    DENIED = "DENIED"
+    UNSUPPORTED = "UNSUPPORTED"
+    TOOMANYREQUESTS = "TOOMANYREQUESTS"
+    TAG_INVALID = "TAG_INVALID"
+    RANGE_INVALID = "RANGE_INVALID"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNKNOWN = "UNKNOWN"
+
+
+_STATUS: Final = {
+    ErrorCode.BLOB_UNKNOWN: 404,
+    ErrorCode.BLOB_UPLOAD_UNKNOWN: 404,
+    ErrorCode.MANIFEST_BLOB_UNKNOWN: 404,
+    ErrorCode.MANIFEST_UNKNOWN: 404,
+    ErrorCode.NAME_UNKNOWN: 404,
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.DENIED: 403,
+    ErrorCode.UNSUPPORTED: 405,
+    ErrorCode.TOOMANYREQUESTS: 429,
+    ErrorCode.RANGE_INVALID: 416,
+    ErrorCode.UNAVAILABLE: 503,
+    ErrorCode.UNKNOWN: 500,
+}
+_BAD_REQUEST: Final = 400
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class OciError(Exception):
+    """An answer that is an error: a code, a message for people, an HTTP status.
+
+    Without ``status`` it is the usual one of the code; ``headers`` go out with the answer.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        status: int | None = None,
+        detail: object = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = _STATUS.get(code, _BAD_REQUEST) if status is None else status
+        self.detail = detail
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The JSON of the spec; ``detail`` is left out where there is none."""
+        error: dict[str, object] = {"code": self.code, "message": self.message}
+        if self.detail is not None:
+            error["detail"] = self.detail
+        # An error must not fail for want of a JSON form of its detail.
+        return json.dumps({"errors": [error]}, default=str).encode()

@@ -1,0 +1,157 @@
+"""Manifests, read just enough to know them from a captive portal's HTML.
+
+Knows the fields that say what a manifest is and what it is made of.  Must not know where it came
+from, and never writes one anew: its bytes are its identity.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mirror.oci.digest import Digest
+from mirror.oci.media_types import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    MANIFEST_TYPES,
+    OCI_ARTIFACT,
+    OCI_INDEX,
+    OCI_MANIFEST,
+)
+
+_SCHEMA1: Final = frozenset({DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED})
+_SCHEMA_VERSION: Final = 2
+_MAX_SIZE: Final = 2**63 - 1  # what the clients' int64 holds
+_SHOWN: Final = 80
+
+
+class NotAManifest(ValueError):  # noqa: N818  # says what it is
+    """Bytes that are no manifest."""
+
+
+class Schema1Unsupported(NotAManifest):
+    """A manifest of Docker's first schema, whose digest does not cover its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What content is and how large, in bytes (OCI image spec, descriptor.md)."""
+
+    media_type: str
+    digest: Digest
+    size: int
+
+
+def encode_descriptor(descriptor: Descriptor) -> bytes:
+    """The JSON of a descriptor."""
+    fields = {
+        "mediaType": descriptor.media_type,
+        "digest": str(descriptor.digest),
+        "size": descriptor.size,
+    }
+    return json.dumps(fields).encode()
+
+
+def decode_descriptor(data: bytes) -> Descriptor:
+    """Read what :func:`encode_descriptor` wrote.
+
+    Raises:
+        ValueError: it is no descriptor.
+    """
+    return _descriptor(_parse(data))
+
+
+def identify(body: bytes, content_type: str) -> str:
+    """The media type of a manifest.
+
+    Args:
+        body: the manifest.
+        content_type: what it was sent as; may be empty or as vague as application/json.
+
+    Raises:
+        NotAManifest: it is none, or not the one it was sent as.
+    """
+    document = _parse(body)
+    sent_as = content_type.partition(";")[0].strip().lower()
+    version = document.get("schemaVersion")
+    if sent_as in _SCHEMA1 or version == 1:
+        raise Schema1Unsupported(
+            "an image manifest of schema 1, which Docker gave up in 2019: push the image again"
+        )
+    concrete = sent_as if sent_as in MANIFEST_TYPES else ""
+    stated = _stated(document)
+    if stated and concrete and stated != concrete:
+        raise NotAManifest(f"sent as {concrete}, says it is {stated}")
+    media_type = concrete or stated or _inferred(document)
+    # Artifact manifests were drafted without a schemaVersion.
+    if version != _SCHEMA_VERSION and media_type != OCI_ARTIFACT:
+        raise NotAManifest("JSON without schemaVersion 2")
+    return media_type
+
+
+def references(body: bytes) -> tuple[Descriptor, ...]:
+    """What a manifest is made of: an index's manifests, or a manifest's config and layers.
+
+    Raises:
+        NotAManifest: it is none, or one of its descriptors is malformed.
+    """
+    document = _parse(body)
+    config = document.get("config")
+    entries = [] if config is None else [config]
+    for key in ("layers", "blobs", "manifests"):
+        entries += _listed(document, key)
+    return tuple(_descriptor(entry) for entry in entries)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise NotAManifest("not JSON") from None
+    if not isinstance(document, dict):
+        raise NotAManifest("JSON, but no object")
+    return document
+
+
+def _stated(document: dict[str, Any]) -> str:
+    """What the manifest says it is, if it says so."""
+    stated = document.get("mediaType") or ""
+    if not isinstance(stated, str):
+        raise NotAManifest("a mediaType that is no string")
+    if stated and stated not in MANIFEST_TYPES:
+        raise NotAManifest(f"says it is {stated[:_SHOWN]!r}, which is no kind of manifest")
+    # One client would take it for an index and another for an image (GHSA-mc8v-mgrf-8f4m).
+    given = {key for key in ("manifests", "config", "layers") if document.get(key) is not None}
+    if "manifests" in given and len(given) > 1:
+        raise NotAManifest("an index and an image in one")
+    return stated
+
+
+def _inferred(document: dict[str, Any]) -> str:
+    if isinstance(document.get("manifests"), list):
+        return OCI_INDEX
+    if isinstance(document.get("config"), dict) and isinstance(document.get("layers"), list):
+        return OCI_MANIFEST
+    raise NotAManifest("JSON with neither manifests nor config and layers")
+
+
+def _listed(document: dict[str, Any], key: str) -> list[Any]:
+    entries = document.get(key)
+    if entries is None:  # Go writes null for an empty slice
+        return []
+    if not isinstance(entries, list):
+        raise NotAManifest(f"{key} that are no list")
+    return entries
+
+
+def _descriptor(entry: object) -> Descriptor:
+    if not isinstance(entry, dict):
+        raise NotAManifest("a descriptor that is no object")
+    size, media_type, digest = entry.get("size"), entry.get("mediaType"), entry.get("digest")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MAX_SIZE:
+        raise NotAManifest("a descriptor without a size")
+    if not isinstance(media_type, str) or not isinstance(digest, str):
+        raise NotAManifest("a descriptor without media type or digest")
+    try:
+        return Descriptor(media_type, Digest.parse(digest), size)
+    except ValueError as error:
+        raise NotAManifest(str(error)) from error
