@@ -1,0 +1,1 @@
+"""Durable, digest-verified bytes on a local disk.  Knows no HTTP and no upstream."""

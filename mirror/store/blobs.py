@@ -1,0 +1,72 @@
+"""Blobs: open what is stored, stage what arrives, adopt what is verified."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from mirror.oci.digest import Digest
+from mirror.store.layout import BLOBS, Layout, ObjectKey
+from mirror.store.objects import Objects, OpenObject
+from mirror.store.partial import Partial
+
+R = TypeVar("R")
+
+
+class Blobs:
+    """The blobs of the cache, and the files in which they grow."""
+
+    def __init__(self, layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> None:
+        """Use ``threads`` for what hashes, writes or flushes."""
+        self._layout = layout
+        self._objects = objects
+        self._threads = threads
+
+    async def lookup(self, digest: Digest) -> OpenObject | None:
+        """Open a stored blob, or None."""
+        return await self._objects.lookup(ObjectKey(BLOBS, digest))
+
+    async def stage(self, digest: Digest) -> Partial:
+        """Take the lead in filling a blob, from where the last leader stopped.
+
+        Raises:
+            PartialBusyError: another process has it.
+            OSError: the disk says no.
+        """
+        path = self._layout.partial_of(ObjectKey(BLOBS, digest))
+        return await self._run(lambda: Partial(path, digest))
+
+    async def reserve(self, partial: Partial, size: int) -> bool:
+        """Make room for a partial file to grow to ``size`` bytes; False: there is none."""
+        return await self._objects.reserve(partial, size)
+
+    async def append(self, partial: Partial, pieces: Sequence[bytes]) -> None:
+        """Write and hash the next bytes.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        await self._run(lambda: partial.append(pieces))
+
+    async def adopt(self, partial: Partial) -> None:
+        """Flush a verified partial file and make it a stored blob.
+
+        Raises:
+            OSError, IndexUnavailableError: it could not be kept.
+        """
+        await self._run(partial.flush)
+        await self._objects.adopt(ObjectKey(BLOBS, partial.digest), partial)
+
+    async def release(self, partial: Partial, *, discard: bool = False) -> None:
+        """End a fill: keep the bytes for the next leader, or discard them."""
+        await self._objects.release(partial)
+        if discard:
+            await self._run(partial.discard)
+        await self._run(partial.close)
+
+    async def forget(self, digest: Digest) -> bool:
+        """Drop a stored blob; say whether it was there."""
+        return await self._objects.forget(ObjectKey(BLOBS, digest))
+
+    async def _run(self, function: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -1,0 +1,97 @@
+"""The tree of the cache directory.  Knows names and places; opens nothing but directories.
+
+::
+
+    <root>/
+      cache.db                             index of the objects (diskcache, SQLite)
+      blobs/sha256/ab/<hex>.<suffix>       a whole, verified blob
+      manifests/sha256/ab/<hex>.<suffix>   a whole, verified manifest
+      partial/<kind>.sha256.<hex>          a fill: its length is its progress, its flock its leader
+      pending/<act>.<kind>.sha256.<hex>.<suffix>
+                                           a second name of an object whose row is being written
+                                           (``adopt``) or removed (``evict``); see ``index``
+      tags/cache.db                        what each tag last meant
+
+The suffix is new for every file: diskcache removes the *former* file name of a key after it
+has written the new one, so a name that depends on the content alone would remove what was
+just stored.
+"""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mirror.oci.digest import Digest
+
+BLOBS: Final = "blobs"
+MANIFESTS: Final = "manifests"
+
+_CACHEDIR_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of container images.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectKey:
+    """Which object: its kind (``blobs`` or ``manifests``) and its digest."""
+
+    kind: str
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.digest.algorithm}.{self.digest.hex}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ObjectKey":
+        """Read back what ``str`` wrote.
+
+        Raises:
+            ValueError: the text is not a key.
+        """
+        kind, algorithm, hexadecimal = text.split(".")
+        if kind not in {BLOBS, MANIFESTS}:
+            raise ValueError(f"no such kind of object: {kind!r}")
+        return cls(kind, Digest.parse(f"{algorithm}:{hexadecimal}"))
+
+    def new_name(self) -> str:
+        """A file name, relative to the root, that no file has had before."""
+        digest = self.digest
+        directory = f"{self.kind}/{digest.algorithm}/{digest.hex[:2]}"
+        return f"{directory}/{digest.hex}.{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The places below one cache directory."""
+
+    root: Path
+
+    @property
+    def partial(self) -> Path:
+        """Where fills grow."""
+        return self.root / "partial"
+
+    @property
+    def pending(self) -> Path:
+        """Where changes to the index are noted before they are made."""
+        return self.root / "pending"
+
+    @property
+    def tags(self) -> Path:
+        """Where the index of tags lives."""
+        return self.root / "tags"
+
+    def partial_of(self, key: ObjectKey) -> Path:
+        """Where one object grows until it is whole."""
+        return self.partial / str(key)
+
+    def ensure(self) -> None:
+        """Create the directories, for the owner's eyes only.
+
+        Raises:
+            OSError: the cache directory cannot be created or written.
+        """
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self.partial, self.pending, self.tags):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        # Backup programs skip a directory that carries this file (bford.info/cachedir).
+        (self.root / "CACHEDIR.TAG").write_text(_CACHEDIR_TAG)

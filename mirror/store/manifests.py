@@ -1,0 +1,87 @@
+"""Manifests by digest: small, immutable, verified once more whenever they leave the disk."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mirror.oci.digest import Digest
+from mirror.store.layout import MANIFESTS, Layout, ObjectKey
+from mirror.store.objects import Objects, OpenObject
+from mirror.store.partial import Partial
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A whole manifest, byte for byte as upstream gave it."""
+
+    digest: Digest
+    media_type: str
+    body: bytes
+
+
+class Manifests:
+    """The manifests of the cache."""
+
+    def __init__(self, layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> None:
+        """Use ``threads`` for what reads, writes or hashes."""
+        self._layout = layout
+        self._objects = objects
+        self._threads = threads
+
+    async def lookup(self, digest: Digest) -> Manifest | None:
+        """The manifest of that digest, or None; one that no longer hashes to it is dropped."""
+        key = ObjectKey(MANIFESTS, digest)
+        stored = await self._objects.lookup(key)
+        if stored is None:
+            return None
+        # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
+        body = await self._run(lambda: _read(stored))
+        if Digest.of(body, digest.algorithm) != digest:
+            await self._objects.forget(key)
+            return None
+        return Manifest(digest, stored.media_type, body)
+
+    async def put(self, manifest: Manifest) -> None:
+        """Store a manifest whose digest the caller has verified.
+
+        Raises:
+            OSError, IndexUnavailableError, PartialBusyError: it could not be kept.
+        """
+        key = ObjectKey(MANIFESTS, manifest.digest)
+        if not await self._objects.make_room(len(manifest.body)):
+            raise OSError(f"no room in {self._layout.root} for a manifest")
+        partial = await self._run(lambda: self._write(key, manifest))
+        try:
+            await self._objects.adopt(key, partial, manifest.media_type)
+        finally:
+            await self._run(partial.close)
+
+    def _write(self, key: ObjectKey, manifest: Manifest) -> Partial:
+        partial = Partial(self._layout.partial_of(key), manifest.digest)
+        try:
+            partial.restart()
+            partial.append([manifest.body])
+        except OSError:
+            partial.discard()
+            partial.close()
+            raise
+        return partial
+
+    async def forget(self, digest: Digest) -> bool:
+        """Drop a stored manifest; say whether it was there."""
+        return await self._objects.forget(ObjectKey(MANIFESTS, digest))
+
+    async def _run(self, function: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _read(stored: OpenObject) -> bytes:
+    try:
+        return os.pread(stored.fd, stored.size, 0)
+    finally:
+        stored.close()

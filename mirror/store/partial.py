@@ -1,0 +1,138 @@
+"""A fill on disk: a contiguous prefix of a blob that grows until it is whole.
+
+Knows files and hashes; knows neither the index nor where bytes come from.  Whoever holds the
+lock on the file is its leader, in this process or another.  Everything here blocks: call it
+from a worker thread.
+"""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from mirror.oci.digest import Digest, Hasher
+
+_READ_BYTES: Final = 1024 * 1024
+
+
+class PartialBusyError(Exception):
+    """Another leader, most likely another process, is filling this blob."""
+
+
+class Partial:
+    """The growing file of one blob, held under its lock."""
+
+    def __init__(self, path: Path, digest: Digest) -> None:
+        """Create the file or take up what an earlier fill left, re-hashing it.
+
+        Raises:
+            PartialBusyError: another leader holds it.
+            OSError: the disk says no.
+        """
+        self.path = path
+        self.digest = digest
+        self._fd = _open_locked(path)
+        self.length = 0
+        self.hasher: Hasher = digest.hasher()
+        try:
+            self._rehash()
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def _rehash(self) -> None:
+        while piece := os.pread(self._fd, _READ_BYTES, self.length):
+            self.hasher.update(piece)
+            self.length += len(piece)
+
+    @staticmethod
+    def remove_idle(path: Path) -> bool:
+        """Remove a partial file unless somebody leads it; say whether it is gone."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def restart(self) -> None:
+        """Throw the bytes away and begin again; only while nobody reads them.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        os.ftruncate(self._fd, 0)
+        self.length = 0
+        self.hasher = self.digest.hasher()
+
+    def append(self, pieces: Sequence[bytes]) -> None:
+        """Write and hash more of the blob.
+
+        Raises:
+            OSError: the disk says no; the file then ends after the last hashed byte.
+        """
+        data = b"".join(pieces) if len(pieces) > 1 else pieces[0]
+        view = memoryview(data)
+        written = 0
+        try:
+            while written < len(view):
+                # pwrite, not write: readers share this open file and sendfile moves its position.
+                written += os.pwrite(self._fd, view[written:], self.length + written)
+        finally:
+            self.hasher.update(view[:written])
+            self.length += written
+
+    def verified(self) -> bool:
+        """Whether the bytes so far hash to the digest."""
+        return self.digest.matches(self.hasher)
+
+    def flush(self) -> None:
+        """Bring the bytes to the disk, so that a power loss after adoption finds them."""
+        os.fsync(self._fd)
+
+    def reader(self) -> int:
+        """A file descriptor on the growing file, the caller's to close."""
+        return os.dup(self._fd)
+
+    def discard(self) -> None:
+        """Remove the file; open readers keep their bytes."""
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the lock; the bytes stay for the next leader."""
+        # Said aloud: the lock would otherwise live as long as the slowest reader's descriptor.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(fd, path):
+                return fd
+        except BlockingIOError as error:
+            os.close(fd)
+            raise PartialBusyError(f"{path.name} is being filled elsewhere") from error
+        except OSError:
+            os.close(fd)
+            raise
+        # The former leader moved the file away between open and lock: look again.
+        os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

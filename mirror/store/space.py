@@ -1,0 +1,131 @@
+"""Room on the disk: how much there may be, who goes first.
+
+Counts everything below the cache directory: objects, partial files, and the bytes that fills
+under way still expect.  Runs on the index's thread.
+"""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from mirror.store.index import ObjectIndex
+from mirror.store.layout import Layout
+from mirror.store.partial import Partial
+
+_BATCH: Final = 32  # evictions between two looks at the clock of others waiting for the thread
+
+
+class Observer(Protocol):
+    """Who wants to know of evictions."""
+
+    def evicted(self, size: int) -> None:
+        """An object of ``size`` bytes went to make room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator allows, in bytes."""
+
+    max_bytes: int
+    min_free_bytes: int
+
+
+class Space:
+    """Decides whether more bytes fit, and makes them fit by evicting the least recently used."""
+
+    def __init__(
+        self, layout: Layout, index: ObjectIndex, limits: Limits, observer: Observer
+    ) -> None:
+        self._layout = layout
+        self._index = index
+        self._limits = limits
+        self._observer = observer
+        self._reserved: dict[str, int] = {}
+
+    def used_bytes(self) -> int:
+        """Objects, partial files and what fills under way still expect."""
+        return self._index.total_bytes() + self._partial_bytes()
+
+    def reserve(self, partial: Path, size: int) -> bool:
+        """Promise a partial file to grow to ``size`` bytes; False when that cannot be had."""
+        self._reserved[partial.name] = size
+        if self.make_room(0):
+            return True
+        self.release(partial)
+        return False
+
+    def release(self, partial: Path) -> None:
+        """The fill is over, one way or the other; what is on disk still counts."""
+        self._reserved.pop(partial.name, None)
+
+    def make_room(self, incoming: int) -> bool:
+        """Evict until ``incoming`` more bytes fit; evict nothing when they never can."""
+        if not self._possible(incoming):
+            return False
+        while (excess := self._excess(incoming)) > 0:
+            if not self._evict(excess):
+                return False
+        return True
+
+    def _excess(self, incoming: int) -> int:
+        over = self.used_bytes() + incoming - self._limits.max_bytes
+        still_to_write = self._partial_bytes() - sum(self._partial_sizes().values())
+        free = shutil.disk_usage(self._layout.root).free
+        short = self._limits.min_free_bytes + still_to_write + incoming - free
+        return max(over, short)
+
+    def _possible(self, incoming: int) -> bool:
+        evictable = self._index.total_bytes() + self._idle_bytes()
+        return self._excess(incoming) <= evictable
+
+    def _evict(self, excess: int) -> bool:
+        """Remove some of the oldest until ``excess`` bytes are gone; False if there was none."""
+        oldest = self._index.oldest(_BATCH)
+        if self._remove_idle(before=oldest[0][1] if oldest else math.inf):
+            return True
+        for key, _ in oldest:
+            size = self._index.remove(key)
+            self._observer.evicted(size)
+            excess -= size
+            if excess <= 0:
+                break
+        return bool(oldest)
+
+    def _partial_bytes(self) -> int:
+        sizes = self._partial_sizes()
+        expected = {name: self._reserved.get(name, 0) for name in sizes.keys() | self._reserved}
+        return sum(max(sizes.get(name, 0), size) for name, size in expected.items())
+
+    def _partial_sizes(self) -> dict[str, int]:
+        return {path.name: size for path, size in self._partials()}
+
+    def _partials(self) -> Iterator[tuple[Path, int]]:
+        for path in self._layout.partial.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # adopted between the two system calls
+                yield path, path.stat().st_size
+
+    def _idle(self) -> list[tuple[Path, int]]:
+        return [(path, size) for path, size in self._partials() if path.name not in self._reserved]
+
+    def _idle_bytes(self) -> int:
+        return sum(size for _, size in self._idle())
+
+    def _remove_idle(self, before: float) -> bool:
+        """Remove the oldest partial file that nobody leads, if it is older than ``before``."""
+        for path, _ in sorted(self._idle(), key=lambda idle: _modified(idle[0])):
+            if _modified(path) >= before:
+                return False
+            if Partial.remove_idle(path):
+                return True
+        return False
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # adopted between two system calls: as young as can be
+        return math.inf
