@@ -1,0 +1,26 @@
+"""Which tags upstream was asked about so recently that it need not be asked again."""
+
+from mirror.ephemeral.backend import Backend
+from mirror.oci.manifest import Descriptor, decode_descriptor, encode_descriptor
+
+
+class Freshness:
+    """Descriptors by name, while they are fresh (RFC 9111, 4.2)."""
+
+    def __init__(self, backend: Backend, max_age: float) -> None:
+        """Hold what is put for ``max_age`` seconds."""
+        self._backend = backend
+        self._max_age = max_age
+
+    async def lookup(self, name: str) -> Descriptor | None:
+        """What the name means, if that is still fresh."""
+        record = await self._backend.get(f"fresh {name}")
+        return None if record is None else decode_descriptor(record)
+
+    async def put(self, name: str, descriptor: Descriptor) -> None:
+        """Upstream has just said so."""
+        await self._backend.set(f"fresh {name}", encode_descriptor(descriptor), self._max_age)
+
+    async def forget(self, name: str) -> None:
+        """Ask upstream next time."""
+        await self._backend.delete(f"fresh {name}")
