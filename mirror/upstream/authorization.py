@@ -1,0 +1,177 @@
+"""Who we are to an upstream: nobody, Basic, or a Bearer token fetched for a scope.
+
+Follows the distribution project's token authentication.  The scope is always made here,
+``repository:<name>:pull``: ghcr.io's challenge carries a placeholder, Docker Hub's none.
+"""
+
+import asyncio
+import base64
+import json
+from dataclasses import dataclass
+from typing import Final, Protocol
+from weakref import WeakValueDictionary
+
+from yarl import URL
+
+from mirror.oci.challenge import Challenge
+from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError
+from mirror.upstream.transport import Request, Transport
+
+_DEFAULT_EXPIRY_SECONDS: Final = 60.0  # what the token specification says of a missing expires_in
+_EXPIRY_MARGIN: Final = 0.1
+_MAX_TOKEN_ANSWER_BYTES: Final = 256 * 1024
+
+
+class TokenCache(Protocol):
+    """Where tokens wait until shortly before they expire."""
+
+    async def lookup(self, name: str) -> str | None:
+        """The token, or None."""
+
+    async def put(self, name: str, token: str, ttl: float) -> None:
+        """Keep a token for ``ttl`` seconds."""
+
+    async def forget(self, name: str) -> None:
+        """Drop a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name and a password or access token; never in a repr."""
+
+    username: str
+    password: str
+
+    def __repr__(self) -> str:
+        return "Credentials(********)"
+
+    def basic(self) -> str:
+        """The Authorization header (RFC 7617)."""
+        pair = f"{self.username}:{self.password}".encode()
+        return "Basic " + base64.b64encode(pair).decode("ascii")
+
+
+class Authorization:
+    """Makes the Authorization header for one upstream."""
+
+    def __init__(
+        self,
+        upstream: str,
+        url: URL,
+        transport: Transport,
+        tokens: TokenCache,
+        credentials: Credentials | None,
+    ) -> None:
+        self._upstream = upstream
+        self._url = url
+        self._transport = transport
+        self._tokens = tokens
+        self._credentials = credentials
+        self._challenge: Challenge | None = None
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def header(self, repository: str) -> str | None:
+        """What to send at first: what upstream has asked for before, or nothing.
+
+        Raises:
+            UpstreamError: a token is needed and cannot be had.
+        """
+        return None if self._challenge is None else await self._answer(self._challenge, repository)
+
+    async def renewed(
+        self, repository: str, challenges: list[Challenge], refused: str | None
+    ) -> str | None:
+        """What to send after a 401 that refused ``refused``; None when there is nothing better.
+
+        Raises:
+            UpstreamError: a token is needed and cannot be had.
+        """
+        challenge = self._choose(challenges)
+        if challenge is None:
+            return None
+        self._challenge = challenge
+        if challenge.scheme == "bearer" and refused is not None:
+            await self._forget(repository, refused)
+        header = await self._answer(challenge, repository)
+        return None if header == refused else header
+
+    def _choose(self, challenges: list[Challenge]) -> Challenge | None:
+        usable = {challenge.scheme: challenge for challenge in challenges}
+        if "bearer" in usable:
+            return usable["bearer"]
+        return usable.get("basic") if self._credentials is not None else None
+
+    async def _answer(self, challenge: Challenge, repository: str) -> str | None:
+        if challenge.scheme == "basic":
+            return None if self._credentials is None else self._credentials.basic()
+        return "Bearer " + await self._token(challenge, f"repository:{repository}:pull")
+
+    async def _forget(self, repository: str, refused: str) -> None:
+        name = self._name(f"repository:{repository}:pull")
+        # Another request may have got a new token while this one was being refused.
+        if "Bearer " + (await self._tokens.lookup(name) or "") == refused:
+            await self._tokens.forget(name)
+
+    def _name(self, scope: str) -> str:
+        return f"{self._upstream} {scope}"
+
+    async def _token(self, challenge: Challenge, scope: str) -> str:
+        name = self._name(scope)
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        async with lock:
+            token = await self._tokens.lookup(name)
+            if token is None:
+                token, expires_in = await self._fetch(challenge, scope)
+                await self._tokens.put(name, token, expires_in * (1 - _EXPIRY_MARGIN))
+            return token
+
+    async def _fetch(self, challenge: Challenge, scope: str) -> tuple[str, float]:
+        realm = self._realm(challenge)
+        query = {"scope": scope}
+        if service := challenge.parameters.get("service"):
+            query["service"] = service
+        authorization = None if self._credentials is None else self._credentials.basic()
+        request = Request("GET", realm.update_query(query), "token", authorization=authorization)
+        response = await self._transport.send(request)
+        try:
+            if response.status in {401, 403}:
+                error = UnauthorizedError if response.status == 401 else DeniedError
+                raise error(self._upstream, f"{realm.origin()} gives no token for {scope}")
+            if response.status != 200:
+                raise UnavailableError(
+                    self._upstream, f"{realm.origin()} answered {response.status} to a token call"
+                )
+            return _parse(await response.content.read(_MAX_TOKEN_ANSWER_BYTES))
+        except ValueError as error:
+            raise UnavailableError(self._upstream, f"{realm.origin()} answered no token") from error
+        finally:
+            response.release()
+
+    def _realm(self, challenge: Challenge) -> URL:
+        """The token service, if it may be trusted with credentials.
+
+        A realm is only as trustworthy as the connection that named it: over TLS the registry
+        may name any https service, without TLS only its own host.
+        """
+        try:
+            realm = URL(challenge.parameters.get("realm", ""))
+        except ValueError:
+            realm = URL()
+        over_tls = self._url.scheme == "https" and realm.scheme == "https"
+        same_host = realm.scheme == self._url.scheme and realm.host == self._url.host
+        if not (over_tls or same_host) or not realm.host:
+            raise UnavailableError(
+                self._upstream, f"names a token service that cannot be trusted: {realm.host}"
+            )
+        return realm
+
+
+def _parse(body: bytes) -> tuple[str, float]:
+    answer = json.loads(body)
+    token = answer.get("token") or answer.get("access_token")
+    expires_in = answer.get("expires_in", _DEFAULT_EXPIRY_SECONDS)
+    if not isinstance(token, str) or not token or not token.isprintable():
+        raise ValueError("no token in the answer")
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float):
+        raise ValueError("expires_in is no number")
+    return token, max(float(expires_in), 1.0)

@@ -1,0 +1,101 @@
+"""Which upstream a request means, and what the repository is called there."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mirror.oci.reference import Repository, parse_repository, split_registry
+
+
+class UnknownRegistryError(Exception):
+    """A registry that is not configured; ``name`` is what the client asked for."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What one upstream goes by.
+
+    ``aliases`` are other names for it in ``ns=`` and in paths, ``hosts`` are values of the Host
+    header that mean it, ``library`` says that a one-word repository means ``library/<word>``.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    library: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A repository of an upstream."""
+
+    upstream: str
+    repository: Repository
+
+
+class Directory:
+    """The upstreams of this mirror by all their names."""
+
+    def __init__(self, upstreams: Iterable[Names], default: str) -> None:
+        self._names: dict[str, Names] = {}
+        self._hosts: dict[str, Names] = {}
+        for upstream in upstreams:
+            for name in (upstream.name, *upstream.aliases):
+                self._names[name.lower()] = upstream
+            for host in upstream.hosts:
+                self._hosts[host.lower()] = upstream
+        self._default = self._names[default.lower()]
+
+    def resolve(self, name: str, *, prefix: str, namespace: str | None, host: str) -> Target:
+        """Find the upstream and repository a request means; the first match wins.
+
+        Args:
+            name: the full name after ``/v2/``, which may begin with a registry.
+            prefix: what stands before ``/v2/``.
+            namespace: the ``ns`` query parameter (OCI distribution spec, registry proxying).
+            host: the Host header.
+
+        Raises:
+            UnknownRegistryError: it means a registry that is not configured.
+            InvalidName: what is left is no name of a repository.
+        """
+        registry, rest = split_registry(name)
+        chosen = self._selected(prefix, namespace, host)
+        if chosen is None:
+            if registry is None:
+                return _target(self._default, name)
+            return _target(self._named(registry), rest)
+        # Podman may say it twice: ns= for a mirror whose location already carries the registry.
+        if registry is not None and self._names.get(registry.lower()) is chosen:
+            return _target(chosen, rest)
+        return _target(chosen, name)
+
+    def check(self, registry: str) -> None:
+        """Make sure that a registry is configured.
+
+        Raises:
+            UnknownRegistryError: it is not.
+        """
+        self._named(registry)
+
+    def _selected(self, prefix: str, namespace: str | None, host: str) -> Names | None:
+        if namespace:
+            return self._named(namespace)
+        if host.lower() in self._hosts:
+            return self._hosts[host.lower()]
+        return self._named(prefix) if prefix else None
+
+    def _named(self, name: str) -> Names:
+        try:
+            return self._names[name.lower()]
+        except KeyError:
+            raise UnknownRegistryError(name) from None
+
+
+def _target(names: Names, repository: str) -> Target:
+    if names.library and "/" not in repository:
+        repository = f"library/{repository}"
+    return Target(names.name, parse_repository(repository))

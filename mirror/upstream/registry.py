@@ -1,0 +1,291 @@
+"""The pull half of the OCI distribution spec, asked of one upstream."""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from mirror.oci.byterange import parse_content_range
+from mirror.oci.challenge import parse_challenges
+from mirror.oci.digest import Digest, InvalidDigest
+from mirror.upstream.authorization import Authorization
+from mirror.upstream.errors import (
+    DeniedError,
+    NotFoundError,
+    RangeRefusedError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from mirror.upstream.gate import Gate
+from mirror.upstream.transport import Observer, Request, Transport, translated
+
+_MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
+_MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
+_MAX_DIGITS: Final = 10
+_NO_HEAD: Final = {405, 501}  # a registry that only knows GET
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What HEAD tells of a manifest; None where upstream left it out.  ``size`` in bytes."""
+
+    digest: Digest | None
+    media_type: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestBody:
+    """A manifest as it came, not yet verified; ``digest`` is what upstream says it is."""
+
+    body: bytes
+    media_type: str
+    digest: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of a listing, and the query of the next page (empty: this is the last)."""
+
+    body: bytes
+    media_type: str
+    next_query: str
+    filters_applied: str
+
+
+class BlobStream:
+    """The bytes of a blob from ``offset`` on, as they arrive; ``total`` is the blob's size."""
+
+    def __init__(
+        self,
+        upstream: str,
+        response: aiohttp.ClientResponse,
+        span: tuple[int, int | None],
+        observer: Observer,
+    ) -> None:
+        self._upstream = upstream
+        self._response = response
+        self._observer = observer
+        self.offset, self.total = span
+
+    async def read(self) -> bytes:
+        """The next bytes, ``b""`` at the end.
+
+        Raises:
+            UnavailableError, TimedOutError: the connection broke or stalled.
+        """
+        try:
+            piece = await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise translated(self._upstream, self._response.url, error) from error
+        self._observer.upstream_bytes(self._upstream, "blob", len(piece))
+        return piece
+
+
+class Registry:
+    """One upstream."""
+
+    def __init__(
+        self,
+        name: str,
+        url: URL,
+        transport: Transport,
+        authorization: Authorization,
+        gate: Gate,
+        observer: Observer,
+    ) -> None:
+        self.name = name
+        self._gate = gate
+        self._url = url
+        self._transport = transport
+        self._authorization = authorization
+        self._observer = observer
+
+    async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
+        """Ask what a manifest is without fetching it; Docker Hub does not count this as a pull.
+
+        Raises:
+            UpstreamError: it cannot be had.
+        """
+        path = f"{repository}/manifests/{reference}"
+        async with self._ask("HEAD", repository, path, "manifest", accept=accept) as response:
+            if response.status in _NO_HEAD:
+                return ManifestHead(None, "", None)
+            return ManifestHead(
+                _digest(response.headers),
+                response.headers.get("Content-Type", ""),
+                response.content_length,
+            )
+
+    async def get_manifest(self, repository: str, reference: str, accept: str) -> ManifestBody:
+        """Fetch a manifest.
+
+        Raises:
+            UpstreamError: it cannot be had, or is larger than 4 MiB.
+        """
+        path = f"{repository}/manifests/{reference}"
+        async with self._ask("GET", repository, path, "manifest", accept=accept) as response:
+            body = await self._read(response, "manifest", _MAX_MANIFEST_BYTES)
+            media_type = response.headers.get("Content-Type", "")
+            return ManifestBody(body, media_type, _digest(response.headers))
+
+    async def head_blob(self, repository: str, digest: Digest) -> int | None:
+        """The size of a blob in bytes, None where upstream does not say.
+
+        Raises:
+            UpstreamError: it cannot be had.
+        """
+        async with self._ask("HEAD", repository, f"{repository}/blobs/{digest}", "blob") as answer:
+            return None if answer.status in _NO_HEAD else answer.content_length
+
+    @asynccontextmanager
+    async def open_blob(
+        self, repository: str, digest: Digest, start: int
+    ) -> AsyncIterator[BlobStream]:
+        """Open a blob from byte ``start`` on; upstream may begin at 0 all the same.
+
+        Raises:
+            UpstreamError: it cannot be had.
+        """
+        path = f"{repository}/blobs/{digest}"
+        async with self._ask("GET", repository, path, "blob", start=start) as response:
+            span = self._span(response, start)
+            yield BlobStream(self.name, response, span, self._observer)
+
+    async def tags(self, repository: str, query: str) -> Listing:
+        """A page of the list of tags.
+
+        Raises:
+            UpstreamError: it cannot be had.
+        """
+        return await self._listing(repository, f"{repository}/tags/list", "tags", query)
+
+    async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
+        """A page of what refers to a manifest.
+
+        Raises:
+            UpstreamError: it cannot be had; NotFoundError where upstream lacks the API.
+        """
+        path = f"{repository}/referrers/{digest}"
+        return await self._listing(repository, path, "referrers", query)
+
+    async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
+        async with self._ask("GET", repository, path, kind, query=query) as response:
+            body = await self._read(response, kind, _MAX_LISTING_BYTES)
+            if not body.lstrip().startswith(b"{"):
+                raise UnavailableError(self.name, "answered a listing that is not JSON")
+            following = response.links["next"]["url"] if "next" in response.links else None
+            return Listing(
+                body,
+                response.headers.get("Content-Type", "application/json"),
+                following.raw_query_string if isinstance(following, URL) else "",
+                response.headers.get("OCI-Filters-Applied", ""),
+            )
+
+    @asynccontextmanager
+    async def _ask(
+        self,
+        method: str,
+        repository: str,
+        path: str,
+        kind: str,
+        *,
+        accept: str = "*/*",
+        query: str = "",
+        start: int = 0,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
+        self._gate.check()
+        authorization = await self._authorization.header(repository)
+        request = Request(method, url, kind, accept, authorization, start)
+        response = await self._transport.send(request)
+        if response.status == 401 and response.url.origin() == url.origin():
+            response.release()
+            response = await self._ask_again(request, repository, response)
+        try:
+            self._check(response, repository)
+            yield response
+        finally:
+            # What was read to its end is kept alive, anything else is closed.
+            response.release() if response.content.at_eof() else response.close()
+
+    async def _ask_again(
+        self, request: Request, repository: str, refusal: aiohttp.ClientResponse
+    ) -> aiohttp.ClientResponse:
+        challenges = [
+            challenge
+            for header in refusal.headers.getall("WWW-Authenticate", [])
+            for challenge in parse_challenges(header)
+        ]
+        refused = request.authorization
+        header = await self._authorization.renewed(repository, challenges, refused)
+        if header is None:
+            raise UnauthorizedError(self.name, _private(repository))
+        return await self._transport.send(replace(request, authorization=header))
+
+    def _check(self, response: aiohttp.ClientResponse, repository: str) -> None:
+        status = response.status
+        origin = response.url.origin()
+        if status in {200, 206} or (response.method == "HEAD" and status in _NO_HEAD):
+            return
+        if status == 404:
+            raise NotFoundError(self.name, f"has no such thing in {repository}")
+        if status == 416:
+            raise RangeRefusedError(self.name, "refuses to go on where the last answer ended")
+        if status == 429:
+            seconds = _seconds_of(response.headers.get("Retry-After", ""))
+            raise self._gate.close(seconds)
+        if status == 401 and origin == self._url.origin():
+            raise UnauthorizedError(self.name, _private(repository))
+        if status == 403 and origin == self._url.origin():
+            raise DeniedError(self.name, f"denies access to {repository}")
+        raise UnavailableError(self.name, f"{origin} answered {status} for {repository}")
+
+    async def _read(self, response: aiohttp.ClientResponse, kind: str, limit: int) -> bytes:
+        body = bytearray()
+        try:
+            async for piece in response.content.iter_any():
+                self._observer.upstream_bytes(self.name, kind, len(piece))
+                body += piece
+                if len(body) > limit:
+                    raise UnavailableError(self.name, f"answered a {kind} over {limit} bytes")
+        except (aiohttp.ClientError, OSError) as error:
+            raise translated(self.name, response.url, error) from error
+        return bytes(body)
+
+    def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
+        if response.status == 200:
+            return 0, response.content_length
+        try:
+            first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
+        except ValueError as error:
+            raise UnavailableError(self.name, "answered a range without saying which") from error
+        if first != start:
+            raise UnavailableError(self.name, f"answered from byte {first}, asked for {start}")
+        return first, total
+
+
+def _private(repository: str) -> str:
+    return f"{repository} is private or does not exist (its upstream says 401)"
+
+
+def _digest(headers: Mapping[str, str]) -> Digest | None:
+    try:
+        return Digest.parse(headers.get("Docker-Content-Digest", ""))
+    except InvalidDigest:
+        return None
+
+
+def _seconds_of(retry_after: str) -> float | None:
+    """Retry-After in seconds from now (RFC 9110, 10.2.3), None where it says nothing usable."""
+    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < _MAX_DIGITS:
+        return float(retry_after)
+    try:
+        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None
