@@ -1,0 +1,156 @@
+"""Blobs: from the cache, from a fill, or passing through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.oci.digest import Digest
+from mirror.pull.content import Content, PassingContent, Source, StoredContent
+from mirror.pull.fill import Fill, Observer
+from mirror.pull.flight import Flights
+from mirror.pull.growth import GrowingContent, State
+from mirror.pull.outcome import Outcome
+from mirror.store.blobs import Blobs
+from mirror.upstream.directory import Target
+from mirror.upstream.errors import NotFoundError, UpstreamError
+from mirror.upstream.registry import Registry
+
+
+class Negatives(Protocol):
+    """What upstream said it does not have."""
+
+    async def lookup(self, name: str) -> str | None:
+        """What upstream said, or None."""
+
+    async def put(self, name: str, said: str) -> None:
+        """Upstream has just answered 404."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobAnswer:
+    """A blob's body, the caller's to close, and how it was come by."""
+
+    outcome: Outcome
+    content: Content
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlobHead:
+    """A blob's size in bytes (None where upstream does not say), and how it was come by."""
+
+    outcome: Outcome
+    size: int | None
+
+
+class BlobPulls:
+    """Answers for blobs of every upstream."""
+
+    def __init__(
+        self,
+        registries: Mapping[str, Registry],
+        blobs: Blobs,
+        negatives: Negatives,
+        observer: Observer,
+    ) -> None:
+        self._registries = registries
+        self._blobs = blobs
+        self._negatives = negatives
+        self._observer = observer
+        self._fills: dict[Digest, Fill] = {}
+        self._heads: Flights[tuple[Target, Digest], int | None] = Flights()
+
+    async def get(self, target: Target, digest: Digest) -> BlobAnswer:
+        """Open a blob; it may still be growing.
+
+        Raises:
+            UpstreamError: it is not in the cache and cannot be had.
+        """
+        stored = await self._blobs.lookup(digest)
+        if stored is not None:
+            return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
+        await self._check_negative(target, digest)
+        source = Source(self._registries[target.upstream], target.repository)
+        while True:
+            fill, led = self._join(digest, source)
+            try:
+                return await self._read(fill, source, led=led)
+            except UpstreamError as error:
+                # Another repository's refusal says nothing about this one: lead a fill of its own.
+                if fill.source == source:
+                    await self._note_negative(target, digest, error)
+                    raise
+
+    async def head(self, target: Target, digest: Digest) -> BlobHead:
+        """The size of a blob; upstream is asked where the cache does not know.
+
+        Raises:
+            UpstreamError: it is not in the cache and cannot be had.
+        """
+        stored = await self._blobs.lookup(digest)
+        if stored is not None:
+            stored.close()
+            return BlobHead(Outcome.HIT, stored.size)
+        fill = self._fills.get(digest)
+        if fill is not None and fill.growth.total is not None:
+            verified = fill.growth.state is State.WHOLE
+            return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.growth.total)
+        await self._check_negative(target, digest)
+        registry = self._registries[target.upstream]
+        try:
+            size, led = await self._heads.join(
+                (target, digest), lambda: registry.head_blob(target.repository, digest)
+            )
+        except UpstreamError as error:
+            await self._note_negative(target, digest, error)
+            raise
+        return BlobHead(Outcome.MISS if led else Outcome.COALESCED, size)
+
+    async def close(self) -> None:
+        """Break off what is under way; it goes on after the next start."""
+        await self._heads.close()
+        for fill in list(self._fills.values()):
+            await fill.stop()
+
+    def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
+        fill = self._fills.get(digest)
+        if fill is not None and fill.growth.state is not State.FAILED:
+            return fill, False
+        fresh = self._fills[digest] = Fill(digest, source, self._blobs, self._observer)
+        fresh.start(ended=lambda: self._end(fresh))
+        return fresh, True
+
+    def _end(self, fill: Fill) -> None:
+        # A failed fill may have been followed by another before it came to its end.
+        if self._fills.get(fill.digest) is fill:
+            del self._fills[fill.digest]
+
+    async def _read(self, fill: Fill, source: Source, *, led: bool) -> BlobAnswer:
+        fill.enter()
+        try:
+            verified = fill.growth.state is State.WHOLE  # joined between verification and adoption
+            await fill.growth.started()
+        except BaseException:
+            fill.leave()
+            raise
+        if fill.growth.kept:
+            outcome = Outcome.MISS if led else Outcome.COALESCED
+            content = GrowingContent(fill.growth, source, fill.leave)
+            return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
+        fill.leave()
+        passing = PassingContent(source, fill.digest, fill.digest.hasher(), 0)
+        await passing.open()
+        return BlobAnswer(Outcome.MISS, passing, False)
+
+    async def _check_negative(self, target: Target, digest: Digest) -> None:
+        said = await self._negatives.lookup(_name(target, digest))
+        if said is not None:
+            raise NotFoundError(target.upstream, said)
+
+    async def _note_negative(self, target: Target, digest: Digest, error: UpstreamError) -> None:
+        if isinstance(error, NotFoundError):
+            await self._negatives.put(_name(target, digest), error.message)
+
+
+def _name(target: Target, digest: Digest) -> str:
+    return f"blob {target.upstream} {target.repository} {digest}"

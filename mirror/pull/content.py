@@ -1,0 +1,159 @@
+"""The body of a blob as the web hands it out: parts of a file, or bytes as they pass through.
+
+A stored blob, a growing one and one that only passes through look the same from outside.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.oci.digest import Digest, Hasher
+from mirror.pull.errors import BrokenOffError, DigestMismatchError
+from mirror.store.objects import OpenObject
+from mirror.upstream.errors import UpstreamError
+from mirror.upstream.registry import BlobStream, Registry
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """``count`` bytes of an open file from ``offset`` on."""
+
+    fd: int
+    offset: int
+    count: int
+
+
+Piece = FilePiece | bytes
+
+
+class Content(Protocol):
+    """A body; ``size`` in bytes, None while nobody knows."""
+
+    @property
+    def size(self) -> int | None:
+        """The size of the whole blob."""
+
+    def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """The bytes from ``start`` to ``stop`` (to the end where None), as they become available.
+
+        Raises:
+            BrokenOffError: the rest cannot be had, or must not be given out.
+        """
+
+    async def close(self) -> None:
+        """Let go of what the body holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a blob comes from: a repository of an upstream."""
+
+    registry: Registry
+    repository: str
+
+    def open(self, digest: Digest, start: int) -> AbstractAsyncContextManager[BlobStream]:
+        """Ask upstream for the blob from byte ``start`` on."""
+        return self.registry.open_blob(self.repository, digest, start)
+
+
+class StoredContent:
+    """A blob from the cache."""
+
+    def __init__(self, stored: OpenObject) -> None:
+        self._stored = stored
+
+    @property
+    def size(self) -> int:
+        """The size of the blob, in bytes."""
+        return self._stored.size
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """The whole stretch at once."""
+        end = self.size if stop is None else stop
+        yield FilePiece(self._stored.fd, start, end - start)
+
+    async def close(self) -> None:
+        """Close the file."""
+        self._stored.close()
+
+
+class PassingContent:
+    """A blob that cannot be kept and passes through, verified on the way.
+
+    For one client alone: without a file there is nothing that others could read.
+    """
+
+    def __init__(self, source: Source, digest: Digest, hasher: Hasher, start: int) -> None:
+        """Go on at byte ``start``, of which ``hasher`` has seen everything before."""
+        self._source = source
+        self._digest = digest
+        self._hasher = hasher
+        self._start = start
+        self._stream: BlobStream | None = None
+        self._connection = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Ask upstream, so that the size is known.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        await self._open(self._start)
+
+    async def _open(self, start: int) -> BlobStream:
+        opening = self._source.open(self._digest, start)
+        self._stream = await self._connection.enter_async_context(opening)
+        return self._stream
+
+    @property
+    def size(self) -> int | None:
+        """The size of the blob, in bytes, once upstream was asked."""
+        return None if self._stream is None else self._stream.total
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """What upstream sends; of a whole blob the last piece only once it is verified."""
+        try:
+            stream = await self._at(start)
+            whole = start == self._start and stop in {None, stream.total}
+            relayed = self._verified(stream) if whole else _stretch(stream, start, stop)
+            async for piece in relayed:
+                yield piece
+        except UpstreamError as error:
+            raise BrokenOffError(str(error)) from error
+
+    async def _at(self, start: int) -> BlobStream:
+        if self._stream is not None and self._stream.offset <= start == self._start:
+            return self._stream
+        await self._connection.aclose()
+        return await self._open(start)
+
+    async def _verified(self, stream: BlobStream) -> AsyncIterator[bytes]:
+        held = b""
+        async for piece in _stretch(stream, self._start, None):
+            self._hasher.update(piece)
+            if held:
+                yield held
+            held = piece
+        if not self._digest.matches(self._hasher):
+            name = self._source.registry.name
+            raise DigestMismatchError(name, f"sent bytes that are not {self._digest}")
+        if held:
+            yield held
+
+    async def close(self) -> None:
+        """Close the connection to upstream."""
+        await self._connection.aclose()
+
+
+async def _stretch(stream: BlobStream, start: int, stop: int | None) -> AsyncIterator[bytes]:
+    """The bytes from ``start`` to ``stop`` of a stream that may begin earlier."""
+    position = stream.offset
+    while piece := await stream.read():
+        end = position + len(piece)
+        wanted = piece[max(0, start - position) : None if stop is None else stop - position]
+        position = end
+        if wanted:
+            yield wanted
+        if stop is not None and position >= stop:
+            return

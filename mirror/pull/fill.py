@@ -1,0 +1,235 @@
+"""A fill: one download into the store, read by every client while it grows.
+
+The app owns it, no client does.  A fill that breaks off upstream goes on where it stopped; one
+that cannot be kept (no room, a failing disk, another process has it) is *declined*, and its
+readers go on by themselves from where it ended.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from mirror.oci.digest import Digest
+from mirror.pull.content import Source
+from mirror.pull.errors import DigestMismatchError
+from mirror.pull.growth import Growth, State
+from mirror.pull.policy import (
+    BATCH_BYTES,
+    GROWTH_STEP_BYTES,
+    UNWANTED_SECONDS,
+    Backoff,
+    nearly_done,
+)
+from mirror.store.blobs import Blobs
+from mirror.store.index import IndexUnavailableError
+from mirror.store.partial import Partial, PartialBusyError
+from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError
+from mirror.upstream.registry import BlobStream
+
+_log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Who wants to know of fills."""
+
+    def fill_started(self) -> None:
+        """A download began."""
+
+    def fill_ended(self, upstream: str, result: str) -> None:
+        """``result`` is stored, resumed, digest_mismatch or failed."""
+
+    def clients_waiting(self, change: int) -> None:
+        """More or fewer clients read a growing blob."""
+
+
+class _NoRoomError(Exception):
+    """The cache cannot take the blob within its limits."""
+
+
+class Fill:
+    """The download of one blob from one source."""
+
+    def __init__(self, digest: Digest, source: Source, blobs: Blobs, observer: Observer) -> None:
+        self.digest = digest
+        self.source = source
+        self.growth = Growth(digest)
+        self.found = False  # it was in the store after all
+        self._blobs = blobs
+        self._observer = observer
+        self._readers = 0
+        self._resumed = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, ended: Callable[[], None]) -> None:
+        """Begin; ``ended`` is called when the blob is adopted or given up."""
+        self._task = asyncio.create_task(self._run(), name=f"fill {self.digest}")
+        self._task.add_done_callback(lambda _: ended())
+        self._task.add_done_callback(lambda _: self._close_unread())
+
+    async def stop(self) -> None:
+        """Break off; what has arrived stays on disk for the next fill."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def enter(self) -> None:
+        """One more reader."""
+        self._readers += 1
+        self._observer.clients_waiting(+1)
+
+    def leave(self) -> None:
+        """One reader less; a fill that nobody wants stops after a moment."""
+        self._readers -= 1
+        self._observer.clients_waiting(-1)
+        self._close_unread()
+        if self._readers == 0:
+            asyncio.get_running_loop().call_later(UNWANTED_SECONDS, self._stop_unwanted)
+
+    def _close_unread(self) -> None:
+        if self._readers == 0 and self._task is not None and self._task.done():
+            self.growth.close()
+
+    def _stop_unwanted(self) -> None:
+        growth = self.growth
+        unwanted = self._readers == 0 and growth.state in {State.ASKING, State.GROWING}
+        if unwanted and self._task and not nearly_done(growth.length, growth.total):
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        name = self.source.registry.name
+        self._observer.fill_started()
+        result = "failed"
+        try:
+            result = await self._fill()
+        except DigestMismatchError as error:
+            result = "digest_mismatch"
+            _log.warning("%s", error)
+            self.growth.fail(error)
+        except UpstreamError as error:
+            self.growth.fail(error)
+        except asyncio.CancelledError:
+            self.growth.fail(UnavailableError(name, "the download was broken off"))
+        except Exception:
+            _log.exception("fill of %s failed", self.digest)
+            self.growth.fail(UnavailableError(name, "the mirror failed, see its log"))
+        finally:
+            self._observer.fill_ended(name, "found" if self.found else result)
+
+    async def _fill(self) -> str:
+        # Again, now that nobody else can begin: the last fill may have ended in between.
+        stored = await self._blobs.lookup(self.digest)
+        if stored is not None:
+            self.found = True
+            self.growth.own(stored.fd)
+            self.growth.be_whole(stored.size)
+            return "stored"
+        try:
+            partial = await self._blobs.stage(self.digest)
+        except (PartialBusyError, OSError) as error:
+            _log.warning("%s passes through uncached: %s", self.digest, error)
+            self.growth.decline(0, self.digest.hasher())
+            return "failed"
+        return await self._fill_partial(partial)
+
+    async def _fill_partial(self, partial: Partial) -> str:
+        discard = False
+        self.growth.own(partial.reader())
+        self._resumed = partial.length > 0
+        try:
+            await self._download(partial)
+            self.growth.be_whole(partial.length)
+            return await self._adopt(partial)
+        except (OSError, IndexUnavailableError, _NoRoomError) as error:
+            _log.warning("%s passes through uncached: %s", self.digest, error)
+            self.growth.decline(partial.length, partial.hasher)
+            discard = True
+            return "failed"
+        except (DigestMismatchError, RangeRefusedError):
+            discard = True
+            raise
+        finally:
+            await asyncio.shield(self._blobs.release(partial, discard=discard))
+
+    async def _adopt(self, partial: Partial) -> str:
+        try:
+            await self._blobs.adopt(partial)
+        except (OSError, IndexUnavailableError) as error:
+            _log.warning("%s is served but could not be kept: %s", self.digest, error)
+            return "failed"
+        return "resumed" if self._resumed else "stored"
+
+    async def _download(self, partial: Partial) -> None:
+        """Bring the partial file to its end and verify it."""
+        backoff = Backoff()
+        while not (partial.length and partial.verified()):
+            try:
+                async with self.source.open(self.digest, partial.length) as stream:
+                    await self._begin(stream, partial)
+                    await self._copy(stream, partial)
+                if not partial.verified():
+                    name = self.source.registry.name
+                    raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
+                return
+            except UpstreamError as error:
+                delay = backoff.next_delay(partial.length)
+                if not error.transient or self.growth.state is State.ASKING or delay is None:
+                    raise
+                _log.info("%s; going on from byte %d in %.1f s", error, partial.length, delay)
+                self._resumed = True
+                await asyncio.sleep(delay)
+
+    async def _begin(self, stream: BlobStream, partial: Partial) -> None:
+        known = self.growth.total
+        if known is not None and stream.total not in {None, known}:
+            raise UnavailableError(self.source.registry.name, "now gives the blob another size")
+        self.growth.total = stream.total if known is None else known
+        expected = partial.length + GROWTH_STEP_BYTES if stream.total is None else stream.total
+        if not await self._blobs.reserve(partial, expected):
+            raise _NoRoomError("there is no room for it (max_size, min_free)")
+        self.growth.begin(stream.total, partial.length)
+
+    async def _copy(self, stream: BlobStream, partial: Partial) -> None:
+        """Collect what arrives while the disk is busy with what came before."""
+        skip = partial.length - stream.offset  # upstream ignored Range and began again
+        batch: list[bytes] = []
+        collected = 0
+        writing = asyncio.create_task(_nothing())
+        try:
+            while piece := await stream.read():
+                if skip:
+                    piece, skip = piece[skip:], max(0, skip - len(piece))
+                batch.append(piece)
+                collected += len(piece)
+                if writing.done() or collected >= BATCH_BYTES:
+                    await writing
+                    writing = asyncio.create_task(self._write(partial, batch))
+                    batch, collected = [], 0
+        finally:
+            await asyncio.shield(self._drain(writing, partial, batch))
+
+    async def _drain(self, writing: Awaitable[None], partial: Partial, batch: list[bytes]) -> None:
+        await writing
+        await self._write(partial, batch)
+
+    async def _write(self, partial: Partial, batch: list[bytes]) -> None:
+        size = sum(map(len, batch))
+        if not size:
+            return
+        if self.growth.total is not None and partial.length + size > self.growth.total:
+            name = self.source.registry.name
+            raise DigestMismatchError(name, "sent more bytes than it had announced")
+        if self.growth.total is None and not await self._grow(partial, size):
+            raise _NoRoomError("there is no room for more of it (max_size, min_free)")
+        await self._blobs.append(partial, batch)
+        self.growth.show(partial.length)
+
+    async def _grow(self, partial: Partial, size: int) -> bool:
+        before, after = partial.length, partial.length + size
+        if after // GROWTH_STEP_BYTES == before // GROWTH_STEP_BYTES:
+            return True
+        return await self._blobs.reserve(partial, after + GROWTH_STEP_BYTES)
+
+
+async def _nothing() -> None:
+    """A write that is already done."""

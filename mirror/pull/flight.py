@@ -1,0 +1,48 @@
+"""One call per key however many ask (groupcache's singleflight, for asyncio)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Flights(Generic[K, V]):
+    """Calls under way by key.
+
+    A call belongs to nobody who waits for it: a client that leaves cancels its own wait only.
+    """
+
+    def __init__(self) -> None:
+        self._flying: dict[K, asyncio.Task[V]] = {}
+
+    async def join(self, key: K, call: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
+        """The result of the call for ``key``, and whether this caller led it.
+
+        Raises:
+            whatever the call raised, to everybody who waits.
+        """
+        task = self._flying.get(key)
+        led = task is None
+        if task is None:
+            task = asyncio.create_task(_run(call), name=f"flight {key}")
+            self._flying[key] = task
+            task.add_done_callback(lambda done: self._landed(key, done))
+        return await asyncio.shield(task), led
+
+    def _landed(self, key: K, task: asyncio.Task[V]) -> None:
+        del self._flying[key]
+        if not task.cancelled():
+            task.exception()  # everybody may have left: then nobody else looks at it
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        tasks = list(self._flying.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _run(call: Callable[[], Awaitable[V]]) -> V:
+    return await call()

@@ -1,0 +1,181 @@
+"""A blob while it grows: what its readers may have so far, and how they learn of more.
+
+One side is the fill's (:meth:`Growth.begin` to :meth:`Growth.fail`, plain state changes), the
+other the readers' (:meth:`Growth.started` to :meth:`Growth.remainder`).  Readers see the file up
+to :attr:`Growth.visible`, which stays short of the end until the digest is verified.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable
+from enum import Enum, auto
+
+from mirror.oci.digest import Digest, Hasher
+from mirror.pull.content import FilePiece, PassingContent, Piece, Source
+from mirror.pull.errors import BrokenOffError
+from mirror.pull.policy import WAKE_BYTES, WAKE_SECONDS, visible_bytes
+from mirror.upstream.errors import UpstreamError
+
+
+class State(Enum):
+    """How far a blob has come."""
+
+    ASKING = auto()  # upstream's headers have not arrived
+    GROWING = auto()
+    WHOLE = auto()  # verified; adoption may still be under way
+    DECLINED = auto()  # ends here on disk, readers go on by themselves
+    FAILED = auto()
+
+
+class Growth:
+    """The state of one growing blob."""
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self.state = State.ASKING
+        self.total: int | None = None
+        self.length = 0
+        self.visible = 0
+        self._fd: int | None = None
+        self._hasher: Hasher = digest.hasher()
+        self._error: UpstreamError | None = None
+        self._changed = asyncio.Event()
+        self._announced = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The fill's side.
+
+    def own(self, fd: int) -> None:
+        """Take over the descriptor that readers read from."""
+        self._fd = fd
+
+    def begin(self, total: int | None, length: int) -> None:
+        """Upstream's headers have arrived; ``length`` bytes are here already."""
+        self.total = self.total if total is None else total
+        self.state = State.GROWING
+        self.show(length)
+
+    def show(self, length: int) -> None:
+        """The file has grown to ``length`` bytes."""
+        self.length = length
+        self.visible = max(self.visible, visible_bytes(length, self.total))
+        if self._announced == 0 or self.visible - self._announced >= WAKE_BYTES:
+            self._notify()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(WAKE_SECONDS, self._notify)
+
+    def be_whole(self, size: int) -> None:
+        """The digest is verified."""
+        self.total = self.visible = self.length = size
+        self.state = State.WHOLE
+        self._notify()
+
+    def decline(self, length: int, hasher: Hasher) -> None:
+        """The file ends at ``length``, short of the blob's end; ``hasher`` has seen all of it."""
+        self.visible, self._hasher = length, hasher
+        self.state = State.DECLINED
+        self._notify()
+
+    def fail(self, error: UpstreamError) -> None:
+        """There will be no more."""
+        if self.state not in {State.WHOLE, State.DECLINED}:
+            self.state, self._error = State.FAILED, error
+        self._notify()
+
+    def close(self) -> None:
+        """Close the descriptor; nobody reads any more."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _notify(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._announced = self.visible
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # The readers' side.
+
+    async def started(self) -> None:
+        """Wait for upstream's headers, or for whatever comes instead of them.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        while self.state is State.ASKING:
+            await self._changed.wait()
+        if self.state is State.FAILED and self.visible == 0 and self._error is not None:
+            raise self._error
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is, or will be, anything on disk to read."""
+        return self.state is not State.DECLINED or self.visible > 0
+
+    async def advance(self, position: int) -> int:
+        """Wait until there is more than ``position`` bytes; return how many there are.
+
+        Returns:
+            ``position`` itself at the end of the blob, or of what the disk took (see
+            :meth:`remainder`).
+
+        Raises:
+            BrokenOffError: the fill failed.
+        """
+        while self._announced <= position:
+            if self.state is State.FAILED:
+                raise BrokenOffError(str(self._error)) from self._error
+            if self.state in {State.WHOLE, State.DECLINED}:
+                return position
+            await self._changed.wait()
+        return self._announced
+
+    def piece(self, start: int, stop: int) -> FilePiece:
+        """A stretch of the file."""
+        assert self._fd is not None, "nothing is visible before there is a file"
+        return FilePiece(self._fd, start, stop - start)
+
+    def remainder(self, source: Source) -> PassingContent | None:
+        """What the disk did not take, None if it took everything."""
+        if self.state is not State.DECLINED:
+            return None
+        return PassingContent(source, self.digest, self._hasher.copy(), self.visible)
+
+
+class GrowingContent:
+    """One client's view of a growing blob; ``left`` is called when the client is done."""
+
+    def __init__(self, growth: Growth, source: Source, left: Callable[[], None]) -> None:
+        self._growth = growth
+        self._source = source
+        self._left = left
+        self._remainder: PassingContent | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The size of the blob, in bytes, None where upstream did not say."""
+        return self._growth.total
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """The file as it grows, then whatever the disk did not take."""
+        position = start
+        while stop is None or position < stop:
+            visible = await self._growth.advance(position)
+            if visible == position:
+                break
+            end = visible if stop is None else min(visible, stop)
+            yield self._growth.piece(position, end)
+            position = end
+        self._remainder = self._growth.remainder(self._source)
+        if self._remainder is not None and (stop is None or position < stop):
+            async for piece in self._remainder.pieces(position, stop):
+                yield piece
+
+    async def close(self) -> None:
+        """Leave the blob to others."""
+        if self._remainder is not None:
+            await self._remainder.close()
+        self._left()

@@ -1,0 +1,255 @@
+"""Manifests by digest and by tag.
+
+By digest they are immutable and upstream is asked once.  A tag is asked for with HEAD (which
+does not count against Docker Hub's limit) when it is no longer fresh, and a manifest is fetched
+only where the cache does not have it.  When upstream cannot answer, what the tag last meant is
+served, marked stale.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, NotAManifest, identify
+from mirror.oci.media_types import ACCEPT_MANIFESTS, accepts, narrow_accept
+from mirror.oci.reference import Tag
+from mirror.pull.blobs import Negatives
+from mirror.pull.errors import DigestMismatchError
+from mirror.pull.flight import Flights
+from mirror.pull.outcome import Outcome
+from mirror.pull.policy import usable_stale
+from mirror.store.index import IndexUnavailableError
+from mirror.store.manifests import Manifest, Manifests
+from mirror.store.partial import PartialBusyError
+from mirror.store.tags import Link, Tags
+from mirror.upstream.directory import Target
+from mirror.upstream.errors import (
+    NotFoundError,
+    RateLimitedError,
+    TimedOutError,
+    UnavailableError,
+)
+from mirror.upstream.registry import Registry
+
+V = TypeVar("V")
+_log = logging.getLogger(__name__)
+_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError)
+
+
+class Observer(Protocol):
+    """Who wants to know of manifests that are not what they should be."""
+
+    def manifest_mismatched(self, upstream: str) -> None:
+        """Upstream sent a manifest that does not hash to its digest."""
+
+
+class Freshness(Protocol):
+    """Which tags need not be asked about."""
+
+    async def lookup(self, name: str) -> Descriptor | None:
+        """What the tag means, if that is fresh."""
+
+    async def put(self, name: str, descriptor: Descriptor) -> None:
+        """Upstream has just said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a tag means and how that was come by; ``detail`` says why it is stale."""
+
+    descriptor: Descriptor
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestAnswer:
+    """A manifest and how it was come by."""
+
+    manifest: Manifest
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one client asks for; ``narrow`` is the Accept header of a picky one, else empty."""
+
+    target: Target
+    narrow: str
+
+    @property
+    def accept(self) -> str:
+        return self.narrow or ACCEPT_MANIFESTS
+
+    def name(self, reference: str) -> str:
+        """The name under which the cache knows it."""
+        name = f"{self.target.upstream} {self.target.repository} {reference}"
+        return f"{name} {self.narrow}" if self.narrow else name
+
+
+class ManifestPulls:
+    """Answers for manifests of every upstream."""
+
+    def __init__(
+        self,
+        registries: Mapping[str, Registry],
+        manifests: Manifests,
+        tags: Tags,
+        freshness: Freshness,
+        negatives: Negatives,
+        observer: Observer,
+        stale_if_error: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Serve a tag stale for ``stale_if_error`` seconds while upstream cannot answer."""
+        self._registries = registries
+        self._manifests = manifests
+        self._tags = tags
+        self._freshness = freshness
+        self._negatives = negatives
+        self._observer = observer
+        self._stale_if_error = stale_if_error
+        self._clock = clock
+        self._fetches: Flights[tuple[_Wanted, str], Manifest] = Flights()
+        self._questions: Flights[tuple[_Wanted, str], Resolution] = Flights()
+
+    async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
+        """The manifest of a tag or digest, in a form the client accepts.
+
+        Raises:
+            UpstreamError: it is not in the cache and cannot be had.
+        """
+        wanted = _Wanted(target, narrow_accept(accept))
+        if isinstance(reference, Digest):
+            return await self._by_digest(wanted, reference)
+        resolution = await self._resolve(wanted, reference)
+        found = await self._by_digest(wanted, resolution.descriptor.digest)
+        if found.outcome is Outcome.HIT:
+            return ManifestAnswer(found.manifest, resolution.outcome, resolution.detail)
+        return found
+
+    async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
+        """What a manifest is, without fetching it where that is not needed.
+
+        Raises:
+            UpstreamError: it is not known and upstream does not say.
+        """
+        wanted = _Wanted(target, narrow_accept(accept))
+        if not isinstance(reference, Digest):
+            return await self._resolve(wanted, reference)
+        answer = await self._by_digest(wanted, reference)
+        return Resolution(_described(answer.manifest), answer.outcome)
+
+    async def close(self) -> None:
+        """Break off what is under way."""
+        await self._questions.close()
+        await self._fetches.close()
+
+    # By digest.
+
+    async def _by_digest(self, wanted: _Wanted, digest: Digest) -> ManifestAnswer:
+        stored = await self._manifests.lookup(digest)
+        if stored is not None and accepts(wanted.narrow, stored.media_type):
+            return ManifestAnswer(stored, Outcome.HIT)
+        manifest, led = await self._asked(
+            self._fetches, wanted, str(digest), lambda: self._fetch(wanted, str(digest), digest)
+        )
+        return ManifestAnswer(manifest, Outcome.MISS if led else Outcome.COALESCED)
+
+    async def _fetch(self, wanted: _Wanted, reference: str, digest: Digest | None) -> Manifest:
+        """Fetch a manifest, verify it, store it."""
+        registry = self._registries[wanted.target.upstream]
+        answer = await registry.get_manifest(wanted.target.repository, reference, wanted.accept)
+        expected = digest or answer.digest or Digest.of(answer.body)
+        if Digest.of(answer.body, expected.algorithm) != expected:
+            self._observer.manifest_mismatched(registry.name)
+            raise DigestMismatchError(registry.name, f"sent bytes that are not {expected}")
+        try:
+            media_type = identify(answer.body, answer.media_type)
+        except NotAManifest as error:
+            raise UnavailableError(registry.name, f"answered no manifest: {error}") from error
+        manifest = Manifest(expected, media_type, answer.body)
+        try:
+            await self._manifests.put(manifest)
+        except (OSError, IndexUnavailableError, PartialBusyError) as error:
+            _log.warning("manifest %s is served but could not be kept: %s", expected, error)
+        return manifest
+
+    # By tag.
+
+    async def _resolve(self, wanted: _Wanted, tag: Tag) -> Resolution:
+        fresh = await self._freshness.lookup(wanted.name(tag))
+        if fresh is not None:
+            return Resolution(fresh, Outcome.HIT)
+        resolution, led = await self._asked(
+            self._questions, wanted, tag, lambda: self._question(wanted, tag)
+        )
+        if led or resolution.outcome is Outcome.STALE:
+            return resolution
+        return Resolution(resolution.descriptor, Outcome.COALESCED)
+
+    async def _question(self, wanted: _Wanted, tag: Tag) -> Resolution:
+        """Ask upstream what a tag means now, or fall back on what it last meant."""
+        name = wanted.name(tag)
+        known = await self._tags.lookup(name)
+        try:
+            descriptor = await self._ask(wanted, tag)
+        except NotFoundError:
+            await self._write_down(self._tags.forget(name))
+            raise
+        except _CANNOT_ANSWER as error:
+            if known is None or not await self._servable(known):
+                raise
+            _log.info("serving %s stale: %s", name, error)
+            return Resolution(known.descriptor, Outcome.STALE, type(error).__name__)
+        await self._freshness.put(name, descriptor)
+        await self._write_down(self._tags.put(name, Link(descriptor, self._clock())))
+        same = known is not None and known.descriptor.digest == descriptor.digest
+        return Resolution(descriptor, Outcome.REVALIDATED if same else Outcome.MISS)
+
+    async def _ask(self, wanted: _Wanted, tag: Tag) -> Descriptor:
+        registry = self._registries[wanted.target.upstream]
+        head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
+        if head.digest is not None and head.size is not None and head.media_type:
+            return Descriptor(head.media_type, head.digest, head.size)
+        return _described(await self._fetch(wanted, tag, None))
+
+    async def _servable(self, link: Link) -> bool:
+        """A tag is only advertised stale where its manifest can be served too."""
+        if not usable_stale(link.seen, self._clock(), self._stale_if_error):
+            return False
+        return await self._manifests.lookup(link.descriptor.digest) is not None
+
+    async def _write_down(self, writing: Awaitable[None]) -> None:
+        try:
+            await writing
+        except IndexUnavailableError as error:
+            _log.warning("a tag could not be written down: %s", error)
+
+    # Both.
+
+    async def _asked(
+        self,
+        flights: Flights[tuple[_Wanted, str], V],
+        wanted: _Wanted,
+        reference: str,
+        call: Callable[[], Awaitable[V]],
+    ) -> tuple[V, bool]:
+        """Ask upstream once for many, and remember for a while what it does not have."""
+        name = f"manifest {wanted.name(reference)}"
+        said = await self._negatives.lookup(name)
+        if said is not None:
+            raise NotFoundError(wanted.target.upstream, said)
+        try:
+            return await flights.join((wanted, reference), call)
+        except NotFoundError as error:
+            await self._negatives.put(name, error.message)
+            raise
+
+
+def _described(manifest: Manifest) -> Descriptor:
+    return Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
