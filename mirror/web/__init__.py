@@ -1,0 +1,1 @@
+"""The HTTP face.  aiohttp.web lives only here."""

@@ -1,0 +1,204 @@
+"""The registry API: one small handler per kind of request.  No decisions, only translation."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+from yarl import URL
+
+from mirror.oci.byterange import ByteRange, RangeNotSatisfiable, parse_range
+from mirror.oci.digest import Digest
+from mirror.oci.endpoint import (
+    BlobEndpoint,
+    Endpoint,
+    ManifestEndpoint,
+    Ping,
+    ReferrersEndpoint,
+    TagsEndpoint,
+    parse_endpoint,
+)
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.pull.blobs import BlobPulls
+from mirror.pull.content import Content
+from mirror.pull.listings import ListingAnswer, ListingPulls
+from mirror.pull.manifests import ManifestPulls
+from mirror.upstream.directory import Directory, Target
+from mirror.web.exchange import EXCHANGE
+from mirror.web.responses import API_VERSION, cache_status, digest_fields, not_modified
+from mirror.web.streaming import stream
+
+_LISTING_QUERY = ("n", "last", "artifactType")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryFace:
+    """Answers below ``/v2/``."""
+
+    directory: Directory
+    blobs: BlobPulls
+    manifests: ManifestPulls
+    listings: ListingPulls
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request of the registry API.
+
+        Raises:
+            OciError, InvalidName, UnknownRegistryError, UpstreamError: see ``responses.error_of``.
+        """
+        exchange = request[EXCHANGE]
+        endpoint = parse_endpoint(request.method, raw_path(request))
+        exchange.kind = endpoint.kind
+        if isinstance(endpoint, Ping):
+            if endpoint.prefix:
+                self.directory.check(endpoint.prefix)
+            return web.json_response({}, headers=API_VERSION)
+        target = self._target(request, endpoint)
+        exchange.upstream, exchange.repository = target.upstream, target.repository
+        if isinstance(endpoint, ManifestEndpoint):
+            return await self._manifest(request, target, endpoint)
+        if isinstance(endpoint, BlobEndpoint):
+            return await self._blob(request, target, endpoint.digest)
+        return await self._listing(request, target, endpoint)
+
+    def _target(self, request: web.BaseRequest, endpoint: Endpoint) -> Target:
+        assert not isinstance(endpoint, Ping)
+        return self.directory.resolve(
+            endpoint.name,
+            prefix=endpoint.prefix,
+            namespace=request.rel_url.query.get("ns"),
+            host=request.headers.get("Host", ""),
+        )
+
+    async def _manifest(
+        self, request: web.BaseRequest, target: Target, endpoint: ManifestEndpoint
+    ) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        exchange.reference = str(endpoint.reference)
+        accept = ", ".join(request.headers.getall("Accept", []))
+        if request.method == "HEAD":
+            known = await self.manifests.head(target, endpoint.reference, accept)
+            body, descriptor = b"", known.descriptor
+            outcome, detail = known.outcome, known.detail
+            digest, media_type, size = descriptor.digest, descriptor.media_type, descriptor.size
+        else:
+            answer = await self.manifests.get(target, endpoint.reference, accept)
+            manifest, outcome, detail = answer.manifest, answer.outcome, answer.detail
+            digest, media_type, body = manifest.digest, manifest.media_type, manifest.body
+            size = len(body)
+        exchange.outcome, exchange.detail = outcome, detail
+        stored = request.method == "GET"
+        headers = _fields(request, digest, cache_status(outcome, stored=stored, detail=detail))
+        if not_modified(request, digest):
+            return web.Response(status=304, headers=headers)
+        headers |= {"Content-Type": media_type, "Content-Length": str(size)}
+        exchange.sent_bytes = len(body)
+        return web.Response(body=body, headers=headers)
+
+    async def _blob(
+        self, request: web.BaseRequest, target: Target, digest: Digest
+    ) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        exchange.reference = str(digest)
+        if request.method == "HEAD":
+            head = await self.blobs.head(target, digest)
+            exchange.outcome = head.outcome
+            fields = _fields(request, digest, cache_status(head.outcome))
+            return _blob_response(200, fields, head.size)
+        answer = await self.blobs.get(target, digest)
+        exchange.outcome = answer.outcome
+        fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
+        try:
+            return await _send_blob(request, answer.content, digest, fields)
+        finally:
+            await answer.content.close()
+
+    async def _listing(
+        self, request: web.BaseRequest, target: Target, endpoint: TagsEndpoint | ReferrersEndpoint
+    ) -> web.StreamResponse:
+        query = _kept_query(request)
+        if isinstance(endpoint, TagsEndpoint):
+            answer = await self.listings.tags(target, query)
+        else:
+            answer = await self.listings.referrers(target, endpoint.digest, query)
+        request[EXCHANGE].outcome = answer.outcome
+        request[EXCHANGE].sent_bytes = len(answer.listing.body)
+        return _listing_response(request, answer)
+
+
+def raw_path(request: web.BaseRequest) -> str:
+    """The path as it stood on the wire: decoding is where one path becomes two."""
+    target = request.raw_path.partition("?")[0]
+    if target.startswith("/") or "://" not in target:
+        return target
+    return "/" + target.partition("://")[2].partition("/")[2]
+
+
+def _fields(request: web.BaseRequest, digest: Digest, status: str) -> dict[str, str]:
+    fields = {**API_VERSION, **digest_fields(digest), "Cache-Status": status}
+    namespace = request.rel_url.query.get("ns")
+    return fields | {"OCI-Namespace": namespace} if namespace else fields
+
+
+def _blob_response(status: int, fields: dict[str, str], length: int | None) -> web.StreamResponse:
+    headers = {**fields, "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = length
+    return response
+
+
+async def _send_blob(
+    request: web.BaseRequest, content: Content, digest: Digest, fields: dict[str, str]
+) -> web.StreamResponse:
+    if not_modified(request, digest):
+        return web.Response(status=304, headers=fields)
+    size = content.size
+    wanted = None if size is None else _wanted_range(request, digest, size)
+    if wanted is None or size is None:
+        response = _blob_response(200, fields, size)
+        if size is None:
+            response.enable_chunked_encoding()
+        await stream(request, response, content, (0, size))
+    else:
+        response = _blob_response(206, fields, wanted.length)
+        response.headers["Content-Range"] = wanted.content_range(size)
+        await stream(request, response, content, (wanted.start, wanted.stop))
+    return response
+
+
+def _wanted_range(request: web.BaseRequest, digest: Digest, size: int) -> ByteRange | None:
+    """The range to send, None for the whole (RFC 9110, 14.2; If-Range: 13.1.5)."""
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition != f'"{digest}"':
+        return None
+    try:
+        return parse_range(request.headers.get("Range"), size)
+    except RangeNotSatisfiable as error:
+        raise OciError(
+            ErrorCode.RANGE_INVALID,
+            str(error),
+            status=416,
+            headers={"Content-Range": f"bytes */{size}"},
+        ) from error
+
+
+def _kept_query(request: web.BaseRequest) -> str:
+    """What of the query is the listing's own; ``ns`` never goes upstream."""
+    query = request.rel_url.query
+    kept = {name: query[name] for name in _LISTING_QUERY if name in query}
+    return URL.build(query=kept).raw_query_string
+
+
+def _listing_response(request: web.BaseRequest, answer: ListingAnswer) -> web.Response:
+    listing = answer.listing
+    headers = {
+        **API_VERSION,
+        "Content-Type": listing.media_type,
+        "Cache-Status": cache_status(answer.outcome),
+    }
+    if listing.filters_applied:
+        headers["OCI-Filters-Applied"] = listing.filters_applied
+    if listing.next_query:
+        query = listing.next_query
+        if "ns" in request.rel_url.query:
+            query += f"&{URL.build(query={'ns': request.rel_url.query['ns']}).raw_query_string}"
+        headers["Link"] = f'<{raw_path(request)}?{query}>; rel="next"'
+    return web.Response(body=listing.body, headers=headers)

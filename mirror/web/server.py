@@ -1,0 +1,100 @@
+"""The server: every request is timed, answered, counted; every failure becomes the spec's JSON."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.oci.reference import InvalidName
+from mirror.upstream.directory import UnknownRegistryError
+from mirror.upstream.errors import UpstreamError
+from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
+from mirror.web.responses import error_of, error_response, outcome_of
+from mirror.web.routes import Routes
+
+_log = logging.getLogger(__name__)
+_EXPECTED = (OciError, InvalidName, UnknownRegistryError, UpstreamError)
+
+
+class _Connection(RequestHandler):
+    """Answers what is no HTTP with the spec's JSON too."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is on its way already")
+        phrase = HTTPStatus(status).phrase.lower()
+        what = f"this is no HTTP request the mirror can read ({phrase})"
+        error = OciError(ErrorCode.UNSUPPORTED, what, status=status)
+        response = error_response(error)
+        response.force_close()
+        return response
+
+
+class Server(web.Server):
+    """Connections in, answers out."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Bind the handlers; must be called in a running loop."""
+        super().__init__(
+            self._handle, handler_cancellation=True, access_log=None, keepalive_timeout=75.0
+        )
+        self._routes = routes
+        self._observer = observer
+        self._clock = clock
+
+    def __call__(self) -> RequestHandler:
+        """The handler of a new connection."""
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        exchange = request[EXCHANGE] = Exchange(started=self._clock())
+        try:
+            response = await self._answer(request, exchange)
+            exchange.status = response.status
+            if not response.prepared:
+                await response.prepare(request)
+                exchange.answered()
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            exchange.whole = False
+            raise
+        finally:
+            self._observer.request_ended(self._ending(request, exchange))
+
+    async def _answer(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        try:
+            return await self._routes.handler(request)(request)
+        except _EXPECTED as error:
+            answer = error_of(error, exchange.kind)
+            exchange.detail = answer.message
+        except Exception as error:
+            _log.exception("answering %s %s failed", request.method, request.path)
+            answer = error_of(error, exchange.kind)
+        exchange.outcome = outcome_of(answer)
+        return error_response(answer)
+
+    def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
+        return Ending(
+            exchange=exchange,
+            method=request.method,
+            path=request.raw_path,
+            client=request.remote or "",
+            agent=request.headers.get("User-Agent", ""),
+            seconds=self._clock() - exchange.started,
+        )
