@@ -1,0 +1,280 @@
+"""The composition root: builds everything leaf to root, owns the order of start and stop."""
+
+import asyncio
+import logging
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+from yarl import URL
+
+from mirror import __version__, clients
+from mirror.config.model import Config, UpstreamConfig, split_listen
+from mirror.ephemeral.backend import Backend
+from mirror.ephemeral.freshness import Freshness
+from mirror.ephemeral.negative import Negatives
+from mirror.ephemeral.pages import Pages
+from mirror.ephemeral.tokens import Tokens
+from mirror.logs import AccessLog, configure
+from mirror.metrics import Metrics
+from mirror.pull.blobs import BlobPulls
+from mirror.pull.listings import ListingPulls
+from mirror.pull.manifests import ManifestPulls
+from mirror.store.blobs import Blobs
+from mirror.store.index import IndexUnavailableError
+from mirror.store.layout import Layout
+from mirror.store.manifests import Manifests
+from mirror.store.objects import Objects
+from mirror.store.space import Limits
+from mirror.store.tags import Tags
+from mirror.upstream.authorization import Authorization, Credentials
+from mirror.upstream.directory import Directory, Names
+from mirror.upstream.gate import Gate
+from mirror.upstream.registry import Registry
+from mirror.upstream.transport import Transport, TransportSettings
+from mirror.web.exchange import Ending
+from mirror.web.health import HealthFace
+from mirror.web.registry import RegistryFace
+from mirror.web.routes import Routes
+from mirror.web.server import Server
+from mirror.web.status import StatusFace
+
+_log = logging.getLogger(__name__)
+
+_EPHEMERAL_KEYS: Final = 100_000
+_FILE_THREADS: Final = 16
+_TOUCH_SECONDS: Final = 5.0
+_BACKLOG: Final = 1024
+
+
+class StartError(Exception):
+    """The mirror cannot start; one line that says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    objects: Objects
+    blobs: Blobs
+    manifests: Manifests
+    tags: Tags
+
+
+@dataclass(frozen=True, slots=True)
+class _Teller:
+    """Tells metrics and access log of every request."""
+
+    metrics: Metrics
+    log: AccessLog
+
+    def request_ended(self, ending: Ending) -> None:
+        self.metrics.request_ended(ending)
+        self.log.request_ended(ending)
+
+
+async def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is being sent.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    configure(config.log.level, config.log.format, access=config.log.access)
+    stopping = asyncio.Event()
+    async with serving(config, stopping) as address:
+        _announce(config, address)
+        await _until_told(stopping)
+        _log.info("stopping: finishing what is being sent (at most %s)", config.server.drain.text)
+
+
+@asynccontextmanager
+async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tuple[str, int]]:
+    """Serve while the context is open; yields the host and port it listens on.
+
+    ``stopping`` makes ``/readyz`` say so, for whoever balances load.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    metrics = Metrics(__version__)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(_opened_store(config, metrics))
+        routes = await stack.enter_async_context(_opened_routes(config, store, metrics, stopping))
+        server = Server(routes, _Teller(metrics, AccessLog()))
+        runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        touching = asyncio.create_task(_touch_regularly(store.objects))
+        stack.callback(touching.cancel)
+        yield await _listen(runner, config.server.listen)
+
+
+@asynccontextmanager
+async def _opened_store(config: Config, metrics: Metrics) -> AsyncIterator[_Store]:
+    layout = Layout(config.cache.directory.absolute())
+    try:
+        layout.ensure()
+        disk_bytes = shutil.disk_usage(layout.root).total
+    except OSError as error:
+        raise _directory_error(config, error) from error
+    limits = Limits(config.cache.max_size.of(disk_bytes), config.cache.min_free.of(disk_bytes))
+    objects = Objects(layout, limits, metrics)
+    tags = Tags(layout)
+    threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
+    try:
+        await objects.open()
+        await tags.open()
+    except (OSError, IndexUnavailableError) as error:
+        raise _directory_error(config, error) from error
+    blobs = Blobs(layout, objects, threads)
+    try:
+        yield _Store(objects, blobs, Manifests(layout, objects, threads), tags)
+    finally:
+        await objects.close()
+        await tags.close()
+        threads.shutdown()
+
+
+def _directory_error(config: Config, error: Exception) -> StartError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return StartError(
+        f"the cache directory {config.cache.directory} cannot be used: {reason}; "
+        "choose another with --cache-dir or [cache] directory"
+    )
+
+
+@asynccontextmanager
+async def _opened_routes(
+    config: Config, store: _Store, metrics: Metrics, stopping: asyncio.Event
+) -> AsyncIterator[Routes]:
+    backend = Backend(_EPHEMERAL_KEYS)
+    negatives = Negatives(backend, config.tags.negative_max_age.seconds)
+    max_age = config.tags.max_age.seconds
+    async with AsyncExitStack() as stack:
+        registries = {
+            name: await stack.enter_async_context(
+                _opened_registry(name, upstream, config, backend, metrics)
+            )
+            for name, upstream in config.enabled().items()
+        }
+        blobs = BlobPulls(registries, store.blobs, negatives, metrics)
+        manifests = ManifestPulls(
+            registries,
+            store.manifests,
+            store.tags,
+            Freshness(backend, max_age),
+            negatives,
+            metrics,
+            config.tags.stale_if_error.seconds,
+        )
+        listings = ListingPulls(registries, Pages(backend, max_age), negatives)
+        for pulls in (blobs, manifests, listings):
+            stack.push_async_callback(pulls.close)
+        yield Routes(
+            RegistryFace(_directory(config), blobs, manifests, listings),
+            _health(store, metrics, stopping),
+            StatusFace(__version__, tuple(config.enabled()), config.default_upstream()),
+        )
+
+
+@asynccontextmanager
+async def _opened_registry(
+    name: str, upstream: UpstreamConfig, config: Config, backend: Backend, metrics: Metrics
+) -> AsyncIterator[Registry]:
+    settings = TransportSettings(
+        connect_timeout=config.fetch.connect_timeout.seconds,
+        first_byte_timeout=config.fetch.first_byte_timeout.seconds,
+        idle_timeout=config.fetch.idle_timeout.seconds,
+        proxy=upstream.proxy or config.fetch.proxy,
+        ca_files=tuple(file for file in (config.fetch.ca_file, upstream.ca_file) if file),
+        user_agent=f"mirror/{__version__}",
+    )
+    try:
+        credentials = (
+            Credentials(upstream.username, upstream.secret()) if upstream.username else None
+        )
+    except OSError as error:
+        raise StartError(f"upstream {name}: password_file: {error.strerror}") from error
+    url = URL(upstream.url)
+    try:
+        transport = await Transport(name, settings, metrics).__aenter__()
+    except OSError as error:  # ssl.SSLError is one
+        raise StartError(f"upstream {name}: ca_file holds no certificate: {error}") from error
+    try:
+        authorization = Authorization(name, url, transport, Tokens(backend), credentials)
+        yield Registry(name, url, transport, authorization, Gate(name), metrics)
+    finally:
+        await transport.__aexit__(None, None, None)
+
+
+def _directory(config: Config) -> Directory:
+    names = [
+        Names(name, upstream.aliases, upstream.hosts, upstream.library)
+        for name, upstream in config.enabled().items()
+    ]
+    return Directory(names, config.default_upstream())
+
+
+def _health(store: _Store, metrics: Metrics, stopping: asyncio.Event) -> HealthFace:
+    async def not_ready() -> str:
+        if stopping.is_set():
+            return "stopping"
+        try:
+            await store.objects.usage()
+        except (OSError, IndexUnavailableError) as error:
+            return str(error)
+        return ""
+
+    async def figures() -> tuple[bytes, str]:
+        usage = await store.objects.usage()
+        metrics.cache_holds(usage.used_bytes, usage.objects, usage.max_bytes)
+        return metrics.rendered()
+
+    return HealthFace(not_ready, figures)
+
+
+async def _listen(runner: web.ServerRunner, listen: str) -> tuple[str, int]:
+    host, port = split_listen(listen)
+    site = web.TCPSite(runner, host or None, port, backlog=_BACKLOG)
+    try:
+        await site.start()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StartError(
+            f"cannot listen on {listen}: {reason}; choose another with --listen"
+        ) from error
+    return runner.addresses[0][0], runner.addresses[0][1]
+
+
+def _announce(config: Config, address: tuple[str, int]) -> None:
+    host, _ = split_listen(config.server.listen)
+    url = clients.reachable_url(host, address[1], socket.gethostname())
+    default = config.default_upstream()
+    others = ", ".join(name for name in config.enabled() if name != default)
+    local = f"{config.server.listen.rpartition(':')[0]}:{address[1]}"
+    lines = [
+        f"mirror {__version__} listens on {local} for {default} (default), {others}",
+        f"  cache   {config.cache.directory} (at most {config.cache.max_size.text})",
+        f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
+        "          then restart Docker; `mirror client docker` prints it ready to paste",
+        f"  figures {url}/metrics",
+    ]
+    print("\n".join(lines), file=sys.stdout, flush=True)
+
+
+async def _until_told(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()
+
+
+async def _touch_regularly(objects: Objects) -> None:
+    while True:
+        await asyncio.sleep(_TOUCH_SECONDS)
+        await objects.flush_touches()

@@ -1,0 +1,123 @@
+"""The command line.  Says what went wrong in one line; decides nothing else."""
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mirror import __version__, clients
+from mirror.config import Config, ConfigError, load
+from mirror.config.addresses import checked_url
+from mirror.config.dump import dump_toml
+from mirror.config.model import split_listen
+from mirror.config.secrecy import masked
+
+_FAILED = 1
+_USAGE = 2
+
+app = typer.Typer(
+    help="A pull-through cache for container images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes are no lines that a log or grep could use
+)
+client_app = typer.Typer(
+    help="Print ready-to-paste configuration for a client.", rich_markup_mode=None
+)
+app.add_typer(client_app, name="client", no_args_is_help=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+]
+
+
+def main() -> None:
+    """The ``mirror`` command."""
+    app(prog_name="mirror")
+
+
+def _mirror_url(url: str | None) -> str | None:
+    try:
+        # What Docker allows for a mirror is what the mirror allows for an upstream.
+        return None if url is None else checked_url(url)
+    except ValueError as error:
+        raise typer.BadParameter(f"found {masked(url or '')!r}, allowed: {error}") from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mirror {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT to listen on.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where blobs are kept.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="How much, e.g. 50GiB or 80%.")] = None,
+) -> None:
+    """Run the mirror until SIGTERM or Ctrl-C."""
+    flags: dict[str, dict[str, Any]] = {"server": {}, "cache": {}}
+    if listen is not None:
+        flags["server"]["listen"] = listen
+    if cache_dir is not None:
+        flags["cache"]["directory"] = str(cache_dir)
+    if max_size is not None:
+        flags["cache"]["max_size"] = max_size
+    settings = _load(config, flags)
+    # Late, so that `check` and `client` do not pay for the server's imports.
+    from mirror.app import StartError, run  # noqa: PLC0415
+
+    try:
+        asyncio.run(run(settings))
+    except StartError as error:
+        _fail(str(error), _FAILED)
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Print the configuration with its defaults, or its mistakes."""
+    print(dump_toml(_load(config, {})))
+
+
+@client_app.command("docker")
+def client_docker(
+    url: Annotated[
+        str | None, typer.Option(callback=_mirror_url, help="How clients reach the mirror.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """daemon.json for Docker."""
+    settings = _load(config, {})
+    host, port = split_listen(settings.server.listen)
+    address = url or clients.reachable_url(host, port, socket.gethostname())
+    snippet = clients.docker(address, settings.default_upstream(), tuple(settings.enabled()))
+    print("\n".join(f"# {line}" for line in snippet.advice), file=sys.stderr)
+    print(snippet.text)
+
+
+def _load(file: Path | None, flags: dict[str, Any]) -> Config:
+    try:
+        return load(file, flags)
+    except ConfigError as error:
+        _fail("\n".join(error.problems), _USAGE)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("\n".join(f"mirror: {line}" for line in message.splitlines()), file=sys.stderr)
+    raise typer.Exit(code)

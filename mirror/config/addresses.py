@@ -1,0 +1,55 @@
+"""Names and addresses of registries and proxies, as text."""
+
+import re
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?", re.ASCII)
+
+
+def checked_name(name: str) -> str:
+    """A registry's name as it stands before an image, ``host[:port]``.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError("a registry's name in lower case, such as registry.example.com:5000")
+    return name
+
+
+def checked_url(url: str) -> str:
+    """The address of a registry, without a slash at its end.
+
+    Raises:
+        ValueError: it is none, or it says more than where the registry is.
+    """
+    parts = _split(url, "https://registry.example.com")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("an address without user and password (there are keys for them)")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError("an address without a path (the registry API is at the root)")
+    return url.rstrip("/")
+
+
+def checked_proxy(url: str) -> str:
+    """The address of an HTTP proxy, which may carry user and password; empty for none.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    if url:
+        _split(url, "http://proxy.example.com:3128")
+    return url
+
+
+def _split(url: str, example: str) -> SplitResult:
+    mistake = f"an http or https address such as {example}"
+    try:
+        parts = urlsplit(url)
+        reachable = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # a port or an IPv6 address that is none
+        raise ValueError(mistake) from error
+    if parts.scheme not in {"http", "https"} or not reachable or re.search(r"\s", url):
+        raise ValueError(mistake)
+    return parts

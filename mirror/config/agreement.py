@@ -1,0 +1,50 @@
+"""What upstreams must agree on: one default, and no name that means two of them."""
+
+from collections.abc import Iterator, Mapping
+
+from mirror.config.model import UpstreamConfig
+from mirror.config.wellknown import DEFAULT_UPSTREAM
+
+Upstreams = Mapping[str, UpstreamConfig]
+Place = tuple[str, ...]
+
+
+def with_default(upstreams: Upstreams) -> dict[str, UpstreamConfig]:
+    """The upstreams, with Docker Hub as default where nobody says otherwise."""
+    hub = upstreams.get(DEFAULT_UPSTREAM)
+    silent = hub is not None and "default" not in hub.model_fields_set
+    if hub is None or not silent or _defaults(upstreams):
+        return dict(upstreams)
+    return {**upstreams, DEFAULT_UPSTREAM: hub.model_copy(update={"default": True})}
+
+
+def disagreements(upstreams: Upstreams, *, whole: bool) -> Iterator[tuple[Place, str]]:
+    """Where upstreams contradict each other, and what is wrong there.
+
+    ``whole`` says that these are all upstreams: only then can a default be missing.
+    """
+    first, *others = _defaults(upstreams) or [""]
+    for name in others:
+        text = f"found true, which {first} says too, allowed: one default"
+        yield ("upstreams", name, "default"), text
+    if whole and not first:
+        yield ("upstreams",), "found no default, allowed: default = true for one that is enabled"
+    names = {name: name for name in _enabled(upstreams)}
+    yield from _taken("aliases", upstreams, names)
+    yield from _taken("hosts", upstreams, {})
+
+
+def _enabled(upstreams: Upstreams) -> list[str]:
+    return [name for name, upstream in upstreams.items() if upstream.enabled]
+
+
+def _defaults(upstreams: Upstreams) -> list[str]:
+    return [name for name in _enabled(upstreams) if upstreams[name].default]
+
+
+def _taken(key: str, upstreams: Upstreams, owners: dict[str, str]) -> Iterator[tuple[Place, str]]:
+    for name in _enabled(upstreams):
+        for word in getattr(upstreams[name], key):
+            owner = owners.setdefault(word.lower(), name)
+            if owner != name:
+                yield ("upstreams", name, key), f"found {word!r}, which means {owner} already"

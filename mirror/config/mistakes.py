@@ -1,0 +1,85 @@
+"""How a mistake is told: where it was made, which key, what was found, what is allowed."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mirror.config.model import Config, UpstreamConfig
+from mirror.config.secrecy import masked
+
+Place = tuple[str, ...]
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_MAX_FOUND: Final = 120
+_ALLOWED: Final[Mapping[str, str]] = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "path_type": "a directory",
+    "string_type": "a text in quotes",
+    "tuple_type": "a list of texts",
+}
+
+
+def told(error: ValidationError, origins: Mapping[Place, str]) -> list[str]:
+    """One line per mistake that pydantic found; ``origins`` says who set which key."""
+    lines = []
+    for mistake in error.errors():
+        place = tuple(str(part) for part in mistake["loc"] if part != "[key]")
+        lines.append(line(place, _what(mistake, place), origins))
+    return lines
+
+
+def line(place: Place, text: str, origins: Mapping[Place, str]) -> str:
+    """One mistake: who made it, the key as TOML spells it, what is wrong with it."""
+    around = (place[:end] for end in range(len(place), 0, -1))
+    origin = next((origins[table] for table in around if table in origins), "default")
+    key = ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part) for part in place)
+    return f"{origin}: {key}: {text}"
+
+
+def _what(mistake: ErrorDetails, place: Place) -> str:
+    if mistake["type"] == "extra_forbidden":
+        return f"no such key{_nearest(place)}"
+    if mistake["type"] == "missing":
+        return "is missing (only well-known registries have one built in)"
+    return f"found {_found(mistake, place)}, allowed: {_allowed(mistake)}"
+
+
+def _found(mistake: ErrorDetails, place: Place) -> str:
+    value = mistake["input"]
+    if isinstance(value, dict):
+        return "a table" if mistake["type"] in _ALLOWED else "these keys together"
+    # What stands where a table belongs may be a table that is misspelt, secrets and all.
+    if place[-1] == "password" or mistake["type"] in {"dict_type", "model_type"}:
+        return f"a value of type {type(value).__name__}"
+    return masked(repr(value))[:_MAX_FOUND]
+
+
+def _allowed(mistake: ErrorDetails) -> str:
+    context = mistake.get("ctx", {})
+    if mistake["type"] == "value_error":
+        return str(context["error"])
+    if mistake["type"] == "literal_error":
+        return str(context["expected"])
+    return _ALLOWED.get(mistake["type"], mistake["msg"])
+
+
+def _nearest(place: Place) -> str:
+    keys = list(_keys_beside(place))
+    nearest = difflib.get_close_matches(place[-1], keys, n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else f" (there are: {', '.join(keys)})"
+
+
+def _keys_beside(place: Place) -> Iterable[str]:
+    table: Any = Config
+    if len(place) > 1:
+        is_upstream = place[0] == "upstreams"
+        table = UpstreamConfig if is_upstream else Config.model_fields[place[0]].annotation
+    return table.model_fields if issubclass(table, BaseModel) else ()

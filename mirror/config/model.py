@@ -1,0 +1,188 @@
+"""The tree of the configuration, with every default and what each key allows."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
+
+from mirror.config.addresses import checked_name, checked_proxy, checked_url
+from mirror.config.quantity import Duration, DurationField, Size, SizeField
+
+_LISTEN: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]*)):([0-9]{1,5})", re.ASCII)
+_MAX_PORT: Final = 65535
+_SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
+
+
+def default_directory() -> Path:
+    """Where the cache is when nobody says: the system's for root, else the user's own."""
+    if os.geteuid() == 0:
+        return _SYSTEM_DIRECTORY
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
+    except RuntimeError:  # a service account without a home
+        return _SYSTEM_DIRECTORY
+
+
+def _size(text: str) -> SizeField:
+    return Size.parse(text)
+
+
+def _time(text: str) -> DurationField:
+    return Duration.parse(text)
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``; an empty host means all.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    matched = _LISTEN.fullmatch(text)
+    if matched is None or int(matched[3]) > _MAX_PORT:
+        raise ValueError("HOST:PORT, such as 0.0.0.0:5000, [::]:5000 or :5000")
+    return matched[1] or matched[2] or "", int(matched[3])
+
+
+def _checked_listen(text: str) -> str:
+    split_listen(text)
+    return text
+
+
+def _checked_directory(directory: Path) -> Path:
+    try:
+        expanded = directory.expanduser()
+    except RuntimeError as error:
+        raise ValueError("a directory (there is no such user)") from error
+    if expanded == Path():
+        raise ValueError("a directory")
+    return expanded
+
+
+def _above_zero(duration: Duration) -> Duration:
+    if duration.seconds <= 0:
+        raise ValueError("a time above zero")
+    return duration
+
+
+def _readable(file: str) -> str:
+    try:
+        if file:
+            Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
+        raise ValueError(f"a text file that can be read ({reason})") from error
+    return file
+
+
+Proxy = Annotated[str, AfterValidator(checked_proxy)]
+ReadableFile = Annotated[str, AfterValidator(_readable)]
+Timeout = Annotated[DurationField, AfterValidator(_above_zero)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerConfig(_Table):
+    """How clients reach the mirror."""
+
+    listen: Annotated[str, AfterValidator(_checked_listen)] = "0.0.0.0:5000"
+    drain: DurationField = _time("30s")
+
+
+class LogConfig(_Table):
+    """What the mirror says on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    access: bool = True
+
+
+class CacheConfig(_Table):
+    """Where and how much is kept."""
+
+    directory: Annotated[Path, AfterValidator(_checked_directory)] = Field(
+        default_factory=default_directory
+    )
+    max_size: SizeField = _size("50GiB")
+    min_free: SizeField = _size("2%")
+
+
+class TagsConfig(_Table):
+    """How long upstream's word on a tag holds."""
+
+    max_age: DurationField = _time("60s")
+    stale_if_error: DurationField = _time("30d")
+    negative_max_age: DurationField = _time("10s")
+
+
+class FetchConfig(_Table):
+    """How upstreams are reached."""
+
+    connect_timeout: Timeout = _time("10s")
+    first_byte_timeout: Timeout = _time("30s")
+    idle_timeout: Timeout = _time("60s")
+    proxy: Proxy = ""
+    ca_file: ReadableFile = ""
+
+
+class UpstreamConfig(_Table):
+    """One registry."""
+
+    url: Annotated[str, AfterValidator(checked_url)]
+    enabled: bool = True
+    default: bool = False
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    password_file: ReadableFile = ""
+    hosts: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    library: bool = False
+    proxy: Proxy = ""
+    ca_file: ReadableFile = ""
+
+    @model_validator(mode="after")
+    def _check_password(self) -> Self:
+        if self.password_file and self.password.get_secret_value():
+            raise ValueError("either password or password_file")
+        if not self.username and (self.password_file or self.password.get_secret_value()):
+            raise ValueError("a password with a username")
+        return self
+
+    def secret(self) -> str:
+        """The password, from the file where one is named.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if self.password_file:
+            return Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n")
+        return self.password.get_secret_value()
+
+
+class Config(_Table):
+    """All of it."""
+
+    server: ServerConfig = ServerConfig()
+    log: LogConfig = LogConfig()
+    cache: CacheConfig = Field(default_factory=CacheConfig)
+    tags: TagsConfig = TagsConfig()
+    fetch: FetchConfig = FetchConfig()
+    upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
+
+    def enabled(self) -> dict[str, UpstreamConfig]:
+        """The upstreams that are to be served, by name."""
+        return {name: upstream for name, upstream in self.upstreams.items() if upstream.enabled}
+
+    def default_upstream(self) -> str:
+        """The upstream that a plain ``/v2/<name>/`` means."""
+        return next(name for name, upstream in self.enabled().items() if upstream.default)

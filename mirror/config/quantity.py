@@ -1,0 +1,71 @@
+"""Sizes and times as people write them."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator, PlainSerializer
+
+_BINARY: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_DECIMAL: Final = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZES: Final = _BINARY | _DECIMAL
+_TIMES: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z%]*)\s*", re.ASCII)
+_PERCENT: Final = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes, or a share of the disk (0 to 1); ``text`` is how it was written."""
+
+    text: str
+    bytes: int = 0
+    share: float | None = None
+
+    def of(self, disk_bytes: int) -> int:
+        """The size in bytes on a disk of ``disk_bytes``."""
+        return self.bytes if self.share is None else int(self.share * disk_bytes)
+
+    @classmethod
+    def parse(cls, text: object) -> "Size":
+        """Read ``512MiB``, ``50GiB``, ``80%``.
+
+        Raises:
+            ValueError: it is no size.
+        """
+        if isinstance(text, Size):
+            return text
+        matched = _NUMBER.fullmatch(str(text)) if isinstance(text, str | int) else None
+        number, unit = (float(matched[1]), matched[2]) if matched else (0.0, "?")
+        if unit == "%" and number <= _PERCENT:
+            return cls(str(text), share=number / _PERCENT)
+        if isinstance(text, bool) or unit not in _SIZES:
+            raise ValueError("a size such as 512MiB, 50GiB or 80%")
+        return cls(str(text), bytes=int(number * _SIZES[unit]))
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Seconds; ``text`` is how it was written."""
+
+    text: str
+    seconds: float
+
+    @classmethod
+    def parse(cls, text: object) -> "Duration":
+        """Read ``250ms``, ``30s``, ``5m``, ``12h``, ``30d``.
+
+        Raises:
+            ValueError: it is no time.
+        """
+        if isinstance(text, Duration):
+            return text
+        matched = _NUMBER.fullmatch(text) if isinstance(text, str) else None
+        if matched is None or (matched[2] not in _TIMES and float(matched[1]) != 0):
+            raise ValueError("a time such as 30s, 5m, 12h or 30d")
+        return cls(str(text), float(matched[1]) * _TIMES.get(matched[2], 1.0))
+
+
+_as_text = PlainSerializer(lambda quantity: quantity.text, return_type=str)
+SizeField = Annotated[Size, BeforeValidator(Size.parse), _as_text]
+DurationField = Annotated[Duration, BeforeValidator(Duration.parse), _as_text]

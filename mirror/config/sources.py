@@ -1,0 +1,163 @@
+"""Where the configuration comes from: flags over environment over file over defaults.
+
+pydantic-settings reads the environment; what is ours is who said what, so that a mistake is told
+as one line with the place where it was made.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from mirror.config.addresses import checked_name
+from mirror.config.agreement import disagreements, with_default
+from mirror.config.errors import ConfigError
+from mirror.config.mistakes import line, told
+from mirror.config.model import Config, UpstreamConfig
+from mirror.config.wellknown import WELL_KNOWN
+
+Tree = dict[str, Any]
+Origins = dict[tuple[str, ...], str]
+
+SYSTEM_FILE: Final = Path("/etc/mirror/mirror.toml")
+_PREFIX: Final = "MIRROR_"
+_DELIMITER: Final = "__"
+_FLAT: Final = re.compile(r"[a-z0-9_]*", re.ASCII)
+
+
+class _Environment(Config, BaseSettings):
+    """Tells pydantic-settings which variables there may be; the values are checked later."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter=_DELIMITER)
+
+
+class _Variables(EnvSettingsSource):
+    """Reads the environment and leaves what it cannot decode to be told with the rest."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """The value of a table or a list, which is JSON."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """Read the configuration.
+
+    Args:
+        file: the file to read; without one ``$MIRROR_CONFIG``, or the system's if it is there.
+        flags: a tree of what the command line says.
+
+    Raises:
+        ConfigError: it cannot be used; all mistakes at once.
+    """
+    chosen = file or _file_of_environment()
+    told_by_file = _read(chosen) if chosen else {}
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        ("default", {"upstreams": WELL_KNOWN}),
+        (str(chosen), told_by_file),
+        ("environment", _environment(_names({"upstreams": WELL_KNOWN}, told_by_file))),
+        ("command line", flags or {}),
+    ]
+    tree: Tree = {}
+    origins: Origins = {}
+    for origin, layer in layers:
+        _merge(tree, layer, origin, origins)
+    return _checked(tree, origins)
+
+
+def _file_of_environment() -> Path | None:
+    if named := os.environ.get("MIRROR_CONFIG"):
+        return Path(named)
+    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+
+
+def _read(file: Path) -> Tree:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{file}: is not TOML: no UTF-8 (at line {number})"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{file}: is not TOML: {error}"]) from error
+
+
+def _environment(known: Iterable[str]) -> Tree:
+    tree: Tree = _Variables(_Environment)()
+    # Only with the delimiter in it: Kubernetes sets MIRROR_PORT and more for a service "mirror".
+    for variable in os.environ:
+        section, delimiter, _ = variable.upper().removeprefix(_PREFIX).partition(_DELIMITER)
+        if delimiter and variable.upper().startswith(_PREFIX):
+            tree.setdefault(section.lower(), {})
+    if isinstance(tables := tree.get("upstreams"), dict):
+        tree["upstreams"] = _spelt_out(tables, known)
+    return tree
+
+
+def _spelt_out(tables: Tree, known: Iterable[str]) -> Tree:
+    """``docker_io`` is how an environment variable says ``docker.io``."""
+    dotted = [name for name in (*tables, *known) if not _FLAT.fullmatch(name)]
+    names = {re.sub(r"[^a-z0-9]", "_", name): name for name in dotted}
+    spelt: Tree = {}
+    for name, table in tables.items():
+        _merge(spelt, {names.get(name, name): table}, "", {})
+    return spelt
+
+
+def _names(*trees: Mapping[str, Any]) -> list[str]:
+    tables = [tree.get("upstreams") for tree in trees]
+    return [name for table in tables if isinstance(table, Mapping) for name in table]
+
+
+def _merge(
+    tree: Tree,
+    layer: Mapping[str, Any],
+    origin: str,
+    origins: Origins,
+    path: tuple[str, ...] = (),
+) -> None:
+    for key, value in layer.items():
+        place = (*path, key)
+        origins[place] = origin
+        if isinstance(value, Mapping):
+            below = tree.get(key)
+            tree[key] = dict(below) if isinstance(below, dict) else {}
+            _merge(tree[key], value, origin, origins, place)
+        else:
+            tree[key] = value
+
+
+def _checked(tree: Tree, origins: Origins) -> Config:
+    problems: list[str] = []
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += told(error, origins)
+    upstreams = with_default(_valid_upstreams(tree))
+    problems += [
+        line(place, text, origins) for place, text in disagreements(upstreams, whole=not problems)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return config.model_copy(update={"upstreams": upstreams})
+
+
+def _valid_upstreams(tree: Tree) -> dict[str, UpstreamConfig]:
+    """The tables that are right by themselves, so that they can be compared."""
+    tables = tree.get("upstreams")
+    valid: dict[str, UpstreamConfig] = {}
+    for name, table in tables.items() if isinstance(tables, dict) else ():
+        try:
+            valid[checked_name(name)] = UpstreamConfig.model_validate(table)
+        except ValueError:
+            continue
+    return valid

@@ -1,0 +1,145 @@
+"""Every metric of the mirror, in one table.
+
+Labels are bounded: never a repository, a tag, a digest or a client's address.  The methods below
+the table are what the rooms call; none of them knows Prometheus.
+"""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from mirror.web.exchange import Ending
+
+_FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The figures of one process."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
+        registry = self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=_FIRST_BYTE_BUCKETS)
+
+        self._requests = counter(
+            "mirror_requests_total", "Requests of clients.", "upstream", "kind", "result"
+        )
+        self._request_seconds = histogram(
+            "mirror_request_seconds", "Seconds to the first byte of an answer.", "kind", "result"
+        )
+        self._served_bytes = counter(
+            "mirror_served_bytes_total", "Body bytes sent to clients.", "upstream", "kind"
+        )
+        self._upstream_bytes = counter(
+            "mirror_upstream_bytes_total", "Body bytes got from upstream.", "upstream", "kind"
+        )
+        self._upstream_requests = counter(
+            "mirror_upstream_requests_total",
+            "Requests to upstream, its token service and where it redirects.",
+            "upstream",
+            "kind",
+            "method",
+            "code",
+        )
+        self._upstream_seconds = histogram(
+            "mirror_upstream_request_seconds",
+            "Seconds to the first byte of upstream's answer.",
+            "upstream",
+            "kind",
+        )
+        self._fills = counter("mirror_fills_total", "Downloads ended.", "upstream", "result")
+        self._filling = gauge("mirror_fills_in_progress", "Downloads under way.")
+        self._waiting = gauge("mirror_clients_waiting", "Clients reading a blob as it arrives.")
+        self._cache_bytes = gauge("mirror_cache_bytes", "Bytes in the cache, partial files too.")
+        self._cache_max_bytes = gauge("mirror_cache_max_bytes", "Bytes the cache may have.")
+        self._cache_objects = gauge("mirror_cache_objects", "Blobs and manifests in the cache.")
+        self._evictions = counter("mirror_evictions_total", "Objects evicted to make room.")
+        self._evicted_bytes = counter("mirror_evicted_bytes_total", "Bytes evicted to make room.")
+        self._limit = gauge(
+            "mirror_upstream_ratelimit_limit", "Pulls upstream allows per window.", "upstream"
+        )
+        self._remaining = gauge(
+            "mirror_upstream_ratelimit_remaining", "Pulls upstream still allows.", "upstream"
+        )
+        self._up = gauge(
+            "mirror_upstream_up",
+            "Whether upstream's last answer was one (1) or not (0).",
+            "upstream",
+        )
+        gauge("mirror_build_info", "The version that runs.", "version").labels(version).set(1)
+
+    def request_ended(self, ending: Ending) -> None:
+        """A request was answered, or its connection is gone."""
+        exchange = ending.exchange
+        if exchange.outcome is None or exchange.kind in {"", "ping"}:
+            return
+        result = exchange.outcome.value
+        self._requests.labels(exchange.upstream, exchange.kind, result).inc()
+        self._served_bytes.labels(exchange.upstream, exchange.kind).inc(exchange.sent_bytes)
+        if exchange.first_byte is not None:
+            seconds = exchange.first_byte - exchange.started
+            self._request_seconds.labels(exchange.kind, result).observe(seconds)
+
+    def upstream_answered(
+        self, upstream: str, kind: str, method: str, code: str, seconds: float
+    ) -> None:
+        """One exchange with upstream; ``code`` is ``error`` when there was no answer."""
+        self._upstream_requests.labels(upstream, kind, method, code).inc()
+        self._upstream_seconds.labels(upstream, kind).observe(seconds)
+        self._up.labels(upstream).set(0 if code == "error" or code.startswith("5") else 1)
+
+    def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
+        """Body bytes arrived."""
+        self._upstream_bytes.labels(upstream, kind).inc(count)
+
+    def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
+        """Upstream told how many pulls it allows and how many are left."""
+        self._limit.labels(upstream).set(limit)
+        self._remaining.labels(upstream).set(remaining)
+
+    def fill_started(self) -> None:
+        """A download began."""
+        self._filling.inc()
+
+    def fill_ended(self, upstream: str, result: str) -> None:
+        """A download ended; ``found`` is one that was not needed after all."""
+        self._filling.dec()
+        if result != "found":
+            self._fills.labels(upstream, result).inc()
+
+    def manifest_mismatched(self, upstream: str) -> None:
+        """A manifest did not hash to its digest."""
+        self._fills.labels(upstream, "digest_mismatch").inc()
+
+    def clients_waiting(self, change: int) -> None:
+        """More or fewer clients read a growing blob."""
+        self._waiting.inc(change)
+
+    def evicted(self, size: int) -> None:
+        """An object went to make room."""
+        self._evictions.inc()
+        self._evicted_bytes.inc(size)
+
+    def cache_holds(self, used_bytes: int, objects: int, max_bytes: int) -> None:
+        """How full the cache is."""
+        self._cache_bytes.set(used_bytes)
+        self._cache_objects.set(objects)
+        self._cache_max_bytes.set(max_bytes)
+
+    def rendered(self) -> tuple[bytes, str]:
+        """The figures in Prometheus's text format, and its content type."""
+        encode, content_type = choose_encoder("")
+        return encode(self.registry), content_type

@@ -1,0 +1,43 @@
+"""The configuration as TOML again."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mirror.config import load
+from mirror.config.dump import dump_toml
+from tests.config.conftest import WriteToml
+
+SECRETS = """
+    [fetch]
+    proxy = "http://me:hunter1@proxy.lan:3128"
+    [upstreams."r.lan"]
+    url = "https://r.lan"
+    username = "me"
+    password = "hunter2"
+    """
+
+
+def test_what_is_dumped_is_read_back_the_same(write_toml: WriteToml) -> None:
+    config = load(
+        write_toml('[cache]\nmax_size = "80%"\n[upstreams."quay.io"]\nhosts = ["a", "b"]')
+    )
+    assert load(write_toml(dump_toml(config))) == config
+
+
+@pytest.mark.parametrize("name", ["plain", 'quo"te', "back\\slash", "tab\t", "émoji 🐋", "del\x7f"])
+def test_any_directory_survives(name: str, write_toml: WriteToml) -> None:
+    config = load(None, {"cache": {"directory": f"/{name}"}})
+    assert load(write_toml(dump_toml(config))).cache.directory == Path(f"/{name}")
+
+
+def test_secrets_are_masked(write_toml: WriteToml) -> None:
+    text = dump_toml(load(write_toml(SECRETS)))
+    assert "hunter" not in text
+    assert tomllib.loads(text)["upstreams"]["r.lan"]["password"] == "********"
+    assert tomllib.loads(text)["fetch"]["proxy"] == "http://********@proxy.lan:3128"
+
+
+def test_an_empty_password_is_seen_to_be_empty() -> None:
+    assert tomllib.loads(dump_toml(load()))["upstreams"]["docker.io"]["password"] == ""

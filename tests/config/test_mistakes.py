@@ -1,0 +1,194 @@
+"""Every mistake is one line: where, which key, what was found, what is allowed."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mirror.config import ConfigError, load
+from tests.config.conftest import WriteToml
+
+Tree = dict[str, object]
+
+
+def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(file, flags)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("toml", "line"),
+    [
+        ('[server]\nlisten = "nope"',
+         "server.listen: found 'nope', allowed: HOST:PORT, such as 0.0.0.0:5000, [::]:5000 or"),
+        ('[server]\nlisten = ":65536"', "server.listen: found ':65536', allowed: HOST:PORT"),
+        ("[server]\ndrain = 30", "server.drain: found 30, allowed: a time such as 30s"),
+        ('[server]\nlistne = ":1"', "server.listne: no such key (did you mean listen?)"),
+        ("[sever]", "sever: no such key (did you mean server?)"),
+        ("zzz = 1", "zzz: no such key (there are: server, log, cache, tags, fetch, upstreams)"),
+        ("tags = 5", "tags: found a value of type int, allowed: a table"),
+        ('[log]\nlevel = "loud"',
+         "log.level: found 'loud', allowed: 'debug', 'info', 'warning' or 'error'"),
+        ('[log]\naccess = "maybe"', "log.access: found 'maybe', allowed: true or false"),
+        ('[cache]\ndirectory = ""', "cache.directory: found '', allowed: a directory"),
+        ('[cache]\ndirectory = "~no-such-user/x"', "cache.directory: found '~no-such-user/x', "),
+        ('[cache]\nmax_size = "lots"', "cache.max_size: found 'lots', allowed: a size such as"),
+        ('[fetch]\nidle_timeout = "0s"',
+         "fetch.idle_timeout: found '0s', allowed: a time above zero"),
+        ('[fetch]\nproxy = "socks5://p:1"',
+         "fetch.proxy: found 'socks5://p:1', allowed: an http or https address such as"),
+        ('[fetch]\nca_file = "nowhere.pem"',
+         "fetch.ca_file: found 'nowhere.pem', allowed: a text file that can be read (No such file"),
+        ('[upstreams."r.lan"]\nusername = "me"',
+         'upstreams."r.lan".url: is missing (only well-known registries have one built in)'),
+        ('[upstreams."r.lan"]\nurl = "ftp://r.lan"',
+         """upstreams."r.lan".url: found 'ftp://r.lan', allowed: an http or https address"""),
+        ('[upstreams."r.lan"]\nurl = "https://r.lan/v2/"',
+         """upstreams."r.lan".url: found 'https://r.lan/v2/', allowed: an address without"""),
+        ('[upstreams."r.lan"]\nurl = "https://r.lan:99999"', 'upstreams."r.lan".url: found'),
+        ('[upstreams."R_lan/x"]\nurl = "https://r.lan"',
+         """upstreams."R_lan/x": found 'R_lan/x', allowed: a registry's name in lower case"""),
+        ('upstreams."docker.io" = 3',
+         'upstreams."docker.io": found a value of type int, allowed: a table'),
+        ('[upstreams."quay.io"]\nhosts = "q.lan"',
+         """upstreams."quay.io".hosts: found 'q.lan', allowed: a list of texts"""),
+        ('[upstreams."quay.io"]\nusername = "a"\npassword = "b"\npassword_file = "/dev/null"',
+         'upstreams."quay.io": found these keys together, allowed: either password or'),
+        ('[upstreams."quay.io"]\npassword = "b"',
+         'upstreams."quay.io": found these keys together, allowed: a password with a username'),
+        ('[upstreams."quay.io"]\ndefault = true\n[upstreams."ghcr.io"]\ndefault = true',
+         'upstreams."quay.io".default: found true, which ghcr.io says too, allowed: one default'),
+        ('[upstreams."docker.io"]\nenabled = false',
+         "upstreams: found no default, allowed: default = true for one that is enabled"),
+        ('[upstreams."docker.io"]\ndefault = false', "upstreams: found no default"),
+        ('[upstreams."quay.io"]\naliases = ["ghcr.io"]',
+         """upstreams."quay.io".aliases: found 'ghcr.io', which means ghcr.io already"""),
+        ('[upstreams."quay.io"]\nhosts = ["a"]\n[upstreams."gcr.io"]\nhosts = ["A"]',
+         """upstreams."gcr.io".hosts: found 'A', which means quay.io already"""),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_says_what_is_allowed(
+    toml: str, line: str, write_toml: WriteToml
+) -> None:
+    file = write_toml(toml)
+    (problem,) = problems(file)
+    assert problem.startswith(f"{file}: {line}")
+
+
+def test_all_mistakes_are_told_at_once(write_toml: WriteToml) -> None:
+    file = write_toml(
+        """
+        [server]
+        listen = "nope"
+        [cache]
+        max_size = "lots"
+        [upstreams."a.lan"]
+        [upstreams."quay.io"]
+        default = true
+        [upstreams."ghcr.io"]
+        default = true
+        """
+    )
+    assert [line.split(": ")[1] for line in problems(file)] == [
+        "server.listen",
+        "cache.max_size",
+        'upstreams."a.lan".url',
+        'upstreams."quay.io".default',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'[server]\nlisten = "', "is not TOML: Unterminated string"),
+        (b"[server]\nlisten\n", "(at line 2"),
+        (b"[server]\n\n\xff", "is not TOML: no UTF-8 (at line 3)"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_one_line_with_the_place(
+    content: bytes, told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "mirror.toml"
+    file.write_bytes(content)
+    (problem,) = problems(file)
+    assert problem.startswith(f"{file}: is not TOML: ")
+    assert told in problem
+
+
+def test_a_mistake_names_who_made_it(
+    write_toml: WriteToml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_toml('[server]\nlisten = "in file"\ndrain = "in file"\n[log]\nlevel = "in file"')
+    monkeypatch.setenv("MIRROR_SERVER__LISTEN", "in environment")
+    monkeypatch.setenv("MIRROR_SERVER__DRAIN", "in environment")
+    lines = problems(file, {"server": {"listen": "in flag"}})
+    assert [line.partition(": found")[0] for line in lines] == [
+        "command line: server.listen",
+        "environment: server.drain",
+        f"{file}: log.level",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("MIRROR_SERVER__LISTNE", "environment: server.listne: no such key (did you mean listen?)"),
+        ("MIRROR_SEVER__LISTEN", "environment: sever: no such key (did you mean server?)"),
+        ("MIRROR_LOG", "environment: log: found a value of type str, allowed: a table"),
+        ("MIRROR_UPSTREAMS", "environment: upstreams: found a value of type str, allowed: a table"),
+        ("MIRROR_UPSTREAMS__GCR_IO__HOSTS", 'environment: upstreams."gcr.io".hosts: found'),
+        ("MIRROR_UPSTREAMS__R_LAN__URL", "environment: upstreams.r_lan: found 'r_lan', allowed:"),
+    ],
+)
+def test_the_environment_is_as_strict_as_the_file(
+    variable: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "https://r.lan")
+    (problem,) = problems()
+    assert problem.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '[upstreams."r.lan"]\nurl = "https://me:hunter2@r.lan"',
+        '[upstreams."r.lan"]\nurl = "https://me:/@hunter2@r.lan/v2"',
+        '[fetch]\nproxy = "socks5://me:hunter2@p.lan"',
+        '[upstreams."quay.io"]\npassword = ["hunter2"]',
+        '[upstreams."quay.io"]\npasword = "hunter2"',
+        '[upstreams."quay.io"]\npassword = "hunter2"',
+        '[[upstreams]]\npassword = "hunter2"',
+        'upstreams."quay.io" = "hunter2"',
+    ],
+)
+def test_a_mistake_never_shows_a_secret(toml: str, write_toml: WriteToml) -> None:
+    assert "hunter2" not in "\n".join(problems(write_toml(toml)))
+
+
+names = st.text(max_size=8) | st.sampled_from(
+    ["server", "listen", "cache", "upstreams", "docker.io", "url", "hosts", "default", "enabled"]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def told(tree: Tree) -> list[str]:
+    try:
+        load(None, tree)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(names, values, max_size=4))
+def test_whatever_is_said_is_told_in_lines_or_right(tree: Tree) -> None:
+    for problem in told(tree):
+        assert len(problem.splitlines()) == 1
+        assert problem.startswith(("command line: ", "default: upstreams: found no default"))

@@ -1,0 +1,90 @@
+"""The command as a person meets it: what it prints where, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mirror import __version__
+
+
+def mirror(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MIRROR_")} | variables
+    return subprocess.run(
+        [sys.executable, "-m", "mirror", *arguments],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> str:
+    file = tmp_path / "mirror.toml"
+    file.write_text('[server]\nlisten = "nope"\n[cache]\nmax_size = "lots"\n')
+    return str(file)
+
+
+def test_version_is_told() -> None:
+    told = mirror("--version")
+    assert (told.returncode, told.stdout) == (0, f"mirror {__version__}\n")
+
+
+def test_check_prints_the_whole_configuration() -> None:
+    checked = mirror("check", MIRROR_SERVER__LISTEN=":5001")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert tomllib.loads(checked.stdout)["server"]["listen"] == ":5001"
+
+
+@pytest.mark.parametrize("command", [("check",), ("serve",), ("client", "docker")])
+def test_every_command_tells_mistakes_one_per_line_and_ends_with_2(
+    command: tuple[str, ...], wrong: str
+) -> None:
+    failed = mirror(*command, "--config", wrong)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    listen, max_size = failed.stderr.splitlines()
+    assert listen.startswith(f"mirror: {wrong}: server.listen: found 'nope', allowed: ")
+    assert max_size.startswith(f"mirror: {wrong}: cache.max_size: found 'lots', allowed: ")
+
+
+def test_flags_of_serve_are_checked_like_keys() -> None:
+    failed = mirror("serve", "--listen", "nope", "--max-size", "lots", "--cache-dir", "")
+    assert failed.returncode == 2
+    assert {line.split(": ")[2] for line in failed.stderr.splitlines()} >= {
+        "server.listen",
+        "cache.max_size",
+    }
+    assert failed.stderr.count("mirror: command line: ") == len(failed.stderr.splitlines())
+
+
+def test_a_cache_directory_that_cannot_be_is_one_line_and_1(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    failed = mirror("serve", "--cache-dir", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
+    assert failed.returncode == 1
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("mirror: the cache directory ")
+
+
+@pytest.mark.parametrize("arguments", [("serve", "--nope"), ("nope",), ("client", "nope"), ()])
+def test_a_wrong_command_line_is_told_without_a_traceback(arguments: tuple[str, ...]) -> None:
+    failed = mirror(*arguments)
+    assert failed.returncode == 2
+    assert "Usage: mirror" in failed.stderr + failed.stdout
+    assert "Traceback" not in failed.stderr
+
+
+def test_the_snippet_for_docker_is_json_and_its_advice_is_apart() -> None:
+    shown = mirror("client", "docker", "--url", "http://m.lan:5000/")
+    assert shown.returncode == 0
+    assert json.loads(shown.stdout)["registry-mirrors"] == ["http://m.lan:5000"]
+    assert "/etc/docker/daemon.json" in shown.stderr
+    assert all(line.startswith("# ") for line in shown.stderr.splitlines())
+
+
+@pytest.mark.parametrize("url", ["m.lan:5000", "http://m.lan/path", "http://me:hunter2@m.lan"])
+def test_an_address_that_docker_would_refuse_is_refused(url: str) -> None:
+    failed = mirror("client", "docker", "--url", url)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "hunter2" not in failed.stderr
