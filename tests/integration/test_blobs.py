@@ -1,0 +1,257 @@
+"""Blobs as a client sees them."""
+
+import asyncio
+import contextlib
+import hashlib
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.fakes import FakeRegistry, Fault, random_bytes
+from tests.running import eventually, running
+
+REQUESTS = 'mirror_requests_total{kind="blob",result="%s",upstream="docker.io"}'
+FILLS = 'mirror_fills_total{result="%s",upstream="docker.io"}'
+MIB = 1 << 20
+
+
+def path(digest: str, repo: str = "library/app") -> str:
+    return f"/v2/{repo}/blobs/{digest}"
+
+
+def held_bytes(directory) -> int:
+    """What blobs, manifests and partial files take on disk, each file once."""
+    sizes = {}
+    for folder in ("blobs", "manifests", "partial", "pending"):
+        for file in (directory / folder).rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                found = file.stat()
+                if file.is_file():
+                    sizes[found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+async def test_a_miss_is_streamed_stored_and_then_served_without_upstream(mirror, upstream):
+    data = random_bytes(3 * MIB)
+    digest = upstream.add_blob(data)
+    cold = await mirror.get(path(digest))
+    await upstream.stop()
+    warm = await mirror.get(path(digest))
+    assert cold.body == warm.body == data
+    assert cold.headers["Cache-Status"] == "mirror; fwd=miss; stored"
+    assert warm.headers["Cache-Status"] == "mirror; hit"
+    for answer in (cold, warm):
+        assert answer.headers["Docker-Content-Digest"] == digest
+        assert answer.headers["ETag"] == f'"{digest}"'
+        assert answer.headers["Content-Length"] == str(len(data))
+    await upstream.start()
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 5 * MIB + 7])
+@pytest.mark.parametrize("unknown_length", [False, True])
+async def test_every_size_arrives_whole(mirror, upstream, size, unknown_length):
+    data = random_bytes(size)
+    digest = upstream.add_blob(data)
+    upstream.faults.append(Fault(method="GET", unknown_length=unknown_length))
+    assert (await mirror.get(path(digest))).body == data
+    warm = await mirror.get(path(digest))
+    assert warm.body == data
+    assert warm.headers["Content-Length"] == str(size)
+    assert upstream.count("blob", "GET") == 1
+
+
+async def test_sha512_blobs_are_verified_and_stored(mirror, upstream):
+    data = random_bytes(MIB)
+    digest = upstream.add_blob(data, "sha512")
+    assert (await mirror.get(path(digest))).body == data
+    assert (await mirror.get(path(digest))).headers["Cache-Status"] == "mirror; hit"
+
+
+async def test_followers_share_one_upstream_request(mirror, upstream):
+    data = random_bytes(8 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.rate = 32 * MIB
+    answers = await asyncio.gather(*(mirror.get(path(digest)) for _ in range(16)))
+    assert all(answer.body == data for answer in answers)
+    assert upstream.count("blob") == 1
+    figures = await mirror.metrics()
+    assert figures[REQUESTS % "miss"] == 1
+    assert figures[REQUESTS % "coalesced"] == 15
+
+
+async def test_followers_from_other_repositories_share_it_too(mirror, upstream):
+    data = random_bytes(4 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.rate = 32 * MIB
+    answers = await asyncio.gather(
+        *(mirror.get(path(digest, f"library/app{number}")) for number in range(4))
+    )
+    assert all(answer.body == data for answer in answers)
+    assert upstream.count("blob") == 1
+
+
+async def test_a_refusal_for_one_repository_is_not_anothers(tmp_path):
+    async with FakeRegistry() as upstream:
+        data = random_bytes(MIB)
+        digest = upstream.add_blob(data)
+
+        def guard(request, where):
+            return web.Response(status=403) if "/secret/" in where else None
+
+        upstream.guard = guard
+        async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+            refused, given = await asyncio.gather(
+                mirror.get(path(digest, "library/secret")),
+                mirror.get(path(digest, "library/app")),
+            )
+    assert refused.status == 403
+    assert given.body == data
+
+
+@pytest.mark.parametrize(
+    ("wanted", "span"),
+    [("bytes=5-9", (5, 10)), ("bytes=1000000-", (1000000, None)), ("bytes=-7", (-7, None))],
+)
+async def test_ranges_of_stored_and_of_growing_blobs(mirror, upstream, wanted, span):
+    data = random_bytes(3 * MIB)
+    digest = upstream.add_blob(data)
+    for _ in ("growing", "stored"):
+        answer = await mirror.get(path(digest), Range=wanted)
+        assert answer.status == 206
+        assert answer.body == data[slice(*span)]
+        start = span[0] % len(data)
+        end = start + len(answer.body) - 1
+        assert answer.headers["Content-Range"] == f"bytes {start}-{end}/{len(data)}"
+
+
+async def test_ranges_that_make_no_sense_are_416_and_several_are_the_whole(mirror, upstream):
+    data = random_bytes(1000)
+    digest = upstream.add_blob(data)
+    for wanted in ("bytes=1000-", "bytes=9-5", "bytes=x-", "bytes=-0"):
+        answer = await mirror.get(path(digest), Range=wanted)
+        assert answer.status == 416, wanted
+        assert answer.headers["Content-Range"] == "bytes */1000"
+    assert (await mirror.get(path(digest), Range="bytes=0-1,5-6")).status == 200
+    assert (await mirror.get(path(digest), Range="lines=1-2")).status == 200
+    assert (await mirror.get(path(digest), Range="bytes=1-2", If_Range='"other"')).status == 200
+    assert (await mirror.get(path(digest), Range="bytes=1-2", If_Range=f'"{digest}"')).status == 206
+
+
+async def test_a_conditional_request_is_304(mirror, upstream):
+    digest = upstream.add_blob(b"content")
+    answer = await mirror.get(path(digest), If_None_Match=f'"{digest}"')
+    assert (answer.status, answer.body) == (304, b"")
+
+
+async def test_head_asks_upstream_for_a_blob_that_nobody_has_pulled(mirror, upstream):
+    digest = upstream.add_blob(bytes(12345))
+    cold = await mirror.get(path(digest), "HEAD")
+    assert (cold.status, cold.headers["Content-Length"]) == (200, "12345")
+    assert upstream.count("blob", "GET") == 0
+    await mirror.get(path(digest))
+    assert (await mirror.get(path(digest), "HEAD")).headers["Cache-Status"] == "mirror; hit"
+
+
+async def test_a_missing_blob_is_remembered_as_missing(mirror, upstream):
+    digest = "sha256:" + "0" * 64
+    for _ in range(3):
+        answer = await mirror.get(path(digest))
+        assert answer.status == 404
+        assert b"BLOB_UNKNOWN" in answer.body
+    assert upstream.count("blob") == 1
+    assert (await mirror.metrics())[REQUESTS % "negative"] == 3
+
+
+@pytest.mark.parametrize("flip", [0, MIB, 2 * MIB - 1])
+async def test_a_flipped_byte_reaches_nobody_whole_and_is_not_stored(mirror, upstream, flip):
+    data = random_bytes(2 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.faults.append(Fault(flip=flip))
+    with pytest.raises(aiohttp.ClientError):
+        await mirror.get(path(digest))
+    figures = await mirror.metrics()
+    assert figures[FILLS % "digest_mismatch"] == 1
+    assert figures["mirror_cache_bytes"] == 0
+    again = await mirror.get(path(digest))
+    assert hashlib.sha256(again.body).hexdigest() == digest.partition(":")[2]
+
+
+async def test_a_flipped_byte_breaks_off_every_client(mirror, upstream):
+    data = random_bytes(4 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.rate = 32 * MIB
+    upstream.faults.append(Fault(flip=len(data) - 1))
+    answers = await asyncio.gather(
+        *(mirror.get(path(digest)) for _ in range(8)), return_exceptions=True
+    )
+    assert all(isinstance(answer, aiohttp.ClientError) for answer in answers)
+
+
+async def test_a_blob_larger_than_the_cache_passes_through_verified(tmp_path, upstream):
+    data = random_bytes(4 * MIB)
+    digest = upstream.add_blob(data)
+    cache = {"max_size": "1MiB"}
+    async with running(tmp_path / "c", {"docker.io": upstream.url}, cache=cache) as mirror:
+        for _ in range(2):
+            answer = await mirror.get(path(digest))
+            assert answer.body == data
+            assert "stored" not in answer.headers["Cache-Status"]
+        part = await mirror.get(path(digest), Range=f"bytes={3 * MIB}-")
+        assert part.body == data[3 * MIB :]
+        assert (await mirror.metrics())["mirror_cache_bytes"] == 0
+        upstream.faults += [Fault(times=2, flip=5)]
+        with pytest.raises(aiohttp.ClientError):
+            await mirror.get(path(digest))
+
+
+async def test_a_broken_connection_goes_on_where_it_stopped_unnoticed(mirror, upstream):
+    data = random_bytes(32 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.faults += [Fault(cut=3 * MIB), Fault(reset=MIB), Fault(cut=MIB // 2)]
+    assert (await mirror.get(path(digest))).body == data
+    assert upstream.sent[digest] < 1.1 * len(data)
+    await eventually(mirror, FILLS % "resumed", 1)
+
+
+async def test_an_upstream_that_ignores_range_is_read_from_the_start(mirror, upstream):
+    data = random_bytes(4 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.faults += [Fault(cut=MIB), Fault(ignore_range=True)]
+    assert (await mirror.get(path(digest))).body == data
+
+
+async def test_a_client_that_leaves_does_not_stop_the_others(mirror, upstream):
+    data = random_bytes(8 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.rate = 16 * MIB
+    leaver = asyncio.create_task(mirror.get(path(digest)))
+    stayer = asyncio.create_task(mirror.get(path(digest)))
+    while not upstream.sent[digest]:
+        await asyncio.sleep(0.01)
+    leaver.cancel()
+    assert (await stayer).body == data
+    assert upstream.count("blob") == 1
+
+
+async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(tmp_path, upstream):
+    size = 10 * MIB
+    hot = upstream.add_blob(random_bytes(size, seed=1000))
+    cache = {"max_size": "80MiB"}
+    directory = tmp_path / "cache"
+    most = 0
+    async with running(directory, {"docker.io": upstream.url}, cache=cache) as mirror:
+        await mirror.get(path(hot))
+        for seed in range(100):
+            digest = upstream.add_blob(random_bytes(size, seed))
+            await mirror.get(path(digest))
+            del upstream.blobs[digest]
+            assert (await mirror.get(path(hot))).headers["Cache-Status"] == "mirror; hit"
+            most = max(most, held_bytes(directory))
+        await eventually(mirror, "mirror_cache_bytes", 8 * size)
+        figures = await mirror.metrics()
+    print(f"the disk held at most {most / MIB:.0f} MiB")
+    assert most <= 80 * MIB
+    assert figures["mirror_evictions_total"] == 93
+    assert figures["mirror_evicted_bytes_total"] == 93 * size
+    assert figures["mirror_cache_objects"] == 8

@@ -1,0 +1,80 @@
+"""A mirror to test: in this process where speed matters, and a client for it."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from mirror.app import serving
+from mirror.config import load
+
+_SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A running mirror."""
+
+    url: str
+    session: aiohttp.ClientSession
+
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Ask for a path exactly as given; a broken body raises as aiohttp does."""
+        url = URL(self.url + path, encoded=True)
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.session.request(method, url, headers=fields) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def metrics(self) -> dict[str, float]:
+        """Each sample of /metrics by name and labels as they stand there."""
+        text = (await self.get("/metrics")).body.decode()
+        matches = (_SAMPLE.fullmatch(line) for line in text.splitlines())
+        return {
+            f"{found[1]}{{{found[2]}}}" if found[2] else found[1]: float(found[3])
+            for found in matches
+            if found
+        }
+
+
+async def eventually(mirror: Mirror, sample: str, value: float) -> None:
+    """Wait, at most 5 s, for a figure that is counted after the client has its bytes."""
+    async with asyncio.timeout(5):
+        while (await mirror.metrics()).get(sample) != value:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, upstreams: Mapping[str, Any], **sections: Mapping[str, Any]
+) -> AsyncIterator[Mirror]:
+    """Run a mirror in this process on a free port, with its cache in ``directory``.
+
+    ``upstreams`` maps names to urls or tables; other sections are given as in the file.
+    """
+    tree: dict[str, Any] = {
+        "server": {"listen": "127.0.0.1:0", "drain": "1s", **sections.pop("server", {})},
+        "cache": {"directory": str(directory), "min_free": "0", **sections.pop("cache", {})},
+        "upstreams": {
+            name: {"url": table} if isinstance(table, str) else table
+            for name, table in upstreams.items()
+        },
+        **sections,
+    }
+    async with (
+        serving(load(None, tree), asyncio.Event()) as (host, port),
+        aiohttp.ClientSession(auto_decompress=False) as session,
+    ):
+        yield Mirror(f"http://{host}:{port}", session)
