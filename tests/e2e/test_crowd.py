@@ -1,0 +1,79 @@
+"""Many clients at once on one cold blob, from an upstream that is the bottleneck."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeRegistry, random_bytes
+from tests.fakes.content import digest_of
+from tests.peers.mirror import MirrorProcess
+from tests.peers.requirements import need
+
+pytestmark = [pytest.mark.e2e]
+
+MIB = 1 << 20
+SIZE = 256 * MIB
+CLIENTS = 32
+KEPT = 3  # whose bytes are hashed afterwards; the others are counted
+
+
+@dataclass(frozen=True)
+class Download:
+    status: int
+    size: int
+    first_byte: float
+    total: float
+
+
+async def download(url: str, *outputs: Path | str) -> list[Download]:
+    """One curl, so many transfers at once: clients that cost little beside what is measured."""
+    form = '{"status": %{http_code}, "size": %{size_download}, '
+    form += '"first_byte": %{time_starttransfer}, "total": %{time_total}}\\n'
+    command = ["curl", "--silent", "--no-progress-meter", "--max-time", "120", "--write-out", form]
+    command += ["--parallel", "--parallel-immediate", "--parallel-max", str(len(outputs))]
+    for output in outputs:
+        command += ["--output", str(output), url]
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await child.communicate()
+    assert child.returncode == 0, f"curl exited {child.returncode}: {printed!r}"
+    return [Download(**json.loads(line)) for line in printed.splitlines()]
+
+
+@pytest.fixture
+async def slow_upstream() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry(rate=64 * MIB) as upstream:
+        yield upstream
+
+
+async def test_a_crowd_on_a_cold_blob_costs_one_download_and_its_time(tmp_path, slow_upstream):
+    need("curl")
+    upstream = slow_upstream
+    digest = upstream.add_blob(random_bytes(SIZE))
+    mirror = MirrorProcess(tmp_path / "mirror", {"docker.io": upstream.url})
+    await asyncio.to_thread(mirror.start)
+    try:
+        where = f"/v2/library/app/blobs/{digest}"
+        (direct,) = await download(upstream.url + where, "/dev/null")
+        upstream.sent.clear()
+        kept = [tmp_path / f"kept{number}" for number in range(KEPT)]
+        outputs = [*kept, *["/dev/null"] * (CLIENTS - KEPT)]
+        crowd = await download(mirror.url + where, *outputs)
+    finally:
+        mirror.terminate()
+
+    slowest = max(client.total for client in crowd)
+    latest = max(client.first_byte for client in crowd) - direct.first_byte
+    print(
+        f"direct {direct.total:.2f} s; {CLIENTS} clients: slowest {slowest:.2f} s "
+        f"({slowest / direct.total:.2f} x), last first byte {latest * 1000:.0f} ms after upstream's"
+    )
+    assert len(crowd) == CLIENTS
+    assert all((client.status, client.size) == (200, SIZE) for client in crowd)
+    assert all(digest_of(file.read_bytes()) == digest for file in kept)
+    assert upstream.sent[digest] == SIZE
+    assert slowest <= 1.2 * direct.total
+    assert latest <= 0.1

@@ -1,0 +1,107 @@
+"""A real Docker daemon pulls through the mirror from real registries."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.peers.distribution import Distribution
+from tests.peers.dockerd import Dockerd
+from tests.peers.image import push_image
+from tests.peers.mirror import MirrorProcess
+from tests.peers.requirements import need
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+MIB = 1 << 20
+
+
+@dataclass
+class Office:
+    """Two registries, a mirror between, a Docker daemon that knows only the mirror."""
+
+    hub: Distribution
+    mcr: Distribution
+    mirror: MirrorProcess
+    docker: Dockerd
+
+    def upstream_blob_requests(self) -> int:
+        return self.hub.blob_requests() + self.mcr.blob_requests()
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    need("dockerd", "docker", "docker-registry", "containerd", "runc", "busybox", root=True)
+    directory: Path = tmp_path_factory.mktemp("office")
+    hub, mcr = Distribution(directory / "hub"), Distribution(directory / "mcr")
+    upstreams = {"docker.io": hub.url, "mcr.microsoft.com": mcr.url}
+    mirror = MirrorProcess(directory / "mirror", upstreams, '[tags]\nmax_age = "1s"\n')
+    docker = Dockerd(directory / "docker", mirror.url)
+    hub.start()
+    mcr.start()
+    mirror.start()
+    docker.start()
+    yield Office(hub, mcr, mirror, docker)
+    docker.stop()
+    mirror.terminate()
+    hub.stop()
+    mcr.stop()
+
+
+def pull_and_run(office: Office, image: str, marker: str) -> None:
+    """Pull an image that is not there, run it, remove it."""
+    office.docker.docker("pull", image)
+    said = office.docker.docker("run", "--rm", "--network", "none", image)
+    assert said == marker
+    office.docker.docker("rmi", image)
+
+
+@pytest.mark.parametrize("way", ["registry-mirrors", "path prefix"])
+def test_an_image_is_pulled_cold_warm_offline_and_after_a_restart(office: Office, way: str) -> None:
+    if way == "registry-mirrors":
+        upstream, repository, image = office.hub, "library/demo", "demo:1"
+    else:
+        upstream, repository = office.mcr, "dotnet/demo"
+        image = f"127.0.0.1:{office.mirror.port}/mcr.microsoft.com/dotnet/demo:1"
+    push_image(upstream.url, repository, "1", f"hello by {way}", [256 * MIB, 3 * MIB, 1000])
+
+    before = upstream.blob_requests()
+    pull_and_run(office, image, f"hello by {way}")
+    cold = upstream.blob_requests()
+    assert cold - before == 6, "config and five layers, each once"
+
+    pull_and_run(office, image, f"hello by {way}")
+    upstream.stop()
+    pull_and_run(office, image, f"hello by {way}")
+    assert office.mirror.terminate() == 0
+    office.mirror.start()
+    pull_and_run(office, image, f"hello by {way}")
+    assert upstream.blob_requests() == cold
+    upstream.start()
+
+
+def test_a_mirror_that_was_killed_serves_what_it_had(office: Office) -> None:
+    push_image(office.hub.url, "library/killed", "1", "still here", [5 * MIB])
+    pull_and_run(office, "killed:1", "still here")
+    asked = office.hub.blob_requests()
+    office.mirror.kill()
+    office.hub.stop()
+    office.mirror.start()
+    pull_and_run(office, "killed:1", "still here")
+    office.hub.start()
+    assert office.hub.blob_requests() == asked
+
+
+def test_sigterm_lets_a_running_pull_finish(office: Office) -> None:
+    push_image(office.hub.url, "library/drained", "1", "whole", [128 * MIB])
+    pull = office.docker.start_pull("drained:1")
+    office.mirror._process.wait_until(lambda: "library/drained" in office.mirror.output())
+    office.mirror._process.wait_until(
+        lambda: office.mirror.metrics()["mirror_fills_in_progress"] > 0
+    )
+    code = office.mirror.terminate()
+    output, _ = pull.communicate(timeout=120)
+    office.mirror.start()
+    assert code == 0
+    assert pull.returncode == 0 or "drained" in output

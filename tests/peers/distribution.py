@@ -1,0 +1,47 @@
+"""Debian's docker-registry (distribution 2.8.2) as upstream, with its own access log."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.peers.process import Process, accepts, free_port
+
+_CONFIG = """\
+version: 0.1
+log: {{level: warn, accesslog: {{disabled: false}}}}
+storage: {{filesystem: {{rootdirectory: {root}}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+"""
+_ACCESS = re.compile(r'"(GET|HEAD) (/v2/\S*) HTTP/1.1" (\d{3})')
+
+
+@dataclass
+class Distribution:
+    """A registry on a port of its own; content stays over stop and start."""
+
+    directory: Path
+    port: int = field(default_factory=free_port)
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "config.yml"
+        config.write_text(_CONFIG.format(root=self.directory / "data", port=self.port))
+        log = self.directory / "log"
+        self._process = Process(["docker-registry", "serve", str(config)], log)
+        self._process.wait_until(lambda: accepts(self.port))
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def requests(self) -> list[tuple[str, str]]:
+        """Method and path of every read that was answered, since the first start."""
+        log = (self.directory / "log").read_text(errors="replace")
+        return [(method, path) for method, path, _ in _ACCESS.findall(log)]
+
+    def blob_requests(self) -> int:
+        """How often a blob was asked for."""
+        return sum("/blobs/sha256:" in path for _, path in self.requests())

@@ -1,0 +1,67 @@
+"""Debian's Docker daemon, on a socket of its own, with the mirror as its registry mirror."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.peers.process import Process
+
+
+@dataclass
+class Dockerd:
+    """A daemon with its data below ``directory``.
+
+    Docker Hub is a closed port of the loopback for it (HTTPS_PROXY), so that what is pulled can
+    have come through the mirror only.
+    """
+
+    directory: Path
+    mirror: str
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._socket = self.directory / "docker.sock"
+        command = [
+            "dockerd",
+            *("--host", f"unix://{self._socket}"),
+            *("--data-root", f"{self.directory}/data"),
+            *("--exec-root", f"{self.directory}/exec"),
+            *("--pidfile", f"{self.directory}/pid"),
+            *("--iptables=false", "--bridge=none", "--registry-mirror", self.mirror),
+        ]
+        environment = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+            "NO_PROXY": "127.0.0.1",
+        }
+        self._process = Process(command, self.directory / "log", environment)
+        self._process.wait_until(self._answers, 60)
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def docker(self, *arguments: str, seconds: float = 180) -> str:
+        """Run the docker command; its standard output."""
+        done = self._run(*arguments, seconds=seconds)
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def start_pull(self, image: str) -> "subprocess.Popen[str]":
+        """A pull in the background."""
+        return subprocess.Popen(
+            self._command("pull", image),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _answers(self) -> bool:
+        return self._socket.exists() and self._run("version", seconds=10).returncode == 0
+
+    def _run(self, *arguments: str, seconds: float) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self._command(*arguments), capture_output=True, text=True, timeout=seconds, check=False
+        )
+
+    def _command(self, *arguments: str) -> list[str]:
+        return ["docker", "--host", f"unix://{self._socket}", *arguments]

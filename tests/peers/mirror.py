@@ -1,0 +1,66 @@
+"""The product as its users run it: a process of its own with a configuration file."""
+
+import json
+import sys
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.peers.process import Process, free_port
+
+
+@dataclass
+class MirrorProcess:
+    """A mirror on a port of its own; its cache stays over stop, kill and start."""
+
+    directory: Path
+    upstreams: Mapping[str, str]
+    extra: str = ""
+    port: int = field(default_factory=free_port)
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "mirror.toml"
+        config.write_text(self._toml())
+        command = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
+        self._process = Process(command, self.directory / "log")
+        self._process.wait_until(self._ready)
+
+    def terminate(self) -> int:
+        return self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def output(self) -> str:
+        return self._process.output()
+
+    def metrics(self) -> dict[str, float]:
+        """Each sample of /metrics by name and labels as they stand there."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def _toml(self) -> str:
+        lines = ["[server]", f'listen = "127.0.0.1:{self.port}"', "[cache]"]
+        lines += [f"directory = {json.dumps(str(self.directory / 'cache'))}", 'min_free = "0"']
+        for name, url in self.upstreams.items():
+            lines += [f"[upstreams.{json.dumps(name)}]", f"url = {json.dumps(url)}"]
+        return "\n".join(lines) + "\n" + self.extra
