@@ -8,7 +8,6 @@ HUB = 'upstream="docker.io"'
 async def test_each_counter_has_the_value_that_the_sequence_implies(mirror, upstream):
     app = image(random_bytes(200_000), random_bytes(300_000, seed=1))
     upstream.add_image("library/app", app, "1")
-    config, *layers = app.blobs
     size = sum(map(len, app.blobs))
 
     async def pull() -> None:

@@ -174,7 +174,7 @@ async def test_a_picky_client_gets_what_upstream_would_have_given_it(mirror, ups
     upstream.add_image(REPO, old)
     body = index(old, media_type=DOCKER_LIST)
     upstream.add_manifest(REPO, body, DOCKER_LIST, "latest")
-    everything = ", ".join([DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST])
+    everything = f"{DOCKER_LIST}, {DOCKER_MANIFEST}, {OCI_INDEX}, {OCI_MANIFEST}"
     assert (await mirror.get(path("latest"), Accept=everything)).body == body
     refused = await mirror.get(path("latest"), Accept=DOCKER_MANIFEST)
     assert refused.status == 404, "this upstream has nothing for a client that takes no list"
