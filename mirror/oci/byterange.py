@@ -54,7 +54,7 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
         start, stop = max(0, size - int(last or 0)), size
     else:
         start, stop = int(first), size if last is None else min(int(last) + 1, size)
-    if start == size == 0:
+    if first is not None and start == size == 0:
         return None  # as Go's ServeContent: containerd's parallel fetch asks bytes=0- of everything
     if start >= stop:
         raise RangeNotSatisfiable(f"the range names no byte of the {size} there are")

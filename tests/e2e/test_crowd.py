@@ -53,7 +53,7 @@ async def test_a_crowd_on_a_cold_blob_costs_one_download_and_its_time(tmp_path, 
     need("curl")
     upstream = slow_upstream
     digest = upstream.add_blob(random_bytes(SIZE))
-    mirror = MirrorProcess(tmp_path / "mirror", {"docker.io": upstream.url})
+    mirror = MirrorProcess(tmp_path / "mirror", {"docker.io": upstream.url}, measured=False)
     await asyncio.to_thread(mirror.start)
     try:
         where = f"/v2/library/app/blobs/{digest}"

@@ -47,6 +47,14 @@ def test_a_suffix_is_the_last_bytes_or_all_there_are(length: int, size: int):
             parse_range(f"bytes=-{length}", size)
 
 
+def test_an_empty_blob_is_given_whole_to_who_asks_from_its_start():
+    assert parse_range("bytes=0-", 0) is None
+    assert parse_range("bytes=0-99", 0) is None
+    for header in ("bytes=1-", "bytes=-1", "bytes=-0"):
+        with pytest.raises(RangeNotSatisfiable):
+            parse_range(header, 0)
+
+
 @pytest.mark.parametrize("last", [2**63 - 1, U64_MAX])
 def test_the_largest_integers_of_other_languages_mean_the_end(last: int):
     assert parse_range(f"bytes=2-{last}", 10) == ByteRange(2, 10)

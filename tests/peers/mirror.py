@@ -1,6 +1,7 @@
 """The product as its users run it: a process of its own with a configuration file."""
 
 import json
+import os
 import sys
 import urllib.request
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ class MirrorProcess:
     directory: Path
     upstreams: Mapping[str, str]
     extra: str = ""
+    measured: bool = True  # False: no coverage, where time is what the test is about
     port: int = field(default_factory=free_port)
 
     def start(self) -> None:
@@ -24,7 +26,12 @@ class MirrorProcess:
         config = self.directory / "mirror.toml"
         config.write_text(self._toml())
         command = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
-        self._process = Process(command, self.directory / "log")
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if self.measured or not name.startswith("COV")
+        }
+        self._process = Process(command, self.directory / "log", environment)
         self._process.wait_until(self._ready)
 
     def terminate(self) -> int:
