@@ -11,7 +11,7 @@ from mirror.oci.byterange import (
     parse_range,
 )
 
-SIZES = st.integers(min_value=0, max_value=40)
+SIZES = st.integers(min_value=1, max_value=40)
 U64_MAX = 2**64 - 1
 
 
