@@ -167,9 +167,7 @@ class Fill:
                 async with self.source.open(self.digest, partial.length) as stream:
                     await self._begin(stream, partial)
                     await self._copy(stream, partial)
-                if not partial.verified():
-                    name = self.source.registry.name
-                    raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
+                self._check(partial)
                 return
             except UpstreamError as error:
                 delay = backoff.next_delay(partial.length)
@@ -178,6 +176,13 @@ class Fill:
                 _log.info("%s; going on from byte %d in %.1f s", error, partial.length, delay)
                 self._resumed = True
                 await asyncio.sleep(delay)
+
+    def _check(self, partial: Partial) -> None:
+        name, total = self.source.registry.name, self.growth.total
+        if total is not None and partial.length < total:
+            raise UnavailableError(name, f"ended {total - partial.length} bytes early")
+        if not partial.verified():
+            raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
 
     async def _begin(self, stream: BlobStream, partial: Partial) -> None:
         known = self.growth.total

@@ -92,7 +92,7 @@ class Objects:
         return opened
 
     def _lookup(self, key: ObjectKey) -> OpenObject | None:
-        with contextlib.suppress(IndexUnavailableError):
+        with contextlib.suppress(IndexUnavailableError, OSError):
             entry = self._index.lookup(key)
             if entry is None:
                 return None

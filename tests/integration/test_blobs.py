@@ -221,6 +221,47 @@ async def test_an_upstream_that_ignores_range_is_read_from_the_start(mirror, ups
     assert (await mirror.get(path(digest))).body == data
 
 
+async def test_an_answer_shorter_than_the_blob_is_completed(mirror, upstream):
+    """As 206 with a Content-Range that promises more than its own Content-Length."""
+    data = random_bytes(4 * MIB)
+    digest = upstream.add_blob(data)
+    short = {"Content-Range": f"bytes {MIB}-{len(data) - 1}/{len(data)}"}
+    upstream.faults += [Fault(cut=MIB), Fault(cut=MIB, headers=short, unknown_length=True)]
+    assert (await mirror.get(path(digest))).body == data
+
+
+async def test_what_an_earlier_mirror_had_is_not_asked_for_again(tmp_path, upstream):
+    data = random_bytes(8 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.faults.append(Fault(stall=4 * MIB))
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        leaver = asyncio.create_task(mirror.get(path(digest)))
+        while upstream.sent[digest] < 4 * MIB:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # for the last bytes to cross the loopback
+        leaver.cancel()
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        assert (await mirror.get(path(digest))).body == data
+        await eventually(mirror, FILLS % "resumed", 1)
+    assert upstream.sent[digest] < 1.2 * len(data)
+
+
+async def test_a_fill_that_nobody_wants_stops_and_keeps_what_it_has(mirror, upstream):
+    data = random_bytes(8 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.rate_per_connection = MIB
+    leaver = asyncio.create_task(mirror.get(path(digest)))
+    while upstream.sent[digest] < MIB:
+        await asyncio.sleep(0.02)
+    leaver.cancel()
+    await eventually(mirror, "mirror_fills_in_progress", 0)
+    kept = (await mirror.metrics())["mirror_cache_bytes"]
+    assert MIB / 2 < kept < len(data)
+    upstream.rate_per_connection = None
+    assert (await mirror.get(path(digest))).body == data
+    assert upstream.sent[digest] < 1.2 * len(data)
+
+
 async def test_a_client_that_leaves_does_not_stop_the_others(mirror, upstream):
     data = random_bytes(8 * MIB)
     digest = upstream.add_blob(data)
