@@ -1,0 +1,241 @@
+"""Who the mirror is to an upstream, and where its credentials must never turn up."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+
+from tests.fakes import FakeRegistry, image, random_bytes
+from tests.running import running
+
+PASSWORD = "correct-horse"
+BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+REPO = "library/app"
+
+
+@dataclass
+class TokenService:
+    """Issues numbered tokens; ``good`` are those that the registry takes."""
+
+    calls: list[tuple[dict[str, str], str | None]] = field(default_factory=list)
+    good: set[str] = field(default_factory=set)
+    expires_in: float = 300
+    status: int = 200
+    url: str = ""
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        self.calls.append((dict(request.rel_url.query), request.headers.get("Authorization")))
+        await asyncio.sleep(0.02)
+        token = f"token-{len(self.calls)}"
+        self.good.add(token)
+        body = {"token": token, "expires_in": self.expires_in}
+        return web.json_response(body, status=self.status)
+
+    def guard(self, scope: str = "") -> object:
+        challenge = f'Bearer realm="{self.url}/token",service="registry.test"{scope}'
+
+        def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+            header = request.headers.get("Authorization", "")
+            if header.removeprefix("Bearer ") in self.good:
+                return None
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+        return guard
+
+
+@asynccontextmanager
+async def serving(answer) -> AsyncIterator[str]:
+    """A little HTTP server; yields its address."""
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def tokens() -> AsyncIterator[TokenService]:
+    service = TokenService()
+    async with serving(service.answer) as service.url:
+        yield service
+
+
+@pytest.fixture
+def app(upstream: FakeRegistry):
+    content = image(random_bytes(100_000))
+    upstream.add_image(REPO, content, "1")
+    return content
+
+
+async def pull(mirror, content) -> list[int]:
+    """Manifest by tag, then every blob at once; the statuses."""
+    manifest = await mirror.get(f"/v2/{REPO}/manifests/1")
+    names = [f"/v2/{REPO}/blobs/{blob['digest']}" for blob in _blobs(content)]
+    blobs = await asyncio.gather(*(mirror.get(name) for name in names))
+    return [answer.status for answer in (manifest, *blobs)]
+
+
+def _blobs(content) -> list[dict[str, str]]:
+    document = json.loads(content.manifest)
+    return [document["config"], *document["layers"]]
+
+
+async def test_an_anonymous_token_is_fetched_once_per_scope(mirror, upstream, tokens, app):
+    upstream.guard = tokens.guard()
+    assert await pull(mirror, app) == [200, 200, 200]
+    asked = {"service": "registry.test", "scope": f"repository:{REPO}:pull"}
+    assert tokens.calls == [(asked, None)]
+
+
+async def test_one_token_call_however_many_ask_at_once(mirror, upstream, tokens):
+    upstream.guard = tokens.guard()
+    digests = [upstream.add_blob(random_bytes(1000, seed)) for seed in range(20)]
+    answers = await asyncio.gather(
+        *(mirror.get(f"/v2/{REPO}/blobs/{digest}") for digest in digests)
+    )
+    assert {answer.status for answer in answers} == {200}
+    assert len(tokens.calls) == 1
+
+
+async def test_the_scope_is_ours_whatever_placeholder_the_challenge_has(
+    mirror, upstream, tokens, app
+):
+    """ghcr.io challenges with repository:user/image:pull."""
+    upstream.guard = tokens.guard(',scope="repository:user/image:pull"')
+    assert await pull(mirror, app) == [200, 200, 200]
+    assert tokens.calls[0][0]["scope"] == f"repository:{REPO}:pull"
+
+
+async def test_a_token_that_upstream_refuses_is_replaced_once(mirror, upstream, tokens, app):
+    upstream.guard = tokens.guard()
+    await mirror.get(f"/v2/{REPO}/manifests/1")
+    tokens.good.clear()
+    assert await pull(mirror, app) == [200, 200, 200]
+    assert len(tokens.calls) == 2
+
+
+async def test_a_token_is_not_used_past_its_time(mirror, upstream, tokens, app):
+    tokens.expires_in = 1
+    upstream.guard = tokens.guard()
+    await mirror.get(f"/v2/{REPO}/manifests/1")
+    await asyncio.sleep(1)
+    assert await pull(mirror, app) == [200, 200, 200]
+    assert len(tokens.calls) == 2
+
+
+async def test_an_upstream_that_takes_no_token_is_401_without_a_challenge(
+    mirror, upstream, tokens, app
+):
+    """As Docker Hub answers for what is private or does not exist."""
+    challenge = {"WWW-Authenticate": f'Bearer realm="{tokens.url}/token"'}
+    upstream.guard = lambda request, path: web.Response(status=401, headers=challenge)
+    answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert answer.status == 401
+    assert "WWW-Authenticate" not in answer.headers
+    assert json.loads(answer.body)["errors"][0]["code"] == "UNAUTHORIZED"
+    assert len(tokens.calls) == 1
+
+
+@pytest.mark.parametrize(("status", "expected"), [(401, 401), (403, 403), (500, 502)])
+async def test_a_token_service_that_refuses_is_told_plainly(
+    mirror, upstream, tokens, app, status, expected
+):
+    upstream.guard = tokens.guard()
+    tokens.status = status
+    answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert answer.status == expected
+    assert "token" in json.loads(answer.body)["errors"][0]["message"]
+
+
+def with_credentials(upstream: FakeRegistry) -> dict[str, object]:
+    table = {"url": upstream.url, "username": "me", "password": PASSWORD}
+    return {"docker.io": table}
+
+
+async def test_credentials_are_exchanged_for_a_token(tmp_path, upstream, tokens, app):
+    upstream.guard = tokens.guard()
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        assert await pull(mirror, app) == [200, 200, 200]
+    assert [authorization for _, authorization in tokens.calls] == [BASIC]
+    sent = {seen.headers.get("Authorization") for seen in upstream.seen}
+    assert sent == {None, "Bearer token-1"}
+
+
+async def test_a_registry_with_basic_authentication(tmp_path, upstream, app):
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        if request.headers.get("Authorization") == BASIC:
+            return None
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="private"'})
+
+    upstream.guard = guard
+    async with running(tmp_path / "with", with_credentials(upstream)) as mirror:
+        assert await pull(mirror, app) == [200, 200, 200]
+    async with running(tmp_path / "without", {"docker.io": upstream.url}) as mirror:
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+
+
+async def test_over_plain_http_no_other_host_is_given_credentials(tmp_path, upstream, tokens, app):
+    tokens.url = tokens.url.replace("127.0.0.1", "localhost")
+    upstream.guard = tokens.guard()
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert answer.status == 502
+    assert "cannot be trusted" in json.loads(answer.body)["errors"][0]["message"]
+    assert tokens.calls == []
+
+
+async def test_a_cdn_never_sees_authorization_and_gets_the_address_byte_for_byte(
+    tmp_path, upstream, tokens, app
+):
+    seen: list[tuple[str, str | None]] = []
+
+    async def cdn(request: web.BaseRequest) -> web.Response:
+        seen.append((request.raw_path, request.headers.get("Authorization")))
+        digest = request.path.rpartition("/")[2]
+        return web.Response(body=upstream.blobs[digest])
+
+    signed = "?Signature=a%2Fb%2bc~d&Expires=1&x=%7E"
+    upstream.guard = tokens.guard()
+    async with serving(cdn) as url, running(tmp_path, with_credentials(upstream)) as mirror:
+        upstream.redirect_blobs_to = lambda digest: f"{url}/data/{digest}{signed}"
+        assert await pull(mirror, app) == [200, 200, 200]
+    expected = {f"/data/{blob['digest']}{signed}" for blob in _blobs(app)}
+    assert {path for path, _ in seen} == expected
+    assert {authorization for _, authorization in seen} == {None}
+
+
+async def test_no_secret_in_log_metrics_or_error(tmp_path, upstream, tokens, app, caplog):
+    caplog.set_level("DEBUG")
+    upstream.guard = tokens.guard()
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        await pull(mirror, app)
+        tokens.status = 500
+        tokens.good.clear()
+        error = await mirror.get(f"/v2/{REPO}/manifests/2")
+        metrics = await mirror.get("/metrics")
+    told = caplog.text + error.body.decode() + metrics.body.decode()
+    for secret in (PASSWORD, BASIC, "token-1"):
+        assert secret not in told
+
+
+@pytest.mark.parametrize(
+    ("location", "word"),
+    [
+        ("/v2/library/app/blobs/{digest}", "redirects"),
+        ("ftp://127.0.0.1/x", "no http address"),
+        ("http://[", "no address"),
+    ],
+)
+async def test_a_redirect_that_leads_nowhere_is_502(mirror, upstream, location, word):
+    digest = upstream.add_blob(b"content")
+    upstream.redirect_blobs_to = lambda digest: location.format(digest=digest)
+    answer = await mirror.get(f"/v2/{REPO}/blobs/{digest}")
+    assert answer.status == 502
+    assert word in json.loads(answer.body)["errors"][0]["message"]
