@@ -1,0 +1,128 @@
+"""Objects, manifests and tags as the rest of the program uses them, with the disk against us."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.media_types import OCI_MANIFEST
+from mirror.store.blobs import Blobs
+from mirror.store.index import ObjectIndex
+from mirror.store.layout import MANIFESTS, ObjectKey
+from mirror.store.manifests import Manifest, Manifests
+from mirror.store.objects import Objects
+from mirror.store.space import Limits
+from mirror.store.tags import Link, Tags
+from tests.store.test_space import Evictions
+
+DATA = b"some content"
+DIGEST = Digest.of(DATA)
+BODY = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
+MANIFEST = Manifest(Digest.of(BODY), OCI_MANIFEST, BODY)
+
+
+@pytest.fixture
+async def objects(layout):
+    objects = Objects(layout, Limits(10_000, 0), Evictions())
+    await objects.open()
+    yield objects
+    await objects.close()
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+@pytest.fixture
+async def blobs(layout, objects, threads):
+    blobs = Blobs(layout, objects, threads)
+    partial = await blobs.stage(DIGEST)
+    await blobs.append(partial, [DATA])
+    await blobs.adopt(partial)
+    await blobs.release(partial)
+    return blobs
+
+
+def file_of(layout, kind: str):
+    (file,) = [file for file in (layout.root / kind).rglob("*") if file.is_file()]
+    return file
+
+
+async def test_a_file_removed_behind_our_back_is_a_miss_and_no_longer_counted(
+    layout, objects, blobs
+):
+    file_of(layout, "blobs").unlink()
+    assert await blobs.lookup(DIGEST) is None
+    assert (await objects.usage()).objects == 0
+
+
+async def test_a_file_truncated_behind_our_back_is_a_miss_and_no_longer_counted(
+    layout, objects, blobs
+):
+    file_of(layout, "blobs").write_bytes(DATA[:-1])
+    assert await blobs.lookup(DIGEST) is None
+    assert (await objects.usage()).objects == 0
+
+
+async def test_forgetting_says_whether_there_was_anything(objects, blobs):
+    assert await blobs.forget(DIGEST)
+    assert not await blobs.forget(DIGEST)
+
+
+async def test_a_manifest_is_hashed_again_whenever_it_leaves_the_disk(layout, objects, threads):
+    manifests = Manifests(layout, objects, threads)
+    await manifests.put(MANIFEST)
+    assert await manifests.lookup(MANIFEST.digest) == MANIFEST
+    file_of(layout, "manifests").write_bytes(BODY.replace(b"2", b"3"))
+    assert await manifests.lookup(MANIFEST.digest) is None
+    assert (await objects.usage()).objects == 0
+    await manifests.put(MANIFEST)
+    assert await manifests.forget(MANIFEST.digest)
+
+
+async def test_a_manifest_written_halfway_by_a_crash_does_not_stay_in_the_way(
+    layout, objects, threads
+):
+    layout.partial_of(ObjectKey(MANIFESTS, MANIFEST.digest)).write_bytes(b"{half")
+    manifests = Manifests(layout, objects, threads)
+    await manifests.put(MANIFEST)
+    assert await manifests.lookup(MANIFEST.digest) == MANIFEST
+
+
+async def test_a_manifest_without_room_is_refused(layout, threads):
+    objects = Objects(layout, Limits(10, 0), Evictions())
+    await objects.open()
+    with pytest.raises(OSError, match="no room"):
+        await Manifests(layout, objects, threads).put(MANIFEST)
+    await objects.close()
+
+
+async def test_tags_survive_and_can_be_forgotten(layout):
+    link = Link(Descriptor(OCI_MANIFEST, DIGEST, 7), 123.5)
+    tags = Tags(layout)
+    await tags.open()
+    await tags.put("hub app:1", link)
+    await tags.close()
+    again = Tags(layout)
+    await again.open()
+    assert await again.lookup("hub app:1") == link
+    await again.forget("hub app:1")
+    assert await again.lookup("hub app:1") is None
+    await again.close()
+
+
+async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threads):
+    """Touches are written in batches, at the latest when the store closes."""
+    clock = iter([5e9, 6e9])
+    objects = Objects(layout, Limits(10_000, 0), Evictions(), clock=lambda: next(clock))
+    await objects.open()
+    stored = await Blobs(layout, objects, threads).lookup(DIGEST)
+    assert stored is not None
+    stored.close()
+    await objects.close()
+    ((_, used),) = ObjectIndex(layout).oldest(1)
+    assert used == 5e9
