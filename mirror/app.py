@@ -49,6 +49,7 @@ from mirror.web.status import StatusFace
 _log = logging.getLogger(__name__)
 
 _EPHEMERAL_KEYS: Final = 100_000
+_PAGES: Final = 1_000
 _FILE_THREADS: Final = 16
 _TOUCH_SECONDS: Final = 5.0
 _BACKLOG: Final = 1024
@@ -172,7 +173,7 @@ async def _opened_routes(
             metrics,
             config.tags.stale_if_error.seconds,
         )
-        listings = ListingPulls(registries, Pages(backend, max_age), negatives)
+        listings = ListingPulls(registries, Pages(Backend(_PAGES), max_age), negatives)
         for pulls in (blobs, manifests, listings):
             stack.push_async_callback(pulls.close)
         yield Routes(

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from typing import Final
 
 from mirror.ephemeral.backend import Backend
+
+_MAX_BYTES: Final = 256 * 1024  # what is larger is asked for again: a crowd of pages stays bounded
 
 
 class Pages:
@@ -24,5 +27,7 @@ class Pages:
 
     async def put(self, name: str, body: bytes, fields: Mapping[str, str]) -> None:
         """Upstream has just said so."""
+        if len(body) > _MAX_BYTES:
+            return
         record = json.dumps(dict(fields)).encode() + b"\n" + body
         await self._backend.set(f"page {name}", record, self._max_age)

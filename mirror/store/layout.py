@@ -88,10 +88,23 @@ class Layout:
         """Create the directories, for the owner's eyes only.
 
         Raises:
-            OSError: the cache directory cannot be created or written.
+            OSError: the cache directory cannot be created or written, or has no hard links.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self.partial, self.pending, self.tags):
             directory.mkdir(mode=0o700, exist_ok=True)
         # Backup programs skip a directory that carries this file (bford.info/cachedir).
         (self.root / "CACHEDIR.TAG").write_text(_CACHEDIR_TAG)
+        self._probe_links()
+
+    def _probe_links(self) -> None:
+        """Fail at the start where every adoption would (some network and FUSE file systems)."""
+        one, two = (self.partial / f"probe.{secrets.token_hex(4)}" for _ in range(2))
+        one.touch(0o600)
+        try:
+            two.hardlink_to(one)
+        except OSError as error:
+            raise OSError(error.errno, "its file system has no hard links") from error
+        finally:
+            one.unlink()
+            two.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The index, the odd behaviours of diskcache it rests on, and what a crash leaves."""
 
+import errno
 import os
 import pickle
 import signal
@@ -108,6 +109,16 @@ def test_a_damaged_database_is_said_to_be_unusable(layout):
 
 def test_the_directory_is_the_owners_alone(layout):
     assert layout.root.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_system_without_hard_links_is_told_at_the_start(layout, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(OSError, match="no hard links"):
+        layout.ensure()
+    assert list(layout.partial.iterdir()) == []
 
 
 CRASHES = {
