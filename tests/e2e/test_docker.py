@@ -91,17 +91,3 @@ def test_a_mirror_that_was_killed_serves_what_it_had(office: Office) -> None:
     pull_and_run(office, "killed:1", "still here")
     office.hub.start()
     assert office.hub.blob_requests() == asked
-
-
-def test_sigterm_lets_a_running_pull_finish(office: Office) -> None:
-    push_image(office.hub.url, "library/drained", "1", "whole", [128 * MIB])
-    pull = office.docker.start_pull("drained:1")
-    office.mirror._process.wait_until(lambda: "library/drained" in office.mirror.output())
-    office.mirror._process.wait_until(
-        lambda: office.mirror.metrics()["mirror_fills_in_progress"] > 0
-    )
-    code = office.mirror.terminate()
-    output, _ = pull.communicate(timeout=120)
-    office.mirror.start()
-    assert code == 0
-    assert pull.returncode == 0 or "drained" in output

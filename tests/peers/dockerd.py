@@ -46,15 +46,6 @@ class Dockerd:
         assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
-    def start_pull(self, image: str) -> "subprocess.Popen[str]":
-        """A pull in the background."""
-        return subprocess.Popen(
-            self._command("pull", image),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
     def _answers(self) -> bool:
         return self._socket.exists() and self._run("version", seconds=10).returncode == 0
 

@@ -1,0 +1,110 @@
+"""The program as its user starts and stops it."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+import aiohttp
+import pytest
+
+from tests.fakes import FakeRegistry, random_bytes
+from tests.peers.mirror import MirrorProcess
+
+pytestmark = [pytest.mark.e2e]
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def slow():
+    async with FakeRegistry(rate=16 * MIB) as upstream:
+        yield upstream
+
+
+def serve(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mirror", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+async def test_it_says_where_it_listens_and_how_to_point_docker_there(tmp_path, upstream):
+    mirror = MirrorProcess(tmp_path, {"docker.io": upstream.url})
+    await asyncio.to_thread(mirror.start)
+    output = mirror.output()
+    assert await asyncio.to_thread(mirror.terminate) == 0
+    assert f"listens on 127.0.0.1:{mirror.port} for docker.io (default)" in output
+    assert f'{{"registry-mirrors": ["{mirror.url}"]}}' in output
+
+
+async def test_sigterm_finishes_what_is_being_sent_and_sigkill_loses_nothing_whole(tmp_path, slow):
+    data = random_bytes(16 * MIB)
+    digest = slow.add_blob(data)
+    mirror = MirrorProcess(tmp_path, {"docker.io": slow.url})
+    await asyncio.to_thread(mirror.start)
+    url = f"{mirror.url}/v2/library/app/blobs/{digest}"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        stopping = asyncio.create_task(asyncio.to_thread(mirror.terminate))
+        assert await response.read() == data
+    assert await stopping == 0
+
+    await asyncio.to_thread(mirror.start)
+    mirror.kill()
+    await slow.stop()
+    await asyncio.to_thread(mirror.start)
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        assert await response.read() == data
+    await asyncio.to_thread(mirror.terminate)
+    await slow.start()
+
+
+async def test_a_killed_mirror_goes_on_from_what_had_arrived(tmp_path, slow):
+    data = random_bytes(16 * MIB)
+    digest = slow.add_blob(data)
+    mirror = MirrorProcess(tmp_path, {"docker.io": slow.url})
+    await asyncio.to_thread(mirror.start)
+    url = f"{mirror.url}/v2/library/app/blobs/{digest}"
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url) as response:
+            while slow.sent[digest] < 8 * MIB:
+                await response.content.readany()
+            mirror.kill()
+            with pytest.raises(aiohttp.ClientError):
+                await response.read()
+        slow.sent.clear()
+        await asyncio.to_thread(mirror.start)
+        async with session.get(url) as response:
+            assert await response.read() == data
+    await asyncio.to_thread(mirror.terminate)
+    assert slow.sent[digest] < 0.7 * len(data)
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_1(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = serve("--listen", listen, "--cache-dir", str(tmp_path))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"mirror: cannot listen on {listen}: ")
+    assert "--listen" in line
+
+
+def test_a_cache_directory_that_cannot_be_used_is_one_line_and_exit_1(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    done = serve("--listen", "127.0.0.1:0", "--cache-dir", str(file / "cache"))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "--cache-dir" in line
+
+
+def test_mistakes_in_the_configuration_are_a_line_each_and_exit_2(tmp_path):
+    file = tmp_path / "mirror.toml"
+    file.write_text('[server]\nlisen = ":1"\n[cache]\nmax_size = "lots"\n')
+    done = serve("--config", str(file))
+    assert done.returncode == 2
+    one, two = sorted(done.stderr.splitlines())
+    assert str(file) in one
+    assert "cache.max_size" in one
+    assert "lots" in one
+    assert "server.lisen" in two
+    assert "listen" in two
