@@ -35,6 +35,7 @@ from mirror.store.objects import Objects
 from mirror.store.space import Limits
 from mirror.store.tags import Tags
 from mirror.upstream.authorization import Authorization, Credentials
+from mirror.upstream.breaker import Breaker
 from mirror.upstream.directory import Directory, Names
 from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
@@ -206,10 +207,12 @@ async def _opened_registry(
         transport = await Transport(name, settings, metrics).__aenter__()
     except OSError as error:  # ssl.SSLError is one
         raise StartError(f"upstream {name}: ca_file holds no certificate: {error}") from error
+    authorization = Authorization(name, url, transport, Tokens(backend), credentials)
+    breaker = Breaker(lambda: transport.ping(url))
     try:
-        authorization = Authorization(name, url, transport, Tokens(backend), credentials)
-        yield Registry(name, url, transport, authorization, Gate(name), metrics)
+        yield Registry(name, url, transport, authorization, Gate(name), breaker, metrics)
     finally:
+        await breaker.close()
         await transport.__aexit__(None, None, None)
 
 

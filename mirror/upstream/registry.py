@@ -14,12 +14,14 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.upstream.authorization import Authorization
+from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
     RangeRefusedError,
     UnauthorizedError,
     UnavailableError,
+    UpstreamError,
 )
 from mirror.upstream.gate import Gate
 from mirror.upstream.transport import Observer, Request, Transport, translated
@@ -97,10 +99,12 @@ class Registry:
         transport: Transport,
         authorization: Authorization,
         gate: Gate,
+        breaker: Breaker,
         observer: Observer,
     ) -> None:
         self.name = name
         self._gate = gate
+        self._breaker = breaker
         self._url = url
         self._transport = transport
         self._authorization = authorization
@@ -201,9 +205,15 @@ class Registry:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
         self._gate.check()
+        self._breaker.check()
         authorization = await self._authorization.header(repository)
         request = Request(method, url, kind, accept, authorization, start)
-        response = await self._transport.send(request)
+        try:
+            response = await self._transport.send(request)
+        except UpstreamError as error:
+            self._breaker.failed(error)
+            raise
+        self._breaker.answered()
         if response.status == 401 and response.url.origin() == url.origin():
             response.release()
             response = await self._ask_again(request, repository, response)

@@ -125,6 +125,15 @@ class Transport:
             url = self._target(url, location)
         raise UnavailableError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
 
+    async def ping(self, url: URL) -> None:
+        """Ask a registry for ``/v2/``; any answer will do.
+
+        Raises:
+            UnavailableError, TimedOutError: there was none.
+        """
+        response = await self._hop(Request("GET", url / "v2/", "ping"), url / "v2/", {})
+        response.close()
+
     async def _hop(
         self, request: Request, url: URL, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:

@@ -51,7 +51,31 @@ async def test_an_upstream_that_hangs_before_its_answer_is_504(tmp_path, upstrea
     async with running(tmp_path, {"docker.io": upstream.url}, fetch=QUICK) as mirror:
         status, message = await told(mirror, BLOB + digest)
         assert (status, "in time" in message) == (504, True)
+        await back(mirror, BLOB + digest)
         assert (await mirror.get(BLOB + digest)).body == b"content"
+
+
+async def test_a_dead_upstream_costs_one_time_out_and_is_noticed_when_it_is_back(
+    tmp_path, upstream
+):
+    """A probe of the mirror's own finds out, no client has to."""
+    digests = [upstream.add_blob(random_bytes(1000, seed)) for seed in range(5)]
+    upstream.faults.append(Fault(kind="", times=100, hang_before=True))
+    async with running(tmp_path, {"docker.io": upstream.url}, fetch=QUICK) as mirror:
+        for digest in digests:
+            assert (await mirror.get(BLOB + digest)).status == 504
+        assert upstream.count("blob") == 1
+        upstream.faults.clear()
+        await back(mirror, BLOB + digests[0])
+        assert upstream.count("ping") >= 1
+        assert (await mirror.metrics())['mirror_upstream_up{upstream="docker.io"}'] == 1
+
+
+async def back(mirror: Mirror, path: str) -> None:
+    """Wait, at most 10 s, until upstream is asked again."""
+    async with asyncio.timeout(10):
+        while (await mirror.get(path)).status != 200:
+            await asyncio.sleep(0.02)
 
 
 async def test_an_upstream_that_stalls_in_the_middle_is_asked_again_from_there(tmp_path, upstream):
@@ -72,6 +96,7 @@ async def test_an_upstream_that_breaks_off_for_good_breaks_off_its_clients(tmp_p
             async with asyncio.timeout(60):
                 await mirror.get(BLOB + digest)
         upstream.faults.clear()
+        await back(mirror, BLOB + digest)
         assert (await mirror.get(BLOB + digest)).body == data
     assert upstream.sent[digest] < 1.1 * len(data), "what had arrived was kept"
 
