@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from mirror.upstream.errors import RateLimitedError
 
 _DEFAULT_SECONDS: Final = 30.0  # Docker Hub's abuse limit answers 429 without Retry-After
 _MAX_SECONDS: Final = 3600.0
+_MAX_DIGITS: Final = 10
 
 
 class Gate:
@@ -28,11 +30,22 @@ class Gate:
         if remaining > 0:
             raise self._error(remaining)
 
-    def close(self, seconds: float | None) -> RateLimitedError:
-        """Note a 429 with its Retry-After in seconds; return the error to raise."""
+    def close(self, retry_after: str) -> RateLimitedError:
+        """Note a 429 with its Retry-After field as sent; return the error to raise."""
+        seconds = _seconds_of(retry_after)
         wait = min(_DEFAULT_SECONDS if seconds is None else seconds, _MAX_SECONDS)
         self._closed_until = self._clock() + wait
         return self._error(wait)
 
     def _error(self, seconds: float) -> RateLimitedError:
         return RateLimitedError(self._upstream, "limits how often it may be asked", seconds)
+
+
+def _seconds_of(retry_after: str) -> float | None:
+    """Retry-After in seconds from now (RFC 9110, 10.2.3), None where it says nothing usable."""
+    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < _MAX_DIGITS:
+        return float(retry_after)
+    try:
+        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None

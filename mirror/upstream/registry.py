@@ -1,10 +1,8 @@
 """The pull half of the OCI distribution spec, asked of one upstream."""
 
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import aiohttp
@@ -28,7 +26,6 @@ from mirror.upstream.transport import Observer, Request, Transport, translated
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
-_MAX_DIGITS: Final = 10
 _NO_HEAD: Final = {405, 501}  # a registry that only knows GET
 
 
@@ -248,8 +245,7 @@ class Registry:
         if status == 416:
             raise RangeRefusedError(self.name, "refuses to go on where the last answer ended")
         if status == 429:
-            seconds = _seconds_of(response.headers.get("Retry-After", ""))
-            raise self._gate.close(seconds)
+            raise self._gate.close(response.headers.get("Retry-After", ""))
         if status == 401 and origin == self._url.origin():
             raise UnauthorizedError(self.name, _private(repository))
         if status == 403 and origin == self._url.origin():
@@ -288,14 +284,4 @@ def _digest(headers: Mapping[str, str]) -> Digest | None:
     try:
         return Digest.parse(headers.get("Docker-Content-Digest", ""))
     except InvalidDigest:
-        return None
-
-
-def _seconds_of(retry_after: str) -> float | None:
-    """Retry-After in seconds from now (RFC 9110, 10.2.3), None where it says nothing usable."""
-    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < _MAX_DIGITS:
-        return float(retry_after)
-    try:
-        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
-    except ValueError:
         return None
