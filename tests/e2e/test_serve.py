@@ -58,14 +58,14 @@ async def test_sigterm_finishes_what_is_being_sent_and_sigkill_loses_nothing_who
 
 
 async def test_a_killed_mirror_goes_on_from_what_had_arrived(tmp_path, slow):
-    data = random_bytes(16 * MIB)
+    data = random_bytes(32 * MIB)
     digest = slow.add_blob(data)
     mirror = MirrorProcess(tmp_path, {"docker.io": slow.url})
     await asyncio.to_thread(mirror.start)
     url = f"{mirror.url}/v2/library/app/blobs/{digest}"
     async with aiohttp.ClientSession() as session:
         async with session.get(url) as response:
-            while slow.sent[digest] < 8 * MIB:
+            while slow.sent[digest] < 16 * MIB:
                 await response.content.readany()
             mirror.kill()
             with pytest.raises(aiohttp.ClientError):
