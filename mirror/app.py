@@ -28,7 +28,7 @@ from mirror.pull.blobs import BlobPulls
 from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.store.blobs import Blobs
-from mirror.store.index import IndexUnavailableError
+from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import Layout
 from mirror.store.manifests import Manifests
 from mirror.store.objects import Objects

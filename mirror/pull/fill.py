@@ -22,7 +22,7 @@ from mirror.pull.policy import (
     nearly_done,
 )
 from mirror.store.blobs import Blobs
-from mirror.store.index import IndexUnavailableError
+from mirror.store.database import IndexUnavailableError
 from mirror.store.partial import Partial, PartialBusyError
 from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError
 from mirror.upstream.registry import BlobStream

@@ -21,7 +21,7 @@ from mirror.pull.errors import DigestMismatchError
 from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
-from mirror.store.index import IndexUnavailableError
+from mirror.store.database import IndexUnavailableError
 from mirror.store.manifests import Manifest, Manifests
 from mirror.store.partial import PartialBusyError
 from mirror.store.tags import Link, Tags

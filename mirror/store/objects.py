@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from mirror.oci.manifest import NotAManifest, identify
-from mirror.store.index import IndexUnavailableError, ObjectIndex
+from mirror.store.database import IndexUnavailableError
+from mirror.store.index import ObjectIndex
 from mirror.store.layout import Layout, ObjectKey
 from mirror.store.partial import Partial
 from mirror.store.space import Limits, Observer, Space

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
-from mirror.store.index import IndexUnavailableError, RecordIndex
+from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import Layout
+from mirror.store.records import RecordIndex
 
 R = TypeVar("R")
 

@@ -11,8 +11,10 @@ import sys
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.store.index import IndexUnavailableError, ObjectIndex, RecordIndex
+from mirror.store.database import IndexUnavailableError
+from mirror.store.index import ObjectIndex
 from mirror.store.layout import BLOBS, MANIFESTS, Layout, ObjectKey
+from mirror.store.records import RecordIndex
 
 
 def staged(layout: Layout, data: bytes, kind: str = BLOBS):
@@ -177,7 +179,8 @@ def crash(layout: Layout, action: str, fatal: str) -> None:
     script = f"""
 import os, pathlib, signal, diskcache
 from mirror.oci.digest import Digest
-from mirror.store.index import ObjectIndex, _ObjectDisk
+from mirror.store.database import _ObjectDisk
+from mirror.store.index import ObjectIndex
 from mirror.store.layout import BLOBS, Layout, ObjectKey
 layout = Layout(pathlib.Path({str(layout.root)!r}))
 key = ObjectKey(BLOBS, Digest.of(b"content"))

@@ -1,0 +1,50 @@
+"""Small records by name, such as what a tag last meant, in a database of their own."""
+
+from pathlib import Path
+from typing import Final, cast
+
+from mirror.store.database import opened, translated
+
+_MAX_BYTES: Final = 256 * 1024 * 1024
+
+
+class RecordIndex:
+    """Records by name.
+
+    Apart from the objects so that counting objects stays cheap, and so that losing one
+    database does not lose the other.  Bounded: the records written longest ago go first.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create the index.
+
+        Raises:
+            IndexUnavailableError: the database cannot be opened or written.
+        """
+        with translated():
+            self._cache = opened(
+                directory,
+                eviction_policy="least-recently-stored",
+                size_limit=_MAX_BYTES,
+                cull_limit=10,
+                statistics=0,
+            )
+
+    def lookup(self, name: str) -> bytes | None:
+        """The record of that name, or None."""
+        with translated():
+            return cast("bytes | None", self._cache.get(name))
+
+    def put(self, name: str, record: bytes) -> None:
+        """Write a record over what was there."""
+        with translated():
+            self._cache.set(name, record)
+
+    def remove(self, name: str) -> None:
+        """Drop a record; it need not be there."""
+        with translated():
+            self._cache.delete(name)
+
+    def close(self) -> None:
+        """Close the calling thread's connection, the only one there is."""
+        self._cache.close()
