@@ -1,6 +1,7 @@
 """The composition root: builds everything leaf to root, owns the order of start and stop."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import signal
@@ -41,7 +42,7 @@ from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
 from mirror.upstream.transport import Transport, TransportSettings
 from mirror.web.exchange import Ending
-from mirror.web.health import HealthFace
+from mirror.web.health import Condition, HealthFace
 from mirror.web.registry import RegistryFace
 from mirror.web.routes import Routes
 from mirror.web.server import Server
@@ -52,7 +53,7 @@ _log = logging.getLogger(__name__)
 _EPHEMERAL_KEYS: Final = 100_000
 _PAGES: Final = 1_000
 _FILE_THREADS: Final = 16
-_TOUCH_SECONDS: Final = 5.0
+_TEND_SECONDS: Final = 5.0
 _BACKLOG: Final = 1024
 
 
@@ -111,8 +112,8 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tupl
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        touching = asyncio.create_task(_touch_regularly(store.objects))
-        stack.callback(touching.cancel)
+        tending = asyncio.create_task(_tend_regularly(store))
+        stack.callback(tending.cancel)
         yield await _listen(runner, config.server.listen)
 
 
@@ -125,14 +126,14 @@ async def _opened_store(config: Config, metrics: Metrics) -> AsyncIterator[_Stor
     except OSError as error:
         raise _directory_error(config, error) from error
     limits = Limits(config.cache.max_size.of(disk_bytes), config.cache.min_free.of(disk_bytes))
-    objects = Objects(layout, limits, metrics)
-    tags = Tags(layout)
     threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
+    objects = Objects(layout, limits, metrics, threads)
+    tags = Tags(layout)
     try:
         await objects.open()
-        await tags.open()
-    except (OSError, IndexUnavailableError) as error:
+    except OSError as error:
         raise _directory_error(config, error) from error
+    await tags.open()
     blobs = Blobs(layout, objects, threads)
     try:
         yield _Store(objects, blobs, Manifests(layout, objects, threads), tags)
@@ -225,21 +226,20 @@ def _directory(config: Config) -> Directory:
 
 
 def _health(store: _Store, metrics: Metrics, stopping: asyncio.Event) -> HealthFace:
-    async def not_ready() -> str:
+    def condition() -> Condition:
         if stopping.is_set():
-            return "stopping"
-        try:
-            await store.objects.usage()
-        except (OSError, IndexUnavailableError) as error:
-            return str(error)
-        return ""
+            return Condition(False, "stopping")
+        trouble = store.objects.alarm.reason
+        # A mirror that keeps nothing still serves: taking it out of service would break pulls.
+        return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
 
     async def figures() -> tuple[bytes, str]:
-        usage = await store.objects.usage()
-        metrics.cache_holds(usage.used_bytes, usage.objects, usage.max_bytes)
+        with contextlib.suppress(OSError, IndexUnavailableError):  # then: as last known
+            usage = await store.objects.usage()
+            metrics.cache_holds(usage.used_bytes, usage.objects, usage.max_bytes)
         return metrics.rendered()
 
-    return HealthFace(not_ready, figures)
+    return HealthFace(condition, figures)
 
 
 async def _listen(runner: web.ServerRunner, listen: str) -> tuple[str, int]:
@@ -278,7 +278,9 @@ async def _until_told(stopping: asyncio.Event) -> None:
     await stopping.wait()
 
 
-async def _touch_regularly(objects: Objects) -> None:
+async def _tend_regularly(store: _Store) -> None:
     while True:
-        await asyncio.sleep(_TOUCH_SECONDS)
-        await objects.flush_touches()
+        await asyncio.sleep(_TEND_SECONDS)
+        await store.objects.flush_touches()
+        await store.objects.heal()
+        await store.tags.heal()

@@ -24,6 +24,7 @@ from mirror.pull.policy import (
 from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
 from mirror.store.partial import Partial, PartialBusyError
+from mirror.store.space import NoRoomError
 from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError
 from mirror.upstream.registry import BlobStream
 
@@ -41,10 +42,6 @@ class Observer(Protocol):
 
     def clients_waiting(self, change: int) -> None:
         """More or fewer clients read a growing blob."""
-
-
-class _NoRoomError(Exception):
-    """The cache cannot take the blob within its limits."""
 
 
 class Fill:
@@ -127,7 +124,7 @@ class Fill:
         try:
             partial = await self._blobs.stage(self.digest)
         except (PartialBusyError, OSError) as error:
-            _log.warning("%s passes through uncached: %s", self.digest, error)
+            _log.info("%s passes through uncached: %s", self.digest, error)
             self.growth.decline(0, self.digest.hasher())
             return "failed"
         return await self._fill_partial(partial)
@@ -140,8 +137,8 @@ class Fill:
             await self._download(partial)
             self.growth.be_whole(partial.length)
             return await self._adopt(partial)
-        except (OSError, IndexUnavailableError, _NoRoomError) as error:
-            _log.warning("%s passes through uncached: %s", self.digest, error)
+        except (OSError, IndexUnavailableError, NoRoomError) as error:
+            _log.info("%s passes through uncached: %s", self.digest, error)
             self.growth.decline(partial.length, partial.hasher)
             discard = True
             return "failed"
@@ -149,13 +146,14 @@ class Fill:
             discard = True
             raise
         finally:
+            discard = discard or partial.length == 0
             await asyncio.shield(self._blobs.release(partial, discard=discard))
 
     async def _adopt(self, partial: Partial) -> str:
         try:
             await self._blobs.adopt(partial)
         except (OSError, IndexUnavailableError) as error:
-            _log.warning("%s is served but could not be kept: %s", self.digest, error)
+            _log.info("%s is served but could not be kept: %s", self.digest, error)
             return "failed"
         return "resumed" if self._resumed else "stored"
 
@@ -191,7 +189,7 @@ class Fill:
         self.growth.total = stream.total if known is None else known
         expected = partial.length + GROWTH_STEP_BYTES if stream.total is None else stream.total
         if not await self._blobs.reserve(partial, expected):
-            raise _NoRoomError("there is no room for it (max_size, min_free)")
+            raise NoRoomError("there is no room for it (max_size, min_free)")
         self.growth.begin(stream.total, partial.length)
 
     async def _copy(self, stream: BlobStream, partial: Partial) -> None:
@@ -225,7 +223,7 @@ class Fill:
             name = self.source.registry.name
             raise DigestMismatchError(name, "sent more bytes than it had announced")
         if self.growth.total is None and not await self._grow(partial, size):
-            raise _NoRoomError("there is no room for more of it (max_size, min_free)")
+            raise NoRoomError("there is no room for more of it (max_size, min_free)")
         await self._blobs.append(partial, batch)
         self.growth.show(partial.length)
 

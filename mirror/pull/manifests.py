@@ -24,6 +24,7 @@ from mirror.pull.policy import usable_stale
 from mirror.store.database import IndexUnavailableError
 from mirror.store.manifests import Manifest, Manifests
 from mirror.store.partial import PartialBusyError
+from mirror.store.space import NoRoomError
 from mirror.store.tags import Link, Tags
 from mirror.upstream.directory import Target
 from mirror.upstream.errors import (
@@ -175,8 +176,8 @@ class ManifestPulls:
         manifest = Manifest(expected, media_type, answer.body)
         try:
             await self._manifests.put(manifest)
-        except (OSError, IndexUnavailableError, PartialBusyError) as error:
-            _log.warning("manifest %s is served but could not be kept: %s", expected, error)
+        except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
+            _log.info("manifest %s is served but could not be kept: %s", expected, error)
         return manifest
 
     # By tag.
@@ -228,7 +229,7 @@ class ManifestPulls:
         try:
             await writing
         except IndexUnavailableError as error:
-            _log.warning("a tag could not be written down: %s", error)
+            _log.info("a tag could not be written down: %s", error)
 
     # Both.
 

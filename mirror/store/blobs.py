@@ -69,4 +69,5 @@ class Blobs:
         return await self._objects.forget(ObjectKey(BLOBS, digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        with self._objects.alarm.watching():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -16,23 +16,33 @@ from typing import Any, Final
 
 import diskcache
 
+DATABASE: Final = diskcache.core.DBNAME
 _BUSY_SECONDS: Final = 5.0  # another process holds the write lock; diskcache's own 60 s is a hang
 _MODE_RAW: Final = 1
 _MODE_BINARY: Final = 2
 
 
 class IndexUnavailableError(Exception):
-    """The index cannot be read or written: locked for too long, damaged, or the disk is full."""
+    """The index cannot be read or written: locked for too long, or the disk is full or failing."""
+
+
+class IndexDamagedError(IndexUnavailableError):
+    """The database is no database any more; what it said has to be found out anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """The value handed through ``Cache.set`` to :meth:`_ObjectDisk.store`."""
+    """The value handed through ``Cache.set`` to :meth:`_ObjectDisk.store`.
 
-    pending: Path
+    ``pending`` is the file's other name, None where it is in its place already; ``modified`` its
+    modification time (ns since 1970) when its bytes were verified, 0 where nobody has yet.
+    """
+
+    pending: Path | None
     name: str
     size: int
     media_type: str
+    modified: int
 
 
 class _ObjectDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
@@ -55,12 +65,12 @@ class _ObjectDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no t
             return 0, _MODE_RAW, None, sqlite3.Binary(value)
         if not isinstance(value, Adoption):
             raise TypeError("values are bytes or adoptions: anything else would be pickled")
-        path = Path(self._directory, value.name)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # a repair finds the step already done
-            os.link(value.pending, path)
-        described = json.dumps({"size": value.size, "mediaType": value.media_type})
-        return value.size, _MODE_BINARY, value.name, described
+        if value.pending is not None:
+            path = Path(self._directory, value.name)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # a repair finds the step already done
+                os.link(value.pending, path)
+        return value.size, _MODE_BINARY, value.name, described(value)
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> object:
         if mode == _MODE_RAW:
@@ -73,6 +83,13 @@ class _ObjectDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no t
         # Without diskcache's removedirs(): it races with an adoption into the same directory.
         with contextlib.suppress(FileNotFoundError):
             os.remove(Path(self._directory, file_path))
+
+
+def described(value: Adoption) -> str:
+    """What a row says of its file."""
+    return json.dumps(
+        {"size": value.size, "mediaType": value.media_type, "modified": value.modified}
+    )
 
 
 def opened(directory: Path, **settings: object) -> Any:
@@ -94,10 +111,33 @@ def translated() -> Iterator[None]:
     """What goes wrong in SQLite and diskcache, as an error of ours.
 
     Raises:
-        IndexUnavailableError: it went wrong.
+        IndexDamagedError: the database is damaged.
+        IndexUnavailableError: it went wrong in another way.
     """
     try:
         yield
     except (diskcache.Timeout, sqlite3.Error) as error:
         reason = str(error) or "another process holds it"
-        raise IndexUnavailableError(f"the cache index cannot be used: {reason}") from error
+        # SQLite has no class of its own for "malformed" and "not a database".
+        damaged = type(error) is sqlite3.DatabaseError
+        kind = IndexDamagedError if damaged else IndexUnavailableError
+        raise kind(f"the cache index cannot be used: {reason}") from error
+
+
+def inode_of(directory: Path) -> tuple[int, int] | None:
+    """Which file the database in a directory is, None where there is none."""
+    try:
+        there = (directory / DATABASE).stat()
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino
+
+
+def discard(directory: Path) -> None:
+    """Remove a damaged database.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    for suffix in ("", "-wal", "-shm"):
+        (directory / f"{DATABASE}{suffix}").unlink(missing_ok=True)

@@ -10,26 +10,33 @@ Several processes may share one, on a local disk.
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from mirror.store.database import Adoption, opened, translated
-from mirror.store.layout import Layout, ObjectKey
+from mirror.store.database import Adoption, described, inode_of, opened, translated
+from mirror.store.layout import BLOBS, Layout, ObjectKey
 
 _ADOPT: Final = "adopt"
 _EVICT: Final = "evict"
 
+MediaTypeOf = Callable[[Path], str]
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stored object; ``size`` in bytes, ``media_type`` empty for blobs."""
+    """One stored object; ``size`` in bytes, ``media_type`` empty for blobs.
+
+    ``modified`` is the file's modification time (ns since 1970) when its bytes were verified: a
+    file that has another one has to be verified anew.
+    """
 
     key: ObjectKey
     path: Path
     size: int
     media_type: str = ""
+    modified: int = 0
 
 
 class ObjectIndex:
@@ -49,6 +56,11 @@ class ObjectIndex:
             # The policy above made the SQL index on access_time; from here on `get` must not
             # write.  Only this instance forgets the policy, the database keeps it.
             self._cache.reset("eviction_policy", "none", update=False)
+        self._inode = inode_of(layout.root)
+
+    def in_place(self) -> bool:
+        """Whether the open database is still the one in the cache directory."""
+        return self._inode is not None and self._inode == inode_of(self._layout.root)
 
     def lookup(self, key: ObjectKey) -> Entry | None:
         """The entry of a key, or None.  Reads only."""
@@ -56,8 +68,9 @@ class ObjectIndex:
             found = self._cache.get(str(key))
         if found is None:
             return None
-        path, described = cast("tuple[Path, dict[str, Any]]", found)
-        return Entry(key, path, described["size"], described["mediaType"])
+        path, told = cast("tuple[Path, dict[str, Any]]", found)
+        modified = told.get("modified", 0)  # version 0.1 did not write it
+        return Entry(key, path, told["size"], told["mediaType"], modified)
 
     def adopt(self, key: ObjectKey, staged: Path, size: int, media_type: str = "") -> Entry:
         """Take over a whole, verified, flushed file by rename; what the key had goes.
@@ -69,13 +82,72 @@ class ObjectIndex:
         name = key.new_name()
         pending = self._pending(_ADOPT, key, name)
         os.rename(staged, pending)
-        self._insert(key, Adoption(pending, name, size, media_type))
-        return Entry(key, self._layout.root / name, size, media_type)
+        modified = pending.stat().st_mtime_ns
+        self._insert(key, Adoption(pending, name, size, media_type, modified))
+        return Entry(key, self._layout.root / name, size, media_type, modified)
 
     def _insert(self, key: ObjectKey, adoption: Adoption) -> None:
         with translated():
             self._cache.set(str(key), adoption)
-        adoption.pending.unlink()
+        if adoption.pending is not None:
+            adoption.pending.unlink()
+
+    def include(self, names: Iterable[str], media_type_of: MediaTypeOf) -> int:
+        """Make rows for files whose rows were lost; remove those that another file has replaced.
+
+        Args:
+            names: of files, relative to the root.
+            media_type_of: reads the media type out of a manifest's file.
+
+        Returns:
+            how many rows there are more.
+
+        Raises:
+            IndexUnavailableError: the rows cannot be written.
+        """
+        with translated(), self._cache.transact():
+            return sum(self._included(name, media_type_of) for name in names)
+
+    def _included(self, name: str, media_type_of: MediaTypeOf) -> bool:
+        path = self._layout.root / name
+        try:
+            key, there = ObjectKey.of_name(name), path.stat()
+        except (ValueError, FileNotFoundError):
+            return False
+        if there.st_nlink > 1:  # it has a second name in pending/: somebody is at it
+            return False
+        entry = self.lookup(key)
+        if entry is not None:
+            if entry.path != path:
+                path.unlink(missing_ok=True)
+            return False
+        media_type = "" if key.kind == BLOBS else media_type_of(path)
+        self._insert(key, Adoption(None, name, there.st_size, media_type, 0))
+        self.touch({key: there.st_mtime})
+        return True
+
+    def vouch(self, entry: Entry, modified: int) -> None:
+        """Note that an object's bytes were verified when its file was last modified then.
+
+        Raises:
+            IndexUnavailableError: it could not be noted.
+        """
+        name = str(entry.path.relative_to(self._layout.root))
+        text = described(Adoption(None, name, entry.size, entry.media_type, modified))
+        statement = "UPDATE Cache SET value = ? WHERE key = ? AND filename = ?"
+        with translated():
+            self._cache._sql(statement, (text, str(entry.key), name))
+
+    def rows_after(self, row: int, limit: int) -> list[tuple[int, ObjectKey]]:
+        """Keys and their rows from the one after ``row`` on, in the order they were stored.
+
+        Raises:
+            IndexUnavailableError: the rows cannot be read.
+        """
+        statement = "SELECT rowid, key FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        with translated():
+            rows = self._cache._sql(statement, (row, limit)).fetchall()
+        return [(number, ObjectKey.parse(key)) for number, key in rows]
 
     def remove(self, key: ObjectKey) -> int:
         """Drop an object, row and file; return the bytes it had (0: it was not there)."""
@@ -89,6 +161,12 @@ class ObjectIndex:
             self._cache.delete(str(key))
         pending.unlink(missing_ok=True)
         return entry.size
+
+    def unlink(self, key: ObjectKey) -> None:
+        """Remove an object's file but not its row: a miss, as soon as somebody asks for it."""
+        entry = self.lookup(key)
+        if entry is not None:
+            entry.path.unlink(missing_ok=True)
 
     def touch(self, used: Mapping[ObjectKey, float]) -> None:
         """Note when objects were last used (Unix seconds), in one transaction."""
@@ -114,7 +192,7 @@ class ObjectIndex:
         with translated():
             return len(self._cache)
 
-    def repair(self, media_type_of: Callable[[Path], str]) -> None:
+    def repair(self, media_type_of: MediaTypeOf) -> None:
         """Finish what a crash left in ``pending/``.
 
         Args:
@@ -128,8 +206,10 @@ class ObjectIndex:
             if entry is not None and entry.path == self._layout.root / name:
                 pending.unlink()  # the row stands: adopted after all, or not yet evicted
             elif act == _ADOPT:
-                media_type = "" if key.kind == "blobs" else media_type_of(pending)
-                self._insert(key, Adoption(pending, name, pending.stat().st_size, media_type))
+                media_type = "" if key.kind == BLOBS else media_type_of(pending)
+                there = pending.stat()
+                adoption = Adoption(pending, name, there.st_size, media_type, there.st_mtime_ns)
+                self._insert(key, adoption)
             else:
                 (self._layout.root / name).unlink(missing_ok=True)
                 pending.unlink()

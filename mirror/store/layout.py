@@ -11,6 +11,7 @@
                                            a second name of an object whose row is being written
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        what each tag last meant
+      rebuild                              the index was lost: files are still to be found
 
 The suffix is new for every file: diskcache removes the *former* file name of a key after it
 has written the new one, so a name that depends on the content alone would remove what was
@@ -18,6 +19,7 @@ just stored.
 """
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -52,6 +54,16 @@ class ObjectKey:
             raise ValueError(f"no such kind of object: {kind!r}")
         return cls(kind, Digest.parse(f"{algorithm}:{hexadecimal}"))
 
+    @classmethod
+    def of_name(cls, name: str) -> "ObjectKey":
+        """The key of an object's file name, relative to the root.
+
+        Raises:
+            ValueError: it is none.
+        """
+        kind, algorithm, _, file = name.split("/")
+        return cls.parse(f"{kind}.{algorithm}.{file.partition('.')[0]}")
+
     def new_name(self) -> str:
         """A file name, relative to the root, that no file has had before."""
         digest = self.digest
@@ -80,6 +92,16 @@ class Layout:
         """Where the index of tags lives."""
         return self.root / "tags"
 
+    @property
+    def rebuild(self) -> Path:
+        """Is there while the index does not know all files."""
+        return self.root / "rebuild"
+
+    def directories(self) -> Iterator[Path]:
+        """The directories that objects are in."""
+        for kind in (BLOBS, MANIFESTS):
+            yield from (self.root / kind).glob("*/*")
+
     def partial_of(self, key: ObjectKey) -> Path:
         """Where one object grows until it is whole."""
         return self.partial / str(key)
@@ -94,7 +116,9 @@ class Layout:
         for directory in (self.partial, self.pending, self.tags):
             directory.mkdir(mode=0o700, exist_ok=True)
         # Backup programs skip a directory that carries this file (bford.info/cachedir).
-        (self.root / "CACHEDIR.TAG").write_text(_CACHEDIR_TAG)
+        tag = self.root / "CACHEDIR.TAG"
+        if not tag.exists():  # on a full disk it may not be written again
+            tag.write_text(_CACHEDIR_TAG)
         self._probe_links()
 
     def _probe_links(self) -> None:

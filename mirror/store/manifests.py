@@ -11,6 +11,7 @@ from mirror.oci.digest import Digest
 from mirror.store.layout import MANIFESTS, Layout, ObjectKey
 from mirror.store.objects import Objects, OpenObject
 from mirror.store.partial import Partial
+from mirror.store.space import NoRoomError
 
 R = TypeVar("R")
 
@@ -50,12 +51,13 @@ class Manifests:
         """Store a manifest whose digest the caller has verified.
 
         Raises:
-            OSError, IndexUnavailableError, PartialBusyError: it could not be kept.
+            NoRoomError, OSError, IndexUnavailableError, PartialBusyError: it could not be kept.
         """
         key = ObjectKey(MANIFESTS, manifest.digest)
         if not await self._objects.make_room(len(manifest.body)):
-            raise OSError(f"no room in {self._layout.root} for a manifest")
-        partial = await self._run(lambda: self._write(key, manifest))
+            raise NoRoomError(f"no room for {key}")
+        with self._objects.alarm.watching():
+            partial = await self._run(lambda: self._write(key, manifest))
         try:
             await self._objects.adopt(key, partial, manifest.media_type)
         finally:

@@ -7,22 +7,28 @@ opened in the same visit, so that no eviction can come between.
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
-from mirror.oci.manifest import NotAManifest, identify
-from mirror.store.database import IndexUnavailableError
-from mirror.store.index import ObjectIndex
+from mirror.store.alarm import Alarm
+from mirror.store.database import IndexDamagedError, IndexUnavailableError
+from mirror.store.index import Entry
 from mirror.store.layout import Layout, ObjectKey
 from mirror.store.partial import Partial
-from mirror.store.space import Limits, Observer, Space
+from mirror.store.rebuild import rebuild
+from mirror.store.shelf import Shelf, media_type_of
+from mirror.store.space import Limits, Observer
+from mirror.store.verify import intact
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_log = logging.getLogger(__name__)
+_PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,14 @@ class Usage:
     max_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An opened object; ``trusted``: nobody has written to its file since it was verified."""
+
+    opened: OpenObject
+    trusted: bool
+
+
 class Objects:
     """The store of whole objects and of the partial files that become objects."""
 
@@ -55,67 +69,164 @@ class Objects:
         layout: Layout,
         limits: Limits,
         observer: Observer,
+        threads: Executor,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Use ``threads`` for what hashes or walks the tree."""
+        self.alarm = Alarm(layout.root)
         self._layout = layout
         self._limits = limits
         self._observer = observer
+        self._threads = threads
         self._clock = clock
         self._touched: dict[ObjectKey, float] = {}
+        self._verifying: dict[ObjectKey, asyncio.Task[bool | None]] = {}
+        self._rebuilding: asyncio.Task[None] | None = None
+        self._shelf = Shelf(layout, limits, observer, self.alarm)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+
+    # Opening, healing, closing.
 
     async def open(self) -> None:
         """Open the index and repair what a crash left.
 
         Raises:
-            OSError: the cache directory cannot be used.
-            IndexUnavailableError: the database in it cannot.
+            OSError: the directory is not one that could ever be used.
         """
-        await self._visit(self._open)
+        await self._visit(self._shelf.open)
+        self._rebuild_if_lost()
 
-    def _open(self) -> None:
-        self._layout.ensure()
-        self._index = ObjectIndex(self._layout)
-        self._space = Space(self._layout, self._index, self._limits, self._observer)
-        self._index.repair(_media_type_of)
+    async def heal(self) -> None:
+        """Open again what was damaged, removed, or could not be opened; to be called often."""
+        await self._visit(self._shelf.heal)
+        self._rebuild_if_lost()
+
+    def _rebuild_if_lost(self) -> None:
+        idle = self._rebuilding is None or self._rebuilding.done()
+        if idle and self._layout.rebuild.exists():
+            self._rebuilding = asyncio.create_task(self._rebuild(), name="rebuild")
+
+    async def _rebuild(self) -> None:
+        with contextlib.suppress(OSError, IndexUnavailableError):  # heal begins it again
+            await rebuild(self._layout, self._include, self._run)
+
+    async def _include(self, names: list[str]) -> int:
+        return await self._visit(lambda: self._shelf.index.include(names, media_type_of))
 
     async def close(self) -> None:
         """Write down what was touched and close the index."""
+        tasks = [*self._verifying.values(), *filter(None, [self._rebuilding])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.flush_touches()
-        await self._visit(self._index.close)
+        await self._visit(self._shelf.close)
         self._thread.shutdown()
 
-    async def lookup(self, key: ObjectKey) -> OpenObject | None:
-        """Open a stored object, or None.  An index that cannot be read is a miss."""
-        opened = await self._visit(self._lookup, key)
-        if opened is not None:
-            self._touched[key] = self._clock()
-        return opened
+    # What is stored.
 
-    def _lookup(self, key: ObjectKey) -> OpenObject | None:
-        with contextlib.suppress(IndexUnavailableError, OSError):
-            entry = self._index.lookup(key)
-            if entry is None:
-                return None
-            try:
-                fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                self._index.remove(key)
-                return None
-            if os.fstat(fd).st_size == entry.size:
-                return OpenObject(fd, entry.size, entry.media_type)
+    async def lookup(self, key: ObjectKey) -> OpenObject | None:
+        """Open a stored object, or None.  An index that cannot be read is a miss.
+
+        A file that was written to behind our back, or whose row was lost, is hashed first.
+        """
+        try:
+            found = await self._visit(self._lookup, key)
+            if found is not None and not found.trusted:
+                found.opened.close()
+                found = await self._visit(self._lookup, key) if await self.verify(key) else None
+        except (IndexUnavailableError, OSError) as error:
+            _log.debug("looking up %s: %s", key, error)
+            return None
+        if found is None:
+            return None
+        self._touched[key] = self._clock()
+        return found.opened
+
+    def _lookup(self, key: ObjectKey) -> _Found | None:
+        index = self._shelf.index
+        entry = index.lookup(key)
+        if entry is None:
+            return None
+        try:
+            fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            index.remove(key)
+            return None
+        there = os.fstat(fd)
+        if there.st_size != entry.size:
             os.close(fd)
-            self._index.remove(key)
-        return None
+            index.remove(key)
+            return None
+        opened = OpenObject(fd, entry.size, entry.media_type)
+        return _Found(opened, trusted=there.st_mtime_ns == entry.modified)
+
+    async def verify(self, key: ObjectKey) -> bool | None:
+        """Hash an object, once for all who ask; drop it where it is damaged.
+
+        Returns:
+            whether it is sound, None where there is none.
+
+        Raises:
+            IndexUnavailableError: what was found could not be noted.
+        """
+        task = self._verifying.get(key)
+        if task is None:
+            task = asyncio.create_task(self._verify(key), name=f"verify {key}")
+            self._verifying[key] = task
+            task.add_done_callback(lambda done: self._verified(key, done))
+        return await asyncio.shield(task)
+
+    def _verified(self, key: ObjectKey, task: asyncio.Task[bool | None]) -> None:
+        del self._verifying[key]
+        if not task.cancelled():
+            task.exception()  # whoever asked may have left
+
+    async def _verify(self, key: ObjectKey) -> bool | None:
+        entry = await self._visit(lambda: self._shelf.index.lookup(key))
+        if entry is None:
+            return None
+        modified = await self._run(lambda: intact(entry.path, key.digest))
+        return await self._visit(self._note, entry, modified)
+
+    def _note(self, entry: Entry, modified: int | None) -> bool | None:
+        index = self._shelf.index
+        if index.lookup(entry.key) != entry:  # evicted or replaced in the meantime
+            return None
+        if modified is None:
+            _log.warning("%s was altered on disk; it is dropped", entry.key)
+            index.remove(entry.key)
+            return False
+        if modified != entry.modified:
+            index.vouch(entry, modified)
+        return True
+
+    async def keys(self) -> AsyncGenerator[ObjectKey, None]:
+        """All objects, in the order they were stored.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        last = 0
+        while rows := await self._visit(self._rows_after, last):
+            for _, key in rows:
+                yield key
+            last = rows[-1][0]
+
+    def _rows_after(self, row: int) -> list[tuple[int, ObjectKey]]:
+        return self._shelf.index.rows_after(row, _PAGE)
+
+    # What is to be stored.
 
     async def reserve(self, partial: Partial, size: int) -> bool:
         """Make sure that a partial file may grow to ``size`` bytes, evicting for it."""
         await self.flush_touches()
-        return await self._visit(self._space.reserve, partial.path, size)
+        with self.alarm.watching():
+            return await self._visit(lambda: self._shelf.space.reserve(partial.path, size))
 
     async def release(self, partial: Partial) -> None:
         """Give back what :meth:`reserve` promised."""
-        await self._visit(self._space.release, partial.path)
+        await self._visit(self._shelf.reserved.pop, partial.path.name, None)
 
     async def adopt(self, key: ObjectKey, partial: Partial, media_type: str = "") -> None:
         """Make a whole, verified partial file an object.
@@ -123,43 +234,52 @@ class Objects:
         Raises:
             OSError, IndexUnavailableError: it could not be kept.
         """
-        await self._visit(self._adopt, key, partial, media_type)
+        with self.alarm.watching():
+            await self._visit(self._adopt, key, partial, media_type)
+        self.alarm.working()
 
     def _adopt(self, key: ObjectKey, partial: Partial, media_type: str) -> None:
-        self._space.release(partial.path)
-        self._index.adopt(key, partial.path, partial.length, media_type)
+        shelf = self._shelf
+        shelf.space.release(partial.path)
+        shelf.index.adopt(key, partial.path, partial.length, media_type)
 
     async def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; False when they never can."""
         await self.flush_touches()
-        return await self._visit(self._space.make_room, incoming)
+        with self.alarm.watching():
+            return await self._visit(lambda: self._shelf.space.make_room(incoming))
 
     async def forget(self, key: ObjectKey) -> bool:
         """Drop an object; say whether it was there."""
-        return await self._visit(self._index.remove, key) > 0
+        return await self._visit(lambda: self._shelf.index.remove(key)) > 0
 
     async def usage(self) -> Usage:
         """What the cache holds right now."""
         return await self._visit(self._usage)
 
     def _usage(self) -> Usage:
-        return Usage(self._space.used_bytes(), self._index.count(), self._limits.max_bytes)
+        shelf = self._shelf
+        return Usage(shelf.space.used_bytes(), shelf.index.count(), self._limits.max_bytes)
 
     async def flush_touches(self) -> None:
         """Tell the index what was used since the last call."""
         touched, self._touched = self._touched, {}
         if touched:
             with contextlib.suppress(IndexUnavailableError):  # LRU order is worth no failure
-                await self._visit(self._index.touch, touched)
+                await self._visit(lambda: self._shelf.index.touch(touched))
 
     async def _visit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(
+            self._thread, lambda: self._guarded(lambda: function(*args, **kwargs))
+        )
 
-
-def _media_type_of(manifest: os.PathLike[str]) -> str:
-    with open(manifest, "rb") as file:
+    def _guarded(self, function: Callable[[], R]) -> R:
         try:
-            return identify(file.read(), "")
-        except NotAManifest:
-            return ""
+            return function()
+        except IndexDamagedError as error:
+            self._shelf.damaged(error)
+            raise
+
+    async def _run(self, function: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final, cast
 
-from mirror.store.database import opened, translated
+from mirror.store.database import inode_of, opened, translated
 
 _MAX_BYTES: Final = 256 * 1024 * 1024
 
@@ -29,6 +29,12 @@ class RecordIndex:
                 cull_limit=10,
                 statistics=0,
             )
+        self._directory = directory
+        self._inode = inode_of(directory)
+
+    def in_place(self) -> bool:
+        """Whether the open database is still the one in the directory."""
+        return self._inode is not None and self._inode == inode_of(self._directory)
 
     def lookup(self, name: str) -> bytes | None:
         """The record of that name, or None."""

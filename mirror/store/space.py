@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from mirror.store.database import IndexUnavailableError
 from mirror.store.index import ObjectIndex
-from mirror.store.layout import Layout
+from mirror.store.layout import Layout, ObjectKey
 from mirror.store.partial import Partial
 
 _BATCH: Final = 32  # evictions between two looks at the clock of others waiting for the thread
+
+
+class NoRoomError(Exception):
+    """There is no room within the limits, and none can be made."""
 
 
 class Observer(Protocol):
@@ -38,13 +43,19 @@ class Space:
     """Decides whether more bytes fit, and makes them fit by evicting the least recently used."""
 
     def __init__(
-        self, layout: Layout, index: ObjectIndex, limits: Limits, observer: Observer
+        self,
+        layout: Layout,
+        index: ObjectIndex,
+        limits: Limits,
+        observer: Observer,
+        reserved: dict[str, int],
     ) -> None:
+        """Keep what was promised in ``reserved``, which outlives an index that is lost."""
         self._layout = layout
         self._index = index
         self._limits = limits
         self._observer = observer
-        self._reserved: dict[str, int] = {}
+        self._reserved = reserved
 
     def used_bytes(self) -> int:
         """Objects, partial files and what fills under way still expect."""
@@ -88,12 +99,21 @@ class Space:
         if self._remove_idle(before=oldest[0][1] if oldest else math.inf):
             return True
         for key, _ in oldest:
-            size = self._index.remove(key)
+            size = self._remove(key)
             self._observer.evicted(size)
             excess -= size
             if excess <= 0:
                 break
         return bool(oldest)
+
+    def _remove(self, key: ObjectKey) -> int:
+        try:
+            return self._index.remove(key)
+        except (OSError, IndexUnavailableError):
+            # A disk may be too full for the note that something goes.  A row without its file is
+            # a miss, so the file can go first; then there is room for the rest.
+            self._index.unlink(key)
+            return self._index.remove(key)
 
     def _partial_bytes(self) -> int:
         sizes = self._partial_sizes()

@@ -7,14 +7,21 @@ from aiohttp import web
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """Whether the mirror can serve, and in a few words how it is."""
+
+    ready: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class HealthFace:
     """``/healthz``, ``/readyz`` and ``/metrics``.
 
-    ``not_ready`` returns why the mirror cannot serve, empty when it can; ``figures`` renders the
-    metrics and names their content type.
+    ``figures`` renders the metrics and names their content type.
     """
 
-    not_ready: Callable[[], Awaitable[str]]
+    condition: Callable[[], Condition]
     figures: Callable[[], Awaitable[tuple[bytes, str]]]
 
     async def alive(self, request: web.BaseRequest) -> web.Response:
@@ -23,8 +30,8 @@ class HealthFace:
 
     async def ready(self, request: web.BaseRequest) -> web.Response:
         """It can serve; upstream is not asked, because hits need none."""
-        reason = await self.not_ready()
-        return web.Response(text=f"{reason or 'ready'}\n", status=503 if reason else 200)
+        condition = self.condition()
+        return web.Response(text=f"{condition.text}\n", status=200 if condition.ready else 503)
 
     async def metrics(self, request: web.BaseRequest) -> web.Response:
         """Prometheus's text format."""

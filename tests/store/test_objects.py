@@ -13,7 +13,7 @@ from mirror.store.index import ObjectIndex
 from mirror.store.layout import MANIFESTS, ObjectKey
 from mirror.store.manifests import Manifest, Manifests
 from mirror.store.objects import Objects
-from mirror.store.space import Limits
+from mirror.store.space import Limits, NoRoomError
 from mirror.store.tags import Link, Tags
 from tests.store.test_space import Evictions
 
@@ -24,8 +24,8 @@ MANIFEST = Manifest(Digest.of(BODY), OCI_MANIFEST, BODY)
 
 
 @pytest.fixture
-async def objects(layout):
-    objects = Objects(layout, Limits(10_000, 0), Evictions())
+async def objects(layout, threads):
+    objects = Objects(layout, Limits(10_000, 0), Evictions(), threads)
     await objects.open()
     yield objects
     await objects.close()
@@ -94,9 +94,9 @@ async def test_a_manifest_written_halfway_by_a_crash_does_not_stay_in_the_way(
 
 
 async def test_a_manifest_without_room_is_refused(layout, threads):
-    objects = Objects(layout, Limits(10, 0), Evictions())
+    objects = Objects(layout, Limits(10, 0), Evictions(), threads)
     await objects.open()
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(NoRoomError):
         await Manifests(layout, objects, threads).put(MANIFEST)
     await objects.close()
 
@@ -118,7 +118,7 @@ async def test_tags_survive_and_can_be_forgotten(layout):
 async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threads):
     """Touches are written in batches, at the latest when the store closes."""
     clock = iter([5e9, 6e9])
-    objects = Objects(layout, Limits(10_000, 0), Evictions(), clock=lambda: next(clock))
+    objects = Objects(layout, Limits(10_000, 0), Evictions(), threads, clock=lambda: next(clock))
     await objects.open()
     stored = await Blobs(layout, objects, threads).lookup(DIGEST)
     assert stored is not None

@@ -1,0 +1,62 @@
+"""Says once that the disk is in trouble and what to do, and once that it is over."""
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from mirror.store.database import IndexUnavailableError
+
+_log = logging.getLogger(__name__)
+
+_ADVICE: Final = {
+    errno.ENOSPC: "free some space, or lower max_size or raise min_free so that the mirror does",
+    errno.EDQUOT: "raise the quota, or lower max_size below it",
+    errno.EROFS: "the file system is read-only: mount it for writing",
+    errno.EIO: "the disk fails: see the kernel's log, and replace it",
+    errno.EACCES: "make the directory writable for the mirror's user",
+    errno.EPERM: "make the directory writable for the mirror's user",
+    errno.EMFILE: "allow the process more open files (LimitNOFILE, ulimit -n)",
+    errno.ENOENT: "the directory was removed; the mirror makes it again",
+}
+
+#: What a disk does that goes by, and is no mistake of whoever chose the directory.
+TROUBLES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+class Alarm:
+    """The state of the cache directory, as the log tells it: one line per change."""
+
+    def __init__(self, directory: object) -> None:
+        self._directory = directory
+        self.reason = ""
+
+    def failing(self, error: Exception) -> None:
+        """Something could not be kept or read."""
+        number = error.errno if isinstance(error, OSError) else None
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if reason != self.reason:
+            self.reason = reason
+            advice = _ADVICE.get(number or 0, "see whether the disk and the directory are sound")
+            _log.error(
+                "cache directory %s: %s; pulls go on, straight through, and nothing is kept; %s",
+                self._directory,
+                reason,
+                advice,
+            )
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Tell of what goes wrong inside, and let it pass."""
+        try:
+            yield
+        except (OSError, IndexUnavailableError) as error:
+            self.failing(error)
+            raise
+
+    def working(self) -> None:
+        """Something was kept."""
+        if self.reason:
+            self.reason = ""
+            _log.warning("cache directory %s: works again", self._directory)

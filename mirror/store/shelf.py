@@ -1,0 +1,127 @@
+"""The index and the room it speaks for, through whatever happens to the directory they are in.
+
+A directory that is full, read-only or gone does not keep the mirror from running: until
+:meth:`Shelf.heal` finds it sound again, whoever asks is told that the index is not available.
+Runs on the index's thread.
+"""
+
+import contextlib
+import logging
+from pathlib import Path
+
+from mirror.oci.manifest import NotAManifest, identify
+from mirror.store.alarm import TROUBLES, Alarm
+from mirror.store.database import (
+    IndexDamagedError,
+    IndexUnavailableError,
+    discard,
+    inode_of,
+)
+from mirror.store.index import ObjectIndex
+from mirror.store.layout import Layout
+from mirror.store.space import Limits, Observer, Space
+
+_log = logging.getLogger(__name__)
+
+
+class Shelf:
+    """An index that is opened again when it must be."""
+
+    def __init__(self, layout: Layout, limits: Limits, observer: Observer, alarm: Alarm) -> None:
+        self.reserved: dict[str, int] = {}
+        self._layout = layout
+        self._limits = limits
+        self._observer = observer
+        self._alarm = alarm
+        self._index: ObjectIndex | None = None
+
+    @property
+    def index(self) -> ObjectIndex:
+        """The index.
+
+        Raises:
+            IndexUnavailableError: there is none at the moment.
+        """
+        if self._index is None:
+            raise IndexUnavailableError(self._alarm.reason or "the cache directory is not open")
+        return self._index
+
+    @property
+    def space(self) -> Space:
+        """The room that objects and fills share.
+
+        Raises:
+            IndexUnavailableError: there is no index at the moment.
+        """
+        return Space(self._layout, self.index, self._limits, self._observer, self.reserved)
+
+    def open(self) -> None:
+        """Open the index, repair what a crash left.
+
+        Raises:
+            OSError: the directory is not one that could ever be used.
+        """
+        try:
+            self._open()
+        except (OSError, IndexUnavailableError) as error:
+            if isinstance(error, OSError) and error.errno not in TROUBLES:
+                raise
+            self._alarm.failing(error)
+
+    def heal(self) -> None:
+        """Open again what was damaged, removed, or could not be opened."""
+        if self._sound():
+            return
+        try:
+            self._open()
+        except (OSError, IndexUnavailableError) as error:
+            self._alarm.failing(error)
+        else:
+            self._alarm.working()
+
+    def _sound(self) -> bool:
+        directories = (self._layout.partial, self._layout.pending)
+        in_place = self._index is not None and self._index.in_place()
+        return in_place and all(directory.is_dir() for directory in directories)
+
+    def _open(self) -> None:
+        self.close()
+        self._layout.ensure()
+        if inode_of(self._layout.root) is None and any(self._layout.directories()):
+            self._layout.rebuild.touch(0o600)
+        try:
+            self._index = self._repaired()
+        except IndexDamagedError as error:
+            _log.error("cache directory %s: %s; it is made anew", self._layout.root, error)
+            self._layout.rebuild.touch(0o600)
+            discard(self._layout.root)
+            self._index = self._repaired()
+
+    def _repaired(self) -> ObjectIndex:
+        index = ObjectIndex(self._layout)
+        try:
+            index.repair(media_type_of)
+        except BaseException:
+            index.close()
+            raise
+        return index
+
+    def damaged(self, error: IndexDamagedError) -> None:
+        """The index turned out to be damaged: do without it until it is healed."""
+        self.close()
+        self._alarm.failing(error)
+
+    def close(self) -> None:
+        """Close the index."""
+        index, self._index = self._index, None
+        if index is not None:
+            with contextlib.suppress(IndexUnavailableError):
+                index.close()
+
+
+def media_type_of(manifest: Path) -> str:
+    """The media type that a manifest's file speaks of, empty where it is no manifest."""
+    try:
+        return identify(manifest.read_bytes(), "")
+    except NotAManifest:
+        return ""
