@@ -33,6 +33,7 @@ from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import Layout
 from mirror.store.manifests import Manifests
 from mirror.store.objects import Objects
+from mirror.store.scrub import Scrub
 from mirror.store.space import Limits
 from mirror.store.tags import Tags
 from mirror.upstream.authorization import Authorization, Credentials
@@ -63,6 +64,7 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Store:
+    layout: Layout
     objects: Objects
     blobs: Blobs
     manifests: Manifests
@@ -112,8 +114,12 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tupl
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        tending = asyncio.create_task(_tend_regularly(store))
+        tending = asyncio.create_task(_tend_regularly(store), name="tend")
         stack.callback(tending.cancel)
+        if config.cache.scrub.seconds:
+            scrub = Scrub(store.objects, store.layout.scrub, config.cache.scrub.seconds)
+            scrubbing = asyncio.create_task(scrub.run(), name="scrub")
+            stack.callback(scrubbing.cancel)
         yield await _listen(runner, config.server.listen)
 
 
@@ -136,7 +142,7 @@ async def _opened_store(config: Config, metrics: Metrics) -> AsyncIterator[_Stor
     await tags.open()
     blobs = Blobs(layout, objects, threads)
     try:
-        yield _Store(objects, blobs, Manifests(layout, objects, threads), tags)
+        yield _Store(layout, objects, blobs, Manifests(layout, objects, threads), tags)
     finally:
         await objects.close()
         await tags.close()

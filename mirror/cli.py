@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.filesize import decimal
 
 from mirror import __version__, clients
 from mirror.config import Config, ConfigError, load
@@ -14,6 +15,7 @@ from mirror.config.addresses import checked_url
 from mirror.config.dump import dump_toml
 from mirror.config.model import split_listen
 from mirror.config.secrecy import masked
+from mirror.logs import configure
 
 _FAILED = 1
 _USAGE = 2
@@ -93,6 +95,33 @@ def serve(
 def check(config: ConfigOption = None) -> None:
     """Print the configuration with its defaults, or its mistakes."""
     print(dump_toml(_load(config, {})))
+
+
+@app.command()
+def verify(
+    config: ConfigOption = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where blobs are kept.")] = None,
+) -> None:
+    """Hash everything in the cache and drop what is damaged; a mirror may run meanwhile.
+
+    Exits with 1 where something was damaged.
+    """
+    flags = {"cache": {} if cache_dir is None else {"directory": str(cache_dir)}}
+    settings = _load(config, flags)
+    from mirror import upkeep  # noqa: PLC0415  # late, as above
+    from mirror.progress import ByteProgress  # noqa: PLC0415
+
+    configure("error", settings.log.format, access=False)
+    try:
+        with ByteProgress("verifying") as progress:
+            found = asyncio.run(upkeep.verify(settings, progress.expect, progress.advance))
+    except upkeep.UpkeepError as error:
+        _fail(str(error), _FAILED)
+    for name in found.damaged:
+        print(f"damaged, dropped: {name}")
+    print(f"{found.objects} objects, {decimal(found.bytes)}: {len(found.damaged)} damaged")
+    if found.damaged:
+        raise typer.Exit(_FAILED)
 
 
 @client_app.command("docker")

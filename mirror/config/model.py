@@ -115,6 +115,7 @@ class CacheConfig(_Table):
     )
     max_size: SizeField = _size("50GiB")
     min_free: SizeField = _size("2%")
+    scrub: DurationField = _time("0s")
 
 
 class TagsConfig(_Table):

@@ -39,6 +39,15 @@ class Entry:
     modified: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Which object stands in which row; ``size`` in bytes."""
+
+    number: int
+    key: ObjectKey
+    size: int
+
+
 class ObjectIndex:
     """Rows of objects by key, in order of last use."""
 
@@ -138,16 +147,16 @@ class ObjectIndex:
         with translated():
             self._cache._sql(statement, (text, str(entry.key), name))
 
-    def rows_after(self, row: int, limit: int) -> list[tuple[int, ObjectKey]]:
-        """Keys and their rows from the one after ``row`` on, in the order they were stored.
+    def rows_after(self, row: int, limit: int) -> list[Row]:
+        """The rows after number ``row``, in the order they were made.
 
         Raises:
-            IndexUnavailableError: the rows cannot be read.
+            IndexUnavailableError: they cannot be read.
         """
-        statement = "SELECT rowid, key FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        statement = "SELECT rowid, key, size FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
         with translated():
             rows = self._cache._sql(statement, (row, limit)).fetchall()
-        return [(number, ObjectKey.parse(key)) for number, key in rows]
+        return [Row(number, ObjectKey.parse(key), size) for number, key, size in rows]
 
     def remove(self, key: ObjectKey) -> int:
         """Drop an object, row and file; return the bytes it had (0: it was not there)."""

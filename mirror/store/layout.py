@@ -11,6 +11,8 @@
                                            a second name of an object whose row is being written
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        what each tag last meant
+      lock                                 flock: shared by all who use the directory
+      scrub                                the number of the row that was scrubbed last
       rebuild                              the index was lost: files are still to be found
 
 The suffix is new for every file: diskcache removes the *former* file name of a key after it
@@ -96,6 +98,16 @@ class Layout:
     def rebuild(self) -> Path:
         """Is there while the index does not know all files."""
         return self.root / "rebuild"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock says who uses the directory."""
+        return self.root / "lock"
+
+    @property
+    def scrub(self) -> Path:
+        """How far the scrub has come."""
+        return self.root / "scrub"
 
     def directories(self) -> Iterator[Path]:
         """The directories that objects are in."""

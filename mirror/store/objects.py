@@ -17,7 +17,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from mirror.store.alarm import Alarm
 from mirror.store.database import IndexDamagedError, IndexUnavailableError
-from mirror.store.index import Entry
+from mirror.store.index import Entry, Row
 from mirror.store.layout import Layout, ObjectKey
 from mirror.store.partial import Partial
 from mirror.store.rebuild import rebuild
@@ -110,6 +110,11 @@ class Objects:
         with contextlib.suppress(OSError, IndexUnavailableError):  # heal begins it again
             await rebuild(self._layout, self._include, self._run)
 
+    async def rebuilt(self) -> None:
+        """Wait until all files are found again, if the index was lost."""
+        if self._rebuilding is not None:
+            await asyncio.wait([self._rebuilding])
+
     async def _include(self, names: list[str]) -> int:
         return await self._visit(lambda: self._shelf.index.include(names, media_type_of))
 
@@ -201,20 +206,19 @@ class Objects:
             index.vouch(entry, modified)
         return True
 
-    async def keys(self) -> AsyncGenerator[ObjectKey, None]:
-        """All objects, in the order they were stored.
+    async def rows(self, after: int = 0) -> AsyncGenerator[Row, None]:
+        """All objects after row number ``after``, in the order they were stored.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
         """
-        last = 0
-        while rows := await self._visit(self._rows_after, last):
-            for _, key in rows:
-                yield key
-            last = rows[-1][0]
+        while rows := await self._visit(self._rows_after, after):
+            for row in rows:
+                yield row
+            after = rows[-1].number
 
-    def _rows_after(self, row: int) -> list[tuple[int, ObjectKey]]:
-        return self._shelf.index.rows_after(row, _PAGE)
+    def _rows_after(self, number: int) -> list[Row]:
+        return self._shelf.index.rows_after(number, _PAGE)
 
     # What is to be stored.
 

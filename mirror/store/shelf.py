@@ -6,7 +6,9 @@ Runs on the index's thread.
 """
 
 import contextlib
+import fcntl
 import logging
+import os
 from pathlib import Path
 
 from mirror.oci.manifest import NotAManifest, identify
@@ -34,6 +36,7 @@ class Shelf:
         self._observer = observer
         self._alarm = alarm
         self._index: ObjectIndex | None = None
+        self._lock: int | None = None
 
     @property
     def index(self) -> ObjectIndex:
@@ -87,20 +90,34 @@ class Shelf:
     def _open(self) -> None:
         self.close()
         self._layout.ensure()
+        alone = self._locked()
         if inode_of(self._layout.root) is None and any(self._layout.directories()):
             self._layout.rebuild.touch(0o600)
         try:
-            self._index = self._repaired()
+            self._index = self._repaired(alone=alone)
         except IndexDamagedError as error:
             _log.error("cache directory %s: %s; it is made anew", self._layout.root, error)
             self._layout.rebuild.touch(0o600)
             discard(self._layout.root)
-            self._index = self._repaired()
+            self._index = self._repaired(alone=alone)
+        assert self._lock is not None, "the directory was locked above"
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def _repaired(self) -> ObjectIndex:
+    def _locked(self) -> bool:
+        """Lock the directory; say whether nobody else uses it, who might be in mid-adoption."""
+        self._lock = os.open(self._layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another repairs
+            return False
+        return True
+
+    def _repaired(self, *, alone: bool) -> ObjectIndex:
         index = ObjectIndex(self._layout)
         try:
-            index.repair(media_type_of)
+            if alone:
+                index.repair(media_type_of)
         except BaseException:
             index.close()
             raise
@@ -117,6 +134,9 @@ class Shelf:
         if index is not None:
             with contextlib.suppress(IndexUnavailableError):
                 index.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def media_type_of(manifest: Path) -> str:

@@ -1,5 +1,6 @@
 """The disk in trouble: what is found again, what is dropped, what goes on without it."""
 
+import asyncio
 import errno
 import logging
 import os
@@ -18,6 +19,7 @@ from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import BLOBS, Layout, ObjectKey
 from mirror.store.manifests import Manifest, Manifests
 from mirror.store.objects import Objects
+from mirror.store.scrub import Scrub
 from mirror.store.space import Limits
 from mirror.store.tags import Link, Tags
 from tests.store.test_objects import BODY, MANIFEST
@@ -199,16 +201,53 @@ async def test_a_row_of_version_0_1_is_verified_once(filled, threads):
 async def test_verifying_hashes_everything_and_drops_what_is_damaged(filled, threads):
     async with Store(filled, threads) as store:
         file = store.file_of(CONTENTS[1])
-        times = file.stat().st_atime_ns, file.stat().st_mtime_ns
-        with file.open("r+b") as opened:
-            opened.write(b"S")
-        os.utime(file, ns=times)  # as rotting media would: nothing but the bytes tells
-        found = [key async for key in store.objects.keys()]  # noqa: SIM118  # no dict
-        verdicts = [await store.objects.verify(key) for key in found]
+        rot(file)
+        verdicts = [await store.objects.verify(row.key) async for row in store.objects.rows()]
         assert sorted(verdicts) == [False, True, True, True]
         assert await store.read(CONTENTS[1]) is None
         missing = ObjectKey(BLOBS, Digest.of(b"never stored"))
         assert await store.objects.verify(missing) is None
+
+
+def rot(file) -> None:
+    """Flip a bit as failing media would: nothing but the bytes tells."""
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    with file.open("r+b") as opened:
+        first = opened.read(1)[0]
+        opened.seek(0)
+        opened.write(bytes([first ^ 1]))
+    os.utime(file, ns=times)
+
+
+async def test_a_scrub_goes_round_in_its_time_and_goes_on_after_a_restart(filled, threads, caplog):
+    caplog.set_level(logging.INFO)
+    async with Store(filled, threads) as store:
+        rot(store.file_of(CONTENTS[1]))
+        slept = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 2:
+                raise asyncio.CancelledError  # the mirror stops
+
+        with pytest.raises(asyncio.CancelledError):
+            await Scrub(store.objects, filled.scrub, 100.0, sleep, lambda: 0.0).run()
+        assert filled.scrub.read_text() == "2\n"
+        assert await store.read(CONTENTS[1]) is None
+        assert await store.read(CONTENTS[0]) == CONTENTS[0]
+        total = sum(map(len, [*CONTENTS, BODY]))
+        assert slept[0] == pytest.approx(100 * len(CONTENTS[0]) / total)
+        slept = [0.0, 0.0]
+
+        async def no_sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 5:
+                raise asyncio.CancelledError
+
+        with pytest.raises(asyncio.CancelledError):
+            await Scrub(store.objects, filled.scrub, 100.0, no_sleep, lambda: 0.0).run()
+        assert caplog.messages[-1] == "scrub: 2 objects are sound, 0 were damaged and dropped"
+        assert filled.scrub.read_text() == "0\n"
 
 
 async def test_a_directory_removed_while_running_is_made_again(filled, threads):

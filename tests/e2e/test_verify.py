@@ -1,0 +1,63 @@
+"""``mirror verify`` as it is typed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeRegistry, random_bytes
+from tests.running import eventually, running
+
+
+def verify(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mirror", "verify", "--cache-dir", str(directory), *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+async def cache(tmp_path, upstream: FakeRegistry):
+    """A cache of five blobs, and its mirror still running."""
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
+        for seed in range(5):
+            digest = upstream.add_blob(random_bytes(10_000, seed))
+            await mirror.get(f"/v2/app/blobs/{digest}")
+        await eventually(mirror, "mirror_cache_objects", 5)  # adopted after the client has it
+        yield tmp_path / "cache"
+
+
+def test_a_sound_cache_is_said_to_be_sound(cache):
+    done = verify(cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "5 objects, 50.0 kB: 0 damaged\n"
+
+
+def test_what_is_damaged_is_named_and_dropped(cache):
+    file = next(file for file in (cache / "blobs").rglob("*") if file.is_file())
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(b"x" * 10_000)
+    os.utime(file, ns=times)
+    done = verify(cache)
+    name = file.name.partition(".")[0]
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"damaged, dropped: blobs.sha256.{name}",
+        "5 objects, 50.0 kB: 1 damaged",
+    ]
+    assert verify(cache).stdout == "4 objects, 40.0 kB: 0 damaged\n"
+
+
+def test_a_misspelt_directory_is_not_made(tmp_path):
+    done = verify(tmp_path / "cach")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"mirror: the cache directory {tmp_path / 'cach'} cannot be used: No such file or "
+        "directory; name another with --cache-dir or [cache] directory\n"
+    )
+    assert not (tmp_path / "cach").exists()
