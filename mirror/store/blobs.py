@@ -48,6 +48,14 @@ class Blobs:
         """
         await self._run(lambda: partial.append(pieces))
 
+    async def restart(self, partial: Partial) -> None:
+        """Throw away what has arrived; only while nobody reads it.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        await self._run(partial.restart)
+
     async def adopt(self, partial: Partial) -> None:
         """Flush a verified partial file and make it a stored blob.
 

@@ -88,6 +88,8 @@ class ObjectIndex:
             OSError: the file cannot be moved.
             IndexUnavailableError: the row cannot be written; the file waits in ``pending/``.
         """
+        # By itself diskcache removes the former file after its row, with no link to finish it by.
+        self.remove(key)
         name = key.new_name()
         pending = self._pending(_ADOPT, key, name)
         os.rename(staged, pending)

@@ -20,6 +20,8 @@ has written the new one, so a name that depends on the content alone would remov
 just stored.
 """
 
+import contextlib
+import errno
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from mirror.oci.digest import Digest
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
 
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _CACHEDIR_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of container images.\n"
 
 
@@ -135,12 +138,13 @@ class Layout:
 
     def _probe_links(self) -> None:
         """Fail at the start where every adoption would (some network and FUSE file systems)."""
-        one, two = (self.partial / f"probe.{secrets.token_hex(4)}" for _ in range(2))
-        one.touch(0o600)
+        probe = self.root / "probe"  # one name for all, so that crashes do not collect them
         try:
-            two.hardlink_to(one)
+            with contextlib.suppress(FileExistsError):  # of a crash, or of whoever starts with us
+                probe.hardlink_to(self.root / "CACHEDIR.TAG")
         except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             raise OSError(error.errno, "its file system has no hard links") from error
         finally:
-            one.unlink()
-            two.unlink(missing_ok=True)
+            probe.unlink(missing_ok=True)

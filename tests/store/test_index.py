@@ -144,6 +144,18 @@ def test_an_adoption_cut_short_is_finished_at_the_next_start(layout, step):
     assert_in_agreement(layout, index)
 
 
+def test_an_adoption_over_what_was_there_cut_short_leaves_no_orphan(layout):
+    """By itself diskcache removes the former file last."""
+    index = ObjectIndex(layout)
+    index.adopt(*staged(layout, b"content"))
+    index.close()
+    _, _, size = staged(layout, b"content")
+    crash(layout, f"index.adopt(key, layout.partial_of(key), {size})", "_ObjectDisk.remove = die")
+    index = ObjectIndex(layout)
+    index.repair(media_type_of)
+    assert_in_agreement(layout, index)
+
+
 @pytest.mark.parametrize(
     ("step", "there"),
     [
