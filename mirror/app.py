@@ -37,8 +37,8 @@ from mirror.store.scrub import Scrub
 from mirror.store.space import Limits
 from mirror.store.tags import Tags
 from mirror.upstream.authorization import Authorization, Credentials
-from mirror.upstream.breaker import Breaker
 from mirror.upstream.directory import Directory, Names
+from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
 from mirror.upstream.transport import Transport, TransportSettings
@@ -167,7 +167,7 @@ async def _opened_routes(
     async with AsyncExitStack() as stack:
         registries = {
             name: await stack.enter_async_context(
-                _opened_registry(name, upstream, config, backend, metrics)
+                _opened_upstream(name, upstream, config, backend, metrics)
             )
             for name, upstream in config.enabled().items()
         }
@@ -192,35 +192,45 @@ async def _opened_routes(
 
 
 @asynccontextmanager
-async def _opened_registry(
+async def _opened_upstream(
     name: str, upstream: UpstreamConfig, config: Config, backend: Backend, metrics: Metrics
-) -> AsyncIterator[Registry]:
-    settings = TransportSettings(
-        connect_timeout=config.fetch.connect_timeout.seconds,
-        first_byte_timeout=config.fetch.first_byte_timeout.seconds,
-        idle_timeout=config.fetch.idle_timeout.seconds,
-        proxy=upstream.proxy or config.fetch.proxy,
-        ca_files=tuple(file for file in (config.fetch.ca_file, upstream.ca_file) if file),
-        user_agent=f"mirror/{__version__}",
-    )
+) -> AsyncIterator[Endpoints]:
     try:
         credentials = (
             Credentials(upstream.username, upstream.secret()) if upstream.username else None
         )
     except OSError as error:
         raise StartError(f"upstream {name}: password_file: {error.strerror}") from error
-    url = URL(upstream.url)
-    try:
-        transport = await Transport(name, settings, metrics).__aenter__()
-    except OSError as error:  # ssl.SSLError is one
-        raise StartError(f"upstream {name}: ca_file holds no certificate: {error}") from error
-    authorization = Authorization(name, url, transport, Tokens(backend), credentials)
-    breaker = Breaker(lambda: transport.ping(url))
-    try:
-        yield Registry(name, url, transport, authorization, Gate(name), breaker, metrics)
-    finally:
-        await breaker.close()
-        await transport.__aexit__(None, None, None)
+    # The credentials are the registry's: a mirror of it is asked as nobody.
+    addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
+    settings = _transport_settings(config, upstream)
+    async with AsyncExitStack() as stack:
+        registries = []
+        for address, known_as in addresses:
+            url = URL(address)
+            transport = Transport(name, url.host or "", settings, metrics)
+            try:
+                await stack.enter_async_context(transport)
+            except OSError as error:  # ssl.SSLError is one
+                text = f"upstream {name}: ca_file holds no certificate: {error}"
+                raise StartError(text) from error
+            authorization = Authorization(name, url, transport, Tokens(backend), known_as)
+            max_bytes = config.fetch.max_blob_size.bytes
+            registry = Registry(name, url, transport, authorization, Gate(name), metrics, max_bytes)
+            registries.append(registry)
+        yield Endpoints(name, registries)
+
+
+def _transport_settings(config: Config, upstream: UpstreamConfig) -> TransportSettings:
+    return TransportSettings(
+        connect_timeout=config.fetch.connect_timeout.seconds,
+        first_byte_timeout=config.fetch.first_byte_timeout.seconds,
+        idle_timeout=config.fetch.idle_timeout.seconds,
+        proxy=upstream.proxy or config.fetch.proxy,
+        private_redirects=upstream.private_redirects,
+        ca_files=tuple(file for file in (config.fetch.ca_file, upstream.ca_file) if file),
+        user_agent=f"mirror/{__version__}",
+    )
 
 
 def _directory(config: Config) -> Directory:

@@ -67,6 +67,12 @@ def _checked_directory(directory: Path) -> Path:
     return expanded
 
 
+def _in_bytes(size: Size) -> Size:
+    if size.share is not None or size.bytes <= 0:
+        raise ValueError("a size above zero such as 512MiB or 50GiB")
+    return size
+
+
 def _above_zero(duration: Duration) -> Duration:
     if duration.seconds <= 0:
         raise ValueError("a time above zero")
@@ -132,6 +138,7 @@ class FetchConfig(_Table):
     connect_timeout: Timeout = _time("10s")
     first_byte_timeout: Timeout = _time("30s")
     idle_timeout: Timeout = _time("60s")
+    max_blob_size: Annotated[SizeField, AfterValidator(_in_bytes)] = _size("100GiB")
     proxy: Proxy = ""
     ca_file: ReadableFile = ""
 
@@ -140,6 +147,7 @@ class UpstreamConfig(_Table):
     """One registry."""
 
     url: Annotated[str, AfterValidator(checked_url)]
+    mirrors: tuple[Annotated[str, AfterValidator(checked_url)], ...] = ()
     enabled: bool = True
     default: bool = False
     username: str = ""
@@ -148,6 +156,7 @@ class UpstreamConfig(_Table):
     hosts: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     library: bool = False
+    private_redirects: bool = False
     proxy: Proxy = ""
     ca_file: ReadableFile = ""
 

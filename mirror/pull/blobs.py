@@ -12,8 +12,8 @@ from mirror.pull.growth import GrowingContent, State
 from mirror.pull.outcome import Outcome
 from mirror.store.blobs import Blobs
 from mirror.upstream.directory import Target
+from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NotFoundError, UpstreamError
-from mirror.upstream.registry import Registry
 
 
 class Negatives(Protocol):
@@ -48,7 +48,7 @@ class BlobPulls:
 
     def __init__(
         self,
-        registries: Mapping[str, Registry],
+        registries: Mapping[str, Endpoints],
         blobs: Blobs,
         negatives: Negatives,
         observer: Observer,

@@ -3,6 +3,7 @@
 A stored blob, a growing one and one that only passes through look the same from outside.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Protocol
 
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.errors import BrokenOffError, DigestMismatchError
+from mirror.pull.policy import Backoff
 from mirror.store.objects import OpenObject
-from mirror.upstream.errors import UpstreamError
-from mirror.upstream.registry import BlobStream, Registry
+from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.errors import UnavailableError, UpstreamError
+from mirror.upstream.registry import BlobStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Content(Protocol):
 class Source:
     """Where a blob comes from: a repository of an upstream."""
 
-    registry: Registry
+    registry: Endpoints
     repository: str
 
     def open(self, digest: Digest, start: int) -> AbstractAsyncContextManager[BlobStream]:
@@ -113,24 +116,16 @@ class PassingContent:
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """What upstream sends; of a whole blob the last piece only once it is verified."""
+        whole = start == self._start and stop in {None, self.size}
         try:
-            stream = await self._at(start)
-            whole = start == self._start and stop in {None, stream.total}
-            relayed = self._verified(stream) if whole else _stretch(stream, start, stop)
-            async for piece in relayed:
+            async for piece in self._verified() if whole else self._stretch(start, stop):
                 yield piece
         except UpstreamError as error:
             raise BrokenOffError(str(error)) from error
 
-    async def _at(self, start: int) -> BlobStream:
-        if self._stream is not None and self._stream.offset <= start == self._start:
-            return self._stream
-        await self._connection.aclose()
-        return await self._open(start)
-
-    async def _verified(self, stream: BlobStream) -> AsyncIterator[bytes]:
+    async def _verified(self) -> AsyncIterator[bytes]:
         held = b""
-        async for piece in _stretch(stream, self._start, None):
+        async for piece in self._stretch(self._start, None):
             self._hasher.update(piece)
             if held:
                 yield held
@@ -141,12 +136,40 @@ class PassingContent:
         if held:
             yield held
 
+    async def _stretch(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
+        """The bytes from ``start`` to ``stop``; a broken connection is gone on from there."""
+        position = start
+        backoff = Backoff(start)
+        while True:
+            try:
+                stream = await self._at(position)
+                async for piece in _cut(stream, position, stop):
+                    position += len(piece)
+                    yield piece
+                end = stream.total if stop is None else stop
+                if end is None or position >= end:
+                    return
+                raise UnavailableError(self._source.registry.name, "ended early")
+            except UpstreamError as error:
+                delay = backoff.next_delay(position)
+                if not error.transient or delay is None:
+                    raise
+                await self._connection.aclose()
+                self._stream = None
+                await asyncio.sleep(delay)
+
+    async def _at(self, position: int) -> BlobStream:
+        if self._stream is not None and self._stream.offset <= position == self._start:
+            return self._stream
+        await self._connection.aclose()
+        return await self._open(position)
+
     async def close(self) -> None:
         """Close the connection to upstream."""
         await self._connection.aclose()
 
 
-async def _stretch(stream: BlobStream, start: int, stop: int | None) -> AsyncIterator[bytes]:
+async def _cut(stream: BlobStream, start: int, stop: int | None) -> AsyncIterator[bytes]:
     """The bytes from ``start`` to ``stop`` of a stream that may begin earlier."""
     position = stream.offset
     while piece := await stream.read():

@@ -159,7 +159,7 @@ class Fill:
 
     async def _download(self, partial: Partial) -> None:
         """Bring the partial file to its end and verify it."""
-        backoff = Backoff()
+        backoff = Backoff(partial.length)
         while not (partial.length and partial.verified()):
             try:
                 async with self.source.open(self.digest, partial.length) as stream:
@@ -167,6 +167,13 @@ class Fill:
                     await self._copy(stream, partial)
                 self._check(partial)
                 return
+            except RangeRefusedError:
+                # What an earlier mirror left is no part of the blob; nobody has read of it yet.
+                if self.growth.state is not State.ASKING or not partial.length:
+                    raise
+                _log.info("%s: beginning again, upstream refuses to go on", self.digest)
+                await self._blobs.restart(partial)
+                self._resumed = False
             except UpstreamError as error:
                 delay = backoff.next_delay(partial.length)
                 if not error.transient or self.growth.state is State.ASKING or delay is None:

@@ -12,8 +12,9 @@ from mirror.pull.blobs import Negatives
 from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.upstream.directory import Target
+from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NotFoundError
-from mirror.upstream.registry import Listing, Registry
+from mirror.upstream.registry import Listing
 
 
 class Pages(Protocol):
@@ -38,7 +39,7 @@ class ListingPulls:
     """Answers for listings of every upstream."""
 
     def __init__(
-        self, registries: Mapping[str, Registry], pages: Pages, negatives: Negatives
+        self, registries: Mapping[str, Endpoints], pages: Pages, negatives: Negatives
     ) -> None:
         self._registries = registries
         self._pages = pages

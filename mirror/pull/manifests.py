@@ -27,13 +27,13 @@ from mirror.store.partial import PartialBusyError
 from mirror.store.space import NoRoomError
 from mirror.store.tags import Link, Tags
 from mirror.upstream.directory import Target
+from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NotFoundError,
     RateLimitedError,
     TimedOutError,
     UnavailableError,
 )
-from mirror.upstream.registry import Registry
 
 V = TypeVar("V")
 _log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class ManifestPulls:
 
     def __init__(
         self,
-        registries: Mapping[str, Registry],
+        registries: Mapping[str, Endpoints],
         manifests: Manifests,
         tags: Tags,
         freshness: Freshness,

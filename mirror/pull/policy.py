@@ -46,15 +46,15 @@ def usable_stale(seen: float, now: float, stale_if_error: float) -> bool:
 
 @dataclass(slots=True)
 class Backoff:
-    """Delays between attempts to go on; attempts that brought something do not count."""
+    """Delays between attempts to go on from byte ``reached``; fruitful ones do not count."""
 
-    _reached: int = 0
+    reached: int = 0
     _fruitless: int = 0
 
     def next_delay(self, reached: int) -> float | None:
         """Seconds to wait after an attempt that ended at byte ``reached``; None: give up."""
-        fruitful = reached - self._reached >= _PROGRESS_BYTES
-        self._reached = reached
+        fruitful = reached - self.reached >= _PROGRESS_BYTES
+        self.reached = reached
         self._fruitless = 0 if fruitful else self._fruitless + 1
         if self._fruitless >= _MAX_FRUITLESS:
             return None

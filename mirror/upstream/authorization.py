@@ -113,7 +113,7 @@ class Authorization:
             await self._tokens.forget(name)
 
     def _name(self, scope: str) -> str:
-        return f"{self._upstream} {scope}"
+        return f"{self._url} {scope}"
 
     async def _token(self, challenge: Challenge, scope: str) -> str:
         name = self._name(scope)

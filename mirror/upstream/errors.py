@@ -42,6 +42,10 @@ class RangeRefusedError(UpstreamError):
     """416: what we hold of a blob is no prefix of what upstream has."""
 
 
+class OversizedError(UpstreamError):
+    """A blob has more bytes than the operator allows, or does not end."""
+
+
 class TimedOutError(UpstreamError):
     """It was reached and then was too slow."""
 

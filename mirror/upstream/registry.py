@@ -12,14 +12,13 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.upstream.authorization import Authorization
-from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
+    OversizedError,
     RangeRefusedError,
     UnauthorizedError,
     UnavailableError,
-    UpstreamError,
 )
 from mirror.upstream.gate import Gate
 from mirror.upstream.transport import Observer, Request, Transport, translated
@@ -66,24 +65,41 @@ class BlobStream:
         response: aiohttp.ClientResponse,
         span: tuple[int, int | None],
         observer: Observer,
+        max_bytes: int,
     ) -> None:
+        """Read a body that stands for ``span`` (offset and size) of a blob.
+
+        Raises:
+            OversizedError: the blob has more than ``max_bytes``.
+        """
         self._upstream = upstream
         self._response = response
         self._observer = observer
+        self._max_bytes = max_bytes
         self.offset, self.total = span
+        self._position = self.offset
+        self._check_size(self.total or 0)
 
     async def read(self) -> bytes:
         """The next bytes, ``b""`` at the end.
 
         Raises:
             UnavailableError, TimedOutError: the connection broke or stalled.
+            OversizedError: it does not end.
         """
         try:
             piece = await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise translated(self._upstream, self._response.url, error) from error
         self._observer.upstream_bytes(self._upstream, "blob", len(piece))
+        self._position += len(piece)
+        self._check_size(self._position)
         return piece
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            text = f"sends a blob of more than {self._max_bytes} bytes ([fetch] max_blob_size)"
+            raise OversizedError(self._upstream, text)
 
 
 class Registry:
@@ -96,16 +112,16 @@ class Registry:
         transport: Transport,
         authorization: Authorization,
         gate: Gate,
-        breaker: Breaker,
         observer: Observer,
+        max_blob_bytes: int,
     ) -> None:
         self.name = name
         self._gate = gate
-        self._breaker = breaker
         self._url = url
         self._transport = transport
         self._authorization = authorization
         self._observer = observer
+        self._max_blob_bytes = max_blob_bytes
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
         """Ask what a manifest is without fetching it; Docker Hub does not count this as a pull.
@@ -156,7 +172,7 @@ class Registry:
         path = f"{repository}/blobs/{digest}"
         async with self._ask("GET", repository, path, "blob", start=start) as response:
             span = self._span(response, start)
-            yield BlobStream(self.name, response, span, self._observer)
+            yield BlobStream(self.name, response, span, self._observer, self._max_blob_bytes)
 
     async def tags(self, repository: str, query: str) -> Listing:
         """A page of the list of tags.
@@ -202,15 +218,9 @@ class Registry:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
         self._gate.check()
-        self._breaker.check()
         authorization = await self._authorization.header(repository)
         request = Request(method, url, kind, accept, authorization, start)
-        try:
-            response = await self._transport.send(request)
-        except UpstreamError as error:
-            self._breaker.failed(error)
-            raise
-        self._breaker.answered()
+        response = await self._transport.send(request)
         if response.status == 401 and response.url.origin() == url.origin():
             response.release()
             response = await self._ask_again(request, repository, response)

@@ -8,19 +8,36 @@ and Authorization never goes to another origin than the one it was made for.
 import asyncio
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Final, Protocol, Self
+from urllib.request import getproxies
 
 import aiohttp
 from yarl import URL
 
+from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import TimedOutError, UnavailableError, UpstreamError
+from mirror.upstream.resolver import GuardedResolver, PrivateAddressError
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5
+_MAX_BREAKERS: Final = 64
 _READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses outgrow aiohttp's 8 KiB
+
+
+#: In this order: the last ones are the first ones' base classes.
+_FAILURES: Final[Mapping[type[Exception], str]] = {
+    aiohttp.ClientConnectorDNSError: "the name of {origin} does not resolve",
+    aiohttp.ClientConnectorCertificateError: (
+        "the certificate of {origin} is not trusted (ca_file adds a CA)"
+    ),
+    aiohttp.ClientConnectorError: "cannot connect to {origin}",
+    aiohttp.ClientPayloadError: "{origin} broke off in the middle of a body",
+}
 
 
 class Observer(Protocol):
@@ -40,12 +57,16 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
-    """How to reach upstream; times in seconds."""
+    """How to reach upstream; times in seconds.
+
+    ``private_redirects``: a public registry may lead to private addresses.
+    """
 
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     idle_timeout: float = 60.0
     proxy: str = ""
+    private_redirects: bool = False
     ca_files: tuple[str, ...] = ()
     user_agent: str = "mirror"
 
@@ -74,10 +95,15 @@ class Request:
 class Transport:
     """A pool of connections to one upstream and to where it redirects."""
 
-    def __init__(self, upstream: str, settings: TransportSettings, observer: Observer) -> None:
+    def __init__(
+        self, upstream: str, host: str, settings: TransportSettings, observer: Observer
+    ) -> None:
+        """Talk to the registry at ``host``."""
         self._upstream = upstream
         self._settings = settings
         self._observer = observer
+        self._resolver = None if settings.private_redirects else _guarded(host, settings.proxy)
+        self._breakers: dict[URL, Breaker] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -86,7 +112,9 @@ class Transport:
             auto_decompress=False,
             trust_env=True,
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(limit=0, ssl=_tls(settings.ca_files)),
+            connector=aiohttp.TCPConnector(
+                limit=0, ssl=_tls(settings.ca_files), resolver=self._resolver
+            ),
             headers={"User-Agent": settings.user_agent},
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
@@ -105,6 +133,8 @@ class Transport:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for breaker in self._breakers.values():
+            await breaker.close()
         if self._session is not None:
             await self._session.close()
 
@@ -125,22 +155,42 @@ class Transport:
             url = self._target(url, location)
         raise UnavailableError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
 
-    async def ping(self, url: URL) -> None:
-        """Ask a registry for ``/v2/``; any answer will do.
+    async def _hop(
+        self, request: Request, url: URL, headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        """One exchange, unless its server is known not to answer."""
+        breaker = self._breaker(url.origin())
+        breaker.check()
+        try:
+            response = await self._exchange(request, url, headers)
+        except UpstreamError as error:
+            breaker.failed(error)
+            raise
+        breaker.answered()
+        return response
 
-        Raises:
-            UnavailableError, TimedOutError: there was none.
-        """
-        response = await self._hop(Request("GET", url / "v2/", "ping"), url / "v2/", {})
+    def _breaker(self, origin: URL) -> Breaker:
+        """The breaker of one server: a registry may be well while its storage is not."""
+        if origin not in self._breakers:
+            if len(self._breakers) >= _MAX_BREAKERS:  # storage behind ever-changing names
+                return Breaker(lambda: self._ping(origin))
+            self._breakers[origin] = Breaker(lambda: self._ping(origin))
+        return self._breakers[origin]
+
+    async def _ping(self, origin: URL) -> None:
+        """Ask a server for ``/v2/``; any answer will do."""
+        url = origin / "v2/"
+        response = await self._exchange(Request("GET", url, "ping"), url, {})
         response.close()
 
-    async def _hop(
+    async def _exchange(
         self, request: Request, url: URL, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "a transport is entered before it is used"
         started = time.monotonic()
         code = "error"
         try:
+            self._check_address(url)
             async with asyncio.timeout(self._settings.first_byte_timeout):
                 response = await self._session.request(
                     request.method,
@@ -159,6 +209,10 @@ class Transport:
             self._observer.upstream_answered(
                 self._upstream, request.kind, request.method, code, seconds
             )
+
+    def _check_address(self, url: URL) -> None:
+        if self._resolver is not None and url.host is not None:
+            self._resolver.check(url.host)
 
     def _target(self, url: URL, location: str) -> URL:
         try:
@@ -187,19 +241,26 @@ def translated(upstream: str, url: URL, error: Exception) -> UpstreamError:
     origin = url.origin() if url.host else url
     if isinstance(error, TimeoutError):
         return TimedOutError(upstream, f"{origin} did not answer in time")
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return UnavailableError(upstream, f"the name of {origin} does not resolve")
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return UnavailableError(
-            upstream, f"the certificate of {origin} is not trusted (ca_file adds a CA)"
-        )
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return UnavailableError(upstream, f"cannot connect to {origin}")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return UnavailableError(upstream, f"{origin} broke off in the middle of a body")
-    return UnavailableError(upstream, f"talking to {origin} failed ({type(error).__name__})")
+    return UnavailableError(upstream, _what(error).format(origin=origin))
 
 
+def _what(error: Exception) -> str:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, PrivateAddressError):
+        return "leads to the private address {origin} (private_redirects allows it)"
+    for kind, text in _FAILURES.items():
+        if isinstance(error, kind):
+            return text
+    return f"talking to {{origin}} failed ({type(error).__name__})"
+
+
+def _guarded(host: str, proxy: str) -> GuardedResolver:
+    proxies = [proxy, *getproxies().values()]
+    hosts = (URL(address).host for address in proxies if "://" in address)
+    return GuardedResolver(host, filter(None, hosts))
+
+
+@cache  # 20 ms each, and most upstreams have the same
 def _tls(ca_files: tuple[str, ...]) -> ssl.SSLContext:
     context = ssl.create_default_context()
     for file in ca_files:

@@ -37,6 +37,11 @@ class Image:
     def digest(self) -> str:
         return digest_of(self.manifest)
 
+    @property
+    def digests(self) -> list[str]:
+        """Of its config and layers."""
+        return [digest_of(blob) for blob in self.blobs]
+
 
 def image(*layers: bytes, media_type: str = OCI_MANIFEST, marker: str = "") -> Image:
     """An image of these layers."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class FakeRegistry:
     rate_per_connection: float | None = None
     guard: Guard | None = None
     redirect_blobs_to: Callable[[str], str] | None = None
+    tls: ssl.SSLContext | None = None
     port: int = 0
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)
@@ -78,7 +80,7 @@ class FakeRegistry:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     # Life.
 
@@ -93,7 +95,10 @@ class FakeRegistry:
         """Listen, again on the same port after :meth:`stop`."""
         self._runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        site = web.TCPSite(
+            self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.tls
+        )
+        await site.start()
         self.port = self._runner.addresses[0][1]
         self._due = 0.0
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import ssl
 
 import aiohttp
 import pytest
+import trustme
+from aiohttp import web
 
+from mirror.upstream import resolver
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.peers.process import free_port
-from tests.running import Mirror, running
+from tests.running import Mirror, eventually, running
 
 REPO = "library/app"
 BLOB = "/v2/library/app/blobs/"
@@ -43,6 +47,22 @@ async def test_plain_http_where_tls_was_meant_is_502(tmp_path, upstream):
         status, message = await told(mirror, BLOB + NOWHERE)
     assert status == 502
     assert url in message
+
+
+async def test_a_certificate_that_is_not_trusted_is_502_until_its_ca_is(tmp_path):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    async with FakeRegistry(tls=context) as upstream:
+        digest = upstream.add_blob(b"content")
+        async with running(tmp_path / "1", {"docker.io": upstream.url}) as mirror:
+            status, message = await told(mirror, BLOB + digest)
+        assert (status, "is not trusted (ca_file adds a CA)" in message) == (502, True)
+        table = {"url": upstream.url, "ca_file": str(ca_file)}
+        async with running(tmp_path / "2", {"docker.io": table}) as mirror:
+            assert (await mirror.get(BLOB + digest)).body == b"content"
 
 
 async def test_an_upstream_that_hangs_before_its_answer_is_504(tmp_path, upstream):
@@ -141,3 +161,133 @@ async def test_a_range_that_upstream_gets_wrong_is_not_believed(tmp_path, broken
         upstream.faults += [Fault(cut=1 << 19), Fault(headers={"Content-Range": broken})]
         async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
             assert (await mirror.get(BLOB + digest)).body == data
+
+
+@pytest.mark.parametrize("unknown_length", [False, True])
+async def test_a_blob_larger_than_allowed_is_broken_off(tmp_path, upstream, unknown_length):
+    digest = upstream.add_blob(random_bytes(3 << 20))
+    upstream.faults.append(Fault(times=100, unknown_length=unknown_length, endless=unknown_length))
+    fetch = {"max_blob_size": "2MiB"}
+    async with running(tmp_path, {"docker.io": upstream.url}, fetch=fetch) as mirror:
+        if unknown_length:
+            with pytest.raises(aiohttp.ClientError):
+                await mirror.get(BLOB + digest)
+        else:
+            status, message = await told(mirror, BLOB + digest)
+            assert (status, "max_blob_size" in message) == (502, True)
+        await eventually(mirror, "mirror_fills_in_progress", 0)
+        assert (await mirror.metrics())["mirror_cache_objects"] == 0
+
+
+# Several addresses of one upstream.
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Fault(kind="", times=99, status=503),
+        Fault(kind="", times=99, status=404),
+        Fault(kind="", times=99, refuse=True),
+        Fault(kind="", times=99, status=429, headers={"Retry-After": "60"}),
+        Fault(kind="", times=99, hang_before=True),
+    ],
+    ids=["503", "404", "refused", "429", "hangs"],
+)
+async def test_what_one_address_cannot_give_the_next_is_asked_for(tmp_path, upstream, trouble):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    async with FakeRegistry(faults=[trouble]) as nearby:
+        table = {"url": upstream.url, "mirrors": [nearby.url]}
+        async with running(tmp_path, {"docker.io": table}, fetch=QUICK) as mirror:
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).body == app.manifest
+            for digest in app.digests:
+                assert (await mirror.get(BLOB + digest)).status == 200
+        assert nearby.seen
+
+
+async def test_addresses_are_asked_in_order_and_mirrors_as_nobody(tmp_path, upstream):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    async with FakeRegistry() as nearby:
+        nearby.add_image(REPO, app, "1")
+        nearby.guard = upstream.guard = lambda request, path: (
+            web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+            if request.path.endswith("/private/manifests/1")
+            and not request.headers.get("Authorization")
+            else None
+        )
+        table = {
+            "url": upstream.url,
+            "mirrors": [nearby.url],
+            "username": "me",
+            "password": "secret",
+        }
+        async with running(tmp_path, {"docker.io": table}) as mirror:
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).body == app.manifest
+            assert upstream.seen == []
+            await mirror.get("/v2/library/private/manifests/1")
+        assert all("Authorization" not in seen.headers for seen in nearby.seen)
+        assert any("Authorization" in seen.headers for seen in upstream.seen)
+
+
+async def test_a_break_in_the_middle_is_gone_on_from_at_the_next_address(tmp_path, upstream):
+    data = random_bytes(8 << 20)
+    digest = upstream.add_blob(data)
+    async with FakeRegistry() as nearby:
+        nearby.add_blob(data)
+        nearby.faults += [Fault(cut=4 << 20), Fault(times=99, refuse=True)]
+        table = {"url": upstream.url, "mirrors": [nearby.url]}
+        async with running(tmp_path, {"docker.io": table}) as mirror:
+            assert (await mirror.get(BLOB + digest)).body == data
+    assert 0 < upstream.sent[digest] < 7 << 20
+
+
+# Redirects.
+
+
+async def test_a_dead_cdn_is_no_dead_registry(tmp_path, upstream):
+    """Manifests still come, and the CDN costs one time-out too."""
+    app = image(b"first", b"second")
+    upstream.add_image(REPO, app, "1")
+    async with FakeRegistry(faults=[Fault(kind="", times=99, hang_before=True)]) as cdn:
+        upstream.redirect_blobs_to = lambda digest: f"{cdn.url}/v2/x/blobs/{digest}?signed"
+        async with running(tmp_path, {"docker.io": upstream.url}, fetch=QUICK) as mirror:
+            for digest in app.digests:
+                assert (await mirror.get(BLOB + digest)).status == 504
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+        assert cdn.count("blob") == 1
+
+
+@pytest.mark.parametrize("target", ["10.0.0.1", "[::1]", "169.254.169.254", "127.0.0.2"])
+async def test_a_public_registry_may_not_redirect_to_a_private_address(
+    tmp_path, upstream, monkeypatch, target
+):
+    really = resolver.is_private
+    # The loopback's first address plays a public one.
+    monkeypatch.setattr(resolver, "is_private", lambda it: it != "127.0.0.1" and really(it))
+    digest = upstream.add_blob(b"content")
+    upstream.redirect_blobs_to = lambda _: f"http://{target}:9/v2/x/blobs/{digest}"
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        status, message = await told(mirror, BLOB + digest)
+    assert (status, "private_redirects allows it" in message) == (502, True)
+
+
+async def test_a_public_registry_may_where_the_operator_allows_it(tmp_path, upstream, monkeypatch):
+    really = resolver.is_private
+    monkeypatch.setattr(resolver, "is_private", lambda it: it != "127.0.0.1" and really(it))
+    digest = upstream.add_blob(b"content")
+    upstream.redirect_blobs_to = lambda _: f"http://127.0.0.2:{free_port()}/v2/x/blobs/{digest}"
+    table = {"url": upstream.url, "private_redirects": True}
+    async with running(tmp_path, {"docker.io": table}) as mirror:
+        _, message = await told(mirror, BLOB + digest)
+    assert "cannot connect to http://127.0.0.2" in message
+
+
+async def test_a_private_registry_may(mirror, upstream):
+    async with FakeRegistry() as storage:
+        digest = upstream.add_blob(b"content")
+        storage.add_blob(b"content")
+        port = storage.port
+        upstream.redirect_blobs_to = lambda _: f"http://localhost:{port}/v2/x/blobs/{digest}"
+        assert (await mirror.get(BLOB + digest)).body == b"content"
+        assert storage.count("blob") == 1
