@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import shutil
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -28,6 +31,7 @@ from mirror.metrics import Metrics
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
+from mirror.pull.slots import SlotLimits, Slots
 from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import Layout
@@ -42,18 +46,23 @@ from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
 from mirror.upstream.transport import Transport, TransportSettings
+from mirror.web.admission import Admission
 from mirror.web.exchange import Ending
 from mirror.web.health import Condition, HealthFace
+from mirror.web.htpasswd import Htpasswd, HtpasswdError
 from mirror.web.registry import RegistryFace
 from mirror.web.routes import Routes
-from mirror.web.server import Server
+from mirror.web.sending import Sender
+from mirror.web.server import Server, ServerLimits
 from mirror.web.status import StatusFace
+from mirror.web.tls import Certificate
 
 _log = logging.getLogger(__name__)
 
 _EPHEMERAL_KEYS: Final = 100_000
 _PAGES: Final = 1_000
 _FILE_THREADS: Final = 16
+_SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 _TEND_SECONDS: Final = 5.0
 _BACKLOG: Final = 1024
 
@@ -110,7 +119,10 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tupl
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(_opened_store(config, metrics))
         routes = await stack.enter_async_context(_opened_routes(config, store, metrics, stopping))
-        server = Server(routes, _Teller(metrics, AccessLog()))
+        admission = stack.enter_context(_opened_admission(config))
+        certificate = _certificate(config)
+        teller = _Teller(metrics, AccessLog())
+        server = Server(routes, teller, _server_limits(config), admission)
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -120,7 +132,11 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tupl
             scrub = Scrub(store.objects, store.layout.scrub, config.cache.scrub.seconds)
             scrubbing = asyncio.create_task(scrub.run(), name="scrub")
             stack.callback(scrubbing.cancel)
-        yield await _listen(runner, config.server.listen)
+        changing = [part for part in (certificate, admission.users) if part is not None]
+        reloading = asyncio.create_task(_reload_regularly(changing), name="reload")
+        stack.callback(reloading.cancel)
+        context = None if certificate is None else certificate.context
+        yield await _listen(runner, config.server.listen, context)
 
 
 @asynccontextmanager
@@ -171,7 +187,9 @@ async def _opened_routes(
             )
             for name, upstream in config.enabled().items()
         }
-        blobs = BlobPulls(registries, store.blobs, negatives, metrics)
+        limits = config.limits
+        slots = Slots(SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds))
+        blobs = BlobPulls(registries, store.blobs, negatives, metrics, slots)
         manifests = ManifestPulls(
             registries,
             store.manifests,
@@ -184,8 +202,10 @@ async def _opened_routes(
         listings = ListingPulls(registries, Pages(Backend(_PAGES), max_age), negatives)
         for pulls in (blobs, manifests, listings):
             stack.push_async_callback(pulls.close)
+        threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
+        sender = Sender(threads, limits.stall_timeout.seconds)
         yield Routes(
-            RegistryFace(_directory(config), blobs, manifests, listings),
+            RegistryFace(_directory(config), blobs, manifests, listings, sender),
             _health(store, metrics, stopping),
             StatusFace(__version__, tuple(config.enabled()), config.default_upstream()),
         )
@@ -233,9 +253,23 @@ def _transport_settings(config: Config, upstream: UpstreamConfig) -> TransportSe
     )
 
 
+def _server_limits(config: Config) -> ServerLimits:
+    limits = config.limits
+    return ServerLimits(
+        limits.connections, limits.connections_per_client, limits.idle_timeout.seconds
+    )
+
+
 def _directory(config: Config) -> Directory:
     names = [
-        Names(name, upstream.aliases, upstream.hosts, upstream.library)
+        Names(
+            name,
+            upstream.aliases,
+            upstream.hosts,
+            upstream.library,
+            upstream.allow,
+            upstream.deny,
+        )
         for name, upstream in config.enabled().items()
     ]
     return Directory(names, config.default_upstream())
@@ -258,9 +292,39 @@ def _health(store: _Store, metrics: Metrics, stopping: asyncio.Event) -> HealthF
     return HealthFace(condition, figures)
 
 
-async def _listen(runner: web.ServerRunner, listen: str) -> tuple[str, int]:
+@contextlib.contextmanager
+def _opened_admission(config: Config) -> Iterator[Admission]:
+    networks = [ipaddress.ip_network(text) for text in config.access.networks]
+    if not config.access.htpasswd_file:
+        yield Admission(networks, None)
+        return
+    try:
+        users = Htpasswd(Path(config.access.htpasswd_file))
+    except (OSError, HtpasswdError) as error:
+        raise StartError(f"{config.access.htpasswd_file}: {error}") from error
+    with contextlib.closing(users):
+        yield Admission(networks, users)
+
+
+def _certificate(config: Config) -> Certificate | None:
+    server = config.server
+    if not server.tls_certificate:
+        return None
+    try:
+        return Certificate(Path(server.tls_certificate), Path(server.tls_key))
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise StartError(
+            f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
+            f"cannot be used: {reason}"
+        ) from error
+
+
+async def _listen(
+    runner: web.ServerRunner, listen: str, context: ssl.SSLContext | None
+) -> tuple[str, int]:
     host, port = split_listen(listen)
-    site = web.TCPSite(runner, host or None, port, backlog=_BACKLOG)
+    site = web.TCPSite(runner, host or None, port, backlog=_BACKLOG, ssl_context=context)
     try:
         await site.start()
     except OSError as error:
@@ -274,6 +338,8 @@ async def _listen(runner: web.ServerRunner, listen: str) -> tuple[str, int]:
 def _announce(config: Config, address: tuple[str, int]) -> None:
     host, _ = split_listen(config.server.listen)
     url = clients.reachable_url(host, address[1], socket.gethostname())
+    if config.server.tls_certificate:
+        url = url.replace("http:", "https:", 1)
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
     local = f"{config.server.listen.rpartition(':')[0]}:{address[1]}"
@@ -292,6 +358,13 @@ async def _until_told(stopping: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await stopping.wait()
+
+
+async def _reload_regularly(parts: Iterable[Certificate | Htpasswd]) -> None:
+    while True:
+        await asyncio.sleep(_TEND_SECONDS)
+        for part in parts:
+            part.reload()
 
 
 async def _tend_regularly(store: _Store) -> None:

@@ -1,5 +1,6 @@
 """The tree of the configuration, with every default and what each key allows."""
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
+    PositiveInt,
     SecretStr,
     model_validator,
 )
@@ -67,6 +70,14 @@ def _checked_directory(directory: Path) -> Path:
     return expanded
 
 
+def _checked_network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError("a network such as 10.0.0.0/8 or 2001:db8::/32") from error
+    return text
+
+
 def _in_bytes(size: Size) -> Size:
     if size.share is not None or size.bytes <= 0:
         raise ValueError("a size above zero such as 512MiB or 50GiB")
@@ -103,6 +114,33 @@ class ServerConfig(_Table):
 
     listen: Annotated[str, AfterValidator(_checked_listen)] = "0.0.0.0:5000"
     drain: DurationField = _time("30s")
+    tls_certificate: ReadableFile = ""
+    tls_key: ReadableFile = ""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key, both or neither")
+        return self
+
+
+class AccessConfig(_Table):
+    """Who may use the mirror."""
+
+    networks: tuple[Annotated[str, AfterValidator(_checked_network)], ...] = ()
+    htpasswd_file: ReadableFile = ""
+
+
+class LimitsConfig(_Table):
+    """How much at once, so that no crowd and no slow client is everybody's trouble."""
+
+    connections: PositiveInt = 10_000
+    connections_per_client: PositiveInt = 1_000
+    downloads: PositiveInt = 100
+    queue: NonNegativeInt = 1_000
+    queue_timeout: Timeout = _time("20s")
+    idle_timeout: Timeout = _time("75s")
+    stall_timeout: Timeout = _time("5m")
 
 
 class LogConfig(_Table):
@@ -157,6 +195,8 @@ class UpstreamConfig(_Table):
     aliases: tuple[str, ...] = ()
     library: bool = False
     private_redirects: bool = False
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
     proxy: Proxy = ""
     ca_file: ReadableFile = ""
 
@@ -183,6 +223,8 @@ class Config(_Table):
     """All of it."""
 
     server: ServerConfig = ServerConfig()
+    access: AccessConfig = AccessConfig()
+    limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
     cache: CacheConfig = Field(default_factory=CacheConfig)
     tags: TagsConfig = TagsConfig()

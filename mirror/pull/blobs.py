@@ -10,6 +10,7 @@ from mirror.pull.fill import Fill, Observer
 from mirror.pull.flight import Flights
 from mirror.pull.growth import GrowingContent, State
 from mirror.pull.outcome import Outcome
+from mirror.pull.slots import Slots
 from mirror.store.blobs import Blobs
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
@@ -52,11 +53,13 @@ class BlobPulls:
         blobs: Blobs,
         negatives: Negatives,
         observer: Observer,
+        slots: Slots,
     ) -> None:
         self._registries = registries
         self._blobs = blobs
         self._negatives = negatives
         self._observer = observer
+        self._slots = slots
         self._fills: dict[Digest, Fill] = {}
         self._heads: Flights[tuple[Target, Digest], int | None] = Flights()
 
@@ -70,7 +73,7 @@ class BlobPulls:
         if stored is not None:
             return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
         await self._check_negative(target, digest)
-        source = Source(self._registries[target.upstream], target.repository)
+        source = Source(self._registries[target.upstream], target.repository, self._slots)
         while True:
             fill, led = self._join(digest, source)
             try:

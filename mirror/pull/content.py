@@ -5,13 +5,14 @@ A stored blob, a growing one and one that only passes through look the same from
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.errors import BrokenOffError, DigestMismatchError
 from mirror.pull.policy import Backoff
+from mirror.pull.slots import Slots
 from mirror.store.objects import OpenObject
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UnavailableError, UpstreamError
@@ -54,10 +55,20 @@ class Source:
 
     registry: Endpoints
     repository: str
+    slots: Slots
 
-    def open(self, digest: Digest, start: int) -> AbstractAsyncContextManager[BlobStream]:
-        """Ask upstream for the blob from byte ``start`` on."""
-        return self.registry.open_blob(self.repository, digest, start)
+    @asynccontextmanager
+    async def open(self, digest: Digest, start: int) -> AsyncIterator[BlobStream]:
+        """Ask upstream for the blob from byte ``start`` on, when there is a slot.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        async with (
+            self.slots.taken(self.registry.name),
+            self.registry.open_blob(self.repository, digest, start) as stream,
+        ):
+            yield stream
 
 
 class StoredContent:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from mirror.oci.reference import Repository, parse_repository, split_registry
 
@@ -14,18 +15,36 @@ class UnknownRegistryError(Exception):
         self.name = name
 
 
+class ForbiddenError(Exception):
+    """A repository that this mirror is told not to give out."""
+
+    def __init__(self, upstream: str, repository: str) -> None:
+        super().__init__(f"{upstream} {repository}")
+        self.upstream = upstream
+        self.repository = repository
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """What one upstream goes by.
 
     ``aliases`` are other names for it in ``ns=`` and in paths, ``hosts`` are values of the Host
     header that mean it, ``library`` says that a one-word repository means ``library/<word>``.
+    Of its repositories those may be had that a glob in ``allow`` matches and none in ``deny``;
+    ``*`` stands for anything, slashes too.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     library: bool = False
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
+
+    def permit(self, repository: str) -> bool:
+        """Whether a repository may be had."""
+        allowed = any(fnmatchcase(repository, glob) for glob in self.allow)
+        return allowed and not any(fnmatchcase(repository, glob) for glob in self.deny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,7 @@ class Directory:
         Raises:
             UnknownRegistryError: it means a registry that is not configured.
             InvalidName: what is left is no name of a repository.
+            ForbiddenError: the repository may not be had.
         """
         registry, rest = split_registry(name)
         chosen = self._selected(prefix, namespace, host)
@@ -98,4 +118,7 @@ class Directory:
 def _target(names: Names, repository: str) -> Target:
     if names.library and "/" not in repository:
         repository = f"library/{repository}"
-    return Target(names.name, parse_repository(repository))
+    target = Target(names.name, parse_repository(repository))
+    if not names.permit(target.repository):
+        raise ForbiddenError(target.upstream, target.repository)
+    return target

@@ -24,6 +24,7 @@ from mirror.pull.manifests import ManifestPulls
 from mirror.upstream.directory import Directory, Target
 from mirror.web.exchange import EXCHANGE
 from mirror.web.responses import API_VERSION, cache_status, digest_fields, not_modified
+from mirror.web.sending import Sender
 from mirror.web.streaming import stream
 
 _LISTING_QUERY = ("n", "last", "artifactType")
@@ -37,6 +38,7 @@ class RegistryFace:
     blobs: BlobPulls
     manifests: ManifestPulls
     listings: ListingPulls
+    sender: Sender
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of the registry API.
@@ -107,9 +109,27 @@ class RegistryFace:
         exchange.outcome = answer.outcome
         fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
         try:
-            return await _send_blob(request, answer.content, digest, fields)
+            return await self._send_blob(request, answer.content, digest, fields)
         finally:
             await answer.content.close()
+
+    async def _send_blob(
+        self, request: web.BaseRequest, content: Content, digest: Digest, fields: dict[str, str]
+    ) -> web.StreamResponse:
+        if not_modified(request, digest):
+            return web.Response(status=304, headers=fields)
+        size = content.size
+        wanted = None if size is None else _wanted_range(request, digest, size)
+        if wanted is None or size is None:
+            response = _blob_response(200, fields, size)
+            if size is None:
+                response.enable_chunked_encoding()
+            await stream(request, response, content, (0, size), self.sender)
+        else:
+            response = _blob_response(206, fields, wanted.length)
+            response.headers["Content-Range"] = wanted.content_range(size)
+            await stream(request, response, content, (wanted.start, wanted.stop), self.sender)
+        return response
 
     async def _listing(
         self, request: web.BaseRequest, target: Target, endpoint: TagsEndpoint | ReferrersEndpoint
@@ -142,25 +162,6 @@ def _blob_response(status: int, fields: dict[str, str], length: int | None) -> w
     headers = {**fields, "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
     response = web.StreamResponse(status=status, headers=headers)
     response.content_length = length
-    return response
-
-
-async def _send_blob(
-    request: web.BaseRequest, content: Content, digest: Digest, fields: dict[str, str]
-) -> web.StreamResponse:
-    if not_modified(request, digest):
-        return web.Response(status=304, headers=fields)
-    size = content.size
-    wanted = None if size is None else _wanted_range(request, digest, size)
-    if wanted is None or size is None:
-        response = _blob_response(200, fields, size)
-        if size is None:
-            response.enable_chunked_encoding()
-        await stream(request, response, content, (0, size))
-    else:
-        response = _blob_response(206, fields, wanted.length)
-        response.headers["Content-Range"] = wanted.content_range(size)
-        await stream(request, response, content, (wanted.start, wanted.stop))
     return response
 
 

@@ -7,8 +7,9 @@ from aiohttp import web
 from mirror.oci.digest import Digest
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
+from mirror.pull.errors import OverloadedError
 from mirror.pull.outcome import Outcome
-from mirror.upstream.directory import UnknownRegistryError
+from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
@@ -67,6 +68,12 @@ def error_of(error: Exception, kind: str) -> OciError:
             f"this mirror is not configured for {error.name}; "
             f'its operator allows it with [upstreams."{error.name}"] in the configuration',
         )
+    if isinstance(error, ForbiddenError):
+        return OciError(
+            ErrorCode.DENIED,
+            f"this mirror does not give out {error.repository}; its operator allows it with "
+            f'allow and deny of [upstreams."{error.upstream}"] in the configuration',
+        )
     if isinstance(error, UpstreamError):
         return _upstream_error(error, kind)
     return OciError(ErrorCode.UNKNOWN, "the mirror failed to answer; its log says why", status=500)
@@ -82,11 +89,21 @@ def _upstream_error(error: UpstreamError, kind: str) -> OciError:
     if isinstance(error, DeniedError):
         return OciError(ErrorCode.DENIED, message, status=403)
     if isinstance(error, RateLimitedError):
-        wait = str(max(1, math.ceil(error.retry_after)))
-        headers = {"Retry-After": wait}
+        headers = _retry_after(error.retry_after)
         return OciError(ErrorCode.TOOMANYREQUESTS, message, status=429, headers=headers)
+    if isinstance(error, OverloadedError):
+        return overloaded(message, error.retry_after)
     status = 504 if isinstance(error, TimedOutError) else 502
     return OciError(ErrorCode.UNAVAILABLE, message, status=status)
+
+
+def overloaded(message: str, seconds: float) -> OciError:
+    """A full house: 503, and when to come again."""
+    return OciError(ErrorCode.UNAVAILABLE, message, status=503, headers=_retry_after(seconds))
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def outcome_of(error: OciError) -> Outcome:

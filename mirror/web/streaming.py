@@ -11,7 +11,8 @@ from aiohttp import web
 
 from mirror.pull.content import Content, FilePiece, Piece
 from mirror.pull.errors import BrokenOffError
-from mirror.web.exchange import EXCHANGE
+from mirror.web.exchange import EXCHANGE, Exchange
+from mirror.web.sending import Sender
 
 _COPY_BYTES: Final = 256 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger {l_onoff, l_linger}
@@ -22,6 +23,7 @@ async def stream(
     response: web.StreamResponse,
     content: Content,
     span: tuple[int, int | None],
+    sender: Sender,
 ) -> None:
     """Send a stretch of a body after the response's headers.
 
@@ -34,8 +36,7 @@ async def stream(
     try:
         async with aclosing(content.pieces(*span)) as pieces:
             async for piece in pieces:
-                await _send(request, response, piece)
-                exchange.sent_bytes += piece.count if isinstance(piece, FilePiece) else len(piece)
+                await _send(request, response, piece, sender)
         await response.write_eof()
     except (BrokenOffError, OSError) as error:
         exchange.detail = str(error)
@@ -43,33 +44,40 @@ async def stream(
         reset(request)
 
 
-async def _send(request: web.BaseRequest, response: web.StreamResponse, piece: Piece) -> None:
-    if isinstance(piece, bytes):
-        await response.write(piece)
-    elif response.chunked:
-        await _copy(response, piece)
-    else:
-        await _sendfile(request, piece)
-
-
-async def _sendfile(request: web.BaseRequest, piece: FilePiece) -> None:
+async def _send(
+    request: web.BaseRequest, response: web.StreamResponse, piece: Piece, sender: Sender
+) -> None:
+    exchange = request[EXCHANGE]
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone")
-    loop = asyncio.get_running_loop()
-    with os.fdopen(os.dup(piece.fd), "rb") as file:
-        await loop.sendfile(transport, file, piece.offset, piece.count)
+    if isinstance(piece, bytes):
+        async with sender.patience():
+            await response.write(piece)
+        exchange.sent_bytes += len(piece)
+    elif response.chunked or not sender.can_send(transport):
+        await _copy(response, piece, exchange, sender)
+    else:
+        async with aclosing(sender.send(transport, piece)) as steps:
+            async for sent in steps:
+                exchange.sent_bytes += sent
 
 
-async def _copy(response: web.StreamResponse, piece: FilePiece) -> None:
-    """For bodies of unknown length, whose chunk headers sendfile knows nothing of."""
+async def _copy(
+    response: web.StreamResponse, piece: FilePiece, exchange: Exchange, sender: Sender
+) -> None:
+    """For TLS, and for bodies of unknown length, whose chunk headers sendfile knows nothing of."""
     loop = asyncio.get_running_loop()
     position, stop = piece.offset, piece.offset + piece.count
     while position < stop:
         count = min(_COPY_BYTES, stop - position)
         read = await loop.run_in_executor(None, os.pread, piece.fd, count, position)
-        await response.write(read)
+        if not read:
+            raise OSError("the file is shorter than it was")
+        async with sender.patience():
+            await response.write(read)
         position += len(read)
+        exchange.sent_bytes += len(read)
 
 
 def reset(request: web.BaseRequest) -> None:

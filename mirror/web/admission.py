@@ -1,0 +1,68 @@
+"""Who gets in: room, network, password.  Health checks always do."""
+
+import base64
+import binascii
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.web.htpasswd import Htpasswd
+from mirror.web.responses import overloaded
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_OPEN: Final = frozenset({"/healthz", "/readyz"})
+_RETRY_SECONDS: Final = 5.0
+_CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mirror", charset="UTF-8"'}
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The rules: an empty list of networks is everyone, no password file is no question."""
+
+    networks: Sequence[Network]
+    users: Htpasswd | None
+
+    async def check(self, request: web.BaseRequest, refusal: str) -> None:
+        """Let a request in, or not; ``refusal`` is why its connection is one too many.
+
+        Raises:
+            OciError: it is not let in.
+        """
+        if refusal:
+            raise overloaded(refusal, _RETRY_SECONDS)
+        if request.raw_path in _OPEN:
+            return
+        if self.networks and not self._is_near(request.remote):
+            text = f"{request.remote} is not in a network that may use this mirror"
+            raise OciError(ErrorCode.DENIED, f"{text} ([access] networks)", status=403)
+        if self.users is not None and not await self._is_known(self.users, request):
+            text = "this mirror asks for user and password (docker login, or auths of your client)"
+            raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
+
+    def _is_near(self, remote: str | None) -> bool:
+        if not remote:  # a unix socket: whoever can open it
+            return True
+        address = ipaddress.ip_address(remote.partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None)  # IPv4 on a socket that takes both
+        return any((mapped or address) in network for network in self.networks)
+
+    async def _is_known(self, users: Htpasswd, request: web.BaseRequest) -> bool:
+        given = _basic(request.headers.get("Authorization", ""))
+        return given is not None and await users.knows(*given)
+
+
+def _basic(header: str) -> tuple[str, str] | None:
+    """User and password of an Authorization field (RFC 7617), None where it holds none."""
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        return None
+    return (user, password) if colon else None
