@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import resource
 import shutil
 import signal
 import socket
@@ -65,6 +66,7 @@ _FILE_THREADS: Final = 16
 _SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 _TEND_SECONDS: Final = 5.0
 _BACKLOG: Final = 1024
+_FILES_PER_CONNECTION: Final = 3  # its socket, the blob it reads, and the socket again for sendfile
 
 
 class StartError(Exception):
@@ -99,11 +101,26 @@ async def run(config: Config) -> None:
         StartError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
+    _allow_open_files(config.limits.connections * _FILES_PER_CONNECTION)
     stopping = asyncio.Event()
     async with serving(config, stopping) as address:
         _announce(config, address)
         await _until_told(stopping)
         _log.info("stopping: finishing what is being sent (at most %s)", config.server.drain.text)
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Use what the system allows: the usual soft limit of 1024 is for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < wanted:
+        _log.warning(
+            "the system allows %d open files, too few for [limits] connections: raise LimitNOFILE "
+            "(ulimit -Hn) to %d, or lower connections",
+            hard,
+            wanted,
+        )
 
 
 @asynccontextmanager

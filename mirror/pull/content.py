@@ -11,12 +11,13 @@ from typing import Protocol
 
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.errors import BrokenOffError, DigestMismatchError
-from mirror.pull.policy import Backoff
+from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff
 from mirror.pull.slots import Slots
 from mirror.store.objects import OpenObject
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UnavailableError, UpstreamError
 from mirror.upstream.registry import BlobStream
+from mirror.upstream.transport import READ_BUFFER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ class Source:
     slots: Slots
 
     @asynccontextmanager
-    async def open(self, digest: Digest, start: int) -> AsyncIterator[BlobStream]:
+    async def open(
+        self, digest: Digest, start: int, buffer_bytes: int = READ_BUFFER_BYTES
+    ) -> AsyncIterator[BlobStream]:
         """Ask upstream for the blob from byte ``start`` on, when there is a slot.
 
         Raises:
@@ -66,7 +69,7 @@ class Source:
         """
         async with (
             self.slots.taken(self.registry.name),
-            self.registry.open_blob(self.repository, digest, start) as stream,
+            self.registry.open_blob(self.repository, digest, start, buffer_bytes) as stream,
         ):
             yield stream
 
@@ -116,7 +119,7 @@ class PassingContent:
         await self._open(self._start)
 
     async def _open(self, start: int) -> BlobStream:
-        opening = self._source.open(self._digest, start)
+        opening = self._source.open(self._digest, start, PASSING_BUFFER_BYTES)
         self._stream = await self._connection.enter_async_context(opening)
         return self._stream
 

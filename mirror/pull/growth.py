@@ -13,7 +13,7 @@ from enum import Enum, auto
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.content import FilePiece, PassingContent, Piece, Source
 from mirror.pull.errors import BrokenOffError
-from mirror.pull.policy import WAKE_BYTES, WAKE_SECONDS, visible_bytes
+from mirror.pull.policy import HOLD_BACK_BYTES, WAKE_BYTES, WAKE_SECONDS, visible_bytes
 from mirror.upstream.errors import UpstreamError
 
 
@@ -115,8 +115,11 @@ class Growth:
         """Whether there is, or will be, anything on disk to read."""
         return self.state is not State.DECLINED or self.visible > 0
 
-    async def advance(self, position: int) -> int:
+    async def advance(self, position: int, stop: int | None) -> int:
         """Wait until there is more than ``position`` bytes; return how many there are.
+
+        Of the stretch up to ``stop`` its end, too, waits for the verification: whoever asked for
+        a part must be able to tell that it was broken off.
 
         Returns:
             ``position`` itself at the end of the blob, or of what the disk took (see
@@ -125,13 +128,18 @@ class Growth:
         Raises:
             BrokenOffError: the fill failed.
         """
-        while self._announced <= position:
+        while (readable := self._readable(stop)) <= position:
             if self.state is State.FAILED:
                 raise BrokenOffError(str(self._error)) from self._error
             if self.state in {State.WHOLE, State.DECLINED}:
                 return position
             await self._changed.wait()
-        return self._announced
+        return readable
+
+    def _readable(self, stop: int | None) -> int:
+        if stop is None or self.state in {State.WHOLE, State.DECLINED}:
+            return self._announced
+        return min(self._announced, stop - HOLD_BACK_BYTES)
 
     def piece(self, start: int, stop: int) -> FilePiece:
         """A stretch of the file."""
@@ -163,7 +171,7 @@ class GrowingContent:
         """The file as it grows, then whatever the disk did not take."""
         position = start
         while stop is None or position < stop:
-            visible = await self._growth.advance(position)
+            visible = await self._growth.advance(position, stop)
             if visible == position:
                 break
             end = visible if stop is None else min(visible, stop)

@@ -18,6 +18,9 @@ BATCH_BYTES: Final = 1024 * 1024
 WAKE_BYTES: Final = 1024 * 1024
 WAKE_SECONDS: Final = 0.02
 
+#: What passes through waits here for a client that may be slow; there may be a thousand of them.
+PASSING_BUFFER_BYTES: Final = 64 * 1024
+
 #: How long a fill goes on that nobody wants any more, in seconds.
 UNWANTED_SECONDS: Final = 3.0
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from mirror.oci.digest import Digest
 from mirror.store.layout import BLOBS, Layout, ObjectKey
 from mirror.store.objects import Objects, OpenObject
+from mirror.store.opening import kept
 from mirror.store.partial import Partial
 
 R = TypeVar("R")
@@ -34,7 +35,7 @@ class Blobs:
             OSError: the disk says no.
         """
         path = self._layout.partial_of(ObjectKey(BLOBS, digest))
-        return await self._run(lambda: Partial(path, digest))
+        return await kept(self._run(lambda: Partial(path, digest)), Partial.close)
 
     async def reserve(self, partial: Partial, size: int) -> bool:
         """Make room for a partial file to grow to ``size`` bytes; False: there is none."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 from mirror.oci.digest import Digest
 from mirror.store.layout import MANIFESTS, Layout, ObjectKey
 from mirror.store.objects import Objects, OpenObject
+from mirror.store.opening import kept
 from mirror.store.partial import Partial
 from mirror.store.space import NoRoomError
 
@@ -41,7 +42,7 @@ class Manifests:
         if stored is None:
             return None
         # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
-        body = await self._run(lambda: _read(stored))
+        body = await kept(self._run(lambda: _read(stored)), len)
         if Digest.of(body, digest.algorithm) != digest:
             await self._objects.forget(key)
             return None
@@ -57,7 +58,8 @@ class Manifests:
         if not await self._objects.make_room(len(manifest.body)):
             raise NoRoomError(f"no room for {key}")
         with self._objects.alarm.watching():
-            partial = await self._run(lambda: self._write(key, manifest))
+            writing = self._run(lambda: self._write(key, manifest))
+            partial = await kept(writing, Partial.close)
         try:
             await self._objects.adopt(key, partial, manifest.media_type)
         finally:

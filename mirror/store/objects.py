@@ -19,6 +19,7 @@ from mirror.store.alarm import Alarm
 from mirror.store.database import IndexDamagedError, IndexUnavailableError
 from mirror.store.index import Entry, Row
 from mirror.store.layout import Layout, ObjectKey
+from mirror.store.opening import kept
 from mirror.store.partial import Partial
 from mirror.store.rebuild import rebuild
 from mirror.store.shelf import Shelf, media_type_of
@@ -136,17 +137,23 @@ class Objects:
         A file that was written to behind our back, or whose row was lost, is hashed first.
         """
         try:
-            found = await self._visit(self._lookup, key)
+            found = await self._found(key)
             if found is not None and not found.trusted:
                 found.opened.close()
-                found = await self._visit(self._lookup, key) if await self.verify(key) else None
+                found = await self._found(key) if await self.verify(key) else None
         except (IndexUnavailableError, OSError) as error:
             _log.debug("looking up %s: %s", key, error)
             return None
         if found is None:
             return None
+        if not found.trusted:  # written to once more since it was hashed
+            found.opened.close()
+            return None
         self._touched[key] = self._clock()
         return found.opened
+
+    async def _found(self, key: ObjectKey) -> _Found | None:
+        return await kept(self._visit(self._lookup, key), _close)
 
     def _lookup(self, key: ObjectKey) -> _Found | None:
         index = self._shelf.index
@@ -287,3 +294,8 @@ class Objects:
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _close(found: _Found | None) -> None:
+    if found is not None:
+        found.opened.close()

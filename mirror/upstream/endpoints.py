@@ -8,6 +8,7 @@ from typing import TypeVar
 from mirror.oci.digest import Digest
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.registry import BlobStream, Listing, ManifestBody, ManifestHead, Registry
+from mirror.upstream.transport import READ_BUFFER_BYTES
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
@@ -38,12 +39,14 @@ class Endpoints:
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, start: int
+        self, repository: str, digest: Digest, start: int, buffer_bytes: int = READ_BUFFER_BYTES
     ) -> AsyncIterator[BlobStream]:
         """See :meth:`Registry.open_blob`."""
         async with AsyncExitStack() as stack:
             yield await self._ask(
-                lambda each: stack.enter_async_context(each.open_blob(repository, digest, start))
+                lambda each: stack.enter_async_context(
+                    each.open_blob(repository, digest, start, buffer_bytes)
+                )
             )
 
     async def tags(self, repository: str, query: str) -> Listing:

@@ -21,7 +21,7 @@ from mirror.upstream.errors import (
     UnavailableError,
 )
 from mirror.upstream.gate import Gate
-from mirror.upstream.transport import Observer, Request, Transport, translated
+from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Transport, translated
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
@@ -162,15 +162,18 @@ class Registry:
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, start: int
+        self, repository: str, digest: Digest, start: int, buffer_bytes: int
     ) -> AsyncIterator[BlobStream]:
         """Open a blob from byte ``start`` on; upstream may begin at 0 all the same.
+
+        Twice ``buffer_bytes`` wait in memory for whoever reads slowly.
 
         Raises:
             UpstreamError: it cannot be had.
         """
         path = f"{repository}/blobs/{digest}"
-        async with self._ask("GET", repository, path, "blob", start=start) as response:
+        asking = self._ask("GET", repository, path, "blob", start=start, buffer_bytes=buffer_bytes)
+        async with asking as response:
             span = self._span(response, start)
             yield BlobStream(self.name, response, span, self._observer, self._max_blob_bytes)
 
@@ -215,11 +218,12 @@ class Registry:
         accept: str = "*/*",
         query: str = "",
         start: int = 0,
+        buffer_bytes: int = READ_BUFFER_BYTES,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
         self._gate.check()
         authorization = await self._authorization.header(repository)
-        request = Request(method, url, kind, accept, authorization, start)
+        request = Request(method, url, kind, accept, authorization, start, buffer_bytes)
         response = await self._transport.send(request)
         if response.status == 401 and response.url.origin() == url.origin():
             response.release()

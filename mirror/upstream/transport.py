@@ -25,7 +25,7 @@ from mirror.upstream.resolver import GuardedResolver, PrivateAddressError
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5
 _MAX_BREAKERS: Final = 64
-_READ_BUFFER_BYTES: Final = 1024 * 1024
+READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses outgrow aiohttp's 8 KiB
 
 
@@ -81,6 +81,7 @@ class Request:
     accept: str = "*/*"
     authorization: str | None = None
     range_start: int = 0
+    buffer_bytes: int = READ_BUFFER_BYTES
 
     def headers(self, *, same_origin: bool) -> dict[str, str]:
         """The header fields for one hop."""
@@ -118,7 +119,6 @@ class Transport:
             headers={"User-Agent": settings.user_agent},
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
-            read_bufsize=_READ_BUFFER_BYTES,
             timeout=aiohttp.ClientTimeout(
                 total=None,
                 sock_connect=settings.connect_timeout,
@@ -198,6 +198,7 @@ class Transport:
                     headers=headers,
                     allow_redirects=False,
                     proxy=self._settings.proxy or None,
+                    read_bufsize=request.buffer_bytes,
                 )
             code = str(response.status)
             self._note_rate_limit(response)

@@ -20,6 +20,11 @@ _PIECE_BYTES: Final = 4 * 1024 * 1024  # 1 ms of a thread; larger ones gain noth
 _INLINE_BYTES: Final = 128 * 1024  # below it the hop to a thread costs more than the copy
 _CORK: Final = getattr(socket, "TCP_CORK", None)  # Linux
 _DRAIN_SECONDS: Final = 0.002
+_UNSENT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux, macOS
+#: For all clients together.  The kernel would keep up to 4 MiB for each: a thousand slow ones use
+#: up the host's memory for TCP, and then every connection waits for seconds.
+_UNSENT_BYTES: Final = 128 * 1024 * 1024
+_LEAST_UNSENT_BYTES: Final = 64 * 1024
 
 
 class StalledError(OSError):
@@ -33,6 +38,7 @@ class Sender:
         """Give up on a client that takes nothing for ``stall_seconds``."""
         self._threads = threads
         self._stall_seconds = stall_seconds
+        self._sending = 0
 
     @staticmethod
     def can_send(transport: asyncio.Transport) -> bool:
@@ -48,7 +54,7 @@ class Sender:
         Raises:
             OSError: the client is gone, has stalled, or the file is shorter than the piece.
         """
-        async with self._raw(transport) as out:
+        async with self._raw(transport) as (connection, out):
             position, end = piece.offset, piece.offset + piece.count
             while position < end:
                 sent = await self._step(out, piece.fd, position, end - position)
@@ -56,11 +62,12 @@ class Sender:
                     position += sent
                     yield sent
                 else:
+                    self._share(connection)
                     await self._writable(out)
 
     @asynccontextmanager
-    async def _raw(self, transport: asyncio.Transport) -> AsyncIterator[int]:
-        """A descriptor of the client's socket that the loop does not know yet."""
+    async def _raw(self, transport: asyncio.Transport) -> AsyncIterator[tuple[socket.socket, int]]:
+        """The client's socket, and a descriptor of it that the loop does not know yet."""
         while transport.get_write_buffer_size():  # headers that did not fit: once in a blue moon
             if transport.is_closing():
                 raise ConnectionResetError("the client has gone")
@@ -69,11 +76,19 @@ class Sender:
         if connection is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
         out = os.dup(connection.fileno())
+        self._sending += 1
         try:
             with _corked(connection):
-                yield out
+                yield connection, out
         finally:
+            self._sending -= 1
             os.close(out)
+
+    def _share(self, connection: socket.socket) -> None:
+        """Bound what waits in the kernel for this client to its share of the whole."""
+        if _UNSENT is not None and connection.family != socket.AF_UNIX:
+            share = max(_UNSENT_BYTES // self._sending, _LEAST_UNSENT_BYTES)
+            connection.setsockopt(socket.IPPROTO_TCP, _UNSENT, share)
 
     async def _step(self, out: int, fd: int, offset: int, count: int) -> int:
         if count <= _INLINE_BYTES:

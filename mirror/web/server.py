@@ -20,6 +20,7 @@ from mirror.web.crowd import Crowd
 from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
 from mirror.web.responses import error_of, error_response, outcome_of
 from mirror.web.routes import Routes
+from mirror.web.streaming import reset
 
 _log = logging.getLogger(__name__)
 _EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError)
@@ -126,9 +127,14 @@ class Server(web.Server):
         except _EXPECTED as error:
             answer = error_of(error, exchange.kind)
             exchange.detail = answer.message
+        except ConnectionError:  # the client has gone
+            raise
         except Exception as error:
             _log.exception("answering %s %s failed", request.method, request.path)
             answer = error_of(error, exchange.kind)
+        if exchange.first_byte is not None:  # never an error in the middle of a body
+            reset(request)
+            raise ConnectionAbortedError(answer.message)
         exchange.outcome = outcome_of(answer)
         return error_response(answer)
 

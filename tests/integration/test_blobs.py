@@ -177,6 +177,17 @@ async def test_a_flipped_byte_reaches_nobody_whole_and_is_not_stored(mirror, ups
     assert hashlib.sha256(again.body).hexdigest() == digest.partition(":")[2]
 
 
+@pytest.mark.parametrize("wanted", ["bytes=0-999", "bytes=400-", "bytes=100000-299999"])
+async def test_a_part_of_what_turns_out_wrong_is_not_given_whole_either(mirror, upstream, wanted):
+    """Nobody can verify a part, so its end waits for the whole."""
+    digest = upstream.add_blob(random_bytes(1 << 20))
+    upstream.faults += [Fault(flip=500), Fault(flip=200_000)]
+    for _ in range(2):
+        with contextlib.suppress(aiohttp.ClientError):
+            answer = await mirror.get(f"/v2/library/app/blobs/{digest}", Range=wanted)
+            raise AssertionError(f"{answer.status} with {len(answer.body)} bytes")
+
+
 async def test_a_flipped_byte_breaks_off_every_client(mirror, upstream):
     data = random_bytes(4 * MIB)
     digest = upstream.add_blob(data)

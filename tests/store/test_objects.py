@@ -1,6 +1,8 @@
 """Objects, manifests and tags as the rest of the program uses them, with the disk against us."""
 
+import asyncio
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -126,3 +128,29 @@ async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threa
     await objects.close()
     ((_, used),) = ObjectIndex(layout).oldest(1)
     assert used == 5e9
+
+
+async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
+    layout, objects, blobs, threads
+):
+    manifests = Manifests(layout, objects, threads)
+    await manifests.put(MANIFEST)
+    other = Digest.of(b"never stored")
+    before = len(os.listdir("/proc/self/fd"))
+    for ask in (
+        lambda: blobs.lookup(DIGEST),
+        lambda: manifests.lookup(MANIFEST.digest),
+        lambda: blobs.stage(other),
+    ):
+        for turns in range(12):
+            asking = asyncio.ensure_future(ask())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if asking.cancel():
+                await asyncio.wait([asking])
+            else:
+                getattr(asking.result(), "close", str)()
+            await asyncio.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) == before
+    partial = await blobs.stage(other)  # its lock is free
+    partial.close()
