@@ -19,12 +19,16 @@ from mirror.pull.content import FilePiece
 _PIECE_BYTES: Final = 4 * 1024 * 1024  # 1 ms of a thread; larger ones gain nothing
 _INLINE_BYTES: Final = 128 * 1024  # below it the hop to a thread costs more than the copy
 _CORK: Final = getattr(socket, "TCP_CORK", None)  # Linux
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
 _DRAIN_SECONDS: Final = 0.002
 _UNSENT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux, macOS
-#: For all clients together.  The kernel would keep up to 4 MiB for each: a thousand slow ones use
-#: up the host's memory for TCP, and then every connection waits for seconds.
-_UNSENT_BYTES: Final = 128 * 1024 * 1024
-_LEAST_UNSENT_BYTES: Final = 64 * 1024
+#: What may wait in the kernel for all clients together, and for each.  By itself it would keep up
+#: to 4 MiB for each: a thousand slow ones use up the host's memory for TCP, and then every
+#: connection waits for seconds.
+_UNSENT_BYTES: Final = 64 * 1024 * 1024
+_LEAST_UNSENT_BYTES: Final = 128 * 1024
+_MOST_UNSENT_BYTES: Final = 1024 * 1024
+_MANY: Final = 32  # clients that are slow, or their shares would be: threads gain nothing then
 
 
 class StalledError(OSError):
@@ -56,14 +60,16 @@ class Sender:
         """
         async with self._raw(transport) as (connection, out):
             position, end = piece.offset, piece.offset + piece.count
+            slow = self._sending > _MANY
             while position < end:
-                sent = await self._step(out, piece.fd, position, end - position)
+                sent, full = await self._step(out, piece.fd, (position, end), slow=slow)
+                position += sent
                 if sent:
-                    position += sent
                     yield sent
-                else:
+                if full:
                     self._share(connection)
                     await self._writable(out)
+                slow = full and self._sending > _MANY
 
     @asynccontextmanager
     async def _raw(self, transport: asyncio.Transport) -> AsyncIterator[tuple[socket.socket, int]]:
@@ -77,6 +83,7 @@ class Sender:
             raise ConnectionResetError("the client has gone")
         out = os.dup(connection.fileno())
         self._sending += 1
+        self._share(connection)
         try:
             with _corked(connection):
                 yield connection, out
@@ -88,11 +95,21 @@ class Sender:
         """Bound what waits in the kernel for this client to its share of the whole."""
         if _UNSENT is not None and connection.family != socket.AF_UNIX:
             share = max(_UNSENT_BYTES // self._sending, _LEAST_UNSENT_BYTES)
+            share = min(share, _MOST_UNSENT_BYTES)
             connection.setsockopt(socket.IPPROTO_TCP, _UNSENT, share)
 
-    async def _step(self, out: int, fd: int, offset: int, count: int) -> int:
-        if count <= _INLINE_BYTES:
-            return _sendfile(out, fd, offset, count)
+    async def _step(
+        self, out: int, fd: int, span: tuple[int, int], *, slow: bool
+    ) -> tuple[int, bool]:
+        """Send some of a stretch; the bytes sent, and whether the socket takes no more now.
+
+        On the loop where that is little and at hand, for a hop to a thread costs as much as
+        copying 100 KiB; a page that is still on the disk is a thread's to wait for.
+        """
+        offset, count = span[0], span[1] - span[0]
+        little = count if count <= _INLINE_BYTES else _INLINE_BYTES if slow else 0
+        if little and _at_hand(fd, offset, little):
+            return _sendfile(out, fd, offset, little)
         loop = asyncio.get_running_loop()
         step = loop.run_in_executor(self._threads, _sendfile, out, fd, offset, count)
         try:
@@ -125,17 +142,31 @@ class Sender:
             raise StalledError(f"took nothing for {self._stall_seconds:g} s") from error
 
 
-def _sendfile(out: int, fd: int, offset: int, count: int) -> int:
-    """Send what the socket takes, at most one piece; 0 when it takes nothing now."""
+def _sendfile(out: int, fd: int, offset: int, count: int) -> tuple[int, bool]:
+    """Send what the socket takes, at most one piece; says whether it takes no more now."""
     sent = 0
     limit = min(count, _PIECE_BYTES)
-    with contextlib.suppress(BlockingIOError):
+    try:
         while sent < limit:
             step = os.sendfile(out, fd, offset + sent, limit - sent)
             if step == 0:
                 raise OSError("the file is shorter than it was")
             sent += step
-    return sent
+    except BlockingIOError:
+        return sent, True
+    return sent, False
+
+
+def _at_hand(fd: int, offset: int, count: int) -> bool:
+    """Whether a stretch begins and ends in the page cache."""
+    if _NOWAIT is None:
+        return True
+    try:
+        for position in (offset, offset + count - 1):
+            os.preadv(fd, [bytearray(1)], position, _NOWAIT)
+    except OSError:  # not at hand, or a file system that cannot tell
+        return False
+    return True
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -12,8 +13,12 @@ def need(*programs: str, root: bool = False) -> None:
     reason = f"needs {', '.join(missing)}" if missing else ""
     if root and os.geteuid() != 0:
         reason = reason or "needs root"
-    if not reason:
-        return
+    if reason:
+        lacking(reason)
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip, with what this machine lacks; in CI that is a failure."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must be able to run this: {reason}")
     pytest.skip(reason)

@@ -1,0 +1,139 @@
+"""A cache on a disk that is far too small, is filled by somebody else, or turns read-only."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.fakes import FakeRegistry, image, random_bytes
+from tests.fakes.content import Image
+from tests.peers.mirror import MirrorProcess
+from tests.peers.requirements import lacking
+
+MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def mounted(directory: Path, size: str) -> Iterator[Path]:
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        lacking("needs to mount a tmpfs (root)")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk", "64m") as disk:
+        yield disk
+
+
+@pytest.fixture
+def mirror(small_disk, tmp_path, upstream: FakeRegistry) -> Iterator[MirrorProcess]:
+    mirror = MirrorProcess(tmp_path / "mirror", {"docker.io": upstream.url})
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "cache").symlink_to(small_disk)
+    yield mirror
+    mirror.terminate()
+
+
+async def pull(mirror: MirrorProcess, upstream: FakeRegistry, name: str, pulled: Image) -> int:
+    """Pull an image as clients do; the number of blob requests upstream saw."""
+    before = upstream.count("blob")
+    async with aiohttp.ClientSession() as session:
+
+        async def digest_of(path: str) -> str:
+            hasher = hashlib.sha256()
+            async with session.get(f"{mirror.url}/v2/library/{name}/{path}") as response:
+                assert response.status == 200
+                async for piece in response.content.iter_any():
+                    hasher.update(piece)
+            return f"sha256:{hasher.hexdigest()}"
+
+        assert await digest_of("manifests/1") == pulled.digest
+        for digest in pulled.digests:
+            assert await digest_of(f"blobs/{digest}") == digest
+    await asyncio.sleep(0.2)  # what was sent is adopted a moment later
+    return upstream.count("blob") - before
+
+
+def add(upstream: FakeRegistry, name: str, *sizes: int) -> Image:
+    layers = (random_bytes(size, seed) for seed, size in enumerate(sizes))
+    added = image(*layers, marker=name)
+    upstream.add_image(f"library/{name}", added, "1")
+    return added
+
+
+async def test_an_image_four_times_the_disk_is_pulled_and_small_ones_are_kept(mirror, upstream):
+    large = add(upstream, "large", 100 * MIB, 150 * MIB, 6 * MIB)
+    small = add(upstream, "small", 3 * MIB, 4 * MIB)
+    await asyncio.to_thread(mirror.start)
+    assert await pull(mirror, upstream, "small", small) == 3
+    assert await pull(mirror, upstream, "large", large) >= 4
+    assert await pull(mirror, upstream, "small", small) == 0, "it was kept all the while"
+    asked = len(upstream.seen)
+    await pull(mirror, upstream, "large", large)
+    again = {seen.path.rpartition("/")[2] for seen in upstream.seen[asked:]}
+    assert again == set(large.digests[1:3]), "what fits is kept of the large one too"
+    assert "Traceback" not in mirror.output()
+
+
+async def test_a_disk_that_somebody_else_fills_is_told_once_and_used_again(
+    mirror, upstream, small_disk
+):
+    images = [add(upstream, f"app{number}", MIB * number, 2 * MIB) for number in range(1, 5)]
+    await asyncio.to_thread(mirror.start)
+    assert await pull(mirror, upstream, "app1", images[0]) == 3
+    with (small_disk / "junk").open("wb") as junk, contextlib.suppress(OSError):
+        while True:
+            os.write(junk.fileno(), bytes(4096))
+    for number, pulled in enumerate(images[1:], 2):
+        assert await pull(mirror, upstream, f"app{number}", pulled) >= 3
+    (small_disk / "junk").unlink()
+    await asyncio.sleep(6)  # it looks every five seconds
+    await pull(mirror, upstream, "app4", images[3])
+    assert await pull(mirror, upstream, "app4", images[3]) == 0
+    assert "Traceback" not in mirror.output()
+    assert mirror.output().count("nothing is kept") <= 2
+
+
+async def test_a_mirror_starts_and_serves_on_a_disk_that_is_full_or_read_only(
+    mirror, upstream, small_disk
+):
+    app = add(upstream, "app", MIB)
+    await asyncio.to_thread(mirror.start)
+    assert await pull(mirror, upstream, "app", app) == 2
+    mirror.terminate()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    await asyncio.to_thread(mirror.start)
+    await pull(mirror, upstream, "app", app)
+    assert "mount it for writing" in mirror.output()
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    await asyncio.sleep(6)
+    assert await pull(mirror, upstream, "app", app) == 0
+    assert mirror.output().count("works again") == 1
+
+
+async def test_a_cache_directory_removed_under_the_running_mirror_is_made_again(tmp_path, upstream):
+    app = add(upstream, "app", MIB)
+    mirror = MirrorProcess(tmp_path / "mirror", {"docker.io": upstream.url})
+    await asyncio.to_thread(mirror.start)
+    try:
+        assert await pull(mirror, upstream, "app", app) == 2
+        subprocess.run(["rm", "-rf", str(tmp_path / "mirror" / "cache")], check=True)
+        assert await pull(mirror, upstream, "app", app) == 2
+        await asyncio.sleep(6)
+        await pull(mirror, upstream, "app", app)
+        assert await pull(mirror, upstream, "app", app) == 0
+        assert "Traceback" not in mirror.output()
+    finally:
+        mirror.terminate()
