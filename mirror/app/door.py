@@ -1,0 +1,85 @@
+"""Where clients come in, and who may."""
+
+import contextlib
+import ipaddress
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from mirror.app.errors import StartError
+from mirror.config.model import Config, split_listen
+from mirror.web.admission import Admission
+from mirror.web.htpasswd import Htpasswd, HtpasswdError
+from mirror.web.server import ServerLimits
+from mirror.web.tls import Certificate
+
+_BACKLOG: Final = 1024
+
+
+async def listen(
+    runner: web.ServerRunner, listen: str, context: ssl.SSLContext | None
+) -> tuple[str, int]:
+    """Listen at ``HOST:PORT``, with TLS where there is a context; the address that it became.
+
+    Raises:
+        StartError: nobody can listen there.
+    """
+    host, port = split_listen(listen)
+    site = web.TCPSite(runner, host or None, port, backlog=_BACKLOG, ssl_context=context)
+    try:
+        await site.start()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StartError(
+            f"cannot listen on {listen}: {reason}; choose another with --listen"
+        ) from error
+    return runner.addresses[0][0], runner.addresses[0][1]
+
+
+@contextlib.contextmanager
+def opened_admission(config: Config) -> Iterator[Admission]:
+    """The rules for who gets in.
+
+    Raises:
+        StartError: the password file cannot be used.
+    """
+    networks = [ipaddress.ip_network(text) for text in config.access.networks]
+    if not config.access.htpasswd_file:
+        yield Admission(networks, None)
+        return
+    try:
+        users = Htpasswd(Path(config.access.htpasswd_file))
+    except (OSError, HtpasswdError) as error:
+        raise StartError(f"{config.access.htpasswd_file}: {error}") from error
+    with contextlib.closing(users):
+        yield Admission(networks, users)
+
+
+def certificate(config: Config) -> Certificate | None:
+    """The certificate to serve with, None for plain HTTP.
+
+    Raises:
+        StartError: it cannot be used.
+    """
+    server = config.server
+    if not server.tls_certificate:
+        return None
+    try:
+        return Certificate(Path(server.tls_certificate), Path(server.tls_key))
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise StartError(
+            f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
+            f"cannot be used: {reason}"
+        ) from error
+
+
+def server_limits(config: Config) -> ServerLimits:
+    """What a crowd may take."""
+    limits = config.limits
+    return ServerLimits(
+        limits.connections, limits.connections_per_client, limits.idle_timeout.seconds
+    )

@@ -1,0 +1,54 @@
+"""What the process asks of the system and says on its terminal."""
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+import sys
+
+from mirror import __version__, clients
+from mirror.config.model import Config, split_listen
+
+_log = logging.getLogger(__name__)
+
+
+def allow_open_files(wanted: int) -> None:
+    """Use what the system allows: the usual soft limit of 1024 is for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < wanted:
+        _log.warning(
+            "the system allows %d open files, too few for [limits] connections: raise LimitNOFILE "
+            "(ulimit -Hn) to %d, or lower connections",
+            hard,
+            wanted,
+        )
+
+
+def announce(config: Config, address: tuple[str, int]) -> None:
+    """Say where the mirror listens, what for, and how to point a client at it."""
+    host, _ = split_listen(config.server.listen)
+    url = clients.reachable_url(host, address[1], socket.gethostname())
+    if config.server.tls_certificate:
+        url = url.replace("http:", "https:", 1)
+    default = config.default_upstream()
+    others = ", ".join(name for name in config.enabled() if name != default)
+    local = f"{config.server.listen.rpartition(':')[0]}:{address[1]}"
+    lines = [
+        f"mirror {__version__} listens on {local} for {default} (default), {others}",
+        f"  cache   {config.cache.directory} (at most {config.cache.max_size.text})",
+        f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
+        "          then restart Docker; `mirror client docker` prints it ready to paste",
+        f"  figures {url}/metrics",
+    ]
+    print("\n".join(lines), file=sys.stdout, flush=True)
+
+
+async def until_told(stopping: asyncio.Event) -> None:
+    """Wait for SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()

@@ -1,0 +1,73 @@
+"""The store, opened and closed."""
+
+import shutil
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mirror.app.errors import StartError
+from mirror.config.model import Config
+from mirror.metrics import Metrics
+from mirror.store.blobs import Blobs
+from mirror.store.layout import Layout
+from mirror.store.manifests import Manifests
+from mirror.store.objects import Objects
+from mirror.store.space import Limits
+from mirror.store.tags import Tags
+
+_FILE_THREADS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What is kept on disk."""
+
+    layout: Layout
+    objects: Objects
+    blobs: Blobs
+    manifests: Manifests
+    tags: Tags
+
+
+@asynccontextmanager
+async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
+    """Open the store; a disk in trouble does not keep it from opening.
+
+    Raises:
+        StartError: the directory could never be used.
+    """
+    layout = Layout(config.cache.directory.absolute())
+    disk_bytes = _disk_bytes(layout.root)
+    limits = Limits(config.cache.max_size.of(disk_bytes), config.cache.min_free.of(disk_bytes))
+    threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
+    objects = Objects(layout, limits, metrics, threads)
+    tags = Tags(layout)
+    try:
+        await objects.open()
+    except OSError as error:
+        raise _directory_error(config, error) from error
+    await tags.open()
+    blobs = Blobs(layout, objects, threads)
+    try:
+        yield Store(layout, objects, blobs, Manifests(layout, objects, threads), tags)
+    finally:
+        await objects.close()
+        await tags.close()
+        threads.shutdown()
+
+
+def _disk_bytes(directory: Path) -> int:
+    """The size of the disk that a directory is, or will be, on."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    return shutil.disk_usage(there).total
+
+
+def _directory_error(config: Config, error: Exception) -> StartError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return StartError(
+        f"the cache directory {config.cache.directory} cannot be used: {reason}; "
+        "choose another with --cache-dir or [cache] directory"
+    )
