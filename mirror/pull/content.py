@@ -14,9 +14,9 @@ from mirror.pull.errors import BrokenOffError, DigestMismatchError
 from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff
 from mirror.pull.slots import Slots
 from mirror.store.objects import OpenObject
+from mirror.upstream.answers import BlobStream
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UnavailableError, UpstreamError
-from mirror.upstream.registry import BlobStream
 from mirror.upstream.transport import READ_BUFFER_BYTES
 
 

@@ -25,8 +25,8 @@ from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
 from mirror.store.partial import Partial, PartialBusyError
 from mirror.store.space import NoRoomError
+from mirror.upstream.answers import BlobStream
 from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError
-from mirror.upstream.registry import BlobStream
 
 _log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from mirror.oci.digest import Digest
 from mirror.pull.blobs import Negatives
 from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
+from mirror.upstream.answers import Listing
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NotFoundError
-from mirror.upstream.registry import Listing
 
 
 class Pages(Protocol):

@@ -7,6 +7,7 @@ Follows the distribution project's token authentication.  The scope is always ma
 import asyncio
 import base64
 import json
+import math
 from dataclasses import dataclass
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -14,10 +15,11 @@ from weakref import WeakValueDictionary
 from yarl import URL
 
 from mirror.oci.challenge import Challenge
-from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError
+from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError, UpstreamError
 from mirror.upstream.transport import Request, Transport
 
 _DEFAULT_EXPIRY_SECONDS: Final = 60.0  # what the token specification says of a missing expires_in
+_MAX_EXPIRY_SECONDS: Final = 86400.0
 _EXPIRY_MARGIN: Final = 0.1
 _MAX_TOKEN_ANSWER_BYTES: Final = 256 * 1024
 
@@ -76,7 +78,13 @@ class Authorization:
         Raises:
             UpstreamError: a token is needed and cannot be had.
         """
-        return None if self._challenge is None else await self._answer(self._challenge, repository)
+        if self._challenge is None:
+            return None
+        try:
+            return await self._answer(self._challenge, repository)
+        except UpstreamError:
+            self._challenge = None  # it may be asking for something else by now, or for nothing
+            raise
 
     async def renewed(
         self, repository: str, challenges: list[Challenge], refused: str | None
@@ -89,10 +97,10 @@ class Authorization:
         challenge = self._choose(challenges)
         if challenge is None:
             return None
-        self._challenge = challenge
         if challenge.scheme == "bearer" and refused is not None:
             await self._forget(repository, refused)
         header = await self._answer(challenge, repository)
+        self._challenge = challenge
         return None if header == refused else header
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
@@ -167,11 +175,17 @@ class Authorization:
 
 
 def _parse(body: bytes) -> tuple[str, float]:
-    answer = json.loads(body)
+    try:
+        answer = json.loads(body)
+    except RecursionError:
+        raise ValueError("not JSON") from None
+    if not isinstance(answer, dict):
+        raise ValueError("JSON, but no object")
     token = answer.get("token") or answer.get("access_token")
     expires_in = answer.get("expires_in", _DEFAULT_EXPIRY_SECONDS)
     if not isinstance(token, str) or not token or not token.isprintable():
         raise ValueError("no token in the answer")
-    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float):
+    number = isinstance(expires_in, int | float) and not isinstance(expires_in, bool)
+    if not number or math.isnan(expires_in):
         raise ValueError("expires_in is no number")
-    return token, max(float(expires_in), 1.0)
+    return token, min(max(expires_in, 1.0), _MAX_EXPIRY_SECONDS)

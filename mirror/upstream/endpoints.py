@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from mirror.oci.digest import Digest
+from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead
 from mirror.upstream.errors import UpstreamError
-from mirror.upstream.registry import BlobStream, Listing, ManifestBody, ManifestHead, Registry
+from mirror.upstream.registry import Registry
 from mirror.upstream.transport import READ_BUFFER_BYTES
 
 R = TypeVar("R")

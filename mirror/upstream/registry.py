@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import aiohttp
@@ -11,11 +11,11 @@ from yarl import URL
 from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
+from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead
 from mirror.upstream.authorization import Authorization
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
-    OversizedError,
     RangeRefusedError,
     UnauthorizedError,
     UnavailableError,
@@ -26,80 +26,6 @@ from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Tran
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _NO_HEAD: Final = {405, 501}  # a registry that only knows GET
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestHead:
-    """What HEAD tells of a manifest; None where upstream left it out.  ``size`` in bytes."""
-
-    digest: Digest | None
-    media_type: str
-    size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestBody:
-    """A manifest as it came, not yet verified; ``digest`` is what upstream says it is."""
-
-    body: bytes
-    media_type: str
-    digest: Digest | None
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A page of a listing, and the query of the next page (empty: this is the last)."""
-
-    body: bytes
-    media_type: str
-    next_query: str
-    filters_applied: str
-
-
-class BlobStream:
-    """The bytes of a blob from ``offset`` on, as they arrive; ``total`` is the blob's size."""
-
-    def __init__(
-        self,
-        upstream: str,
-        response: aiohttp.ClientResponse,
-        span: tuple[int, int | None],
-        observer: Observer,
-        max_bytes: int,
-    ) -> None:
-        """Read a body that stands for ``span`` (offset and size) of a blob.
-
-        Raises:
-            OversizedError: the blob has more than ``max_bytes``.
-        """
-        self._upstream = upstream
-        self._response = response
-        self._observer = observer
-        self._max_bytes = max_bytes
-        self.offset, self.total = span
-        self._position = self.offset
-        self._check_size(self.total or 0)
-
-    async def read(self) -> bytes:
-        """The next bytes, ``b""`` at the end.
-
-        Raises:
-            UnavailableError, TimedOutError: the connection broke or stalled.
-            OversizedError: it does not end.
-        """
-        try:
-            piece = await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise translated(self._upstream, self._response.url, error) from error
-        self._observer.upstream_bytes(self._upstream, "blob", len(piece))
-        self._position += len(piece)
-        self._check_size(self._position)
-        return piece
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            text = f"sends a blob of more than {self._max_bytes} bytes ([fetch] max_blob_size)"
-            raise OversizedError(self._upstream, text)
 
 
 class Registry:
@@ -135,7 +61,7 @@ class Registry:
                 return ManifestHead(None, "", None)
             return ManifestHead(
                 _digest(response.headers),
-                response.headers.get("Content-Type", ""),
+                _field(response.headers, "Content-Type"),
                 response.content_length,
             )
 
@@ -199,12 +125,11 @@ class Registry:
             body = await self._read(response, kind, _MAX_LISTING_BYTES)
             if not body.lstrip().startswith(b"{"):
                 raise UnavailableError(self.name, "answered a listing that is not JSON")
-            following = response.links["next"]["url"] if "next" in response.links else None
             return Listing(
                 body,
-                response.headers.get("Content-Type", "application/json"),
-                following.raw_query_string if isinstance(following, URL) else "",
-                response.headers.get("OCI-Filters-Applied", ""),
+                _field(response.headers, "Content-Type") or "application/json",
+                _next_query(response),
+                _field(response.headers, "OCI-Filters-Applied"),
             )
 
     @asynccontextmanager
@@ -274,7 +199,7 @@ class Registry:
                 body += piece
                 if len(body) > limit:
                     raise UnavailableError(self.name, f"answered a {kind} over {limit} bytes")
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise translated(self.name, response.url, error) from error
         return bytes(body)
 
@@ -299,3 +224,18 @@ def _digest(headers: Mapping[str, str]) -> Digest | None:
         return Digest.parse(headers.get("Docker-Content-Digest", ""))
     except InvalidDigest:
         return None
+
+
+def _next_query(response: aiohttp.ClientResponse) -> str:
+    """The query of the next page; a link that cannot be read is none."""
+    try:
+        following = response.links["next"]["url"] if "next" in response.links else None
+    except ValueError:
+        return ""
+    return following.raw_query_string if isinstance(following, URL) else ""
+
+
+def _field(headers: Mapping[str, str], name: str) -> str:
+    """A field that may be sent on to clients; empty where it is missing or may not."""
+    value = headers.get(name, "")
+    return value if value.isascii() and value.isprintable() else ""

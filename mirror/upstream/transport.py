@@ -6,6 +6,7 @@ and Authorization never goes to another origin than the one it was made for.
 """
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses outgrow aiohttp's 8 KiB
 
+
+_COUNT: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 #: In this order: the last ones are the first ones' base classes.
 _FAILURES: Final[Mapping[type[Exception], str]] = {
@@ -219,9 +222,10 @@ class Transport:
         try:
             # encoded=True: a signature covers the address byte for byte.
             target = url.join(URL(location, encoded=True))
+            host = target.host
         except ValueError as error:
             raise UnavailableError(self._upstream, "redirects to no address") from error
-        if target.scheme not in {"http", "https"} or not target.host:
+        if target.scheme not in {"http", "https"} or not host:
             raise UnavailableError(self._upstream, "redirects to no http address")
         if url.scheme == "https" and target.scheme == "http":
             raise UnavailableError(self._upstream, f"redirects from https to {target.origin()}")
@@ -271,4 +275,4 @@ def _tls(ca_files: tuple[str, ...]) -> ssl.SSLContext:
 
 def _leading_number(header: str) -> float | None:
     number = header.partition(";")[0].strip()
-    return float(number) if number.isascii() and number.isdigit() else None
+    return float(number) if _COUNT.fullmatch(number) else None

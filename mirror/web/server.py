@@ -58,6 +58,11 @@ class _Connection(RequestHandler):
         self.crowd.leave(self.client)
         super().connection_lost(exc)
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        # The rest of a body that was answered already is the client's own trouble.
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -91,6 +96,7 @@ class Server(web.Server):
             self._handle,
             handler_cancellation=True,
             access_log=None,
+            auto_decompress=False,  # no body of a client's is ever looked at
             keepalive_timeout=limits.idle_seconds,
         )
         self._crowd = Crowd(limits.connections, limits.connections_per_client)

@@ -15,7 +15,8 @@ class StatusFace:
 
     async def page(self, request: web.BaseRequest) -> web.Response:
         """Plain text, with the address under which the reader found it."""
-        address = f"{request.scheme}://{request.headers.get('Host', 'localhost')}"
+        host = request.headers.get("Host", "localhost")
+        address = f"{request.scheme}://{host if host.isascii() else 'localhost'}"
         others = "\n".join(f"  {name}" for name in self.upstreams)
         return web.Response(
             text=f"mirror {self.version}: a pull-through cache for container images\n\n"

@@ -27,7 +27,11 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
         ("[server]\ndrain = 30", "server.drain: found 30, allowed: a time such as 30s"),
         ('[server]\nlistne = ":1"', "server.listne: no such key (did you mean listen?)"),
         ("[sever]", "sever: no such key (did you mean server?)"),
-        ("zzz = 1", "zzz: no such key (there are: server, access, limits, log, cache, tags, fetch, upstreams)"),
+        (
+            "zzz = 1",
+            "zzz: no such key (there are: server, access, limits, log, cache, tags, "
+            + "fetch, upstreams)",
+        ),
         ("tags = 5", "tags: found a value of type int, allowed: a table"),
         ('[log]\nlevel = "loud"',
          "log.level: found 'loud', allowed: 'debug', 'info', 'warning' or 'error'"),
