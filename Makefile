@@ -18,6 +18,12 @@ check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rule
 	$(BIN)/lint-imports
 	$(MAKE) test ARGS="--cov --cov-report=term $(ARGS)"
 
+fuzz: $(VENV)/.dev     ## three minutes of what no client or upstream should send (ARGS="--minutes 10")
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(VENV)/.dev     ## ten minutes of 300 clients, faults and eviction (ARGS="--minutes 3")
+	$(BIN)/python -m tests.soak $(ARGS)
+
 fix: $(VENV)/.dev      ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -37,4 +43,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
-.PHONY: help serve test check fix clean
+.PHONY: help serve test check fuzz soak fix clean

@@ -1,0 +1,68 @@
+"""The fuzz programs run; ``make fuzz`` runs them for minutes and with another seed each time."""
+
+import logging
+import re
+import time
+
+import pytest
+
+from tests.fuzz.clients import fuzz_clients
+from tests.fuzz.findings import listening
+from tests.fuzz.mutation import Edit, Message
+from tests.fuzz.parsers import PARSERS, Parser
+from tests.fuzz.searching import by_atheris, by_hypothesis, has_atheris
+from tests.fuzz.upstreams import fuzz_upstreams
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=[parser.name for parser in PARSERS])
+def test_every_parser_bears_its_own_seeds(parser):
+    for text in parser.seeds:
+        parser.try_all(text)
+
+
+def test_hypothesis_finds_what_is_wrong_with_a_parser():
+    report = by_hypothesis(Parser("broken", lambda data: 1 // (b"=" not in data), (b"a=b",)), 5, 1)
+    (finding,) = report.findings
+    assert "=" in finding.case
+    assert "ZeroDivisionError" in finding.why
+
+
+@pytest.mark.skipif(not has_atheris(), reason="atheris cannot be had here")
+def test_atheris_runs_a_parser():
+    report = by_atheris(next(each for each in PARSERS if each.name == "digest"), 1, 1)
+    assert report.cases > 0
+    assert report.findings == []
+
+
+def test_a_slow_parser_is_a_finding():
+    def slow(_: bytes) -> None:
+        started = time.thread_time()
+        while time.thread_time() - started < 0.6:
+            pass
+
+    with pytest.raises(AssertionError, match=r"0\.[6-9].* s for 1 bytes"):
+        Parser("slow", slow, ()).try_all(b"x")
+
+
+def test_clients_may_send_anything():
+    reports = fuzz_clients(1.5, 1)
+    assert [report.findings for report in reports] == [[], []]
+    assert all(report.cases for report in reports)
+
+
+def test_an_upstream_may_answer_anything():
+    (report,) = fuzz_upstreams(0.5, 1)
+    assert report.findings == []
+    assert report.cases > 0
+
+
+def test_a_task_whose_exception_nobody_sees_is_noticed():
+    with listening() as errors:
+        logging.getLogger("asyncio").error("Task exception was never retrieved")
+    assert re.search("never retrieved", errors[0])
+
+
+def test_a_change_less_is_simpler():
+    message = Message(b"abc", (Edit(0, 1, b"x"), Edit(1, 1, b"y")))
+    assert message.bytes() == b"xybc"
+    assert [each.bytes() for each in message.simpler()] == [b"aybc", b"xbc"]
