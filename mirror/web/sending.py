@@ -115,7 +115,7 @@ class Sender:
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
-            await asyncio.wait([step])  # the descriptors must outlive the thread's use of them
+            await _ended(step)  # the descriptors must outlive the thread's use of them
             raise
 
     async def _writable(self, out: int) -> None:
@@ -140,6 +140,14 @@ class Sender:
                 yield
         except TimeoutError as error:
             raise StalledError(f"took nothing for {self._stall_seconds:g} s") from error
+
+
+async def _ended(step: asyncio.Future[tuple[int, bool]]) -> None:
+    """Wait for a thread, whoever cancels meanwhile: it never waits for the client."""
+    while not step.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([step])
+    step.exception()  # nobody else looks at it
 
 
 def _sendfile(out: int, fd: int, offset: int, count: int) -> tuple[int, bool]:
