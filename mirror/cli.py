@@ -1,7 +1,6 @@
 """The command line.  Says what went wrong in one line; decides nothing else."""
 
 import asyncio
-import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -9,12 +8,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.filesize import decimal
 
-from mirror import __version__, clients
+from mirror import __version__, cli_client
 from mirror.config import Config, ConfigError, load
-from mirror.config.addresses import checked_url
 from mirror.config.dump import dump_toml
-from mirror.config.model import split_listen
-from mirror.config.secrecy import masked
 from mirror.logs import configure
 
 _FAILED = 1
@@ -27,10 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes are no lines that a log or grep could use
 )
-client_app = typer.Typer(
-    help="Print ready-to-paste configuration for a client.", rich_markup_mode=None
-)
-app.add_typer(client_app, name="client", no_args_is_help=True)
+app.add_typer(cli_client.app)  # client, doctor
 
 ConfigOption = Annotated[
     Path | None,
@@ -41,14 +34,6 @@ ConfigOption = Annotated[
 def main() -> None:
     """The ``mirror`` command."""
     app(prog_name="mirror")
-
-
-def _mirror_url(url: str | None) -> str | None:
-    try:
-        # What Docker allows for a mirror is what the mirror allows for an upstream.
-        return None if url is None else checked_url(url)
-    except ValueError as error:
-        raise typer.BadParameter(f"found {masked(url or '')!r}, allowed: {error}") from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -122,22 +107,6 @@ def verify(
     print(f"{found.objects} objects, {decimal(found.bytes)}: {len(found.damaged)} damaged")
     if found.damaged:
         raise typer.Exit(_FAILED)
-
-
-@client_app.command("docker")
-def client_docker(
-    url: Annotated[
-        str | None, typer.Option(callback=_mirror_url, help="How clients reach the mirror.")
-    ] = None,
-    config: ConfigOption = None,
-) -> None:
-    """daemon.json for Docker."""
-    settings = _load(config, {})
-    host, port = split_listen(settings.server.listen)
-    address = url or clients.reachable_url(host, port, socket.gethostname())
-    snippet = clients.docker(address, settings.default_upstream(), tuple(settings.enabled()))
-    print("\n".join(f"# {line}" for line in snippet.advice), file=sys.stderr)
-    print(snippet.text)
 
 
 def _load(file: Path | None, flags: dict[str, Any]) -> Config:

@@ -30,9 +30,8 @@ def allow_open_files(wanted: int) -> None:
 def announce(config: Config, address: tuple[str, int]) -> None:
     """Say where the mirror listens, what for, and how to point a client at it."""
     host, _ = split_listen(config.server.listen)
-    url = clients.reachable_url(host, address[1], socket.gethostname())
-    if config.server.tls_certificate:
-        url = url.replace("http:", "https:", 1)
+    tls = bool(config.server.tls_certificate)
+    url = clients.reachable_url(host, address[1], socket.gethostname(), tls=tls)
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
     local = f"{config.server.listen.rpartition(':')[0]}:{address[1]}"
@@ -40,7 +39,8 @@ def announce(config: Config, address: tuple[str, int]) -> None:
         f"mirror {__version__} listens on {local} for {default} (default), {others}",
         f"  cache   {config.cache.directory} (at most {config.cache.max_size.text})",
         f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
-        "          then restart Docker; `mirror client docker` prints it ready to paste",
+        "          then restart Docker; `mirror client` prints it for other clients too, and",
+        "          `mirror doctor` says why one still goes elsewhere",
         f"  figures {url}/metrics",
     ]
     print("\n".join(lines), file=sys.stdout, flush=True)

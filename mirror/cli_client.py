@@ -1,0 +1,200 @@
+"""The commands for the clients' side: what to paste there, and why a client bypasses the mirror."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from mirror import clients
+from mirror.clients import Mirror, Snippet
+from mirror.config import Config, ConfigError, load
+from mirror.config.addresses import checked_url
+from mirror.config.model import split_listen
+from mirror.config.secrecy import masked
+
+_FAILED = 1
+_USAGE = 2
+
+app = typer.Typer(rich_markup_mode=None)
+client_app = typer.Typer(
+    help="Print ready-to-paste configuration for a client.", rich_markup_mode=None
+)
+app.add_typer(client_app, name="client", no_args_is_help=True)
+
+
+class Store(StrEnum):
+    """Where Docker keeps images, and so which configuration it goes by."""
+
+    CLASSIC = "classic"
+    CONTAINERD = "containerd"
+
+
+def _mirror_url(url: str | None) -> str | None:
+    try:
+        # What Docker allows for a mirror is what the mirror allows for an upstream.
+        return None if url is None else checked_url(url)
+    except ValueError as error:
+        raise typer.BadParameter(f"found {masked(url or '')!r}, allowed: {error}") from error
+
+
+UrlOption = Annotated[
+    str | None, typer.Option("--url", callback=_mirror_url, help="How clients reach the mirror.")
+]
+CaOption = Annotated[
+    Path | None,
+    typer.Option("--ca-file", help="The CA of an https mirror, as a path on the client's machine."),
+]
+WriteOption = Annotated[
+    Path | None, typer.Option("--write", help="Write the files below this directory instead.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+]
+StoreOption = Annotated[
+    Store, typer.Option("--store", help="containerd: hosts.toml for every registry (Engine 28).")
+]
+RootOption = Annotated[
+    Path, typer.Option("--root", help="Where the clients' files are, as in a container or image.")
+]
+
+
+@client_app.command("docker")
+def client_docker(
+    url: UrlOption = None,
+    ca_file: CaOption = None,
+    store: StoreOption = Store.CLASSIC,
+    write: WriteOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """daemon.json for Docker, or hosts.toml for its containerd image store."""
+    by_store = {Store.CLASSIC: clients.docker, Store.CONTAINERD: clients.docker_hosts}
+    _show(by_store[store], _mirror(_load(config), url, ca_file), write)
+
+
+@client_app.command("containerd")
+def client_containerd(
+    url: UrlOption = None,
+    ca_file: CaOption = None,
+    write: WriteOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """hosts.toml for containerd, Kubernetes and nerdctl."""
+    _show(clients.containerd, _mirror(_load(config), url, ca_file), write)
+
+
+@client_app.command("k3s")
+def client_k3s(
+    url: UrlOption = None,
+    ca_file: CaOption = None,
+    write: WriteOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """registries.yaml for k3s and RKE2."""
+    _show(clients.k3s, _mirror(_load(config), url, ca_file), write)
+
+
+@client_app.command("podman")
+def client_podman(
+    url: UrlOption = None,
+    ca_file: CaOption = None,
+    write: WriteOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """registries.conf for Podman, Buildah, Skopeo and CRI-O."""
+    _show(clients.podman, _mirror(_load(config), url, ca_file), write)
+
+
+@client_app.command("buildkit")
+def client_buildkit(
+    url: UrlOption = None,
+    ca_file: CaOption = None,
+    write: WriteOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """buildkitd.toml for BuildKit and buildx."""
+    _show(clients.buildkit, _mirror(_load(config), url, ca_file), write)
+
+
+@app.command("doctor")
+def doctor(
+    url: UrlOption = None,
+    root: RootOption = Path("/"),
+    config: ConfigOption = None,
+) -> None:
+    """Why did Docker bypass me: look at this machine's clients and ask the mirror as they would.
+
+    Exits with 1 where something is wrong.
+    """
+    settings = _load(config)
+    # Late, so that `client` does not pay for the imports of HTTP.
+    from mirror.doctor import examine  # noqa: PLC0415
+
+    report = asyncio.run(examine(root, url, _url(settings), str(Path.home())))
+    print("\n".join(report.lines()))
+    if not report.healthy:
+        raise typer.Exit(_FAILED)
+
+
+def _show(snippet_for: Callable[[Mirror], Snippet], mirror: Mirror, write: Path | None) -> None:
+    snippet = snippet_for(mirror)
+    print("\n".join(f"# {line}" for line in snippet.advice), file=sys.stderr)
+    if write is None:
+        sys.stdout.write(snippet.text)
+        return
+    try:
+        for path in _written(snippet, mirror, write):
+            print(path)
+    except OSError as error:
+        _fail(f"{error.filename}: cannot be read or written: {error.strerror}", _FAILED)
+
+
+def _written(snippet: Snippet, mirror: Mirror, directory: Path) -> list[Path]:
+    contents = {file.path: file.text.encode() for file in snippet.files}
+    if snippet.ca_copy:
+        contents[snippet.ca_copy] = Path(mirror.ca_file).read_bytes()
+    files = {directory / name.removeprefix("/"): content for name, content in contents.items()}
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() != content:
+            _fail(
+                f"{path} is there already: merge by hand what is printed without --write", _FAILED
+            )
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return list(files)
+
+
+def _mirror(settings: Config, url: str | None, ca_file: Path | None) -> Mirror:
+    mirror = Mirror(
+        url or _url(settings),
+        tuple(settings.enabled()),
+        settings.default_upstream(),
+        str(ca_file.absolute()) if ca_file else "",
+    )
+    if mirror.ca_file and mirror.plain:
+        raise typer.BadParameter(f"a CA is for an https mirror, and this one is {mirror.address}")
+    return mirror
+
+
+def _url(settings: Config) -> str:
+    host, port = split_listen(settings.server.listen)
+    tls = bool(settings.server.tls_certificate)
+    return clients.reachable_url(host, port, socket.gethostname(), tls=tls)
+
+
+def _load(file: Path | None) -> Config:
+    try:
+        return load(file, {})
+    except ConfigError as error:
+        _fail("\n".join(error.problems), _USAGE)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("\n".join(f"mirror: {line}" for line in message.splitlines()), file=sys.stderr)
+    raise typer.Exit(code)

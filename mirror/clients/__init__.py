@@ -1,0 +1,23 @@
+"""What to paste into a client so that it pulls through the mirror, and where.  Pure text."""
+
+from mirror.clients.address import is_loopback, reachable_url
+from mirror.clients.buildkit import buildkit
+from mirror.clients.containerd import containerd
+from mirror.clients.docker import docker, docker_hosts
+from mirror.clients.k3s import k3s
+from mirror.clients.podman import podman
+from mirror.clients.snippet import File, Mirror, Snippet
+
+__all__ = [
+    "File",
+    "Mirror",
+    "Snippet",
+    "buildkit",
+    "containerd",
+    "docker",
+    "docker_hosts",
+    "is_loopback",
+    "k3s",
+    "podman",
+    "reachable_url",
+]

@@ -1,0 +1,26 @@
+"""containerd, and so Kubernetes and nerdctl: ``hosts.toml``."""
+
+from typing import Final
+
+from mirror.clients.hosts import hosts_files
+from mirror.clients.snippet import Mirror, Snippet
+
+_CERTS: Final = "/etc/containerd/certs.d"
+
+
+def containerd(mirror: Mirror) -> Snippet:
+    """A ``hosts.toml`` per registry, and what makes containerd read them."""
+    advice = (
+        f"A file per registry below {_CERTS}; read at every pull, without restart.",
+        "nerdctl finds them by itself, ctr with: ctr images pull --hosts-dir " + _CERTS,
+        "Kubernetes (CRI) finds them where /etc/containerd/config.toml says so; containerd 1.x:",
+        "  version = 2",
+        '  [plugins."io.containerd.grpc.v1.cri".registry]',
+        f'    config_path = "{_CERTS}"',
+        "and containerd 2.x (one directory: with several, some versions find none of them):",
+        "  version = 3",
+        "  [plugins.'io.containerd.cri.v1.images'.registry]",
+        f'    config_path = "{_CERTS}"',
+        "Once, after that: systemctl restart containerd",
+    )
+    return Snippet(hosts_files(mirror, _CERTS), advice)

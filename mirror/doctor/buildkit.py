@@ -1,0 +1,60 @@
+"""BuildKit on its own: ``buildkitd.toml``."""
+
+from typing import Any, Final
+
+from mirror.doctor.files import Tree, UnusableFileError, strings, table
+from mirror.doctor.inspection import Inspection, Trust, Walk, Way
+from mirror.doctor.report import Finding, ok, wrong
+from mirror.doctor.target import Target
+
+_FILE: Final = "/etc/buildkit/buildkitd.toml"
+_RESTART: Final = "systemctl restart buildkit"
+
+
+def inspect(tree: Tree, target: Target) -> Inspection:
+    """Look at every registry whose mirror is ours."""
+    try:
+        config = tree.toml(_FILE) or {}
+    except UnusableFileError as error:
+        return Inspection([wrong(_FILE, str(error), f"mend it, then {_RESTART}")])
+    registries = table(config, "registry")
+    inspection = Inspection()
+    for name, settings in registries.items():
+        for mirror in strings(table(settings).get("mirrors")):
+            inspection.take(_mirror(tree, name, mirror, registries, target))
+    return inspection
+
+
+def _mirror(
+    tree: Tree, name: str, mirror: str, registries: dict[str, Any], target: Target
+) -> Inspection:
+    netloc, _, path = mirror.rpartition("://")[2].partition("/")
+    if not target.is_at(netloc):
+        return Inspection()
+    how = table(registries, netloc)
+    faults = _faults(name, mirror, path, how, target)
+    if faults:
+        return Inspection(faults)
+    files = tuple(str(tree.at(file)) for file in strings(how.get("ca")))
+    mend = f'[registry."{netloc}"] ca = ["FILE"] in {_FILE}, then {_RESTART}'
+    trust = Trust(files, insecure=how.get("insecure") is True, mend=mend)
+    walk = Walk("BuildKit", name, Way.PATH if path else Way.NAMESPACE, trust)
+    return Inspection([ok(_FILE, f"{name} comes from {mirror}")], [walk], {name})
+
+
+def _faults(
+    name: str, mirror: str, path: str, how: dict[str, Any], target: Target
+) -> list[Finding]:
+    found = []
+    right = f"{target.netloc}/{name}"
+    if "://" in mirror or path not in {"", name}:
+        what = f"the mirror of {name} is {mirror}, and must be {right}"
+        found.append(wrong(_FILE, what, f'mirrors = ["{right}"], then {_RESTART}'))
+    # What is on this machine BuildKit takes for http, unless it is told.
+    http = how.get("http", target.local)
+    if http is not target.plain:
+        speaks = "http" if target.plain else "https"
+        what = f"the mirror of {name} is not asked by {speaks}, which is what it speaks"
+        mend = f'[registry."{target.netloc}"] http = {str(target.plain).lower()}, then {_RESTART}'
+        found.append(wrong(_FILE, what, mend))
+    return found

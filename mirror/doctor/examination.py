@@ -1,0 +1,62 @@
+"""An examination: what clients are told, what the daemon thinks, what the mirror answers them."""
+
+from pathlib import Path
+
+from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
+from mirror.doctor.daemon import Daemon, SilentDaemonError, ask
+from mirror.doctor.files import Tree
+from mirror.doctor.inspection import Inspection
+from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
+from mirror.doctor.target import Likeness, Target
+from mirror.doctor.walking import walk_all
+
+
+async def examine(root: Path, url: str | None, own: str, home: str = "/root") -> Report:
+    """Look at the clients of a machine and at the mirror they are to use.
+
+    Args:
+        root: where the machine's files are.
+        url: the mirror; None for the one that the clients name.
+        own: the mirror where neither says one.
+        home: the home directory of a user whose configuration counts too.
+    """
+    tree = Tree(root, home)
+    findings: list[Finding] = []
+    target = Target(url or _guessed(tree, own))
+    if url is None:
+        findings.append(note(target.url, "is taken for the mirror; name another with --url"))
+    daemon: Daemon | None = None
+    try:
+        daemon = await ask(tree)
+    except SilentDaemonError as error:
+        findings.append(docker.silent(str(error)))
+    inspection = _inspected(tree, target, daemon)
+    findings += inspection.findings
+    if not inspection.pointed and not any(map(is_wrong, inspection.findings)):
+        findings.append(_nobody(target))
+    findings += await walk_all(target, inspection.walks)
+    return Report(target.url, tuple(findings))
+
+
+def _inspected(tree: Tree, target: Target, daemon: Daemon | None) -> Inspection:
+    inspection = docker.inspect(tree, target, daemon)
+    for client in (containerd, k3s, podman, buildkit):
+        inspection.take(client.inspect(tree, target))
+    return inspection
+
+
+def _guessed(tree: Tree, own: str) -> str:
+    """The mirror that the clients name: this machine's own if it is among them, else the first."""
+    named = docker.named(tree)
+    for directory in ("/etc/docker/certs.d", containerd.CERTS):
+        named += hosts.named(tree, directory)
+    named += k3s.named(tree) + podman.named(tree)
+    addresses = [url.rstrip("/") for url in named if url.startswith(("http://", "https://"))]
+    if not addresses or any(Target(own).likeness(url) is Likeness.SAME for url in addresses):
+        return own
+    return addresses[0]
+
+
+def _nobody(target: Target) -> Finding:
+    what = f"no Docker, containerd, k3s, Podman or BuildKit is pointed at {target.url}"
+    return wrong("this machine", what, f"mirror client docker --url {target.url}")

@@ -1,0 +1,120 @@
+"""``hosts.toml``, one per registry (containerd docs/hosts.md), as three programs read it."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mirror.config.secrecy import masked
+from mirror.doctor.files import Tree, UnusableFileError, strings, table
+from mirror.doctor.inspection import Inspection, Trust, Walk, Way
+from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.target import Likeness, Target
+
+_HUB: Final = "docker.io"
+_HUB_ADDRESSES: Final = ("registry-1.docker.io", "index.docker.io", "hub.docker.com")
+_NEEDED: Final = ("pull", "resolve")
+
+
+def inspect(tree: Tree, directory: str, target: Target, client: str) -> Inspection:
+    """Look at every ``hosts.toml`` below ``directory``."""
+    inspection = Inspection()
+    for name in tree.names(directory):
+        if name.endswith(".toml"):
+            what = f"lies in {directory} itself, where nobody reads it"
+            mend = f"move it to {directory}/REGISTRY/hosts.toml, such as {directory}/{_HUB}"
+            inspection.findings.append(wrong(f"{directory}/{name}", what, mend))
+            continue
+        for file in tree.names(f"{directory}/{name}"):
+            path = f"{directory}/{name}/{file}"
+            if file == "hosts.toml":
+                inspection.take(_File(tree, path, name, target, client).inspect())
+            elif file.endswith(".toml"):
+                mend = f"rename it to {directory}/{name}/hosts.toml"
+                inspection.findings.append(wrong(path, "is read by nobody under this name", mend))
+    return inspection
+
+
+def named(tree: Tree, directory: str) -> list[str]:
+    """The addresses that the files below ``directory`` name."""
+    found: list[str] = []
+    for name in tree.names(directory):
+        try:
+            found += table(tree.toml(f"{directory}/{name}/hosts.toml"), "host")
+        except UnusableFileError:
+            continue
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    tree: Tree
+    path: str
+    registry: str
+    target: Target
+    client: str
+
+    def inspect(self) -> Inspection:
+        try:
+            hosts = table(self.tree.toml(self.path), "host")
+        except UnusableFileError as error:
+            mend = f"mend it; until then {self.client} asks {self.registry} itself"
+            return Inspection([wrong(self.path, str(error), mend)])
+        for url, settings in hosts.items():
+            if self.target.likeness(url.removesuffix("/").removesuffix("/v2")) is Likeness.SAME:
+                return self._pointed(url, table(settings))
+        return Inspection([self._miss(list(hosts))])
+
+    def _pointed(self, url: str, settings: dict[str, Any]) -> Inspection:
+        found = [*self._misplaced(), *self._incapable(settings), *self._authorities(settings)]
+        if found:
+            return Inspection(found)
+        # "host_5000_" is host:5000 where a colon cannot be in a file's name.
+        named = self.registry.replace("_", ":", 1).removesuffix("_")
+        registry = _HUB if self.registry == "_default" else named
+        walk = Walk(self.client, registry, Way.NAMESPACE, self._trust(settings))
+        return Inspection([ok(self.path, f"{self.registry} comes from {url}")], [walk], {registry})
+
+    def _miss(self, urls: list[str]) -> Finding:
+        mend = f'[host."{self.target.url}"] in it'
+        for url in urls:
+            if (reason := self.target.difference(url)) is not None:
+                return wrong(self.path, f"has {masked(url)}, {reason}", mend)
+        others = f" but {masked(', '.join(urls))}" if urls else ""
+        what = f"does not name {self.target.url}{others}"
+        # A registry of one's own may well have a file that has nothing to do with the mirror.
+        if self.registry not in {_HUB, "_default"}:
+            return note(self.path, what, mend)
+        return wrong(self.path, what, mend)
+
+    def _misplaced(self) -> list[Finding]:
+        if self.registry not in _HUB_ADDRESSES:
+            return []
+        what = f"is for images named {self.registry}/..., and those of Docker Hub are {_HUB}/..."
+        return [wrong(self.path, what, f"rename its directory to {_HUB}")]
+
+    def _incapable(self, settings: dict[str, Any]) -> list[Finding]:
+        capabilities = strings(settings.get("capabilities")) or list(_NEEDED)
+        lacking = [name for name in _NEEDED if name not in capabilities]
+        if not lacking:
+            return []
+        what = f"capabilities lacks {', '.join(lacking)}, so {self.client} asks upstream instead"
+        return [wrong(self.path, what, 'capabilities = ["pull", "resolve"]')]
+
+    def _authorities(self, settings: dict[str, Any]) -> list[Finding]:
+        gone = [file for file in _ca_files(settings, self.path) if not self.tree.exists(file)]
+        mend = f"put the CA of the mirror there; until then every pull of {self.registry} fails"
+        return [wrong(self.path, f"names the CA {file}, which is not there", mend) for file in gone]
+
+    def _trust(self, settings: dict[str, Any]) -> Trust:
+        files = tuple(str(self.tree.at(file)) for file in _ca_files(settings, self.path))
+        return Trust(
+            files,
+            insecure=settings.get("skip_verify") is True,
+            mend=f'ca = "FILE" below [host."{self.target.url}"] in hosts.toml',
+        )
+
+
+def _ca_files(settings: dict[str, Any], path: str) -> list[str]:
+    value = settings.get("ca")
+    files = [value] if isinstance(value, str) else strings(value)
+    directory = path.rpartition("/")[0]
+    return [file if file.startswith("/") else f"{directory}/{file}" for file in files]

@@ -1,0 +1,66 @@
+"""k3s and RKE2: ``registries.yaml``, and the ``hosts.toml`` they made of it when they started."""
+
+import re
+from typing import Final
+
+from mirror.config.secrecy import masked
+from mirror.doctor import hosts
+from mirror.doctor.files import Tree, UnusableFileError
+from mirror.doctor.inspection import Inspection
+from mirror.doctor.report import Finding, ok, wrong
+from mirror.doctor.target import Likeness, Target
+
+_PROGRAMS: Final = ("k3s", "rke2")
+_ADDRESS: Final = re.compile(r"^[^#\n]*?(https?://[^\s\"',\]}]+)", re.MULTILINE)
+
+
+def inspect(tree: Tree, target: Target) -> Inspection:
+    """Look at k3s and RKE2, where they are told of registries."""
+    inspection = Inspection()
+    for program in _PROGRAMS:
+        inspection.take(_inspect(tree, target, program))
+    return inspection
+
+
+def named(tree: Tree) -> list[str]:
+    """The addresses in ``registries.yaml``."""
+    found: list[str] = []
+    for program in _PROGRAMS:
+        try:
+            found += _ADDRESS.findall(tree.text(_yaml(program)) or "")
+        except UnusableFileError:
+            continue
+    return found
+
+
+def _yaml(program: str) -> str:
+    return f"/etc/rancher/{program}/registries.yaml"
+
+
+def _inspect(tree: Tree, target: Target, program: str) -> Inspection:
+    path = _yaml(program)
+    try:
+        text = tree.text(path)
+    except UnusableFileError as error:
+        return Inspection([wrong(path, str(error), f"make it readable for {program}")])
+    if text is None:
+        return Inspection()
+    addresses = _ADDRESS.findall(text)
+    if not any(target.likeness(url) is Likeness.SAME for url in addresses):
+        return Inspection([_miss(path, addresses, target)])
+    # What it made of the file is what containerd goes by.
+    made = f"/var/lib/rancher/{program}/agent/etc/containerd/certs.d"
+    inspection = hosts.inspect(tree, made, target, program)
+    if inspection.pointed:
+        inspection.findings.insert(0, ok(path, f"names {target.url}"))
+    elif not inspection.findings:
+        what = f"names {target.url}, but {program} has not read it ({made} says nothing of it)"
+        mend = f"systemctl restart {program} (or the agent); then see its log for a mistake in it"
+        inspection.findings.append(wrong(path, what, mend))
+    return inspection
+
+
+def _miss(path: str, addresses: list[str], target: Target) -> Finding:
+    others = f" but {masked(', '.join(addresses))}" if addresses else ""
+    mend = f'mirrors: {{"docker.io": {{endpoint: ["{target.url}"]}}}}, then restart'
+    return wrong(path, f"does not name {target.url}{others}", mend)

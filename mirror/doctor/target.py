@@ -1,0 +1,95 @@
+"""The mirror's address, and how far another address is the same."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from mirror.clients import is_loopback
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Likeness(Enum):
+    """What is different between an address in a configuration and the mirror's."""
+
+    SAME = auto()
+    PATH = auto()
+    SCHEME = auto()
+    LOGIN = auto()
+    PORT = auto()
+    OTHER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The mirror that clients ought to be pointed at."""
+
+    url: str
+
+    @property
+    def netloc(self) -> str:
+        """``host[:port]``, as written."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def host(self) -> str:
+        """Without port and brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port, also where it is not written."""
+        return _port(urlsplit(self.url))
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is reached without TLS."""
+        return urlsplit(self.url).scheme == "http"
+
+    def difference(self, url: str) -> str | None:
+        """What is wrong with an address that is meant to be the mirror's; None where it is not."""
+        reasons = {
+            Likeness.SCHEME: f"and the mirror speaks {'http' if self.plain else 'https'}",
+            Likeness.PORT: f"and the mirror is at port {self.port}",
+            Likeness.PATH: "and the mirror's address has no path",
+            Likeness.LOGIN: "and no user and password may stand there",
+        }
+        return reasons.get(self.likeness(url))
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine."""
+        return is_loopback(self.host)
+
+    def likeness(self, url: str) -> Likeness:
+        """How an address with a scheme compares."""
+        try:
+            other = urlsplit(url)
+            port = _port(other)
+        except ValueError:
+            return Likeness.OTHER
+        if (other.hostname or "") != self.host:
+            return Likeness.OTHER
+        if port != self.port:
+            # Two default ports differ because the schemes do.
+            return Likeness.PORT if other.port or urlsplit(self.url).port else Likeness.SCHEME
+        if other.scheme != urlsplit(self.url).scheme:
+            return Likeness.SCHEME
+        return _likeness_behind(other)
+
+    def is_at(self, netloc: str) -> bool:
+        """Whether ``host[:port]`` without a scheme is where the mirror is."""
+        return self.likeness(f"{urlsplit(self.url).scheme}://{netloc}") is Likeness.SAME
+
+
+def _likeness_behind(other: SplitResult) -> Likeness:
+    """What an address with the right scheme, host and port has besides."""
+    if other.username is not None:
+        return Likeness.LOGIN
+    extra = other.path.rstrip("/") or other.query or other.fragment
+    return Likeness.PATH if extra else Likeness.SAME
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or _PORTS.get(parts.scheme, 0)

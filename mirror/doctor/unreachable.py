@@ -1,0 +1,75 @@
+"""Why a connection to the mirror fails, in words."""
+
+import asyncio
+import contextlib
+import ssl
+from typing import Final
+
+import aiohttp
+
+from mirror.doctor.inspection import Trust
+from mirror.doctor.report import Finding, wrong
+from mirror.doctor.target import Target
+
+_SECONDS: Final = 5
+_EXPIRED: Final = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
+_OTHER_NAME: Final = (62, 64)  # ..._HOSTNAME_MISMATCH, ..._IP_ADDRESS_MISMATCH
+
+
+async def explained(target: Target, trust: Trust, error: Exception) -> Finding:
+    """A failure to say hello as a finding."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _certificate(target, trust, error.certificate_error)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        mend = "see /etc/hosts and the name server of this machine, or use its address"
+        return wrong(target.url, f"{target.host} cannot be resolved", mend)
+    if isinstance(error, aiohttp.ClientSSLError):
+        mend = f"http://{target.netloc} in the configuration of the client"
+        return wrong(target.url, "answers, but speaks no TLS: wrong scheme or port", mend)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        mend = "start the mirror there; see host, port and [server] listen, then firewalls"
+        return wrong(target.url, f"cannot be reached: {error.strerror or error}", mend)
+    if isinstance(error, aiohttp.ClientError):
+        return await _no_http(target)
+    mend = "see whether a firewall drops connections, or what keeps the mirror busy"
+    return wrong(target.url, f"does not answer: {error or 'no answer in time'}", mend)
+
+
+def no_authority(target: Target, trust: Trust, error: OSError) -> Finding:
+    """A file that the client takes its CA from is none; ``ssl.SSLError`` is an OSError too."""
+    files = ", ".join(trust.ca_files)
+    return wrong(target.url, f"no CA can be read from {files}: {error}", trust.mend)
+
+
+def _certificate(target: Target, trust: Trust, error: Exception) -> Finding:
+    code = getattr(error, "verify_code", 0)
+    if code == _EXPIRED:
+        mend = "renew [server] tls_certificate of the mirror"
+        return wrong(target.url, "its certificate has expired", mend)
+    if code in _OTHER_NAME:
+        mend = f"a certificate for {target.host}, or the name that it is for in the client"
+        return wrong(target.url, f"its certificate is not for {target.host}", mend)
+    return wrong(target.url, "its certificate is from a CA that is not trusted here", trust.mend)
+
+
+async def _no_http(target: Target) -> Finding:
+    if target.plain and await _speaks_tls(target):
+        mend = f"https://{target.netloc} in the configuration of the client"
+        return wrong(target.url, "speaks https, not http", mend)
+    mend = "see what listens on that port, and where the mirror does"
+    return wrong(target.url, "something else than a mirror answers there, and no HTTP", mend)
+
+
+async def _speaks_tls(target: Target) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(_SECONDS):
+            _, writer = await asyncio.open_connection(target.host, target.port, ssl=context)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

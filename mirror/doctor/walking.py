@@ -1,0 +1,183 @@
+"""The very requests that a client makes, made of the mirror; nothing is downloaded."""
+
+import json
+import ssl
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from mirror.doctor.inspection import Trust, Walk, Way
+from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.target import Target
+from mirror.doctor.unreachable import explained, no_authority
+from mirror.oci.media_types import CURRENT_TYPES
+
+_SECONDS: Final = 15  # what dockerd gives a mirror
+_HUB: Final = "docker.io"
+_ACCEPT: Final = ", ".join(CURRENT_TYPES)
+_NOT_CONFIGURED: Final = "not configured for"
+
+
+async def walk_all(target: Target, walks: list[Walk]) -> list[Finding]:
+    """Walk them; where a client cannot even say hello, that is all that is said for it."""
+    findings: list[Finding] = []
+    by_trust: dict[Trust, list[Walk]] = {}
+    for walk in walks:
+        by_trust.setdefault(walk.trust, []).append(walk)
+    timeout = aiohttp.ClientTimeout(total=_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
+        for trust, group in (by_trust or {Trust(): []}).items():
+            findings += await _walk(session, target, trust, group)
+    return findings
+
+
+async def _walk(
+    session: aiohttp.ClientSession, target: Target, trust: Trust, walks: list[Walk]
+) -> list[Finding]:
+    try:
+        asker = _Asker(session, target, _context(trust))
+    except OSError as error:
+        return [no_authority(target, trust, error)]
+    try:
+        hello = await asker.ask("GET", "/v2/")
+    except (OSError, aiohttp.ClientError, TimeoutError) as error:
+        return [await explained(target, trust, error)]
+    if not (hello.is_mirror or await _hidden(asker)):
+        return [_stranger(target, hello)]
+    if (refusal := _refusal(target, hello)) is not None:
+        return [refusal]
+    findings = [ok(target.url, "is a mirror, and asks nobody for a password")]
+    # One question per registry and way, however many clients ask it.
+    for registry, way in dict.fromkeys((walk.registry, walk.way) for walk in walks):
+        findings.append(await _manifest(asker, registry, way))
+    return findings
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    status: int
+    server: str
+    cache_status: str
+    body: bytes
+
+    @property
+    def is_mirror(self) -> bool:
+        """Whether a mirror gave it."""
+        return self.server == "mirror" or self.cache_status.startswith("mirror")
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it was given although upstream could not be asked (RFC 9211)."""
+        return "fwd=stale" in self.cache_status and "revalidated" not in self.cache_status
+
+    @property
+    def message(self) -> str:
+        """What the spec's error body says, or the status."""
+        try:
+            return str(json.loads(self.body)["errors"][0]["message"])
+        except (ValueError, LookupError, TypeError):
+            return f"status {self.status}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    session: aiohttp.ClientSession
+    target: Target
+    context: ssl.SSLContext
+
+    async def ask(self, method: str, path: str) -> _Reply:
+        url = URL(self.target.url + path, encoded=True)
+        headers = {"Accept": _ACCEPT, "User-Agent": "mirror doctor"}
+        async with self.session.request(
+            method, url, headers=headers, ssl=self.context, allow_redirects=False
+        ) as response:
+            return _Reply(
+                response.status,
+                response.headers.get("Server", ""),
+                response.headers.get("Cache-Status", ""),
+                await response.content.read(1 << 16),
+            )
+
+
+def _context(trust: Trust) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for file in trust.ca_files:
+        context.load_verify_locations(file)
+    if trust.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _hidden(asker: _Asker) -> bool:
+    """Whether a mirror is behind a reverse proxy that puts its own name into ``Server``."""
+    try:
+        return (await asker.ask("HEAD", _path(_HUB, Way.PATH))).is_mirror
+    except (OSError, aiohttp.ClientError, TimeoutError):
+        return False
+
+
+def _stranger(target: Target, hello: _Reply) -> Finding:
+    who = f" ({hello.server})" if hello.server else ""
+    what = f"something else than a mirror answers there{who}, with status {hello.status}"
+    return wrong(target.url, what, "see what listens on that port, and where the mirror does")
+
+
+def _refusal(target: Target, hello: _Reply) -> Finding | None:
+    if hello.status == 401:
+        what = "/v2/ asks for a password, and Docker sends the one it has for Docker Hub"
+        mend = "let clients in by [access] networks rather than by htpasswd_file"
+        return wrong(target.url, what, mend)
+    if hello.status == 403:
+        return wrong(target.url, hello.message, "add this machine's network to [access] networks")
+    if hello.status != 200:
+        return wrong(target.url, f"/v2/: {hello.message}", "see the log of the mirror")
+    return None
+
+
+async def _manifest(asker: _Asker, registry: str, way: Way) -> Finding:
+    """Ask for an image as a client does, by HEAD, and for the reason where that fails."""
+    where = f"{asker.target.url} for {registry}, asked {way}"
+    path = _path(registry, way)
+    try:
+        reply = await asker.ask("HEAD", path)
+        if reply.status != 200:
+            reply = await asker.ask("GET", path)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return wrong(where, f"breaks off: {error!r}", "see the log of the mirror")
+    return _judged(where, registry, reply)
+
+
+def _path(registry: str, way: Way) -> str:
+    # Of Docker Hub an image that is there; of others any, for 404 is an answer too.
+    image = "library/busybox" if registry == _HUB else "mirror-doctor/probe"
+    name = f"{registry}/{image}" if way is Way.PATH else image
+    query = f"?ns={registry}" if way is Way.NAMESPACE else ""
+    return f"/v2/{name}/manifests/latest{query}"
+
+
+def _judged(where: str, registry: str, reply: _Reply) -> Finding:
+    if reply.status == 200 and reply.is_stale:
+        return note(where, "served as last known, for upstream does not answer")
+    if reply.status in {200, 404}:
+        return ok(where, "is answered")
+    if reply.status in {401, 403} and _NOT_CONFIGURED not in reply.message:
+        return note(where, f"upstream wants a login: {reply.message}")
+    return _trouble(where, registry, reply)
+
+
+def _trouble(where: str, registry: str, reply: _Reply) -> Finding:
+    match reply.status:
+        case 403:
+            mend = f'[upstreams."{registry}"] in the configuration of the mirror'
+            return wrong(where, f"the mirror is not configured for {registry}", mend)
+        case 429:
+            mend = f'username and password_file in [upstreams."{registry}"] of the mirror'
+            return wrong(where, f"upstream limits the rate: {reply.message}", mend)
+        case 502 | 504:
+            mend = "see on the mirror's machine whether upstream, DNS or a proxy is down"
+            return wrong(where, f"the mirror does not reach upstream: {reply.message}", mend)
+        case _:
+            return wrong(where, reply.message, "see the log of the mirror")

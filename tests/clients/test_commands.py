@@ -1,0 +1,102 @@
+"""`mirror client` as a person meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mirror.cli_client import app
+
+CLIENTS = [
+    ("docker",), ("docker", "--store", "containerd"), ("containerd",), ("k3s",), ("podman",),
+    ("buildkit",),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "mirror.toml"
+    file.write_text('[upstreams."r.lan"]\nurl = "https://r.lan"\n')
+    monkeypatch.setenv("MIRROR_CONFIG", str(file))
+
+
+def told(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["client", *arguments])
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_is_printed_and_what_is_written_are_the_same_bytes(
+    client: tuple[str, ...], tmp_path: Path
+) -> None:
+    printed = told(*client, "--url", "http://m.lan:5000")
+    written = told(*client, "--url", "http://m.lan:5000", "--write", str(tmp_path / "out"))
+    assert (printed.exit_code, written.exit_code) == (0, 0)
+    paths = [Path(line) for line in written.stdout.splitlines()]
+    assert "\n".join(path.read_text() for path in paths) == printed.stdout
+    files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == set(paths)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_advice_stays_apart_from_what_is_pasted(client: tuple[str, ...]) -> None:
+    shown = told(*client, "--url", "http://m.lan:5000")
+    assert all(line.startswith("# ") for line in shown.stderr.splitlines())
+    assert shown.stderr
+
+
+@pytest.mark.parametrize("client", [client for client in CLIENTS if client != ("docker",)])
+def test_configured_upstreams_are_in_it(client: tuple[str, ...]) -> None:
+    assert "r.lan" in told(*client, "--url", "http://m.lan:5000").stdout
+
+
+def test_a_mirror_with_a_certificate_is_reached_by_https(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("certificate", "key"):
+        (tmp_path / key).write_text("pem")
+        monkeypatch.setenv(f"MIRROR_SERVER__TLS_{key.upper()}", str(tmp_path / key))
+    monkeypatch.setenv("MIRROR_SERVER__LISTEN", "127.0.0.1:5443")
+    assert json.loads(told("docker").stdout) == {"registry-mirrors": ["https://127.0.0.1:5443"]}
+
+
+@pytest.mark.parametrize(
+    ("client", "place"), [("docker", "etc/docker"), ("podman", "etc/containers")]
+)
+def test_a_ca_is_copied_to_where_the_client_looks_for_it(
+    client: str, place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text("a certificate")
+    arguments = ("--url", "https://m.lan", "--ca-file", str(tmp_path / "ca.pem"))
+    assert told(client, *arguments, "--write", str(tmp_path)).exit_code == 0
+    assert (tmp_path / place / "certs.d/m.lan/ca.crt").read_text() == "a certificate"
+
+
+def test_a_ca_that_is_not_there_is_one_line_and_1(tmp_path: Path) -> None:
+    arguments = ("--url", "https://m.lan", "--ca-file", "/nowhere.pem", "--write", str(tmp_path))
+    failed = told("podman", *arguments)
+    assert failed.exit_code == 1
+    assert "mirror: /nowhere.pem: cannot be read or written: " in failed.stderr
+    assert list(tmp_path.rglob("mirror.conf")) == []
+
+
+def test_a_ca_for_plain_http_is_a_mistake() -> None:
+    failed = told("docker", "--url", "http://m.lan", "--ca-file", "/ca.pem")
+    assert (failed.exit_code, failed.stdout) == (2, "")
+    assert "a CA is for an https mirror" in failed.stderr
+
+
+def test_a_file_that_says_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "etc/docker/daemon.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"data-root": "/srv/docker"}')
+    failed = told("docker", "--url", "http://m.lan", "--write", str(tmp_path))
+    assert failed.exit_code == 1
+    assert f"mirror: {file} is there already: merge by hand" in failed.stderr
+    assert file.read_text() == '{"data-root": "/srv/docker"}'
+
+
+def test_writing_the_same_again_is_no_mistake(tmp_path: Path) -> None:
+    for _ in range(2):
+        written = told("containerd", "--url", "http://m.lan", "--write", str(tmp_path))
+        assert written.exit_code == 0
