@@ -76,6 +76,11 @@ def configure(level: str, form: str, *, access: bool) -> None:
 class AccessLog:
     """One line per request."""
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody reads it."""
+        return _access.isEnabledFor(logging.INFO)
+
     def request_ended(self, ending: Ending) -> None:
         """Write the line."""
         exchange = ending.exchange

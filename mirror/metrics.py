@@ -4,6 +4,8 @@ Labels are bounded: never a repository, a tag, a digest or a client's address.  
 the table are what the rooms call; none of them knows Prometheus.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -13,7 +15,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from mirror.web.exchange import Ending
+from mirror.web.exchange import Ending, Exchange
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -92,6 +94,24 @@ class Metrics:
         if exchange.first_byte is not None:
             seconds = exchange.first_byte - exchange.started
             self._request_seconds.labels(exchange.kind, result).observe(seconds)
+
+    def repeated(self, exchange: Exchange) -> Callable[[float], None]:
+        """Counts an answer that is given again, by seconds to its first byte; made once for many.
+
+        Finding the children of three metrics by their labels costs 3 us, counting in them 1.4.
+        """
+        result = "" if exchange.outcome is None else exchange.outcome.value
+        requests = self._requests.labels(exchange.upstream, exchange.kind, result)
+        served = self._served_bytes.labels(exchange.upstream, exchange.kind)
+        seconds = self._request_seconds.labels(exchange.kind, result)
+        size = exchange.sent_bytes
+
+        def count(to_first_byte: float) -> None:
+            requests.inc()
+            served.inc(size)
+            seconds.observe(to_first_byte)
+
+        return count
 
     def upstream_answered(
         self, upstream: str, kind: str, method: str, code: str, seconds: float

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import web
@@ -32,6 +32,7 @@ from mirror.store.database import IndexUnavailableError
 from mirror.store.scrub import Scrub
 from mirror.web.exchange import Ending
 from mirror.web.health import Condition, HealthFace
+from mirror.web.hot import HotTable
 from mirror.web.htpasswd import Htpasswd
 from mirror.web.registry import RegistryFace
 from mirror.web.routes import Routes
@@ -59,6 +60,17 @@ class _Teller:
     def request_ended(self, ending: Ending) -> None:
         self.metrics.request_ended(ending)
         self.log.request_ended(ending)
+
+    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
+        count = self.metrics.repeated(ending.exchange)
+
+        def ended(client: str, seconds: float) -> None:
+            used()
+            count(seconds)
+            if self.log.wanted:
+                self.log.request_ended(replace(ending, client=client, seconds=seconds))
+
+        return ended
 
 
 async def run(config: Config) -> None:
@@ -95,7 +107,8 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tupl
         admission = stack.enter_context(opened_admission(config))
         chain = certificate(config)
         teller = _Teller(metrics, AccessLog())
-        server = Server(routes, teller, server_limits(config), admission)
+        table = stack.enter_context(_opened_table(store)) if config.server.hot else None
+        server = Server(routes, teller, server_limits(config), admission, table)
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -165,6 +178,13 @@ def _health(store: Store, metrics: Metrics, stopping: asyncio.Event) -> HealthFa
         return metrics.rendered()
 
     return HealthFace(condition, figures)
+
+
+@contextlib.contextmanager
+def _opened_table(store: Store) -> Iterator[HotTable]:
+    with contextlib.closing(HotTable()) as table:
+        store.objects.watch(lambda key: table.forget(key.digest))
+        yield table
 
 
 async def _reload_regularly(parts: Iterable[Certificate | Htpasswd]) -> None:

@@ -114,6 +114,7 @@ class ServerConfig(_Table):
 
     listen: Annotated[str, AfterValidator(_checked_listen)] = "0.0.0.0:5000"
     drain: DurationField = _time("30s")
+    hot: bool = True
     tls_certificate: ReadableFile = ""
     tls_key: ReadableFile = ""
 

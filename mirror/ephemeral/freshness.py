@@ -1,5 +1,7 @@
 """Which tags upstream was asked about so recently that it need not be asked again."""
 
+import time
+
 from mirror.ephemeral.backend import Backend
 from mirror.oci.manifest import Descriptor, decode_descriptor, encode_descriptor
 
@@ -12,14 +14,20 @@ class Freshness:
         self._backend = backend
         self._max_age = max_age
 
-    async def lookup(self, name: str) -> Descriptor | None:
-        """What the name means, if that is still fresh."""
+    async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
+        """What the name means, if that is still fresh, and until when (Unix seconds) it is."""
         record = await self._backend.get(f"fresh {name}")
-        return None if record is None else decode_descriptor(record)
+        if record is None:
+            return None
+        until, _, descriptor = record.partition(b" ")
+        return decode_descriptor(descriptor), float(until)
 
     async def put(self, name: str, descriptor: Descriptor) -> None:
         """Upstream has just said so."""
-        await self._backend.set(f"fresh {name}", encode_descriptor(descriptor), self._max_age)
+        until = f"{time.time() + self._max_age} ".encode()
+        await self._backend.set(
+            f"fresh {name}", until + encode_descriptor(descriptor), self._max_age
+        )
 
     async def forget(self, name: str) -> None:
         """Ask upstream next time."""

@@ -109,6 +109,10 @@ class BlobPulls:
             raise
         return BlobHead(Outcome.MISS if led else Outcome.COALESCED, size)
 
+    def touch(self, digest: Digest) -> None:
+        """A blob was given out without being asked for here."""
+        self._blobs.touch(digest)
+
     async def close(self) -> None:
         """Break off what is under way; it goes on after the next start."""
         await self._heads.close()

@@ -85,6 +85,11 @@ class StoredContent:
         """The size of the blob, in bytes."""
         return self._stored.size
 
+    @property
+    def descriptor(self) -> int:
+        """The open file, to be duplicated by who keeps it."""
+        return self._stored.fd
+
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """The whole stretch at once."""
         end = self.size if stop is None else stop

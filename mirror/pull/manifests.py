@@ -7,6 +7,7 @@ served, marked stale.
 """
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ class Observer(Protocol):
 class Freshness(Protocol):
     """Which tags need not be asked about."""
 
-    async def lookup(self, name: str) -> Descriptor | None:
-        """What the tag means, if that is fresh."""
+    async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
+        """What the tag means, if that is fresh, and until when (Unix seconds) it is."""
 
     async def put(self, name: str, descriptor: Descriptor) -> None:
         """Upstream has just said so."""
@@ -59,20 +60,25 @@ class Freshness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a tag means and how that was come by; ``detail`` says why it is stale."""
+    """What a tag means and how that was come by; ``detail`` says why it is stale.
+
+    ``until`` is when a hit has to be asked about again (Unix seconds), 0 for what is no hit.
+    """
 
     descriptor: Descriptor
     outcome: Outcome
     detail: str = ""
+    until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest and how it was come by."""
+    """A manifest and how it was come by; ``until`` as for a resolution."""
 
     manifest: Manifest
     outcome: Outcome
     detail: str = ""
+    until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,9 @@ class ManifestPulls:
         resolution = await self._resolve(wanted, reference)
         found = await self._by_digest(wanted, resolution.descriptor.digest)
         if found.outcome is Outcome.HIT:
-            return ManifestAnswer(found.manifest, resolution.outcome, resolution.detail)
+            return ManifestAnswer(
+                found.manifest, resolution.outcome, resolution.detail, resolution.until
+            )
         return found
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
@@ -143,7 +151,11 @@ class ManifestPulls:
         if not isinstance(reference, Digest):
             return await self._resolve(wanted, reference)
         answer = await self._by_digest(wanted, reference)
-        return Resolution(_described(answer.manifest), answer.outcome)
+        return Resolution(_described(answer.manifest), answer.outcome, until=answer.until)
+
+    def touch(self, digest: Digest) -> None:
+        """A manifest was given out without being asked for here."""
+        self._manifests.touch(digest)
 
     async def close(self) -> None:
         """Break off what is under way."""
@@ -155,7 +167,7 @@ class ManifestPulls:
     async def _by_digest(self, wanted: _Wanted, digest: Digest) -> ManifestAnswer:
         stored = await self._manifests.lookup(digest)
         if stored is not None and accepts(wanted.narrow, stored.media_type):
-            return ManifestAnswer(stored, Outcome.HIT)
+            return ManifestAnswer(stored, Outcome.HIT, until=math.inf)
         manifest, led = await self._asked(
             self._fetches, wanted, str(digest), lambda: self._fetch(wanted, str(digest), digest)
         )
@@ -185,7 +197,8 @@ class ManifestPulls:
     async def _resolve(self, wanted: _Wanted, tag: Tag) -> Resolution:
         fresh = await self._freshness.lookup(wanted.name(tag))
         if fresh is not None:
-            return Resolution(fresh, Outcome.HIT)
+            descriptor, until = fresh
+            return Resolution(descriptor, Outcome.HIT, until=until)
         resolution, led = await self._asked(
             self._questions, wanted, tag, lambda: self._question(wanted, tag)
         )

@@ -73,6 +73,10 @@ class Blobs:
             await self._run(partial.discard)
         await self._run(partial.close)
 
+    def touch(self, digest: Digest) -> None:
+        """Note that it was used."""
+        self._objects.touch(ObjectKey(BLOBS, digest))
+
     async def forget(self, digest: Digest) -> bool:
         """Drop a stored blob; say whether it was there."""
         return await self._objects.forget(ObjectKey(BLOBS, digest))

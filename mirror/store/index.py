@@ -51,13 +51,16 @@ class Row:
 class ObjectIndex:
     """Rows of objects by key, in order of last use."""
 
-    def __init__(self, layout: Layout) -> None:
-        """Open or create the index.
+    def __init__(
+        self, layout: Layout, removed: Callable[[ObjectKey], None] = lambda _: None
+    ) -> None:
+        """Open or create the index; ``removed`` is told of every object whose file goes.
 
         Raises:
             IndexUnavailableError: the database cannot be opened or written.
         """
         self._layout = layout
+        self._removed = removed
         with translated():
             self._cache = opened(
                 layout.root, eviction_policy="least-recently-used", cull_limit=0, statistics=0
@@ -171,6 +174,7 @@ class ObjectIndex:
         with translated():
             self._cache.delete(str(key))
         pending.unlink(missing_ok=True)
+        self._removed(key)
         return entry.size
 
     def unlink(self, key: ObjectKey) -> None:
@@ -178,6 +182,7 @@ class ObjectIndex:
         entry = self.lookup(key)
         if entry is not None:
             entry.path.unlink(missing_ok=True)
+            self._removed(key)
 
     def touch(self, used: Mapping[ObjectKey, float]) -> None:
         """Note when objects were last used (Unix seconds), in one transaction."""

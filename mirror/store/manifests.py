@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.store.layout import MANIFESTS, Layout, ObjectKey
@@ -15,6 +15,9 @@ from mirror.store.partial import Partial
 from mirror.store.space import NoRoomError
 
 R = TypeVar("R")
+
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
+_SMALL_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,9 @@ class Manifests:
         if stored is None:
             return None
         # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
-        body = await kept(self._run(lambda: _read(stored)), len)
+        body = _at_hand(stored)
+        if body is None:
+            body = await kept(self._run(lambda: _read(stored)), len)
         if Digest.of(body, digest.algorithm) != digest:
             await self._objects.forget(key)
             return None
@@ -76,12 +81,30 @@ class Manifests:
             raise
         return partial
 
+    def touch(self, digest: Digest) -> None:
+        """Note that it was used."""
+        self._objects.touch(ObjectKey(MANIFESTS, digest))
+
     async def forget(self, digest: Digest) -> bool:
         """Drop a stored manifest; say whether it was there."""
         return await self._objects.forget(ObjectKey(MANIFESTS, digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _at_hand(stored: OpenObject) -> bytes | None:
+    """Read a small manifest that is in the page cache; a hop to a thread costs ten times that."""
+    if _NOWAIT is None or stored.size > _SMALL_BYTES:
+        return None
+    buffer = bytearray(stored.size)
+    try:
+        if os.preadv(stored.fd, [buffer], 0, _NOWAIT) < stored.size:
+            return None
+    except OSError:  # it is not, or the file system cannot tell
+        return None
+    stored.close()
+    return bytes(buffer)
 
 
 def _read(stored: OpenObject) -> bytes:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 _PAGE: Final = 500
+_KNOWN: Final = 100_000  # entries kept in memory, some 500 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Usage:
 class _Found:
     """An opened object; ``trusted``: nobody has written to its file since it was verified."""
 
+    entry: Entry
     opened: OpenObject
     trusted: bool
 
@@ -83,7 +86,10 @@ class Objects:
         self._touched: dict[ObjectKey, float] = {}
         self._verifying: dict[ObjectKey, asyncio.Task[bool | None]] = {}
         self._rebuilding: asyncio.Task[None] | None = None
-        self._shelf = Shelf(layout, limits, observer, self.alarm)
+        self._known: OrderedDict[ObjectKey, Entry] = OrderedDict()
+        self._watchers: list[Callable[[ObjectKey], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._shelf = Shelf(layout, limits, observer, self.alarm, self._removed)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
 
     # Opening, healing, closing.
@@ -94,6 +100,7 @@ class Objects:
         Raises:
             OSError: the directory is not one that could ever be used.
         """
+        self._loop = asyncio.get_running_loop()
         await self._visit(self._shelf.open)
         self._rebuild_if_lost()
 
@@ -131,11 +138,32 @@ class Objects:
 
     # What is stored.
 
+    def watch(self, watcher: Callable[[ObjectKey], None]) -> None:
+        """Have ``watcher`` told, on the loop, of every object that goes."""
+        self._watchers.append(watcher)
+
+    def _removed(self, key: ObjectKey) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._forget, key)
+
+    def _forget(self, key: ObjectKey) -> None:
+        self._known.pop(key, None)
+        for watcher in self._watchers:
+            watcher(key)
+
+    def touch(self, key: ObjectKey) -> None:
+        """An object was used without being looked up."""
+        self._touched[key] = self._clock()
+
     async def lookup(self, key: ObjectKey) -> OpenObject | None:
         """Open a stored object, or None.  An index that cannot be read is a miss.
 
         A file that was written to behind our back, or whose row was lost, is hashed first.
         """
+        opened = self._opened_as_known(key)
+        if opened is not None:
+            self._touched[key] = self._clock()
+            return opened
         try:
             found = await self._found(key)
             if found is not None and not found.trusted:
@@ -150,7 +178,27 @@ class Objects:
             found.opened.close()
             return None
         self._touched[key] = self._clock()
+        self._remember(found.entry)
         return found.opened
+
+    def _opened_as_known(self, key: ObjectKey) -> OpenObject | None:
+        """Open an object by what was found out before: a hit that costs the index nothing."""
+        entry = self._known.get(key)
+        if entry is None:
+            return None
+        with contextlib.suppress(OSError):
+            fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+            there = os.fstat(fd)
+            if (there.st_size, there.st_mtime_ns) == (entry.size, entry.modified):
+                return OpenObject(fd, entry.size, entry.media_type)
+            os.close(fd)
+        self._known.pop(key, None)
+        return None
+
+    def _remember(self, entry: Entry) -> None:
+        self._known[entry.key] = entry
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
 
     async def _found(self, key: ObjectKey) -> _Found | None:
         return await kept(self._visit(self._lookup, key), _close)
@@ -171,7 +219,7 @@ class Objects:
             index.remove(key)
             return None
         opened = OpenObject(fd, entry.size, entry.media_type)
-        return _Found(opened, trusted=there.st_mtime_ns == entry.modified)
+        return _Found(entry, opened, trusted=there.st_mtime_ns == entry.modified)
 
     async def verify(self, key: ObjectKey) -> bool | None:
         """Hash an object, once for all who ask; drop it where it is damaged.

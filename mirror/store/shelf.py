@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from mirror.oci.manifest import NotAManifest, identify
@@ -20,7 +21,7 @@ from mirror.store.database import (
     inode_of,
 )
 from mirror.store.index import ObjectIndex
-from mirror.store.layout import Layout
+from mirror.store.layout import Layout, ObjectKey
 from mirror.store.space import Limits, Observer, Space
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,16 @@ _log = logging.getLogger(__name__)
 class Shelf:
     """An index that is opened again when it must be."""
 
-    def __init__(self, layout: Layout, limits: Limits, observer: Observer, alarm: Alarm) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        limits: Limits,
+        observer: Observer,
+        alarm: Alarm,
+        removed: Callable[[ObjectKey], None],
+    ) -> None:
+        """Tell ``removed`` of every object whose file goes."""
+        self._removed = removed
         self.reserved: dict[str, int] = {}
         self._layout = layout
         self._limits = limits
@@ -114,7 +124,7 @@ class Shelf:
         return True
 
     def _repaired(self, *, alone: bool) -> ObjectIndex:
-        index = ObjectIndex(self._layout)
+        index = ObjectIndex(self._layout, self._removed)
         try:
             if alone:
                 index.repair(media_type_of)

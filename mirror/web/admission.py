@@ -44,6 +44,10 @@ class Admission:
             text = "this mirror asks for user and password (docker login, or auths of your client)"
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
 
+    def is_open_to(self, client: str) -> bool:
+        """Whether all requests from an address are let in without another look."""
+        return self.users is None and (not self.networks or self._is_near(client))
+
     def _is_near(self, remote: str | None) -> bool:
         if not remote:  # a unix socket: whoever can open it
             return True

@@ -1,5 +1,6 @@
 """One request and its answer, as metrics, log and Cache-Status want to know it."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,30 @@ from typing import Protocol
 
 from aiohttp import web
 
+from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
+
+
+@dataclass(slots=True)
+class Kept:
+    """What of an answer may be given again, until when (Unix seconds), and what it is.
+
+    The body is in ``body`` or is the ``size`` bytes of ``file``, a descriptor of its own; ``used``
+    is to be called for each time.
+    """
+
+    digest: Digest
+    until: float
+    used: Callable[[], None]
+    body: bytes = b""
+    file: int | None = None
+    size: int = 0
+
+    def close(self) -> None:
+        """Close the file; nobody kept it."""
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
 
 
 @dataclass(slots=True)
@@ -25,6 +49,8 @@ class Exchange:
     sent_bytes: int = 0
     first_byte: float | None = None
     whole: bool = True
+    repeatable: bool = False  # its answer may be kept
+    kept: Kept | None = None
 
     def answered(self, clock: Callable[[], float] = time.monotonic) -> None:
         """The answer's headers leave now."""
@@ -49,6 +75,9 @@ class Observer(Protocol):
 
     def request_ended(self, ending: Ending) -> None:
         """A request was answered, or its connection is gone."""
+
+    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
+        """What to tell of every repetition: the client, and seconds to the first byte."""
 
 
 EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)

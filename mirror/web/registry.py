@@ -1,6 +1,9 @@
 """The registry API: one small handler per kind of request.  No decisions, only translation."""
 
+import math
+import os
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 from yarl import URL
@@ -18,11 +21,13 @@ from mirror.oci.endpoint import (
 )
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.pull.blobs import BlobPulls
-from mirror.pull.content import Content
+from mirror.pull.content import Content, StoredContent
 from mirror.pull.listings import ListingAnswer, ListingPulls
 from mirror.pull.manifests import ManifestPulls
+from mirror.pull.outcome import Outcome
 from mirror.upstream.directory import Directory, Target
-from mirror.web.exchange import EXCHANGE
+from mirror.web.exchange import EXCHANGE, Kept
+from mirror.web.hot import SMALL_FILE_BYTES
 from mirror.web.responses import API_VERSION, cache_status, digest_fields, not_modified
 from mirror.web.sending import Sender
 from mirror.web.streaming import stream
@@ -79,11 +84,12 @@ class RegistryFace:
         if request.method == "HEAD":
             known = await self.manifests.head(target, endpoint.reference, accept)
             body, descriptor = b"", known.descriptor
-            outcome, detail = known.outcome, known.detail
+            outcome, detail, until = known.outcome, known.detail, known.until
             digest, media_type, size = descriptor.digest, descriptor.media_type, descriptor.size
         else:
             answer = await self.manifests.get(target, endpoint.reference, accept)
             manifest, outcome, detail = answer.manifest, answer.outcome, answer.detail
+            until = answer.until
             digest, media_type, body = manifest.digest, manifest.media_type, manifest.body
             size = len(body)
         exchange.outcome, exchange.detail = outcome, detail
@@ -93,6 +99,9 @@ class RegistryFace:
             return web.Response(status=304, headers=headers)
         headers |= {"Content-Type": media_type, "Content-Length": str(size)}
         exchange.sent_bytes = len(body)
+        if exchange.repeatable and outcome is Outcome.HIT and until:
+            used = partial(self.manifests.touch, digest)
+            exchange.kept = Kept(digest, until, used, body, size=len(body))
         return web.Response(body=body, headers=headers)
 
     async def _blob(
@@ -108,10 +117,20 @@ class RegistryFace:
         answer = await self.blobs.get(target, digest)
         exchange.outcome = answer.outcome
         fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
+        content = answer.content
         try:
+            if exchange.repeatable and isinstance(content, StoredContent):
+                exchange.kept = self._kept(digest, content)
             return await self._send_blob(request, answer.content, digest, fields)
         finally:
             await answer.content.close()
+
+    def _kept(self, digest: Digest, content: StoredContent) -> Kept | None:
+        if content.size > SMALL_FILE_BYTES:
+            return None
+        used = partial(self.blobs.touch, digest)
+        file = os.dup(content.descriptor)
+        return Kept(digest, math.inf, used, file=file, size=content.size)
 
     async def _send_blob(
         self, request: web.BaseRequest, content: Content, digest: Digest, fields: dict[str, str]

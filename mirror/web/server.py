@@ -5,24 +5,31 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
-from mirror.oci.errors import ErrorCode, OciError
+from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
 from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import UpstreamError
 from mirror.web.admission import Admission
+from mirror.web.connection import Connection
 from mirror.web.crowd import Crowd
 from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
+from mirror.web.hot import HotAnswer, HotTable
 from mirror.web.responses import error_of, error_response, outcome_of
 from mirror.web.routes import Routes
 from mirror.web.streaming import reset
 
 _log = logging.getLogger(__name__)
+_UNUSUAL = frozenset(
+    {
+        *("authorization", "cookie", "expect", "transfer-encoding", "upgrade"),
+        *("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"),
+        *("if-range", "range"),
+    }
+)
 _EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError)
 
 
@@ -35,51 +42,6 @@ class ServerLimits:
     idle_seconds: float
 
 
-class _Connection(RequestHandler):
-    """Counts itself, and answers what is no HTTP with the spec's JSON too."""
-
-    __slots__ = ("client", "crowd", "refusal")
-
-    def __init__(self, server: "Server", crowd: Crowd, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self.crowd = crowd
-        self.client = ""
-        self.refusal = ""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        self.client = peer[0] if isinstance(peer, tuple) else ""
-        self.refusal = self.crowd.enter(self.client)
-        if self.crowd.overrun and isinstance(transport, asyncio.Transport):
-            transport.abort()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self.crowd.leave(self.client)
-        super().connection_lost(exc)
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:
-        # The rest of a body that was answered already is the client's own trouble.
-        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
-            super().log_exception(*args, **kw)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer is on its way already")
-        phrase = HTTPStatus(status).phrase.lower()
-        what = f"this is no HTTP request the mirror can read ({phrase})"
-        error = OciError(ErrorCode.UNSUPPORTED, what, status=status)
-        response = error_response(error)
-        response.force_close()
-        return response
-
-
 class Server(web.Server):
     """Connections in, answers out."""
 
@@ -89,9 +51,13 @@ class Server(web.Server):
         observer: Observer,
         limits: ServerLimits,
         admission: Admission,
+        table: HotTable | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Bind the handlers; must be called in a running loop."""
+        """Bind the handlers; must be called in a running loop.
+
+        What is answered from ``table`` is what was answered before; None: nothing is.
+        """
         super().__init__(
             self._handle,
             handler_cancellation=True,
@@ -101,33 +67,40 @@ class Server(web.Server):
         )
         self._crowd = Crowd(limits.connections, limits.connections_per_client)
         self._admission = admission
+        self._table = table
         self._routes = routes
         self._observer = observer
         self._clock = clock
 
     def __call__(self) -> RequestHandler:
         """The handler of a new connection."""
-        return _Connection(self, self._crowd, loop=self._loop, **self._kwargs)
+        return Connection(
+            self, self._crowd, self._admission, self._table, loop=self._loop, **self._kwargs
+        )
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         exchange = request[EXCHANGE] = Exchange(started=self._clock())
+        exchange.repeatable = self._is_repeatable(request)
         try:
             response = await self._answer(request, exchange)
             exchange.status = response.status
             if not response.prepared:
                 await response.prepare(request)
                 exchange.answered()
+            self._remember(request, response, exchange)
             return response
         except (asyncio.CancelledError, ConnectionError):
             exchange.whole = False
             raise
         finally:
+            if exchange.kept is not None:
+                exchange.kept.close()
             self._observer.request_ended(self._ending(request, exchange))
 
     async def _answer(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         try:
             protocol = request.protocol
-            refusal = protocol.refusal if isinstance(protocol, _Connection) else ""
+            refusal = protocol.refusal if isinstance(protocol, Connection) else ""
             await self._admission.check(request, refusal)
             return await self._routes.handler(request)(request)
         except _EXPECTED as error:
@@ -144,6 +117,29 @@ class Server(web.Server):
         exchange.outcome = outcome_of(answer)
         return error_response(answer)
 
+    def _is_repeatable(self, request: web.BaseRequest) -> bool:
+        """Whether the request may come again byte for byte, and mean the same."""
+        protocol = request.protocol
+        whole = isinstance(protocol, Connection) and bool(protocol.head)
+        return self._table is not None and whole and _is_plain(request)
+
+    def _remember(
+        self, request: web.BaseRequest, response: web.StreamResponse, exchange: Exchange
+    ) -> None:
+        kept, protocol = exchange.kept, request.protocol
+        if kept is None or self._table is None or not isinstance(protocol, Connection):
+            return
+        if not (protocol.head and response.keep_alive and exchange.whole):
+            return
+        body = b"" if request.method == "HEAD" else kept.body
+        first, rest = _head(response)
+        until = kept.until - time.time() + self._clock()
+        file, kept.file = kept.file, None  # from here on it is the table's
+        exchange.kept = None
+        ended = self._observer.repeated(self._ending(request, exchange), kept.used)
+        answer = HotAnswer(first, rest, body, file, kept.size, until, kept.digest, ended)
+        self._table.put(protocol.head, answer)
+
     def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
         return Ending(
             exchange=exchange,
@@ -153,3 +149,21 @@ class Server(web.Server):
             agent=request.headers.get("User-Agent", ""),
             seconds=self._clock() - exchange.started,
         )
+
+
+def _is_plain(request: web.BaseRequest) -> bool:
+    """Whether nothing but the bytes of the request decided what was answered."""
+    return (
+        request.version == HttpVersion11
+        and not request.body_exists
+        and _UNUSUAL.isdisjoint(name.lower() for name in request.headers)
+    )
+
+
+def _head(response: web.StreamResponse) -> tuple[bytes, bytes]:
+    """Status line and fields as aiohttp writes them, cut where the date stands."""
+    fields = [f"{name}: {value}\r\n" for name, value in response.headers.items()]
+    head = f"HTTP/1.1 {response.status} {response.reason}\r\n" + "".join(fields)
+    first, date, rest = head.partition(f"Date: {response.headers['Date']}")
+    assert date, "aiohttp gives every answer a date"
+    return f"{first}Date: ".encode(), f"{rest}\r\n".encode()

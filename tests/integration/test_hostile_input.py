@@ -114,7 +114,9 @@ def well_formed(target: str) -> bool:
     """What may pass the door, said in another way than the product says it."""
     path = re.sub("%3[aA]", ":", target.partition("?")[0])
     return bool(
-        re.fullmatch(r"(/[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?)?/v2/[a-z0-9][A-Za-z0-9._/:-]*", path)
+        re.fullmatch(
+            r"(/[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?)?/v2/([a-z0-9][A-Za-z0-9._/:-]*)?", path
+        )
     )
 
 

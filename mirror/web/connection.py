@@ -1,0 +1,154 @@
+"""One connection: aiohttp's, which counts itself and repeats what was answered before.
+
+Rests on private parts of aiohttp's RequestHandler; ``tests/web/test_aiohttp_contract.py`` says
+which, and pyproject.toml pins the minor version.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.web_protocol import RequestHandler
+
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.web.admission import Admission
+from mirror.web.crowd import Crowd
+from mirror.web.hot import HotAnswer, HotTable, whole_head
+from mirror.web.responses import error_response
+
+if TYPE_CHECKING:
+    from mirror.web.server import Server
+
+_MORE: Final = getattr(socket, "MSG_MORE", 0)  # Linux: head and body in one segment
+
+
+class Connection(RequestHandler):
+    """Repeats hot answers, and answers what is no HTTP with the spec's JSON too."""
+
+    __slots__ = (
+        "_admission",
+        "_clean",
+        "_crowd",
+        "_raw_socket",
+        "_table",
+        "client",
+        "head",
+        "refusal",
+    )
+
+    def __init__(
+        self,
+        server: "Server",
+        crowd: Crowd,
+        admission: Admission,
+        table: HotTable | None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(server, **settings)
+        self._crowd = crowd
+        self._admission = admission
+        self._table = table
+        self._clean = True  # nothing but whole requests, one at a time, has come
+        self._raw_socket: socket.socket | None = None
+        self.client = ""
+        self.refusal = ""
+        self.head = b""  # the bytes of the request that is being answered, if it is a whole one
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self.client = peer[0] if isinstance(peer, tuple) else ""
+        self.refusal = self._crowd.enter(self.client)
+        if self.refusal or not self._admission.is_open_to(self.client):
+            self._table = None  # no short cut past who has to be asked
+        if transport.get_extra_info("sslcontext") is None:
+            self._raw_socket = getattr(transport.get_extra_info("socket"), "_sock", None)
+        if self._crowd.overrun and isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._crowd.leave(self.client)
+        self._raw_socket = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._table is not None and self._clean:
+            if self._repeated(self._table, data):
+                return
+            self._clean = whole_head(data) and (self._is_idle() or not self._request_count)
+            self.head = data if self._clean else b""
+        super().data_received(data)
+
+    def _is_idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _repeated(self, table: HotTable, data: bytes) -> bool:
+        started = time.monotonic()
+        answer = table.get(data, started)
+        if answer is None or not self._is_idle() or self._close or self._force_close:
+            return False
+        transport = self.transport
+        if transport is None or transport.get_write_buffer_size():
+            return False
+        if answer.file is None:
+            date = rfc822_formatted_time().encode("ascii")
+            transport.write(b"".join((answer.first, date, answer.rest, answer.body)))
+        elif not self._sent_file(transport, answer, answer.file):
+            return False
+        ended = time.monotonic()
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        answer.ended(self.client, ended - started)
+        return True
+
+    def _sent_file(self, transport: asyncio.Transport, answer: HotAnswer, file: int) -> bool:
+        """Send head and body at once; what the socket does not take waits in the transport."""
+        if self._raw_socket is None:
+            return False
+        date = rfc822_formatted_time().encode("ascii")
+        head = b"".join((answer.first, date, answer.rest))
+        try:
+            sent = self._raw_socket.send(head, _MORE)
+        except BlockingIOError:
+            return False
+        except OSError:  # the client has gone
+            transport.abort()
+            return True
+        if sent < len(head):
+            transport.write(head[sent:] + os.pread(file, answer.size, 0))
+            return True
+        try:
+            sent = os.sendfile(self._raw_socket.fileno(), file, 0, answer.size)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            transport.abort()
+            return True
+        if sent < answer.size:
+            transport.write(os.pread(file, answer.size - sent, sent))
+        return True
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        # The rest of a body that was answered already is the client's own trouble.
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is on its way already")
+        phrase = HTTPStatus(status).phrase.lower()
+        what = f"this is no HTTP request the mirror can read ({phrase})"
+        error = OciError(ErrorCode.UNSUPPORTED, what, status=status)
+        response = error_response(error)
+        response.force_close()
+        return response

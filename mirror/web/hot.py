@@ -1,0 +1,118 @@
+"""Finished answers by the very bytes of the request they answer.
+
+The ordinary handlers decide; when a whole request comes again byte for byte, what they decided is
+repeated before anything is parsed.  An answer is a plain memory: it goes when it is no longer
+fresh, when its object leaves the cache, or when there are too many.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.oci.digest import Digest
+
+_MOST_ANSWERS: Final = 8192
+_MOST_FILES: Final = 512
+_MOST_BYTES: Final = 32 * 1024 * 1024
+_MOST_HEAD: Final = 4096
+_END: Final = b"\r\n\r\n"
+
+#: Larger files take long enough that finding them is no matter, and go out in a thread.
+SMALL_FILE_BYTES: Final = 128 * 1024
+
+
+def whole_head(data: bytes) -> bool:
+    """Whether the bytes are one whole GET or HEAD, as far as can be seen, and nothing else."""
+    return (
+        data.endswith(_END)
+        and len(data) <= _MOST_HEAD
+        and data.startswith((b"GET /", b"HEAD /"))
+        and data.find(_END) == len(data) - len(_END)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HotAnswer:
+    """An answer in the parts it is sent in; the Date goes between ``first`` and ``rest``.
+
+    ``file`` is the descriptor of a body that is not in ``body``, the table's to close; ``until``
+    the time (monotonic seconds) up to which it may be given; ``ended`` is told of the client and
+    of the seconds to the first byte.
+    """
+
+    first: bytes
+    rest: bytes
+    body: bytes
+    file: int | None
+    size: int
+    until: float
+    digest: Digest
+    ended: Callable[[str, float], None]
+
+    @property
+    def weight(self) -> int:
+        """Bytes of memory it takes, roughly."""
+        return len(self.first) + len(self.rest) + len(self.body)
+
+
+class HotTable:
+    """The answers, the least recently used going first."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[bytes, HotAnswer] = OrderedDict()
+        self._by_digest: dict[Digest, set[bytes]] = {}
+        self._bytes = 0
+        self._files = 0
+
+    def get(self, request: bytes, now: float) -> HotAnswer | None:
+        """The answer to a request, None where there is none or it is no longer fresh."""
+        answer = self._answers.get(request)
+        if answer is None:
+            return None
+        if answer.until <= now:
+            self._drop(request)
+            return None
+        self._answers.move_to_end(request)
+        return answer
+
+    def put(self, request: bytes, answer: HotAnswer) -> None:
+        """Keep an answer; what is too much goes."""
+        self._drop(request)
+        self._answers[request] = answer
+        self._by_digest.setdefault(answer.digest, set()).add(request)
+        self._bytes += answer.weight + len(request)
+        self._files += answer.file is not None
+        while self._too_much():
+            self._drop(next(iter(self._answers)))
+
+    def forget(self, digest: Digest) -> None:
+        """Drop all answers that give out an object."""
+        for request in list(self._by_digest.get(digest, ())):
+            self._drop(request)
+
+    def close(self) -> None:
+        """Drop all answers."""
+        for request in list(self._answers):
+            self._drop(request)
+
+    def _too_much(self) -> bool:
+        return (
+            len(self._answers) > _MOST_ANSWERS
+            or self._files > _MOST_FILES
+            or self._bytes > _MOST_BYTES
+        )
+
+    def _drop(self, request: bytes) -> None:
+        answer = self._answers.pop(request, None)
+        if answer is None:
+            return
+        self._bytes -= answer.weight + len(request)
+        requests = self._by_digest[answer.digest]
+        requests.discard(request)
+        if not requests:
+            del self._by_digest[answer.digest]
+        if answer.file is not None:
+            self._files -= 1
+            os.close(answer.file)
