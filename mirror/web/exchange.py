@@ -52,6 +52,10 @@ class Exchange:
     repeatable: bool = False  # its answer may be kept
     kept: Kept | None = None
 
+    def more(self, count: int) -> None:
+        """``count`` bytes of the body were sent."""
+        self.sent_bytes += count
+
     def answered(self, clock: Callable[[], float] = time.monotonic) -> None:
         """The answer's headers leave now."""
         if self.first_byte is None:

@@ -8,16 +8,19 @@ fills the segments: sendfile without it costs 1.6 times the CPU.
 import asyncio
 import contextlib
 import os
+import select
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Self
 
 from mirror.pull.content import FilePiece
 
 _PIECE_BYTES: Final = 4 * 1024 * 1024  # 1 ms of a thread; larger ones gain nothing
 _INLINE_BYTES: Final = 128 * 1024  # below it the hop to a thread costs more than the copy
+_FAST_MS: Final = 2  # a thread waits this long for a client, rather than for its turn on the loop
+_SLOW_BYTES: Final = 256 * 1024
 _CORK: Final = getattr(socket, "TCP_CORK", None)  # Linux
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
 _DRAIN_SECONDS: Final = 0.002
@@ -25,7 +28,7 @@ _UNSENT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux, macOS
 #: What may wait in the kernel for all clients together, and for each.  By itself it would keep up
 #: to 4 MiB for each: a thousand slow ones use up the host's memory for TCP, and then every
 #: connection waits for seconds.
-_UNSENT_BYTES: Final = 64 * 1024 * 1024
+_UNSENT_BYTES: Final = 256 * 1024 * 1024
 _LEAST_UNSENT_BYTES: Final = 128 * 1024
 _MOST_UNSENT_BYTES: Final = 1024 * 1024
 _MANY: Final = 32  # clients that are slow, or their shares would be: threads gain nothing then
@@ -51,9 +54,9 @@ class Sender:
         return not encrypted and transport.get_extra_info("socket") is not None
 
     async def send(
-        self, transport: asyncio.Transport, piece: FilePiece
-    ) -> AsyncGenerator[int, None]:
-        """Send a piece; yields the bytes of each step.
+        self, transport: asyncio.Transport, piece: FilePiece, sent: Callable[[int], None]
+    ) -> None:
+        """Send a piece; ``sent`` is told the bytes of each step.
 
         Raises:
             OSError: the client is gone, has stalled, or the file is shorter than the piece.
@@ -61,15 +64,15 @@ class Sender:
         async with self._raw(transport) as (connection, out):
             position, end = piece.offset, piece.offset + piece.count
             slow = self._sending > _MANY
-            while position < end:
-                sent, full = await self._step(out, piece.fd, (position, end), slow=slow)
-                position += sent
-                if sent:
-                    yield sent
-                if full:
-                    self._share(connection)
-                    await self._writable(out)
-                slow = full and self._sending > _MANY
+            with _Patience(self._stall_seconds) as patience:
+                while position < end:
+                    step, full = await self._step(out, piece.fd, (position, end), slow=slow)
+                    position += step
+                    sent(step)
+                    if full:
+                        self._share(connection)
+                        await patience.writable(out)
+                    slow = full and self._sending > _MANY
 
     @asynccontextmanager
     async def _raw(self, transport: asyncio.Transport) -> AsyncIterator[tuple[socket.socket, int]]:
@@ -107,26 +110,16 @@ class Sender:
         copying 100 KiB; a page that is still on the disk is a thread's to wait for.
         """
         offset, count = span[0], span[1] - span[0]
-        little = count if count <= _INLINE_BYTES else _INLINE_BYTES if slow else 0
+        little = count if count <= _INLINE_BYTES else _SLOW_BYTES if slow else 0
         if little and _at_hand(fd, offset, little):
             return _sendfile(out, fd, offset, little)
         loop = asyncio.get_running_loop()
-        step = loop.run_in_executor(self._threads, _sendfile, out, fd, offset, count)
+        step = loop.run_in_executor(self._threads, _sendfile, out, fd, offset, count, _FAST_MS)
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
             await _ended(step)  # the descriptors must outlive the thread's use of them
             raise
-
-    async def _writable(self, out: int) -> None:
-        loop = asyncio.get_running_loop()
-        writable = loop.create_future()
-        loop.add_writer(out, _resolve, writable)
-        try:
-            async with self.patience():
-                await writable
-        finally:
-            loop.remove_writer(out)
 
     @asynccontextmanager
     async def patience(self) -> AsyncIterator[None]:
@@ -150,31 +143,80 @@ async def _ended(step: asyncio.Future[tuple[int, bool]]) -> None:
     step.exception()  # nobody else looks at it
 
 
-def _sendfile(out: int, fd: int, offset: int, count: int) -> tuple[int, bool]:
-    """Send what the socket takes, at most one piece; says whether it takes no more now."""
+def _sendfile(out: int, fd: int, offset: int, count: int, wait_ms: int = 0) -> tuple[int, bool]:
+    """Send what the socket takes, at most one piece; says whether it takes no more now.
+
+    A reader that makes room within ``wait_ms`` is served on without a hop through the loop.
+    """
     sent = 0
     limit = min(count, _PIECE_BYTES)
-    try:
-        while sent < limit:
+    while sent < limit:
+        try:
             step = os.sendfile(out, fd, offset + sent, limit - sent)
-            if step == 0:
-                raise OSError("the file is shorter than it was")
-            sent += step
-    except BlockingIOError:
-        return sent, True
+        except BlockingIOError:
+            if not wait_ms or not _writable_within(out, wait_ms):
+                return sent, True
+            continue
+        if step == 0:
+            raise OSError("the file is shorter than it was")
+        sent += step
     return sent, False
 
 
+def _writable_within(out: int, milliseconds: int) -> bool:
+    poll = select.poll()
+    poll.register(out, select.POLLOUT)
+    return bool(poll.poll(milliseconds))
+
+
 def _at_hand(fd: int, offset: int, count: int) -> bool:
-    """Whether a stretch begins and ends in the page cache."""
+    """Whether a stretch is in the page cache, as far as its end tells."""
     if _NOWAIT is None:
         return True
     try:
-        for position in (offset, offset + count - 1):
-            os.preadv(fd, [bytearray(1)], position, _NOWAIT)
+        os.preadv(fd, [bytearray(1)], offset + count - 1, _NOWAIT)
     except OSError:  # not at hand, or a file system that cannot tell
         return False
     return True
+
+
+class _Patience:
+    """Waits for one client; a timer for all of a piece, since one per wait costs as much as it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
+        self._waits = self._seen = 0
+        self._writable: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._timer = self._loop.call_later(self._seconds, self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    async def writable(self, out: int) -> None:
+        """Wait until the socket takes more.
+
+        Raises:
+            StalledError: it took nothing for once to twice the time.
+        """
+        self._waits += 1
+        future = self._writable = self._loop.create_future()
+        self._loop.add_writer(out, _resolve, future)
+        try:
+            await future
+        finally:
+            self._loop.remove_writer(out)
+            self._writable = None
+
+    def _look(self) -> None:
+        waiting = self._writable
+        if waiting is not None and not waiting.done() and self._waits == self._seen:
+            waiting.set_exception(StalledError(f"took nothing for {self._seconds:g} s"))
+        self._seen = self._waits
+        self._timer = self._loop.call_later(self._seconds, self._look)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -58,9 +58,7 @@ async def _send(
     elif response.chunked or not sender.can_send(transport):
         await _copy(response, piece, exchange, sender)
     else:
-        async with aclosing(sender.send(transport, piece)) as steps:
-            async for sent in steps:
-                exchange.sent_bytes += sent
+        await sender.send(transport, piece, exchange.more)
 
 
 async def _copy(
