@@ -1,0 +1,1 @@
+"""``make bench``: the mirror beside its peers, in one run."""
