@@ -6,6 +6,7 @@ finding as one line of JSON in ``<directory>/finding``.
 
 import json
 import os
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +15,8 @@ import atheris
 
 with atheris.instrument_imports(include=["mirror"]):
     from tests.fuzz.parsers import MAX_BYTES, PARSERS
+
+_MOST_BYTES = 2 << 30
 
 
 def main() -> None:
@@ -34,11 +37,12 @@ def main() -> None:
             (place / "finding").write_text(json.dumps(finding))
             os._exit(1)  # libFuzzer would print pages of its own
 
+    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_BYTES, _MOST_BYTES))
     options = {
         "max_total_time": seconds,
         "seed": seed,
         "max_len": MAX_BYTES,
-        "rss_limit_mb": 2048,
+        "rss_limit_mb": 0,  # it would count what the process that began this one had at its peak
         "timeout": 20,
         "print_final_stats": 1,
         "artifact_prefix": f"{place}/",
