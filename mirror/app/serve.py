@@ -27,6 +27,7 @@ from mirror.metrics import Metrics
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
+from mirror.pull.policy import Splitting
 from mirror.pull.slots import SlotLimits, Slots
 from mirror.store.database import IndexUnavailableError
 from mirror.store.scrub import Scrub
@@ -140,7 +141,7 @@ async def _opened_routes(
             for name, upstream in config.enabled().items()
         }
         limits = config.limits
-        slots = Slots(SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds))
+        slots = _slots(config)
         blobs = BlobPulls(registries, store.blobs, negatives, metrics, slots)
         manifests = ManifestPulls(
             registries,
@@ -161,6 +162,15 @@ async def _opened_routes(
             _health(store, metrics, stopping),
             StatusFace(__version__, tuple(config.enabled()), config.default_upstream()),
         )
+
+
+def _slots(config: Config) -> Slots:
+    limits, fill = config.limits, config.fill
+    connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
+    return Slots(
+        SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds, connections),
+        Splitting(fill.connections, fill.segment.bytes, fill.parallel_from.bytes),
+    )
 
 
 def _health(store: Store, metrics: Metrics, stopping: asyncio.Event) -> HealthFace:

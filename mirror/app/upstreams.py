@@ -11,6 +11,7 @@ from mirror.config.model import Config, UpstreamConfig
 from mirror.ephemeral.backend import Backend
 from mirror.ephemeral.tokens import Tokens
 from mirror.metrics import Metrics
+from mirror.upstream.answers import Pace
 from mirror.upstream.authorization import Authorization, Credentials
 from mirror.upstream.directory import Directory, Names
 from mirror.upstream.endpoints import Endpoints
@@ -37,6 +38,8 @@ async def opened_upstream(
     # The credentials are the registry's: a mirror of it is asked as nobody.
     addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
     settings = _transport_settings(config, upstream)
+    rate = upstream.max_rate.bytes
+    pace = Pace(rate) if rate else None
     async with AsyncExitStack() as stack:
         registries = []
         for address, known_as in addresses:
@@ -49,8 +52,10 @@ async def opened_upstream(
                 raise StartError(text) from error
             authorization = Authorization(name, url, transport, Tokens(backend), known_as)
             max_bytes = config.fetch.max_blob_size.bytes
-            registry = Registry(name, url, transport, authorization, Gate(name), metrics, max_bytes)
-            registries.append(registry)
+            gate = Gate(name)
+            registries.append(
+                Registry(name, url, transport, authorization, gate, metrics, max_bytes, pace)
+            )
         yield Endpoints(name, registries)
 
 

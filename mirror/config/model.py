@@ -22,6 +22,7 @@ from mirror.config.quantity import Duration, DurationField, Size, SizeField
 
 _LISTEN: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]*)):([0-9]{1,5})", re.ASCII)
 _MAX_PORT: Final = 65535
+_MIN_SEGMENT_BYTES: Final = 1024 * 1024
 _SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
 
 
@@ -81,6 +82,18 @@ def _checked_network(text: str) -> str:
 def _in_bytes(size: Size) -> Size:
     if size.share is not None or size.bytes <= 0:
         raise ValueError("a size above zero such as 512MiB or 50GiB")
+    return size
+
+
+def _unshared(size: Size) -> Size:
+    if size.share is not None:
+        raise ValueError("bytes per second such as 50MiB, or 0 for as fast as it goes")
+    return size
+
+
+def _worth_a_request(size: Size) -> Size:
+    if size.bytes < _MIN_SEGMENT_BYTES:
+        raise ValueError("a size of 1MiB or more, such as 16MiB")
     return size
 
 
@@ -182,6 +195,14 @@ class FetchConfig(_Table):
     ca_file: ReadableFile = ""
 
 
+class FillConfig(_Table):
+    """How a blob is downloaded into the cache."""
+
+    connections: PositiveInt = 4
+    segment: Annotated[SizeField, AfterValidator(_worth_a_request)] = _size("16MiB")
+    parallel_from: Annotated[SizeField, AfterValidator(_in_bytes)] = _size("64MiB")
+
+
 class UpstreamConfig(_Table):
     """One registry."""
 
@@ -198,6 +219,8 @@ class UpstreamConfig(_Table):
     private_redirects: bool = False
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
+    max_connections: PositiveInt = 100
+    max_rate: Annotated[SizeField, AfterValidator(_unshared)] = _size("0")
     proxy: Proxy = ""
     ca_file: ReadableFile = ""
 
@@ -230,6 +253,7 @@ class Config(_Table):
     cache: CacheConfig = Field(default_factory=CacheConfig)
     tags: TagsConfig = TagsConfig()
     fetch: FetchConfig = FetchConfig()
+    fill: FillConfig = FillConfig()
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 
     def enabled(self) -> dict[str, UpstreamConfig]:

@@ -5,13 +5,20 @@ A stored blob, a growing one and one that only passes through look the same from
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
 from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.errors import BrokenOffError, DigestMismatchError
-from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff
+from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
+from mirror.pull.segments import Segments
 from mirror.pull.slots import Slots
 from mirror.store.objects import OpenObject
 from mirror.upstream.answers import BlobStream
@@ -69,9 +76,49 @@ class Source:
         """
         async with (
             self.slots.taken(self.registry.name),
-            self.registry.open_blob(self.repository, digest, start, buffer_bytes) as stream,
+            self.registry.open_blob(self.repository, digest, start, None, buffer_bytes) as stream,
         ):
             yield stream
+
+    @asynccontextmanager
+    async def spread(self, digest: Digest, start: int) -> AsyncIterator[Segments]:
+        """Like :meth:`open`, over as many connections as make it faster.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        clock = asyncio.get_running_loop().time
+        async with (
+            self.slots.taken(self.registry.name),
+            aclosing(Segments(_Way(self, digest), start, clock)) as stream,
+        ):
+            await stream.open()
+            yield stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a fill comes by parts of its blob."""
+
+    source: Source
+    digest: Digest
+
+    @property
+    def upstream(self) -> str:
+        return self.source.registry.name
+
+    @property
+    def splitting(self) -> Splitting:
+        return self.source.slots.splitting
+
+    def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:
+        return self.source.registry.open_blob(self.source.repository, self.digest, start, stop)
+
+    def further(self) -> AbstractContextManager[None] | None:
+        return self.source.slots.try_taken(self.upstream)
+
+    def calm(self) -> None:
+        self.source.slots.calm(self.upstream)
 
 
 class StoredContent:

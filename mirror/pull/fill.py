@@ -21,11 +21,11 @@ from mirror.pull.policy import (
     Backoff,
     nearly_done,
 )
+from mirror.pull.segments import Stream
 from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
 from mirror.store.partial import Partial, PartialBusyError
 from mirror.store.space import NoRoomError
-from mirror.upstream.answers import BlobStream
 from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError
 
 _log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class Fill:
         backoff = Backoff(partial.length)
         while not (partial.length and partial.verified()):
             try:
-                async with self.source.open(self.digest, partial.length) as stream:
+                async with self.source.spread(self.digest, partial.length) as stream:
                     await self._begin(stream, partial)
                     await self._copy(stream, partial)
                 self._check(partial)
@@ -189,7 +189,7 @@ class Fill:
         if not partial.verified():
             raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
 
-    async def _begin(self, stream: BlobStream, partial: Partial) -> None:
+    async def _begin(self, stream: Stream, partial: Partial) -> None:
         known = self.growth.total
         if known is not None and stream.total not in {None, known}:
             raise UnavailableError(self.source.registry.name, "now gives the blob another size")
@@ -199,7 +199,7 @@ class Fill:
             raise NoRoomError("there is no room for it (max_size, min_free)")
         self.growth.begin(stream.total, partial.length)
 
-    async def _copy(self, stream: BlobStream, partial: Partial) -> None:
+    async def _copy(self, stream: Stream, partial: Partial) -> None:
         """Collect what arrives while the disk is busy with what came before."""
         skip = partial.length - stream.offset  # upstream ignored Range and began again
         batch: list[bytes] = []

@@ -24,6 +24,18 @@ PASSING_BUFFER_BYTES: Final = 64 * 1024
 #: How long a fill goes on that nobody wants any more, in seconds.
 UNWANTED_SECONDS: Final = 3.0
 
+#: A window in which throughput is measured: long enough that pieces of 64 KiB do not matter.
+_WINDOW_SECONDS: Final = 0.1
+_WINDOW_BYTES: Final = 1024 * 1024
+#: What further connections must add to be kept; of many, half of what would be their share.
+_WORTH: Final = 0.15
+#: A line that never gets steady is judged all the same after so many windows.
+_PATIENCE_WINDOWS: Final = 10
+#: Who is done sooner than this, in seconds, needs no further connection.
+_SOON_SECONDS: Final = 1.0
+#: Segments get smaller towards the end, so that all connections end together.
+_LEAST_SHARE: Final = 8
+
 _PROGRESS_BYTES: Final = 64 * 1024
 _FIRST_DELAY_SECONDS: Final = 0.1
 _MAX_DELAY_SECONDS: Final = 5.0
@@ -45,6 +57,88 @@ def nearly_done(length: int, total: int | None) -> bool:
 def usable_stale(seen: float, now: float, stale_if_error: float) -> bool:
     """Whether what upstream said at ``seen`` may be served while it cannot answer (RFC 5861, 4)."""
     return now - seen <= stale_if_error
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """A blob of ``from_bytes`` and more may come over several connections, a segment each."""
+
+    connections: int
+    segment_bytes: int
+    from_bytes: int
+
+    @property
+    def least_bytes(self) -> int:
+        """No segment is smaller, but for the last: each costs a request."""
+        return self.segment_bytes // _LEAST_SHARE
+
+    def segment(self, start: int, total: int, reach: int, connections: int) -> int | None:
+        """Where a segment from ``start`` on ends, None if it cannot begin yet.
+
+        ``reach``: what lies behind it would be too much for memory.
+        """
+        fair = max((total - start) // (2 * connections), self.least_bytes)
+        stop = min(start + min(fair, self.segment_bytes), total, reach)
+        if stop >= total > start:
+            return total
+        return stop if stop - start >= self.least_bytes else None
+
+
+class Ramp:
+    """How many connections one download should have: more as long as that makes it faster.
+
+    Each step doubles them (four are reached after two looks); the step that brought too little
+    is taken back, and so is everything when upstream minds.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.wanted = 1
+        self._limit = limit
+        self._settled = limit == 1
+        self._former, self._base = 1, 0.0
+        self._since: float | None = None
+        self._count = 0
+        self._rate = 0.0
+        self._windows = 0
+
+    def note(self, now: float, count: int, working: int) -> None:
+        """``count`` more bytes arrived at ``now``; ``working`` connections have given some."""
+        if self._since is None:  # who has just been asked needs a moment to begin
+            if working >= self.wanted:
+                self._since, self._count, self._windows = now, 0, 0
+            return
+        self._count += count
+        elapsed = now - self._since
+        if elapsed >= _WINDOW_SECONDS and self._count >= _WINDOW_BYTES:
+            last, self._rate = self._rate, self._count / elapsed
+            self._since, self._count = now, 0
+            self._windows += 1
+            if not self._settled and self._telling(last):
+                self._judge((last + self._rate) / 2)
+
+    def retreat(self) -> None:
+        """One connection from now on."""
+        self.wanted, self._settled = 1, True
+
+    def ends_soon(self, remaining: int) -> bool:
+        """Whether ``remaining`` bytes are not worth another connection."""
+        return remaining < self._rate * _SOON_SECONDS
+
+    def _telling(self, last: float) -> bool:
+        # TCP starts slowly, buffers fill at once: what changes by itself says nothing yet.
+        steady = abs(self._rate - last) < _WORTH * last
+        return self._windows > 1 and (steady or self._windows >= _PATIENCE_WINDOWS)
+
+    def _judge(self, rate: float) -> None:
+        worth = min(_WORTH, 0.5 / self._former)
+        if self.wanted > self._former and rate < self._base * (1 + worth):
+            self.wanted, self._settled = self._former, True
+        elif self.wanted == self._limit:
+            self._settled = True
+        else:
+            self._former, self._base = self.wanted, rate
+            self.wanted = min(self._limit, 2 * self.wanted)
+            self._since = None
 
 
 @dataclass(slots=True)

@@ -1,12 +1,23 @@
 """What a registry answers, as values, and the bytes of a blob as they arrive."""
 
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 import aiohttp
 
 from mirror.oci.digest import Digest
 from mirror.upstream.errors import OversizedError
 from mirror.upstream.transport import Observer, translated
+
+#: Little enough that turns come often, enough that taking them costs nothing (10 us each).
+_GRANT_BYTES: Final = 128 * 1024
+#: What a busy event loop made late may be made up for; more than this would be a burst.
+_CATCH_UP_SECONDS: Final = 0.05
+
+Turn = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +48,58 @@ class Listing:
     filters_applied: str
 
 
+class Pace:
+    """So many bytes a second for all downloads of one upstream, in turns.
+
+    Each blob has one turn, over however many connections it comes: whoever has more connections
+    gets no more of the line.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._waiting: dict[str, deque[tuple[asyncio.Future[None], int]]] = {}
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def turn(self, blob: str) -> Turn:
+        """What a connection of ``blob`` awaits for the bytes it has read."""
+
+        async def take(count: int) -> None:
+            granted = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(blob, deque()).append((granted, count))
+            if self._timer is None:
+                self._serve()
+            await granted
+
+        return take
+
+    def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._timer = None
+        self._due = max(self._due, now - _CATCH_UP_SECONDS)
+        for _ in range(len(self._waiting)):  # one each: who was served gets in line again first
+            if self._due <= now:
+                self._grant()
+        if self._waiting:
+            self._timer = loop.call_later(self._due - now, self._serve)
+
+    def _grant(self) -> None:
+        blob = next(iter(self._waiting))
+        line = self._waiting.pop(blob)
+        granted, count = line.popleft()
+        if line:
+            self._waiting[blob] = line  # behind all others
+        if not granted.done():  # else its download was broken off
+            granted.set_result(None)
+            self._due += count / self._rate
+
+
 class BlobStream:
-    """The bytes of a blob from ``offset`` on, as they arrive; ``total`` is the blob's size."""
+    """The bytes of a blob from ``offset`` on, as they arrive; ``total`` is the blob's size.
+
+    ``ranged``: upstream says that it can be asked for parts.
+    """
 
     def __init__(
         self,
@@ -47,8 +108,9 @@ class BlobStream:
         span: tuple[int, int | None],
         observer: Observer,
         max_bytes: int,
+        turn: Turn | None = None,
     ) -> None:
-        """Read a body that stands for ``span`` (offset and size) of a blob.
+        """Read a body that stands for ``span`` (offset and size) of a blob, as ``turn`` allows.
 
         Raises:
             OversizedError: the blob has more than ``max_bytes``.
@@ -57,7 +119,10 @@ class BlobStream:
         self._response = response
         self._observer = observer
         self._max_bytes = max_bytes
+        self._turn = turn
         self.offset, self.total = span
+        units = response.headers.get("Accept-Ranges", "").lower()
+        self.ranged = response.status == 206 or units == "bytes"
         self._position = self.offset
         self._check_size(self.total or 0)
 
@@ -69,14 +134,20 @@ class BlobStream:
             OversizedError: it does not end.
         """
         try:
-            piece = await self._response.content.readany()
+            piece = await self._arrived()
         # RuntimeError: aiohttp's word for a body that is read on a connection that is gone.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise translated(self._upstream, self._response.url, error) from error
         self._observer.upstream_bytes(self._upstream, "blob", len(piece))
         self._position += len(piece)
         self._check_size(self._position)
+        if self._turn is not None and piece:
+            await self._turn(len(piece))
         return piece
+
+    async def _arrived(self) -> bytes:
+        content = self._response.content
+        return await (content.readany() if self._turn is None else content.read(_GRANT_BYTES))
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:

@@ -40,13 +40,18 @@ class Endpoints:
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, start: int, buffer_bytes: int = READ_BUFFER_BYTES
+        self,
+        repository: str,
+        digest: Digest,
+        start: int,
+        stop: int | None = None,
+        buffer_bytes: int = READ_BUFFER_BYTES,
     ) -> AsyncIterator[BlobStream]:
         """See :meth:`Registry.open_blob`."""
         async with AsyncExitStack() as stack:
             yield await self._ask(
                 lambda each: stack.enter_async_context(
-                    each.open_blob(repository, digest, start, buffer_bytes)
+                    each.open_blob(repository, digest, start, stop, buffer_bytes)
                 )
             )
 

@@ -11,7 +11,7 @@ from yarl import URL
 from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
-from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead
+from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead, Pace
 from mirror.upstream.authorization import Authorization
 from mirror.upstream.errors import (
     DeniedError,
@@ -40,6 +40,7 @@ class Registry:
         gate: Gate,
         observer: Observer,
         max_blob_bytes: int,
+        pace: Pace | None = None,
     ) -> None:
         self.name = name
         self._gate = gate
@@ -48,6 +49,7 @@ class Registry:
         self._authorization = authorization
         self._observer = observer
         self._max_blob_bytes = max_blob_bytes
+        self._pace = pace
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
         """Ask what a manifest is without fetching it; Docker Hub does not count this as a pull.
@@ -88,9 +90,11 @@ class Registry:
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, start: int, buffer_bytes: int
+        self, repository: str, digest: Digest, start: int, stop: int | None, buffer_bytes: int
     ) -> AsyncIterator[BlobStream]:
-        """Open a blob from byte ``start`` on; upstream may begin at 0 all the same.
+        """Open a blob from byte ``start`` up to ``stop`` (None: the end).
+
+        Upstream may begin at 0 all the same, and send all of it.
 
         Twice ``buffer_bytes`` wait in memory for whoever reads slowly.
 
@@ -98,10 +102,13 @@ class Registry:
             UpstreamError: it cannot be had.
         """
         path = f"{repository}/blobs/{digest}"
-        asking = self._ask("GET", repository, path, "blob", start=start, buffer_bytes=buffer_bytes)
+        asking = self._ask(
+            "GET", repository, path, "blob", span=(start, stop), buffer_bytes=buffer_bytes
+        )
         async with asking as response:
             span = self._span(response, start)
-            yield BlobStream(self.name, response, span, self._observer, self._max_blob_bytes)
+            turn = None if self._pace is None else self._pace.turn(str(digest))
+            yield BlobStream(self.name, response, span, self._observer, self._max_blob_bytes, turn)
 
     async def tags(self, repository: str, query: str) -> Listing:
         """A page of the list of tags.
@@ -142,13 +149,14 @@ class Registry:
         *,
         accept: str = "*/*",
         query: str = "",
-        start: int = 0,
+        span: tuple[int, int | None] = (0, None),
         buffer_bytes: int = READ_BUFFER_BYTES,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
         self._gate.check()
         authorization = await self._authorization.header(repository)
-        request = Request(method, url, kind, accept, authorization, start, buffer_bytes)
+        start, stop = span
+        request = Request(method, url, kind, accept, authorization, start, buffer_bytes, stop)
         response = await self._transport.send(request)
         if response.status == 401 and response.url.origin() == url.origin():
             response.release()

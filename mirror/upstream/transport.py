@@ -76,7 +76,10 @@ class TransportSettings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``kind`` is the metric label, ``authorization`` for the first origin only."""
+    """One request; ``kind`` is the metric label, ``authorization`` for the first origin only.
+
+    Bytes from ``range_start`` up to ``range_stop`` (not included; None: to the end).
+    """
 
     method: str
     url: URL
@@ -85,12 +88,14 @@ class Request:
     authorization: str | None = None
     range_start: int = 0
     buffer_bytes: int = READ_BUFFER_BYTES
+    range_stop: int | None = None
 
     def headers(self, *, same_origin: bool) -> dict[str, str]:
         """The header fields for one hop."""
         headers = {"Accept": self.accept, "Accept-Encoding": "identity"}
-        if self.range_start:
-            headers["Range"] = f"bytes={self.range_start}-"
+        if self.range_start or self.range_stop is not None:
+            last = "" if self.range_stop is None else self.range_stop - 1
+            headers["Range"] = f"bytes={self.range_start}-{last}"
         if self.authorization and same_origin:
             headers["Authorization"] = self.authorization
         return headers

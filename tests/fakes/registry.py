@@ -204,39 +204,39 @@ class FakeRegistry:
             return _error(404, "BLOB_UNKNOWN")
         if self.redirect_blobs_to is not None:
             return web.Response(status=307, headers={"Location": self.redirect_blobs_to(digest)})
-        start = 0
-        status = 200
-        ranged = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        start, stop, status = 0, len(data), 200
+        ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         if ranged and not fault.ignore_range:
             start, status = int(ranged[1]), 206
-            if start >= len(data):
+            stop = min(stop, int(ranged[2]) + 1) if ranged[2] else stop
+            if start >= stop:
                 return _error(416, "RANGE_INVALID")
-        response = web.StreamResponse(status=status)
+        response = web.StreamResponse(status=status, headers={"Accept-Ranges": "bytes"})
         if status == 206:
-            response.headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         if fault.unknown_length:
             response.enable_chunked_encoding()
         else:
-            response.content_length = len(data) - start
+            response.content_length = stop - start
         for name, value in fault.headers.items():
             response.headers[name] = value or ""
         await response.prepare(request)
         if request.method == "GET":
-            await self._send(request, response, (digest, data, start), fault)
+            await self._send(request, response, (digest, data, start, stop), fault)
         return response
 
     async def _send(
         self,
         request: web.BaseRequest,
         response: web.StreamResponse,
-        content: tuple[str, bytes, int],
+        content: tuple[str, bytes, int, int],
         fault: Fault,
     ) -> None:
-        digest, data, start = content
+        digest, data, start, end = content
         if fault.flip is not None:
             data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
         break_at = fault.break_at()
-        stop = len(data) if break_at is None else min(len(data), start + break_at)
+        stop = end if break_at is None else min(end, start + break_at)
         for position in range(start, stop, _PIECE):
             piece = data[position : min(position + _PIECE, stop)]
             await response.write(piece)
