@@ -26,11 +26,12 @@ USER 10001:10001
 VOLUME /var/cache/mirror
 EXPOSE 5000
 
-# Past any proxy of the environment, which would look for itself at 127.0.0.1.
+# Past any proxy of the environment, which would look for itself at localhost.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD ["python", "-c", "\
 import os, urllib.request as http; \
-port = os.environ.get('MIRROR_SERVER__LISTEN', ':5000').rpartition(':')[2]; \
-http.build_opener(http.ProxyHandler({})).open(f'http://127.0.0.1:{port}/healthz', timeout=4)"]
+places = os.environ.get('MIRROR_SERVER__LISTEN', ':5000').split(','); \
+port = next(place for place in places if '/' not in place).rpartition(':')[2].strip(); \
+http.build_opener(http.ProxyHandler({})).open(f'http://localhost:{port}/healthz', timeout=4)"]
 
 ENTRYPOINT ["mirror"]
 CMD ["serve"]

@@ -54,14 +54,17 @@ def _options(
 @app.command()
 def serve(
     config: ConfigOption = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT to listen on.")] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT, :PORT or unix:/PATH to listen on; may be repeated."),
+    ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where blobs are kept.")] = None,
     max_size: Annotated[str | None, typer.Option(help="How much, e.g. 50GiB or 80%.")] = None,
 ) -> None:
     """Run the mirror until SIGTERM or Ctrl-C."""
     flags: dict[str, dict[str, Any]] = {"server": {}, "cache": {}}
-    if listen is not None:
-        flags["server"]["listen"] = listen
+    if listen:
+        flags["server"]["listen"] = listen[0] if len(listen) == 1 else listen
     if cache_dir is not None:
         flags["cache"]["directory"] = str(cache_dir)
     if max_size is not None:

@@ -14,7 +14,7 @@ from mirror import clients
 from mirror.clients import Mirror, Snippet
 from mirror.config import Config, ConfigError, load
 from mirror.config.addresses import checked_url
-from mirror.config.model import split_listen
+from mirror.config.listen import lookup_outermost
 from mirror.config.secrecy import masked
 
 _FAILED = 1
@@ -135,7 +135,7 @@ def doctor(
     # Late, so that `client` does not pay for the imports of HTTP.
     from mirror.doctor import examine  # noqa: PLC0415
 
-    report = asyncio.run(examine(root, url, _url(settings), str(Path.home())))
+    report = asyncio.run(examine(root, url, url or _url(settings), str(Path.home())))
     print("\n".join(report.lines()))
     if not report.healthy:
         raise typer.Exit(_FAILED)
@@ -183,9 +183,13 @@ def _mirror(settings: Config, url: str | None, ca_file: Path | None) -> Mirror:
 
 
 def _url(settings: Config) -> str:
-    host, port = split_listen(settings.server.listen)
+    address = lookup_outermost(settings.server.addresses())
+    if address is None:
+        _fail(
+            "the mirror listens on a unix socket only: say with --url how clients reach it", _USAGE
+        )
     tls = bool(settings.server.tls_certificate)
-    return clients.reachable_url(host, port, socket.gethostname(), tls=tls)
+    return clients.reachable_url(address.host, address.port, socket.gethostname(), tls=tls)
 
 
 def _load(file: Path | None) -> Config:

@@ -74,7 +74,7 @@ async def running(
         **sections,
     }
     async with (
-        serving(load(None, tree), asyncio.Event()) as (host, port),
+        serving(load(None, tree), asyncio.Event()) as listeners,
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
-        yield Mirror(f"http://{host}:{port}", session)
+        yield Mirror(f"http://{listeners[0].address}", session)

@@ -3,40 +3,28 @@
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 from aiohttp import web
 
 from mirror.app.errors import StartError
-from mirror.config.model import Config, split_listen
+from mirror.app.sockets import BACKLOG, Listener
+from mirror.config.model import Config
 from mirror.web.admission import Admission
 from mirror.web.htpasswd import Htpasswd, HtpasswdError
 from mirror.web.server import ServerLimits
 from mirror.web.tls import Certificate
 
-_BACKLOG: Final = 1024
-
 
 async def listen(
-    runner: web.ServerRunner, listen: str, context: ssl.SSLContext | None
-) -> tuple[str, int]:
-    """Listen at ``HOST:PORT``, with TLS where there is a context; the address that it became.
-
-    Raises:
-        StartError: nobody can listen there.
-    """
-    host, port = split_listen(listen)
-    site = web.TCPSite(runner, host or None, port, backlog=_BACKLOG, ssl_context=context)
-    try:
+    runner: web.ServerRunner, listeners: Iterable[Listener], context: ssl.SSLContext | None
+) -> None:
+    """Let clients in, with TLS where there is a context; a unix socket never needs it."""
+    for listener in listeners:
+        encrypted = context if listener.over_tcp else None
+        site = web.SockSite(runner, listener.raw, backlog=BACKLOG, ssl_context=encrypted)
         await site.start()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StartError(
-            f"cannot listen on {listen}: {reason}; choose another with --listen"
-        ) from error
-    return runner.addresses[0][0], runner.addresses[0][1]
 
 
 @contextlib.contextmanager

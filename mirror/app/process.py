@@ -6,9 +6,11 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
 from mirror import __version__, clients
-from mirror.config.model import Config, split_listen
+from mirror.config.listen import Address, lookup_outermost
+from mirror.config.model import Config
 
 _log = logging.getLogger(__name__)
 
@@ -27,23 +29,32 @@ def allow_open_files(wanted: int) -> None:
         )
 
 
-def announce(config: Config, address: tuple[str, int]) -> None:
+def announce(config: Config, addresses: Sequence[Address]) -> None:
     """Say where the mirror listens, what for, and how to point a client at it."""
-    host, _ = split_listen(config.server.listen)
-    tls = bool(config.server.tls_certificate)
-    url = clients.reachable_url(host, address[1], socket.gethostname(), tls=tls)
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
-    local = f"{config.server.listen.rpartition(':')[0]}:{address[1]}"
+    places = ", ".join(map(str, addresses))
     lines = [
-        f"mirror {__version__} listens on {local} for {default} (default), {others}",
+        f"mirror {__version__} listens on {places} for {default} (default), {others}",
         f"  cache   {config.cache.directory} (at most {config.cache.max_size.text})",
+        *_ways_in(config, addresses),
+    ]
+    print("\n".join(lines), file=sys.stdout, flush=True)
+
+
+def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
+    outermost = lookup_outermost(addresses)
+    if outermost is None:  # what is in front of it has the address for clients
+        path = str(addresses[0]).removeprefix("unix:")
+        return [f"  figures curl --unix-socket {path} http://localhost/metrics"]
+    tls = bool(config.server.tls_certificate)
+    url = clients.reachable_url(outermost.host, outermost.port, socket.gethostname(), tls=tls)
+    return [
         f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
         "          then restart Docker; `mirror client` prints it for other clients too, and",
         "          `mirror doctor` says why one still goes elsewhere",
         f"  figures {url}/metrics",
     ]
-    print("\n".join(lines), file=sys.stdout, flush=True)
 
 
 async def until_told(stopping: asyncio.Event) -> None:

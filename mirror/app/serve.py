@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,7 +15,9 @@ from aiohttp import web
 
 from mirror import __version__
 from mirror.app.door import certificate, listen, opened_admission, server_limits
+from mirror.app.notify import supervised
 from mirror.app.process import allow_open_files, announce, until_told
+from mirror.app.sockets import Listener, opened_listeners
 from mirror.app.store import Store, opened_store
 from mirror.app.upstreams import directory, opened_upstream
 from mirror.config.model import Config
@@ -83,18 +86,23 @@ async def run(config: Config) -> None:
     configure(config.log.level, config.log.format, access=config.log.access)
     allow_open_files(config.limits.connections)
     stopping = asyncio.Event()
-    async with serving(config, stopping) as address:
-        announce(config, address)
+    async with (
+        supervised(os.environ, os.getpid()) as supervisor,
+        serving(config, stopping) as listeners,
+    ):
+        announce(config, [listener.address for listener in listeners])
         # What is there now stays; with a thousand clients the collector took half of the time.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+        supervisor.ready()
         await until_told(stopping)
+        supervisor.stopping()
         _log.info("stopping: finishing what is being sent (at most %s)", config.server.drain.text)
 
 
 @asynccontextmanager
-async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tuple[str, int]]:
-    """Serve while the context is open; yields the host and port it listens on.
+async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[list[Listener]]:
+    """Serve while the context is open; yields what it listens on.
 
     ``stopping`` makes ``/readyz`` say so, for whoever balances load.
 
@@ -110,6 +118,7 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tupl
         teller = _Teller(metrics, AccessLog())
         table = stack.enter_context(_opened_table(store)) if config.server.hot else None
         server = Server(routes, teller, server_limits(config), admission, table)
+        listeners = stack.enter_context(opened_listeners(config))
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -122,8 +131,10 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[tupl
         changing = [part for part in (chain, admission.users) if part is not None]
         reloading = asyncio.create_task(_reload_regularly(changing), name="reload")
         stack.callback(reloading.cancel)
-        context = None if chain is None else chain.context
-        yield await listen(runner, config.server.listen, context)
+        await listen(runner, listeners, None if chain is None else chain.context)
+        for listener in listeners:
+            stack.callback(listener.withdraw)
+        yield listeners
 
 
 @asynccontextmanager

@@ -2,26 +2,26 @@
 
 import ipaddress
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainSerializer,
     PositiveInt,
     SecretStr,
     model_validator,
 )
 
 from mirror.config.addresses import checked_name, checked_proxy, checked_url
+from mirror.config.listen import Address, checked_listen, checked_mode, listed, parse_listen
 from mirror.config.quantity import Duration, DurationField, Size, SizeField
 
-_LISTEN: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]*)):([0-9]{1,5})", re.ASCII)
-_MAX_PORT: Final = 65535
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
 _SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
 
@@ -42,23 +42,6 @@ def _size(text: str) -> SizeField:
 
 def _time(text: str) -> DurationField:
     return Duration.parse(text)
-
-
-def split_listen(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``; an empty host means all.
-
-    Raises:
-        ValueError: it is no such thing.
-    """
-    matched = _LISTEN.fullmatch(text)
-    if matched is None or int(matched[3]) > _MAX_PORT:
-        raise ValueError("HOST:PORT, such as 0.0.0.0:5000, [::]:5000 or :5000")
-    return matched[1] or matched[2] or "", int(matched[3])
-
-
-def _checked_listen(text: str) -> str:
-    split_listen(text)
-    return text
 
 
 def _checked_directory(directory: Path) -> Path:
@@ -113,6 +96,22 @@ def _readable(file: str) -> str:
     return file
 
 
+def _somewhere(places: tuple[str, ...]) -> tuple[str, ...]:
+    if not places:
+        raise ValueError("at least one place to listen, such as 0.0.0.0:5000")
+    return places
+
+
+def _as_written(places: tuple[str, ...]) -> str | list[str]:
+    return places[0] if len(places) == 1 else list(places)
+
+
+Listen = Annotated[
+    tuple[Annotated[str, AfterValidator(checked_listen)], ...],
+    BeforeValidator(listed),
+    AfterValidator(_somewhere),
+    PlainSerializer(_as_written),
+]
 Proxy = Annotated[str, AfterValidator(checked_proxy)]
 ReadableFile = Annotated[str, AfterValidator(_readable)]
 Timeout = Annotated[DurationField, AfterValidator(_above_zero)]
@@ -125,7 +124,8 @@ class _Table(BaseModel):
 class ServerConfig(_Table):
     """How clients reach the mirror."""
 
-    listen: Annotated[str, AfterValidator(_checked_listen)] = "0.0.0.0:5000"
+    listen: Listen = ("0.0.0.0:5000",)
+    socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
     drain: DurationField = _time("30s")
     hot: bool = True
     tls_certificate: ReadableFile = ""
@@ -136,6 +136,10 @@ class ServerConfig(_Table):
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key, both or neither")
         return self
+
+    def addresses(self) -> list[Address]:
+        """Where to listen."""
+        return [parse_listen(text) for text in self.listen]
 
 
 class AccessConfig(_Table):

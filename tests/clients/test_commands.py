@@ -60,6 +60,23 @@ def test_a_mirror_with_a_certificate_is_reached_by_https(
     assert json.loads(told("docker").stdout) == {"registry-mirrors": ["https://127.0.0.1:5443"]}
 
 
+def test_of_several_addresses_clients_get_the_one_they_can_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MIRROR_SERVER__LISTEN", "unix:/run/m.sock,127.0.0.1:1,10.1.2.3:5000")
+    assert json.loads(told("docker").stdout)["registry-mirrors"] == ["http://10.1.2.3:5000"]
+
+
+def test_a_mirror_on_a_unix_socket_has_to_be_told_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MIRROR_SERVER__LISTEN", "unix:/run/m.sock")
+    failed = told("docker")
+    assert failed.exit_code == 2
+    assert failed.stderr.startswith("mirror: the mirror listens on a unix socket only: say with")
+    assert told("docker", "--url", "http://m.lan:5000").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("client", "place"), [("docker", "etc/docker"), ("podman", "etc/containers")]
 )

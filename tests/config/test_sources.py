@@ -12,7 +12,7 @@ from tests.config.conftest import WriteToml
 
 def test_without_anything_the_defaults_hold() -> None:
     config = load()
-    assert config.server.listen == "0.0.0.0:5000"
+    assert config.server.listen == ("0.0.0.0:5000",)
     assert config.cache.max_size.bytes == 50 << 30
     assert config.tags.max_age.seconds == 60
     assert config.default_upstream() == "docker.io"
@@ -29,7 +29,7 @@ def test_flags_win_over_environment_and_environment_over_the_file(
     monkeypatch.setenv("MIRROR_SERVER__LISTEN", ":2")
     monkeypatch.setenv("MIRROR_SERVER__DRAIN", "2s")
     config = load(file, {"server": {"listen": ":3"}})
-    assert config.server.listen == ":3"
+    assert config.server.listen == (":3",)
     assert config.server.drain.seconds == 2
     assert config.log.level == "debug"
 
@@ -38,14 +38,14 @@ def test_the_environment_may_name_the_file(
     write_toml: WriteToml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIRROR_CONFIG", str(write_toml('[server]\nlisten = ":7"')))
-    assert load().server.listen == ":7"
+    assert load().server.listen == (":7",)
 
 
 def test_the_file_that_is_asked_for_wins_over_the_one_in_the_environment(
     write_toml: WriteToml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIRROR_CONFIG", "nowhere.toml")
-    assert load(write_toml('[server]\nlisten = ":7"')).server.listen == ":7"
+    assert load(write_toml('[server]\nlisten = ":7"')).server.listen == (":7",)
 
 
 def test_a_well_known_upstream_keeps_what_the_file_does_not_say(write_toml: WriteToml) -> None:

@@ -18,6 +18,7 @@ from tests.deploy.files import CONFIG, yaml_of
 from tests.peers.requirements import need
 
 UNIT = CONFIG / "systemd" / "mirror.service"
+SOCKET = UNIT.with_name("mirror.socket")
 _USER = 10001  # the Dockerfile's
 
 
@@ -137,7 +138,14 @@ def test_the_unit_gives_the_mirror_its_cache_its_files_and_its_time(unit, monkey
     assert int(unit["LimitNOFILE"][0]) >= 3 * config.limits.connections
     assert int(unit["TimeoutStopSec"][0]) > config.server.drain.seconds
     assert unit["Restart"] == ["always"]
+    assert unit["Type"] == ["notify"]
+    assert int(unit["WatchdogSec"][0]) >= 30, "a busy machine is not a dead one"
     assert "ExecReload" not in unit
+
+
+def test_the_socket_unit_opens_the_port_that_clients_know():
+    lines = [line for line in SOCKET.read_text().splitlines() if line.startswith("Listen")]
+    assert lines == [f"ListenStream={load().server.addresses()[0].port}"]
 
 
 def test_the_unit_is_hardened(unit):
@@ -155,14 +163,15 @@ def test_systemd_accepts_the_unit_and_finds_it_hardly_exposed(tmp_path):
     copy = tmp_path / "mirror.service"
     # It looks for the program, which is not installed here.
     copy.write_text(UNIT.read_text().replace("/opt/mirror/bin/mirror", sys.executable))
+    beside = Path(shutil.copy(SOCKET, tmp_path))
     for arguments in (
-        ["verify", "--man=no"],
+        ["verify", "--man=no", str(beside)],
         ["security", "--offline=true", "--no-pager", "--threshold=20"],  # 2.0 of 10
     ):
         command = ["systemd-analyze", *arguments, str(copy)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout + run.stderr
-        assert "mirror.service:" not in run.stderr
+        assert "mirror.s" not in run.stderr
 
 
 # Kubernetes.
@@ -251,7 +260,7 @@ def test_labels_and_ports_lead_from_service_and_monitor_to_the_pod(cluster, pod,
     assert service["spec"]["type"] == "NodePort"
     assert 30000 <= exposed["nodePort"] < 32768
     assert exposed["targetPort"] == port["name"]
-    assert configured.server.listen.endswith(f":{port['containerPort']}")
+    assert [place.port for place in configured.server.addresses()] == [port["containerPort"]]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     (endpoint,) = monitor["endpoints"]
     assert (endpoint["port"], endpoint["path"]) == (exposed["name"], "/metrics")

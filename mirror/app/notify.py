@@ -1,0 +1,64 @@
+"""What systemd is told of the mirror: sd_notify(3), without the library."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+_log = logging.getLogger(__name__)
+_MICROSECONDS: Final = 1_000_000
+
+
+class Supervisor:
+    """Hears how the mirror is; where nobody started it that listens, nothing is said."""
+
+    def __init__(self, environment: Mapping[str, str], pid: int) -> None:
+        """Find out who listens, and how often they want to hear of the process ``pid``."""
+        place = environment.get("NOTIFY_SOCKET", "")
+        self._place = "\0" + place[1:] if place.startswith("@") else place
+        period = environment.get("WATCHDOG_USEC", "")
+        meant = environment.get("WATCHDOG_PID", str(pid)) == str(pid)
+        self.watchdog_seconds = int(period) / _MICROSECONDS if meant and period.isdecimal() else 0.0
+
+    def ready(self) -> None:
+        """It serves: after the start, or after ``reloading``."""
+        self._say("READY=1")
+
+    def reloading(self) -> None:
+        """It reads its configuration again."""
+        moment = time.clock_gettime(time.CLOCK_MONOTONIC) * _MICROSECONDS
+        self._say(f"RELOADING=1\nMONOTONIC_USEC={moment:.0f}")
+
+    def stopping(self) -> None:
+        """It lets what is being sent finish."""
+        self._say("STOPPING=1")
+
+    async def ping(self) -> None:
+        """Say again and again that the loop turns; ends at once where nobody asks."""
+        while self._place and self.watchdog_seconds:
+            self._say("WATCHDOG=1")
+            await asyncio.sleep(self.watchdog_seconds / 2)
+
+    def _say(self, text: str) -> None:
+        if not self._place:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+                out.setblocking(False)
+                out.sendto(text.encode(), self._place)
+        except OSError as error:
+            _log.warning("systemd cannot be told %r: %s", text.partition("\n")[0], error.strerror)
+
+
+@asynccontextmanager
+async def supervised(environment: Mapping[str, str], pid: int) -> AsyncIterator[Supervisor]:
+    """Whoever supervises the process; its watchdog is kept quiet while the context is open."""
+    supervisor = Supervisor(environment, pid)
+    pinging = asyncio.create_task(supervisor.ping(), name="watchdog")
+    try:
+        yield supervisor
+    finally:
+        pinging.cancel()
