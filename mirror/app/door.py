@@ -10,8 +10,9 @@ from aiohttp import web
 
 from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
-from mirror.config.model import Config
+from mirror.config.model import UNIX_PROXIES, Config
 from mirror.web.admission import Admission
+from mirror.web.forwarded import Proxies
 from mirror.web.htpasswd import Htpasswd, HtpasswdError
 from mirror.web.server import ServerLimits
 from mirror.web.tls import Certificate
@@ -44,6 +45,13 @@ def opened_admission(config: Config) -> Iterator[Admission]:
         raise StartError(f"{config.access.htpasswd_file}: {error}") from error
     with contextlib.closing(users):
         yield Admission(networks, users)
+
+
+def proxies(config: Config) -> Proxies:
+    """Who is believed about other clients."""
+    trusted = config.server.trusted_proxies
+    networks = [ipaddress.ip_network(text) for text in trusted if text != UNIX_PROXIES]
+    return Proxies(networks, UNIX_PROXIES in trusted)
 
 
 def certificate(config: Config) -> Certificate | None:

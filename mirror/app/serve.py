@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from mirror import __version__
-from mirror.app.door import certificate, listen, opened_admission, server_limits
+from mirror.app.door import certificate, listen, opened_admission, proxies, server_limits
 from mirror.app.notify import supervised
 from mirror.app.process import allow_open_files, announce, until_told
 from mirror.app.sockets import Listener, opened_listeners
@@ -117,7 +117,7 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[list
         chain = certificate(config)
         teller = _Teller(metrics, AccessLog())
         table = stack.enter_context(_opened_table(store)) if config.server.hot else None
-        server = Server(routes, teller, server_limits(config), admission, table)
+        server = Server(routes, teller, server_limits(config), admission, proxies(config), table)
         listeners = stack.enter_context(opened_listeners(config))
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()

@@ -23,6 +23,7 @@ from mirror.config.listen import Address, checked_listen, checked_mode, listed, 
 from mirror.config.quantity import Duration, DurationField, Size, SizeField
 
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
+UNIX_PROXIES: Final = "unix:"
 _SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
 
 
@@ -60,6 +61,13 @@ def _checked_network(text: str) -> str:
     except ValueError as error:
         raise ValueError("a network such as 10.0.0.0/8 or 2001:db8::/32") from error
     return text
+
+
+def _checked_proxy_network(text: str) -> str:
+    try:
+        return text if text == UNIX_PROXIES else _checked_network(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {UNIX_PROXIES} for who comes by a unix socket") from error
 
 
 def _in_bytes(size: Size) -> Size:
@@ -128,6 +136,7 @@ class ServerConfig(_Table):
     socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
     drain: DurationField = _time("30s")
     hot: bool = True
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_checked_proxy_network)], ...] = ()
     tls_certificate: ReadableFile = ""
     tls_key: ReadableFile = ""
 

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,10 +9,9 @@ from typing import Final
 from aiohttp import web
 
 from mirror.oci.errors import ErrorCode, OciError
+from mirror.web.forwarded import Network, lookup_address
 from mirror.web.htpasswd import Htpasswd
 from mirror.web.responses import overloaded
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 _RETRY_SECONDS: Final = 5.0
@@ -27,8 +25,8 @@ class Admission:
     networks: Sequence[Network]
     users: Htpasswd | None
 
-    async def check(self, request: web.BaseRequest, refusal: str) -> None:
-        """Let a request in, or not; ``refusal`` is why its connection is one too many.
+    async def check(self, request: web.BaseRequest, client: str, refusal: str) -> None:
+        """Let a client's request in, or not; ``refusal`` is why it is one too many.
 
         Raises:
             OciError: it is not let in.
@@ -37,8 +35,8 @@ class Admission:
             raise overloaded(refusal, _RETRY_SECONDS)
         if request.raw_path in _OPEN:
             return
-        if self.networks and not self._is_near(request.remote):
-            text = f"{request.remote} is not in a network that may use this mirror"
+        if self.networks and not self._is_near(client):
+            text = f"{client} is not in a network that may use this mirror"
             raise OciError(ErrorCode.DENIED, f"{text} ([access] networks)", status=403)
         if self.users is not None and not await self._is_known(self.users, request):
             text = "this mirror asks for user and password (docker login, or auths of your client)"
@@ -48,12 +46,11 @@ class Admission:
         """Whether all requests from an address are let in without another look."""
         return self.users is None and (not self.networks or self._is_near(client))
 
-    def _is_near(self, remote: str | None) -> bool:
-        if not remote:  # a unix socket: whoever can open it
+    def _is_near(self, client: str) -> bool:
+        if not client:  # a unix socket: whoever can open it
             return True
-        address = ipaddress.ip_address(remote.partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)  # IPv4 on a socket that takes both
-        return any((mapped or address) in network for network in self.networks)
+        address = lookup_address(client)
+        return address is not None and any(address in network for network in self.networks)
 
     async def _is_known(self, users: Htpasswd, request: web.BaseRequest) -> bool:
         given = _basic(request.headers.get("Authorization", ""))

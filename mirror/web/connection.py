@@ -18,6 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.web.admission import Admission
 from mirror.web.crowd import Crowd
+from mirror.web.forwarded import Proxies, plain_address
 from mirror.web.hot import HotAnswer, HotTable, whole_head
 from mirror.web.responses import error_response
 
@@ -34,10 +35,12 @@ class Connection(RequestHandler):
         "_admission",
         "_clean",
         "_crowd",
+        "_proxies",
         "_raw_socket",
         "_table",
         "client",
         "head",
+        "proxied",
         "refusal",
     )
 
@@ -46,25 +49,29 @@ class Connection(RequestHandler):
         server: "Server",
         crowd: Crowd,
         admission: Admission,
+        proxies: Proxies,
         table: HotTable | None,
         **settings: Any,
     ) -> None:
         super().__init__(server, **settings)
         self._crowd = crowd
         self._admission = admission
+        self._proxies = proxies
         self._table = table
         self._clean = True  # nothing but whole requests, one at a time, has come
         self._raw_socket: socket.socket | None = None
-        self.client = ""
+        self.client = ""  # or a proxy
+        self.proxied = False  # a trusted proxy says who asks
         self.refusal = ""
         self.head = b""  # the bytes of the request that is being answered, if it is a whole one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
-        self.client = peer[0] if isinstance(peer, tuple) else ""
-        self.refusal = self._crowd.enter(self.client)
-        if self.refusal or not self._admission.is_open_to(self.client):
+        self.client = plain_address(peer[0]) if isinstance(peer, tuple) else ""
+        self.proxied = self._proxies.trusts(self.client)
+        self.refusal = self._crowd.enter(self._counted)
+        if self.refusal or not self._is_open():
             self._table = None  # no short cut past who has to be asked
         if transport.get_extra_info("sslcontext") is None:
             self._raw_socket = getattr(transport.get_extra_info("socket"), "_sock", None)
@@ -72,9 +79,26 @@ class Connection(RequestHandler):
             transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._crowd.leave(self.client)
+        self._crowd.leave(self._counted)
         self._raw_socket = None
         super().connection_lost(exc)
+
+    @property
+    def _counted(self) -> str:
+        """Whose connection it is: a proxy's are those of all its clients."""
+        return "" if self.proxied else self.client
+
+    def _is_open(self) -> bool:
+        # Behind a proxy each answer is kept for the client it was for, who had been let in.
+        return (
+            self._admission.users is None
+            if self.proxied
+            else self._admission.is_open_to(self.client)
+        )
+
+    def key(self, data: bytes) -> bytes:
+        """What to find the answer to a request by: from a proxy the same bytes mean another."""
+        return b"\0" + data if self.proxied else data
 
     def data_received(self, data: bytes) -> None:
         if self._table is not None and self._clean:
@@ -89,7 +113,7 @@ class Connection(RequestHandler):
 
     def _repeated(self, table: HotTable, data: bytes) -> bool:
         started = time.monotonic()
-        answer = table.get(data, started)
+        answer = table.get(self.key(data), started)
         if answer is None or not self._is_idle() or self._close or self._force_close:
             return False
         transport = self.transport

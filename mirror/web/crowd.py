@@ -1,6 +1,8 @@
 """How many connections there are, of all clients and of each."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _OVERRUN: Final = 1.25  # of the limit: up to it there is an answer, beyond it there is none
@@ -26,14 +28,29 @@ class Crowd:
         self._clients[client] += 1
         if self._all > self._most:
             return f"too many connections ([limits] connections = {self._most})"
-        if client and self._clients[client] > self._most_per_client:
-            limit = f"[limits] connections_per_client = {self._most_per_client}"
-            return f"too many connections from {client} ({limit})"
-        return ""
+        return self._excess(client, "connections")
 
     def leave(self, client: str) -> None:
         """One connection less."""
         self._all -= 1
+        self._forget(client)
+
+    @contextmanager
+    def visited(self, client: str) -> Iterator[str]:
+        """A request of a client behind a proxy, whose connections are not its own, as ``enter``."""
+        self._clients[client] += 1
+        try:
+            yield self._excess(client, "requests at once")
+        finally:
+            self._forget(client)
+
+    def _excess(self, client: str, what: str) -> str:
+        if not client or self._clients[client] <= self._most_per_client:
+            return ""
+        limit = f"[limits] connections_per_client = {self._most_per_client}"
+        return f"too many {what} from {client} ({limit})"
+
+    def _forget(self, client: str) -> None:
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
+from mirror.web.forwarded import Origin
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Exchange:
     """Filled in while a request is answered; times are monotonic seconds, sizes bytes."""
 
     started: float
+    origin: Origin
     upstream: str = ""
     repository: str = ""
     reference: str = ""

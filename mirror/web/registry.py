@@ -72,7 +72,7 @@ class RegistryFace:
             endpoint.name,
             prefix=endpoint.prefix,
             namespace=request.rel_url.query.get("ns"),
-            host=request.headers.get("Host", ""),
+            host=request[EXCHANGE].origin.host,
         )
 
     async def _manifest(

@@ -17,6 +17,7 @@ from mirror.web.admission import Admission
 from mirror.web.connection import Connection
 from mirror.web.crowd import Crowd
 from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
+from mirror.web.forwarded import Origin, Proxies
 from mirror.web.hot import HotAnswer, HotTable
 from mirror.web.responses import error_of, error_response, outcome_of
 from mirror.web.routes import Routes
@@ -51,6 +52,7 @@ class Server(web.Server):
         observer: Observer,
         limits: ServerLimits,
         admission: Admission,
+        proxies: Proxies,
         table: HotTable | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +69,7 @@ class Server(web.Server):
         )
         self._crowd = Crowd(limits.connections, limits.connections_per_client)
         self._admission = admission
+        self._proxies = proxies
         self._table = table
         self._routes = routes
         self._observer = observer
@@ -74,13 +77,12 @@ class Server(web.Server):
 
     def __call__(self) -> RequestHandler:
         """The handler of a new connection."""
-        return Connection(
-            self, self._crowd, self._admission, self._table, loop=self._loop, **self._kwargs
-        )
+        parts = (self._crowd, self._admission, self._proxies, self._table)
+        return Connection(self, *parts, loop=self._loop, **self._kwargs)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        exchange = request[EXCHANGE] = Exchange(started=self._clock())
-        exchange.repeatable = self._is_repeatable(request)
+        exchange = request[EXCHANGE] = Exchange(self._clock(), self._origin(request))
+        exchange.repeatable = self._is_repeatable(request, exchange.origin)
         try:
             response = await self._answer(request, exchange)
             exchange.status = response.status
@@ -99,10 +101,7 @@ class Server(web.Server):
 
     async def _answer(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         try:
-            protocol = request.protocol
-            refusal = protocol.refusal if isinstance(protocol, Connection) else ""
-            await self._admission.check(request, refusal)
-            return await self._routes.handler(request)(request)
+            return await self._admitted(request, exchange.origin)
         except _EXPECTED as error:
             answer = error_of(error, exchange.kind)
             exchange.detail = answer.message
@@ -117,11 +116,27 @@ class Server(web.Server):
         exchange.outcome = outcome_of(answer)
         return error_response(answer)
 
-    def _is_repeatable(self, request: web.BaseRequest) -> bool:
+    async def _admitted(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
+        protocol = request.protocol
+        refusal = protocol.refusal if isinstance(protocol, Connection) else ""
+        with self._crowd.visited(origin.client if origin.told else "") as excess:
+            await self._admission.check(request, origin.client, refusal or excess)
+            return await self._routes.handler(request)(request)
+
+    def _origin(self, request: web.BaseRequest) -> Origin:
+        protocol = request.protocol
+        client = protocol.client if isinstance(protocol, Connection) else request.remote or ""
+        seen = Origin(client, request.scheme, request.headers.get("Host", ""))
+        trusted = isinstance(protocol, Connection) and protocol.proxied
+        return self._proxies.origin(seen, request.headers) if trusted else seen
+
+    def _is_repeatable(self, request: web.BaseRequest, origin: Origin) -> bool:
         """Whether the request may come again byte for byte, and mean the same."""
         protocol = request.protocol
-        whole = isinstance(protocol, Connection) and bool(protocol.head)
-        return self._table is not None and whole and _is_plain(request)
+        if not isinstance(protocol, Connection) or not protocol.head or self._table is None:
+            return False
+        # What a proxy says of nobody would mean another client from the next proxy.
+        return _is_plain(request) and (origin.told or not protocol.proxied)
 
     def _remember(
         self, request: web.BaseRequest, response: web.StreamResponse, exchange: Exchange
@@ -137,18 +152,25 @@ class Server(web.Server):
         file, kept.file = kept.file, None  # from here on it is the table's
         exchange.kept = None
         ended = self._observer.repeated(self._ending(request, exchange), kept.used)
+        if exchange.origin.told:
+            ended = _of(exchange.origin.client, ended)
         answer = HotAnswer(first, rest, body, file, kept.size, until, kept.digest, ended)
-        self._table.put(protocol.head, answer)
+        self._table.put(protocol.key(protocol.head), answer)
 
     def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
         return Ending(
             exchange=exchange,
             method=request.method,
             path=request.raw_path,
-            client=request.remote or "",
+            client=exchange.origin.client,
             agent=request.headers.get("User-Agent", ""),
             seconds=self._clock() - exchange.started,
         )
+
+
+def _of(client: str, ended: Callable[[str, float], None]) -> Callable[[str, float], None]:
+    """Tells of the client that a proxy named, and not of the proxy."""
+    return lambda _, seconds: ended(client, seconds)
 
 
 def _is_plain(request: web.BaseRequest) -> bool:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from mirror.web.exchange import EXCHANGE
+
 
 @dataclass(frozen=True, slots=True)
 class StatusFace:
@@ -15,8 +17,9 @@ class StatusFace:
 
     async def page(self, request: web.BaseRequest) -> web.Response:
         """Plain text, with the address under which the reader found it."""
-        host = request.headers.get("Host", "localhost")
-        address = f"{request.scheme}://{host if host.isascii() else 'localhost'}"
+        origin = request[EXCHANGE].origin
+        host = origin.host if origin.host.isascii() else ""
+        address = f"{origin.scheme}://{host or 'localhost'}"
         others = "\n".join(f"  {name}" for name in self.upstreams)
         return web.Response(
             text=f"mirror {self.version}: a pull-through cache for container images\n\n"
