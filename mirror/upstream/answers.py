@@ -52,11 +52,14 @@ class Pace:
     """So many bytes a second for all downloads of one upstream, in turns.
 
     Each blob has one turn, over however many connections it comes: whoever has more connections
-    gets no more of the line.
+    gets no more of the line (start-time fair queueing, Goyal et al. 1996: a blob that comes back
+    a moment late for its turn has lost nothing).
     """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
+        self._had: dict[str, int] = {}  # bytes each blob was given, counted as if all began at once
+        self._level = 0  # what the blob served last had had before
         self._waiting: dict[str, deque[tuple[asyncio.Future[None], int]]] = {}
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -66,7 +69,10 @@ class Pace:
 
         async def take(count: int) -> None:
             granted = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(blob, deque()).append((granted, count))
+            if blob not in self._waiting:
+                self._waiting[blob] = deque()
+                self._had[blob] = max(self._had.get(blob, 0), self._level)
+            self._waiting[blob].append((granted, count))
             if self._timer is None:
                 self._serve()
             await granted
@@ -78,20 +84,24 @@ class Pace:
         now = loop.time()
         self._timer = None
         self._due = max(self._due, now - _CATCH_UP_SECONDS)
-        for _ in range(len(self._waiting)):  # one each: who was served gets in line again first
-            if self._due <= now:
+        for _ in range(len(self._waiting)):  # then whoever was served gets in line again
+            if self._waiting and self._due <= now:
                 self._grant()
         if self._waiting:
             self._timer = loop.call_later(self._due - now, self._serve)
+        else:
+            self._had = {blob: had for blob, had in self._had.items() if had > self._level}
 
     def _grant(self) -> None:
-        blob = next(iter(self._waiting))
-        line = self._waiting.pop(blob)
+        blob = min(self._waiting, key=self._had.__getitem__)
+        line = self._waiting[blob]
         granted, count = line.popleft()
-        if line:
-            self._waiting[blob] = line  # behind all others
+        if not line:
+            del self._waiting[blob]
         if not granted.done():  # else its download was broken off
             granted.set_result(None)
+            self._level = self._had[blob]
+            self._had[blob] += count
             self._due += count / self._rate
 
 
