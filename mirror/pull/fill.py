@@ -195,7 +195,7 @@ class Fill:
             raise UnavailableError(self.source.registry.name, "now gives the blob another size")
         self.growth.total = stream.total if known is None else known
         expected = partial.length + GROWTH_STEP_BYTES if stream.total is None else stream.total
-        if not await self._blobs.reserve(partial, expected):
+        if not await self._blobs.reserve(partial, expected, self.growth.total):
             raise NoRoomError("there is no room for it (max_size, min_free)")
         self.growth.begin(stream.total, partial.length)
 
@@ -238,7 +238,7 @@ class Fill:
         before, after = partial.length, partial.length + size
         if after // GROWTH_STEP_BYTES == before // GROWTH_STEP_BYTES:
             return True
-        return await self._blobs.reserve(partial, after + GROWTH_STEP_BYTES)
+        return await self._blobs.reserve(partial, after + GROWTH_STEP_BYTES, None)
 
 
 async def _nothing() -> None:

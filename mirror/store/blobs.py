@@ -37,9 +37,15 @@ class Blobs:
         path = self._layout.partial_of(ObjectKey(BLOBS, digest))
         return await kept(self._run(lambda: Partial(path, digest)), Partial.close)
 
-    async def reserve(self, partial: Partial, size: int) -> bool:
-        """Make room for a partial file to grow to ``size`` bytes; False: there is none."""
-        return await self._objects.reserve(partial, size)
+    async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
+        """Make room for a partial file to grow to ``size`` bytes; False: there is none.
+
+        ``total`` is what the whole blob has, None where nobody knows.
+
+        Raises:
+            OSError, IndexUnavailableError: the disk or the index cannot be used.
+        """
+        return await self._objects.reserve(partial, size, total)
 
     async def append(self, partial: Partial, pieces: Sequence[bytes]) -> None:
         """Write and hash the next bytes.

@@ -9,6 +9,7 @@ Several processes may share one, on a local disk.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -208,27 +209,33 @@ class ObjectIndex:
         with translated():
             return len(self._cache)
 
-    def repair(self, media_type_of: MediaTypeOf) -> None:
+    def repair(self, media_type_of: MediaTypeOf, before: float = math.inf) -> None:
         """Finish what a crash left in ``pending/``.
 
         Args:
             media_type_of: reads the media type out of a manifest's file.
+            before: leave alone what was noted since then (Unix seconds), for another may be at it.
         """
         for pending in sorted(self._layout.pending.iterdir()):
-            act, key_text, suffix = _split_pending(pending.name)
-            key = ObjectKey.parse(key_text)
-            name = f"{Path(key.new_name()).parent}/{key.digest.hex}.{suffix}"
-            entry = self.lookup(key)
-            if entry is not None and entry.path == self._layout.root / name:
-                pending.unlink()  # the row stands: adopted after all, or not yet evicted
-            elif act == _ADOPT:
-                media_type = "" if key.kind == BLOBS else media_type_of(pending)
-                there = pending.stat()
-                adoption = Adoption(pending, name, there.st_size, media_type, there.st_mtime_ns)
-                self._insert(key, adoption)
-            else:
-                (self._layout.root / name).unlink(missing_ok=True)
-                pending.unlink()
+            with contextlib.suppress(FileNotFoundError):  # another is done with it
+                if pending.stat().st_ctime < before:
+                    self._finish(pending, media_type_of)
+
+    def _finish(self, pending: Path, media_type_of: MediaTypeOf) -> None:
+        act, key_text, suffix = _split_pending(pending.name)
+        key = ObjectKey.parse(key_text)
+        name = f"{Path(key.new_name()).parent}/{key.digest.hex}.{suffix}"
+        entry = self.lookup(key)
+        if entry is not None and entry.path == self._layout.root / name:
+            pending.unlink()  # the row stands: adopted after all, or not yet evicted
+        elif act == _ADOPT:
+            media_type = "" if key.kind == BLOBS else media_type_of(pending)
+            there = pending.stat()
+            adoption = Adoption(pending, name, there.st_size, media_type, there.st_mtime_ns)
+            self._insert(key, adoption)
+        else:
+            (self._layout.root / name).unlink(missing_ok=True)
+            pending.unlink()
 
     def close(self) -> None:
         """Close the calling thread's connection, the only one there is."""

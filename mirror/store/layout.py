@@ -7,6 +7,7 @@
       blobs/sha256/ab/<hex>.<suffix>       a whole, verified blob
       manifests/sha256/ab/<hex>.<suffix>   a whole, verified manifest
       partial/<kind>.sha256.<hex>          a fill: its length is its progress, its flock its leader
+      expected/<kind>.sha256.<hex>         what it will grow to
       pending/<act>.<kind>.sha256.<hex>.<suffix>
                                            a second name of an object whose row is being written
                                            (``adopt``) or removed (``evict``); see ``index``
@@ -88,6 +89,11 @@ class Layout:
         return self.root / "partial"
 
     @property
+    def expected(self) -> Path:
+        """Where fills say what they will grow to."""
+        return self.root / "expected"
+
+    @property
     def pending(self) -> Path:
         """Where changes to the index are noted before they are made."""
         return self.root / "pending"
@@ -128,7 +134,7 @@ class Layout:
             OSError: the cache directory cannot be created or written, or has no hard links.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.partial, self.pending, self.tags):
+        for directory in (self.partial, self.expected, self.pending, self.tags):
             directory.mkdir(mode=0o700, exist_ok=True)
         # Backup programs skip a directory that carries this file (bford.info/cachedir).
         tag = self.root / "CACHEDIR.TAG"

@@ -277,15 +277,21 @@ class Objects:
 
     # What is to be stored.
 
-    async def reserve(self, partial: Partial, size: int) -> bool:
-        """Make sure that a partial file may grow to ``size`` bytes, evicting for it."""
+    async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
+        """Make sure that a partial file may grow to ``size`` bytes, evicting for it.
+
+        ``total`` is what the whole blob has, None where nobody knows.
+
+        Raises:
+            OSError, IndexUnavailableError: the disk or the index cannot be used.
+        """
         await self.flush_touches()
         with self.alarm.watching():
-            return await self._visit(lambda: self._shelf.space.reserve(partial.path, size))
+            return await self._visit(lambda: self._shelf.space.reserve(partial.path, size, total))
 
     async def release(self, partial: Partial) -> None:
         """Give back what :meth:`reserve` promised."""
-        await self._visit(self._shelf.reserved.pop, partial.path.name, None)
+        await self._visit(self._shelf.release, partial.path)
 
     async def adopt(self, key: ObjectKey, partial: Partial, media_type: str = "") -> None:
         """Make a whole, verified partial file an object.

@@ -62,6 +62,18 @@ class Partial:
             os.close(fd)
         return True
 
+    @staticmethod
+    def is_led(path: Path) -> bool:
+        """Whether somebody fills a partial file, in this process or another."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return is_locked(fd)
+        finally:
+            os.close(fd)
+
     def restart(self) -> None:
         """Throw the bytes away and begin again; only while nobody reads them.
 
@@ -110,6 +122,18 @@ class Partial:
         # Said aloud: the lock would otherwise live as long as the slowest reader's descriptor.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
+
+
+def is_locked(fd: int) -> bool:
+    """Whether another descriptor holds the lock that a leader has."""
+    try:
+        # Shared, so that those who look do not take each other for a leader; only for a moment,
+        # in which somebody who wants to lead is told to look again.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def _open_locked(path: Path) -> int:

@@ -9,8 +9,10 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from mirror.oci.manifest import NotAManifest, identify
 from mirror.store.alarm import TROUBLES, Alarm
@@ -20,11 +22,14 @@ from mirror.store.database import (
     discard,
     inode_of,
 )
+from mirror.store.expected import Expectations
 from mirror.store.index import ObjectIndex
 from mirror.store.layout import Layout, ObjectKey
 from mirror.store.space import Limits, Observer, Space
 
 _log = logging.getLogger(__name__)
+#: No process that lives takes so long between two steps of an adoption or eviction.
+_ABANDONED_SECONDS: Final = 60.0
 
 
 class Shelf:
@@ -82,8 +87,13 @@ class Shelf:
             self._alarm.failing(error)
 
     def heal(self) -> None:
-        """Open again what was damaged, removed, or could not be opened."""
+        """Open again what was damaged, removed, or could not be opened.
+
+        What another process was at when it died is finished too, after a while.
+        """
         if self._sound():
+            with contextlib.suppress(OSError, IndexUnavailableError):
+                self.index.repair(media_type_of, before=time.time() - _ABANDONED_SECONDS)
             return
         try:
             self._open()
@@ -93,7 +103,7 @@ class Shelf:
             self._alarm.working()
 
     def _sound(self) -> bool:
-        directories = (self._layout.partial, self._layout.pending)
+        directories = (self._layout.partial, self._layout.expected, self._layout.pending)
         in_place = self._index is not None and self._index.in_place()
         return in_place and all(directory.is_dir() for directory in directories)
 
@@ -132,6 +142,11 @@ class Shelf:
             index.close()
             raise
         return index
+
+    def release(self, partial: Path) -> None:
+        """A fill is over; said here, since it may end while there is no index."""
+        self.reserved.pop(partial.name, None)
+        Expectations(self._layout.expected).forget(partial.name)
 
     def damaged(self, error: IndexDamagedError) -> None:
         """The index turned out to be damaged: do without it until it is healed."""

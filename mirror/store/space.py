@@ -1,7 +1,7 @@
 """Room on the disk: how much there may be, who goes first.
 
 Counts everything below the cache directory: objects, partial files, and the bytes that fills
-under way still expect.  Runs on the index's thread.
+under way still expect, in this process or another.  Runs on the index's thread.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from mirror.store.database import IndexUnavailableError
+from mirror.store.expected import Expectation, Expectations
 from mirror.store.index import ObjectIndex
 from mirror.store.layout import Layout, ObjectKey
 from mirror.store.partial import Partial
@@ -56,15 +57,27 @@ class Space:
         self._limits = limits
         self._observer = observer
         self._reserved = reserved
+        self._expected = Expectations(layout.expected)
 
     def used_bytes(self) -> int:
         """Objects, partial files and what fills under way still expect."""
         return self._index.total_bytes() + self._partial_bytes()
 
-    def reserve(self, partial: Path, size: int) -> bool:
-        """Promise a partial file to grow to ``size`` bytes; False when that cannot be had."""
+    def reserve(self, partial: Path, size: int, total: int | None) -> bool:
+        """Promise a partial file to grow to ``size`` bytes; False when that cannot be had.
+
+        ``total`` is the size of the blob, where it is known.
+
+        Raises:
+            OSError: the disk says no.
+        """
         self._reserved[partial.name] = size
+        expectation = Expectation(size, total)
+        # Said first and counted then: of two processes that do so at once both see the other's.
+        with contextlib.suppress(OSError):  # a full disk may have room for it afterwards
+            self._expected.put(partial.name, expectation)
         if self.make_room(0):
+            self._expected.put(partial.name, expectation)
             return True
         self.release(partial)
         return False
@@ -72,9 +85,11 @@ class Space:
     def release(self, partial: Path) -> None:
         """The fill is over, one way or the other; what is on disk still counts."""
         self._reserved.pop(partial.name, None)
+        self._expected.forget(partial.name)
 
     def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; evict nothing when they never can."""
+        self._forget_the_gone()
         if not self._possible(incoming):
             return False
         while (excess := self._excess(incoming)) > 0:
@@ -117,8 +132,15 @@ class Space:
 
     def _partial_bytes(self) -> int:
         sizes = self._partial_sizes()
-        expected = {name: self._reserved.get(name, 0) for name in sizes.keys() | self._reserved}
-        return sum(max(sizes.get(name, 0), size) for name, size in expected.items())
+        expected = self._expected.sizes() | self._reserved
+        names = sizes.keys() | expected
+        return sum(max(sizes.get(name, 0), expected.get(name, 0)) for name in names)
+
+    def _forget_the_gone(self) -> None:
+        """Forget what processes expected that are gone."""
+        for name in self._expected.names():
+            if name not in self._reserved and not Partial.is_led(self._layout.partial / name):
+                self._expected.forget(name)
 
     def _partial_sizes(self) -> dict[str, int]:
         return {path.name: size for path, size in self._partials()}
@@ -129,7 +151,11 @@ class Space:
                 yield path, path.stat().st_size
 
     def _idle(self) -> list[tuple[Path, int]]:
-        return [(path, size) for path, size in self._partials() if path.name not in self._reserved]
+        return [
+            (path, size)
+            for path, size in self._partials()
+            if path.name not in self._reserved and not Partial.is_led(path)
+        ]
 
     def _idle_bytes(self) -> int:
         return sum(size for _, size in self._idle())

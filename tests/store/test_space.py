@@ -63,18 +63,18 @@ def test_nothing_goes_for_what_can_never_fit(layout, index, evictions):
 def test_a_reservation_counts_until_it_is_released(layout, index, evictions):
     room = space(layout, index, evictions, 400)
     first, second = (layout.partial_of(ObjectKey(BLOBS, Digest.of(name))) for name in (b"1", b"2"))
-    assert room.reserve(first, 300)
+    assert room.reserve(first, 300, 300)
     assert room.used_bytes() == 300
-    assert not room.reserve(second, 200)
+    assert not room.reserve(second, 200, 200)
     assert room.used_bytes() == 300
     room.release(first)
-    assert room.reserve(second, 200)
+    assert room.reserve(second, 200, 200)
 
 
 def test_bytes_of_a_growing_file_are_not_counted_twice(layout, index, evictions):
     room = space(layout, index, evictions, 400)
     path = idle_partial(layout, b"growing", 100, 1)
-    assert room.reserve(path, 300)
+    assert room.reserve(path, 300, 300)
     assert room.used_bytes() == 300
 
 
