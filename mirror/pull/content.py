@@ -153,12 +153,23 @@ class PassingContent:
     For one client alone: without a file there is nothing that others could read.
     """
 
-    def __init__(self, source: Source, digest: Digest, hasher: Hasher, start: int) -> None:
-        """Go on at byte ``start``, of which ``hasher`` has seen everything before."""
+    def __init__(
+        self,
+        source: Source,
+        digest: Digest,
+        hasher: Hasher,
+        start: int,
+        total: int | None = None,
+    ) -> None:
+        """Go on at byte ``start``, of which ``hasher`` has seen everything before.
+
+        ``total`` is the size of the blob, where it is known already.
+        """
         self._source = source
         self._digest = digest
         self._hasher = hasher
         self._start = start
+        self._total = total
         self._stream: BlobStream | None = None
         self._connection = AsyncExitStack()
 
@@ -177,8 +188,8 @@ class PassingContent:
 
     @property
     def size(self) -> int | None:
-        """The size of the blob, in bytes, once upstream was asked."""
-        return None if self._stream is None else self._stream.total
+        """The size of the blob, in bytes, once it is known."""
+        return self._total if self._stream is None else self._stream.total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """What upstream sends; of a whole blob the last piece only once it is verified."""
