@@ -135,10 +135,9 @@ class Metrics:
         self._filling.inc()
 
     def fill_ended(self, upstream: str, result: str) -> None:
-        """A download ended; ``found`` is one that was not needed after all."""
+        """A download ended."""
         self._filling.dec()
-        if result != "found":
-            self._fills.labels(upstream, result).inc()
+        self._fills.labels(upstream, result).inc()
 
     def manifest_mismatched(self, upstream: str) -> None:
         """A manifest did not hash to its digest."""

@@ -141,7 +141,7 @@ class BlobPulls:
             fill.leave()
             raise
         if fill.growth.kept:
-            outcome = Outcome.MISS if led else Outcome.COALESCED
+            outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
             content = GrowingContent(fill.growth, source, fill.leave)
             return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
         fill.leave()

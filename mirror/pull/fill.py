@@ -1,18 +1,22 @@
 """A fill: one download into the store, read by every client while it grows.
 
 The app owns it, no client does.  A fill that breaks off upstream goes on where it stopped; one
-that cannot be kept (no room, a failing disk, another process has it) is *declined*, and its
-readers go on by themselves from where it ended.
+that another process leads is followed, and taken over where that process stops; one that cannot
+be kept (no room, a failing disk) is *declined*, and its readers go on by themselves from where
+it ended.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.pull.content import Source
 from mirror.pull.errors import DigestMismatchError
+from mirror.pull.follow import Following
 from mirror.pull.growth import Growth, State
 from mirror.pull.policy import (
     BATCH_BYTES,
@@ -24,6 +28,7 @@ from mirror.pull.policy import (
 from mirror.pull.segments import Stream
 from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
+from mirror.store.objects import OpenObject
 from mirror.store.partial import Partial, PartialBusyError
 from mirror.store.space import NoRoomError
 from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError
@@ -44,6 +49,13 @@ class Observer(Protocol):
         """More or fewer clients read a growing blob."""
 
 
+@dataclass(slots=True)
+class _Count:
+    """How a fill that this process led has ended."""
+
+    result: str = "failed"
+
+
 class Fill:
     """The download of one blob from one source."""
 
@@ -52,6 +64,7 @@ class Fill:
         self.source = source
         self.growth = Growth(digest)
         self.found = False  # it was in the store after all
+        self.followed = False  # another process has, or had, the lead
         self._blobs = blobs
         self._observer = observer
         self._readers = 0
@@ -95,14 +108,9 @@ class Fill:
 
     async def _run(self) -> None:
         name = self.source.registry.name
-        self._observer.fill_started()
-        result = "failed"
+        following = Following(self.digest, self.growth, self._blobs)
         try:
-            result = await self._fill()
-        except DigestMismatchError as error:
-            result = "digest_mismatch"
-            _log.warning("%s", error)
-            self.growth.fail(error)
+            await self._fill(following)
         except UpstreamError as error:
             self.growth.fail(error)
         except asyncio.CancelledError:
@@ -111,27 +119,71 @@ class Fill:
             _log.exception("fill of %s failed", self.digest)
             self.growth.fail(UnavailableError(name, "the mirror failed, see its log"))
         finally:
-            self._observer.fill_ended(name, "found" if self.found else result)
+            following.close()
 
-    async def _fill(self) -> str:
-        # Again, now that nobody else can begin: the last fill may have ended in between.
-        stored = await self._blobs.lookup(self.digest)
-        if stored is not None:
-            self.found = True
+    async def _fill(self, following: Following) -> None:
+        while True:
+            # Again, now that nobody else can begin: the last fill may have ended in between.
+            stored = await self._blobs.lookup(self.digest)
+            if stored is not None:
+                await self._find(stored, following)
+                return
+            try:
+                partial = await self._blobs.stage(self.digest)
+            except PartialBusyError:
+                self.followed = True
+                if await following.follow():
+                    continue
+                await self._pass(following, "the process that fills it gets no further")
+                return
+            except OSError as error:
+                with self._counted():
+                    await self._pass(following, error)
+                return
+            await self._lead(partial, following)
+            return
+
+    async def _find(self, stored: OpenObject, following: Following) -> None:
+        self.found = not self.followed
+        if not self.growth.visible:
             self.growth.own(stored.fd)
             self.growth.be_whole(stored.size)
-            return "stored"
+        elif following.leads_to(stored.fd):
+            self.growth.be_whole(stored.size)
+            stored.close()
+        else:
+            stored.close()
+            await self._pass(following, "the process that filled it began again")
+
+    async def _pass(self, following: Following, reason: object) -> None:
+        _log.info("%s passes through uncached: %s", self.digest, reason)
+        await following.decline()
+
+    async def _lead(self, partial: Partial, following: Following) -> None:
+        if not following.leads_to(partial.fd):
+            await asyncio.shield(self._blobs.release(partial, discard=partial.length == 0))
+            await self._pass(following, "the process that filled it began again")
+            return
+        with self._counted() as count:
+            count.result = await self._fill_partial(partial)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[_Count]:
+        self._observer.fill_started()
+        count = _Count()
         try:
-            partial = await self._blobs.stage(self.digest)
-        except (PartialBusyError, OSError) as error:
-            _log.info("%s passes through uncached: %s", self.digest, error)
-            self.growth.decline(0, self.digest.hasher())
-            return "failed"
-        return await self._fill_partial(partial)
+            yield count
+        except DigestMismatchError as error:
+            count.result = "digest_mismatch"
+            _log.warning("%s", error)
+            raise
+        finally:
+            self._observer.fill_ended(self.source.registry.name, count.result)
 
     async def _fill_partial(self, partial: Partial) -> str:
         discard = False
-        self.growth.own(partial.reader())
+        if not self.growth.visible:  # else it is the file that its readers have already
+            self.growth.own(partial.reader())
         self._resumed = partial.length > 0
         try:
             await self._download(partial)

@@ -46,7 +46,8 @@ class Growth:
     # The fill's side.
 
     def own(self, fd: int) -> None:
-        """Take over the descriptor that readers read from."""
+        """Take over the descriptor that readers read from; not once something is visible."""
+        self.close()
         self._fd = fd
 
     def begin(self, total: int | None, length: int) -> None:
@@ -150,7 +151,8 @@ class Growth:
         """What the disk did not take, None if it took everything."""
         if self.state is not State.DECLINED:
             return None
-        return PassingContent(source, self.digest, self._hasher.copy(), self.visible)
+        hasher = self._hasher.copy()
+        return PassingContent(source, self.digest, hasher, self.visible, self.total)
 
 
 class GrowingContent:

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
-from mirror.oci.digest import Digest
+from mirror.oci.digest import Digest, Hasher
+from mirror.store.expected import Expectations
 from mirror.store.layout import BLOBS, Layout, ObjectKey
 from mirror.store.objects import Objects, OpenObject
 from mirror.store.opening import kept
-from mirror.store.partial import Partial
+from mirror.store.partial import Partial, Tail
 
 R = TypeVar("R")
 
@@ -35,7 +37,38 @@ class Blobs:
             OSError: the disk says no.
         """
         path = self._layout.partial_of(ObjectKey(BLOBS, digest))
-        return await kept(self._run(lambda: Partial(path, digest)), Partial.close)
+        return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
+
+    def _staged(self, path: Path, digest: Digest) -> Partial:
+        partial = Partial(path, digest)
+        Expectations(self._layout.expected).forget(path.name)  # what a dead leader expected
+        return partial
+
+    async def tail(self, digest: Digest) -> Tail | None:
+        """What another process fills, to be read meanwhile; None when it has just ended.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        path = self._layout.partial_of(ObjectKey(BLOBS, digest))
+        expected = Expectations(self._layout.expected)
+
+        def total() -> int | None:
+            expectation = expected.lookup(path.name)
+            return None if expectation is None else expectation.total
+
+        try:
+            return await kept(self._run(lambda: Tail(path, total)), Tail.close)
+        except FileNotFoundError:
+            return None
+
+    async def hashed(self, tail: Tail, digest: Digest, length: int) -> Hasher:
+        """What the first ``length`` bytes of a followed file hash to.
+
+        Raises:
+            OSError: the disk says no, or there are fewer.
+        """
+        return await self._run(lambda: tail.hashed(digest, length))
 
     async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
         """Make room for a partial file to grow to ``size`` bytes; False: there is none.

@@ -5,15 +5,26 @@ lock on the file is its leader, in this process or another.  Everything here blo
 from a worker thread.
 """
 
+import errno
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mirror.oci.digest import Digest, Hasher
 
 _READ_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A partial file at one moment: ``length`` of ``total`` bytes; somebody fills it, or not."""
+
+    length: int
+    total: int | None
+    led: bool
 
 
 class PartialBusyError(Exception):
@@ -109,6 +120,11 @@ class Partial:
         """Bring the bytes to the disk, so that a power loss after adoption finds them."""
         os.fsync(self._fd)
 
+    @property
+    def fd(self) -> int:
+        """The descriptor that holds the lock; not for readers."""
+        return self._fd
+
     def reader(self) -> int:
         """A file descriptor on the growing file, the caller's to close."""
         return os.dup(self._fd)
@@ -121,6 +137,60 @@ class Partial:
         """Let go of the lock; the bytes stay for the next leader."""
         # Said aloud: the lock would otherwise live as long as the slowest reader's descriptor.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+
+class Tail:
+    """A partial file as those see it who do not lead it: read-only, for as long as it is open."""
+
+    def __init__(self, path: Path, expected: Callable[[], int | None]) -> None:
+        """``expected`` tells the size of the blob once the leader knows it.
+
+        Raises:
+            OSError: there is no such file, or the disk says no.
+        """
+        self._expected = expected
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.total: int | None = None
+
+    def look(self) -> Glance:
+        """How far it has come; three system calls on an open file, microseconds.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        led = is_locked(self._fd)  # first: what its last leader wrote is then seen below
+        length = os.fstat(self._fd).st_size
+        if self.total is None:
+            self.total = self._expected()
+        return Glance(length, self.total, led)
+
+    def is_file_of(self, fd: int) -> bool:
+        """Whether ``fd`` is open on this very file, wherever it lies by now."""
+        return os.path.samestat(os.fstat(self._fd), os.fstat(fd))
+
+    def hashed(self, digest: Digest, length: int) -> Hasher:
+        """What the first ``length`` bytes hash to.
+
+        Raises:
+            OSError: the disk says no, or there are fewer.
+        """
+        hasher = digest.hasher()
+        position = 0
+        while position < length:
+            piece = os.pread(self._fd, min(_READ_BYTES, length - position), position)
+            if not piece:
+                raise OSError(errno.EIO, "the file became shorter")
+            hasher.update(piece)
+            position += len(piece)
+        return hasher
+
+    def reader(self) -> int:
+        """A file descriptor on the growing file, the caller's to close."""
+        return os.dup(self._fd)
+
+    def close(self) -> None:
+        """Look no more."""
         os.close(self._fd)
 
 

@@ -1,0 +1,87 @@
+"""A fill that another process leads, read from this one while it grows.
+
+The partial file, its lock and what it is expected to become are all that the processes share:
+whoever follows looks at them a few times in a row, which costs less than a connection between
+the processes and cannot outlive any of them.
+"""
+
+import asyncio
+from typing import Final
+
+from mirror.oci.digest import Digest
+from mirror.pull.growth import Growth, State
+from mirror.store.blobs import Blobs
+from mirror.store.partial import Glance, Tail
+
+#: How often to look: as long as readers of a growing file wait for more anyway.
+_LOOK_SECONDS: Final = 0.02
+#: A leader that gets no further, stopped perhaps, is waited for so long; then its readers go on
+#: by themselves.  Longer than any leader waits for its upstream.
+_PATIENCE_SECONDS: Final = 120.0
+
+
+class Following:
+    """What one fill sees of its leaders elsewhere; closed when the fill ends."""
+
+    def __init__(self, digest: Digest, growth: Growth, blobs: Blobs) -> None:
+        self._digest = digest
+        self._growth = growth
+        self._blobs = blobs
+        self._tail: Tail | None = None
+
+    async def follow(self) -> bool:
+        """Show what the leader has until it leads no more; False: it gets no further.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        if self._tail is None:
+            self._tail = await self._blobs.tail(self._digest)
+        loop = asyncio.get_running_loop()
+        length, since = -1, loop.time()
+        while self._tail is not None:
+            glance = self._tail.look()
+            self._show(self._tail, glance)
+            if not glance.led:
+                break
+            if glance.length != length:
+                length, since = glance.length, loop.time()
+            elif loop.time() - since > _PATIENCE_SECONDS:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        if not self._growth.visible:
+            self.close()  # nobody has read of it: whatever comes next will do as well
+        return True
+
+    def leads_to(self, fd: int) -> bool:
+        """Whether the file at ``fd`` is, or became of, the one whose bytes readers have."""
+        return self._tail is None or self._tail.is_file_of(fd)
+
+    async def decline(self) -> None:
+        """Leave the readers to themselves: the file they have read goes no further.
+
+        Raises:
+            OSError: what they have read is no longer there.
+        """
+        length, hasher = 0, self._digest.hasher()
+        if self._tail is not None:
+            # No more than readers may have had: the end stays back until all of it is verified.
+            length = self._growth.visible
+            hasher = await self._blobs.hashed(self._tail, self._digest, length)
+        self._growth.decline(length, hasher)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
+
+    def _show(self, tail: Tail, glance: Glance) -> None:
+        growth = self._growth
+        if glance.total is None:
+            return  # it has no answer yet, or knows no end: then what it has could be the whole
+        if growth.state is State.ASKING:
+            growth.own(tail.reader())
+            growth.begin(glance.total, min(glance.length, glance.total))
+        elif glance.length > growth.length:
+            growth.show(min(glance.length, glance.total))
