@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from mirror import __version__, cli_client
 from mirror.config import Config, ConfigError, load
 from mirror.config.dump import dump_toml
+from mirror.figures import shared_figures
 from mirror.logs import configure
 
 _FAILED = 1
@@ -60,6 +61,9 @@ def serve(
     ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where blobs are kept.")] = None,
     max_size: Annotated[str | None, typer.Option(help="How much, e.g. 50GiB or 80%.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes on the same port; 0 = one per core.")
+    ] = None,
 ) -> None:
     """Run the mirror until SIGTERM or Ctrl-C."""
     flags: dict[str, dict[str, Any]] = {"server": {}, "cache": {}}
@@ -69,14 +73,21 @@ def serve(
         flags["cache"]["directory"] = str(cache_dir)
     if max_size is not None:
         flags["cache"]["max_size"] = max_size
+    if workers is not None:
+        flags["server"]["workers"] = workers
     settings = _load(config, flags)
-    # Late, so that `check` and `client` do not pay for the server's imports.
-    from mirror.app import StartError, run  # noqa: PLC0415
+    processes = settings.server.processes()
+    with shared_figures(processes):
+        # Late, so that `check` and `client` do not pay for the server's imports.
+        from mirror.app import StartError, run, supervise  # noqa: PLC0415
 
-    try:
-        asyncio.run(run(settings))
-    except StartError as error:
-        _fail(str(error), _FAILED)
+        try:
+            if processes == 1:
+                asyncio.run(run(settings))
+            else:
+                supervise(settings)
+        except StartError as error:
+            _fail(str(error), _FAILED)
 
 
 @app.command()

@@ -5,6 +5,7 @@ the table are what the rooms call; none of them knows Prometheus.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,14 +15,19 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
 
+from mirror import figures
 from mirror.web.exchange import Ending, Exchange
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
+GaugeMode = Literal["livesum", "max", "mostrecent"]
+
+
 class Metrics:
-    """The figures of one process."""
+    """The figures of one process, which renders the sums over all workers."""
 
     def __init__(self, version: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
@@ -30,8 +36,10 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=registry)
+        def gauge(
+            name: str, text: str, *labels: str, over_workers: GaugeMode = "mostrecent"
+        ) -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode=over_workers)
 
         def histogram(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(name, text, labels, registry=registry, buckets=_FIRST_BYTE_BUCKETS)
@@ -63,25 +71,39 @@ class Metrics:
             "kind",
         )
         self._fills = counter("mirror_fills_total", "Downloads ended.", "upstream", "result")
-        self._filling = gauge("mirror_fills_in_progress", "Downloads under way.")
-        self._waiting = gauge("mirror_clients_waiting", "Clients reading a blob as it arrives.")
-        self._cache_bytes = gauge("mirror_cache_bytes", "Bytes in the cache, partial files too.")
+        self._filling = gauge(
+            "mirror_fills_in_progress", "Downloads under way.", over_workers="livesum"
+        )
+        self._waiting = gauge(
+            "mirror_clients_waiting",
+            "Clients reading a blob as it arrives.",
+            over_workers="livesum",
+        )
+        self._cache_bytes = gauge(
+            "mirror_cache_bytes",
+            "Bytes in the cache, partial files too.",
+        )
         self._cache_max_bytes = gauge("mirror_cache_max_bytes", "Bytes the cache may have.")
         self._cache_objects = gauge("mirror_cache_objects", "Blobs and manifests in the cache.")
         self._evictions = counter("mirror_evictions_total", "Objects evicted to make room.")
         self._evicted_bytes = counter("mirror_evicted_bytes_total", "Bytes evicted to make room.")
         self._limit = gauge(
-            "mirror_upstream_ratelimit_limit", "Pulls upstream allows per window.", "upstream"
+            "mirror_upstream_ratelimit_limit",
+            "Pulls upstream allows per window.",
+            "upstream",
         )
         self._remaining = gauge(
-            "mirror_upstream_ratelimit_remaining", "Pulls upstream still allows.", "upstream"
+            "mirror_upstream_ratelimit_remaining",
+            "Pulls upstream still allows.",
+            "upstream",
         )
         self._up = gauge(
             "mirror_upstream_up",
             "Whether upstream's last answer was one (1) or not (0).",
             "upstream",
         )
-        gauge("mirror_build_info", "The version that runs.", "version").labels(version).set(1)
+        build = gauge("mirror_build_info", "The version that runs.", "version", over_workers="max")
+        build.labels(version).set(1)
 
     def request_ended(self, ending: Ending) -> None:
         """A request was answered, or its connection is gone."""
@@ -161,4 +183,8 @@ class Metrics:
     def rendered(self) -> tuple[bytes, str]:
         """The figures in Prometheus's text format, and its content type."""
         encode, content_type = choose_encoder("")
-        return encode(self.registry), content_type
+        registry = self.registry
+        if figures.are_shared():  # the library has written them there from the start
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # has no types
+        return encode(registry), content_type

@@ -36,10 +36,15 @@ class Supervisor:
         """It lets what is being sent finish."""
         self._say("STOPPING=1")
 
+    def alive(self) -> None:
+        """The process that is supervised still does its work."""
+        if self.watchdog_seconds:
+            self._say("WATCHDOG=1")
+
     async def ping(self) -> None:
         """Say again and again that the loop turns; ends at once where nobody asks."""
         while self._place and self.watchdog_seconds:
-            self._say("WATCHDOG=1")
+            self.alive()
             await asyncio.sleep(self.watchdog_seconds / 2)
 
     def _say(self, text: str) -> None:

@@ -2,15 +2,19 @@
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from mirror import __version__, clients
 from mirror.config.listen import Address, lookup_outermost
 from mirror.config.model import Config
+
+_ORPHAN_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -63,3 +67,16 @@ async def until_told(stopping: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await stopping.wait()
+
+
+def say_stopping(config: Config) -> None:
+    """Say what a stop waits for."""
+    _log.info("stopping: finishing what is being sent (at most %s)", config.server.drain.text)
+
+
+async def until_orphaned(stopping: asyncio.Event) -> None:
+    """Stop when the process that started this one is gone: nobody else could end it."""
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110  # the system tells of it by signal alone
+        await asyncio.sleep(_ORPHAN_SECONDS)
+    stopping.set()

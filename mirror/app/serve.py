@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import gc
-import logging
+import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +16,13 @@ from aiohttp import web
 from mirror import __version__
 from mirror.app.door import certificate, listen, opened_admission, proxies, server_limits
 from mirror.app.notify import supervised
-from mirror.app.process import allow_open_files, announce, until_told
+from mirror.app.process import (
+    allow_open_files,
+    announce,
+    say_stopping,
+    until_orphaned,
+    until_told,
+)
 from mirror.app.sockets import Listener, opened_listeners
 from mirror.app.store import Store, opened_store
 from mirror.app.upstreams import directory, opened_upstream
@@ -45,12 +51,11 @@ from mirror.web.server import Server
 from mirror.web.status import StatusFace
 from mirror.web.tls import Certificate
 
-_log = logging.getLogger(__name__)
-
 _EPHEMERAL_KEYS: Final = 100_000
 _PAGES: Final = 1_000
 _SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 _TEND_SECONDS: Final = 5.0
+_UNSEEN_SECONDS: Final = 10.0  # so long a worker may hold the file of what another evicted
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
@@ -91,13 +96,37 @@ async def run(config: Config) -> None:
         serving(config, stopping) as listeners,
     ):
         announce(config, [listener.address for listener in listeners])
-        # What is there now stays; with a thousand clients the collector took half of the time.
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        _settle()
         supervisor.ready()
         await until_told(stopping)
         supervisor.stopping()
-        _log.info("stopping: finishing what is being sent (at most %s)", config.server.drain.text)
+        say_stopping(config)
+
+
+async def run_worker(
+    config: Config, listeners: Sequence[Listener], number: int, ready: Callable[[], None]
+) -> None:
+    """Serve as one of several processes, until told to stop or the first process is gone.
+
+    ``config`` holds this worker's share of what is bounded; ``ready`` is called once it serves.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    stopping = asyncio.Event()
+    unseen = _UNSEEN_SECONDS
+    async with _serving_on(listeners, config, stopping, first=number == 0, unseen=unseen):
+        _settle()
+        ready()
+        orphaned = asyncio.create_task(until_orphaned(stopping), name="parent")
+        await until_told(stopping)
+        orphaned.cancel()
+
+
+def _settle() -> None:
+    """Keep what is there now: with a thousand clients the collector took half of the time."""
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 @asynccontextmanager
@@ -109,6 +138,28 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[list
     Raises:
         StartError: the mirror cannot start.
     """
+    with opened_listeners(config) as listeners:
+        async with _serving_on(listeners, config, stopping):
+            yield listeners
+
+
+@asynccontextmanager
+async def _serving_on(
+    listeners: Sequence[Listener],
+    config: Config,
+    stopping: asyncio.Event,
+    *,
+    first: bool = True,
+    unseen: float = math.inf,
+) -> AsyncIterator[None]:
+    """Serve on what is open already.
+
+    Of several processes one is the ``first``, which does what is done once; what others evict may
+    be given for so many ``unseen`` seconds.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened_store(config, metrics))
@@ -116,15 +167,14 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[list
         admission = stack.enter_context(opened_admission(config))
         chain = certificate(config)
         teller = _Teller(metrics, AccessLog())
-        table = stack.enter_context(_opened_table(store)) if config.server.hot else None
+        table = stack.enter_context(_opened_table(store, unseen)) if config.server.hot else None
         server = Server(routes, teller, server_limits(config), admission, proxies(config), table)
-        listeners = stack.enter_context(opened_listeners(config))
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         tending = asyncio.create_task(_tend_regularly(store), name="tend")
         stack.callback(tending.cancel)
-        if config.cache.scrub.seconds:
+        if first and config.cache.scrub.seconds:
             scrub = Scrub(store.objects, store.layout.scrub, config.cache.scrub.seconds)
             scrubbing = asyncio.create_task(scrub.run(), name="scrub")
             stack.callback(scrubbing.cancel)
@@ -134,7 +184,7 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[list
         await listen(runner, listeners, None if chain is None else chain.context)
         for listener in listeners:
             stack.callback(listener.withdraw)
-        yield listeners
+        yield
 
 
 @asynccontextmanager
@@ -202,8 +252,8 @@ def _health(store: Store, metrics: Metrics, stopping: asyncio.Event) -> HealthFa
 
 
 @contextlib.contextmanager
-def _opened_table(store: Store) -> Iterator[HotTable]:
-    with contextlib.closing(HotTable()) as table:
+def _opened_table(store: Store, unseen: float) -> Iterator[HotTable]:
+    with contextlib.closing(HotTable(unseen)) as table:
         store.objects.watch(lambda key: table.forget(key.digest))
         yield table
 

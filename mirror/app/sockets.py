@@ -37,6 +37,25 @@ class Listener:
         """Whether TLS is spoken there, where it is configured."""
         return isinstance(self.address, TcpAddress)
 
+    def twin(self) -> "Listener":
+        """Another socket in the very same place, for another process.
+
+        Raises:
+            StartError: nobody else can listen there.
+        """
+        raw = socket.socket(self.raw.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if raw.family == socket.AF_INET6:
+                alone = self.raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
+            raw.bind(self.raw.getsockname())
+            return Listener(self.address, _listening(raw), None)
+        except OSError as error:
+            raw.close()
+            raise _refused(self.address, error) from error
+
     def withdraw(self) -> None:
         """Remove the socket file, while the socket is open: then no other can pass for it."""
         made, self._file = self._file, None
@@ -67,6 +86,32 @@ def opened_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[li
         yield listeners
 
 
+@contextlib.contextmanager
+def opened_worker_listeners(config: Config, workers: int) -> Iterator[list[list[Listener]]]:
+    """The sockets of each of several processes: its own over TCP, where clients are spread by the
+    system (SO_REUSEPORT), the same ones for all elsewhere.
+
+    Raises:
+        StartError: one cannot be opened.
+    """
+    with opened_listeners(config, reuse_port=True) as first, contextlib.ExitStack() as stack:
+        places = [list(first)]
+        for _ in range(1, workers):
+            place: list[Listener] = []
+            for listener in first:
+                own = [listener]
+                if isinstance(listener.address, TcpAddress) and _spread(listener.raw):
+                    own = [listener.twin()]
+                    stack.callback(own[0].close)
+                place += own
+            places.append(place)
+        yield places
+
+
+def _spread(raw: socket.socket) -> bool:
+    return bool(raw.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
 def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[Listener]:
     """Open one after the other.
 
@@ -78,6 +123,9 @@ def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[List
         return
     for address in config.server.addresses():
         if isinstance(address, TcpAddress):
+            if reuse_port:  # else another program's port would be shared without a word
+                for probe in open_tcp(address):
+                    probe.close()
             yield from open_tcp(address, reuse_port=reuse_port)
         else:
             yield open_unix(address, int(config.server.socket_mode, 8))

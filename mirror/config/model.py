@@ -135,6 +135,7 @@ class ServerConfig(_Table):
     listen: Listen = ("0.0.0.0:5000",)
     socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
     drain: DurationField = _time("30s")
+    workers: NonNegativeInt = 1
     hot: bool = True
     trusted_proxies: tuple[Annotated[str, AfterValidator(_checked_proxy_network)], ...] = ()
     tls_certificate: ReadableFile = ""
@@ -145,6 +146,10 @@ class ServerConfig(_Table):
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key, both or neither")
         return self
+
+    def processes(self) -> int:
+        """How many processes serve: ``workers``, or as many as there are cores."""
+        return self.workers or len(os.sched_getaffinity(0))
 
     def addresses(self) -> list[Address]:
         """Where to listen."""
@@ -272,6 +277,30 @@ class Config(_Table):
     def enabled(self) -> dict[str, UpstreamConfig]:
         """The upstreams that are to be served, by name."""
         return {name: upstream for name, upstream in self.upstreams.items() if upstream.enabled}
+
+    def share(self, workers: int) -> Self:
+        """What one of so many processes may take of all that is bounded for the whole mirror."""
+
+        def part(amount: int) -> int:
+            return -(-amount // workers)
+
+        limits = self.limits.model_copy(
+            update={
+                "connections": part(self.limits.connections),
+                "downloads": part(self.limits.downloads),
+                "queue": part(self.limits.queue),
+            }
+        )
+        upstreams = {
+            name: upstream.model_copy(
+                update={
+                    "max_connections": part(upstream.max_connections),
+                    "max_rate": Size.parse(part(upstream.max_rate.bytes)),
+                }
+            )
+            for name, upstream in self.upstreams.items()
+        }
+        return self.model_copy(update={"limits": limits, "upstreams": upstreams})
 
     def default_upstream(self) -> str:
         """The upstream that a plain ``/v2/<name>/`` means."""

@@ -5,10 +5,12 @@ repeated before anything is parsed.  An answer is a plain memory: it goes when i
 fresh, when its object leaves the cache, or when there are too many.
 """
 
+import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mirror.oci.digest import Digest
@@ -60,7 +62,9 @@ class HotAnswer:
 class HotTable:
     """The answers, the least recently used going first."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifetime: float = math.inf) -> None:
+        """No answer is given for more than ``lifetime`` seconds: for where others evict unseen."""
+        self._lifetime = lifetime
         self._answers: OrderedDict[bytes, HotAnswer] = OrderedDict()
         self._by_digest: dict[Digest, set[bytes]] = {}
         self._bytes = 0
@@ -80,6 +84,9 @@ class HotTable:
     def put(self, request: bytes, answer: HotAnswer) -> None:
         """Keep an answer; what is too much goes."""
         self._drop(request)
+        if self._lifetime < math.inf:
+            until = min(answer.until, time.monotonic() + self._lifetime)
+            answer = replace(answer, until=until)
         self._answers[request] = answer
         self._by_digest.setdefault(answer.digest, set()).add(request)
         self._bytes += answer.weight + len(request)

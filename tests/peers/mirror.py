@@ -20,6 +20,7 @@ class MirrorProcess:
     extra: str = ""
     measured: bool = True  # False: no coverage, where time is what the test is about
     port: int = field(default_factory=free_port)
+    workers: int = 1
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,8 @@ class MirrorProcess:
             return False
 
     def _toml(self) -> str:
-        lines = ["[server]", f'listen = "127.0.0.1:{self.port}"', "[cache]"]
+        lines = ["[server]", f'listen = "127.0.0.1:{self.port}"', f"workers = {self.workers}"]
+        lines += ["[cache]"]
         lines += [f"directory = {json.dumps(str(self.directory / 'cache'))}", 'min_free = "0"']
         for name, url in self.upstreams.items():
             lines += [f"[upstreams.{json.dumps(name)}]", f"url = {json.dumps(url)}"]

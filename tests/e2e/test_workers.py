@@ -1,0 +1,159 @@
+"""Several worker processes on one port and one cache directory."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.fakes import FakeRegistry, random_bytes
+from tests.fakes.content import digest_of
+from tests.peers.mirror import MirrorProcess
+from tests.peers.process import free_port
+
+pytestmark = [pytest.mark.e2e]
+
+MIB = 1 << 20
+BLOB = "/v2/library/app/blobs/"
+
+
+@contextmanager
+def started(directory: Path, upstream: str) -> Iterator[MirrorProcess]:
+    mirror = MirrorProcess(directory, {"docker.io": upstream}, workers=3, measured=False)
+    mirror.start()
+    try:
+        yield mirror
+    finally:
+        mirror.kill()
+
+
+def workers_of(mirror: MirrorProcess) -> list[int]:
+    return [int(pid) for pid in children(mirror.pid)]
+
+
+def children(pid: int) -> list[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return []
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; nobody may have asked for its exit code yet."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+async def get(url: str) -> bytes:
+    """A connection of its own: the system spreads connections, not requests."""
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        assert response.status == 200
+        return await response.read()
+
+
+async def test_a_crowd_spread_over_workers_costs_one_download(tmp_path):
+    data = random_bytes(16 * MIB)
+    async with FakeRegistry(rate=16 * MIB) as upstream:
+        digest = upstream.add_blob(data)
+        with started(tmp_path, upstream.url) as mirror:
+            assert len(workers_of(mirror)) == 3
+            got = await asyncio.gather(*(get(mirror.url + BLOB + digest) for _ in range(24)))
+            assert {digest_of(each) for each in got} == {digest}
+            assert upstream.sent[digest] == len(data)
+            again = await asyncio.gather(*(get(mirror.url + BLOB + digest) for _ in range(24)))
+            assert {digest_of(each) for each in again} == {digest}
+            figures = await asyncio.to_thread(mirror.metrics)
+    asked = {
+        name.partition('result="')[2].partition('"')[0]: value
+        for name, value in figures.items()
+        if name.startswith("mirror_requests_total") and 'kind="blob"' in name
+    }
+    assert asked == {"miss": 1, "coalesced": 23, "hit": 24}
+    assert figures['mirror_fills_total{result="stored",upstream="docker.io"}'] == 1
+    assert figures["mirror_fills_in_progress"] == 0
+    assert figures["mirror_cache_objects"] == 1
+
+
+async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
+    data = random_bytes(8 * MIB)
+    async with FakeRegistry() as upstream:
+        digest = upstream.add_blob(data)
+        with started(tmp_path, upstream.url) as mirror:
+            url = mirror.url + BLOB + digest
+            await get(url)
+            before = workers_of(mirror)
+            broken = 0
+            for victim in before:
+                load = [asyncio.create_task(get(url)) for _ in range(12)]
+                await asyncio.sleep(0.01)
+                os.kill(victim, signal.SIGKILL)
+                ended = await asyncio.gather(*load, return_exceptions=True)
+                broken += sum(isinstance(each, BaseException) for each in ended)
+                assert all(isinstance(each, Exception) or each == data for each in ended)
+                assert await get(url) == data, "whoever comes waits at most for the new worker"
+            await until(lambda: len(workers_of(mirror)) == 3)
+            assert not set(workers_of(mirror)) & set(before)
+            assert broken < 36, "what another worker sends is not touched"
+            figures = await asyncio.to_thread(mirror.metrics)
+            assert figures['mirror_requests_total{kind="blob",result="miss",upstream="docker.io"}']
+            assert "another one starts" in mirror.output()
+    assert upstream.sent[digest] == len(data)
+
+
+async def test_an_orderly_stop_ends_all_of_it(tmp_path):
+    async with FakeRegistry() as upstream:
+        with started(tmp_path, upstream.url) as mirror:
+            workers = workers_of(mirror)
+            assert await asyncio.to_thread(mirror.terminate) == 0
+            assert all(gone(pid) for pid in workers)
+
+
+async def test_no_worker_outlives_the_first_process(tmp_path):
+    async with FakeRegistry() as upstream:
+        with started(tmp_path, upstream.url) as mirror:
+            workers = workers_of(mirror)
+            mirror.kill()
+            await until(lambda: all(gone(pid) for pid in workers))
+
+
+def test_a_port_that_is_in_use_is_said_in_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "mirror", "serve", "--listen", place, "--workers", "2"]
+        command += ["--cache-dir", str(tmp_path)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"mirror: cannot listen on {place}: Address already in use; choose another with --listen\n"
+    )
+
+
+def test_a_cache_directory_that_cannot_be_used_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    place = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "mirror", "serve", "--listen", place, "--workers", "2"]
+    command += ["--cache-dir", str(tmp_path / "file")]
+    started_at = time.monotonic()
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("mirror: the cache directory ")
+    assert ended.stderr.count("\n") == 1
+    assert time.monotonic() - started_at < 20
