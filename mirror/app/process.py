@@ -61,12 +61,11 @@ def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
     ]
 
 
-async def until_told(stopping: asyncio.Event) -> None:
-    """Wait for SIGTERM or SIGINT."""
+def heed(stopping: asyncio.Event) -> None:
+    """Set ``stopping`` on SIGTERM or SIGINT, from now on: a stop may come before the start ends."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    await stopping.wait()
 
 
 def say_stopping(config: Config) -> None:

@@ -19,9 +19,9 @@ from mirror.app.notify import supervised
 from mirror.app.process import (
     allow_open_files,
     announce,
+    heed,
     say_stopping,
     until_orphaned,
-    until_told,
 )
 from mirror.app.sockets import Listener, opened_listeners
 from mirror.app.store import Store, opened_store
@@ -91,6 +91,7 @@ async def run(config: Config) -> None:
     configure(config.log.level, config.log.format, access=config.log.access)
     allow_open_files(config.limits.connections)
     stopping = asyncio.Event()
+    heed(stopping)
     async with (
         supervised(os.environ, os.getpid()) as supervisor,
         serving(config, stopping) as listeners,
@@ -98,7 +99,7 @@ async def run(config: Config) -> None:
         announce(config, [listener.address for listener in listeners])
         _settle()
         supervisor.ready()
-        await until_told(stopping)
+        await stopping.wait()
         supervisor.stopping()
         say_stopping(config)
 
@@ -114,12 +115,13 @@ async def run_worker(
         StartError: the mirror cannot start.
     """
     stopping = asyncio.Event()
+    heed(stopping)
     unseen = _UNSEEN_SECONDS
     async with _serving_on(listeners, config, stopping, first=number == 0, unseen=unseen):
         _settle()
         ready()
         orphaned = asyncio.create_task(until_orphaned(stopping), name="parent")
-        await until_told(stopping)
+        await stopping.wait()
         orphaned.cancel()
 
 

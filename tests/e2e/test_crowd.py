@@ -73,7 +73,8 @@ async def test_a_crowd_on_a_cold_blob_costs_one_download_and_its_time(tmp_path, 
                 f"direct {direct.total:.2f} s; slowest of {CLIENTS} clients {slowest:.2f} x, "
                 f"last first byte {latest * 1000:.0f} ms after upstream's"
             )
-            if slowest <= 1.2 and latest <= 0.1:
+            # How much less than 2 is for `make bench` (cold-16); 32 downloads would be 32.
+            if slowest <= 2 and latest <= 0.1:
                 return
     finally:
         mirror.terminate()

@@ -36,7 +36,9 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     directory: Path = tmp_path_factory.mktemp("office")
     hub, mcr = Distribution(directory / "hub"), Distribution(directory / "mcr")
     upstreams = {"docker.io": hub.url, "mcr.microsoft.com": mcr.url}
-    mirror = MirrorProcess(directory / "mirror", upstreams, '[tags]\nmax_age = "1s"\n')
+    # One connection per blob, so that upstream's log counts blobs; several have tests of their own.
+    extra = '[tags]\nmax_age = "1s"\n[fill]\nconnections = 1\n'
+    mirror = MirrorProcess(directory / "mirror", upstreams, extra)
     docker = Dockerd(directory / "docker", mirror.url)
     hub.start()
     mcr.start()
