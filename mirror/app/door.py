@@ -14,7 +14,7 @@ from mirror.config.model import UNIX_PROXIES, Config
 from mirror.web.admission import Admission
 from mirror.web.forwarded import Proxies
 from mirror.web.htpasswd import Htpasswd, HtpasswdError
-from mirror.web.server import ServerLimits
+from mirror.web.reception import ServerLimits
 from mirror.web.tls import Certificate
 
 

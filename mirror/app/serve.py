@@ -6,15 +6,14 @@ import gc
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import web
 
 from mirror import __version__
-from mirror.app.door import certificate, listen, opened_admission, proxies, server_limits
+from mirror.app.door import certificate, listen
+from mirror.app.edition import Ground, opened_edition
 from mirror.app.notify import supervised
 from mirror.app.process import (
     allow_open_files,
@@ -25,61 +24,19 @@ from mirror.app.process import (
 )
 from mirror.app.sockets import Listener, opened_listeners
 from mirror.app.store import Store, opened_store
-from mirror.app.upstreams import directory, opened_upstream
+from mirror.app.teller import Teller
 from mirror.config.model import Config
-from mirror.ephemeral.backend import Backend
-from mirror.ephemeral.freshness import Freshness
-from mirror.ephemeral.negative import Negatives
-from mirror.ephemeral.pages import Pages
 from mirror.logs import AccessLog, configure
 from mirror.metrics import Metrics
-from mirror.pull.blobs import BlobPulls
-from mirror.pull.listings import ListingPulls
-from mirror.pull.manifests import ManifestPulls
-from mirror.pull.policy import Splitting
-from mirror.pull.slots import SlotLimits, Slots
-from mirror.store.database import IndexUnavailableError
 from mirror.store.scrub import Scrub
-from mirror.web.exchange import Ending
-from mirror.web.health import Condition, HealthFace
 from mirror.web.hot import HotTable
 from mirror.web.htpasswd import Htpasswd
-from mirror.web.registry import RegistryFace
-from mirror.web.routes import Routes
-from mirror.web.sending import Sender
 from mirror.web.server import Server
-from mirror.web.status import StatusFace
 from mirror.web.tls import Certificate
 
-_EPHEMERAL_KEYS: Final = 100_000
-_PAGES: Final = 1_000
-_SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 _TEND_SECONDS: Final = 5.0
 _UNSEEN_SECONDS: Final = 10.0  # so long a worker may hold the file of what another evicted
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
-
-
-@dataclass(frozen=True, slots=True)
-class _Teller:
-    """Tells metrics and access log of every request."""
-
-    metrics: Metrics
-    log: AccessLog
-
-    def request_ended(self, ending: Ending) -> None:
-        self.metrics.request_ended(ending)
-        self.log.request_ended(ending)
-
-    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
-        count = self.metrics.repeated(ending.exchange)
-
-        def ended(client: str, seconds: float) -> None:
-            used()
-            count(seconds)
-            if self.log.wanted:
-                self.log.request_ended(replace(ending, client=client, seconds=seconds))
-
-        return ended
 
 
 async def run(config: Config) -> None:
@@ -165,12 +122,11 @@ async def _serving_on(
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened_store(config, metrics))
-        routes = await stack.enter_async_context(_opened_routes(config, store, metrics, stopping))
-        admission = stack.enter_context(opened_admission(config))
+        table = stack.enter_context(_opened_table(store, unseen))
+        ground = Ground(store, metrics, table, stopping)
+        reception = await stack.enter_async_context(opened_edition(config, ground))
         chain = certificate(config)
-        teller = _Teller(metrics, AccessLog())
-        table = stack.enter_context(_opened_table(store, unseen)) if config.server.hot else None
-        server = Server(routes, teller, server_limits(config), admission, proxies(config), table)
+        server = Server(reception, Teller(metrics, AccessLog()))
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -180,77 +136,13 @@ async def _serving_on(
             scrub = Scrub(store.objects, store.layout.scrub, config.cache.scrub.seconds)
             scrubbing = asyncio.create_task(scrub.run(), name="scrub")
             stack.callback(scrubbing.cancel)
-        changing = [part for part in (chain, admission.users) if part is not None]
+        changing = [part for part in (chain, reception.admission.users) if part is not None]
         reloading = asyncio.create_task(_reload_regularly(changing), name="reload")
         stack.callback(reloading.cancel)
         await listen(runner, listeners, None if chain is None else chain.context)
         for listener in listeners:
             stack.callback(listener.withdraw)
         yield
-
-
-@asynccontextmanager
-async def _opened_routes(
-    config: Config, store: Store, metrics: Metrics, stopping: asyncio.Event
-) -> AsyncIterator[Routes]:
-    backend = Backend(_EPHEMERAL_KEYS)
-    negatives = Negatives(backend, config.tags.negative_max_age.seconds)
-    max_age = config.tags.max_age.seconds
-    async with AsyncExitStack() as stack:
-        registries = {
-            name: await stack.enter_async_context(
-                opened_upstream(name, upstream, config, backend, metrics)
-            )
-            for name, upstream in config.enabled().items()
-        }
-        limits = config.limits
-        slots = _slots(config)
-        blobs = BlobPulls(registries, store.blobs, negatives, metrics, slots)
-        manifests = ManifestPulls(
-            registries,
-            store.manifests,
-            store.tags,
-            Freshness(backend, max_age),
-            negatives,
-            metrics,
-            config.tags.stale_if_error.seconds,
-        )
-        listings = ListingPulls(registries, Pages(Backend(_PAGES), max_age), negatives)
-        for pulls in (blobs, manifests, listings):
-            stack.push_async_callback(pulls.close)
-        threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
-        sender = Sender(threads, limits.stall_timeout.seconds)
-        yield Routes(
-            RegistryFace(directory(config), blobs, manifests, listings, sender),
-            _health(store, metrics, stopping),
-            StatusFace(__version__, tuple(config.enabled()), config.default_upstream()),
-        )
-
-
-def _slots(config: Config) -> Slots:
-    limits, fill = config.limits, config.fill
-    connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
-    return Slots(
-        SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds, connections),
-        Splitting(fill.connections, fill.segment.bytes, fill.parallel_from.bytes),
-    )
-
-
-def _health(store: Store, metrics: Metrics, stopping: asyncio.Event) -> HealthFace:
-    def condition() -> Condition:
-        if stopping.is_set():
-            return Condition(False, "stopping")
-        trouble = store.objects.alarm.reason
-        # A mirror that keeps nothing still serves: taking it out of service would break pulls.
-        return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
-
-    async def figures() -> tuple[bytes, str]:
-        with contextlib.suppress(OSError, IndexUnavailableError):  # then: as last known
-            usage = await store.objects.usage()
-            metrics.cache_holds(usage.used_bytes, usage.objects, usage.max_bytes)
-        return metrics.rendered()
-
-    return HealthFace(condition, figures)
 
 
 @contextlib.contextmanager

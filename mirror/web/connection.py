@@ -16,10 +16,10 @@ from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.errors import ErrorCode, OciError
-from mirror.web.admission import Admission
 from mirror.web.crowd import Crowd
-from mirror.web.forwarded import Proxies, plain_address
+from mirror.web.forwarded import plain_address
 from mirror.web.hot import HotAnswer, HotTable, whole_head
+from mirror.web.reception import Reception
 from mirror.web.responses import error_response
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ class Connection(RequestHandler):
     """Repeats hot answers, and answers what is no HTTP with the spec's JSON too."""
 
     __slots__ = (
-        "_admission",
         "_clean",
         "_crowd",
-        "_proxies",
         "_raw_socket",
+        "_reception",
         "_table",
         "client",
         "head",
@@ -48,16 +47,13 @@ class Connection(RequestHandler):
         self,
         server: "Server",
         crowd: Crowd,
-        admission: Admission,
-        proxies: Proxies,
-        table: HotTable | None,
+        reception: Reception,
         **settings: Any,
     ) -> None:
         super().__init__(server, **settings)
         self._crowd = crowd
-        self._admission = admission
-        self._proxies = proxies
-        self._table = table
+        self._reception = reception
+        self._table = reception.table
         self._clean = True  # nothing but whole requests, one at a time, has come
         self._raw_socket: socket.socket | None = None
         self.client = ""  # or a proxy
@@ -69,7 +65,7 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.client = plain_address(peer[0]) if isinstance(peer, tuple) else ""
-        self.proxied = self._proxies.trusts(self.client)
+        self.proxied = self._reception.proxies.trusts(self.client)
         self.refusal = self._crowd.enter(self._counted)
         if self.refusal or not self._is_open():
             self._table = None  # no short cut past who has to be asked
@@ -91,9 +87,9 @@ class Connection(RequestHandler):
     def _is_open(self) -> bool:
         # Behind a proxy each answer is kept for the client it was for, who had been let in.
         return (
-            self._admission.users is None
+            self._reception.admission.users is None
             if self.proxied
-            else self._admission.is_open_to(self.client)
+            else self._reception.admission.is_open_to(self.client)
         )
 
     def key(self, data: bytes) -> bytes:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
@@ -13,14 +12,13 @@ from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
 from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import UpstreamError
-from mirror.web.admission import Admission
 from mirror.web.connection import Connection
 from mirror.web.crowd import Crowd
 from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
-from mirror.web.forwarded import Origin, Proxies
-from mirror.web.hot import HotAnswer, HotTable
+from mirror.web.forwarded import Origin
+from mirror.web.hot import HotAnswer
+from mirror.web.reception import Reception
 from mirror.web.responses import error_of, error_response, outcome_of
-from mirror.web.routes import Routes
 from mirror.web.streaming import reset
 
 _log = logging.getLogger(__name__)
@@ -34,32 +32,17 @@ _UNUSUAL = frozenset(
 _EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """Connections of all clients and of one address; seconds one may wait for a request."""
-
-    connections: int
-    connections_per_client: int
-    idle_seconds: float
-
-
 class Server(web.Server):
     """Connections in, answers out."""
 
     def __init__(
         self,
-        routes: Routes,
+        reception: Reception,
         observer: Observer,
-        limits: ServerLimits,
-        admission: Admission,
-        proxies: Proxies,
-        table: HotTable | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Bind the handlers; must be called in a running loop.
-
-        What is answered from ``table`` is what was answered before; None: nothing is.
-        """
+        """Receive clients as told; must be called in a running loop."""
+        limits = reception.limits
         super().__init__(
             self._handle,
             handler_cancellation=True,
@@ -68,17 +51,13 @@ class Server(web.Server):
             keepalive_timeout=limits.idle_seconds,
         )
         self._crowd = Crowd(limits.connections, limits.connections_per_client)
-        self._admission = admission
-        self._proxies = proxies
-        self._table = table
-        self._routes = routes
+        self._reception = reception
         self._observer = observer
         self._clock = clock
 
     def __call__(self) -> RequestHandler:
         """The handler of a new connection."""
-        parts = (self._crowd, self._admission, self._proxies, self._table)
-        return Connection(self, *parts, loop=self._loop, **self._kwargs)
+        return Connection(self, self._crowd, self._reception, loop=self._loop, **self._kwargs)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         exchange = request[EXCHANGE] = Exchange(self._clock(), self._origin(request))
@@ -120,20 +99,22 @@ class Server(web.Server):
         protocol = request.protocol
         refusal = protocol.refusal if isinstance(protocol, Connection) else ""
         with self._crowd.visited(origin.client if origin.told else "") as excess:
-            await self._admission.check(request, origin.client, refusal or excess)
-            return await self._routes.handler(request)(request)
+            await self._reception.admission.check(request, origin.client, refusal or excess)
+            return await self._reception.routes.handler(request)(request)
 
     def _origin(self, request: web.BaseRequest) -> Origin:
         protocol = request.protocol
         client = protocol.client if isinstance(protocol, Connection) else request.remote or ""
         seen = Origin(client, request.scheme, request.headers.get("Host", ""))
         trusted = isinstance(protocol, Connection) and protocol.proxied
-        return self._proxies.origin(seen, request.headers) if trusted else seen
+        return self._reception.proxies.origin(seen, request.headers) if trusted else seen
 
     def _is_repeatable(self, request: web.BaseRequest, origin: Origin) -> bool:
         """Whether the request may come again byte for byte, and mean the same."""
         protocol = request.protocol
-        if not isinstance(protocol, Connection) or not protocol.head or self._table is None:
+        if not isinstance(protocol, Connection) or not protocol.head:
+            return False
+        if self._reception.table is None:  # nothing is kept
             return False
         # What a proxy says of nobody would mean another client from the next proxy.
         return _is_plain(request) and (origin.told or not protocol.proxied)
@@ -141,8 +122,8 @@ class Server(web.Server):
     def _remember(
         self, request: web.BaseRequest, response: web.StreamResponse, exchange: Exchange
     ) -> None:
-        kept, protocol = exchange.kept, request.protocol
-        if kept is None or self._table is None or not isinstance(protocol, Connection):
+        kept, protocol, table = exchange.kept, request.protocol, self._reception.table
+        if kept is None or table is None or not isinstance(protocol, Connection):
             return
         if not (protocol.head and response.keep_alive and exchange.whole):
             return
@@ -155,7 +136,7 @@ class Server(web.Server):
         if exchange.origin.told:
             ended = _of(exchange.origin.client, ended)
         answer = HotAnswer(first, rest, body, file, kept.size, until, kept.digest, ended)
-        self._table.put(protocol.key(protocol.head), answer)
+        table.put(protocol.key(protocol.head), answer)
 
     def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
         return Ending(
