@@ -5,6 +5,7 @@ import contextlib
 import gc
 import math
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from mirror import __version__
+from mirror.app.control import about, opened_control
 from mirror.app.door import certificate, listen
 from mirror.app.edition import Ground, opened_edition
 from mirror.app.notify import supervised
@@ -130,6 +132,8 @@ async def _serving_on(
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        control = opened_control(store.layout.control, reception, about(time.time()))
+        await stack.enter_async_context(control)
         tending = asyncio.create_task(_tend_regularly(store), name="tend")
         stack.callback(tending.cancel)
         if first and config.cache.scrub.seconds:

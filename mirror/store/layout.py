@@ -12,6 +12,7 @@
                                            a second name of an object whose row is being written
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        what each tag last meant
+      control/<pid>.sock                   where each process of a running mirror takes commands
       lock                                 flock: shared by all who use the directory
       scrub                                the number of the row that was scrubbed last
       rebuild                              the index was lost: files are still to be found
@@ -112,6 +113,11 @@ class Layout:
     def lock(self) -> Path:
         """The file whose lock says who uses the directory."""
         return self.root / "lock"
+
+    @property
+    def control(self) -> Path:
+        """Where the processes of a running mirror take commands."""
+        return self.root / "control"
 
     @property
     def scrub(self) -> Path:

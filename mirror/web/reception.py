@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mirror.web.admission import Admission
 from mirror.web.forwarded import Proxies
 from mirror.web.hot import HotTable
-from mirror.web.routes import Routes
+from mirror.web.routes import Handlers
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Reception:
     What is answered from ``table`` is what was answered before; None: nothing is.
     """
 
-    routes: Routes
+    routes: Handlers
     admission: Admission
     proxies: Proxies
     limits: ServerLimits

@@ -1,6 +1,7 @@
 """Which handler answers which path: one table, and the registry API for everything else."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from aiohttp import web
 
@@ -9,6 +10,13 @@ from mirror.web.registry import RegistryFace, raw_path
 from mirror.web.status import StatusFace
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Handlers(Protocol):
+    """Who finds the handler of a request."""
+
+    def handler(self, request: web.BaseRequest) -> Handler:
+        """The handler of a request."""
 
 
 class Routes:

@@ -1,0 +1,137 @@
+"""The control socket of a process: the registry API without admission, and the operator's commands.
+
+Whoever may open the socket owns the cache, so nobody is asked who they are.  What they pull is
+logged, and asked of upstream like anything else, but counts for none of the figures of clients: a
+cache that is warmed up has saved nobody anything yet.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from mirror import __version__
+from mirror.logs import AccessLog
+from mirror.rendezvous import Standing, stand
+from mirror.store.opening import kept
+from mirror.web.admission import Admission
+from mirror.web.control import Commands, ControlRoutes
+from mirror.web.exchange import Ending
+from mirror.web.forwarded import Proxies
+from mirror.web.reception import Reception
+from mirror.web.server import Server
+
+_LOOK_SECONDS: Final = 5.0
+#: Clients have ``drain``; a command that is broken off is given again.
+_SHUTDOWN_SECONDS: Final = 1.0
+_BACKLOG: Final = 128
+
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def opened_control(
+    directory: Path, port: Reception, commands: Commands
+) -> AsyncIterator[None]:
+    """Take commands while the context is open, as long as there is a ``directory`` to do it in.
+
+    ``port`` is what receives clients; what it serves is served here too.
+    """
+    routes = ControlRoutes(port.routes, commands)
+    reception = Reception(routes, Admission([], None), Proxies([], False), port.limits, None)
+    server = Server(reception, _OperatorsLog(AccessLog()))
+    runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS)
+    await runner.setup()
+    door = _Door(directory, runner)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback(door.shut)
+        await door.ensure()
+        looking = asyncio.create_task(door.stay_open(), name="control")
+        stack.callback(looking.cancel)
+        yield
+
+
+def about(started: float) -> Commands:
+    """The command that says which process this is; ``started`` in Unix seconds."""
+
+    async def answer(_: object) -> dict[str, Any]:
+        when = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": when.replace("+00:00", "Z"),
+        }
+
+    return {("GET", "/control/about"): answer}
+
+
+class _OperatorsLog:
+    """Writes requests into the log, and counts none of them."""
+
+    def __init__(self, log: AccessLog) -> None:
+        self._log = log
+
+    def request_ended(self, ending: Ending) -> None:
+        self._log.request_ended(replace(ending, client="operator"))
+
+    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
+        def ended(_: str, seconds: float) -> None:
+            used()
+            self.request_ended(replace(ending, seconds=seconds))
+
+        return ended
+
+
+class _Door:
+    """The socket of this process, opened again where its file is gone."""
+
+    def __init__(self, directory: Path, runner: web.ServerRunner) -> None:
+        self._directory = directory
+        self._runner = runner
+        self._standing: Standing | None = None
+        self._site: web.SockSite | None = None
+        self._missed = False
+
+    async def stay_open(self) -> None:
+        """Look again and again whether the socket is in its place."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            await self.ensure()
+
+    async def ensure(self) -> None:
+        """Open the socket where it is not; the log says once that it cannot be."""
+        if self._standing is not None and self._standing.in_place():
+            return
+        await self.shut()
+        try:
+            standing = asyncio.to_thread(stand, self._directory, os.getpid())
+            self._standing = await kept(standing, Standing.withdraw)
+        except OSError as error:
+            if not self._missed:
+                _log.warning(
+                    "no control socket in %s: %s; mirror ls, rm, stats and warm do without",
+                    self._directory,
+                    error.strerror,
+                )
+            self._missed = True
+            return
+        self._missed = False
+        self._site = web.SockSite(self._runner, self._standing.raw, backlog=_BACKLOG)
+        await self._site.start()
+
+    async def shut(self) -> None:
+        """Take no more commands, and remove the socket."""
+        site, self._site = self._site, None
+        if site is not None:
+            await site.stop()
+        standing, self._standing = self._standing, None
+        if standing is not None:
+            standing.withdraw()

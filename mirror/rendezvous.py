@@ -1,0 +1,167 @@
+"""Where the processes of a running mirror can be met: one directory, a unix socket for each.
+
+Knows files, locks and sockets.  Must not know what is said through them.  Whoever makes or removes
+a socket holds the directory's lock, so that none is taken for dead before it listens.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_SUFFIX: Final = ".sock"
+_MOST_BYTES: Final = 100  # of a path, which every system's sun_path has room for
+_DESCRIPTORS: Final = Path("/proc/self/fd")  # Linux
+_BACKLOG: Final = 128
+_PROBE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """An open directory of sockets, the caller's to close."""
+
+    path: Path
+    fd: int
+
+    @classmethod
+    def open(cls, path: Path) -> "Meeting":
+        """Open a directory.
+
+        Raises:
+            OSError: it is not there, or not ours.
+        """
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return cls(path, os.open(path, flags))
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self.fd)
+
+    def address(self, name: str) -> str:
+        """What to bind or connect to for a socket, while the directory is open.
+
+        Raises:
+            OSError: the path is too long for this system.
+        """
+        plain = str(self.path / name)
+        if len(os.fsencode(plain)) <= _MOST_BYTES:
+            return plain
+        if _DESCRIPTORS.is_dir():  # a short way to it, however long its own name is
+            return f"{_DESCRIPTORS}/{self.fd}/{name}"
+        raise OSError(errno.ENAMETOOLONG, f"{plain} is too long for the name of a socket")
+
+    def live(self) -> list[str]:
+        """The sockets that somebody listens on; those of the dead are removed on the way.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        with contextlib.suppress(OSError), self._alone(fcntl.LOCK_NB):
+            self.sweep()
+        return [name for name in self._names() if self._is_live(name)]
+
+    def sweep(self) -> None:
+        """Remove what nobody listens on; only with the lock.
+
+        Raises:
+            OSError: the directory cannot be read or changed.
+        """
+        for name in self._names():
+            if not self._is_live(name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=self.fd)
+
+    def _names(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.fd) if name.endswith(_SUFFIX))
+
+    def _is_live(self, name: str) -> bool:
+        address = self.address(name)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_PROBE_SECONDS)
+            try:
+                probe.connect(address)
+            except (ConnectionRefusedError, FileNotFoundError):
+                return False
+            except OSError:  # its queue is full, or we may not connect: it is somebody's
+                return True
+            return True
+
+    @contextlib.contextmanager
+    def _alone(self, how: int = 0) -> Iterator[None]:
+        fcntl.flock(self.fd, fcntl.LOCK_EX | how)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def _free_name(self, pid: int) -> str:
+        """A name for the socket of a process; a container's pids are another's too."""
+        taken, number = set(self._names()), 0
+        while (name := f"{pid}.{number}{_SUFFIX}" if number else f"{pid}{_SUFFIX}") in taken:
+            number += 1
+        return name
+
+    def listen(self, pid: int) -> "Standing":
+        """Open the socket of a process, for the owner alone.
+
+        Raises:
+            OSError: there can be none here.
+        """
+        with self._alone():
+            os.fchmod(self.fd, 0o700)
+            self.sweep()
+            name = self._free_name(pid)
+            raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                raw.bind(self.address(name))
+                os.chmod(name, 0o600, dir_fd=self.fd)
+                raw.listen(_BACKLOG)
+                raw.setblocking(False)
+                return Standing(self.path / name, raw, os.lstat(self.path / name))
+            except OSError:
+                raw.close()
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A listening socket and its file."""
+
+    path: Path
+    raw: socket.socket
+    made: os.stat_result
+
+    def in_place(self) -> bool:
+        """Whether the file is still there and the socket's own."""
+        try:
+            there = self.path.lstat()
+        except OSError:
+            return False
+        return stat.S_ISSOCK(there.st_mode) and os.path.samestat(there, self.made)
+
+    def withdraw(self) -> None:
+        """Listen no more, and leave no file."""
+        if self.in_place():
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self.raw.close()
+
+
+def stand(directory: Path, pid: int) -> Standing:
+    """Listen in ``directory``, which is made where its parent is there.
+
+    Raises:
+        OSError: that cannot be.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    meeting = Meeting.open(directory)
+    try:
+        return meeting.listen(pid)
+    finally:
+        meeting.close()
