@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.filesize import decimal
 
-from mirror import __version__, cli_client
+from mirror import __version__, cli_client, cli_proxy
 from mirror.config import Config, ConfigError, load
 from mirror.config.dump import dump_toml
 from mirror.figures import shared_figures
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # boxes are no lines that a log or grep could use
 )
 app.add_typer(cli_client.app)  # client, doctor
+app.add_typer(cli_proxy.app)  # ca
 
 ConfigOption = Annotated[
     Path | None,

@@ -7,6 +7,7 @@ from mirror.clients.docker import docker, docker_hosts
 from mirror.clients.k3s import k3s
 from mirror.clients.podman import podman
 from mirror.clients.snippet import File, Mirror, Snippet
+from mirror.clients.trust import trusting
 
 __all__ = [
     "File",
@@ -20,4 +21,5 @@ __all__ = [
     "k3s",
     "podman",
     "reachable_url",
+    "trusting",
 ]

@@ -7,9 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PlainSerializer,
@@ -20,7 +18,9 @@ from pydantic import (
 
 from mirror.config.addresses import checked_name, checked_proxy, checked_url
 from mirror.config.listen import Address, checked_listen, checked_mode, listed, parse_listen
+from mirror.config.proxy import ProxyConfig
 from mirror.config.quantity import Duration, DurationField, Size, SizeField
+from mirror.config.table import Table as _Table
 
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
 UNIX_PROXIES: Final = "unix:"
@@ -123,10 +123,6 @@ Listen = Annotated[
 Proxy = Annotated[str, AfterValidator(checked_proxy)]
 ReadableFile = Annotated[str, AfterValidator(_readable)]
 Timeout = Annotated[DurationField, AfterValidator(_above_zero)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ServerConfig(_Table):
@@ -266,6 +262,7 @@ class Config(_Table):
 
     server: ServerConfig = ServerConfig()
     access: AccessConfig = AccessConfig()
+    proxy: ProxyConfig = ProxyConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
     cache: CacheConfig = Field(default_factory=CacheConfig)
@@ -300,7 +297,8 @@ class Config(_Table):
             )
             for name, upstream in self.upstreams.items()
         }
-        return self.model_copy(update={"limits": limits, "upstreams": upstreams})
+        proxy = self.proxy.model_copy(update={"tunnels": part(self.proxy.tunnels)})
+        return self.model_copy(update={"limits": limits, "upstreams": upstreams, "proxy": proxy})
 
     def default_upstream(self) -> str:
         """The upstream that a plain ``/v2/<name>/`` means."""

@@ -1,0 +1,135 @@
+"""Keys and certificates as values: an authority, and what it signs for one host (RFC 5280)."""
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_AUTHORITY_LIFE: Final = timedelta(days=3650)
+#: Short, for it is made anew whenever it is needed; long for a mirror whose clock stands still.
+HOST_LIFE: Final = timedelta(days=90)
+_SKEW: Final = timedelta(days=1)  # clocks of clients that are late
+_MOST_NAME: Final = 64  # characters of a common name
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A key and its certificate, followed by those that lead to a root where it is none itself."""
+
+    key: PrivateKeyTypes
+    chain: tuple[x509.Certificate, ...]
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The certificate that belongs to the key."""
+        return self.chain[0]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the key is the one of the certificate."""
+        return self.key.public_key() == self.certificate.public_key()
+
+    @property
+    def valid_from(self) -> datetime:
+        """The first moment it counts."""
+        return self.certificate.not_valid_before_utc
+
+    @property
+    def valid_until(self) -> datetime:
+        """The moment from which on it counts no more."""
+        return self.certificate.not_valid_after_utc
+
+    def pem(self) -> bytes:
+        """Key and certificates."""
+        return _key_pem(self.key) + self.public_pem()
+
+    def public_pem(self) -> bytes:
+        """What clients are to trust: no secret."""
+        return b"".join(each.public_bytes(Encoding.PEM) for each in self.chain)
+
+
+def new_authority(name: str, now: datetime) -> Authority:
+    """An authority of its own, which signs for hosts and for no other authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:_MOST_NAME])])
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    certificate = (
+        _builder(subject, subject, key.public_key(), now, now + _AUTHORITY_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(key, (certificate,))
+
+
+def host_certificate(authority: Authority, host: str, now: datetime) -> bytes:
+    """Key and certificate for one host, and the chain behind it; as PEM."""
+    if not isinstance(authority.key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise ValueError("an authority signs with an EC or RSA key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    until = min(now + HOST_LIFE, authority.valid_until)
+    # What identifies it is the alternative name; a common name has no room for long hosts.
+    builder = _builder(x509.Name([]), authority.certificate.subject, key.public_key(), now, until)
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    certificate = (
+        builder.add_extension(x509.SubjectAlternativeName([_name(host)]), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(signer, critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+    return _key_pem(key) + certificate.public_bytes(Encoding.PEM) + authority.public_pem()
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    until: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(until)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _key_pem(key: PrivateKeyTypes) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,59 @@
+"""``[proxy]``: the mirror as the HTTP proxy of its clients."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PositiveInt
+
+from mirror.config.listen import Address, checked_listen, listed, parse_listen
+from mirror.config.quantity import Duration, DurationField
+from mirror.config.table import Table
+
+_DIRECTORY: Final = "proxy"  # below the cache directory
+_GLOB: Final = re.compile(
+    r"(?:\[[0-9a-f:.*]+\]|[a-z0-9_.*?-]+)(?::(?:[0-9]{1,5}|\*))?", re.ASCII | re.IGNORECASE
+)
+
+
+def _places(value: Any) -> Any:
+    return [] if value == "" else listed(value)
+
+
+def _as_written(places: tuple[str, ...]) -> str | list[str]:
+    return list(places) if len(places) > 1 else "".join(places)
+
+
+def _checked_glob(text: str) -> str:
+    if not _GLOB.fullmatch(text):
+        raise ValueError('a host such as "auth.docker.io", "*.example.com" or "git.lan:8443"')
+    return text
+
+
+def _above_zero(duration: Duration) -> Duration:
+    if duration.seconds <= 0:
+        raise ValueError("a time above zero")
+    return duration
+
+
+class ProxyConfig(Table):
+    """Where the mirror listens as a proxy, and what it lets through besides its registries."""
+
+    listen: Annotated[
+        tuple[Annotated[str, AfterValidator(checked_listen)], ...],
+        BeforeValidator(_places),
+        PlainSerializer(_as_written),
+    ] = ()
+    ca_directory: str = ""
+    allow: tuple[Annotated[str, AfterValidator(_checked_glob)], ...] = ("*",)
+    private: bool = False
+    tunnels: PositiveInt = 1_000
+    idle_timeout: Annotated[DurationField, AfterValidator(_above_zero)] = Duration.parse("10m")
+
+    def addresses(self) -> list[Address]:
+        """Where to listen; nowhere unless told to."""
+        return [parse_listen(text) for text in self.listen]
+
+    def authority_directory(self, cache: Path) -> Path:
+        """Where the CA is kept, ``cache`` being the cache directory."""
+        return Path(self.ca_directory).expanduser() if self.ca_directory else cache / _DIRECTORY
