@@ -21,10 +21,11 @@ from mirror.ephemeral.freshness import Freshness
 from mirror.ephemeral.negative import Negatives
 from mirror.ephemeral.pages import Pages
 from mirror.metrics import Metrics
+from mirror.pull.ahead import Ahead
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
-from mirror.pull.policy import Splitting
+from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.slots import SlotLimits, Slots
 from mirror.store.database import IndexUnavailableError
 from mirror.web.health import Condition, HealthFace
@@ -78,7 +79,8 @@ async def _opened_routes(config: Config, ground: Ground) -> AsyncIterator[Routes
         }
         limits = config.limits
         slots = _slots(config)
-        blobs = BlobPulls(registries, store.blobs, negatives, metrics, slots)
+        ahead = Ahead(AHEAD_SHARE / config.server.processes())
+        blobs = BlobPulls(registries, store.blobs, negatives, metrics, slots, ahead)
         manifests = ManifestPulls(
             registries,
             store.manifests,

@@ -20,10 +20,14 @@ class RangeNotSatisfiable(ValueError):  # noqa: N818  # the phrase of status 416
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """The bytes from ``start`` up to and without ``stop``."""
+    """The bytes from ``start`` up to and without ``stop``.
+
+    ``open_ended``: however many there are; such a client takes what it needs and leaves.
+    """
 
     start: int
     stop: int
+    open_ended: bool = False
 
     @property
     def length(self) -> int:
@@ -58,7 +62,7 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
         return None  # as Go's ServeContent: containerd's parallel fetch asks bytes=0- of everything
     if start >= stop:
         raise RangeNotSatisfiable(f"the range names no byte of the {size} there are")
-    return ByteRange(start, stop)
+    return ByteRange(start, stop, open_ended=first is not None and last is None)
 
 
 def parse_content_range(header: str) -> tuple[int, int, int | None]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest
+from mirror.pull.ahead import Ahead
 from mirror.pull.content import Content, PassingContent, Source, StoredContent
 from mirror.pull.fill import Fill, Observer
 from mirror.pull.flight import Flights
@@ -54,12 +55,14 @@ class BlobPulls:
         negatives: Negatives,
         observer: Observer,
         slots: Slots,
+        ahead: Ahead,
     ) -> None:
         self._registries = registries
         self._blobs = blobs
         self._negatives = negatives
         self._observer = observer
         self._slots = slots
+        self._ahead = ahead
         self._fills: dict[Digest, Fill] = {}
         self._heads: Flights[tuple[Target, Digest], int | None] = Flights()
 
@@ -118,6 +121,7 @@ class BlobPulls:
         await self._heads.close()
         for fill in list(self._fills.values()):
             await fill.stop()
+        await self._ahead.close()
 
     def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
         fill = self._fills.get(digest)
@@ -131,6 +135,7 @@ class BlobPulls:
         # A failed fill may have been followed by another before it came to its end.
         if self._fills.get(fill.digest) is fill:
             del self._fills[fill.digest]
+            self._ahead.forget(fill.digest, spent=fill.growth.state is State.WHOLE)
 
     async def _read(self, fill: Fill, source: Source, *, led: bool) -> BlobAnswer:
         fill.enter()
@@ -142,7 +147,7 @@ class BlobPulls:
             raise
         if fill.growth.kept:
             outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
-            content = GrowingContent(fill.growth, source, fill.leave)
+            content = GrowingContent(fill.growth, source, self._ahead, fill.leave)
             return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
         fill.leave()
         passing = PassingContent(source, fill.digest, fill.digest.hasher(), 0)

@@ -8,12 +8,22 @@ to :attr:`Growth.visible`, which stays short of the end until the digest is veri
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from enum import Enum, auto
 
 from mirror.oci.digest import Digest, Hasher
+from mirror.pull.ahead import Ahead
 from mirror.pull.content import FilePiece, PassingContent, Piece, Source
 from mirror.pull.errors import BrokenOffError
-from mirror.pull.policy import HOLD_BACK_BYTES, WAKE_BYTES, WAKE_SECONDS, visible_bytes
+from mirror.pull.policy import (
+    HOLD_BACK_BYTES,
+    PART_LOOK_SECONDS,
+    PART_PATIENCE_SECONDS,
+    WAKE_BYTES,
+    WAKE_SECONDS,
+    arrival_seconds,
+    visible_bytes,
+)
 from mirror.upstream.errors import UpstreamError
 
 
@@ -42,6 +52,7 @@ class Growth:
         self._changed = asyncio.Event()
         self._announced = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._began: tuple[float, int] | None = None  # when, and with how many bytes
 
     # The fill's side.
 
@@ -54,6 +65,7 @@ class Growth:
         """Upstream's headers have arrived; ``length`` bytes are here already."""
         self.total = self.total if total is None else total
         self.state = State.GROWING
+        self._began = self._began or (asyncio.get_running_loop().time(), length)
         self.show(length)
 
     def show(self, length: int) -> None:
@@ -142,6 +154,44 @@ class Growth:
             return self._announced
         return min(self._announced, stop - HOLD_BACK_BYTES)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the blob is verified, or will not be."""
+        return self.state in {State.WHOLE, State.DECLINED, State.FAILED}
+
+    async def ends_soon(self) -> bool:
+        """Whether a part of it can wait for the verification."""
+        if self.total is None:
+            return True  # then nobody can ask for parts
+        return await self._soon(lambda: self.ended, self.total)
+
+    async def reach(self, position: int) -> int:
+        """How many bytes there are, if more than ``position`` before long; else ``position``.
+
+        Unlike :meth:`advance` it holds nothing back of what ends here.
+        """
+        await self._soon(lambda: self.ended or self._announced > position, position)
+        return max(position, self._announced)
+
+    async def _soon(self, ready: Callable[[], bool], target: int) -> bool:
+        """Whether it is ``ready`` soon; waits unless it takes long to come to byte ``target``."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + PART_PATIENCE_SECONDS
+        while not ready():
+            left, expected = deadline - clock(), self._expected(target, clock())
+            if left <= 0 or (expected is not None and expected > left):
+                return False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, PART_LOOK_SECONDS)):
+                    await self._changed.wait()
+        return True
+
+    def _expected(self, target: int, now: float) -> float | None:
+        if self._began is None:
+            return None
+        since, before = self._began
+        return arrival_seconds(target - self.length, self.length - before, now - since)
+
     def piece(self, start: int, stop: int) -> FilePiece:
         """A stretch of the file."""
         assert self._fd is not None, "nothing is visible before there is a file"
@@ -158,9 +208,12 @@ class Growth:
 class GrowingContent:
     """One client's view of a growing blob; ``left`` is called when the client is done."""
 
-    def __init__(self, growth: Growth, source: Source, left: Callable[[], None]) -> None:
+    def __init__(
+        self, growth: Growth, source: Source, ahead: Ahead, left: Callable[[], None]
+    ) -> None:
         self._growth = growth
         self._source = source
+        self._ahead = ahead
         self._left = left
         self._remainder: PassingContent | None = None
 
@@ -170,8 +223,16 @@ class GrowingContent:
         return self._growth.total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
-        """The file as it grows, then whatever the disk did not take."""
+        """The file as it grows, then whatever the disk did not take.
+
+        A part that would take too long comes as upstream sends it, unverified.
+        """
         position = start
+        if stop is not None:
+            async with aclosing(self._relayed(start, stop)) as relayed:
+                async for piece in relayed:
+                    yield piece
+                    position += piece.count if isinstance(piece, FilePiece) else len(piece)
         while stop is None or position < stop:
             visible = await self._growth.advance(position, stop)
             if visible == position:
@@ -183,6 +244,25 @@ class GrowingContent:
         if self._remainder is not None and (stop is None or position < stop):
             async for piece in self._remainder.pieces(position, stop):
                 yield piece
+
+    async def _relayed(self, start: int, stop: int) -> AsyncGenerator[Piece, None]:
+        """What need not wait for the verification of the whole, which takes too long."""
+        growth, position = self._growth, start
+        while position < stop and not await growth.ends_soon():
+            here = min(await growth.reach(position), stop)
+            if here > position:
+                yield growth.piece(position, here)
+                position = here
+                continue
+            assert growth.total is not None, "else it would be said to end soon"
+            piece = await self._ahead.lookup(
+                self._source, growth.digest, position, stop, growth.total
+            )
+            if piece is None:
+                await growth.advance(position, None)
+                continue
+            yield piece
+            position += len(piece)
 
     async def close(self) -> None:
         """Leave the blob to others."""

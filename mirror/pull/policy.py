@@ -1,5 +1,6 @@
 """The decisions that are numbers: pure, so that each is one line to read and to test."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,16 @@ WAKE_SECONDS: Final = 0.02
 
 #: What passes through waits here for a client that may be slow; there may be a thousand of them.
 PASSING_BUFFER_BYTES: Final = 64 * 1024
+
+#: A part waits so long, in seconds, for its bytes and for the verification of the whole blob; where
+#: that takes longer it is relayed as upstream sends it.
+PART_PATIENCE_SECONDS: Final = 1.0
+#: So long a fill is watched before anything is said about how fast it is.
+PART_LOOK_SECONDS: Final = 0.25
+#: What is fetched ahead of a fill comes in pieces of this size, which wait in memory.
+AHEAD_PIECE_BYTES: Final = 1024 * 1024
+#: What is fetched ahead of a fill may cost upstream this share of the blob, on top of it.
+AHEAD_SHARE: Final = 0.04
 
 #: How long a fill goes on that nobody wants any more, in seconds.
 UNWANTED_SECONDS: Final = 3.0
@@ -47,6 +58,21 @@ def visible_bytes(length: int, total: int | None) -> int:
     """How much of a growing blob its readers may have before it is verified."""
     held_back_from = length if total is None else total
     return max(0, min(length, held_back_from - HOLD_BACK_BYTES))
+
+
+def arrival_seconds(distance: int, grown: int, elapsed: float) -> float | None:
+    """How long ``distance`` further bytes take, after ``grown`` in ``elapsed`` seconds.
+
+    None while it is too early to tell.
+    """
+    if elapsed < PART_LOOK_SECONDS:
+        return None
+    return distance * elapsed / grown if grown > 0 else math.inf
+
+
+def ahead_allowance(total: int, share: float) -> int:
+    """How many bytes of a blob may be fetched ahead of its fill, in all."""
+    return int(total * share)
 
 
 def nearly_done(length: int, total: int | None) -> bool:

@@ -143,11 +143,13 @@ class RegistryFace:
             response = _blob_response(200, fields, size)
             if size is None:
                 response.enable_chunked_encoding()
-            await stream(request, response, content, (0, size), self.sender)
+            await stream(request, response, content, (0, None), self.sender)
         else:
             response = _blob_response(206, fields, wanted.length)
             response.headers["Content-Range"] = wanted.content_range(size)
-            await stream(request, response, content, (wanted.start, wanted.stop), self.sender)
+            # Who asks for whatever there is takes it as it comes, verified at the end.
+            stop = None if wanted.open_ended else wanted.stop
+            await stream(request, response, content, (wanted.start, stop), self.sender)
         return response
 
     async def _listing(

@@ -32,7 +32,7 @@ def test_first_and_last_select_what_slicing_selects(first: int, last: int, size:
 @given(st.integers(0, 50), SIZES)
 def test_an_open_range_runs_to_the_end(first: int, size: int):
     if first < size:
-        assert parse_range(f"bytes={first}-", size) == ByteRange(first, size)
+        assert parse_range(f"bytes={first}-", size) == ByteRange(first, size, open_ended=True)
     else:
         with pytest.raises(RangeNotSatisfiable):
             parse_range(f"bytes={first}-", size)
