@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import time
+from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,11 +35,11 @@ class Connection(RequestHandler):
     __slots__ = (
         "_clean",
         "_crowd",
+        "_heads",
         "_raw_socket",
         "_reception",
         "_table",
         "client",
-        "head",
         "proxied",
         "refusal",
     )
@@ -54,12 +55,12 @@ class Connection(RequestHandler):
         self._crowd = crowd
         self._reception = reception
         self._table = reception.table
-        self._clean = True  # nothing but whole requests, one at a time, has come
+        self._clean = True  # nothing but whole requests has come, each in one piece
         self._raw_socket: socket.socket | None = None
         self.client = ""  # or a proxy
         self.proxied = False  # a trusted proxy says who asks
         self.refusal = ""
-        self.head = b""  # the bytes of the request that is being answered, if it is a whole one
+        self._heads: deque[bytes] = deque()  # of requests that are not begun with
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -96,12 +97,17 @@ class Connection(RequestHandler):
         """What to find the answer to a request by: from a proxy the same bytes mean another."""
         return b"\0" + data if self.proxied else data
 
+    def begun(self) -> bytes:
+        """The bytes of the request that is begun with now; none where they may be more or less."""
+        return self._heads.popleft() if self._heads else b""
+
     def data_received(self, data: bytes) -> None:
         if self._table is not None and self._clean:
             if self._repeated(self._table, data):
                 return
-            self._clean = whole_head(data) and (self._is_idle() or not self._request_count)
-            self.head = data if self._clean else b""
+            self._clean = whole_head(data)
+            if self._clean:
+                self._heads.append(data)
         super().data_received(data)
 
     def _is_idle(self) -> bool:

@@ -61,14 +61,16 @@ class Server(web.Server):
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         exchange = request[EXCHANGE] = Exchange(self._clock(), self._origin(request))
-        exchange.repeatable = self._is_repeatable(request, exchange.origin)
+        protocol = request.protocol
+        head = protocol.begun() if isinstance(protocol, Connection) else b""
+        exchange.repeatable = bool(head) and self._is_repeatable(request, exchange.origin)
         try:
             response = await self._answer(request, exchange)
             exchange.status = response.status
             if not response.prepared:
                 await response.prepare(request)
                 exchange.answered()
-            self._remember(request, response, exchange)
+            self._remember(head, request, response, exchange)
             return response
         except (asyncio.CancelledError, ConnectionError):
             exchange.whole = False
@@ -112,20 +114,22 @@ class Server(web.Server):
     def _is_repeatable(self, request: web.BaseRequest, origin: Origin) -> bool:
         """Whether the request may come again byte for byte, and mean the same."""
         protocol = request.protocol
-        if not isinstance(protocol, Connection) or not protocol.head:
-            return False
-        if self._reception.table is None:  # nothing is kept
+        if not isinstance(protocol, Connection) or self._reception.table is None:
             return False
         # What a proxy says of nobody would mean another client from the next proxy.
         return _is_plain(request) and (origin.told or not protocol.proxied)
 
     def _remember(
-        self, request: web.BaseRequest, response: web.StreamResponse, exchange: Exchange
+        self,
+        head: bytes,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        exchange: Exchange,
     ) -> None:
         kept, protocol, table = exchange.kept, request.protocol, self._reception.table
         if kept is None or table is None or not isinstance(protocol, Connection):
             return
-        if not (protocol.head and response.keep_alive and exchange.whole):
+        if not (response.keep_alive and exchange.whole):
             return
         body = b"" if request.method == "HEAD" else kept.body
         first, rest = _head(response)
@@ -136,7 +140,7 @@ class Server(web.Server):
         if exchange.origin.told:
             ended = _of(exchange.origin.client, ended)
         answer = HotAnswer(first, rest, body, file, kept.size, until, kept.digest, ended)
-        table.put(protocol.key(protocol.head), answer)
+        table.put(protocol.key(head), answer)
 
     def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
         return Ending(

@@ -14,7 +14,7 @@ from mirror.oci.digest import Digest
 from mirror.web.hot import HotAnswer, HotTable, whole_head
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST
-from tests.running import Mirror, running
+from tests.running import Mirror, eventually, running
 
 REPO = "library/app"
 APP = image(random_bytes(64 * 1024, 1), random_bytes(300 * 1024, 2))
@@ -121,6 +121,23 @@ async def test_the_whole_corpus_is_answered_alike_with_and_without(tmp_path, fil
     for sent, repeated, worked_out in zip(_CORPUS, *answers, strict=True):
         assert repeated == worked_out, sent
         assert len(set(worked_out)) == 1, sent
+
+
+async def test_who_asks_before_an_answer_is_over_gets_hot_answers_all_the_same(tmp_path, filled):
+    filled.rate = 1e6  # the large one takes a moment
+    async with running(tmp_path, {"docker.io": filled.url}) as mirror, connected(mirror) as client:
+        small, large = (request(f"/v2/{REPO}/blobs/{digest}") for digest in (SMALL, LARGE))
+        await client.ask(small)
+        await eventually(mirror, "mirror_cache_objects", 1)
+        client.writer.write(large)
+        await client.reader.readuntil(b"\r\n\r\n")
+        client.writer.write(small)
+        await client.reader.readexactly(len(APP.blobs[2]))
+        kept = await client.answer()
+        (file,) = (tmp_path / "blobs").rglob(f"{SMALL.partition(':')[2]}.*")
+        file.unlink()  # only what is hot can still be had without upstream
+        assert await client.ask(small) == kept
+    assert filled.count("blob") == 2
 
 
 async def test_hot_answers_are_counted_logged_and_keep_their_objects_in_use(
