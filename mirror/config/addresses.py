@@ -6,6 +6,9 @@ from urllib.parse import SplitResult, urlsplit
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?", re.ASCII)
 
+#: A path before the API's own; no empty parts, no dots alone.
+_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[a-zA-Z0-9._~:-]+)*", re.ASCII)
+
 
 def checked_name(name: str) -> str:
     """A registry's name as it stands before an image, ``host[:port]``.
@@ -19,17 +22,40 @@ def checked_name(name: str) -> str:
 
 
 def checked_url(url: str) -> str:
+    """The address of a mirror, without a slash at its end.
+
+    Raises:
+        ValueError: it is none, or it says more than where the mirror is.
+    """
+    if _checked(url).path not in {"", "/"}:
+        raise ValueError("an address without a path (the registry API is at the root)")
+    return url.rstrip("/")
+
+
+def checked_upstream(url: str) -> str:
     """The address of a registry, without a slash at its end.
+
+    It may have a path before the API's own, as a mirror behind a mirror has:
+    ``http://mirror.example.com:5000/ghcr.io`` is asked below ``/ghcr.io/v2/``.
 
     Raises:
         ValueError: it is none, or it says more than where the registry is.
     """
+    path = _checked(url).path.rstrip("/")
+    if not _PATH.fullmatch(path):
+        raise ValueError("an address whose path is plain (letters, digits, . _ ~ : -)")
+    if path.rpartition("/")[2] in {"v1", "v2"}:
+        raise ValueError("an address without /v2 (it is added to whatever stands before it)")
+    return url.rstrip("/")
+
+
+def _checked(url: str) -> SplitResult:
     parts = _split(url, "https://registry.example.com")
     if parts.username is not None or parts.password is not None:
         raise ValueError("an address without user and password (there are keys for them)")
-    if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError("an address without a path (the registry API is at the root)")
-    return url.rstrip("/")
+    if parts.query or parts.fragment:
+        raise ValueError("an address without a query")
+    return parts
 
 
 def checked_proxy(url: str) -> str:

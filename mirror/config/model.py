@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.config.addresses import checked_name, checked_proxy, checked_url
+from mirror.config.addresses import checked_name, checked_proxy, checked_upstream
 from mirror.config.listen import Address, checked_listen, checked_mode, listed, parse_listen
 from mirror.config.proxy import ProxyConfig
 from mirror.config.quantity import Duration, DurationField, Size, SizeField
@@ -220,8 +220,8 @@ class FillConfig(_Table):
 class UpstreamConfig(_Table):
     """One registry."""
 
-    url: Annotated[str, AfterValidator(checked_url)]
-    mirrors: tuple[Annotated[str, AfterValidator(checked_url)], ...] = ()
+    url: Annotated[str, AfterValidator(checked_upstream)]
+    mirrors: tuple[Annotated[str, AfterValidator(checked_upstream)], ...] = ()
     enabled: bool = True
     default: bool = False
     username: str = ""

@@ -10,15 +10,13 @@ from typing import Any, Final
 
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import (
-    DOCKER_SCHEMA1,
-    DOCKER_SCHEMA1_SIGNED,
     MANIFEST_TYPES,
     OCI_ARTIFACT,
     OCI_INDEX,
     OCI_MANIFEST,
+    is_schema1,
 )
 
-_SCHEMA1: Final = frozenset({DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED})
 _SCHEMA_VERSION: Final = 2
 _MAX_SIZE: Final = 2**63 - 1  # what the clients' int64 holds
 _SHOWN: Final = 80
@@ -30,6 +28,11 @@ class NotAManifest(ValueError):  # noqa: N818  # says what it is
 
 class Schema1Unsupported(NotAManifest):
     """A manifest of Docker's first schema, whose digest does not cover its bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "an image manifest of schema 1, which Docker gave up in 2019: push the image again"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,8 @@ def identify(body: bytes, content_type: str) -> str:
     document = _parse(body)
     sent_as = content_type.partition(";")[0].strip().lower()
     version = document.get("schemaVersion")
-    if sent_as in _SCHEMA1 or version == 1:
-        raise Schema1Unsupported(
-            "an image manifest of schema 1, which Docker gave up in 2019: push the image again"
-        )
+    if is_schema1(sent_as) or version == 1:
+        raise Schema1Unsupported
     concrete = sent_as if sent_as in MANIFEST_TYPES else ""
     stated = _stated(document)
     if stated and concrete and stated != concrete:

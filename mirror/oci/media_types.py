@@ -42,6 +42,12 @@ def accepts(accept: str, media_type: str) -> bool:
     return found[max(found)] if found else False
 
 
+def is_schema1(media_type: str) -> bool:
+    """Whether it is a manifest of Docker's first schema, as a Content-Type may say it."""
+    essence = media_type.partition(";")[0].strip().lower()
+    return essence in {DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
+
+
 def narrow_accept(accept: str) -> str:
     """What a picky client accepts, in our order; empty for a client that takes them all.
 

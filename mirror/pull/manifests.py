@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, NotAManifest, identify
-from mirror.oci.media_types import ACCEPT_MANIFESTS, accepts, narrow_accept
+from mirror.oci.manifest import Descriptor, NotAManifest, Schema1Unsupported, identify
+from mirror.oci.media_types import (
+    ACCEPT_MANIFESTS,
+    MANIFEST_TYPES,
+    accepts,
+    is_schema1,
+    narrow_accept,
+)
 from mirror.oci.reference import Tag
 from mirror.pull.blobs import Negatives
 from mirror.pull.errors import DigestMismatchError
@@ -183,6 +189,8 @@ class ManifestPulls:
             raise DigestMismatchError(registry.name, f"sent bytes that are not {expected}")
         try:
             media_type = identify(answer.body, answer.media_type)
+        except Schema1Unsupported as error:
+            raise NotFoundError(registry.name, f"has only {error}") from error
         except NotAManifest as error:
             raise UnavailableError(registry.name, f"answered no manifest: {error}") from error
         manifest = Manifest(expected, media_type, answer.body)
@@ -228,8 +236,14 @@ class ManifestPulls:
     async def _ask(self, wanted: _Wanted, tag: Tag) -> Descriptor:
         registry = self._registries[wanted.target.upstream]
         head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
-        if head.digest is not None and head.size is not None and head.media_type:
-            return Descriptor(head.media_type, head.digest, head.size)
+        if is_schema1(head.media_type):  # never advertised: it could not be served
+            raise NotFoundError(registry.name, f"has only {Schema1Unsupported()}")
+        if head.digest is not None and head.size is not None:
+            if head.media_type in MANIFEST_TYPES:
+                return Descriptor(head.media_type, head.digest, head.size)
+            stored = await self._manifests.lookup(head.digest)
+            if stored is not None:  # what it is was found out when it was fetched
+                return _described(stored)
         return _described(await self._fetch(wanted, tag, None))
 
     async def _servable(self, link: Link) -> bool:

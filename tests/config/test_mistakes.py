@@ -50,6 +50,8 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
          """upstreams."r.lan".url: found 'ftp://r.lan', allowed: an http or https address"""),
         ('[upstreams."r.lan"]\nurl = "https://r.lan/v2/"',
          """upstreams."r.lan".url: found 'https://r.lan/v2/', allowed: an address without"""),
+        ('[upstreams."r.lan"]\nurl = "https://r.lan/a/../b"',
+         """upstreams."r.lan".url: found 'https://r.lan/a/../b', allowed: an address whose path"""),
         ('[upstreams."r.lan"]\nurl = "https://r.lan:99999"', 'upstreams."r.lan".url: found'),
         ('[upstreams."R_lan/x"]\nurl = "https://r.lan"',
          """upstreams."R_lan/x": found 'R_lan/x', allowed: a registry's name in lower case"""),

@@ -13,11 +13,20 @@ from typing import Self
 
 from aiohttp import web
 
-from tests.fakes.content import Image, digest_of
+from tests.fakes.content import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Image,
+    digest_of,
+)
 from tests.fakes.faults import Fault
 
 _PATH = re.compile(r"/v2/(?P<repo>.+)/(?P<kind>manifests|blobs|tags|referrers)/(?P<ref>[^/]+)")
 _KINDS = {"manifests": "manifest", "blobs": "blob", "tags": "tags", "referrers": "referrers"}
+#: What was there before manifests were negotiated is sent to everybody, as distribution does it.
+_NEGOTIATED = {OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST}
 _PIECE = 64 * 1024
 
 Guard = Callable[[web.BaseRequest, str], web.Response | None]
@@ -38,7 +47,7 @@ class FakeRegistry:
     """A registry on a free port of the loopback; ``rate`` in bytes/s holds for all together.
 
     ``guard`` may answer a request instead (authorization); ``rate_per_connection`` throttles
-    each answer by itself.
+    each answer by itself; ``referrers_api`` False: a registry that only knows the tag of old.
     """
 
     rate: float | None = None
@@ -46,6 +55,7 @@ class FakeRegistry:
     guard: Guard | None = None
     redirect_blobs_to: Callable[[str], str] | None = None
     tls: ssl.SSLContext | None = None
+    referrers_api: bool = True
     port: int = 0
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)
@@ -151,7 +161,8 @@ class FakeRegistry:
     ) -> web.StreamResponse:
         digest = self.tags.get((repo, reference), reference)
         found = self.manifests.get((repo, digest))
-        if found is None or found[1] not in request.headers.get("Accept", found[1]):
+        accepted = request.headers.get("Accept", "")
+        if found is None or (found[1] in _NEGOTIATED and accepted and found[1] not in accepted):
             return _error(404, "MANIFEST_UNKNOWN")
         body, media_type = found
         if fault.flip is not None:
@@ -185,14 +196,21 @@ class FakeRegistry:
     async def _referrers(
         self, request: web.BaseRequest, repo: str, digest: str, _: Fault
     ) -> web.StreamResponse:
+        if not self.referrers_api:
+            return _error(404, "NAME_UNKNOWN")
+        wanted = request.rel_url.query.get("artifactType")
         found = []
         for (known, name), (body, media_type) in self.manifests.items():
             document = json.loads(body)
-            if known == repo and document.get("subject", {}).get("digest") == digest:
-                found.append({"mediaType": media_type, "digest": name, "size": len(body)})
-        index = {"schemaVersion": 2, "manifests": found}
-        headers = {"Content-Type": "application/vnd.oci.image.index.v1+json"}
-        if "artifactType" in request.rel_url.query:
+            if known != repo or document.get("subject", {}).get("digest") != digest:
+                continue
+            kind = document.get("artifactType", document.get("config", {}).get("mediaType"))
+            if wanted in {None, kind}:
+                entry = {"mediaType": media_type, "digest": name, "size": len(body)}
+                found.append(entry | {"artifactType": kind})
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
+        headers = {"Content-Type": OCI_INDEX}
+        if wanted is not None:
             headers["OCI-Filters-Applied"] = "artifactType"
         return web.Response(body=json.dumps(index).encode(), headers=headers)
 

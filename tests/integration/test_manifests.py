@@ -233,17 +233,6 @@ async def test_tags_are_listed_page_by_page_through_the_mirror(mirror, upstream,
     assert upstream.count("tags") == asked
 
 
-async def test_referrers_pass_through(mirror, upstream, app):
-    body = json.dumps(
-        {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "subject": {"digest": app.digest}}
-    ).encode()
-    digest = upstream.add_manifest(REPO, body, OCI_MANIFEST)
-    answer = await mirror.get(f"/v2/{REPO}/referrers/{app.digest}?artifactType=x")
-    assert json.loads(answer.body)["manifests"][0]["digest"] == digest
-    assert answer.headers["OCI-Filters-Applied"] == "artifactType"
-    assert answer.headers["Content-Type"] == OCI_INDEX
-
-
 async def test_429_reaches_the_client_with_its_retry_after_and_upstream_is_left_alone(
     mirror, upstream, app
 ):

@@ -1,0 +1,204 @@
+"""What is in a registry besides images of the usual kind."""
+
+import json
+
+import pytest
+
+from tests.fakes import FakeRegistry, random_bytes
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, image, index
+
+REPO = "library/app"
+ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
+SIGNATURE = "application/vnd.dev.cosign.artifact.sig.v1+json"
+SBOM = "application/spdx+json"
+HELM = "application/vnd.cncf.helm.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+
+def descriptor(data: bytes, media_type: str, **fields: object) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": digest_of(data), "size": len(data), **fields}
+
+
+def manifest(config: dict[str, object], *layers: dict[str, object], **fields: object) -> bytes:
+    """An OCI manifest of any purpose."""
+    body = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}
+    return json.dumps(body | fields).encode()
+
+
+def attached(subject: bytes, kind: str, content: bytes = b"{}") -> bytes:
+    """A manifest of one blob that refers to another manifest."""
+    return manifest(
+        descriptor(b"{}", "application/vnd.oci.empty.v1+json"),
+        descriptor(content, kind),
+        artifactType=kind,
+        subject=descriptor(subject, OCI_MANIFEST),
+    )
+
+
+def added(upstream: FakeRegistry, body: bytes, media_type: str, *blobs: bytes) -> str:
+    """Have upstream hold a manifest under the tag "latest", and its blobs."""
+    for blob in blobs:
+        upstream.add_blob(blob)
+    return upstream.add_manifest(REPO, body, media_type, "latest")
+
+
+def path(reference: str) -> str:
+    return f"/v2/{REPO}/manifests/{reference}"
+
+
+def kinds() -> dict[str, tuple[bytes, str, list[bytes]]]:
+    """Manifests of all kinds, their media types and blobs."""
+    data = random_bytes(100_000)
+    plain = image(data)
+    chart = manifest(
+        descriptor(b'{"name":"chart"}', HELM),
+        descriptor(data, "application/vnd.cncf.helm.chart.content.v1.tar+gzip"),
+    )
+    lazily = {"containerd.io/snapshot/stargz/toc.digest": digest_of(b"toc")}
+    layers = [
+        descriptor(data, f"{LAYER}+zstd"),
+        descriptor(data, f"{LAYER}+gzip", annotations=lazily),
+    ]
+    zstd = manifest(descriptor(b"{}", "application/vnd.oci.image.config.v1+json"), *layers)
+    nested = {"schemaVersion": 2, "manifests": [descriptor(index(plain), OCI_INDEX)]}
+    provenance = {
+        **descriptor(plain.manifest, OCI_MANIFEST),
+        "platform": {"architecture": "unknown", "os": "unknown"},
+        "annotations": {"vnd.docker.reference.type": "attestation-manifest"},
+    }
+    attested = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [provenance]}
+    drafted = {"mediaType": ARTIFACT, "blobs": [descriptor(data, SBOM)], "artifactType": SBOM}
+    return {
+        "chart": (chart, OCI_MANIFEST, [b'{"name":"chart"}', data]),
+        "zstd and eStargz": (zstd, OCI_MANIFEST, [b"{}", data]),
+        "index of indexes": (json.dumps(nested).encode(), OCI_INDEX, []),
+        "attestations": (json.dumps(attested).encode(), OCI_INDEX, []),
+        "artifact manifest": (json.dumps(drafted).encode(), ARTIFACT, [data]),
+        "signature": (attached(plain.manifest, SIGNATURE, data), OCI_MANIFEST, [b"{}", data]),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+async def test_every_kind_comes_as_it_is_by_tag_and_digest_also_offline(mirror, upstream, kind):
+    body, media_type, blobs = kinds()[kind]
+    digest = added(upstream, body, media_type, *blobs)
+    accepted = {"Accept": f"{media_type}, */*"}
+    for reference in ("latest", digest):
+        head = await mirror.get(path(reference), "HEAD", **accepted)
+        assert (head.status, head.headers["Content-Length"]) == (200, str(len(body)))
+        answer = await mirror.get(path(reference), **accepted)
+        assert (answer.body, answer.headers["Content-Type"]) == (body, media_type)
+        assert answer.headers["Docker-Content-Digest"] == digest
+    for blob in blobs:
+        assert (await mirror.get(f"/v2/{REPO}/blobs/{digest_of(blob)}")).body == blob
+    await upstream.stop()
+    for reference in ("latest", digest):
+        assert (await mirror.get(path(reference), **accepted)).body == body
+    for blob in blobs:
+        assert (await mirror.get(f"/v2/{REPO}/blobs/{digest_of(blob)}")).body == blob
+    await upstream.start()
+
+
+async def test_what_refers_to_an_image_is_listed_by_kind(mirror, upstream):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "latest")
+    signature = upstream.add_manifest(REPO, attached(app.manifest, SIGNATURE), OCI_MANIFEST)
+    sbom = upstream.add_manifest(REPO, attached(app.manifest, SBOM), OCI_MANIFEST)
+    where = f"/v2/{REPO}/referrers/{app.digest}"
+    for query, found, applied in [
+        ("", {signature, sbom}, None),
+        (f"?artifactType={SBOM.replace('+', '%2B')}", {sbom}, "artifactType"),
+        ("?artifactType=application/none", set(), "artifactType"),
+    ]:
+        answer = await mirror.get(where + query)
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == OCI_INDEX
+        assert answer.headers.get("OCI-Filters-Applied") == applied
+        assert {entry["digest"] for entry in json.loads(answer.body)["manifests"]} == found
+    nothing = await mirror.get(f"/v2/{REPO}/referrers/{sbom}")
+    assert (nothing.status, json.loads(nothing.body)["manifests"]) == (200, [])
+
+
+async def test_a_registry_without_the_referrers_api_sends_clients_to_the_tag(mirror, upstream):
+    upstream.referrers_api = False
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "latest")
+    signature = attached(app.manifest, SIGNATURE)
+    upstream.add_manifest(REPO, signature, OCI_MANIFEST)
+    listed = {"schemaVersion": 2, "manifests": [descriptor(signature, OCI_MANIFEST)]}
+    fallback, cosign = app.digest.replace(":", "-"), app.digest.replace(":", "-") + ".sig"
+    upstream.add_manifest(REPO, json.dumps(listed).encode(), OCI_INDEX, fallback)
+    upstream.add_manifest(REPO, signature, OCI_MANIFEST, cosign)
+    for _ in range(2):
+        refused = await mirror.get(f"/v2/{REPO}/referrers/{app.digest}")
+        assert refused.status == 404
+        assert json.loads(refused.body)["errors"][0]["code"] == "NAME_UNKNOWN"
+    assert upstream.count("referrers") == 1
+    assert json.loads((await mirror.get(path(fallback))).body) == listed
+    assert (await mirror.get(path(cosign))).body == signature
+    assert (await mirror.get(path(f"{fallback}.att"))).status == 404, "nothing is attached"
+
+
+async def test_a_kind_that_head_does_not_tell_is_looked_up_in_the_manifest(mirror, upstream):
+    app = image(b"layer")
+    digest = added(upstream, app.manifest, "application/json")
+    for method in ("HEAD", "GET", "HEAD"):
+        answer = await mirror.get(path("latest"), method)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, OCI_MANIFEST)
+        assert answer.headers["Docker-Content-Digest"] == digest
+    assert upstream.count("manifest", "GET") == 1
+
+
+async def test_a_foreign_layer_is_what_its_registry_makes_of_it(mirror, upstream):
+    """Windows: dockerd asks the registry first and goes to `urls` after a 404."""
+    inside, outside = random_bytes(1000, 1), random_bytes(1000, 2)
+    urls = {"urls": ["https://content.example.com/layer"]}
+    layers = [descriptor(layer, FOREIGN, **urls) for layer in (inside, outside)]
+    body = manifest(descriptor(b"{}", "application/vnd.oci.image.config.v1+json"), *layers)
+    added(upstream, body, OCI_MANIFEST, b"{}", inside)
+    assert (await mirror.get(path("latest"))).body == body
+    assert (await mirror.get(f"/v2/{REPO}/blobs/{digest_of(inside)}")).body == inside
+    warm = await mirror.get(f"/v2/{REPO}/blobs/{digest_of(inside)}")
+    assert warm.headers["Cache-Status"] == "mirror; hit"
+    for method in ("HEAD", "GET"):
+        refused = await mirror.get(f"/v2/{REPO}/blobs/{digest_of(outside)}", method)
+        assert refused.status == 404
+    assert json.loads(refused.body)["errors"][0]["code"] == "BLOB_UNKNOWN"
+
+
+@pytest.mark.parametrize("media_type", [SCHEMA1, "application/json"])
+async def test_schema_1_is_refused_in_plain_words(mirror, upstream, media_type):
+    old = {"schemaVersion": 1, "name": "app", "tag": "latest", "fsLayers": [], "history": []}
+    added(upstream, json.dumps(old).encode(), media_type)
+    answer = await mirror.get(path("latest"), Accept="*/*")
+    error = json.loads(answer.body)["errors"][0]
+    assert (answer.status, error["code"]) == (404, "MANIFEST_UNKNOWN")
+    assert "schema 1" in error["message"]
+    assert "push the image again" in error["message"]
+    assert (await mirror.get(path("latest"), "HEAD", Accept="*/*")).status == 404
+    assert (await mirror.metrics())["mirror_cache_objects"] == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "/docker.io"])
+@pytest.mark.parametrize("namespace", ["", "docker.io"])
+async def test_the_next_page_of_a_listing_is_where_the_client_asked(
+    mirror, upstream, prefix, namespace
+):
+    for number in range(5):
+        upstream.tags[REPO, f"v{number}"] = "sha256:" + "0" * 64
+    within = f"/v2{prefix}/{REPO}/tags/list" if not namespace else f"{prefix}/v2/{REPO}/tags/list"
+    where, names = f"{within}?n=2" + (f"&ns={namespace}" if namespace else ""), []
+    while where:
+        answer = await mirror.get(where)
+        names += json.loads(answer.body)["tags"]
+        assert answer.headers["Content-Type"].startswith("application/json")
+        link = answer.headers.get("Link", "")
+        assert not link or link.startswith(f"<{within}?")
+        assert not link or not namespace or f"ns={namespace}" in link
+        where = link.partition(">")[0].removeprefix("<")
+    assert names == ["v0", "v1", "v2", "v3", "v4"]
+    assert not any("ns=" in seen.path for seen in upstream.seen)
+    last = await mirror.get(f"{within}?n=2&last=v2" + (f"&ns={namespace}" if namespace else ""))
+    assert json.loads(last.body)["tags"] == ["v3", "v4"]
