@@ -14,7 +14,9 @@ from typing import Final
 from mirror import __version__
 from mirror.app.door import opened_admission, proxies, server_limits
 from mirror.app.store import Store
+from mirror.app.teller import UpstreamTeller
 from mirror.app.upstreams import directory, opened_upstream
+from mirror.bookkeeper import Bookkeeper
 from mirror.config.model import Config
 from mirror.ephemeral.backend import Backend
 from mirror.ephemeral.freshness import Freshness
@@ -47,6 +49,7 @@ class Ground:
 
     store: Store
     metrics: Metrics
+    books: Bookkeeper
     table: HotTable
     stopping: asyncio.Event
 
@@ -70,10 +73,11 @@ async def _opened_routes(config: Config, ground: Ground) -> AsyncIterator[Routes
     backend = Backend(_EPHEMERAL_KEYS)
     negatives = Negatives(backend, config.tags.negative_max_age.seconds)
     max_age = config.tags.max_age.seconds
+    teller = UpstreamTeller(metrics, ground.books)
     async with AsyncExitStack() as stack:
         registries = {
             name: await stack.enter_async_context(
-                opened_upstream(name, upstream, config, backend, metrics)
+                opened_upstream(name, upstream, config, backend, teller)
             )
             for name, upstream in config.enabled().items()
         }
@@ -93,6 +97,7 @@ async def _opened_routes(config: Config, ground: Ground) -> AsyncIterator[Routes
         listings = ListingPulls(registries, Pages(Backend(_PAGES), max_age), negatives)
         for pulls in (blobs, manifests, listings):
             stack.push_async_callback(pulls.close)
+        stack.enter_context(ground.books.watching(blobs))
         threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
         sender = Sender(threads, limits.stall_timeout.seconds)
         yield Routes(

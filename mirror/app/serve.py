@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from mirror import __version__
+from mirror.app.books import opened_books
 from mirror.app.control import about, opened_control
 from mirror.app.door import certificate, listen
 from mirror.app.edition import Ground, opened_edition
@@ -125,10 +126,11 @@ async def _serving_on(
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
-        ground = Ground(store, metrics, table, stopping)
+        books = await stack.enter_async_context(opened_books(store))
+        ground = Ground(store, metrics, books, table, stopping)
         reception = await stack.enter_async_context(opened_edition(config, ground))
         chain = certificate(config)
-        server = Server(reception, Teller(metrics, AccessLog()))
+        server = Server(reception, Teller(metrics, AccessLog(), books))
         runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -1,8 +1,9 @@
-"""Whom requests are told to when they are over."""
+"""Who is told of what happens: metrics, access log, ledger."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mirror.bookkeeper import Bookkeeper
 from mirror.logs import AccessLog
 from mirror.metrics import Metrics
 from mirror.web.exchange import Ending
@@ -10,24 +11,53 @@ from mirror.web.exchange import Ending
 
 @dataclass(frozen=True, slots=True)
 class Teller:
-    """Tells metrics and access log of every request."""
+    """Tells of requests."""
 
     metrics: Metrics
     log: AccessLog
+    books: Bookkeeper
 
     def request_ended(self, ending: Ending) -> None:
         """A request was answered, or its connection is gone."""
         self.metrics.request_ended(ending)
+        self.books.request_ended(ending)
         self.log.request_ended(ending)
 
     def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
         """What to tell of every repetition: the client, and seconds to the first byte."""
         count = self.metrics.repeated(ending.exchange)
+        book = self.books.repeated(ending)
 
         def ended(client: str, seconds: float) -> None:
             used()
             count(seconds)
+            book(client)
             if self.log.wanted:
                 self.log.request_ended(replace(ending, client=client, seconds=seconds))
 
         return ended
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTeller:
+    """Tells of exchanges with upstreams."""
+
+    metrics: Metrics
+    books: Bookkeeper
+
+    def upstream_answered(
+        self, upstream: str, kind: str, method: str, code: str, seconds: float
+    ) -> None:
+        """One exchange with upstream; ``code`` is ``error`` when there was no answer."""
+        self.metrics.upstream_answered(upstream, kind, method, code, seconds)
+        self.books.upstream_answered(upstream, code)
+
+    def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
+        """Body bytes arrived."""
+        self.metrics.upstream_bytes(upstream, kind, count)
+        self.books.upstream_bytes(upstream, count)
+
+    def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
+        """Upstream told how many pulls it allows and how many are left."""
+        self.metrics.upstream_rate_limit(upstream, limit, remaining)
+        self.books.upstream_rate_limit(upstream, limit, remaining)

@@ -10,19 +10,18 @@ from mirror.app.errors import StartError
 from mirror.config.model import Config, UpstreamConfig
 from mirror.ephemeral.backend import Backend
 from mirror.ephemeral.tokens import Tokens
-from mirror.metrics import Metrics
 from mirror.upstream.answers import Pace
 from mirror.upstream.authorization import Authorization, Credentials
 from mirror.upstream.directory import Directory, Names
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
-from mirror.upstream.transport import Transport, TransportSettings
+from mirror.upstream.transport import Observer, Transport, TransportSettings
 
 
 @asynccontextmanager
 async def opened_upstream(
-    name: str, upstream: UpstreamConfig, config: Config, backend: Backend, metrics: Metrics
+    name: str, upstream: UpstreamConfig, config: Config, backend: Backend, observer: Observer
 ) -> AsyncIterator[Endpoints]:
     """Open an upstream with its mirrors.
 
@@ -44,7 +43,7 @@ async def opened_upstream(
         registries = []
         for address, known_as in addresses:
             url = URL(address)
-            transport = Transport(name, url.host or "", settings, metrics)
+            transport = Transport(name, url.host or "", settings, observer)
             try:
                 await stack.enter_async_context(transport)
             except OSError as error:  # ssl.SSLError is one
@@ -54,7 +53,7 @@ async def opened_upstream(
             max_bytes = config.fetch.max_blob_size.bytes
             gate = Gate(name)
             registries.append(
-                Registry(name, url, transport, authorization, gate, metrics, max_bytes, pace)
+                Registry(name, url, transport, authorization, gate, observer, max_bytes, pace)
             )
         yield Endpoints(name, registries)
 

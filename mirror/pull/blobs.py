@@ -116,6 +116,11 @@ class BlobPulls:
         """A blob was given out without being asked for here."""
         self._blobs.touch(digest)
 
+    def under_way(self) -> list[Fill]:
+        """The downloads that bring more, led here or elsewhere."""
+        growing = {State.ASKING, State.GROWING}
+        return [fill for fill in self._fills.values() if fill.growth.state in growing]
+
     async def close(self) -> None:
         """Break off what is under way; it goes on after the next start."""
         await self._heads.close()

@@ -83,6 +83,11 @@ class Fill:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    @property
+    def waiting(self) -> int:
+        """Clients that read it."""
+        return self._readers
+
     def enter(self) -> None:
         """One more reader."""
         self._readers += 1

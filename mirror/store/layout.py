@@ -13,6 +13,7 @@
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        what each tag last meant
       control/<pid>.sock                   where each process of a running mirror takes commands
+      ledger/ledger.db                     what the mirror has done (SQLite), for people to see
       lock                                 flock: shared by all who use the directory
       scrub                                the number of the row that was scrubbed last
       rebuild                              the index was lost: files are still to be found
@@ -103,6 +104,11 @@ class Layout:
     def tags(self) -> Path:
         """Where the index of tags lives."""
         return self.root / "tags"
+
+    @property
+    def ledger(self) -> Path:
+        """Where the ledger lives."""
+        return self.root / "ledger"
 
     @property
     def rebuild(self) -> Path:

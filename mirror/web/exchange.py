@@ -10,6 +10,7 @@ from aiohttp import web
 
 from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
+from mirror.store.manifests import Manifest
 from mirror.web.forwarded import Origin
 
 
@@ -44,6 +45,8 @@ class Exchange:
     upstream: str = ""
     repository: str = ""
     reference: str = ""
+    digest: str = ""  # of the manifest that the reference means
+    manifest: Manifest | None = None
     kind: str = ""
     outcome: Outcome | None = None
     detail: str = ""

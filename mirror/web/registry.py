@@ -89,10 +89,10 @@ class RegistryFace:
         else:
             answer = await self.manifests.get(target, endpoint.reference, accept)
             manifest, outcome, detail = answer.manifest, answer.outcome, answer.detail
-            until = answer.until
+            until, exchange.manifest = answer.until, manifest
             digest, media_type, body = manifest.digest, manifest.media_type, manifest.body
             size = len(body)
-        exchange.outcome, exchange.detail = outcome, detail
+        exchange.outcome, exchange.detail, exchange.digest = outcome, detail, str(digest)
         stored = request.method == "GET"
         headers = _fields(request, digest, cache_status(outcome, stored=stored, detail=detail))
         if not_modified(request, digest):

@@ -1,0 +1,202 @@
+"""What happened in a second or so, collected in memory until it is written into the ledger.
+
+Filled on the event loop; whoever writes it has it alone.  Bounded, so that a ledger that cannot
+be written costs no more than a little memory.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+_MOST_VISITS: Final = 2000
+
+#: From the best to the worst that can happen to a pull.
+_RESULTS: Final = (
+    *("", "hit", "revalidated", "stale", "coalesced", "miss"),
+    *("negative", "denied", "error"),
+)
+_MISSED: Final = "miss"
+_FRUITLESS: Final = frozenset({"negative", "denied", "error"})
+
+
+def worse(one: str, other: str) -> str:
+    """The worse of two results."""
+    return max(one, other, key=_RESULTS.index)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A kind of request that was answered, perhaps many times; ``size`` bytes each time.
+
+    ``kind`` is manifest, blob, tags or referrers; ``agent`` the program that asks, as people call
+    it; for a manifest ``digest`` is what the reference means and ``content_bytes`` what its config
+    and layers come to, 0 for an index.
+    """
+
+    upstream: str
+    repository: str
+    reference: str
+    kind: str
+    result: str
+    agent: str
+    size: int
+    head: bool = False
+    digest: str = ""
+    content_bytes: int = 0
+
+    @property
+    def of_a_pull(self) -> bool:
+        """Whether it may be part of one: nobody pulls what there is not."""
+        if self.kind == "manifest":
+            return self.result not in _FRUITLESS
+        return self.kind == "blob" and self.upstream != ""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A client at one repository; ``client`` is its address."""
+
+    client: str
+    agent: str
+    upstream: str
+    repository: str
+
+
+@dataclass(slots=True)
+class _Repeats:
+    count: int
+    first: float
+    last: float
+
+
+@dataclass(slots=True)
+class Asked:
+    """How often a manifest was asked for by one reference, and what that meant."""
+
+    heads: int = 0
+    gets: int = 0
+    digest: str = ""
+
+
+@dataclass(slots=True)
+class Visit:
+    """What a client did at a repository, from ``first`` to ``last``."""
+
+    first: float
+    last: float
+    asked: dict[str, Asked] = field(default_factory=dict)
+    sent_bytes: int = 0
+    missed_bytes: int = 0
+    result: str = ""
+    digest: str = ""
+    content_bytes: int = 0
+
+    def note(self, request: Request, count: int) -> None:
+        """Add an answer that was given ``count`` times."""
+        if request.kind == "manifest":
+            asked = self.asked.setdefault(request.reference, Asked())
+            asked.heads += count if request.head else 0
+            asked.gets += 0 if request.head else count
+            asked.digest = request.digest or asked.digest
+        if request.content_bytes:
+            self.digest, self.content_bytes = request.digest, request.content_bytes
+        self.sent_bytes += request.size * count
+        self.missed_bytes += request.size * count if request.result == _MISSED else 0
+        self.result = worse(self.result, request.result)
+
+    def absorb(self, later: "Visit") -> None:
+        """Add what came after."""
+        self.first, self.last = min(self.first, later.first), max(self.last, later.last)
+        for reference, more in later.asked.items():
+            asked = self.asked.setdefault(reference, Asked())
+            asked.heads += more.heads
+            asked.gets += more.gets
+            asked.digest = more.digest or asked.digest
+        self.sent_bytes += later.sent_bytes
+        self.missed_bytes += later.missed_bytes
+        self.result = worse(self.result, later.result)
+        if later.content_bytes:
+            self.digest, self.content_bytes = later.digest, later.content_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an upstream last answered (a status, or ``error``), and when (Unix seconds)."""
+
+    code: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """What an upstream told of its rate limit."""
+
+    allowed: float
+    remaining: float
+
+
+class Batch:
+    """What is to be written next, on a ``day``."""
+
+    def __init__(self, day: str) -> None:
+        self._repeats: dict[tuple[Request, str], _Repeats] = {}
+        self.figures: Counter[tuple[str, str, str]] = Counter()  # by day, upstream, name
+        self.visits: dict[Visitor, Visit] = {}
+        self.answers: dict[str, Answer] = {}
+        self.limits: dict[str, RateLimit] = {}
+        self._day = day
+
+    def __bool__(self) -> bool:
+        return any((self._repeats, self.figures, self.visits, self.answers, self.limits))
+
+    def add(
+        self, request: Request, client: str, began: float, ended: float, count: int = 1
+    ) -> None:
+        """A request was answered ``count`` times, between two times (Unix seconds)."""
+        self.figures[self._day, request.upstream, request.result] += count
+        self.figures[self._day, request.upstream, "served_bytes"] += request.size * count
+        if not request.of_a_pull:
+            return
+        visitor = Visitor(client, request.agent, request.upstream, request.repository)
+        visit = self.visits.get(visitor)
+        if visit is None:
+            if len(self.visits) >= _MOST_VISITS:
+                return
+            visit = self.visits[visitor] = Visit(began, ended)
+        visit.first, visit.last = min(visit.first, began), max(visit.last, ended)
+        visit.note(request, count)
+
+    def got(self, upstream: str, count: int) -> None:
+        """Bytes arrived from upstream."""
+        self.figures[self._day, upstream, "upstream_bytes"] += count
+
+    def repeat(self, request: Request, client: str, now: float) -> None:
+        """A request was answered once more, in no time: as cheap as can be, 300 ns."""
+        repeats = self._repeats.get((request, client))
+        if repeats is None:
+            self._repeats[request, client] = _Repeats(1, now, now)
+        else:
+            repeats.count += 1
+            repeats.last = now
+
+    def settle(self) -> None:
+        """Count what was repeated."""
+        for (request, client), repeats in self._repeats.items():
+            self.add(request, client, repeats.first, repeats.last, repeats.count)
+        self._repeats = {}
+
+    def absorb(self, later: "Batch") -> None:
+        """Add another batch, settled like this one: it could not be written either."""
+        self.figures.update(later.figures)
+        for visitor, visit in later.visits.items():
+            if visitor in self.visits:
+                self.visits[visitor].absorb(visit)
+            elif len(self.visits) < _MOST_VISITS:
+                self.visits[visitor] = visit
+        self.answers |= later.answers
+        self.limits |= later.limits
+
+    def in_order(self) -> Iterator[tuple[Visitor, Visit]]:
+        """The visits, as they began."""
+        yield from sorted(self.visits.items(), key=lambda item: item[1].first)
