@@ -52,7 +52,8 @@ def parse_listen(text: str) -> Address:
     Raises:
         ValueError: it is no such place.
     """
-    if unix := _UNIX.fullmatch(text):
+    unix = _UNIX.fullmatch(text)
+    if unix and Path(unix[1]).name:  # the root has none, however it is written
         return UnixAddress(Path(unix[1]))
     host, port = split_listen(text)
     return TcpAddress(host, port)

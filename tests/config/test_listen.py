@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mirror.config import ConfigError, load
@@ -28,6 +28,7 @@ def test_an_address_is_read_and_written_alike(text, address):
 
 
 @given(st.text(max_size=30) | st.from_regex(r"(unix:)?[\[\]:/0-9a-f.]+", fullmatch=True))
+@example("unix:/.")
 def test_whatever_is_written_is_an_address_or_a_mistake(text):
     try:
         address = parse_listen(text)
