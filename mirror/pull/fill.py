@@ -78,9 +78,10 @@ class Fill:
         self._task.add_done_callback(lambda _: self._close_unread())
 
     async def stop(self) -> None:
-        """Break off; what has arrived stays on disk for the next fill."""
+        """Break off; what has arrived stays on disk for the next fill, what is whole is adopted."""
         if self._task is not None:
-            self._task.cancel()
+            if self.growth.state is not State.WHOLE:
+                self._task.cancel()
             await asyncio.wait([self._task])
 
     @property
