@@ -103,7 +103,7 @@ def parse_endpoint(method: str, raw_path: str) -> Endpoint:
     if matched is None:
         raise OciError(ErrorCode.NAME_UNKNOWN, "the registry API is below /v2/")
     prefix, rest = matched["prefix"] or "", matched["rest"] or ""
-    if prefix and not _is_host(prefix):
+    if prefix and not is_host(prefix):
         raise OciError(ErrorCode.NAME_INVALID, "what stands before /v2/ is no name of a registry")
     return _parse_content(prefix, rest) if rest else Ping(prefix)
 
@@ -146,11 +146,12 @@ def _content(prefix: str, name: str, verb: str, last: str) -> Content:
 
 def _parse_name(name: str) -> str:
     registry, repository = split_registry(name)
-    if registry is not None and not _is_host(registry):
+    if registry is not None and not is_host(registry):
         raise InvalidName(f"{registry[:80]!r} is no name of a registry")
     parse_repository(repository)
     return name
 
 
-def _is_host(text: str) -> bool:
+def is_host(text: str) -> bool:
+    """Whether a text can name a registry: a host, with or without a port."""
     return len(text) <= _MAX_HOST_LENGTH and _HOST.fullmatch(text) is not None

@@ -5,6 +5,7 @@ from, and never writes one anew: its bytes are its identity.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,14 +45,30 @@ class Descriptor:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One manifest of an index: what it is, for which platform, and what is said about it.
+
+    ``platform`` is os, architecture and variant as they are written there, empty where not.
+    """
+
+    descriptor: Descriptor
+    platform: tuple[str, str, str]
+    annotations: Mapping[str, str]
+
+
 def encode_descriptor(descriptor: Descriptor) -> bytes:
     """The JSON of a descriptor."""
-    fields = {
+    return json.dumps(descriptor_fields(descriptor)).encode()
+
+
+def descriptor_fields(descriptor: Descriptor) -> dict[str, str | int]:
+    """A descriptor as an object of JSON."""
+    return {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),
         "size": descriptor.size,
     }
-    return json.dumps(fields).encode()
 
 
 def decode_descriptor(data: bytes) -> Descriptor:
@@ -101,6 +118,29 @@ def references(body: bytes) -> tuple[Descriptor, ...]:
     for key in ("layers", "blobs", "manifests"):
         entries += _listed(document, key)
     return tuple(_descriptor(entry) for entry in entries)
+
+
+def index_entries(body: bytes) -> tuple[IndexEntry, ...]:
+    """The manifests of an index, in order.
+
+    Raises:
+        NotAManifest: it is none, or one of its descriptors is malformed.
+    """
+    return tuple(_entry(entry) for entry in _listed(_parse(body), "manifests"))
+
+
+def _entry(entry: object) -> IndexEntry:
+    descriptor = _descriptor(entry)
+    assert isinstance(entry, dict)
+    platform, annotations = _texts(entry.get("platform")), _texts(entry.get("annotations"))
+    os, architecture = platform.get("os", ""), platform.get("architecture", "")
+    return IndexEntry(descriptor, (os, architecture, platform.get("variant", "")), annotations)
+
+
+def _texts(table: object) -> dict[str, str]:
+    """What of a table is text; the rest is of no interest here."""
+    fields = table.items() if isinstance(table, dict) else ()
+    return {key: value for key, value in fields if isinstance(value, str)}
 
 
 def _parse(body: bytes) -> dict[str, Any]:

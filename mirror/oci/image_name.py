@@ -1,0 +1,88 @@
+"""Images as a person types them: ``alpine``, ``ghcr.io/org/app:1``, ``name@sha256:...``.
+
+Knows Docker's rules for what may be left out.  Must not know which registries are configured, nor
+that Docker Hub puts one-word names below ``library/``.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.oci.digest import Digest, InvalidDigest
+from mirror.oci.endpoint import is_host
+from mirror.oci.reference import (
+    InvalidName,
+    InvalidReference,
+    Reference,
+    Repository,
+    Tag,
+    parse_repository,
+    parse_tag,
+    split_registry,
+)
+
+_DEFAULT_TAG: Final = Tag("latest")
+_SHOWN: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """An image: its registry (None: the default one), its repository there, its tag or digest."""
+
+    registry: str | None
+    repository: Repository
+    reference: Reference
+
+    def __str__(self) -> str:
+        registry = f"{self.registry}/" if self.registry else ""
+        return f"{registry}{joined(self.repository, self.reference)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of a list of images, or what is wrong with it; ``number`` counts from 1."""
+
+    number: int
+    text: str
+    image: ImageName | None
+    mistake: str = ""
+
+
+def joined(repository: str, reference: Reference) -> str:
+    """``repository:tag`` or ``repository@digest``."""
+    return f"{repository}{'@' if isinstance(reference, Digest) else ':'}{reference}"
+
+
+def parse_image(text: str) -> ImageName:
+    """Read the name of an image; of a tag and a digest the digest is what counts.
+
+    Raises:
+        InvalidName, InvalidReference: it is none.
+    """
+    if "://" in text:
+        _, _, rest = text[:_SHOWN].partition("://")
+        raise InvalidName(f"an image is named without a scheme: {rest}")
+    named, at, digest = text.partition("@")
+    registry, rest = split_registry(named)
+    if registry is not None and not is_host(registry):
+        raise InvalidName(f"{registry[:_SHOWN]!r} is no name of a registry")
+    repository, colon, tag = rest.partition(":")
+    reference: Reference = parse_tag(tag) if colon else _DEFAULT_TAG
+    if at:
+        try:
+            reference = Digest.parse(digest)
+        except InvalidDigest as error:
+            raise InvalidReference(str(error)) from error
+    return ImageName(registry, parse_repository(repository), reference)
+
+
+def parse_list(lines: Iterable[str]) -> Iterator[Listed]:
+    """Read a list of images: one per line, ``#`` begins a comment, empty lines mean nothing."""
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip("\ufeff \t\r\n\f\v")
+        if not text:
+            continue
+        try:
+            yield Listed(number, text, parse_image(text))
+        except ValueError as error:
+            yield Listed(number, text, None, str(error))
