@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.filesize import decimal
 
-from mirror import __version__, cli_client, cli_proxy
+from mirror import __version__, cli_client, cli_proxy, cli_warm
 from mirror.config import Config, ConfigError, load
 from mirror.config.dump import dump_toml
 from mirror.figures import shared_figures
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_client.app)  # client, doctor
 app.add_typer(cli_proxy.app)  # ca
+app.add_typer(cli_warm.app)  # warm
 
 ConfigOption = Annotated[
     Path | None,

@@ -26,7 +26,7 @@ just stored.
 import contextlib
 import errno
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -166,3 +166,16 @@ class Layout:
             raise OSError(error.errno, "its file system has no hard links") from error
         finally:
             probe.unlink(missing_ok=True)
+
+
+def left_in(root: Path) -> Callable[[Digest], int]:
+    """Tells how many bytes of a blob an earlier download has left in a cache directory."""
+    layout = Layout(root)
+
+    def left_of(digest: Digest) -> int:
+        try:
+            return layout.partial_of(ObjectKey(BLOBS, digest)).stat().st_size
+        except OSError:
+            return 0
+
+    return left_of

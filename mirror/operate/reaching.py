@@ -1,0 +1,57 @@
+"""A mirror on a cache directory: the one that runs there, else one of our own for a while.
+
+So that there is one way in which images are pulled, verified and stored.  Must not know what is
+asked of the mirror.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from mirror.app import StartError, serving
+from mirror.config.model import AccessConfig, Config, ServerConfig
+from mirror.operate.errors import OperateError
+from mirror.operate.running import lookup_running
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A mirror that takes requests by ``session``; ``own``: it ends with this command."""
+
+    session: aiohttp.ClientSession
+    own: bool
+
+
+@asynccontextmanager
+async def reached(config: Config) -> AsyncIterator[Reached]:
+    """Reach a mirror on the configured cache directory.
+
+    Raises:
+        OperateError: there is none and none can be started, or one that may not be asked.
+    """
+    directory = config.cache.directory.absolute()
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(lookup_running(directory))
+        own = running is None
+        if running is None:
+            try:
+                await stack.enter_async_context(serving(_private(config), asyncio.Event()))
+            except StartError as error:
+                raise OperateError(str(error)) from error
+            running = await stack.enter_async_context(lookup_running(directory))
+        if running is None:
+            raise OperateError(
+                f"the cache directory {directory} cannot be written to; "
+                "choose another with --cache-dir or [cache] directory"
+            )
+        yield Reached(running.workers[0].session, own)
+
+
+def _private(config: Config) -> Config:
+    """The same mirror for nobody but us: it listens on its control socket alone."""
+    server = ServerConfig.model_validate({"drain": "0s", "hot": False})
+    update = {"server": server.model_copy(update={"listen": ()}), "access": AccessConfig()}
+    return config.model_copy(update=update)
