@@ -13,22 +13,14 @@ from typing import Final
 
 from mirror import __version__
 from mirror.app.door import opened_admission, proxies, server_limits
+from mirror.app.pulls import opened_pulls
 from mirror.app.store import Store
 from mirror.app.teller import UpstreamTeller
 from mirror.app.upstreams import directory, opened_upstream
 from mirror.bookkeeper import Bookkeeper
 from mirror.config.model import Config
 from mirror.ephemeral.backend import Backend
-from mirror.ephemeral.freshness import Freshness
-from mirror.ephemeral.negative import Negatives
-from mirror.ephemeral.pages import Pages
 from mirror.metrics import Metrics
-from mirror.pull.ahead import Ahead
-from mirror.pull.blobs import BlobPulls
-from mirror.pull.listings import ListingPulls
-from mirror.pull.manifests import ManifestPulls
-from mirror.pull.policy import AHEAD_SHARE, Splitting
-from mirror.pull.slots import SlotLimits, Slots
 from mirror.store.database import IndexUnavailableError
 from mirror.web.health import Condition, HealthFace
 from mirror.web.hot import HotTable
@@ -39,7 +31,6 @@ from mirror.web.sending import Sender
 from mirror.web.status import StatusFace
 
 _EPHEMERAL_KEYS: Final = 100_000
-_PAGES: Final = 1_000
 _SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 
 
@@ -69,11 +60,8 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Recept
 
 @asynccontextmanager
 async def _opened_routes(config: Config, ground: Ground) -> AsyncIterator[Routes]:
-    store, metrics = ground.store, ground.metrics
     backend = Backend(_EPHEMERAL_KEYS)
-    negatives = Negatives(backend, config.tags.negative_max_age.seconds)
-    max_age = config.tags.max_age.seconds
-    teller = UpstreamTeller(metrics, ground.books)
+    teller = UpstreamTeller(ground.metrics, ground.books)
     async with AsyncExitStack() as stack:
         registries = {
             name: await stack.enter_async_context(
@@ -81,39 +69,23 @@ async def _opened_routes(config: Config, ground: Ground) -> AsyncIterator[Routes
             )
             for name, upstream in config.enabled().items()
         }
-        limits = config.limits
-        slots = _slots(config)
-        ahead = Ahead(AHEAD_SHARE / config.server.processes())
-        blobs = BlobPulls(registries, store.blobs, negatives, metrics, slots, ahead)
-        manifests = ManifestPulls(
-            registries,
-            store.manifests,
-            store.tags,
-            Freshness(backend, max_age),
-            negatives,
-            metrics,
-            config.tags.stale_if_error.seconds,
+        pulls = await stack.enter_async_context(
+            opened_pulls(config, registries, ground.store, backend, ground.metrics, ground.books)
         )
-        listings = ListingPulls(registries, Pages(Backend(_PAGES), max_age), negatives)
-        for pulls in (blobs, manifests, listings):
-            stack.push_async_callback(pulls.close)
-        stack.enter_context(ground.books.watching(blobs))
         threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
-        sender = Sender(threads, limits.stall_timeout.seconds)
+        sender = Sender(threads, config.limits.stall_timeout.seconds)
         yield Routes(
-            RegistryFace(directory(config), blobs, manifests, listings, sender),
+            RegistryFace(
+                directory(config),
+                pulls.blobs,
+                pulls.manifests,
+                pulls.listings,
+                sender,
+                pulls.visiting,
+            ),
             _health(ground),
             StatusFace(__version__, tuple(config.enabled()), config.default_upstream()),
         )
-
-
-def _slots(config: Config) -> Slots:
-    limits, fill = config.limits, config.fill
-    connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
-    return Slots(
-        SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds, connections),
-        Splitting(fill.connections, fill.segment.bytes, fill.parallel_from.bytes),
-    )
 
 
 def _health(ground: Ground) -> HealthFace:

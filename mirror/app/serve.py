@@ -169,5 +169,4 @@ async def _tend_regularly(store: Store) -> None:
     while True:
         await asyncio.sleep(_TEND_SECONDS)
         await store.objects.flush_touches()
-        await store.objects.heal()
-        await store.tags.heal()
+        await store.heal()

@@ -13,12 +13,24 @@ from mirror.config.model import Config
 from mirror.metrics import Metrics
 from mirror.store.blobs import Blobs
 from mirror.store.layout import Layout
+from mirror.store.links import Links
 from mirror.store.manifests import Manifests
+from mirror.store.notes import Notes
 from mirror.store.objects import Objects
 from mirror.store.space import Limits
 from mirror.store.tags import Tags
 
 _FILE_THREADS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """What is kept of private repositories; ``links`` says what each of them has."""
+
+    blobs: Blobs
+    manifests: Manifests
+    tags: Tags
+    links: Links
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,14 @@ class Store:
     blobs: Blobs
     manifests: Manifests
     tags: Tags
+    private: Private
+    notes: tuple[Notes, ...]
+
+    async def heal(self) -> None:
+        """Open again what was damaged, removed, or could not be opened; to be called often."""
+        await self.objects.heal()
+        for notes in self.notes:
+            await notes.heal()
 
 
 @asynccontextmanager
@@ -44,19 +64,38 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
     limits = Limits(config.cache.max_size.of(disk_bytes), config.cache.min_free.of(disk_bytes))
     threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
     objects = Objects(layout, limits, metrics, threads)
-    tags = Tags(layout)
     try:
         await objects.open()
     except OSError as error:
         raise _directory_error(config, error) from error
-    await tags.open()
-    blobs = Blobs(layout, objects, threads)
+    store = _store(layout, objects, threads)
+    await store.heal()
     try:
-        yield Store(layout, objects, blobs, Manifests(layout, objects, threads), tags)
+        yield store
     finally:
         await objects.close()
-        await tags.close()
+        for notes in store.notes:
+            await notes.close()
         threads.shutdown()
+
+
+def _store(layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> Store:
+    parts = (layout, objects, threads)
+    notes = public, private = Notes(layout.tags), Notes(layout.private)
+    return Store(
+        layout,
+        objects,
+        Blobs(*parts),
+        Manifests(*parts),
+        Tags(public),
+        Private(
+            Blobs(*parts, private=True),
+            Manifests(*parts, private=True),
+            Tags(private),
+            Links(private),
+        ),
+        notes,
+    )
 
 
 def _disk_bytes(directory: Path) -> int:

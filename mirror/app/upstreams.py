@@ -11,12 +11,18 @@ from mirror.config.model import Config, UpstreamConfig
 from mirror.ephemeral.backend import Backend
 from mirror.ephemeral.tokens import Tokens
 from mirror.upstream.answers import Pace
-from mirror.upstream.authorization import Authorization, Credentials
+from mirror.upstream.authorization import (
+    Authorization,
+    Credentials,
+    Introduction,
+    TokenRules,
+)
 from mirror.upstream.directory import Directory, Names
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
 from mirror.upstream.transport import Observer, Transport, TransportSettings
+from mirror.upstream.visitor import Verbatim, Visitor
 
 
 @asynccontextmanager
@@ -39,6 +45,7 @@ async def opened_upstream(
     settings = _transport_settings(config, upstream)
     rate = upstream.max_rate.bytes
     pace = Pace(rate) if rate else None
+    max_age = config.access.grant_max_age.seconds
     async with AsyncExitStack() as stack:
         registries = []
         for address, known_as in addresses:
@@ -49,13 +56,30 @@ async def opened_upstream(
             except OSError as error:  # ssl.SSLError is one
                 text = f"upstream {name}: ca_file holds no certificate: {error}"
                 raise StartError(text) from error
-            authorization = Authorization(name, url, transport, Tokens(backend), known_as)
+            tokens = Tokens(backend)
+            authorization = Authorization(name, url, transport, tokens, known_as)
             max_bytes = config.fetch.max_blob_size.bytes
             gate = Gate(name)
             registries.append(
                 Registry(name, url, transport, authorization, gate, observer, max_bytes, pace)
             )
-        yield Endpoints(name, registries)
+        # The last one is the registry itself, whose credentials a visitor's are.
+        yield Endpoints(
+            name,
+            registries,
+            lambda visitor: _introduction(visitor, name, url, transport, tokens, max_age),
+        )
+
+
+def _introduction(
+    visitor: Visitor, name: str, url: URL, transport: Transport, tokens: Tokens, max_age: float
+) -> Introduction:
+    """Who a visitor is to the registry at ``url``."""
+    credentials = visitor.credentials()
+    if credentials is None:
+        return Verbatim(visitor)
+    rules = TokenRules(visitor.identity, max_age)
+    return Authorization(name, url, transport, tokens, credentials, rules)
 
 
 def _transport_settings(config: Config, upstream: UpstreamConfig) -> TransportSettings:

@@ -32,6 +32,27 @@ def disagreements(upstreams: Upstreams, *, whole: bool) -> Iterator[tuple[Place,
     names = {name: name for name in _enabled(upstreams)}
     yield from _taken("aliases", upstreams, names)
     yield from _taken("hosts", upstreams, {})
+    yield from _ambiguous(upstreams)
+
+
+def taking_credentials(upstreams: Upstreams) -> list[str]:
+    """The upstreams for which clients bring credentials of their own."""
+    return [name for name in _enabled(upstreams) if upstreams[name].client_credentials]
+
+
+def without_host(upstreams: Upstreams) -> list[str]:
+    """Those of them that a client's credentials are for where no Host says otherwise."""
+    return [name for name in taking_credentials(upstreams) if not upstreams[name].hosts]
+
+
+def _ambiguous(upstreams: Upstreams) -> Iterator[tuple[Place, str]]:
+    first, *others = without_host(upstreams) or [""]
+    for name in others:
+        text = (
+            f"found true without hosts, as {first}: whose credentials a client sends could not be "
+            "told, allowed: one without hosts (give this one hosts, a name of its own)"
+        )
+        yield ("upstreams", name, "client_credentials"), text
 
 
 def _enabled(upstreams: Upstreams) -> list[str]:

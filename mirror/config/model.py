@@ -157,6 +157,7 @@ class AccessConfig(_Table):
 
     networks: tuple[Annotated[str, AfterValidator(_checked_network)], ...] = ()
     htpasswd_file: ReadableFile = ""
+    grant_max_age: Timeout = _time("5m")
 
 
 class LimitsConfig(_Table):
@@ -227,6 +228,7 @@ class UpstreamConfig(_Table):
     username: str = ""
     password: SecretStr = SecretStr("")
     password_file: ReadableFile = ""
+    client_credentials: bool = False
     hosts: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     library: bool = False

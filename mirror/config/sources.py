@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from mirror.config.addresses import checked_name
-from mirror.config.agreement import disagreements, with_default
+from mirror.config.agreement import disagreements, taking_credentials, with_default
 from mirror.config.errors import ConfigError
 from mirror.config.mistakes import line, told
 from mirror.config.model import Config, UpstreamConfig
@@ -146,6 +146,12 @@ def _checked(tree: Tree, origins: Origins) -> Config:
     problems += [
         line(place, text, origins) for place, text in disagreements(upstreams, whole=not problems)
     ]
+    if not problems and config.access.htpasswd_file and (taking := taking_credentials(upstreams)):
+        text = (
+            f"found a file, but {taking[0]} has client_credentials = true, and a client sends one "
+            "password only, allowed: either of them"
+        )
+        problems.append(line(("access", "htpasswd_file"), text, origins))
     if problems:
         raise ConfigError(problems)
     return config.model_copy(update={"upstreams": upstreams})

@@ -30,11 +30,15 @@ class Negatives(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlobAnswer:
-    """A blob's body, the caller's to close, and how it was come by."""
+    """A blob's body, the caller's to close, and how it was come by.
+
+    ``private``: somebody else would not get it.
+    """
 
     outcome: Outcome
     content: Content
     stored: bool
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class BlobPulls:
         if stored is not None:
             return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
         await self._check_negative(target, digest)
-        source = Source(self._registries[target.upstream], target.repository, self._slots)
+        source = Source(self._registry(target), target.repository, self._slots)
         while True:
             fill, led = self._join(digest, source)
             try:
@@ -102,7 +106,7 @@ class BlobPulls:
             verified = fill.growth.state is State.WHOLE
             return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.growth.total)
         await self._check_negative(target, digest)
-        registry = self._registries[target.upstream]
+        registry = self._registry(target)
         try:
             size, led = await self._heads.join(
                 (target, digest), lambda: registry.head_blob(target.repository, digest)
@@ -127,6 +131,9 @@ class BlobPulls:
         for fill in list(self._fills.values()):
             await fill.stop()
         await self._ahead.close()
+
+    def _registry(self, target: Target) -> Endpoints:
+        return self._registries[target.upstream].known_as(target.visitor)
 
     def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
         fill = self._fills.get(digest)
@@ -170,4 +177,4 @@ class BlobPulls:
 
 
 def _name(target: Target, digest: Digest) -> str:
-    return f"blob {target.upstream} {target.repository} {digest}"
+    return f"blob {target} {digest}"

@@ -52,8 +52,8 @@ class ListingPulls:
         Raises:
             UpstreamError: it cannot be had.
         """
-        registry = self._registries[target.upstream]
-        name = f"tags {target.upstream} {target.repository} {query}"
+        registry = self._registry(target)
+        name = f"tags {target} {query}"
         return await self._asked(target, name, lambda: registry.tags(target.repository, query))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
@@ -62,8 +62,8 @@ class ListingPulls:
         Raises:
             UpstreamError: it cannot be had.
         """
-        registry = self._registries[target.upstream]
-        name = f"referrers {target.upstream} {target.repository} {digest} {query}"
+        registry = self._registry(target)
+        name = f"referrers {target} {digest} {query}"
         return await self._asked(
             target, name, lambda: registry.referrers(target.repository, digest, query)
         )
@@ -71,6 +71,9 @@ class ListingPulls:
     async def close(self) -> None:
         """Break off what is under way."""
         await self._flights.close()
+
+    def _registry(self, target: Target) -> Endpoints:
+        return self._registries[target.upstream].known_as(target.visitor)
 
     async def _asked(
         self, target: Target, name: str, call: Callable[[], Awaitable[Listing]]

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from mirror.oci.digest import Digest
@@ -68,7 +68,7 @@ class Freshness(Protocol):
 class Resolution:
     """What a tag means and how that was come by; ``detail`` says why it is stale.
 
-    ``until`` is when a hit has to be asked about again (Unix seconds), 0 for what is no hit.
+    ``until`` is when a hit has to be asked about again (Unix seconds), 0 where that is each time.
     """
 
     descriptor: Descriptor
@@ -99,9 +99,12 @@ class _Wanted:
         return self.narrow or ACCEPT_MANIFESTS
 
     def name(self, reference: str) -> str:
-        """The name under which the cache knows it."""
-        name = f"{self.target.upstream} {self.target.repository} {reference}"
-        return f"{name} {self.narrow}" if self.narrow else name
+        """The name by which it is remembered what upstream said of it."""
+        return f"{self.target} {reference} {self.narrow}".rstrip()
+
+    def record(self, tag: Tag) -> str:
+        """The name by which the disk knows a tag, whoever asks for it."""
+        return f"{replace(self.target, visitor=None)} {tag} {self.narrow}".rstrip()
 
 
 class ManifestPulls:
@@ -168,6 +171,9 @@ class ManifestPulls:
         await self._questions.close()
         await self._fetches.close()
 
+    def _registry(self, target: Target) -> Endpoints:
+        return self._registries[target.upstream].known_as(target.visitor)
+
     # By digest.
 
     async def _by_digest(self, wanted: _Wanted, digest: Digest) -> ManifestAnswer:
@@ -181,7 +187,7 @@ class ManifestPulls:
 
     async def _fetch(self, wanted: _Wanted, reference: str, digest: Digest | None) -> Manifest:
         """Fetch a manifest, verify it, store it."""
-        registry = self._registries[wanted.target.upstream]
+        registry = self._registry(wanted.target)
         answer = await registry.get_manifest(wanted.target.repository, reference, wanted.accept)
         expected = digest or answer.digest or Digest.of(answer.body)
         if Digest.of(answer.body, expected.algorithm) != expected:
@@ -216,7 +222,7 @@ class ManifestPulls:
 
     async def _question(self, wanted: _Wanted, tag: Tag) -> Resolution:
         """Ask upstream what a tag means now, or fall back on what it last meant."""
-        name = wanted.name(tag)
+        name = wanted.record(tag)
         known = await self._tags.lookup(name)
         try:
             descriptor = await self._ask(wanted, tag)
@@ -228,13 +234,13 @@ class ManifestPulls:
                 raise
             _log.info("serving %s stale: %s", name, error)
             return Resolution(known.descriptor, Outcome.STALE, type(error).__name__)
-        await self._freshness.put(name, descriptor)
+        await self._freshness.put(wanted.name(tag), descriptor)
         await self._write_down(self._tags.put(name, Link(descriptor, self._clock())))
         same = known is not None and known.descriptor.digest == descriptor.digest
         return Resolution(descriptor, Outcome.REVALIDATED if same else Outcome.MISS)
 
     async def _ask(self, wanted: _Wanted, tag: Tag) -> Descriptor:
-        registry = self._registries[wanted.target.upstream]
+        registry = self._registry(wanted.target)
         head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
         if is_schema1(head.media_type):  # never advertised: it could not be served
             raise NotFoundError(registry.name, f"has only {Schema1Unsupported()}")

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mirror.oci.digest import Digest, Hasher
 from mirror.store.expected import Expectations
-from mirror.store.layout import BLOBS, Layout, ObjectKey
+from mirror.store.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey
 from mirror.store.objects import Objects, OpenObject
 from mirror.store.opening import kept
 from mirror.store.partial import Partial, Tail
@@ -19,15 +19,34 @@ R = TypeVar("R")
 class Blobs:
     """The blobs of the cache, and the files in which they grow."""
 
-    def __init__(self, layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> None:
-        """Use ``threads`` for what hashes, writes or flushes."""
+    def __init__(
+        self,
+        layout: Layout,
+        objects: Objects,
+        threads: ThreadPoolExecutor,
+        *,
+        private: bool = False,
+    ) -> None:
+        """Use ``threads`` for what hashes, writes or flushes.
+
+        What grows here is for everybody, or ``private``; private ones are looked up beside
+        everybody's and never the other way round.
+        """
+        self._kinds = (BLOBS, PRIVATE_BLOBS) if private else (BLOBS,)
         self._layout = layout
         self._objects = objects
         self._threads = threads
 
     async def lookup(self, digest: Digest) -> OpenObject | None:
         """Open a stored blob, or None."""
-        return await self._objects.lookup(ObjectKey(BLOBS, digest))
+        for kind in self._kinds:
+            stored = await self._objects.lookup(ObjectKey(kind, digest))
+            if stored is not None:
+                return stored
+        return None
+
+    def _key(self, digest: Digest) -> ObjectKey:
+        return ObjectKey(self._kinds[-1], digest)
 
     async def stage(self, digest: Digest) -> Partial:
         """Take the lead in filling a blob, from where the last leader stopped.
@@ -36,7 +55,7 @@ class Blobs:
             PartialBusyError: another process has it.
             OSError: the disk says no.
         """
-        path = self._layout.partial_of(ObjectKey(BLOBS, digest))
+        path = self._layout.partial_of(self._key(digest))
         return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
 
     def _staged(self, path: Path, digest: Digest) -> Partial:
@@ -50,7 +69,7 @@ class Blobs:
         Raises:
             OSError: the disk says no.
         """
-        path = self._layout.partial_of(ObjectKey(BLOBS, digest))
+        path = self._layout.partial_of(self._key(digest))
         expected = Expectations(self._layout.expected)
 
         def total() -> int | None:
@@ -103,7 +122,7 @@ class Blobs:
             OSError, IndexUnavailableError: it could not be kept.
         """
         await self._run(partial.flush)
-        await self._objects.adopt(ObjectKey(BLOBS, partial.digest), partial)
+        await self._objects.adopt(self._key(partial.digest), partial)
 
     async def release(self, partial: Partial, *, discard: bool = False) -> None:
         """End a fill: keep the bytes for the next leader, or discard them."""
@@ -114,11 +133,11 @@ class Blobs:
 
     def touch(self, digest: Digest) -> None:
         """Note that it was used."""
-        self._objects.touch(ObjectKey(BLOBS, digest))
+        self._objects.touch(self._key(digest))
 
     async def forget(self, digest: Digest) -> bool:
         """Drop a stored blob; say whether it was there."""
-        return await self._objects.forget(ObjectKey(BLOBS, digest))
+        return await self._objects.forget(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
         with self._objects.alarm.watching():

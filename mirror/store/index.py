@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from mirror.store.database import Adoption, described, inode_of, opened, translated
-from mirror.store.layout import BLOBS, Layout, ObjectKey
+from mirror.store.layout import Layout, ObjectKey
 
 _ADOPT: Final = "adopt"
 _EVICT: Final = "evict"
@@ -136,7 +136,7 @@ class ObjectIndex:
             if entry.path != path:
                 path.unlink(missing_ok=True)
             return False
-        media_type = "" if key.kind == BLOBS else media_type_of(path)
+        media_type = media_type_of(path) if key.is_manifest else ""
         self._insert(key, Adoption(None, name, there.st_size, media_type, 0))
         self.touch({key: there.st_mtime})
         return True
@@ -229,7 +229,7 @@ class ObjectIndex:
         if entry is not None and entry.path == self._layout.root / name:
             pending.unlink()  # the row stands: adopted after all, or not yet evicted
         elif act == _ADOPT:
-            media_type = "" if key.kind == BLOBS else media_type_of(pending)
+            media_type = media_type_of(pending) if key.is_manifest else ""
             there = pending.stat()
             adoption = Adoption(pending, name, there.st_size, media_type, there.st_mtime_ns)
             self._insert(key, adoption)

@@ -6,6 +6,8 @@
       cache.db                             index of the objects (diskcache, SQLite)
       blobs/sha256/ab/<hex>.<suffix>       a whole, verified blob
       manifests/sha256/ab/<hex>.<suffix>   a whole, verified manifest
+      private-blobs/, private-manifests/   the same, got with the credentials of a client: what is
+                                           there is not for everybody, whatever else is lost
       partial/<kind>.sha256.<hex>          a fill: its length is its progress, its flock its leader
       expected/<kind>.sha256.<hex>         what it will grow to
       pending/<act>.<kind>.sha256.<hex>.<suffix>
@@ -14,6 +16,7 @@
       tags/cache.db                        what each tag last meant
       control/<pid>.sock                   where each process of a running mirror takes commands
       ledger/ledger.db                     what the mirror has done (SQLite), for people to see
+      private/cache.db                     the same of private repositories, and what they have
       lock                                 flock: shared by all who use the directory
       scrub                                the number of the row that was scrubbed last
       rebuild                              the index was lost: files are still to be found
@@ -35,6 +38,9 @@ from mirror.oci.digest import Digest
 
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
+PRIVATE_BLOBS: Final = "private-blobs"
+PRIVATE_MANIFESTS: Final = "private-manifests"
+_KINDS: Final = (BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS)
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _CACHEDIR_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of container images.\n"
@@ -42,7 +48,10 @@ _CACHEDIR_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of conta
 
 @dataclass(frozen=True, slots=True)
 class ObjectKey:
-    """Which object: its kind (``blobs`` or ``manifests``) and its digest."""
+    """Which object: its kind (the name of a directory of objects) and its digest.
+
+    What is private is another object than what everybody may have, though its digest be the same.
+    """
 
     kind: str
     digest: Digest
@@ -58,7 +67,7 @@ class ObjectKey:
             ValueError: the text is not a key.
         """
         kind, algorithm, hexadecimal = text.split(".")
-        if kind not in {BLOBS, MANIFESTS}:
+        if kind not in _KINDS:
             raise ValueError(f"no such kind of object: {kind!r}")
         return cls(kind, Digest.parse(f"{algorithm}:{hexadecimal}"))
 
@@ -71,6 +80,11 @@ class ObjectKey:
         """
         kind, algorithm, _, file = name.split("/")
         return cls.parse(f"{kind}.{algorithm}.{file.partition('.')[0]}")
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it is a manifest, which has a media type."""
+        return self.kind in {MANIFESTS, PRIVATE_MANIFESTS}
 
     def new_name(self) -> str:
         """A file name, relative to the root, that no file has had before."""
@@ -111,6 +125,11 @@ class Layout:
         return self.root / "ledger"
 
     @property
+    def private(self) -> Path:
+        """Where the index of private repositories lives: their tags, and what they have."""
+        return self.root / "private"
+
+    @property
     def rebuild(self) -> Path:
         """Is there while the index does not know all files."""
         return self.root / "rebuild"
@@ -132,7 +151,7 @@ class Layout:
 
     def directories(self) -> Iterator[Path]:
         """The directories that objects are in."""
-        for kind in (BLOBS, MANIFESTS):
+        for kind in _KINDS:
             yield from (self.root / kind).glob("*/*")
 
     def partial_of(self, key: ObjectKey) -> Path:
@@ -146,7 +165,7 @@ class Layout:
             OSError: the cache directory cannot be created or written, or has no hard links.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.partial, self.expected, self.pending, self.tags):
+        for directory in (self.partial, self.expected, self.pending, self.tags, self.private):
             directory.mkdir(mode=0o700, exist_ok=True)
         # Backup programs skip a directory that carries this file (bford.info/cachedir).
         tag = self.root / "CACHEDIR.TAG"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
-from mirror.store.layout import MANIFESTS, Layout, ObjectKey
+from mirror.store.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey
 from mirror.store.objects import Objects, OpenObject
 from mirror.store.opening import kept
 from mirror.store.partial import Partial
@@ -32,15 +32,30 @@ class Manifest:
 class Manifests:
     """The manifests of the cache."""
 
-    def __init__(self, layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> None:
-        """Use ``threads`` for what reads, writes or hashes."""
+    def __init__(
+        self,
+        layout: Layout,
+        objects: Objects,
+        threads: ThreadPoolExecutor,
+        *,
+        private: bool = False,
+    ) -> None:
+        """Use ``threads`` for what reads, writes or hashes; ``private`` as for blobs."""
+        self._kinds = (MANIFESTS, PRIVATE_MANIFESTS) if private else (MANIFESTS,)
         self._layout = layout
         self._objects = objects
         self._threads = threads
 
     async def lookup(self, digest: Digest) -> Manifest | None:
         """The manifest of that digest, or None; one that no longer hashes to it is dropped."""
-        key = ObjectKey(MANIFESTS, digest)
+        for kind in self._kinds:
+            found = await self._lookup(ObjectKey(kind, digest))
+            if found is not None:
+                return found
+        return None
+
+    async def _lookup(self, key: ObjectKey) -> Manifest | None:
+        digest = key.digest
         stored = await self._objects.lookup(key)
         if stored is None:
             return None
@@ -53,13 +68,16 @@ class Manifests:
             return None
         return Manifest(digest, stored.media_type, body)
 
+    def _key(self, digest: Digest) -> ObjectKey:
+        return ObjectKey(self._kinds[-1], digest)
+
     async def put(self, manifest: Manifest) -> None:
         """Store a manifest whose digest the caller has verified.
 
         Raises:
             NoRoomError, OSError, IndexUnavailableError, PartialBusyError: it could not be kept.
         """
-        key = ObjectKey(MANIFESTS, manifest.digest)
+        key = self._key(manifest.digest)
         if not await self._objects.make_room(len(manifest.body)):
             raise NoRoomError(f"no room for {key}")
         with self._objects.alarm.watching():
@@ -83,11 +101,11 @@ class Manifests:
 
     def touch(self, digest: Digest) -> None:
         """Note that it was used."""
-        self._objects.touch(ObjectKey(MANIFESTS, digest))
+        self._objects.touch(self._key(digest))
 
     async def forget(self, digest: Digest) -> bool:
         """Drop a stored manifest; say whether it was there."""
-        return await self._objects.forget(ObjectKey(MANIFESTS, digest))
+        return await self._objects.forget(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

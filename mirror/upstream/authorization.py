@@ -53,6 +53,32 @@ class Credentials:
         return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
+class Introduction(Protocol):
+    """Says who asks, in the Authorization header for one upstream."""
+
+    async def header(self, repository: str) -> str | None:
+        """What to send at first."""
+
+    async def renewed(
+        self, repository: str, challenges: list[Challenge], refused: str | None
+    ) -> str | None:
+        """What to send after a 401 that refused ``refused``; None: there is nothing better."""
+
+    async def renew(self, repository: str) -> None:
+        """Find out anew, next time, what is good for a repository."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Whose tokens they are, and for how many seconds at most one is believed in."""
+
+    owner: str = ""
+    max_age: float = _MAX_EXPIRY_SECONDS
+
+
+_OWN: Final = TokenRules()
+
+
 class Authorization:
     """Makes the Authorization header for one upstream."""
 
@@ -63,17 +89,21 @@ class Authorization:
         transport: Transport,
         tokens: TokenCache,
         credentials: Credentials | None,
+        rules: TokenRules = _OWN,
     ) -> None:
         self._upstream = upstream
         self._url = url
         self._transport = transport
         self._tokens = tokens
         self._credentials = credentials
+        self._rules = rules
         self._challenge: Challenge | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def header(self, repository: str) -> str | None:
         """What to send at first: what upstream has asked for before, or nothing.
+
+        ``repository`` is empty for what concerns none.
 
         Raises:
             UpstreamError: a token is needed and cannot be had.
@@ -112,16 +142,20 @@ class Authorization:
     async def _answer(self, challenge: Challenge, repository: str) -> str | None:
         if challenge.scheme == "basic":
             return None if self._credentials is None else self._credentials.basic()
-        return "Bearer " + await self._token(challenge, f"repository:{repository}:pull")
+        return "Bearer " + await self._token(challenge, _scope(repository))
+
+    async def renew(self, repository: str) -> None:
+        """Drop the token for a repository."""
+        await self._tokens.forget(self._name(_scope(repository)))
 
     async def _forget(self, repository: str, refused: str) -> None:
-        name = self._name(f"repository:{repository}:pull")
+        name = self._name(_scope(repository))
         # Another request may have got a new token while this one was being refused.
         if "Bearer " + (await self._tokens.lookup(name) or "") == refused:
             await self._tokens.forget(name)
 
     def _name(self, scope: str) -> str:
-        return f"{self._url} {scope}"
+        return f"{self._url} {scope} {self._rules.owner}"
 
     async def _token(self, challenge: Challenge, scope: str) -> str:
         name = self._name(scope)
@@ -130,12 +164,13 @@ class Authorization:
             token = await self._tokens.lookup(name)
             if token is None:
                 token, expires_in = await self._fetch(challenge, scope)
-                await self._tokens.put(name, token, expires_in * (1 - _EXPIRY_MARGIN))
+                ttl = min(expires_in * (1 - _EXPIRY_MARGIN), self._rules.max_age)
+                await self._tokens.put(name, token, ttl)
             return token
 
     async def _fetch(self, challenge: Challenge, scope: str) -> tuple[str, float]:
         realm = self._realm(challenge)
-        query = {"scope": scope}
+        query = {"scope": scope} if scope else {}
         if service := challenge.parameters.get("service"):
             query["service"] = service
         authorization = None if self._credentials is None else self._credentials.basic()
@@ -144,7 +179,7 @@ class Authorization:
         try:
             if response.status in {401, 403}:
                 error = UnauthorizedError if response.status == 401 else DeniedError
-                raise error(self._upstream, f"{realm.origin()} gives no token for {scope}")
+                raise error(self._upstream, f"{realm.origin()} gives no token {scope}".rstrip())
             if response.status != 200:
                 raise UnavailableError(
                     self._upstream, f"{realm.origin()} answered {response.status} to a token call"
@@ -172,6 +207,10 @@ class Authorization:
                 self._upstream, f"names a token service that cannot be trusted: {realm.host}"
             )
         return realm
+
+
+def _scope(repository: str) -> str:
+    return f"repository:{repository}:pull" if repository else ""
 
 
 def _parse(body: bytes) -> tuple[str, float]:

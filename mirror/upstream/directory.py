@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from mirror.oci.reference import Repository, parse_repository, split_registry
+from mirror.upstream.visitor import Visitor
 
 
 class UnknownRegistryError(Exception):
@@ -49,10 +50,16 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A repository of an upstream."""
+    """A repository of an upstream; ``visitor`` is who asks for it with credentials of its own."""
 
     upstream: str
     repository: Repository
+    visitor: Visitor | None = None
+
+    def __str__(self) -> str:
+        """A name for what is remembered: nothing that one visitor is told is told to another."""
+        name = f"{self.upstream} {self.repository}"
+        return name if self.visitor is None else f"{name} as {self.visitor.identity}"
 
 
 class Directory:
@@ -93,13 +100,13 @@ class Directory:
             return _target(chosen, rest)
         return _target(chosen, name)
 
-    def check(self, registry: str) -> None:
-        """Make sure that a registry is configured.
+    def upstream(self, registry: str) -> str:
+        """The upstream that a registry's name means.
 
         Raises:
-            UnknownRegistryError: it is not.
+            UnknownRegistryError: it is not configured.
         """
-        self._named(registry)
+        return self._named(registry).name
 
     def _selected(self, prefix: str, namespace: str | None, host: str) -> Names | None:
         if namespace:

@@ -1,18 +1,22 @@
 """One upstream behind several addresses: its mirrors in order, then the registry itself."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead
+from mirror.upstream.authorization import Introduction
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.registry import Registry
 from mirror.upstream.transport import READ_BUFFER_BYTES
+from mirror.upstream.visitor import Visitor
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
+_MOST_VISITORS: Final = 1_000  # what is known of one is found out again if it was forgotten
 
 
 class Endpoints:
@@ -22,9 +26,46 @@ class Endpoints:
     last one has the last word.  Every method raises UpstreamError where it cannot be had.
     """
 
-    def __init__(self, name: str, registries: Sequence[Registry]) -> None:
+    def __init__(
+        self,
+        name: str,
+        registries: Sequence[Registry],
+        introduce: Callable[[Visitor], Introduction],
+    ) -> None:
+        """Ask ``registries`` in order; ``introduce`` says who a visitor is to the last of them."""
         self.name = name
         *self._mirrors, self._registry = registries
+        self._introduce = introduce
+        self._visited: OrderedDict[Visitor, Endpoints] = OrderedDict()
+
+    def known_as(self, visitor: Visitor | None) -> "Endpoints":
+        """The upstream as a visitor sees it: the registry itself, which its credentials are for."""
+        if visitor is None:
+            return self
+        visited = self._visited.get(visitor)
+        if visited is None:
+            registry = self._registry.known_as(self._introduce(visitor))
+            visited = self._visited[visitor] = Endpoints(self.name, [registry], self._introduce)
+            if len(self._visited) > _MOST_VISITORS:
+                self._visited.popitem(last=False)
+        self._visited.move_to_end(visitor)
+        return visited
+
+    async def renew(self, repository: str) -> None:
+        """See :meth:`Registry.renew`."""
+        await self._registry.renew(repository)
+
+    async def greet(self) -> None:
+        """See :meth:`Registry.greet`; of the registry itself."""
+        await self._registry.greet()
+
+    async def confirm_manifest(self, repository: str, reference: str, accept: str) -> None:
+        """See :meth:`Registry.confirm_manifest`."""
+        await self._ask(lambda each: each.confirm_manifest(repository, reference, accept))
+
+    async def confirm_blob(self, repository: str, digest: Digest) -> None:
+        """See :meth:`Registry.confirm_blob`."""
+        await self._ask(lambda each: each.confirm_blob(repository, digest))
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
         """See :meth:`Registry.head_manifest`."""

@@ -1,5 +1,7 @@
 """What can go wrong upstream, as values a caller can act on."""
 
+from collections.abc import Sequence
+
 
 class UpstreamError(Exception):
     """Upstream did not give what was asked.  The message is for people and holds no secret."""
@@ -16,11 +18,19 @@ class NotFoundError(UpstreamError):
     """404: upstream has no such thing."""
 
 
-class UnauthorizedError(UpstreamError):
+class RefusedError(UpstreamError):
+    """Upstream has something against who asks; ``challenges`` are its WWW-Authenticate fields."""
+
+    def __init__(self, upstream: str, message: str, challenges: Sequence[str] = ()) -> None:
+        super().__init__(upstream, message)
+        self.challenges = tuple(challenges)
+
+
+class UnauthorizedError(RefusedError):
     """401, also after a token was got: private, or (Docker Hub) not there at all."""
 
 
-class DeniedError(UpstreamError):
+class DeniedError(RefusedError):
     """403."""
 
 

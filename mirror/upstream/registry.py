@@ -12,11 +12,12 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead, Pace
-from mirror.upstream.authorization import Authorization
+from mirror.upstream.authorization import Introduction
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
     RangeRefusedError,
+    RefusedError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -36,7 +37,7 @@ class Registry:
         name: str,
         url: URL,
         transport: Transport,
-        authorization: Authorization,
+        authorization: Introduction,
         gate: Gate,
         observer: Observer,
         max_blob_bytes: int,
@@ -50,6 +51,55 @@ class Registry:
         self._observer = observer
         self._max_blob_bytes = max_blob_bytes
         self._pace = pace
+
+    def known_as(self, introduction: Introduction) -> "Registry":
+        """The same registry for somebody else, whom it may limit otherwise."""
+        return Registry(
+            self.name,
+            self._url,
+            self._transport,
+            introduction,
+            Gate(self.name),
+            self._observer,
+            self._max_blob_bytes,
+            self._pace,
+        )
+
+    async def renew(self, repository: str) -> None:
+        """Let upstream look at the credentials themselves, next time it is asked."""
+        await self._authorization.renew(repository)
+
+    async def greet(self) -> None:
+        """Ask for ``/v2/``.
+
+        Raises:
+            UpstreamError: upstream minds who asks, or cannot be asked.
+        """
+        async with self._ask("GET", "", "", "ping"):
+            return
+
+    async def confirm_manifest(self, repository: str, reference: str, accept: str) -> None:
+        """Make sure that upstream gives a manifest.
+
+        Raises:
+            UpstreamError: it does not.
+        """
+        await self._confirm(repository, f"{repository}/manifests/{reference}", "manifest", accept)
+
+    async def confirm_blob(self, repository: str, digest: Digest) -> None:
+        """Make sure that upstream gives a blob.
+
+        Raises:
+            UpstreamError: it does not.
+        """
+        await self._confirm(repository, f"{repository}/blobs/{digest}", "blob", "*/*")
+
+    async def _confirm(self, repository: str, path: str, kind: str, accept: str) -> None:
+        async with self._ask("HEAD", repository, path, kind, accept=accept) as response:
+            if response.status not in _NO_HEAD:
+                return
+        async with self._ask("GET", repository, path, kind, accept=accept, span=(0, 1)):
+            return  # its status is enough; the rest is closed unread
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
         """Ask what a manifest is without fetching it; Docker Hub does not count this as a pull.
@@ -171,15 +221,16 @@ class Registry:
     async def _ask_again(
         self, request: Request, repository: str, refusal: aiohttp.ClientResponse
     ) -> aiohttp.ClientResponse:
-        challenges = [
-            challenge
-            for header in refusal.headers.getall("WWW-Authenticate", [])
-            for challenge in parse_challenges(header)
-        ]
+        fields = _challenges(refusal)
+        challenges = [challenge for each in fields for challenge in parse_challenges(each)]
         refused = request.authorization
-        header = await self._authorization.renewed(repository, challenges, refused)
+        try:
+            header = await self._authorization.renewed(repository, challenges, refused)
+        except RefusedError as error:
+            error.challenges = fields
+            raise
         if header is None:
-            raise UnauthorizedError(self.name, _private(repository))
+            raise UnauthorizedError(self.name, _private(repository), fields)
         return await self._transport.send(replace(request, authorization=header))
 
     def _check(self, response: aiohttp.ClientResponse, repository: str) -> None:
@@ -194,9 +245,9 @@ class Registry:
         if status == 429:
             raise self._gate.close(response.headers.get("Retry-After", ""))
         if status == 401 and origin == self._url.origin():
-            raise UnauthorizedError(self.name, _private(repository))
+            raise UnauthorizedError(self.name, _private(repository), _challenges(response))
         if status == 403 and origin == self._url.origin():
-            raise DeniedError(self.name, f"denies access to {repository}")
+            raise DeniedError(self.name, f"denies access to {repository or 'whoever asks'}")
         raise UnavailableError(self.name, f"{origin} answered {status} for {repository}")
 
     async def _read(self, response: aiohttp.ClientResponse, kind: str, limit: int) -> bytes:
@@ -223,7 +274,14 @@ class Registry:
         return first, total
 
 
+def _challenges(response: aiohttp.ClientResponse) -> tuple[str, ...]:
+    fields = response.headers.getall("WWW-Authenticate", [])
+    return tuple(each for each in fields if each.isascii() and each.isprintable())
+
+
 def _private(repository: str) -> str:
+    if not repository:
+        return "asks for other credentials (its 401)"
     return f"{repository} is private or does not exist (its upstream says 401)"
 
 

@@ -1,13 +1,12 @@
 """Who gets in: room, network, password.  Health checks always do."""
 
-import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
+from mirror.oci.authorization import parse_basic
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.web.forwarded import Network, lookup_address
 from mirror.web.htpasswd import Htpasswd
@@ -53,17 +52,5 @@ class Admission:
         return address is not None and any(address in network for network in self.networks)
 
     async def _is_known(self, users: Htpasswd, request: web.BaseRequest) -> bool:
-        given = _basic(request.headers.get("Authorization", ""))
+        given = parse_basic(request.headers.get("Authorization", ""))
         return given is not None and await users.knows(*given)
-
-
-def _basic(header: str) -> tuple[str, str] | None:
-    """User and password of an Authorization field (RFC 7617), None where it holds none."""
-    scheme, _, encoded = header.partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        user, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except (binascii.Error, ValueError):
-        return None
-    return (user, password) if colon else None

@@ -38,10 +38,15 @@ class Kept:
 
 @dataclass(slots=True)
 class Exchange:
-    """Filled in while a request is answered; times are monotonic seconds, sizes bytes."""
+    """Filled in while a request is answered; times are monotonic seconds, sizes bytes.
+
+    ``connected`` is the upstream whose registry the client is connected to, as it believes (proxy
+    mode): what it sends in Authorization is meant for that one.
+    """
 
     started: float
     origin: Origin
+    connected: str = ""
     upstream: str = ""
     repository: str = ""
     reference: str = ""

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from aiohttp import web
@@ -12,38 +12,42 @@ from mirror.oci.byterange import ByteRange, RangeNotSatisfiable, parse_range
 from mirror.oci.digest import Digest
 from mirror.oci.endpoint import (
     BlobEndpoint,
-    Endpoint,
     ManifestEndpoint,
     Ping,
     ReferrersEndpoint,
     TagsEndpoint,
     parse_endpoint,
 )
+from mirror.oci.endpoint import Content as ContentEndpoint
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.content import Content, StoredContent
 from mirror.pull.listings import ListingAnswer, ListingPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.outcome import Outcome
+from mirror.pull.visits import VisitedBlobs, VisitedListings, VisitedManifests
 from mirror.upstream.directory import Directory, Target
+from mirror.upstream.errors import RefusedError
 from mirror.web.exchange import EXCHANGE, Kept
 from mirror.web.hot import SMALL_FILE_BYTES
 from mirror.web.responses import API_VERSION, cache_status, digest_fields, not_modified
 from mirror.web.sending import Sender
 from mirror.web.streaming import stream
+from mirror.web.visiting import Visiting
 
 _LISTING_QUERY = ("n", "last", "artifactType")
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryFace:
-    """Answers below ``/v2/``."""
+    """Answers below ``/v2/``; without ``visiting`` nobody's credentials are looked at."""
 
     directory: Directory
-    blobs: BlobPulls
-    manifests: ManifestPulls
-    listings: ListingPulls
+    blobs: BlobPulls | VisitedBlobs
+    manifests: ManifestPulls | VisitedManifests
+    listings: ListingPulls | VisitedListings
     sender: Sender
+    visiting: Visiting | None = None
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of the registry API.
@@ -54,26 +58,49 @@ class RegistryFace:
         exchange = request[EXCHANGE]
         endpoint = parse_endpoint(request.method, raw_path(request))
         exchange.kind = endpoint.kind
-        if isinstance(endpoint, Ping):
-            if endpoint.prefix:
-                self.directory.check(endpoint.prefix)
-            return web.json_response({}, headers=API_VERSION)
-        target = self._target(request, endpoint)
-        exchange.upstream, exchange.repository = target.upstream, target.repository
+        try:
+            if isinstance(endpoint, Ping):
+                return await self._ping(request, endpoint)
+            target = self._target(request, endpoint)
+            exchange.upstream, exchange.repository = target.upstream, target.repository
+            return await self._content(request, target, endpoint)
+        except RefusedError as error:
+            if self.visiting is None or exchange.first_byte is not None:
+                raise
+            given = request.headers.get("Authorization", "")
+            raise self.visiting.refusal(exchange, error, given) from error
+
+    async def _content(
+        self, request: web.BaseRequest, target: Target, endpoint: ContentEndpoint
+    ) -> web.StreamResponse:
         if isinstance(endpoint, ManifestEndpoint):
             return await self._manifest(request, target, endpoint)
         if isinstance(endpoint, BlobEndpoint):
             return await self._blob(request, target, endpoint.digest)
         return await self._listing(request, target, endpoint)
 
-    def _target(self, request: web.BaseRequest, endpoint: Endpoint) -> Target:
-        assert not isinstance(endpoint, Ping)
-        return self.directory.resolve(
+    async def _ping(self, request: web.BaseRequest, endpoint: Ping) -> web.Response:
+        exchange = request[EXCHANGE]
+        named = self.directory.upstream(endpoint.prefix) if endpoint.prefix else ""
+        if self.visiting is not None:
+            meant = named or self.visiting.upstream(exchange)
+            given = request.headers.get("Authorization", "")
+            await self.visiting.ping(exchange, meant, given)
+        return web.json_response({}, headers=API_VERSION)
+
+    def _target(self, request: web.BaseRequest, endpoint: ContentEndpoint) -> Target:
+        exchange = request[EXCHANGE]
+        target = self.directory.resolve(
             endpoint.name,
             prefix=endpoint.prefix,
             namespace=request.rel_url.query.get("ns"),
-            host=request[EXCHANGE].origin.host,
+            host=exchange.origin.host,
         )
+        if self.visiting is None:
+            return target
+        given = request.headers.get("Authorization", "")
+        visitor = self.visiting.visitor(exchange, target.upstream, given)
+        return target if visitor is None else replace(target, visitor=visitor)
 
     async def _manifest(
         self, request: web.BaseRequest, target: Target, endpoint: ManifestEndpoint
@@ -119,7 +146,8 @@ class RegistryFace:
         fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
         content = answer.content
         try:
-            if exchange.repeatable and isinstance(content, StoredContent):
+            hot = exchange.repeatable and not answer.private
+            if hot and isinstance(content, StoredContent):
                 exchange.kept = self._kept(digest, content)
             return await self._send_blob(request, answer.content, digest, fields)
         finally:

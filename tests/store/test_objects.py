@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -14,6 +16,7 @@ from mirror.store.blobs import Blobs
 from mirror.store.index import ObjectIndex
 from mirror.store.layout import MANIFESTS, ObjectKey
 from mirror.store.manifests import Manifest, Manifests
+from mirror.store.notes import Notes
 from mirror.store.objects import Objects
 from mirror.store.space import Limits, NoRoomError
 from mirror.store.tags import Link, Tags
@@ -103,18 +106,22 @@ async def test_a_manifest_without_room_is_refused(layout, threads):
     await objects.close()
 
 
+@asynccontextmanager
+async def opened(notes: Notes) -> AsyncIterator[Notes]:
+    await notes.heal()
+    yield notes
+    await notes.close()
+
+
 async def test_tags_survive_and_can_be_forgotten(layout):
     link = Link(Descriptor(OCI_MANIFEST, DIGEST, 7), 123.5)
-    tags = Tags(layout)
-    await tags.open()
-    await tags.put("hub app:1", link)
-    await tags.close()
-    again = Tags(layout)
-    await again.open()
-    assert await again.lookup("hub app:1") == link
-    await again.forget("hub app:1")
-    assert await again.lookup("hub app:1") is None
-    await again.close()
+    async with opened(Notes(layout.tags)) as notes:
+        await Tags(notes).put("hub app:1", link)
+    async with opened(Notes(layout.tags)) as notes:
+        again = Tags(notes)
+        assert await again.lookup("hub app:1") == link
+        await again.forget("hub app:1")
+        assert await again.lookup("hub app:1") is None
 
 
 async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threads):

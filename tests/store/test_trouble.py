@@ -18,6 +18,7 @@ from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import BLOBS, Layout, ObjectKey
 from mirror.store.manifests import Manifest, Manifests
+from mirror.store.notes import Notes
 from mirror.store.objects import Objects
 from mirror.store.scrub import Scrub
 from mirror.store.space import Limits
@@ -329,8 +330,9 @@ async def test_room_is_made_on_a_disk_too_full_for_the_index(filled, threads, mo
 @pytest.mark.parametrize("harm", ["remove", "damage"])
 async def test_a_lost_index_of_tags_is_made_again_without_them(layout, harm):
     link = Link(Descriptor(OCI_MANIFEST, MANIFEST.digest, 7), 123.5)
-    tags = Tags(layout)
-    await tags.open()
+    notes = Notes(layout.tags)
+    await notes.heal()
+    tags = Tags(notes)
     await tags.put("hub app:1", link)
     if harm == "remove":
         shutil.rmtree(layout.tags)
@@ -340,10 +342,10 @@ async def test_a_lost_index_of_tags_is_made_again_without_them(layout, harm):
         for wal in layout.tags.glob("cache.db-wal"):
             os.truncate(wal, 0)
         await tags.lookup("hub app:1")
-    await tags.heal()
+    await notes.heal()
     await tags.put("hub app:2", link)
     assert await tags.lookup("hub app:2") == link
-    await tags.close()
+    await notes.close()
 
 
 def test_the_log_says_once_what_is_wrong_and_once_that_it_is_over(caplog):
