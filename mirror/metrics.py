@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from mirror import figures
+from mirror.tally import Batch, Tallies
 from mirror.web.exchange import Ending, Exchange
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -32,6 +33,7 @@ class Metrics:
     def __init__(self, version: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
         registry = self.registry = CollectorRegistry()
+        self.tallies = Tallies(_FIRST_BYTE_BUCKETS)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
@@ -117,10 +119,10 @@ class Metrics:
             seconds = exchange.first_byte - exchange.started
             self._request_seconds.labels(exchange.kind, result).observe(seconds)
 
-    def repeated(self, exchange: Exchange) -> Callable[[float], None]:
-        """Counts an answer that is given again, by seconds to its first byte; made once for many.
+    def repeated(self, exchange: Exchange) -> Callable[[Batch], None]:
+        """Counts an answer that is given again, many at a time; made once for many.
 
-        Finding the children of three metrics by their labels costs 3 us, counting in them 1.4.
+        Finding the children of three metrics by their labels costs 3 us.
         """
         result = "" if exchange.outcome is None else exchange.outcome.value
         requests = self._requests.labels(exchange.upstream, exchange.kind, result)
@@ -128,10 +130,14 @@ class Metrics:
         seconds = self._request_seconds.labels(exchange.kind, result)
         size = exchange.sent_bytes
 
-        def count(to_first_byte: float) -> None:
-            requests.inc()
-            served.inc(size)
-            seconds.observe(to_first_byte)
+        def count(batch: Batch) -> None:
+            requests.inc(batch.count)
+            served.inc(size * batch.count)
+            # As `observe` does it, for all at once; tests/test_metrics.py compares the two.
+            seconds._sum.inc(batch.seconds)
+            for bucket, more in zip(seconds._buckets, batch.buckets, strict=True):
+                if more:
+                    bucket.inc(more)
 
         return count
 
@@ -182,6 +188,7 @@ class Metrics:
 
     def rendered(self) -> tuple[bytes, str]:
         """The figures in Prometheus's text format, and its content type."""
+        self.tallies.flush()
         encode, content_type = choose_encoder("")
         registry = self.registry
         if figures.are_shared():  # the library has written them there from the start

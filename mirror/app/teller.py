@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from mirror.bookkeeper import Bookkeeper
 from mirror.logs import AccessLog
 from mirror.metrics import Metrics
+from mirror.tally import Batch
 from mirror.web.exchange import Ending
 
 
@@ -28,9 +29,14 @@ class Teller:
         count = self.metrics.repeated(ending.exchange)
         book = self.books.repeated(ending)
 
-        def ended(client: str, seconds: float) -> None:
+        def tell(batch: Batch) -> None:
             used()
-            count(seconds)
+            count(batch)
+
+        add = self.metrics.tallies.tally(tell).add
+
+        def ended(client: str, seconds: float) -> None:
+            add(seconds)
             book(client)
             if self.log.wanted:
                 self.log.request_ended(replace(ending, client=client, seconds=seconds))
