@@ -194,6 +194,7 @@ async def test_what_leaves_the_cache_is_no_longer_repeated(tmp_path, filled):
         await asyncio.sleep(0.05)  # uses are noted in batches
         seen = filled.count("blob")
         await mirror.get(f"/v2/{REPO}/blobs/{LARGE}")
+        await eventually(mirror, "mirror_cache_objects", 2)
         await mirror.get(f"/v2/{REPO}/blobs/{large}")  # makes room for itself
         await asyncio.sleep(0.2)
         descriptors = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
