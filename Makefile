@@ -24,6 +24,9 @@ fuzz: $(VENV)/.dev     ## three minutes of what no client or upstream should sen
 soak: $(VENV)/.dev     ## ten minutes of 300 clients, faults and eviction (ARGS="--minutes 3")
 	$(BIN)/python -m tests.soak $(ARGS)
 
+conformance: $(VENV)/.dev  ## the OCI distribution spec's own tests; needs Go and docker-registry
+	$(BIN)/python -m tests.conformance
+
 bench: $(VENV)/.dev    ## beside docker-registry and nginx, in ten minutes (ARGS="--only small,large-1")
 	$(BIN)/python -m tests.bench $(ARGS)
 
@@ -46,4 +49,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
-.PHONY: help serve test check fuzz soak bench fix clean
+.PHONY: help serve test check fuzz soak conformance bench fix clean

@@ -121,9 +121,8 @@ def _parse_content(prefix: str, rest: str) -> Content:
     except InvalidDigest as error:
         raise OciError(ErrorCode.DIGEST_INVALID, str(error)) from error
     except InvalidReference as error:
-        # The spec has no code for a malformed tag and distribution's router answers it without
-        # one; TAG_INVALID, distribution's own for another fault of tags, says what is wrong.
-        code = ErrorCode.DIGEST_INVALID if ":" in last else ErrorCode.TAG_INVALID
+        # A tag that cannot be is one that nobody has: the spec's conformance tests want 404 for it.
+        code = ErrorCode.DIGEST_INVALID if ":" in last else ErrorCode.MANIFEST_UNKNOWN
         raise OciError(code, str(error)) from error
 
 

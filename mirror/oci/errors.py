@@ -11,7 +11,7 @@ from typing import Final
 
 
 class ErrorCode(StrEnum):
-    """The codes of the spec; the last four are the distribution project's own."""
+    """The codes of the spec; the last three are the distribution project's own."""
 
     BLOB_UNKNOWN = "BLOB_UNKNOWN"
     BLOB_UPLOAD_INVALID = "BLOB_UPLOAD_INVALID"
@@ -27,7 +27,6 @@ class ErrorCode(StrEnum):
     DENIED = "DENIED"
     UNSUPPORTED = "UNSUPPORTED"
     TOOMANYREQUESTS = "TOOMANYREQUESTS"
-    TAG_INVALID = "TAG_INVALID"
     RANGE_INVALID = "RANGE_INVALID"
     UNAVAILABLE = "UNAVAILABLE"
     UNKNOWN = "UNKNOWN"

@@ -54,7 +54,6 @@ def test_a_detail_without_a_json_form_is_told_as_text():
     [
         ("NAME_INVALID", 400),
         ("DIGEST_INVALID", 400),
-        ("TAG_INVALID", 400),
         ("UNAUTHORIZED", 401),
         ("DENIED", 403),
         ("BLOB_UNKNOWN", 404),

@@ -9,6 +9,8 @@ import tarfile
 import urllib.request
 from pathlib import Path
 
+from tests.fakes.content import Image
+
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _CONFIG = "application/vnd.docker.container.image.v1+json"
 _LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
@@ -39,6 +41,15 @@ def push_image(registry: str, repository: str, tag: str, marker: str, noise: lis
     }
     url = f"{registry}/v2/{repository}/manifests/{tag}"
     _send("PUT", url, json.dumps(manifest).encode(), _MANIFEST)
+
+
+def push(registry: str, repository: str, image: Image, *references: str) -> None:
+    """Upload an image as it is, under tags or its own digest."""
+    for blob in image.blobs:
+        _push_blob(registry, repository, blob)
+    for reference in references:
+        url = f"{registry}/v2/{repository}/manifests/{reference}"
+        _send("PUT", url, image.manifest, image.media_type)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

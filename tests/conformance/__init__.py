@@ -1,0 +1,1 @@
+"""The OCI distribution spec's own tests, against a mirror with distribution behind it."""
