@@ -53,7 +53,7 @@ async def opened_pulls(
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
     negatives = Negatives(backend, config.tags.negative_max_age.seconds)
-    max_age = config.tags.max_age.seconds
+    max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
     freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES), max_age)
     slots = _slots(config)
     async with AsyncExitStack() as stack:
@@ -68,9 +68,9 @@ async def opened_pulls(
                 freshness,
                 negatives,
                 metrics,
-                config.tags.stale_if_error.seconds,
+                stale,
             )
-            listings = ListingPulls(registries, pages, negatives)
+            listings = ListingPulls(registries, pages, kept.listings, negatives, stale)
             for pulls in (blobs, manifests, listings):
                 stack.push_async_callback(pulls.close)
             stack.enter_context(books.watching(blobs))

@@ -14,6 +14,7 @@ from mirror.metrics import Metrics
 from mirror.store.blobs import Blobs
 from mirror.store.layout import Layout
 from mirror.store.links import Links
+from mirror.store.listings import Listings
 from mirror.store.manifests import Manifests
 from mirror.store.notes import Notes
 from mirror.store.objects import Objects
@@ -30,6 +31,7 @@ class Private:
     blobs: Blobs
     manifests: Manifests
     tags: Tags
+    listings: Listings
     links: Links
 
 
@@ -42,6 +44,7 @@ class Store:
     blobs: Blobs
     manifests: Manifests
     tags: Tags
+    listings: Listings
     private: Private
     notes: tuple[Notes, ...]
 
@@ -81,17 +84,20 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
 
 def _store(layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> Store:
     parts = (layout, objects, threads)
-    notes = public, private = Notes(layout.tags), Notes(layout.private)
+    places = (layout.tags, layout.listings, layout.private)
+    notes = tags, listings, private = tuple(Notes(place) for place in places)
     return Store(
         layout,
         objects,
         Blobs(*parts),
         Manifests(*parts),
-        Tags(public),
+        Tags(tags),
+        Listings(listings),
         Private(
             Blobs(*parts, private=True),
             Manifests(*parts, private=True),
             Tags(private),
+            Listings(private),
             Links(private),
         ),
         notes,

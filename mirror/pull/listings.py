@@ -1,20 +1,35 @@
 """Listings: the tags of a repository and the referrers of a manifest.
 
 They are upstream's to make; the mirror asks once for many and believes the answer for a while.
+When upstream cannot answer, what a listing last said is served, marked stale; so is it that there
+is none of a manifest's referrers, by which clients know to look for a tag instead.
 """
 
+import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.pull.blobs import Negatives
 from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
+from mirror.pull.policy import usable_stale
+from mirror.store.listings import Listings, Page
 from mirror.upstream.answers import Listing
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.errors import NotFoundError
+from mirror.upstream.errors import (
+    NotFoundError,
+    RateLimitedError,
+    TimedOutError,
+    UnavailableError,
+    UpstreamError,
+)
+
+_log = logging.getLogger(__name__)
+_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError)
 
 
 class Pages(Protocol):
@@ -29,21 +44,32 @@ class Pages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListingAnswer:
-    """A page of a listing and how it was come by."""
+    """A page of a listing and how it was come by; ``detail`` says why it is stale."""
 
     listing: Listing
     outcome: Outcome
+    detail: str = ""
 
 
 class ListingPulls:
     """Answers for listings of every upstream."""
 
     def __init__(
-        self, registries: Mapping[str, Endpoints], pages: Pages, negatives: Negatives
+        self,
+        registries: Mapping[str, Endpoints],
+        pages: Pages,
+        kept: Listings,
+        negatives: Negatives,
+        stale_if_error: float,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """Serve a listing stale for ``stale_if_error`` seconds while upstream cannot answer."""
         self._registries = registries
         self._pages = pages
+        self._kept = kept
         self._negatives = negatives
+        self._stale_if_error = stale_if_error
+        self._clock = clock
         self._flights: Flights[str, Listing] = Flights()
 
     async def tags(self, target: Target, query: str) -> ListingAnswer:
@@ -86,14 +112,36 @@ class ListingPulls:
         if said is not None:
             raise NotFoundError(target.upstream, said)
         try:
-            listing, led = await self._flights.join(name, call)
+            listing, led = await self._flights.join(name, lambda: self._question(name, call))
         except NotFoundError as error:
             await self._negatives.put(name, error.message)
             raise
-        fields = {
-            "media_type": listing.media_type,
-            "next_query": listing.next_query,
-            "filters_applied": listing.filters_applied,
-        }
-        await self._pages.put(name, listing.body, fields)
+        except _CANNOT_ANSWER as error:
+            return await self._stale(target, name, error)
         return ListingAnswer(listing, Outcome.MISS if led else Outcome.COALESCED)
+
+    async def _question(self, name: str, call: Callable[[], Awaitable[Listing]]) -> Listing:
+        """Ask upstream, and write down what it says."""
+        try:
+            listing = await call()
+        except NotFoundError:
+            await self._kept.put(name, Page(None, {}, self._clock()))
+            raise
+        fields = asdict(listing)
+        body = fields.pop("body")
+        await self._pages.put(name, body, fields)
+        await self._kept.put(name, Page(body, fields, self._clock()))
+        return listing
+
+    async def _stale(self, target: Target, name: str, error: UpstreamError) -> ListingAnswer:
+        """What upstream last said, where that is not too long ago; else raise ``error``."""
+        page = await self._kept.lookup(name)
+        if page is None or not usable_stale(page.seen, self._clock(), self._stale_if_error):
+            raise error
+        if page.body is not None:
+            _log.info("serving %s stale: %s", name, error)
+            listing = Listing(page.body, **page.fields)
+            return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
+        if name.startswith("referrers "):
+            raise NotFoundError(target.upstream, f"had no such listing when last asked ({error})")
+        raise error

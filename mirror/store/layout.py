@@ -14,6 +14,7 @@
                                            a second name of an object whose row is being written
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        what each tag last meant
+      listings/cache.db                    what each listing last said
       control/<pid>.sock                   where each process of a running mirror takes commands
       ledger/ledger.db                     what the mirror has done (SQLite), for people to see
       private/cache.db                     the same of private repositories, and what they have
@@ -120,6 +121,11 @@ class Layout:
         return self.root / "tags"
 
     @property
+    def listings(self) -> Path:
+        """Where the index of listings lives."""
+        return self.root / "listings"
+
+    @property
     def ledger(self) -> Path:
         """Where the ledger lives."""
         return self.root / "ledger"
@@ -165,7 +171,8 @@ class Layout:
             OSError: the cache directory cannot be created or written, or has no hard links.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.partial, self.expected, self.pending, self.tags, self.private):
+        growing = (self.partial, self.expected, self.pending)
+        for directory in (*growing, self.tags, self.listings, self.private):
             directory.mkdir(mode=0o700, exist_ok=True)
         # Backup programs skip a directory that carries this file (bford.info/cachedir).
         tag = self.root / "CACHEDIR.TAG"

@@ -188,7 +188,7 @@ class RegistryFace:
             answer = await self.listings.tags(target, query)
         else:
             answer = await self.listings.referrers(target, endpoint.digest, query)
-        request[EXCHANGE].outcome = answer.outcome
+        request[EXCHANGE].outcome, request[EXCHANGE].detail = answer.outcome, answer.detail
         request[EXCHANGE].sent_bytes = len(answer.listing.body)
         return _listing_response(request, answer)
 
@@ -242,7 +242,7 @@ def _listing_response(request: web.BaseRequest, answer: ListingAnswer) -> web.Re
     headers = {
         **API_VERSION,
         "Content-Type": listing.media_type,
-        "Cache-Status": cache_status(answer.outcome),
+        "Cache-Status": cache_status(answer.outcome, detail=answer.detail),
     }
     if listing.filters_applied:
         headers["OCI-Filters-Applied"] = listing.filters_applied

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from tests.fakes import FakeRegistry, random_bytes
+from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, image, index
+from tests.running import running
 
 REPO = "library/app"
 ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
@@ -139,6 +140,47 @@ async def test_a_registry_without_the_referrers_api_sends_clients_to_the_tag(mir
     assert json.loads((await mirror.get(path(fallback))).body) == listed
     assert (await mirror.get(path(cosign))).body == signature
     assert (await mirror.get(path(f"{fallback}.att"))).status == 404, "nothing is attached"
+
+
+async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a_restart(
+    tmp_path, upstream
+):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "latest")
+    upstream.add_manifest(REPO, attached(app.manifest, SIGNATURE), OCI_MANIFEST)
+    tags, referrers = f"/v2/{REPO}/tags/list?n=10", f"/v2/{REPO}/referrers/{app.digest}"
+    other = f"/v2/{REPO}/tags/list?n=1"
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        first = [(await mirror.get(where)).body for where in (tags, referrers)]
+    await upstream.stop()
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        answers = [await mirror.get(where) for where in (tags, referrers)]
+        assert [answer.body for answer in answers] == first
+        for answer in answers:
+            assert answer.headers["Cache-Status"].startswith("mirror; fwd=stale; detail=")
+        assert answers[1].headers["Content-Type"] == OCI_INDEX
+        assert (await mirror.get(other)).status == 502, "nobody has asked for that page yet"
+    await upstream.start()
+    too_old = {"max_age": "1ms", "stale_if_error": "1ms"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=too_old) as mirror:
+        assert (await mirror.get(tags)).status == 200
+        upstream.faults.append(Fault(kind="tags", status=500, times=9))
+        assert (await mirror.get(tags)).status == 502
+
+
+async def test_offline_too_clients_are_sent_to_the_tag_of_referrers(tmp_path, upstream):
+    upstream.referrers_api = False
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "latest")
+    where = f"/v2/{REPO}/referrers/{app.digest}"
+    tags = {"negative_max_age": "1ms"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(where)).status == 404
+        await upstream.stop()
+        assert (await mirror.get(where)).status == 404
+        never = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'0' * 64}")
+        assert never.status == 502, "who knows"
+    await upstream.start()
 
 
 async def test_a_kind_that_head_does_not_tell_is_looked_up_in_the_manifest(mirror, upstream):
