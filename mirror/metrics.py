@@ -24,6 +24,8 @@ from mirror.web.exchange import Ending, Exchange
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
+#: What is no pull, and would make a hit rate wrong.
+_UNCOUNTED = frozenset({"", "ping", "passed", "tunnel"})
 GaugeMode = Literal["livesum", "max", "mostrecent"]
 
 
@@ -104,13 +106,25 @@ class Metrics:
             "Whether upstream's last answer was one (1) or not (0).",
             "upstream",
         )
+        self._proxy_connections = counter(
+            "mirror_proxy_connections_total",
+            "Servers that clients asked the proxy for; upstream where the mirror answers for it.",
+            "upstream",
+            "result",
+        )
+        self._tunnels = gauge(
+            "mirror_tunnels", "Connections that are let through.", over_workers="livesum"
+        )
+        self._tunnel_bytes = counter(
+            "mirror_tunnel_bytes_total", "Bytes that were let through.", "direction"
+        )
         build = gauge("mirror_build_info", "The version that runs.", "version", over_workers="max")
         build.labels(version).set(1)
 
     def request_ended(self, ending: Ending) -> None:
         """A request was answered, or its connection is gone."""
         exchange = ending.exchange
-        if exchange.outcome is None or exchange.kind in {"", "ping"}:
+        if exchange.outcome is None or exchange.kind in _UNCOUNTED:
             return
         result = exchange.outcome.value
         self._requests.labels(exchange.upstream, exchange.kind, result).inc()
@@ -185,6 +199,19 @@ class Metrics:
         self._cache_bytes.set(used_bytes)
         self._cache_objects.set(objects)
         self._cache_max_bytes.set(max_bytes)
+
+    def proxy_connected(self, upstream: str, result: str) -> None:
+        """A client asked the proxy for a server: intercepted, tunnelled, denied, or failed."""
+        self._proxy_connections.labels(upstream, result).inc()
+
+    def tunnels_open(self, change: int) -> None:
+        """More or fewer connections are let through."""
+        self._tunnels.inc(change)
+
+    def tunnel_ended(self, to_client: int, to_server: int) -> None:
+        """So many bytes were let through one."""
+        self._tunnel_bytes.labels("to_client").inc(to_client)
+        self._tunnel_bytes.labels("to_server").inc(to_server)
 
     def rendered(self) -> tuple[bytes, str]:
         """The figures in Prometheus's text format, and its content type."""

@@ -30,6 +30,7 @@ class Mirror:
 
     url: str
     session: aiohttp.ClientSession
+    proxy: str = ""  # the address of its proxy's port, where it has one
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """Ask for a path exactly as given; a broken body raises as aiohttp does."""
@@ -77,4 +78,5 @@ async def running(
         serving(load(None, tree), asyncio.Event()) as listeners,
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
-        yield Mirror(f"http://{listeners[0].address}", session)
+        proxies = [f"http://{listener.address}" for listener in listeners if listener.proxy]
+        yield Mirror(f"http://{listeners[0].address}", session, "".join(proxies))

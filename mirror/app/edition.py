@@ -13,6 +13,7 @@ from typing import Final
 
 from mirror import __version__
 from mirror.app.door import opened_admission, proxies, server_limits
+from mirror.app.proxy import proxy_face
 from mirror.app.pulls import opened_pulls
 from mirror.app.store import Store
 from mirror.app.teller import UpstreamTeller
@@ -24,6 +25,7 @@ from mirror.metrics import Metrics
 from mirror.store.database import IndexUnavailableError
 from mirror.web.health import Condition, HealthFace
 from mirror.web.hot import HotTable
+from mirror.web.proxy.face import ProxyFace
 from mirror.web.reception import Reception
 from mirror.web.registry import RegistryFace
 from mirror.web.routes import Routes
@@ -52,14 +54,17 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Recept
     Raises:
         StartError: something that it names cannot be used.
     """
-    async with _opened_routes(config, ground) as routes:
+    async with _opened_routes(config, ground) as (routes, proxy):
         with opened_admission(config) as admission:
             table = ground.table if config.server.hot else None
-            yield Reception(routes, admission, proxies(config), server_limits(config), table)
+            limits = server_limits(config)
+            yield Reception(routes, admission, proxies(config), limits, table, proxy)
 
 
 @asynccontextmanager
-async def _opened_routes(config: Config, ground: Ground) -> AsyncIterator[Routes]:
+async def _opened_routes(
+    config: Config, ground: Ground
+) -> AsyncIterator[tuple[Routes, ProxyFace | None]]:
     backend = Backend(_EPHEMERAL_KEYS)
     teller = UpstreamTeller(ground.metrics, ground.books)
     async with AsyncExitStack() as stack:
@@ -74,18 +79,17 @@ async def _opened_routes(config: Config, ground: Ground) -> AsyncIterator[Routes
         )
         threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
         sender = Sender(threads, config.limits.stall_timeout.seconds)
-        yield Routes(
-            RegistryFace(
-                directory(config),
-                pulls.blobs,
-                pulls.manifests,
-                pulls.listings,
-                sender,
-                pulls.visiting,
-            ),
-            _health(ground),
-            StatusFace(__version__, tuple(config.enabled()), config.default_upstream()),
+        face = RegistryFace(
+            directory(config),
+            pulls.blobs,
+            pulls.manifests,
+            pulls.listings,
+            sender,
+            pulls.visiting,
         )
+        status = StatusFace(__version__, tuple(config.enabled()), config.default_upstream())
+        proxy = proxy_face(config, face, registries, ground.metrics)
+        yield Routes(face, _health(ground), status), proxy
 
 
 def _health(ground: Ground) -> HealthFace:

@@ -7,10 +7,11 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mirror import __version__, clients
+from mirror.app.sockets import Listener
 from mirror.config.listen import Address, lookup_outermost
 from mirror.config.model import Config
 
@@ -33,8 +34,9 @@ def allow_open_files(wanted: int) -> None:
         )
 
 
-def announce(config: Config, addresses: Sequence[Address]) -> None:
+def announce(config: Config, listeners: Sequence[Listener]) -> None:
     """Say where the mirror listens, what for, and how to point a client at it."""
+    addresses = [listener.address for listener in listeners if not listener.proxy]
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
     places = ", ".join(map(str, addresses))
@@ -42,6 +44,7 @@ def announce(config: Config, addresses: Sequence[Address]) -> None:
         f"mirror {__version__} listens on {places} for {default} (default), {others}",
         f"  cache   {config.cache.directory} (at most {config.cache.max_size.text})",
         *_ways_in(config, addresses),
+        *_ways_through(listener.address for listener in listeners if listener.proxy),
     ]
     print("\n".join(lines), file=sys.stdout, flush=True)
 
@@ -59,6 +62,12 @@ def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
         "          `mirror doctor` says why one still goes elsewhere",
         f"  figures {url}/metrics",
     ]
+
+
+def _ways_through(addresses: Iterable[Address]) -> list[str]:
+    places = ", ".join(map(str, addresses))
+    advice = "`mirror client docker --proxy daemon`, and `mirror ca` for the CA"
+    return [f"  proxy   listens on {places}: {advice}"] if places else []
 
 
 def heed(stopping: asyncio.Event) -> None:

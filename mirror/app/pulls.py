@@ -77,7 +77,7 @@ async def opened_pulls(
             return blobs, manifests, listings
 
         public = made(store)
-        if not taking_credentials(config.upstreams):
+        if not (taking_credentials(config.upstreams) or config.proxy.listen):
             yield Pulls(*public)
             return
         private = made(store.private)

@@ -25,6 +25,7 @@ from mirror.app.process import (
     say_stopping,
     until_orphaned,
 )
+from mirror.app.proxy import listening
 from mirror.app.sockets import Listener, opened_listeners
 from mirror.app.store import Store, opened_store
 from mirror.app.teller import Teller
@@ -56,7 +57,7 @@ async def run(config: Config) -> None:
         supervised(os.environ, os.getpid()) as supervisor,
         serving(config, stopping) as listeners,
     ):
-        announce(config, [listener.address for listener in listeners])
+        announce(config, listeners)
         _settle()
         supervisor.ready()
         await stopping.wait()
@@ -145,7 +146,10 @@ async def _serving_on(
         changing = [part for part in (chain, reception.admission.users) if part is not None]
         reloading = asyncio.create_task(_reload_regularly(changing), name="reload")
         stack.callback(reloading.cancel)
-        await listen(runner, listeners, None if chain is None else chain.context)
+        direct = [listener for listener in listeners if not listener.proxy]
+        await listen(runner, direct, None if chain is None else chain.context)
+        proxies = [listener for listener in listeners if listener.proxy]
+        await stack.enter_async_context(listening(server, proxies))
         for listener in listeners:
             stack.callback(listener.withdraw)
         yield

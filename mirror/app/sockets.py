@@ -23,11 +23,30 @@ _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # IPv6 is
 _PROBE_SECONDS: Final = 1.0
 
 
+class ListenError(StartError):
+    """Nobody can listen there: what failed, and what to do."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what
+
+
 class Listener:
     """A bound and listening socket that never blocks, and where it is."""
 
-    def __init__(self, address: Address, raw: socket.socket, file: os.stat_result | None) -> None:
-        """``file`` is what was made in the file system, and is to go in the end."""
+    def __init__(
+        self,
+        address: Address,
+        raw: socket.socket,
+        file: os.stat_result | None,
+        *,
+        proxy: bool = False,
+    ) -> None:
+        """``file`` is what was made in the file system, and is to go in the end.
+
+        ``proxy``: whoever comes in there has the mirror as a proxy.
+        """
+        self.proxy = proxy
         self.address = address
         self.raw = raw
         self._file = file
@@ -51,7 +70,7 @@ class Listener:
                 alone = self.raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
             raw.bind(self.raw.getsockname())
-            return Listener(self.address, _listening(raw), None)
+            return Listener(self.address, _listening(raw), None, proxy=self.proxy)
         except OSError as error:
             raw.close()
             raise _refused(self.address, error) from error
@@ -120,8 +139,20 @@ def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[List
     """
     if activated := activated_sockets(os.environ, os.getpid()):
         yield from map(_activated, activated)
-        return
-    for address in config.server.addresses():
+    else:
+        yield from _open_all(config, config.server.addresses(), reuse_port=reuse_port)
+    try:
+        for listener in _open_all(config, config.proxy.addresses(), reuse_port=reuse_port):
+            listener.proxy = True
+            yield listener
+    except ListenError as error:
+        raise ListenError(error.what, "choose another with [proxy] listen") from error
+
+
+def _open_all(
+    config: Config, addresses: Iterable[Address], *, reuse_port: bool
+) -> Iterator[Listener]:
+    for address in addresses:
         if isinstance(address, TcpAddress):
             if reuse_port:  # else another program's port would be shared without a word
                 for probe in open_tcp(address):
@@ -254,4 +285,4 @@ def _make_way(path: Path) -> None:
 
 def _refused(address: Address, error: OSError) -> StartError:
     reason = error.strerror or str(error)
-    return StartError(f"cannot listen on {address}: {reason}; choose another with --listen")
+    return ListenError(f"cannot listen on {address}: {reason}", "choose another with --listen")

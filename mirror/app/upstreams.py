@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
 
 from yarl import URL
 
@@ -104,6 +105,7 @@ def directory(config: Config) -> Directory:
             upstream.library,
             upstream.allow,
             upstream.deny,
+            urlsplit(upstream.url).netloc,
         )
         for name, upstream in config.enabled().items()
     ]

@@ -176,7 +176,7 @@ class _Watch:
     def _announce_when_ready(self) -> None:
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
-            announce(self._config, [each.address for each in self._workers[0].listeners])
+            announce(self._config, self._workers[0].listeners)
             self._systemd.ready()
 
     def _tell(self, number: int) -> None:
@@ -223,7 +223,9 @@ def _signals_on(tell: Callable[[int], None]) -> Iterator[int]:
 def _work(config: Config, worker: _Worker, others: list[Listener], telling: Connection) -> None:
     """What a worker does; runs in its process."""
     # The files of sockets are the parent's to remove.
-    listeners = [Listener(each.address, each.raw, None) for each in worker.listeners]
+    listeners = [
+        Listener(each.address, each.raw, None, proxy=each.proxy) for each in worker.listeners
+    ]
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)

@@ -10,6 +10,7 @@ import aiohttp
 
 from mirror.oci.digest import Digest
 from mirror.upstream.errors import OversizedError
+from mirror.upstream.passing import end_to_end
 from mirror.upstream.transport import Observer, translated
 
 #: Little enough that turns come often, enough that taking them costs nothing (10 us each).
@@ -163,3 +164,30 @@ class BlobStream:
         if size > self._max_bytes:
             text = f"sends a blob of more than {self._max_bytes} bytes ([fetch] max_blob_size)"
             raise OversizedError(self._upstream, text)
+
+
+class PassedAnswer:
+    """What a registry answered to a client's own request."""
+
+    def __init__(self, upstream: str, response: aiohttp.ClientResponse) -> None:
+        self._upstream = upstream
+        self._response = response
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers = end_to_end(response.headers)
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, ``b""`` at the end.
+
+        Raises:
+            UnavailableError, TimedOutError: the connection broke or stalled.
+        """
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise translated(self._upstream, self._response.url, error) from error
+
+    def close(self) -> None:
+        """What was read to its end is kept alive, anything else is closed."""
+        response = self._response
+        response.release() if response.content.at_eof() else response.close()

@@ -32,7 +32,7 @@ class Names:
     ``aliases`` are other names for it in ``ns=`` and in paths, ``hosts`` are values of the Host
     header that mean it, ``library`` says that a one-word repository means ``library/<word>``.
     Of its repositories those may be had that a glob in ``allow`` matches and none in ``deny``;
-    ``*`` stands for anything, slashes too.
+    ``*`` stands for anything, slashes too.  ``netloc`` is where it is, ``host`` or ``host:port``.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Names:
     library: bool = False
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
+    netloc: str = ""
 
     def permit(self, repository: str) -> bool:
         """Whether a repository may be had."""
@@ -74,8 +75,13 @@ class Directory:
             for host in upstream.hosts:
                 self._hosts[host.lower()] = upstream
         self._default = self._names[default.lower()]
+        # Where it is comes last: several may be behind one address, and go by their names then.
+        places = {each.netloc.lower(): each for each in reversed(self._names.values())}
+        self._places = {**places, **self._hosts, **self._names}
 
-    def resolve(self, name: str, *, prefix: str, namespace: str | None, host: str) -> Target:
+    def resolve(
+        self, name: str, *, prefix: str, namespace: str | None, host: str, connected: str = ""
+    ) -> Target:
         """Find the upstream and repository a request means; the first match wins.
 
         Args:
@@ -83,6 +89,7 @@ class Directory:
             prefix: what stands before ``/v2/``.
             namespace: the ``ns`` query parameter (OCI distribution spec, registry proxying).
             host: the Host header.
+            connected: the upstream whose registry the client is connected to, as it believes.
 
         Raises:
             UnknownRegistryError: it means a registry that is not configured.
@@ -90,6 +97,8 @@ class Directory:
             ForbiddenError: the repository may not be had.
         """
         registry, rest = split_registry(name)
+        if connected and not namespace:
+            return _target(self._names[connected], name)
         chosen = self._selected(prefix, namespace, host)
         if chosen is None:
             if registry is None:
@@ -99,6 +108,17 @@ class Directory:
         if registry is not None and self._names.get(registry.lower()) is chosen:
             return _target(chosen, rest)
         return _target(chosen, name)
+
+    def lookup_place(self, host: str, port: int, usual_port: int) -> str | None:
+        """The upstream whose registry clients mean by a host and port, None where it is none.
+
+        A name without a port means ``usual_port``.
+        """
+        place = f"[{host}]" if ":" in host else host
+        names = self._places.get(f"{place}:{port}")
+        if names is None and port == usual_port:
+            names = self._places.get(place)
+        return None if names is None else names.name
 
     def upstream(self, registry: str) -> str:
         """The upstream that a registry's name means.

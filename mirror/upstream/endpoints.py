@@ -7,9 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
-from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead
+from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead, PassedAnswer
 from mirror.upstream.authorization import Introduction
 from mirror.upstream.errors import UpstreamError
+from mirror.upstream.passing import Outgoing
 from mirror.upstream.registry import Registry
 from mirror.upstream.transport import READ_BUFFER_BYTES
 from mirror.upstream.visitor import Visitor
@@ -103,6 +104,10 @@ class Endpoints:
     async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
         """See :meth:`Registry.referrers`."""
         return await self._ask(lambda each: each.referrers(repository, digest, query))
+
+    async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
+        """See :meth:`Registry.pass_on`; what a client has to say is for the registry itself."""
+        return await self._registry.pass_on(outgoing)
 
     async def _ask(self, question: Callable[[Registry], Awaitable[R]]) -> R:
         for mirror in self._mirrors:

@@ -11,7 +11,14 @@ from yarl import URL
 from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
-from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead, Pace
+from mirror.upstream.answers import (
+    BlobStream,
+    Listing,
+    ManifestBody,
+    ManifestHead,
+    Pace,
+    PassedAnswer,
+)
 from mirror.upstream.authorization import Introduction
 from mirror.upstream.errors import (
     DeniedError,
@@ -22,6 +29,7 @@ from mirror.upstream.errors import (
     UnavailableError,
 )
 from mirror.upstream.gate import Gate
+from mirror.upstream.passing import Outgoing
 from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Transport, translated
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
@@ -176,6 +184,15 @@ class Registry:
         """
         path = f"{repository}/referrers/{digest}"
         return await self._listing(repository, path, "referrers", query)
+
+    async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
+        """Send a client's own request; the answer is the caller's to close.
+
+        Raises:
+            UpstreamError: there is none.
+        """
+        url = URL(f"{self._url}{outgoing.target}", encoded=True)
+        return PassedAnswer(self.name, await self._transport.pass_on(outgoing, url))
 
     async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
         async with self._ask("GET", repository, path, kind, query=query) as response:

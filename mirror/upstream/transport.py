@@ -21,6 +21,7 @@ from yarl import URL
 
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import TimedOutError, UnavailableError, UpstreamError
+from mirror.upstream.passing import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.resolver import GuardedResolver, PrivateAddressError
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
@@ -162,6 +163,50 @@ class Transport:
             response.release()
             url = self._target(url, location)
         raise UnavailableError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
+
+    async def pass_on(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
+        """Send a client's own request, return the answer with its body unread, wherever it leads.
+
+        Raises:
+            UnavailableError, TimedOutError: there was no usable answer.
+        """
+        breaker = self._breaker(url.origin())
+        breaker.check()
+        try:
+            response = await self._passed(outgoing, url)
+        except UpstreamError as error:
+            breaker.failed(error)
+            raise
+        breaker.answered()
+        return response
+
+    async def _passed(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
+        assert self._session is not None, "a transport is entered before it is used"
+        started = time.monotonic()
+        code = "error"
+        try:
+            self._check_address(url)
+            response = await self._session.request(
+                outgoing.method,
+                url,
+                headers=outgoing.headers,
+                skip_auto_headers=AUTO_HEADERS,
+                data=outgoing.body,
+                allow_redirects=False,
+                proxy=self._settings.proxy or None,
+                timeout=aiohttp.ClientTimeout(
+                    sock_connect=self._settings.connect_timeout, sock_read=PASSING_SECONDS
+                ),
+            )
+            code = str(response.status)
+            return response
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise translated(self._upstream, url, error) from error
+        finally:
+            seconds = time.monotonic() - started
+            self._observer.upstream_answered(
+                self._upstream, "passed", counted_method(outgoing.method), code, seconds
+            )
 
     async def _hop(
         self, request: Request, url: URL, headers: dict[str, str]

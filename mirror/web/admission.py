@@ -30,16 +30,31 @@ class Admission:
         Raises:
             OciError: it is not let in.
         """
+        if request.raw_path in _OPEN and not refusal:
+            return
+        self._check_place(client, refusal)
+        if not await self._is_known(request.headers.get("Authorization", "")):
+            text = "this mirror asks for user and password (docker login, or auths of your client)"
+            raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
+
+    async def check_proxied(self, request: web.BaseRequest, client: str, refusal: str) -> None:
+        """Let a request to the proxy in, or not, as ``check``.
+
+        Raises:
+            OciError: it is not let in.
+        """
+        self._check_place(client, refusal)
+        if not await self._is_known(request.headers.get("Proxy-Authorization", "")):
+            text = "this proxy asks for user and password (HTTPS_PROXY=http://user:password@...)"
+            headers = {"Proxy-Authenticate": _CHALLENGE["WWW-Authenticate"]}
+            raise OciError(ErrorCode.UNAUTHORIZED, text, status=407, headers=headers)
+
+    def _check_place(self, client: str, refusal: str) -> None:
         if refusal:
             raise overloaded(refusal, _RETRY_SECONDS)
-        if request.raw_path in _OPEN:
-            return
         if self.networks and not self._is_near(client):
             text = f"{client} is not in a network that may use this mirror"
             raise OciError(ErrorCode.DENIED, f"{text} ([access] networks)", status=403)
-        if self.users is not None and not await self._is_known(self.users, request):
-            text = "this mirror asks for user and password (docker login, or auths of your client)"
-            raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
 
     def is_open_to(self, client: str) -> bool:
         """Whether all requests from an address are let in without another look."""
@@ -51,6 +66,8 @@ class Admission:
         address = lookup_address(client)
         return address is not None and any(address in network for network in self.networks)
 
-    async def _is_known(self, users: Htpasswd, request: web.BaseRequest) -> bool:
-        given = parse_basic(request.headers.get("Authorization", ""))
-        return given is not None and await users.knows(*given)
+    async def _is_known(self, authorization: str) -> bool:
+        if self.users is None:
+            return True
+        given = parse_basic(authorization)
+        return given is not None and await self.users.knows(*given)

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,10 +19,11 @@ from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.web.crowd import Crowd
+from mirror.web.entry import Entry
 from mirror.web.forwarded import plain_address
 from mirror.web.hot import HotAnswer, HotTable, whole_head
 from mirror.web.reception import Reception
-from mirror.web.responses import error_response
+from mirror.web.responses import error_response, plain_response
 
 if TYPE_CHECKING:
     from mirror.web.server import Server
@@ -38,10 +40,14 @@ class Connection(RequestHandler):
         "_heads",
         "_raw_socket",
         "_reception",
+        "_server",
         "_table",
+        "_winding_down",
         "client",
+        "entry",
         "proxied",
         "refusal",
+        "when_ended",
     )
 
     def __init__(
@@ -49,14 +55,19 @@ class Connection(RequestHandler):
         server: "Server",
         crowd: Crowd,
         reception: Reception,
+        entry: Entry,
         **settings: Any,
     ) -> None:
         super().__init__(server, **settings)
+        self._server = server
         self._crowd = crowd
         self._reception = reception
         self._table = reception.table
         self._clean = True  # nothing but whole requests has come, each in one piece
         self._raw_socket: socket.socket | None = None
+        self._winding_down: Callable[[], None] | None = None
+        self.entry = entry
+        self.when_ended: Callable[[], None] | None = None
         self.client = ""  # or a proxy
         self.proxied = False  # a trusted proxy says who asks
         self.refusal = ""
@@ -64,11 +75,14 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if self.entry.upstream:  # counted and let in already, by the proxy's port
+            self.client = self.entry.client
+            return
         peer = transport.get_extra_info("peername")
         self.client = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.proxied = self._reception.proxies.trusts(self.client)
         self.refusal = self._crowd.enter(self._counted)
-        if self.refusal or not self._is_open():
+        if self.refusal or self.entry.proxy or not self._is_open():
             self._table = None  # no short cut past who has to be asked
         if transport.get_extra_info("sslcontext") is None:
             self._raw_socket = getattr(transport.get_extra_info("socket"), "_sock", None)
@@ -76,9 +90,44 @@ class Connection(RequestHandler):
             transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._crowd.leave(self._counted)
+        if not self.entry.upstream:
+            self._crowd.leave(self._counted)
         self._raw_socket = None
         super().connection_lost(exc)
+        if self.when_ended is not None:
+            self.when_ended()
+
+    def inside(self, entry: Entry) -> "Connection":
+        """The handler of a connection that is made inside this one."""
+        return self._server.connection(entry)
+
+    def give_away(
+        self, wind_down: Callable[[], None] | None = None
+    ) -> tuple[asyncio.Transport, bytes]:
+        """Leave the transport to somebody else, with what came right behind the request.
+
+        It is not read from until they say so; ``wind_down`` is called when the mirror stops.
+        """
+        assert self.transport is not None, "there is a request to be answered"
+        early, self._message_tail = self._message_tail, b""
+        self._winding_down = wind_down
+        self.transport.pause_reading()
+        return self.transport, early
+
+    def let_go(self) -> None:
+        """What was given away is over: nobody else will say that the connection is lost."""
+        self._winding_down = None
+        self.force_close()
+        self._loop.call_soon(self._forget)
+
+    def _forget(self) -> None:
+        if self._manager is not None:
+            self.connection_lost(None)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  # aiohttp's
+        if self._winding_down is not None:
+            self._winding_down()
+        await super().shutdown(timeout)
 
     @property
     def _counted(self) -> str:
@@ -95,6 +144,8 @@ class Connection(RequestHandler):
 
     def key(self, data: bytes) -> bytes:
         """What to find the answer to a request by: from a proxy the same bytes mean another."""
+        if self.entry.upstream:
+            return b"\0" + self.entry.upstream.encode() + b"\0" + data
         return b"\0" + data if self.proxied else data
 
     def begun(self) -> bytes:
@@ -174,6 +225,8 @@ class Connection(RequestHandler):
             raise ConnectionError("an answer is on its way already")
         phrase = HTTPStatus(status).phrase.lower()
         what = f"this is no HTTP request the mirror can read ({phrase})"
+        if self.entry.proxy:
+            return plain_response(status, what)
         error = OciError(ErrorCode.UNSUPPORTED, what, status=status)
         response = error_response(error)
         response.force_close()

@@ -21,7 +21,8 @@ class ServerLimits:
 class Reception:
     """All that a server asks about a request; made of one configuration.
 
-    What is answered from ``table`` is what was answered before; None: nothing is.
+    What is answered from ``table`` is what was answered before; None: nothing is.  ``proxy`` has
+    the handlers of what comes in by the proxy's port, where there is one.
     """
 
     routes: Handlers
@@ -29,3 +30,4 @@ class Reception:
     proxies: Proxies
     limits: ServerLimits
     table: HotTable | None
+    proxy: Handlers | None = None

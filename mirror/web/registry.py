@@ -95,6 +95,7 @@ class RegistryFace:
             prefix=endpoint.prefix,
             namespace=request.rel_url.query.get("ns"),
             host=exchange.origin.host,
+            connected=exchange.connected,
         )
         if self.visiting is None:
             return target

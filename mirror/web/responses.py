@@ -1,6 +1,8 @@
 """Answers: header fields and error bodies.  No decisions, no I/O."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from aiohttp import web
 
@@ -19,7 +21,9 @@ from mirror.upstream.errors import (
     UpstreamError,
 )
 
-API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "mirror"}
+_SERVER = {"Server": "mirror"}
+_NONE: Mapping[str, str] = MappingProxyType({})
+API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", **_SERVER}
 
 _NOT_FOUND = {
     "manifest": ErrorCode.MANIFEST_UNKNOWN,
@@ -121,3 +125,10 @@ def error_response(error: OciError) -> web.Response:
     return web.Response(
         status=error.status, body=error.body(), content_type="application/json", headers=headers
     )
+
+
+def plain_response(status: int, message: str, headers: Mapping[str, str] = _NONE) -> web.Response:
+    """The answer of a proxy that fails: one line, after which the connection ends."""
+    response = web.Response(status=status, text=f"{message}\n", headers={**_SERVER, **headers})
+    response.force_close()
+    return response

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.errors import OciError
@@ -14,11 +14,12 @@ from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import UpstreamError
 from mirror.web.connection import Connection
 from mirror.web.crowd import Crowd
+from mirror.web.entry import DIRECT, Entry
 from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
 from mirror.web.forwarded import Origin
 from mirror.web.hot import HotAnswer
 from mirror.web.reception import Reception
-from mirror.web.responses import error_of, error_response, outcome_of
+from mirror.web.responses import error_of, error_response, outcome_of, plain_response
 from mirror.web.streaming import reset
 
 _log = logging.getLogger(__name__)
@@ -57,13 +58,19 @@ class Server(web.Server):
 
     def __call__(self) -> RequestHandler:
         """The handler of a new connection."""
-        return Connection(self, self._crowd, self._reception, loop=self._loop, **self._kwargs)
+        return self.connection(DIRECT)
+
+    def connection(self, entry: Entry) -> Connection:
+        """The handler of a new connection that came in this way."""
+        parts = (self._crowd, self._reception, entry)
+        return Connection(self, *parts, loop=self._loop, **self._kwargs)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         exchange = request[EXCHANGE] = Exchange(self._clock(), self._origin(request))
         protocol = request.protocol
         head = protocol.begun() if isinstance(protocol, Connection) else b""
         exchange.repeatable = bool(head) and self._is_repeatable(request, exchange.origin)
+        exchange.connected = _entry(request).upstream
         try:
             response = await self._answer(request, exchange)
             exchange.status = response.status
@@ -95,14 +102,21 @@ class Server(web.Server):
             reset(request)
             raise ConnectionAbortedError(answer.message)
         exchange.outcome = outcome_of(answer)
+        if _entry(request).proxy and request.method == hdrs.METH_CONNECT:
+            return plain_response(answer.status, answer.message, answer.headers)
         return error_response(answer)
 
     async def _admitted(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
-        protocol = request.protocol
+        protocol, reception, entry = request.protocol, self._reception, _entry(request)
         refusal = protocol.refusal if isinstance(protocol, Connection) else ""
         with self._crowd.visited(origin.client if origin.told else "") as excess:
-            await self._reception.admission.check(request, origin.client, refusal or excess)
-            return await self._reception.routes.handler(request)(request)
+            if not entry.upstream:  # else the proxy's port let it in already
+                admission = reception.admission
+                check = admission.check_proxied if entry.proxy else admission.check
+                await check(request, origin.client, refusal or excess)
+            routes = reception.routes if entry == DIRECT else reception.proxy
+            assert routes is not None, "there is no such way in without its handlers"
+            return await routes.handler(request)(request)
 
     def _origin(self, request: web.BaseRequest) -> Origin:
         protocol = request.protocol
@@ -151,6 +165,10 @@ class Server(web.Server):
             agent=request.headers.get("User-Agent", ""),
             seconds=self._clock() - exchange.started,
         )
+
+
+def _entry(request: web.BaseRequest) -> Entry:
+    return request.protocol.entry if isinstance(request.protocol, Connection) else DIRECT
 
 
 def _of(client: str, ended: Callable[[str, float], None]) -> Callable[[str, float], None]:

@@ -1,6 +1,7 @@
 """Bodies on their way to a client: from a stored file, a growing one, or straight through."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -80,10 +81,15 @@ async def _copy(
 
 def reset(request: web.BaseRequest) -> None:
     """Break the connection so that no client takes what it has for the whole."""
-    transport = request.transport
-    if transport is None:
-        return
+    if request.transport is not None:
+        break_off(request.transport)
+
+
+def break_off(transport: asyncio.BaseTransport) -> None:
+    """End a connection with a reset, whatever is still on its way."""
     connection = transport.get_extra_info("socket")
     if connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    transport.abort()
+        with contextlib.suppress(OSError):  # it is gone already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    if isinstance(transport, asyncio.Transport):
+        transport.abort()

@@ -1,0 +1,1 @@
+"""The mirror as an HTTP proxy: registries are answered from the cache, the rest is let through."""

@@ -1,0 +1,101 @@
+"""A client's own requests to a registry, passed on as they are, and what it answers.
+
+Nothing of it is kept.  Bodies are streamed both ways, as fast as the slower side takes them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import HttpVersion11, hdrs, web
+from multidict import CIMultiDict
+
+from mirror.upstream.answers import PassedAnswer
+from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.errors import UpstreamError
+from mirror.upstream.passing import Outgoing, end_to_end
+from mirror.web.exchange import EXCHANGE
+from mirror.web.sending import Sender
+from mirror.web.streaming import reset
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_BODILESS: Final = frozenset({204, 304})
+#: What aiohttp makes itself.
+_MADE: Final = (hdrs.CONTENT_LENGTH, hdrs.DATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """Passes requests on to the registries of the upstreams."""
+
+    registries: Mapping[str, Endpoints]
+    sender: Sender
+    stall_seconds: float
+
+    async def ask(self, request: web.BaseRequest, target: str, host: str) -> PassedAnswer:
+        """The registry's answer to ``target`` (path and query), the caller's to close.
+
+        ``host`` is what the client calls the registry: what it answers is made for that name.
+
+        Raises:
+            UpstreamError: there is none.
+        """
+        headers = end_to_end(request.headers)
+        headers[hdrs.HOST] = host
+        body = self._body(request) if request.body_exists else None
+        outgoing = Outgoing(request.method, target, headers, body)
+        return await self.registries[request[EXCHANGE].connected].pass_on(outgoing)
+
+    async def relay(self, request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
+        """Send the registry's answer; closes it."""
+        exchange = request[EXCHANGE]
+        exchange.kind = "passed"
+        try:
+            response = _response(request, answer)
+            await response.prepare(request)
+            exchange.answered()
+            if request.method != hdrs.METH_HEAD and answer.status not in _BODILESS:
+                while piece := await answer.read():
+                    async with self.sender.patience():
+                        await response.write(piece)
+                    exchange.sent_bytes += len(piece)
+            await response.write_eof()
+        except (UpstreamError, OSError) as error:
+            if exchange.first_byte is None:
+                raise
+            exchange.detail = str(error)
+            exchange.whole = False
+            reset(request)
+            raise ConnectionAbortedError(str(error)) from error
+        finally:
+            answer.close()
+        return response
+
+    async def _body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """What the client sends, as it comes."""
+        transport = request.transport
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and transport is not None:
+            transport.write(_CONTINUE)
+        while piece := await self._piece(request):
+            yield piece
+
+    async def _piece(self, request: web.BaseRequest) -> bytes:
+        async with asyncio.timeout(self.stall_seconds):
+            return await request.content.readany()
+
+
+def _response(request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
+    headers = CIMultiDict(answer.headers)
+    length = headers.get(hdrs.CONTENT_LENGTH, "")
+    for name in _MADE:
+        headers.popall(name, None)
+    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    if length.isascii() and length.isdigit():
+        response.content_length = int(length)
+    elif request.method != hdrs.METH_HEAD and answer.status not in _BODILESS:
+        if request.version >= HttpVersion11:
+            response.enable_chunked_encoding()
+        else:
+            response.force_close()
+    return response

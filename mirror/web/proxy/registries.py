@@ -1,0 +1,117 @@
+"""What clients ask of a registry when the mirror stands in for it.
+
+What is a pull goes the ordinary way through the cache.  Everything else is the registry's own
+business and passed on to it: pushes, logins, token services, whatever else it serves.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from mirror.oci.digest import Digest
+from mirror.oci.endpoint import (
+    BlobEndpoint,
+    Endpoint,
+    ManifestEndpoint,
+    Ping,
+    parse_endpoint,
+)
+from mirror.oci.errors import OciError
+from mirror.upstream.answers import PassedAnswer
+from mirror.upstream.errors import UpstreamError
+from mirror.web.exchange import EXCHANGE
+from mirror.web.proxy.passing import Passing
+from mirror.web.registry import RegistryFace, raw_path
+from mirror.web.responses import API_VERSION
+
+_GREETINGS: Final = frozenset({200, 401})
+_REFUSALS: Final = frozenset({401, 403})
+_LIMITED: Final = 429
+_BROKEN: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Registries:
+    """Answers in the name of registries.
+
+    ``known`` are the upstreams where the mirror has credentials of its own.
+    """
+
+    registry: RegistryFace
+    passing: Passing
+    known: frozenset[str]
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request to the registry that the client is connected to, as it believes.
+
+        Raises:
+            OciError, UpstreamError, ForbiddenError: see ``responses.error_of``.
+        """
+        endpoint = _pull(request)
+        if endpoint is None:
+            return await self.passing.relay(request, await self._ask(request))
+        if isinstance(endpoint, Ping):
+            return await self._greet(request)
+        if _asks_whether_it_is_there(request, endpoint):
+            return await self._look(request)
+        return await self.registry.answer(request)
+
+    async def _greet(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What the registry wants to know of clients; nothing, while it cannot be asked."""
+        request[EXCHANGE].kind = Ping.kind
+        try:
+            answer = await self._ask(request)
+        except UpstreamError as error:
+            request[EXCHANGE].detail = str(error)
+            return web.json_response({}, headers=API_VERSION)
+        if answer.status in _GREETINGS:
+            return await self.passing.relay(request, answer)
+        request[EXCHANGE].detail = f"the registry answered {answer.status}"
+        answer.close()
+        return web.json_response({}, headers=API_VERSION)
+
+    async def _look(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Whether the registry has something in this very repository.
+
+        Who pushes asks so, and uploads what is not there; the cache would only know that it was
+        somewhere.
+        """
+        try:
+            answer = await self._ask(request)
+        except UpstreamError:
+            return await self.registry.answer(request)
+        if self._is_no_answer(request, answer):
+            answer.close()
+            return await self.registry.answer(request)
+        return await self.passing.relay(request, answer)
+
+    def _is_no_answer(self, request: web.BaseRequest, answer: PassedAnswer) -> bool:
+        if answer.status in _REFUSALS:  # the mirror may be let in where a nobody is not
+            own = request[EXCHANGE].connected in self.known
+            return own and "Authorization" not in request.headers
+        return answer.status >= _BROKEN or answer.status == _LIMITED
+
+    async def _ask(self, request: web.BaseRequest) -> PassedAnswer:
+        query = request.raw_path.partition("?")
+        target = raw_path(request) + query[1] + query[2]
+        return await self.passing.ask(request, target, request[EXCHANGE].origin.host)
+
+
+def _pull(request: web.BaseRequest) -> Endpoint | None:
+    """What a request wants to pull; None where it is something else."""
+    if request.method not in {"GET", "HEAD"} or request.body_exists:
+        return None
+    try:
+        endpoint = parse_endpoint(request.method, raw_path(request))
+    except OciError:
+        return None
+    return None if endpoint.prefix else endpoint
+
+
+def _asks_whether_it_is_there(request: web.BaseRequest, endpoint: Endpoint) -> bool:
+    if request.method != "HEAD" or "ns" in request.rel_url.query:
+        return False
+    if isinstance(endpoint, ManifestEndpoint):
+        return isinstance(endpoint.reference, Digest)
+    return isinstance(endpoint, BlobEndpoint)

@@ -1,0 +1,79 @@
+"""The proxy's port: the same forms as the mirror's own, shared by several processes."""
+
+import asyncio
+import ssl
+import urllib.request
+
+import aiohttp
+import pytest
+
+from mirror.app import StartError
+from mirror.authority.files import ensure_authority
+from tests.fakes import FakeRegistry, image
+from tests.peers.mirror import MirrorProcess
+from tests.peers.process import free_port
+from tests.running import running
+
+NOWHERE = {"docker.io": "http://127.0.0.1:9"}
+
+
+async def test_without_being_told_to_the_mirror_is_nobodys_proxy(tmp_path):
+    async with running(tmp_path, NOWHERE) as mirror:
+        assert mirror.proxy == ""
+    assert not (tmp_path / "proxy").exists()
+
+
+async def test_it_may_be_a_unix_socket(tmp_path):
+    path = tmp_path / "proxy.sock"
+    async with running(tmp_path / "c", NOWHERE, proxy={"listen": f"unix:{path}"}):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert await reader.readline() == b"HTTP/1.1 200 Connection established\r\n"
+        writer.transport.abort()
+    assert not path.exists()
+
+
+async def test_what_cannot_be_listened_on_names_its_key(tmp_path):
+    with pytest.raises(StartError, match=r"cannot listen on unix:.*; .*\[proxy\] listen$"):
+        async with running(tmp_path, NOWHERE, proxy={"listen": f"unix:{tmp_path}/no/p.sock"}):
+            pass
+
+
+async def test_a_ca_that_cannot_be_used_keeps_the_mirror_from_starting(tmp_path):
+    (tmp_path / "file").write_text("")
+    proxy = {"listen": "127.0.0.1:0", "ca_directory": str(tmp_path / "file" / "ca")}
+    with pytest.raises(StartError, match="ca_directory"):
+        async with running(tmp_path, NOWHERE, proxy=proxy):
+            pass
+
+
+async def test_all_workers_show_certificates_of_one_ca(tmp_path, upstream: FakeRegistry):
+    app = image(b"layer")
+    upstream.add_image("team/app", app, "1")
+    port = free_port()
+    extra = f'[proxy]\nlisten = "127.0.0.1:{port}"\n'
+    mirror = MirrorProcess(tmp_path, {"docker.io": upstream.url}, extra, workers=3)
+    await asyncio.to_thread(mirror.start)
+    try:
+        authority = ensure_authority(tmp_path / "cache" / "proxy", "mirror")
+        trust = ssl.create_default_context(cadata=authority.public_pem().decode())
+        url = f"https://registry-1.docker.io/v2/team/app/manifests/{app.digest}"
+        for _ in range(12):
+            connector = aiohttp.TCPConnector(ssl=trust, force_close=True)
+            async with (
+                aiohttp.ClientSession(connector=connector) as session,
+                session.get(url, proxy=f"http://127.0.0.1:{port}") as response,
+            ):
+                assert await response.read() == app.manifest
+        assert f"proxy   listens on 127.0.0.1:{port}" in mirror.output()
+
+        def scraped() -> str:
+            with urllib.request.urlopen(f"{mirror.url}/metrics", timeout=10) as answer:
+                return answer.read().decode()
+
+        figures = await asyncio.to_thread(scraped)
+        name = 'mirror_proxy_connections_total{result="intercepted",upstream="docker.io"}'
+        assert f"{name} 12.0" in figures
+    finally:
+        assert await asyncio.to_thread(mirror.terminate) == 0
