@@ -7,6 +7,7 @@ by hard links.  What the copies hold does not hash to their names, which a hit d
 import contextlib
 import hashlib
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -81,8 +82,10 @@ def _multiply(root: Path, model: str, digests: list[str]) -> None:
         remaining = iter(digests)
         while batch := list(islice(remaining, _BATCH)):
             database.executemany(statement, _copies(row, model, batch))
-            for digest in batch:
-                os.link(source, root / _renamed(row["filename"], model, digest))
+            names = [root / _renamed(row["filename"], model, digest) for digest in batch]
+            shutil.copy2(source, names[0])  # ext4 allows 65,000 links to a file
+            for name in names[1:]:
+                os.link(names[0], name)
 
 
 def _copies(row: dict[str, object], model: str, digests: list[str]) -> Iterator[dict[str, object]]:
