@@ -287,7 +287,9 @@ class Objects:
         """
         await self.flush_touches()
         with self.alarm.watching():
-            return await self._visit(lambda: self._shelf.space.reserve(partial.path, size, total))
+            return await self._evicting(
+                lambda: self._shelf.space.reserve(partial.path, size, total)
+            )
 
     async def release(self, partial: Partial) -> None:
         """Give back what :meth:`reserve` promised."""
@@ -312,7 +314,13 @@ class Objects:
         """Evict until ``incoming`` more bytes fit; False when they never can."""
         await self.flush_touches()
         with self.alarm.watching():
-            return await self._visit(lambda: self._shelf.space.make_room(incoming))
+            return await self._evicting(lambda: self._shelf.space.make_room(incoming))
+
+    async def _evicting(self, step: Callable[[], bool | None]) -> bool:
+        """Take all steps; between two of them others have the thread: 100,000 take 2 s."""
+        while (fits := await self._visit(step)) is None:
+            pass
+        return fits
 
     async def forget(self, key: ObjectKey) -> bool:
         """Drop an object; say whether it was there."""

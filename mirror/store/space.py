@@ -18,7 +18,7 @@ from mirror.store.index import ObjectIndex
 from mirror.store.layout import Layout, ObjectKey
 from mirror.store.partial import Partial
 
-_BATCH: Final = 32  # evictions between two looks at the clock of others waiting for the thread
+_BATCH: Final = 32  # evictions before others may have the thread: a millisecond
 
 
 class NoRoomError(Exception):
@@ -63,10 +63,13 @@ class Space:
         """Objects, partial files and what fills under way still expect."""
         return self._index.total_bytes() + self._partial_bytes()
 
-    def reserve(self, partial: Path, size: int, total: int | None) -> bool:
+    def reserve(self, partial: Path, size: int, total: int | None) -> bool | None:
         """Promise a partial file to grow to ``size`` bytes; False when that cannot be had.
 
         ``total`` is the size of the blob, where it is known.
+
+        Returns:
+            None while there is more to evict: to be called again.
 
         Raises:
             OSError: the disk says no.
@@ -76,26 +79,31 @@ class Space:
         # Said first and counted then: of two processes that do so at once both see the other's.
         with contextlib.suppress(OSError):  # a full disk may have room for it afterwards
             self._expected.put(partial.name, expectation)
-        if self.make_room(0):
+        fits = self.make_room(0)
+        if fits:
             self._expected.put(partial.name, expectation)
-            return True
-        self.release(partial)
-        return False
+        elif fits is False:
+            self.release(partial)
+        return fits
 
     def release(self, partial: Path) -> None:
         """The fill is over, one way or the other; what is on disk still counts."""
         self._reserved.pop(partial.name, None)
         self._expected.forget(partial.name)
 
-    def make_room(self, incoming: int) -> bool:
-        """Evict until ``incoming`` more bytes fit; evict nothing when they never can."""
+    def make_room(self, incoming: int) -> bool | None:
+        """Evict some objects, so that ``incoming`` more bytes fit; none when they never can.
+
+        Returns:
+            whether they fit; None while there is more to evict: to be called again.
+        """
         self._forget_the_gone()
-        if not self._possible(incoming):
+        excess = self._excess(incoming)
+        if excess <= 0:
+            return True
+        if excess > self._index.total_bytes() + self._idle_bytes() or not self._evict(excess):
             return False
-        while (excess := self._excess(incoming)) > 0:
-            if not self._evict(excess):
-                return False
-        return True
+        return True if self._excess(incoming) <= 0 else None
 
     def _excess(self, incoming: int) -> int:
         over = self.used_bytes() + incoming - self._limits.max_bytes
@@ -103,10 +111,6 @@ class Space:
         free = shutil.disk_usage(self._layout.root).free
         short = self._limits.min_free_bytes + still_to_write + incoming - free
         return max(over, short)
-
-    def _possible(self, incoming: int) -> bool:
-        evictable = self._index.total_bytes() + self._idle_bytes()
-        return self._excess(incoming) <= evictable
 
     def _evict(self, excess: int) -> bool:
         """Remove some of the oldest until ``excess`` bytes are gone; False if there was none."""

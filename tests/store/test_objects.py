@@ -57,6 +57,22 @@ def file_of(layout, kind: str):
     return file
 
 
+async def test_who_looks_something_up_does_not_wait_until_thousands_are_evicted(
+    layout, objects, blobs, threads
+):
+    manifests = Manifests(layout, objects, threads)
+    bodies = [BODY + b" " * at for at in range(1, 70)]
+    for body in bodies:
+        await manifests.put(Manifest(Digest.of(body), OCI_MANIFEST, body))
+    evicting = asyncio.create_task(objects.make_room(9_900))
+    found = await objects.lookup(ObjectKey(MANIFESTS, Digest.of(bodies[-1])))
+    assert found is not None
+    found.close()
+    assert not evicting.done()
+    assert await evicting
+    assert (await objects.usage()).objects <= 2
+
+
 async def test_a_file_removed_behind_our_back_is_a_miss_and_no_longer_counted(
     layout, objects, blobs
 ):

@@ -1,6 +1,7 @@
 """Who goes when there is no room."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,17 @@ def test_only_as_many_go_as_must_the_least_recently_used_first(layout, index, ev
     assert evictions == [100, 100]
 
 
+def test_many_go_a_few_at_a_time(layout, index, evictions):
+    for at in range(100):
+        adopt(layout, index, f"{at:010}", 10, at)
+    room = space(layout, index, evictions, 1000)
+    steps = [room.make_room(900)]
+    while steps[-1] is None:
+        steps.append(room.make_room(900))
+    assert steps == [None, None, True]
+    assert evictions == [10] * 90
+
+
 def test_nothing_goes_for_what_can_never_fit(layout, index, evictions):
     adopt(layout, index, "a", 100, 1)
     assert not space(layout, index, evictions, 400).make_room(401)
@@ -103,14 +115,8 @@ def test_a_partial_file_that_somebody_leads_stays(layout, index, evictions):
 
 def test_min_free_evicts_as_max_size_does(layout, index, evictions, monkeypatch):
     adopt(layout, index, "a", 100, 1)
-    free = iter([50, 50, 150, 150])
-    usage = type("usage", (), {})
-
-    def disk_usage(_):
-        found = usage()
-        found.free = next(free)
-        return found
-
-    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: SimpleNamespace(free=150 if evictions else 50)
+    )
     assert space(layout, index, evictions, 10_000, min_free=100).make_room(0)
     assert evictions == [100]
