@@ -3,12 +3,14 @@
 Knows the two header fields.  Must not know what the bytes are.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import Final
 
 _DIGITS: Final = "[0-9]{1,20}"  # room for 2**64 - 1, which stands for "to the end" in some clients
 _SPEC: Final = re.compile(rf"bytes\s*=\s*({_DIGITS})?-({_DIGITS})?\s*", re.ASCII | re.IGNORECASE)
+_MAX_RANGES: Final = 1000
 _CONTENT_RANGE: Final = re.compile(
     rf"bytes ({_DIGITS})-({_DIGITS})/({_DIGITS}|\*)", re.ASCII | re.IGNORECASE
 )
@@ -42,8 +44,8 @@ class ByteRange:
 def parse_range(header: str | None, size: int) -> ByteRange | None:
     """The range a client wants of content of ``size`` bytes; None means the whole.
 
-    Another unit and several ranges at once are ignored, as RFC 9110, 14.2 allows; a range that
-    reaches beyond the end is cut there.
+    Another unit and several ranges at once (see :func:`parse_ranges`) are ignored, as RFC 9110,
+    14.2 allows; a range that reaches beyond the end is cut there.
 
     Raises:
         RangeNotSatisfiable: it lies beyond the end, or is malformed.
@@ -63,6 +65,31 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     if start >= stop:
         raise RangeNotSatisfiable(f"the range names no byte of the {size} there are")
     return ByteRange(start, stop, open_ended=first is not None and last is None)
+
+
+def parse_ranges(header: str | None, size: int) -> tuple[ByteRange, ...]:
+    """The ranges a client wants of content of ``size`` bytes, in its order; none means the whole.
+
+    Those that name no byte are left out.  More than 1000 of them, or together more bytes than
+    there are, are ignored, as RFC 9110, 14.2 asks of who is careful.
+
+    Raises:
+        RangeNotSatisfiable: all of them lie beyond the end, or are malformed.
+    """
+    if header is None or "," not in header or not _is_in_bytes(header):
+        one = parse_range(header, size)
+        return () if one is None else (one,)
+    found: list[ByteRange] = []
+    items = [item for item in header.partition("=")[2].split(",") if item.strip()]
+    for item in items[: _MAX_RANGES + 1]:
+        with contextlib.suppress(RangeNotSatisfiable):
+            one = parse_range(f"bytes={item.strip()}", size)
+            if one is not None:
+                found.append(one)
+    if not found:
+        raise RangeNotSatisfiable(f"none of the ranges names a byte of the {size} there are")
+    excessive = len(items) > _MAX_RANGES or sum(one.length for one in found) > size
+    return () if excessive else tuple(found)
 
 
 def parse_content_range(header: str) -> tuple[int, int, int | None]:

@@ -24,7 +24,6 @@ from mirror.store.objects import OpenObject
 from mirror.upstream.answers import BlobStream
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UnavailableError, UpstreamError
-from mirror.upstream.transport import READ_BUFFER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +66,18 @@ class Source:
 
     @asynccontextmanager
     async def open(
-        self, digest: Digest, start: int, buffer_bytes: int = READ_BUFFER_BYTES
+        self, digest: Digest, start: int, stop: int | None = None
     ) -> AsyncIterator[BlobStream]:
-        """Ask upstream for the blob from byte ``start`` on, when there is a slot.
+        """Ask upstream for a blob that passes through, when there is a slot; see ``open_blob``.
 
         Raises:
             UpstreamError: the blob cannot be had.
         """
         async with (
             self.slots.taken(self.registry.name),
-            self.registry.open_blob(self.repository, digest, start, None, buffer_bytes) as stream,
+            self.registry.open_blob(
+                self.repository, digest, start, stop, PASSING_BUFFER_BYTES
+            ) as stream,
         ):
             yield stream
 
@@ -181,8 +182,8 @@ class PassingContent:
         """
         await self._open(self._start)
 
-    async def _open(self, start: int) -> BlobStream:
-        opening = self._source.open(self._digest, start, PASSING_BUFFER_BYTES)
+    async def _open(self, start: int, stop: int | None = None) -> BlobStream:
+        opening = self._source.open(self._digest, start, stop)
         self._stream = await self._connection.enter_async_context(opening)
         return self._stream
 
@@ -219,7 +220,7 @@ class PassingContent:
         backoff = Backoff(start)
         while True:
             try:
-                stream = await self._at(position)
+                stream = await self._at(position, stop)
                 async for piece in _cut(stream, position, stop):
                     position += len(piece)
                     yield piece
@@ -235,11 +236,11 @@ class PassingContent:
                 self._stream = None
                 await asyncio.sleep(delay)
 
-    async def _at(self, position: int) -> BlobStream:
+    async def _at(self, position: int, stop: int | None) -> BlobStream:
         if self._stream is not None and self._stream.offset <= position == self._start:
             return self._stream
         await self._connection.aclose()
-        return await self._open(position)
+        return await self._open(position, stop)
 
     async def close(self) -> None:
         """Close the connection to upstream."""

@@ -240,7 +240,7 @@ class GrowingContent:
             end = visible if stop is None else min(visible, stop)
             yield self._growth.piece(position, end)
             position = end
-        self._remainder = self._growth.remainder(self._source)
+        self._remainder = self._remainder or self._growth.remainder(self._source)
         if self._remainder is not None and (stop is None or position < stop):
             async for piece in self._remainder.pieces(position, stop):
                 yield piece

@@ -8,7 +8,6 @@ from functools import partial
 from aiohttp import web
 from yarl import URL
 
-from mirror.oci.byterange import ByteRange, RangeNotSatisfiable, parse_range
 from mirror.oci.digest import Digest
 from mirror.oci.endpoint import (
     BlobEndpoint,
@@ -19,7 +18,6 @@ from mirror.oci.endpoint import (
     parse_endpoint,
 )
 from mirror.oci.endpoint import Content as ContentEndpoint
-from mirror.oci.errors import ErrorCode, OciError
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.content import Content, StoredContent
 from mirror.pull.listings import ListingAnswer, ListingPulls
@@ -30,6 +28,7 @@ from mirror.upstream.directory import Directory, Target
 from mirror.upstream.errors import RefusedError
 from mirror.web.exchange import EXCHANGE, Kept
 from mirror.web.hot import SMALL_FILE_BYTES
+from mirror.web.parts import Parts, wanted_ranges
 from mirror.web.responses import API_VERSION, cache_status, digest_fields, not_modified
 from mirror.web.sending import Sender
 from mirror.web.streaming import stream
@@ -167,18 +166,24 @@ class RegistryFace:
         if not_modified(request, digest):
             return web.Response(status=304, headers=fields)
         size = content.size
-        wanted = None if size is None else _wanted_range(request, digest, size)
-        if wanted is None or size is None:
+        ranges = () if size is None else wanted_ranges(request, digest, size)
+        if size is None or not ranges:
             response = _blob_response(200, fields, size)
             if size is None:
                 response.enable_chunked_encoding()
-            await stream(request, response, content, (0, None), self.sender)
+            body = content.pieces(0, None)
+        elif len(ranges) > 1:
+            parts = Parts(ranges, size)
+            response = _blob_response(206, fields, parts.length)
+            response.headers["Content-Type"] = parts.content_type
+            body = parts.pieces(content)
         else:
+            (wanted,) = ranges
             response = _blob_response(206, fields, wanted.length)
             response.headers["Content-Range"] = wanted.content_range(size)
             # Who asks for whatever there is takes it as it comes, verified at the end.
-            stop = None if wanted.open_ended else wanted.stop
-            await stream(request, response, content, (wanted.start, stop), self.sender)
+            body = content.pieces(wanted.start, None if wanted.open_ended else wanted.stop)
+        await stream(request, response, body, self.sender)
         return response
 
     async def _listing(
@@ -213,22 +218,6 @@ def _blob_response(status: int, fields: dict[str, str], length: int | None) -> w
     response = web.StreamResponse(status=status, headers=headers)
     response.content_length = length
     return response
-
-
-def _wanted_range(request: web.BaseRequest, digest: Digest, size: int) -> ByteRange | None:
-    """The range to send, None for the whole (RFC 9110, 14.2; If-Range: 13.1.5)."""
-    condition = request.headers.get("If-Range")
-    if condition is not None and condition != f'"{digest}"':
-        return None
-    try:
-        return parse_range(request.headers.get("Range"), size)
-    except RangeNotSatisfiable as error:
-        raise OciError(
-            ErrorCode.RANGE_INVALID,
-            str(error),
-            status=416,
-            headers={"Content-Range": f"bytes */{size}"},
-        ) from error
 
 
 def _kept_query(request: web.BaseRequest) -> str:

@@ -5,12 +5,13 @@ import contextlib
 import os
 import socket
 import struct
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
 from aiohttp import web
 
-from mirror.pull.content import Content, FilePiece, Piece
+from mirror.pull.content import FilePiece, Piece
 from mirror.pull.errors import BrokenOffError
 from mirror.web.exchange import EXCHANGE, Exchange
 from mirror.web.sending import Sender
@@ -22,11 +23,10 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger {l_onoff, l_li
 async def stream(
     request: web.BaseRequest,
     response: web.StreamResponse,
-    content: Content,
-    span: tuple[int, int | None],
+    body: AsyncGenerator[Piece, None],
     sender: Sender,
 ) -> None:
-    """Send a stretch of a body after the response's headers.
+    """Send a body after the response's headers.
 
     What breaks off on the way ends in a reset connection: a clean end would pass for the whole
     with clients that do not count.
@@ -35,7 +35,7 @@ async def stream(
     await response.prepare(request)
     exchange.answered()
     try:
-        async with aclosing(content.pieces(*span)) as pieces:
+        async with aclosing(body) as pieces:
             async for piece in pieces:
                 await _send(request, response, piece, sender)
         await response.write_eof()

@@ -9,6 +9,7 @@ from mirror.oci.byterange import (
     RangeNotSatisfiable,
     parse_content_range,
     parse_range,
+    parse_ranges,
 )
 
 SIZES = st.integers(min_value=1, max_value=40)
@@ -115,6 +116,47 @@ def test_any_header_is_ignored_refused_or_within_the_content(header: str, size: 
     except RangeNotSatisfiable:
         return
     assert wanted is None or 0 <= wanted.start < wanted.stop <= size
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=5), SIZES)
+def test_several_ranges_select_what_slicing_selects(pairs: list[tuple[int, int]], size: int):
+    header = "bytes=" + ", ".join(f"{first}-{last}" for first, last in pairs)
+    content = bytes(range(size))
+    expected = [content[first : last + 1] for first, last in pairs]
+    expected = [part for part in expected if part]
+    if not expected:
+        with pytest.raises(RangeNotSatisfiable):
+            parse_ranges(header, size)
+        return
+    found = [content[one.start : one.stop] for one in parse_ranges(header, size)]
+    assert found == (expected if sum(map(len, expected)) <= size else [])
+
+
+@pytest.mark.parametrize(
+    ("header", "ranges"),
+    [
+        ("bytes=0-1", [(0, 2)]),
+        ("bytes=0-1,", [(0, 2)]),
+        ("bytes= 0-1 ,\t-2", [(0, 2), (8, 10)]),
+        ("bytes=7-8,0-1", [(7, 9), (0, 2)]),
+        ("bytes=0-1,x,99-", [(0, 2)]),
+        ("bytes=0-,5-9", []),
+        ("lines=0-1,2-3", []),
+        ("bytes=" + "0-0," * 1001, []),
+        (None, []),
+    ],
+)
+def test_several_ranges_come_in_the_clients_order(header: str, ranges: list[tuple[int, int]]):
+    assert [(one.start, one.stop) for one in parse_ranges(header, 10)] == ranges
+
+
+@given(st.text("bytes=-0123456789, ", max_size=24) | st.text(), SIZES)
+def test_any_header_gives_ranges_within_the_content(header: str, size: int):
+    try:
+        wanted = parse_ranges(header, size)
+    except RangeNotSatisfiable:
+        return
+    assert all(0 <= one.start < one.stop <= size for one in wanted)
 
 
 @given(st.integers(0, 2**40), st.integers(1, 2**40), st.integers(0, 2**40))
