@@ -78,6 +78,10 @@ def serve(
     if workers is not None:
         flags["server"]["workers"] = workers
     settings = _load(config, flags)
+
+    def reread() -> Config:
+        return load(config, flags)
+
     processes = settings.server.processes()
     with shared_figures(processes):
         # Late, so that `check` and `client` do not pay for the server's imports.
@@ -85,9 +89,9 @@ def serve(
 
         try:
             if processes == 1:
-                asyncio.run(run(settings))
+                asyncio.run(run(settings, reread))
             else:
-                supervise(settings)
+                supervise(settings, reread)
         except StartError as error:
             _fail(str(error), _FAILED)
 

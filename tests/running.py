@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.app import serving
-from mirror.config import load
+from mirror.config import Config, load
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 
@@ -30,6 +30,7 @@ class Mirror:
 
     url: str
     session: aiohttp.ClientSession
+    reload: Callable[[Config], Awaitable[None]]
     proxy: str = ""  # the address of its proxy's port, where it has one
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
@@ -57,11 +58,10 @@ async def eventually(mirror: Mirror, sample: str, value: float) -> None:
             await asyncio.sleep(0.01)
 
 
-@asynccontextmanager
-async def running(
+def configured(
     directory: Path, upstreams: Mapping[str, Any], **sections: Mapping[str, Any]
-) -> AsyncIterator[Mirror]:
-    """Run a mirror in this process on a free port, with its cache in ``directory``.
+) -> Config:
+    """The configuration of a mirror on a free port, with its cache in ``directory``.
 
     ``upstreams`` maps names to urls or tables; other sections are given as in the file.
     """
@@ -74,9 +74,19 @@ async def running(
         },
         **sections,
     }
+    return load(None, tree)
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, upstreams: Mapping[str, Any], **sections: Mapping[str, Any]
+) -> AsyncIterator[Mirror]:
+    """Run a mirror in this process, ``configured`` like that."""
+    config = configured(directory, upstreams, **sections)
     async with (
-        serving(load(None, tree), asyncio.Event()) as listeners,
+        serving(config, asyncio.Event()) as mirror,
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
-        proxies = [f"http://{listener.address}" for listener in listeners if listener.proxy]
-        yield Mirror(f"http://{listeners[0].address}", session, "".join(proxies))
+        url = f"http://{mirror.listeners[0].address}"
+        proxies = [f"http://{each.address}" for each in mirror.listeners if each.proxy]
+        yield Mirror(url, session, mirror.reloadable.reload, "".join(proxies))

@@ -39,15 +39,21 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def opened_control(
     directory: Path, port: Reception, commands: Commands
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Callable[[Reception], None]]:
     """Take commands while the context is open, as long as there is a ``directory`` to do it in.
 
-    ``port`` is what receives clients; what it serves is served here too.
+    ``port`` is what receives clients; what it serves is served here too.  Yields what is to be
+    told of another one.
     """
-    routes = ControlRoutes(port.routes, commands)
-    reception = Reception(routes, Admission([], None), Proxies([], False), port.limits, None)
-    server = Server(reception, _OperatorsLog(AccessLog()))
-    runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS)
+
+    def beside(port: Reception) -> Reception:
+        routes = ControlRoutes(port.routes, commands)
+        everyone, nobody = Admission([], None), Proxies([], False)
+        limits = replace(port.limits, drain_seconds=_SHUTDOWN_SECONDS)
+        return Reception(routes, everyone, nobody, limits, None, port.requests)
+
+    server = Server(beside(port), _OperatorsLog(AccessLog()))
+    runner = web.ServerRunner(server)
     await runner.setup()
     door = _Door(directory, runner)
     async with AsyncExitStack() as stack:
@@ -56,7 +62,7 @@ async def opened_control(
         await door.ensure()
         looking = asyncio.create_task(door.stay_open(), name="control")
         stack.callback(looking.cancel)
-        yield
+        yield lambda port: server.receive_by(beside(port))
 
 
 def about(started: float) -> Commands:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
-from mirror.config.model import UNIX_PROXIES, Config
+from mirror.config.model import UNIX_PROXIES, Config, ServerConfig
 from mirror.web.admission import Admission
 from mirror.web.forwarded import Proxies
 from mirror.web.htpasswd import Htpasswd, HtpasswdError
@@ -65,17 +65,25 @@ def certificate(config: Config) -> Certificate | None:
         return None
     try:
         return Certificate(Path(server.tls_certificate), Path(server.tls_key))
-    except OSError as error:  # ssl.SSLError is one
-        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-        raise StartError(
-            f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
-            f"cannot be used: {reason}"
-        ) from error
+    except OSError as error:
+        raise certificate_error(server, error) from error
+
+
+def certificate_error(server: ServerConfig, error: OSError) -> StartError:
+    """Why the certificate cannot be used."""
+    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    return StartError(
+        f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
+        f"cannot be used: {reason}"
+    )
 
 
 def server_limits(config: Config) -> ServerLimits:
     """What a crowd may take."""
     limits = config.limits
     return ServerLimits(
-        limits.connections, limits.connections_per_client, limits.idle_timeout.seconds
+        limits.connections,
+        limits.connections_per_client,
+        limits.idle_timeout.seconds,
+        config.server.drain.seconds,
     )

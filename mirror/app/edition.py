@@ -1,9 +1,8 @@
 """All that is made of one configuration: from the upstreams up to what receives clients.
 
-What outlives a configuration is the ground it stands on: store, figures, sockets.
+What it stands on, and what outlives it, is the ground (``app.ground``).
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +12,15 @@ from typing import Final
 
 from mirror import __version__
 from mirror.app.door import opened_admission, proxies, server_limits
+from mirror.app.ground import Ground
 from mirror.app.proxy import proxy_face
-from mirror.app.pulls import opened_pulls
-from mirror.app.store import Store
-from mirror.app.teller import UpstreamTeller
-from mirror.app.upstreams import directory, opened_upstream
-from mirror.bookkeeper import Bookkeeper
+from mirror.app.pulls import Pulls, opened_pulls
+from mirror.app.upstreams import directory
 from mirror.config.model import Config
 from mirror.ephemeral.backend import Backend
-from mirror.metrics import Metrics
 from mirror.store.database import IndexUnavailableError
 from mirror.web.health import Condition, HealthFace
-from mirror.web.hot import HotTable
-from mirror.web.proxy.face import ProxyFace
-from mirror.web.reception import Reception
+from mirror.web.reception import Reception, Requests
 from mirror.web.registry import RegistryFace
 from mirror.web.routes import Routes
 from mirror.web.sending import Sender
@@ -36,60 +30,51 @@ _EPHEMERAL_KEYS: Final = 100_000
 _SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What stays while configurations come and go; ``stopping``: the mirror is about to end."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Edition:
+    """What is made of one configuration, and what of it has to come to its end."""
 
-    store: Store
-    metrics: Metrics
-    books: Bookkeeper
-    table: HotTable
-    stopping: asyncio.Event
+    config: Config
+    reception: Reception
+    pulls: Pulls
+
+    async def over(self) -> None:
+        """Wait until nothing that was begun under it is under way any more."""
+        await self.reception.requests.over()
+        await self.pulls.finish()
 
 
 @asynccontextmanager
-async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Reception]:
+async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Edition]:
     """What receives clients as ``config`` says.
 
     Raises:
         StartError: something that it names cannot be used.
     """
-    async with _opened_routes(config, ground) as (routes, proxy):
-        with opened_admission(config) as admission:
-            table = ground.table if config.server.hot else None
-            limits = server_limits(config)
-            yield Reception(routes, admission, proxies(config), limits, table, proxy)
-
-
-@asynccontextmanager
-async def _opened_routes(
-    config: Config, ground: Ground
-) -> AsyncIterator[tuple[Routes, ProxyFace | None]]:
     backend = Backend(_EPHEMERAL_KEYS)
-    teller = UpstreamTeller(ground.metrics, ground.books)
     async with AsyncExitStack() as stack:
-        registries = {
-            name: await stack.enter_async_context(
-                opened_upstream(name, upstream, config, backend, teller)
-            )
-            for name, upstream in config.enabled().items()
-        }
-        pulls = await stack.enter_async_context(
-            opened_pulls(config, registries, ground.store, backend, ground.metrics, ground.books)
-        )
+        registries = await stack.enter_async_context(ground.upstreams.used(config))
+        pulls = await stack.enter_async_context(opened_pulls(config, registries, ground, backend))
         threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
-        sender = Sender(threads, config.limits.stall_timeout.seconds)
         face = RegistryFace(
             directory(config),
             pulls.blobs,
             pulls.manifests,
             pulls.listings,
-            sender,
+            Sender(threads, config.limits.stall_timeout.seconds),
             pulls.visiting,
         )
         status = StatusFace(__version__, tuple(config.enabled()), config.default_upstream())
-        proxy = proxy_face(config, face, registries, ground.metrics)
-        yield Routes(face, _health(ground), status), proxy
+        reception = Reception(
+            Routes(face, _health(ground), status),
+            stack.enter_context(opened_admission(config)),
+            proxies(config),
+            server_limits(config),
+            ground.table if config.server.hot else None,
+            Requests(),
+            proxy_face(config, face, registries, ground.metrics),
+        )
+        yield Edition(config, reception, pulls)
 
 
 def _health(ground: Ground) -> HealthFace:

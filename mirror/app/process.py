@@ -70,11 +70,16 @@ def _ways_through(addresses: Iterable[Address]) -> list[str]:
     return [f"  proxy   listens on {places}: {advice}"] if places else []
 
 
-def heed(stopping: asyncio.Event) -> None:
-    """Set ``stopping`` on SIGTERM or SIGINT, from now on: a stop may come before the start ends."""
+def heed(stopping: asyncio.Event, reloading: asyncio.Event | None = None) -> None:
+    """Set ``stopping`` on SIGTERM or SIGINT, ``reloading`` on SIGHUP, from now on.
+
+    A signal may come before the start ends.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if reloading is not None:
+        loop.add_signal_handler(signal.SIGHUP, reloading.set)
 
 
 def say_stopping(config: Config) -> None:

@@ -1,13 +1,13 @@
 """The pulls: for everybody, and where clients bring credentials of their own, for them as well."""
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.app.ground import Ground
 from mirror.app.store import Private, Store
-from mirror.bookkeeper import Bookkeeper
 from mirror.config.agreement import taking_credentials, without_host
 from mirror.config.model import Config
 from mirror.ephemeral.backend import Backend
@@ -15,14 +15,11 @@ from mirror.ephemeral.freshness import Freshness
 from mirror.ephemeral.grants import Grants
 from mirror.ephemeral.negative import Negatives
 from mirror.ephemeral.pages import Pages
-from mirror.metrics import Metrics
-from mirror.pull.ahead import Ahead
 from mirror.pull.blobs import BlobPulls
+from mirror.pull.fills import Fills
 from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
-from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.rights import Rights
-from mirror.pull.slots import SlotLimits, Slots
 from mirror.pull.visits import VisitedBlobs, VisitedListings, VisitedManifests
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.visitor import Visitors
@@ -36,31 +33,34 @@ _KEY_BYTES: Final = 32
 class Pulls:
     """What answers for content; ``visiting`` says whose credentials are whose, if anybody's are."""
 
+    begun: Sequence[BlobPulls]
     blobs: BlobPulls | VisitedBlobs
     manifests: ManifestPulls | VisitedManifests
     listings: ListingPulls | VisitedListings
     visiting: Visiting | None = None
 
+    async def finish(self) -> None:
+        """Wait for the end of all fills that were begun here."""
+        for blobs in self.begun:
+            await blobs.finish()
+
 
 @asynccontextmanager
 async def opened_pulls(
-    config: Config,
-    registries: Mapping[str, Endpoints],
-    store: Store,
-    backend: Backend,
-    metrics: Metrics,
-    books: Bookkeeper,
+    config: Config, registries: Mapping[str, Endpoints], ground: Ground, backend: Backend
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
     negatives = Negatives(backend, config.tags.negative_max_age.seconds)
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
     freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES), max_age)
-    slots = _slots(config)
+    store, metrics, begun = ground.store, ground.metrics, list[BlobPulls]()
     async with AsyncExitStack() as stack:
 
-        def made(kept: Store | Private) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
-            ahead = Ahead(AHEAD_SHARE / config.server.processes())  # of each kind: it keeps bytes
-            blobs = BlobPulls(registries, kept.blobs, negatives, metrics, slots, ahead)
+        def made(
+            kept: Store | Private, fills: Fills
+        ) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
+            blobs = BlobPulls(registries, kept.blobs, negatives, metrics, ground.slots, fills)
+            begun.append(blobs)
             manifests = ManifestPulls(
                 registries,
                 kept.manifests,
@@ -73,18 +73,19 @@ async def opened_pulls(
             listings = ListingPulls(registries, pages, kept.listings, negatives, stale)
             for pulls in (blobs, manifests, listings):
                 stack.push_async_callback(pulls.close)
-            stack.enter_context(books.watching(blobs))
+            stack.enter_context(ground.books.watching(blobs))
             return blobs, manifests, listings
 
-        public = made(store)
+        public = made(store, ground.fills)
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
-            yield Pulls(*public)
+            yield Pulls(begun, *public)
             return
-        private = made(store.private)
+        private = made(store.private, ground.private_fills)
         grants = Grants(backend, config.access.grant_max_age.seconds)
         rights = Rights(registries, grants, store.private.links, negatives)
         stack.push_async_callback(rights.close)
         yield Pulls(
+            begun,
             VisitedBlobs(rights, public[0], private[0]),
             VisitedManifests(rights, public[1], private[1]),
             VisitedListings(rights, public[2], private[2]),
@@ -100,12 +101,3 @@ def _visiting(config: Config, rights: Rights) -> Visiting:
     visitors = Visitors(secrets.token_bytes(_KEY_BYTES))
     otherwise = next(iter(without_host(config.upstreams)), "")
     return Visiting(hosts, taking, otherwise, visitors, rights.greet)
-
-
-def _slots(config: Config) -> Slots:
-    limits, fill = config.limits, config.fill
-    connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
-    return Slots(
-        SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds, connections),
-        Splitting(fill.connections, fill.segment.bytes, fill.parallel_from.bytes),
-    )

@@ -6,8 +6,9 @@ import gc
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -16,25 +17,26 @@ from mirror import __version__
 from mirror.app.books import opened_books
 from mirror.app.control import about, opened_control
 from mirror.app.door import certificate, listen
-from mirror.app.edition import Ground, opened_edition
+from mirror.app.editions import Editions, opened_editions
+from mirror.app.ground import opened_ground
 from mirror.app.notify import supervised
 from mirror.app.process import (
     allow_open_files,
     announce,
     heed,
     say_stopping,
-    until_orphaned,
 )
 from mirror.app.proxy import listening
+from mirror.app.reload import Reloadable, Reread, reload_when_told
+from mirror.app.scrubbing import Scrubbing
 from mirror.app.sockets import Listener, opened_listeners
 from mirror.app.store import Store, opened_store
 from mirror.app.teller import Teller
+from mirror.app.tether import Tether
 from mirror.config.model import Config
 from mirror.logs import AccessLog, configure
 from mirror.metrics import Metrics
-from mirror.store.scrub import Scrub
 from mirror.web.hot import HotTable
-from mirror.web.htpasswd import Htpasswd
 from mirror.web.server import Server
 from mirror.web.tls import Certificate
 
@@ -43,47 +45,54 @@ _UNSEEN_SECONDS: Final = 10.0  # so long a worker may hold the file of what anot
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
-async def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is being sent.
+async def run(config: Config, reread: Reread) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is being sent; ``reread`` on SIGHUP.
 
     Raises:
         StartError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
     allow_open_files(config.limits.connections)
-    stopping = asyncio.Event()
-    heed(stopping)
+    stopping, reloading = asyncio.Event(), asyncio.Event()
+    heed(stopping, reloading)
     async with (
         supervised(os.environ, os.getpid()) as supervisor,
-        serving(config, stopping) as listeners,
+        serving(config, stopping) as running,
     ):
-        announce(config, listeners)
+        announce(config, running.listeners)
         _settle()
         supervisor.ready()
+        told = reload_when_told(reloading, running.reloadable, reread, supervisor)
+        telling = asyncio.create_task(told, name="reload")
         await stopping.wait()
+        telling.cancel()
         supervisor.stopping()
-        say_stopping(config)
+        say_stopping(running.reloadable.config)
 
 
 async def run_worker(
-    config: Config, listeners: Sequence[Listener], number: int, ready: Callable[[], None]
+    config: Config, listeners: Sequence[Listener], number: int, tether: Tether
 ) -> None:
     """Serve as one of several processes, until told to stop or the first process is gone.
 
-    ``config`` holds this worker's share of what is bounded; ``ready`` is called once it serves.
+    ``config`` holds this worker's share of what is bounded; ``tether`` ties it to the first
+    process.
 
     Raises:
         StartError: the mirror cannot start.
     """
     stopping = asyncio.Event()
     heed(stopping)
-    unseen = _UNSEEN_SECONDS
-    async with _serving_on(listeners, config, stopping, first=number == 0, unseen=unseen):
+    first, unseen = number == 0, _UNSEEN_SECONDS
+    async with (
+        tether.held(stopping),
+        _serving_on(listeners, config, stopping, first=first, unseen=unseen) as reloadable,
+    ):
         _settle()
-        ready()
-        orphaned = asyncio.create_task(until_orphaned(stopping), name="parent")
+        tether.ready()
+        obeying = asyncio.create_task(tether.obey(reloadable.reload), name="reload")
         await stopping.wait()
-        orphaned.cancel()
+        obeying.cancel()
 
 
 def _settle() -> None:
@@ -92,9 +101,17 @@ def _settle() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A mirror that serves: what it listens on, and what of it goes by its configuration."""
+
+    listeners: list[Listener]
+    reloadable: Reloadable
+
+
 @asynccontextmanager
-async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[list[Listener]]:
-    """Serve while the context is open; yields what it listens on.
+async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[Running]:
+    """Serve while the context is open.
 
     ``stopping`` makes ``/readyz`` say so, for whoever balances load.
 
@@ -102,8 +119,8 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[list
         StartError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
-        async with _serving_on(listeners, config, stopping):
-            yield listeners
+        async with _serving_on(listeners, config, stopping) as reloadable:
+            yield Running(listeners, reloadable)
 
 
 @asynccontextmanager
@@ -114,7 +131,7 @@ async def _serving_on(
     *,
     first: bool = True,
     unseen: float = math.inf,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Reloadable]:
     """Serve on what is open already.
 
     Of several processes one is the ``first``, which does what is done once; what others evict may
@@ -128,31 +145,32 @@ async def _serving_on(
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
         books = await stack.enter_async_context(opened_books(store))
-        ground = Ground(store, metrics, books, table, stopping)
-        reception = await stack.enter_async_context(opened_edition(config, ground))
+        ground = await stack.enter_async_context(
+            opened_ground(config, store, metrics, books, table, stopping)
+        )
+        editions = await stack.enter_async_context(opened_editions(config, ground))
         chain = certificate(config)
+        reception = editions.current.reception
         server = Server(reception, Teller(metrics, AccessLog(), books))
-        runner = web.ServerRunner(server, shutdown_timeout=config.server.drain.seconds)
+        runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         control = opened_control(store.layout.control, reception, about(time.time()))
-        await stack.enter_async_context(control)
+        for receiver in (server.receive_by, await stack.enter_async_context(control)):
+            editions.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store), name="tend")
         stack.callback(tending.cancel)
-        if first and config.cache.scrub.seconds:
-            scrub = Scrub(store.objects, store.layout.scrub, config.cache.scrub.seconds)
-            scrubbing = asyncio.create_task(scrub.run(), name="scrub")
-            stack.callback(scrubbing.cancel)
-        changing = [part for part in (chain, reception.admission.users) if part is not None]
-        reloading = asyncio.create_task(_reload_regularly(changing), name="reload")
-        stack.callback(reloading.cancel)
+        scrubbing = stack.enter_context(contextlib.closing(Scrubbing(store, first=first)))
+        scrubbing.every(config.cache.scrub.seconds)
+        rereading = asyncio.create_task(_reread_regularly(chain, editions), name="reread")
+        stack.callback(rereading.cancel)
         direct = [listener for listener in listeners if not listener.proxy]
         await listen(runner, direct, None if chain is None else chain.context)
         proxies = [listener for listener in listeners if listener.proxy]
         await stack.enter_async_context(listening(server, proxies))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        yield
+        yield Reloadable(editions, store, scrubbing, chain)
 
 
 @contextlib.contextmanager
@@ -162,11 +180,12 @@ def _opened_table(store: Store, unseen: float) -> Iterator[HotTable]:
         yield table
 
 
-async def _reload_regularly(parts: Iterable[Certificate | Htpasswd]) -> None:
+async def _reread_regularly(chain: Certificate | None, editions: Editions) -> None:
     while True:
         await asyncio.sleep(_TEND_SECONDS)
-        for part in parts:
-            part.reload()
+        for part in (chain, editions.current.reception.admission.users):
+            if part is not None:
+                part.reload()
 
 
 async def _tend_regularly(store: Store) -> None:

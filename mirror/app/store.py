@@ -63,8 +63,7 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
         StartError: the directory could never be used.
     """
     layout = Layout(config.cache.directory.absolute())
-    disk_bytes = _disk_bytes(layout.root)
-    limits = Limits(config.cache.max_size.of(disk_bytes), config.cache.min_free.of(disk_bytes))
+    limits = cache_limits(config)
     threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
     objects = Objects(layout, limits, metrics, threads)
     try:
@@ -102,6 +101,12 @@ def _store(layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> Sto
         ),
         notes,
     )
+
+
+def cache_limits(config: Config) -> Limits:
+    """How much may be kept, on the disk that the cache is on."""
+    disk_bytes = _disk_bytes(config.cache.directory.absolute())
+    return Limits(config.cache.max_size.of(disk_bytes), config.cache.min_free.of(disk_bytes))
 
 
 def _disk_bytes(directory: Path) -> int:

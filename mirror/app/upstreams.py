@@ -1,7 +1,9 @@
 """The upstreams and all their names."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from yarl import URL
@@ -18,12 +20,110 @@ from mirror.upstream.authorization import (
     Introduction,
     TokenRules,
 )
-from mirror.upstream.directory import Directory, Names
+from mirror.upstream.directory import Directory, Names, UnknownRegistryError
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
-from mirror.upstream.transport import Observer, Transport, TransportSettings
+from mirror.upstream.transport import Observer, Transport, TransportSettings, trusting
 from mirror.upstream.visitor import Verbatim, Visitor
+
+_TOKENS: Final = 10_000
+#: What other rooms make of an upstream's table: it means nothing to the way there.
+_ELSEWHERE: Final = frozenset(
+    {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
+)
+
+
+@dataclass(slots=True)
+class _Open:
+    """An upstream that is open, and how many configurations use it; ``way``: how it is reached."""
+
+    way: Any
+    endpoints: Endpoints
+    opened: AsyncExitStack
+    users: int = 0
+
+
+class _Known(dict[str, Endpoints]):
+    """Upstreams by name; one may be gone that a connection through the proxy was made for."""
+
+    def __missing__(self, name: str) -> Endpoints:
+        raise UnknownRegistryError(name)
+
+
+class Upstreams:
+    """Every upstream that some configuration uses.
+
+    One that the next configuration reaches in the same way is passed on: with its connections, its
+    tokens, and what is known of it (out of reach, or asking for silence).
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._open: list[_Open] = []
+
+    @asynccontextmanager
+    async def used(self, config: Config) -> AsyncIterator[Mapping[str, Endpoints]]:
+        """The upstreams of a configuration by name; the last who uses one closes it.
+
+        Raises:
+            StartError: a password or CA file cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            yield _Known(
+                {
+                    name: await stack.enter_async_context(self._used(name, upstream, config))
+                    for name, upstream in config.enabled().items()
+                }
+            )
+
+    @asynccontextmanager
+    async def _used(
+        self, name: str, upstream: UpstreamConfig, config: Config
+    ) -> AsyncIterator[Endpoints]:
+        way = _way(name, upstream, config)
+        found = next((each for each in self._open if each.way == way), None)
+        if found is None:
+            found = await self._opened(name, upstream, config, way)
+        found.users += 1
+        try:
+            yield found.endpoints
+        finally:
+            found.users -= 1
+            if not found.users:
+                self._open.remove(found)
+                await found.opened.aclose()
+
+    async def _opened(self, name: str, upstream: UpstreamConfig, config: Config, way: Any) -> _Open:
+        stack = AsyncExitStack()
+        backend = Backend(_TOKENS)
+        endpoints = await stack.enter_async_context(
+            opened_upstream(name, upstream, config, backend, self._observer)
+        )
+        self._open.append(_Open(way, endpoints, stack))
+        return self._open[-1]
+
+
+def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
+    """All that decides how an upstream is reached, to be compared.
+
+    Raises:
+        StartError: its password or CA file cannot be read.
+    """
+    with _using_ca_files(name):
+        trust = trusting(_ca_files(config, upstream))  # the same one while the files stay the same
+    table = upstream.model_dump(exclude=set(_ELSEWHERE))
+    return (name, table, _secret(name, upstream), config.fetch, config.access.grant_max_age, trust)
+
+
+def check_upstreams(config: Config) -> None:
+    """Look whether all upstreams could be opened.
+
+    Raises:
+        StartError: a password or CA file cannot be used.
+    """
+    for name, upstream in config.enabled().items():
+        _way(name, upstream, config)
 
 
 @asynccontextmanager
@@ -35,12 +135,8 @@ async def opened_upstream(
     Raises:
         StartError: its password or CA file cannot be used.
     """
-    try:
-        credentials = (
-            Credentials(upstream.username, upstream.secret()) if upstream.username else None
-        )
-    except OSError as error:
-        raise StartError(f"upstream {name}: password_file: {error.strerror}") from error
+    secret = _secret(name, upstream)
+    credentials = Credentials(upstream.username, secret) if upstream.username else None
     # The credentials are the registry's: a mirror of it is asked as nobody.
     addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
     settings = _transport_settings(config, upstream)
@@ -52,11 +148,8 @@ async def opened_upstream(
         for address, known_as in addresses:
             url = URL(address)
             transport = Transport(name, url.host or "", settings, observer)
-            try:
+            with _using_ca_files(name):
                 await stack.enter_async_context(transport)
-            except OSError as error:  # ssl.SSLError is one
-                text = f"upstream {name}: ca_file holds no certificate: {error}"
-                raise StartError(text) from error
             tokens = Tokens(backend)
             authorization = Authorization(name, url, transport, tokens, known_as)
             max_bytes = config.fetch.max_blob_size.bytes
@@ -83,6 +176,26 @@ def _introduction(
     return Authorization(name, url, transport, tokens, credentials, rules)
 
 
+@contextmanager
+def _using_ca_files(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        text = f"upstream {name}: ca_file holds no certificate: {error}"
+        raise StartError(text) from error
+
+
+def _ca_files(config: Config, upstream: UpstreamConfig) -> tuple[str, ...]:
+    return tuple(file for file in (config.fetch.ca_file, upstream.ca_file) if file)
+
+
+def _secret(name: str, upstream: UpstreamConfig) -> str:
+    try:
+        return upstream.secret()
+    except OSError as error:
+        raise StartError(f"upstream {name}: password_file: {error.strerror}") from error
+
+
 def _transport_settings(config: Config, upstream: UpstreamConfig) -> TransportSettings:
     return TransportSettings(
         connect_timeout=config.fetch.connect_timeout.seconds,
@@ -90,7 +203,7 @@ def _transport_settings(config: Config, upstream: UpstreamConfig) -> TransportSe
         idle_timeout=config.fetch.idle_timeout.seconds,
         proxy=upstream.proxy or config.fetch.proxy,
         private_redirects=upstream.private_redirects,
-        ca_files=tuple(file for file in (config.fetch.ca_file, upstream.ca_file) if file),
+        ca_files=_ca_files(config, upstream),
         user_agent=f"mirror/{__version__}",
     )
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from mirror.config.model import Config
 from mirror.config.secrecy import MASK, masked
 
@@ -21,17 +23,19 @@ def dump_toml(config: Config) -> str:
 
 
 def _keys(table: Any) -> list[str]:
-    values = table.model_dump()
-    if "password" in values:
-        values["password"] = MASK if values["password"].get_secret_value() else ""
-    return [f"{key} = {_value(value)}" for key, value in values.items()]
+    return [f"{key} = {rendered(value)}" for key, value in table.model_dump().items()]
 
 
-def _value(value: Any) -> str:
+def rendered(value: Any) -> str:
+    """A value as TOML, secrets masked."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, SecretStr):
+        value = MASK if value.get_secret_value() else ""
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        return "[" + ", ".join(rendered(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {rendered(item)}" for key, item in value.items()) + "}"
     # A JSON string is a TOML basic string, but for the one control character JSON lets through.
     text = masked(str(value)) if isinstance(value, Path | str) else value
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

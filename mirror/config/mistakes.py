@@ -46,8 +46,12 @@ def line(place: Place, text: str, origins: Mapping[Place, str]) -> str:
     """One mistake: who made it, the key as TOML spells it, what is wrong with it."""
     around = (place[:end] for end in range(len(place), 0, -1))
     origin = next((origins[table] for table in around if table in origins), "default")
-    key = ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part) for part in place)
-    return f"{origin}: {key}: {text}"
+    return f"{origin}: {spelt(place)}: {text}"
+
+
+def spelt(place: Place) -> str:
+    """A key as TOML spells it."""
+    return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part) for part in place)
 
 
 def _what(mistake: ErrorDetails, place: Place) -> str:

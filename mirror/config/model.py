@@ -23,6 +23,7 @@ from mirror.config.quantity import Duration, DurationField, Size, SizeField
 from mirror.config.table import Table as _Table
 
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
+_LEAST_WORKER_TIMEOUT: Final = 3.0
 UNIX_PROXIES: Final = "unix:"
 _SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
 
@@ -94,6 +95,12 @@ def _above_zero(duration: Duration) -> Duration:
     return duration
 
 
+def _some_beats(duration: Duration) -> Duration:
+    if 0 < duration.seconds < _LEAST_WORKER_TIMEOUT:
+        raise ValueError("a time of 3s or more, or 0s for never")
+    return duration
+
+
 def _readable(file: str) -> str:
     try:
         if file:
@@ -132,6 +139,7 @@ class ServerConfig(_Table):
     socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
     drain: DurationField = _time("30s")
     workers: NonNegativeInt = 1
+    worker_timeout: Annotated[DurationField, AfterValidator(_some_beats)] = _time("30s")
     hot: bool = True
     trusted_proxies: tuple[Annotated[str, AfterValidator(_checked_proxy_network)], ...] = ()
     tls_certificate: ReadableFile = ""

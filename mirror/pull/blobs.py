@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest
-from mirror.pull.ahead import Ahead
 from mirror.pull.content import Content, PassingContent, Source, StoredContent
 from mirror.pull.fill import Fill, Observer
+from mirror.pull.fills import Fills
 from mirror.pull.flight import Flights
 from mirror.pull.growth import GrowingContent, State
 from mirror.pull.outcome import Outcome
@@ -59,15 +59,16 @@ class BlobPulls:
         negatives: Negatives,
         observer: Observer,
         slots: Slots,
-        ahead: Ahead,
+        fills: Fills,
     ) -> None:
+        """Join what is among ``fills``, and begin others there."""
         self._registries = registries
         self._blobs = blobs
         self._negatives = negatives
         self._observer = observer
         self._slots = slots
-        self._ahead = ahead
-        self._fills: dict[Digest, Fill] = {}
+        self._fills = fills
+        self._begun: set[Fill] = set()
         self._heads: Flights[tuple[Target, Digest], int | None] = Flights()
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
@@ -101,7 +102,7 @@ class BlobPulls:
         if stored is not None:
             stored.close()
             return BlobHead(Outcome.HIT, stored.size)
-        fill = self._fills.get(digest)
+        fill = self._fills.lookup(digest)
         if fill is not None and fill.growth.total is not None:
             verified = fill.growth.state is State.WHOLE
             return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.growth.total)
@@ -123,31 +124,30 @@ class BlobPulls:
     def under_way(self) -> list[Fill]:
         """The downloads that bring more, led here or elsewhere."""
         growing = {State.ASKING, State.GROWING}
-        return [fill for fill in self._fills.values() if fill.growth.state in growing]
+        return [fill for fill in self._begun if fill.growth.state in growing]
 
     async def close(self) -> None:
         """Break off what is under way; it goes on after the next start."""
         await self._heads.close()
-        for fill in list(self._fills.values()):
+        for fill in list(self._begun):
             await fill.stop()
-        await self._ahead.close()
+
+    async def finish(self) -> None:
+        """Wait for the end of what was begun here."""
+        for fill in list(self._begun):
+            await fill.over()
 
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].known_as(target.visitor)
 
     def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
-        fill = self._fills.get(digest)
-        if fill is not None and fill.growth.state is not State.FAILED:
+        fill = self._fills.lookup(digest)
+        if fill is not None:
             return fill, False
-        fresh = self._fills[digest] = Fill(digest, source, self._blobs, self._observer)
-        fresh.start(ended=lambda: self._end(fresh))
+        fresh = Fill(digest, source, self._blobs, self._observer)
+        self._begun.add(fresh)
+        self._fills.begin(fresh, ended=lambda: self._begun.discard(fresh))
         return fresh, True
-
-    def _end(self, fill: Fill) -> None:
-        # A failed fill may have been followed by another before it came to its end.
-        if self._fills.get(fill.digest) is fill:
-            del self._fills[fill.digest]
-            self._ahead.forget(fill.digest, spent=fill.growth.state is State.WHOLE)
 
     async def _read(self, fill: Fill, source: Source, *, led: bool) -> BlobAnswer:
         fill.enter()
@@ -159,7 +159,7 @@ class BlobPulls:
             raise
         if fill.growth.kept:
             outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
-            content = GrowingContent(fill.growth, source, self._ahead, fill.leave)
+            content = GrowingContent(fill.growth, source, self._fills.ahead, fill.leave)
             return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
         fill.leave()
         passing = PassingContent(source, fill.digest, fill.digest.hasher(), 0)

@@ -89,6 +89,11 @@ class Fill:
         """Clients that read it."""
         return self._readers
 
+    async def over(self) -> None:
+        """Wait until the blob is adopted or given up."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     def enter(self) -> None:
         """One more reader."""
         self._readers += 1

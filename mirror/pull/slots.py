@@ -1,7 +1,7 @@
 """How many downloads at once, how many wait for one to end, and who may have more connections."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -31,18 +31,70 @@ class SlotLimits:
     connections: Mapping[str, int] = field(default_factory=dict)
 
 
+class _Room:
+    """A semaphore whose size can change: what is too much then stays until it leaves by itself."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def full(self) -> bool:
+        """Whether whoever comes now has to wait."""
+        return self._taken >= self._size
+
+    async def acquire(self) -> None:
+        """Take a place, first come, first served."""
+        if not self.full():
+            self._taken += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # its turn came in the very same moment
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Leave a place."""
+        self._taken -= 1
+        self._let_in()
+
+    def resize(self, size: int) -> None:
+        """Have so many places from now on."""
+        self._size = size
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and not self.full():
+            turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self._taken += 1
+                turn.set_result(None)
+
+
 class Slots:
     """Lets in as many as there is room for; a full house says so."""
 
     def __init__(self, limits: SlotLimits, splitting: Splitting) -> None:
         self.splitting = splitting
         self._limits = limits
-        self._free = asyncio.Semaphore(limits.running)
-        self._lanes = {name: asyncio.Semaphore(count) for name, count in limits.connections.items()}
+        self._free = _Room(limits.running)
+        self._lanes = {name: _Room(count) for name, count in limits.connections.items()}
         self._running: Counter[str] = Counter()
         self._further: Counter[str] = Counter()
         self._calm_until: dict[str, float] = {}
         self._waiting = 0
+
+    def change(self, limits: SlotLimits, splitting: Splitting) -> None:
+        """Other limits from now on; what runs already goes on, and counts."""
+        self.splitting = splitting
+        self._limits = limits
+        self._free.resize(limits.running)
+        for name, count in limits.connections.items():
+            self._lanes.setdefault(name, _Room(count)).resize(count)
 
     @asynccontextmanager
     async def taken(self, upstream: str) -> AsyncIterator[None]:
@@ -91,8 +143,8 @@ class Slots:
         finally:
             self._further[upstream] -= 1
 
-    async def _take(self, upstream: str, lane: asyncio.Semaphore) -> None:
-        full = self._free.locked() or lane.locked()
+    async def _take(self, upstream: str, lane: _Room) -> None:
+        full = self._free.full() or lane.full()
         if full and self._waiting >= self._limits.waiting:
             raise OverloadedError(upstream, "too many downloads wait already", _RETRY_SECONDS)
         self._waiting += 1
@@ -108,7 +160,7 @@ class Slots:
             self._waiting -= 1
 
 
-async def _acquire_too(other: asyncio.Semaphore, held: asyncio.Semaphore) -> None:
+async def _acquire_too(other: _Room, held: _Room) -> None:
     try:
         await other.acquire()
     except BaseException:

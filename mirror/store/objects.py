@@ -136,6 +136,20 @@ class Objects:
         await self._visit(self._shelf.close)
         self._thread.shutdown()
 
+    async def limit(self, limits: Limits) -> None:
+        """Keep within other limits from now on, evicting at once what is too much.
+
+        Raises:
+            OSError, IndexUnavailableError: the disk or the index cannot be used now.
+        """
+        self._limits = limits
+        await self.flush_touches()
+        await self._visit(self._limit, limits)
+
+    def _limit(self, limits: Limits) -> None:
+        self._shelf.limits = limits
+        self._shelf.space.make_room(0)
+
     # What is stored.
 
     def watch(self, watcher: Callable[[ObjectKey], None]) -> None:

@@ -47,7 +47,7 @@ class Shelf:
         self._removed = removed
         self.reserved: dict[str, int] = {}
         self._layout = layout
-        self._limits = limits
+        self.limits = limits
         self._observer = observer
         self._alarm = alarm
         self._index: ObjectIndex | None = None
@@ -71,7 +71,7 @@ class Shelf:
         Raises:
             IndexUnavailableError: there is no index at the moment.
         """
-        return Space(self._layout, self.index, self._limits, self._observer, self.reserved)
+        return Space(self._layout, self.index, self.limits, self._observer, self.reserved)
 
     def open(self) -> None:
         """Open the index, repair what a crash left.

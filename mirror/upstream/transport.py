@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 from urllib.request import getproxies
@@ -123,7 +124,7 @@ class Transport:
             trust_env=True,
             cookie_jar=aiohttp.DummyCookieJar(),
             connector=aiohttp.TCPConnector(
-                limit=0, ssl=_tls(settings.ca_files), resolver=self._resolver
+                limit=0, ssl=trusting(settings.ca_files), resolver=self._resolver
             ),
             headers={"User-Agent": settings.user_agent},
             max_line_size=_MAX_HEADER_BYTES,
@@ -315,8 +316,17 @@ def _guarded(host: str, proxy: str) -> GuardedResolver:
     return GuardedResolver(host, filter(None, hosts))
 
 
+def trusting(ca_files: tuple[str, ...]) -> ssl.SSLContext:
+    """TLS that trusts the system's authorities and those in the files, as they are now.
+
+    Raises:
+        OSError: one cannot be read, or holds no certificate (``ssl.SSLError`` is one).
+    """
+    return _tls(ca_files, tuple(Path(file).stat().st_mtime_ns for file in ca_files))
+
+
 @cache  # 20 ms each, and most upstreams have the same
-def _tls(ca_files: tuple[str, ...]) -> ssl.SSLContext:
+def _tls(ca_files: tuple[str, ...], _changed: tuple[int, ...]) -> ssl.SSLContext:
     context = ssl.create_default_context()
     for file in ca_files:
         context.load_verify_locations(cafile=file)

@@ -36,6 +36,7 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_clean",
+        "_counted",
         "_crowd",
         "_heads",
         "_raw_socket",
@@ -54,15 +55,15 @@ class Connection(RequestHandler):
         self,
         server: "Server",
         crowd: Crowd,
-        reception: Reception,
         entry: Entry,
         **settings: Any,
     ) -> None:
         super().__init__(server, **settings)
         self._server = server
         self._crowd = crowd
-        self._reception = reception
-        self._table = reception.table
+        self._reception = server.reception
+        self._table = server.reception.table
+        self._counted = ""  # whose it is; empty for a proxy's, which are those of all its clients
         self._clean = True  # nothing but whole requests has come, each in one piece
         self._raw_socket: socket.socket | None = None
         self._winding_down: Callable[[], None] | None = None
@@ -81,6 +82,7 @@ class Connection(RequestHandler):
         peer = transport.get_extra_info("peername")
         self.client = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.proxied = self._reception.proxies.trusts(self.client)
+        self._counted = "" if self.proxied else self.client
         self.refusal = self._crowd.enter(self._counted)
         if self.refusal or self.entry.proxy or not self._is_open():
             self._table = None  # no short cut past who has to be asked
@@ -129,10 +131,19 @@ class Connection(RequestHandler):
             self._winding_down()
         await super().shutdown(timeout)
 
-    @property
-    def _counted(self) -> str:
-        """Whose connection it is: a proxy's are those of all its clients."""
-        return "" if self.proxied else self.client
+    def go_by(self, reception: Reception) -> None:
+        """Be treated by other rules from the next request on, if these are others.
+
+        What has no short cut gets none: of what came before nobody knows where it ends.
+        """
+        if reception is self._reception:
+            return
+        self._reception = reception
+        if not self.entry.upstream:  # else who asks was found out by the proxy's port
+            self.proxied = reception.proxies.trusts(self.client)
+        self._table = reception.table if self._table is not None and self._is_open() else None
+        if self._table is None:
+            self._heads.clear()
 
     def _is_open(self) -> bool:
         # Behind a proxy each answer is kept for the client it was for, who had been let in.
@@ -153,6 +164,8 @@ class Connection(RequestHandler):
         return self._heads.popleft() if self._heads else b""
 
     def data_received(self, data: bytes) -> None:
+        if self._server.reception is not self._reception:
+            self.go_by(self._server.reception)
         if self._table is not None and self._clean:
             if self._repeated(self._table, data):
                 return

@@ -17,6 +17,11 @@ class Crowd:
         self._clients: Counter[str] = Counter()
         self._all = 0
 
+    def limit(self, most: int, most_per_client: int) -> None:
+        """Refuse what is more than that from now on; who is in stays."""
+        self._most = most
+        self._most_per_client = most_per_client
+
     @property
     def overrun(self) -> bool:
         """Whether there are more than could be told that there are too many."""

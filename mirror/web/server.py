@@ -52,7 +52,7 @@ class Server(web.Server):
             keepalive_timeout=limits.idle_seconds,
         )
         self._crowd = Crowd(limits.connections, limits.connections_per_client)
-        self._reception = reception
+        self.reception = reception
         self._observer = observer
         self._clock = clock
 
@@ -62,22 +62,40 @@ class Server(web.Server):
 
     def connection(self, entry: Entry) -> Connection:
         """The handler of a new connection that came in this way."""
-        parts = (self._crowd, self._reception, entry)
-        return Connection(self, *parts, loop=self._loop, **self._kwargs)
+        return Connection(self, self._crowd, entry, loop=self._loop, **self._kwargs)
+
+    def receive_by(self, reception: Reception) -> None:
+        """Receive by other rules from the next request on; connections stay."""
+        limits = reception.limits
+        self.reception = reception
+        self._crowd.limit(limits.connections, limits.connections_per_client)
+        self._kwargs["keepalive_timeout"] = limits.idle_seconds
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  # aiohttp's
+        """End all connections, after what is being sent: at most the time of the limits."""
+        await super().shutdown(self.reception.limits.drain_seconds)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        exchange = request[EXCHANGE] = Exchange(self._clock(), self._origin(request))
+        reception = self.reception
+        if isinstance(request.protocol, Connection):
+            request.protocol.go_by(reception)
+        with reception.requests.one():
+            return await self._timed(request, reception)
+
+    async def _timed(self, request: web.BaseRequest, reception: Reception) -> web.StreamResponse:
+        exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, reception))
         protocol = request.protocol
         head = protocol.begun() if isinstance(protocol, Connection) else b""
-        exchange.repeatable = bool(head) and self._is_repeatable(request, exchange.origin)
+        exchange.repeatable = bool(head) and _is_repeatable(request, exchange.origin, reception)
         exchange.connected = _entry(request).upstream
         try:
-            response = await self._answer(request, exchange)
+            response = await self._answer(request, exchange, reception)
             exchange.status = response.status
             if not response.prepared:
                 await response.prepare(request)
                 exchange.answered()
-            self._remember(head, request, response, exchange)
+            if reception is self.reception:
+                self._remember(head, request, response, exchange)
             return response
         except (asyncio.CancelledError, ConnectionError):
             exchange.whole = False
@@ -87,9 +105,11 @@ class Server(web.Server):
                 exchange.kept.close()
             self._observer.request_ended(self._ending(request, exchange))
 
-    async def _answer(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, exchange: Exchange, reception: Reception
+    ) -> web.StreamResponse:
         try:
-            return await self._admitted(request, exchange.origin)
+            return await self._admitted(request, exchange.origin, reception)
         except _EXPECTED as error:
             answer = error_of(error, exchange.kind)
             exchange.detail = answer.message
@@ -106,8 +126,10 @@ class Server(web.Server):
             return plain_response(answer.status, answer.message, answer.headers)
         return error_response(answer)
 
-    async def _admitted(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
-        protocol, reception, entry = request.protocol, self._reception, _entry(request)
+    async def _admitted(
+        self, request: web.BaseRequest, origin: Origin, reception: Reception
+    ) -> web.StreamResponse:
+        protocol, entry = request.protocol, _entry(request)
         refusal = protocol.refusal if isinstance(protocol, Connection) else ""
         with self._crowd.visited(origin.client if origin.told else "") as excess:
             if not entry.upstream:  # else the proxy's port let it in already
@@ -118,21 +140,6 @@ class Server(web.Server):
             assert routes is not None, "there is no such way in without its handlers"
             return await routes.handler(request)(request)
 
-    def _origin(self, request: web.BaseRequest) -> Origin:
-        protocol = request.protocol
-        client = protocol.client if isinstance(protocol, Connection) else request.remote or ""
-        seen = Origin(client, request.scheme, request.headers.get("Host", ""))
-        trusted = isinstance(protocol, Connection) and protocol.proxied
-        return self._reception.proxies.origin(seen, request.headers) if trusted else seen
-
-    def _is_repeatable(self, request: web.BaseRequest, origin: Origin) -> bool:
-        """Whether the request may come again byte for byte, and mean the same."""
-        protocol = request.protocol
-        if not isinstance(protocol, Connection) or self._reception.table is None:
-            return False
-        # What a proxy says of nobody would mean another client from the next proxy.
-        return _is_plain(request) and (origin.told or not protocol.proxied)
-
     def _remember(
         self,
         head: bytes,
@@ -140,7 +147,7 @@ class Server(web.Server):
         response: web.StreamResponse,
         exchange: Exchange,
     ) -> None:
-        kept, protocol, table = exchange.kept, request.protocol, self._reception.table
+        kept, protocol, table = exchange.kept, request.protocol, self.reception.table
         if kept is None or table is None or not isinstance(protocol, Connection):
             return
         if not (response.keep_alive and exchange.whole):
@@ -169,6 +176,23 @@ class Server(web.Server):
 
 def _entry(request: web.BaseRequest) -> Entry:
     return request.protocol.entry if isinstance(request.protocol, Connection) else DIRECT
+
+
+def _origin(request: web.BaseRequest, reception: Reception) -> Origin:
+    protocol = request.protocol
+    client = protocol.client if isinstance(protocol, Connection) else request.remote or ""
+    seen = Origin(client, request.scheme, request.headers.get("Host", ""))
+    trusted = isinstance(protocol, Connection) and protocol.proxied
+    return reception.proxies.origin(seen, request.headers) if trusted else seen
+
+
+def _is_repeatable(request: web.BaseRequest, origin: Origin, reception: Reception) -> bool:
+    """Whether the request may come again byte for byte, and mean the same."""
+    protocol = request.protocol
+    if not isinstance(protocol, Connection) or reception.table is None:
+        return False
+    # What a proxy says of nobody would mean another client from the next proxy.
+    return _is_plain(request) and (origin.told or not protocol.proxied)
 
 
 def _of(client: str, ended: Callable[[str, float], None]) -> Callable[[str, float], None]:

@@ -38,5 +38,16 @@ class Certificate:
             self._read = changed
             _log.info("%s: read again", chain)
 
+    def use(self, chain: Path, key: Path) -> None:
+        """Use other files for connections to come.
+
+        Raises:
+            OSError: as for the first ones; then the former stay.
+        """
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+        self._files = (chain, key)
+        self._read = self._changed()
+        self.context.load_cert_chain(chain, key)
+
     def _changed(self) -> tuple[int, ...]:
         return tuple(file.stat().st_mtime_ns for file in self._files)

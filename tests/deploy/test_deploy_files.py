@@ -140,7 +140,7 @@ def test_the_unit_gives_the_mirror_its_cache_its_files_and_its_time(unit, monkey
     assert unit["Restart"] == ["always"]
     assert unit["Type"] == ["notify"]
     assert int(unit["WatchdogSec"][0]) >= 30, "a busy machine is not a dead one"
-    assert "ExecReload" not in unit
+    assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
 
 
 def test_the_socket_unit_opens_the_port_that_clients_know():

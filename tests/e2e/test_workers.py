@@ -27,8 +27,9 @@ BLOB = "/v2/library/app/blobs/"
 
 
 @contextmanager
-def started(directory: Path, upstream: str) -> Iterator[MirrorProcess]:
-    mirror = MirrorProcess(directory, {"docker.io": upstream}, workers=3, measured=False)
+def started(directory: Path, upstream: str, server: str = "") -> Iterator[MirrorProcess]:
+    upstreams = {"docker.io": upstream}
+    mirror = MirrorProcess(directory, upstreams, workers=3, measured=False, server=server)
     mirror.start()
     try:
         yield mirror
@@ -113,6 +114,23 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
             assert figures['mirror_requests_total{kind="blob",result="miss",upstream="docker.io"}']
             assert "another one starts" in mirror.output()
     assert upstream.sent[digest] == len(data)
+
+
+async def test_a_worker_that_hangs_is_replaced(tmp_path):
+    data = random_bytes(MIB)
+    async with FakeRegistry() as upstream:
+        digest = upstream.add_blob(data)
+        with started(tmp_path, upstream.url, 'worker_timeout = "3s"') as mirror:
+            before = workers_of(mirror)
+            os.kill(before[1], signal.SIGSTOP)
+            await until(lambda: gone(before[1]), 20)
+            await until(lambda: len(workers_of(mirror)) == 3)
+            assert {before[0], before[2]} < set(workers_of(mirror))
+            got = await asyncio.gather(*(get(mirror.url + BLOB + digest) for _ in range(9)))
+            assert set(got) == {data}
+            told = [line for line in mirror.output().splitlines() if "hung" in line]
+    (line,) = told
+    assert f"worker 1 (pid {before[1]}) has hung for more than 3s, and is killed" in line
 
 
 async def test_an_orderly_stop_ends_all_of_it(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from tests.fakes.content import (
     DOCKER_LIST,
@@ -40,6 +41,14 @@ class Seen:
     path: str
     kind: str
     headers: dict[str, str]
+
+
+class _Counting(web.Server):
+    accepted = 0
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        self.accepted += 1
+        super().connection_made(handler, transport)
 
 
 @dataclass
@@ -89,8 +98,18 @@ class FakeRegistry:
         return sum(seen.kind == kind and method in {"", seen.method} for seen in self.seen)
 
     @property
+    def connections(self) -> int:
+        """How many are open now."""
+        return len(self._server.connections)
+
+    @property
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def accepted(self) -> int:
+        """How many connections there have been since it listens."""
+        return self._server.accepted
 
     # Life.
 
@@ -103,7 +122,8 @@ class FakeRegistry:
 
     async def start(self) -> None:
         """Listen, again on the same port after :meth:`stop`."""
-        self._runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
+        self._server = _Counting(self._handle)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(
             self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.tls

@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import time
+from dataclasses import replace
 
 import aiohttp
 import bcrypt
@@ -19,7 +20,7 @@ from mirror.web.admission import Admission
 from mirror.web.htpasswd import Htpasswd, HtpasswdError, parse_htpasswd
 from mirror.web.tls import Certificate
 from tests.fakes import image
-from tests.running import Mirror, running
+from tests.running import running
 
 REPO = "library/app"
 PASSWORDS = {"alice": "rabbit hole", "bob": "Bücher:2"}
@@ -233,7 +234,7 @@ async def test_https_serves_manifests_blobs_and_ranges(tmp_path, upstream, autho
         url = mirror.url.replace("http:", "https:")
         connector = aiohttp.TCPConnector(ssl=trusting(authority))
         async with aiohttp.ClientSession(connector=connector) as session:
-            secure = Mirror(url, session)
+            secure = replace(mirror, url=url, session=session)
             assert (await secure.get(f"/v2/{REPO}/manifests/1")).body == app.manifest
             for _ in range(2):
                 path = f"/v2/{REPO}/blobs/{app.digests[1]}"

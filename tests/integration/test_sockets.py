@@ -45,8 +45,8 @@ def configured(directory: Path, listen, upstream="http://127.0.0.1:9", **server)
 async def listening(directory: Path, listen, upstream="http://127.0.0.1:9", **server):
     """A mirror there; yields the addresses as they became."""
     config = configured(directory, listen, upstream, **server)
-    async with serving(config, asyncio.Event()) as listeners:
-        yield [str(listener.address) for listener in listeners]
+    async with serving(config, asyncio.Event()) as running:
+        yield [str(listener.address) for listener in running.listeners]
 
 
 async def status(url: str, path: str = "", context: ssl.SSLContext | None = None) -> int:
@@ -92,7 +92,8 @@ async def test_networks_hold_for_ipv4_on_a_socket_for_both(tmp_path):
     config = configured(tmp_path, ":0").model_copy(
         update={"access": load(None, {"access": tree}).access}
     )
-    async with serving(config, asyncio.Event()) as (listener,):
+    async with serving(config, asyncio.Event()) as running:
+        (listener,) = running.listeners
         assert await status(f"http://127.0.0.1{listener.address}") == 200
         assert await status(f"http://[::1]{listener.address}") == 403
 

@@ -21,11 +21,11 @@ class MirrorProcess:
     measured: bool = True  # False: no coverage, where time is what the test is about
     port: int = field(default_factory=free_port)
     workers: int = 1
+    server: str = ""  # more lines of [server]
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        config = self.directory / "mirror.toml"
-        config.write_text(self._toml())
+        config = self.write_configuration()
         command = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
         environment = {
             name: value
@@ -34,6 +34,11 @@ class MirrorProcess:
         }
         self._process = Process(command, self.directory / "log", environment)
         self._process.wait_until(self._ready)
+
+    def write_configuration(self) -> Path:
+        config = self.directory / "mirror.toml"
+        config.write_text(self._toml())
+        return config
 
     def terminate(self) -> int:
         return self._process.terminate()
@@ -68,6 +73,7 @@ class MirrorProcess:
 
     def _toml(self) -> str:
         lines = ["[server]", f'listen = "127.0.0.1:{self.port}"', f"workers = {self.workers}"]
+        lines += [self.server]
         lines += ["[cache]"]
         lines += [f"directory = {json.dumps(str(self.directory / 'cache'))}", 'min_free = "0"']
         for name, url in self.upstreams.items():

@@ -1,0 +1,70 @@
+"""What stays while configurations come and go: store, figures, slots, and the fills under way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mirror.app.store import Store
+from mirror.app.teller import UpstreamTeller
+from mirror.app.upstreams import Upstreams
+from mirror.bookkeeper import Bookkeeper
+from mirror.config.model import Config
+from mirror.metrics import Metrics
+from mirror.pull.ahead import Ahead
+from mirror.pull.fills import Fills
+from mirror.pull.policy import AHEAD_SHARE, Splitting
+from mirror.pull.slots import SlotLimits, Slots
+from mirror.web.hot import HotTable
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """It, with the fills of what is everybody's and of what is private apart.
+
+    ``stopping``: the mirror is about to end.
+    """
+
+    store: Store
+    metrics: Metrics
+    books: Bookkeeper
+    table: HotTable
+    slots: Slots
+    fills: Fills
+    private_fills: Fills
+    upstreams: Upstreams
+    stopping: asyncio.Event
+
+
+@asynccontextmanager
+async def opened_ground(
+    config: Config,
+    store: Store,
+    metrics: Metrics,
+    books: Bookkeeper,
+    table: HotTable,
+    stopping: asyncio.Event,
+) -> AsyncIterator[Ground]:
+    """What the first configuration and all to come stand on."""
+    upstreams = Upstreams(UpstreamTeller(metrics, books))
+    slots = Slots(slot_limits(config), splitting(config))
+    share = AHEAD_SHARE / config.server.processes()
+    public, private = (Fills(Ahead(share)) for _ in range(2))  # each of its own: it keeps bytes
+    try:
+        yield Ground(store, metrics, books, table, slots, public, private, upstreams, stopping)
+    finally:
+        await public.ahead.close()
+        await private.ahead.close()
+
+
+def slot_limits(config: Config) -> SlotLimits:
+    """How many downloads at once."""
+    limits = config.limits
+    connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
+    return SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds, connections)
+
+
+def splitting(config: Config) -> Splitting:
+    """How a large blob is split."""
+    fill = config.fill
+    return Splitting(fill.connections, fill.segment.bytes, fill.parallel_from.bytes)

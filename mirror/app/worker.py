@@ -1,0 +1,130 @@
+"""One place for a worker: its sockets stay, its processes may follow one another."""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from typing import Final
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from mirror.app.errors import StartError
+from mirror.app.serve import run_worker
+from mirror.app.sockets import Listener
+from mirror.app.tether import Tether, Word
+from mirror.config.model import Config
+
+#: What the first process handles itself, and a worker must not inherit.
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SHORT_LIFE_SECONDS: Final = 5.0
+_FIRST_DELAY_SECONDS: Final = 0.5
+_MAX_DELAY_SECONDS: Final = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Worker:
+    """The first process's view of it."""
+
+    number: int
+    listeners: list[Listener]
+    process: ForkProcess | None = None
+    pipe: Connection | None = None
+    ready: bool = False
+    reloading: bool = False
+    silent: float = 0.0  # seconds since it was heard of
+    due: float = 0.0  # monotonic time of its next start
+    _started: float = 0.0
+    _delay: float = 0.0
+
+    def start(self, config: Config, others: list[Listener]) -> None:
+        """Start a process, which closes the sockets of ``others``."""
+        context = multiprocessing.get_context("fork")
+        self.pipe, telling = context.Pipe()
+        self.process = context.Process(
+            target=_work,
+            args=(config, self, [each for each in others if each not in self.listeners], telling),
+            name=f"mirror {self.number}",
+        )
+        # A signal that comes before the worker has its own handlers must not be lost on it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        telling.close()
+        self.ready, self.reloading = False, False
+        self.silent, self._started = 0.0, time.monotonic()
+
+    def hear(self) -> Word | None:
+        """What it says, None where it has ended."""
+        assert self.pipe is not None, "only what was started says something"
+        try:
+            word: Word = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        self.silent = 0.0
+        return word
+
+    def serves(self) -> None:
+        """It has come up."""
+        self.ready, self._delay = True, 0.0
+
+    def go_by(self, config: Config) -> None:
+        """Have it go by another configuration."""
+        if self.pipe is not None:
+            with contextlib.suppress(OSError):  # it has just ended: the next one will know
+                self.pipe.send(config)
+                self.reloading = True
+
+    def lay_down(self) -> None:
+        """Its process has ended; when another one is due."""
+        process, pipe = self.process, self.pipe
+        assert process is not None, "only what was started ends"
+        assert pipe is not None, "and has a pipe"
+        process.join()
+        mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # has no types
+        short = time.monotonic() - self._started < _SHORT_LIFE_SECONDS
+        doubled = min(max(2 * self._delay, _FIRST_DELAY_SECONDS), _MAX_DELAY_SECONDS)
+        self._delay = doubled if short else 0.0
+        self.due = time.monotonic() + self._delay
+        text = "worker %d (pid %d) ended with %s; another one starts"
+        _log.error(text, self.number, process.pid, process.exitcode)
+        pipe.close()
+        self.process = self.pipe = None
+        self.reloading = False
+
+    def send(self, number: int) -> None:
+        """Send a signal to its process, if there is one."""
+        if self.process is not None and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+
+def _work(config: Config, worker: Worker, others: list[Listener], telling: Connection) -> None:
+    """What a worker does; runs in its process."""
+    # The files of sockets are the parent's to remove.
+    listeners = [
+        Listener(each.address, each.raw, None, proxy=each.proxy) for each in worker.listeners
+    ]
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    os.environ.pop("NOTIFY_SOCKET", None)  # the parent speaks for all
+    for listener in others:
+        listener.raw.close()
+    # A terminal that goes sends it to all processes; the first one decides what it means.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    tether = Tether(telling)
+    try:
+        asyncio.run(run_worker(config, listeners, worker.number, tether))
+    except StartError as error:
+        tether.failed(error)
+        sys.exit(1)

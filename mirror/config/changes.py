@@ -1,0 +1,93 @@
+"""What a configuration that was read again changes, and what of that has to wait for a restart."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from mirror.config.dump import rendered
+from mirror.config.mistakes import spelt
+from mirror.config.model import Config
+
+Place = tuple[str, ...]
+
+#: What a process is given when it starts, and keeps: its sockets, its number, its directory.
+FIXED: Final = frozenset(
+    {
+        ("server", "listen"),
+        ("server", "socket_mode"),
+        ("server", "workers"),
+        ("cache", "directory"),
+        ("proxy", "listen"),
+        ("proxy", "ca_directory"),
+    }
+)
+_TLS: Final = frozenset({("server", "tls_certificate"), ("server", "tls_key")})
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A key (or an upstream) that is another one now; ``waits`` for a restart."""
+
+    text: str
+    waits: bool
+
+    def __str__(self) -> str:
+        return f"{self.text} (waits for a restart)" if self.waits else self.text
+
+
+def in_force(running: Config, read: Config) -> Config:
+    """``read`` with all that has to wait for a restart as it is ``running``."""
+    updates: dict[str, dict[str, Any]] = {}
+    for section, key in _waiting(running, read):
+        updates.setdefault(section, {})[key] = getattr(getattr(running, section), key)
+    tables = {
+        section: getattr(read, section).model_copy(update=update)
+        for section, update in updates.items()
+    }
+    return read.model_copy(update=tables)
+
+
+def changes(running: Config, read: Config) -> list[Change]:
+    """Every difference, secrets masked, in the order of the file."""
+    before, after = dict(_keys(running)), dict(_keys(read))
+    waiting = _waiting(running, read)
+    return [
+        Change(text, place in waiting)
+        for place in {**before, **after}
+        if (text := _told(place, before, after))
+    ]
+
+
+def _waiting(running: Config, read: Config) -> frozenset[Place]:
+    # A socket speaks TLS or it does not; with what certificate is another matter.
+    toggled = bool(running.server.tls_certificate) != bool(read.server.tls_certificate)
+    return FIXED | _TLS if toggled else FIXED
+
+
+def _keys(config: Config) -> Iterator[tuple[Place, Any]]:
+    """Every key with its value; an upstream as a whole too, as the place of its table."""
+    for section in type(config).model_fields:
+        table = getattr(config, section)
+        if isinstance(table, BaseModel):
+            yield from (((section, key), value) for key, value in table.model_dump().items())
+        elif isinstance(table, dict):
+            for name, entry in table.items():
+                yield (section, name), entry
+                values = entry.model_dump().items()
+                yield from (((section, name, key), value) for key, value in values)
+        else:  # a list of tables
+            yield (section,), config.model_dump(include={section})[section]
+
+
+def _told(place: Place, before: dict[Place, Any], after: dict[Place, Any]) -> str:
+    """What has become of a key; empty where nothing has, or where its table tells it."""
+    if place[:2] not in before:
+        return f"{spelt(place)} added: {after[place].url}" if len(place) == 2 else ""
+    if place[:2] not in after:
+        return f"{spelt(place)} removed" if len(place) == 2 else ""
+    former, present = before[place], after[place]
+    if former == present or isinstance(present, BaseModel):
+        return ""
+    return f"{spelt(place)} = {rendered(former)} -> {rendered(present)}"

@@ -1,0 +1,144 @@
+"""SIGHUP, as the operator and systemd send it."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.fakes import FakeRegistry, image, random_bytes
+from tests.peers.mirror import MirrorProcess
+
+pytestmark = [pytest.mark.e2e]
+
+MIB = 1 << 20
+REPO = "library/app"
+APP = image(b"layer")
+EXTRA = '[tags]\nmax_age = "5m"\n[limits]\nqueue = 7\n'
+
+
+@contextmanager
+def started(directory: Path, upstream: str, workers: int = 1) -> Iterator[MirrorProcess]:
+    mirror = MirrorProcess(directory, {"docker.io": upstream}, workers=workers)
+    mirror.start()
+    try:
+        yield mirror
+    finally:
+        mirror.kill()
+
+
+def rewritten(mirror: MirrorProcess, extra: str) -> None:
+    mirror.extra = extra
+    mirror.write_configuration()
+    os.kill(mirror.pid, signal.SIGHUP)
+
+
+def told(mirror: MirrorProcess) -> list[str]:
+    """What it said of reloads, without the time."""
+    lines = (line.partition(" ")[2] for line in mirror.output().splitlines())
+    return [line for line in lines if re.match(r"\w+ (not )?reload(ed)?[:,] ", line)]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_reload_under_load_drops_nothing_and_says_what_changed(tmp_path, workers):
+    data = random_bytes(4 * MIB)
+    async with FakeRegistry(rate=8 * MIB) as upstream:
+        digest = upstream.add_blob(data)
+        upstream.add_image(REPO, APP, "1")
+        with started(tmp_path, upstream.url, workers) as mirror:
+            async with aiohttp.ClientSession() as session:
+                tag, blob = (
+                    f"{mirror.url}/v2/{REPO}/{end}" for end in ("manifests/1", f"blobs/{digest}")
+                )
+                pull = asyncio.create_task(get(session, blob))
+                stop = asyncio.Event()
+                loads = [asyncio.create_task(pulls(session, tag, stop)) for _ in range(4)]
+                await until(lambda: upstream.sent[digest] > 0)
+                rewritten(mirror, EXTRA)
+                await until(lambda: "reloaded: " in mirror.output())
+                rewritten(mirror, "[log]\naccess = false\n[server]\n")
+                await until(lambda: "not reloaded" in mirror.output())
+                stop.set()
+                assert sum(await asyncio.gather(*loads)) > 0
+                assert await pull == data
+            lines = told(mirror)
+    assert lines[:3] == [
+        "info reload: limits.queue = 1000 -> 7",
+        'info reload: tags.max_age = "60s" -> "5m"',
+        "info reloaded: 2 changed, 0 wait for a restart",
+    ]
+    (mistake,) = lines[3:]
+    assert mistake.startswith(f"error not reloaded, the former configuration stays: {tmp_path}")
+    assert "is not TOML" in mistake
+    assert upstream.sent[digest] == len(data)
+
+
+async def get(session: aiohttp.ClientSession, url: str) -> bytes:
+    async with session.get(url) as response:
+        assert response.status == 200
+        return await response.read()
+
+
+async def pulls(session: aiohttp.ClientSession, url: str, stop: asyncio.Event) -> int:
+    count = 0
+    while not stop.is_set():
+        assert await get(session, url) == APP.manifest
+        count += 1
+    return count
+
+
+async def test_what_needs_a_restart_is_told_and_flags_still_win(tmp_path, upstream, monkeypatch):
+    monkeypatch.setenv("MIRROR_TAGS__MAX_AGE", "7m")
+    with started(tmp_path, upstream.url) as mirror:
+        port, mirror.port = mirror.port, mirror.port + 1
+        rewritten(mirror, EXTRA)
+        await until(lambda: "reloaded: " in mirror.output())
+        mirror.port = port
+        places = f'"127.0.0.1:{port}" -> "127.0.0.1:{port + 1}"'
+        assert told(mirror) == [
+            f"warning reload: server.listen = {places} (waits for a restart)",
+            "info reload: limits.queue = 1000 -> 7",
+            "info reloaded: 1 changed, 1 wait for a restart",
+        ], "the environment wins over the file's tags.max_age"
+        assert (await asyncio.to_thread(mirror.metrics))["mirror_clients_waiting"] == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_workers_and_all_go_by_the_new_configuration(tmp_path, workers):
+    async with FakeRegistry() as upstream:
+        upstream.add_image(REPO, APP, "1")
+        with started(tmp_path, upstream.url, workers) as mirror:
+            rewritten(mirror, 'deny = ["library/*"]\n')
+            await until(lambda: "reloaded: " in mirror.output())
+            for _ in range(8):  # connections are spread over workers
+                url = f"{mirror.url}/v2/{REPO}/manifests/1"
+                async with aiohttp.ClientSession() as session, session.get(url) as response:
+                    assert response.status == 403
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_systemd_is_told_of_both_ends(tmp_path, upstream, monkeypatch, workers):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(15)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with started(tmp_path, upstream.url, workers) as mirror:
+            assert systemd.recv(256) == b"READY=1"
+            rewritten(mirror, EXTRA)
+            told = [await asyncio.to_thread(systemd.recv, 256) for _ in range(2)]
+    assert told[0].startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+    assert int(told[0].partition(b"USEC=")[2]) <= time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6
+    assert told[1] == b"READY=1"
