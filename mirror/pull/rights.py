@@ -161,11 +161,14 @@ class Rights:
         (asked, error), _ = await self._questions.join(
             target, lambda: self._asked_anew(target, thing)
         )
-        if error is not None and (asked == thing or not isinstance(error, NotFoundError)):
+        if error is None:
+            if asked != thing and not await self.has(target, thing):
+                await self._confirm(target, thing)
+        elif asked == thing or not isinstance(error, NotFoundError):
             raise error
-        if asked != thing and not await self.has(target, thing):
+        else:
+            # That the other thing is not there says nothing: this one is asked for, link or not.
             await self._confirm(target, thing)
-        if error is not None:  # what the other had asked for is not there, but this is
             await self._grants.put(str(target))
 
     async def _asked_anew(self, target: Target, thing: Thing) -> tuple[Thing, UpstreamError | None]:

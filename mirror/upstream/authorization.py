@@ -64,6 +64,13 @@ class Introduction(Protocol):
     ) -> str | None:
         """What to send after a 401 that refused ``refused``; None: there is nothing better."""
 
+    @property
+    def is_curious(self) -> bool:
+        """Whether it has something to say and does not know in which words."""
+
+    def learn(self, challenges: list[Challenge]) -> None:
+        """Upstream has said in which words."""
+
     async def renew(self, repository: str) -> None:
         """Find out anew, next time, what is good for a repository."""
 
@@ -143,6 +150,15 @@ class Authorization:
         if challenge.scheme == "basic":
             return None if self._credentials is None else self._credentials.basic()
         return "Bearer " + await self._token(challenge, _scope(repository))
+
+    @property
+    def is_curious(self) -> bool:
+        """Whether there are credentials, and upstream has not asked for them yet."""
+        return self._challenge is None and self._credentials is not None
+
+    def learn(self, challenges: list[Challenge]) -> None:
+        """Know what upstream asks for before it does."""
+        self._challenge = self._choose(challenges)
 
     async def renew(self, repository: str) -> None:
         """Drop the token for a repository."""

@@ -1,6 +1,6 @@
 """The pull half of the OCI distribution spec, asked of one upstream."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
@@ -9,7 +9,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.oci.byterange import parse_content_range
-from mirror.oci.challenge import parse_challenges
+from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.upstream.answers import (
     BlobStream,
@@ -74,8 +74,23 @@ class Registry:
         )
 
     async def renew(self, repository: str) -> None:
-        """Let upstream look at the credentials themselves, next time it is asked."""
+        """Let upstream look at the credentials themselves, next time it is asked.
+
+        Raises:
+            UpstreamError: it cannot be asked.
+        """
         await self._authorization.renew(repository)
+        if self._authorization.is_curious:
+            await self._learn()
+
+    async def _learn(self) -> None:
+        """Have upstream say what it wants to see: of what is private it may say it is not there."""
+        self._gate.check()
+        url = URL(f"{self._url}/v2/", encoded=True)
+        response = await self._transport.send(Request("GET", url, "ping"))
+        response.close()
+        if response.status == 401 and response.url.origin() == url.origin():
+            self._authorization.learn(_parsed(_challenges(response)))
 
     async def greet(self) -> None:
         """Ask for ``/v2/``.
@@ -239,10 +254,9 @@ class Registry:
         self, request: Request, repository: str, refusal: aiohttp.ClientResponse
     ) -> aiohttp.ClientResponse:
         fields = _challenges(refusal)
-        challenges = [challenge for each in fields for challenge in parse_challenges(each)]
         refused = request.authorization
         try:
-            header = await self._authorization.renewed(repository, challenges, refused)
+            header = await self._authorization.renewed(repository, _parsed(fields), refused)
         except RefusedError as error:
             error.challenges = fields
             raise
@@ -294,6 +308,10 @@ class Registry:
 def _challenges(response: aiohttp.ClientResponse) -> tuple[str, ...]:
     fields = response.headers.getall("WWW-Authenticate", [])
     return tuple(each for each in fields if each.isascii() and each.isprintable())
+
+
+def _parsed(fields: Sequence[str]) -> list[Challenge]:
+    return [challenge for each in fields for challenge in parse_challenges(each)]
 
 
 def _private(repository: str) -> str:

@@ -59,5 +59,13 @@ class Verbatim:
         """Nothing better: only the client can get another token."""
         return None
 
+    @property
+    def is_curious(self) -> bool:
+        """Never."""
+        return False
+
+    def learn(self, challenges: object) -> None:
+        """Nothing to learn."""
+
     async def renew(self, repository: str) -> None:
         """Nothing to forget."""

@@ -1,103 +1,25 @@
 """Clients with their own credentials: what is private is given to whom upstream lets in."""
 
 import asyncio
-import base64
 import json
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from tests.fakes import FakeRegistry, image, random_bytes
-from tests.fakes.content import Image, digest_of
-from tests.running import Mirror, running
+from tests.fakes import FakeRegistry, Fault, image, random_bytes
+from tests.fakes.content import digest_of
+from tests.fakes.office import EVERYBODY, Office, basic
+from tests.running import Mirror, eventually, running
 
-TEAM, OTHER, OPEN = "team/app", "other/app", "library/base"
-GRANT = 0.5
-
-
-def basic(user: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
+TEAM, OTHER, MINE, OPEN = "team/app", "other/app", "eve/app", "library/base"
+GRANT_SECONDS = 0.5
 ANN, BOB, EVE = (basic(name, f"secret-of-{name}") for name in ("ann", "bob", "eve"))
-
-
-@dataclass
-class Office:
-    """Who may read which repository of a registry, and the tokens it has issued.
-
-    A registry knows only what a repository has, as real ones do; ``bearer`` says that it wants
-    tokens of its token service instead of passwords.
-    """
-
-    registry: FakeRegistry
-    readers: dict[str, set[str]] = field(default_factory=dict)
-    blobs: dict[str, set[str]] = field(default_factory=dict)
-    tokens: dict[str, tuple[str | None, str]] = field(default_factory=dict)
-    token_calls: int = 0
-    bearer: bool = False
-    realm: str = ""
-    hidden: bool = False  # what one may not see is 404, as on some registries
-
-    def add(self, repository: str, content: Image, *tags: str, readers: set[str]) -> None:
-        self.registry.add_image(repository, content, *tags)
-        self.blobs.setdefault(repository, set()).update(content.digests)
-        self.readers[repository] = readers
-
-    def known(self, authorization: str | None) -> bool:
-        return any(authorization in readers for readers in self.readers.values())
-
-    def may(self, authorization: str | None, repository: str) -> bool:
-        readers = self.readers.get(repository, set())
-        return "everybody" in readers or authorization in readers
-
-    def guard(self, request: web.BaseRequest, path: str) -> web.Response | None:
-        sent = request.headers.get("Authorization")
-        if path == "/v2/":
-            return None if self._who(sent)[0] else self._challenge()
-        repository, kind, reference = path.removeprefix("/v2/").rsplit("/", 2)
-        if not self._allowed(sent, repository):
-            return web.Response(status=404) if self.hidden and sent else self._challenge()
-        if kind == "blobs" and reference not in self.blobs.get(repository, set()):
-            return web.Response(status=404)
-        return None
-
-    def _who(self, sent: str | None) -> tuple[str | None, str]:
-        if self.bearer:
-            return self.tokens.get((sent or "").removeprefix("Bearer "), (None, ""))
-        return (sent if self.known(sent) else None), ""
-
-    def _allowed(self, sent: str | None, repository: str) -> bool:
-        if not self.bearer:
-            return self.may(sent, repository)
-        token = (sent or "").removeprefix("Bearer ")
-        _, scope = self.tokens.get(token, (None, ""))
-        # As real token services do: what a token is good for was decided when it was issued.
-        return scope == f"repository:{repository}:pull" and token in self.tokens
-
-    def _challenge(self) -> web.Response:
-        wanted = (
-            f'Bearer realm="{self.realm}",service="office"' if self.bearer else 'Basic realm="o"'
-        )
-        return web.Response(status=401, headers={"WWW-Authenticate": wanted})
-
-    async def issue(self, request: web.BaseRequest) -> web.Response:
-        """The token service."""
-        self.token_calls += 1
-        sent, scope = request.headers.get("Authorization"), request.rel_url.query.get("scope", "")
-        if sent is not None and not self.known(sent):
-            return web.Response(status=401)
-        repository = scope.removeprefix("repository:").removesuffix(":pull")
-        if scope and not self.may(sent, repository):
-            scope = ""  # a token that is good for nothing, as Docker Hub's
-        token = f"token-{secrets.token_hex(8)}"
-        self.tokens[token] = (sent or "somebody", scope)
-        return web.json_response({"token": token, "expires_in": 3600})
+WRONG = basic("ann", "wrong")
+GOOD, REFUSED = [200] * 5, [401] * 5
+MIB = 1 << 20
 
 
 @asynccontextmanager
@@ -106,45 +28,56 @@ async def serving(answer: Any) -> AsyncIterator[str]:
     runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
-@pytest.fixture(params=["basic", "bearer"])
-async def office(request, upstream: FakeRegistry) -> AsyncIterator[Office]:
+@asynccontextmanager
+async def opened(upstream: FakeRegistry, *, bearer: bool) -> AsyncIterator[Office]:
     """Ann and Bob may read the team's image, Bob alone the other one, Eve has one of her own."""
-    office = Office(upstream, bearer=request.param == "bearer")
-    upstream.guard = office.guard
-    office.add(TEAM, image(random_bytes(200_000, 1), marker="team"), "1", readers={ANN, BOB})
-    office.add(OTHER, image(random_bytes(150_000, 2), marker="other"), "1", readers={BOB})
-    office.add("eve/app", image(b"eve", marker="eve"), "1", readers={EVE})
-    office.add(OPEN, image(random_bytes(100_000, 3), marker="open"), "1", readers={"everybody"})
+    office = Office(upstream, bearer)
+    office.add(TEAM, image(random_bytes(200_000, 1), marker="team"), ANN, BOB)
+    office.add(OTHER, image(random_bytes(150_000, 2), marker="other"), BOB)
+    office.add(MINE, image(random_bytes(1000, 3), marker="eve"), EVE)
+    office.add(OPEN, image(random_bytes(100_000, 4), marker="open"), EVERYBODY)
     async with serving(office.issue) as address:
         office.realm = f"{address}/token"
         yield office
 
 
-def visited(upstream: FakeRegistry, **more: Any) -> dict[str, Any]:
-    return {"docker.io": {"url": upstream.url, "client_credentials": True, **more}}
+@pytest.fixture(params=["basic", "bearer"])
+async def either(request, upstream: FakeRegistry) -> AsyncIterator[Office]:
+    async with opened(upstream, bearer=request.param == "bearer") as office:
+        yield office
+
+
+@pytest.fixture
+async def office(upstream: FakeRegistry) -> AsyncIterator[Office]:
+    async with opened(upstream, bearer=True) as office:
+        yield office
+
+
+@asynccontextmanager
+async def visited(directory, office: Office, grant: float = 30, **more: Any):
+    """A mirror that takes clients' credentials for the office's registry."""
+    table = {"url": office.registry.url, "client_credentials": True, **more.pop("table", {})}
+    access = {"grant_max_age": f"{grant}s"}
+    async with running(directory, {"docker.io": table}, access=access, **more) as mirror:
+        yield mirror
 
 
 @pytest.fixture
 async def mirror(tmp_path, office: Office) -> AsyncIterator[Mirror]:
-    access = {"grant_max_age": f"{GRANT}s"}
-    async with running(tmp_path / "cache", visited(office.registry), access=access) as mirror:
+    async with visited(tmp_path / "cache", office) as mirror:
         yield mirror
 
 
-def content_of(office: Office, repository: str) -> tuple[str, list[str]]:
-    """The manifest and the blobs of a repository's only image."""
-    manifest = office.registry.tags[repository, "1"]
-    document = json.loads(office.registry.manifests[repository, manifest][0])
-    return manifest, [each["digest"] for each in (document["config"], *document["layers"])]
-
-
-async def pull(mirror: Mirror, repository: str, office: Office, **headers: str) -> list[int]:
+async def pull(mirror: Mirror, office: Office, repository: str, who: str | None) -> list[int]:
     """Everything a client asks for; the statuses."""
-    manifest, blobs = content_of(office, repository)
+    manifest, blobs = office.content(repository)
+    headers = {} if who is None else {"Authorization": who}
     root = f"/v2/{repository}"
     answers = [
         await mirror.get(f"{root}/manifests/1", "HEAD", **headers),
@@ -159,29 +92,465 @@ async def pull(mirror: Mirror, repository: str, office: Office, **headers: str) 
     return [answer.status for answer in answers]
 
 
-GOOD, REFUSED = [200] * 5, [401] * 5
+def fetched(office: Office) -> tuple[int, int]:
+    """How often the registry has given a blob, and a manifest."""
+    return office.given.count(("GET", "blobs")), office.given.count(("GET", "manifests"))
 
 
-async def test_right_credentials_pull_and_the_second_pull_comes_from_the_cache(mirror, office):
-    assert await pull(mirror, TEAM, office, Authorization=ANN) == GOOD
-    asked = office.registry.count("blob"), office.registry.count("manifest", "GET")
-    assert await pull(mirror, TEAM, office, Authorization=ANN) == GOOD
-    assert await pull(mirror, TEAM, office, Authorization=BOB) == GOOD
-    assert (office.registry.count("blob"), office.registry.count("manifest", "GET")) == asked
+# Who gets it.
 
 
-async def test_without_credentials_or_with_wrong_ones_it_is_401_with_a_challenge(mirror, office):
-    for known in (False, True):
-        for headers in ({}, {"Authorization": EVE}, {"Authorization": basic("ann", "wrong")}):
-            assert await pull(mirror, TEAM, office, **headers) == REFUSED, known
-        answer = await mirror.get(f"/v2/{TEAM}/manifests/1")
-        assert answer.headers["WWW-Authenticate"] == 'Basic realm="docker.io", charset="UTF-8"'
-        assert await pull(mirror, TEAM, office, Authorization=ANN) == GOOD
+async def test_right_credentials_pull_and_later_pulls_come_from_the_cache(tmp_path, either):
+    async with visited(tmp_path, either) as mirror:
+        assert await pull(mirror, either, TEAM, ANN) == GOOD
+        asked = fetched(either)
+        assert asked == (2, 1)
+        assert await pull(mirror, either, TEAM, ANN) == GOOD
+        assert await pull(mirror, either, TEAM, BOB) == GOOD
+        assert fetched(either) == asked
+        hits = 'mirror_requests_total{kind="blob",result="hit",upstream="docker.io"}'
+        await eventually(mirror, hits, 4)
 
 
-async def test_revoked_credentials_are_refused_after_the_configured_time(mirror, office):
-    assert await pull(mirror, TEAM, office, Authorization=ANN) == GOOD
-    office.readers[TEAM].remove(ANN)  # the token she has is good for an hour
-    await asyncio.sleep(GRANT)
-    assert await pull(mirror, TEAM, office, Authorization=ANN) == REFUSED
-    assert await pull(mirror, TEAM, office, Authorization=BOB) == GOOD
+async def test_without_or_with_wrong_credentials_it_is_401(tmp_path, either):
+    async with visited(tmp_path, either) as mirror:
+        for _ in range(2):  # nobody has it in the cache yet, then somebody has
+            for who in (None, WRONG, EVE):
+                assert await pull(mirror, either, TEAM, who) == REFUSED
+            answer = await mirror.get(f"/v2/{TEAM}/manifests/1")
+            assert answer.headers["WWW-Authenticate"] == 'Basic realm="docker.io", charset="UTF-8"'
+            assert json.loads(answer.body)["errors"][0]["code"] == "UNAUTHORIZED"
+            assert await pull(mirror, either, TEAM, ANN) == GOOD
+        denied = 'mirror_requests_total{kind="blob",result="denied",upstream="docker.io"}'
+        await eventually(mirror, denied, 12)
+
+
+async def test_revoked_credentials_are_refused_after_the_configured_time(tmp_path, either):
+    async with visited(tmp_path, either, GRANT_SECONDS) as mirror:
+        assert await pull(mirror, either, TEAM, ANN) == GOOD
+        either.readers[TEAM].remove(ANN)  # a token she has is good for an hour
+        await asyncio.sleep(GRANT_SECONDS)
+        assert await pull(mirror, either, TEAM, ANN) == REFUSED
+        assert await pull(mirror, either, TEAM, BOB) == GOOD
+
+
+async def test_a_refusal_within_that_time_ends_it_at_once(tmp_path, upstream):
+    async with (
+        opened(upstream, bearer=False) as office,
+        visited(tmp_path, office, tags={"max_age": "0s"}) as mirror,
+    ):
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+        office.readers[TEAM].remove(ANN)
+        assert await pull(mirror, office, TEAM, ANN) == REFUSED
+
+
+async def test_a_registry_that_hides_what_is_private_is_asked_as_the_visitor_too(
+    tmp_path, upstream
+):
+    async with opened(upstream, bearer=False) as office:
+        office.hidden = True
+        async with visited(tmp_path, office) as mirror:
+            assert await pull(mirror, office, TEAM, None) == [404] * 5
+            assert await pull(mirror, office, TEAM, ANN) == GOOD
+            assert await pull(mirror, office, TEAM, EVE) == [404] * 5
+
+
+async def test_one_question_lets_a_visitor_in_however_much_it_asks_at_once(mirror, office):
+    _, blobs = office.content(TEAM)
+    paths = [f"/v2/{TEAM}/blobs/{blob}" for blob in blobs] * 10
+    answers = await asyncio.gather(*(mirror.get(path, Authorization=ANN) for path in paths))
+    assert {answer.status for answer in answers} == {200}
+    assert office.token_calls.count(ANN) == 1
+    assert fetched(office) == (2, 0)
+
+
+async def test_what_one_asks_for_in_vain_does_not_keep_others_out(mirror, office):
+    _, (config, _) = office.content(TEAM)
+    nothing = digest_of(b"nothing")
+    answers = await asyncio.gather(
+        *(mirror.get(f"/v2/{TEAM}/blobs/{each}", Authorization=ANN) for each in (nothing, config))
+    )
+    assert [answer.status for answer in answers] == [404, 200]
+
+
+async def test_a_registry_that_knows_no_head_is_asked_by_get(mirror, office, upstream):
+    upstream.faults.append(Fault(kind="blob", method="HEAD", status=405, times=1000))
+    _, (config, layer) = office.content(TEAM)
+    for who, status in ((ANN, 200), (EVE, 401)):
+        for blob in (config, layer):
+            assert (
+                await mirror.get(f"/v2/{TEAM}/blobs/{blob}", Authorization=who)
+            ).status == status
+    guess = await mirror.get(f"/v2/{MINE}/blobs/{layer}", Authorization=EVE)
+    assert guess.status == 404
+
+
+# What is public.
+
+
+async def test_what_is_public_goes_the_ordinary_way_whatever_a_client_sends(mirror, office):
+    """Docker Hub's clients bring a new token of nobody's with every pull."""
+    assert await pull(mirror, office, OPEN, None) == GOOD
+    asked = len(office.registry.seen)
+    for who in (ANN, WRONG, *(f"Bearer {office.token(None, OPEN)}" for _ in range(3))):
+        assert await pull(mirror, office, OPEN, who) == GOOD
+    assert len(office.registry.seen) == asked
+    assert set(office.token_calls) == {None}
+
+
+async def test_what_is_public_is_served_offline_after_a_restart_whatever_a_client_sends(
+    tmp_path, office
+):
+    async with visited(tmp_path, office) as mirror:
+        assert await pull(mirror, office, OPEN, ANN) == GOOD
+    await office.registry.stop()
+    async with visited(tmp_path, office) as mirror:
+        for who in (None, BOB, "Bearer something"):
+            assert await pull(mirror, office, OPEN, who) == GOOD
+
+
+async def test_a_layer_of_both_is_for_everybody_by_the_public_repository(mirror, office):
+    base = random_bytes(50_000, 9)
+    office.add("library/shared", image(base, marker="a"), EVERYBODY)
+    office.add(TEAM, image(base, b"ours", marker="b"), ANN)
+    path = f"blobs/{digest_of(base)}"
+    assert (await mirror.get(f"/v2/{TEAM}/{path}", Authorization=ANN)).status == 200
+    assert (await mirror.get(f"/v2/{TEAM}/{path}")).status == 401
+    assert (await mirror.get(f"/v2/library/shared/{path}")).body == base
+    assert (await mirror.get(f"/v2/{TEAM}/{path}")).status == 200, "it is everybody's now"
+    assert (await mirror.get(f"/v2/{TEAM}/blobs/{digest_of(b'ours')}")).status == 401
+
+
+async def test_a_repository_that_becomes_public_is(tmp_path, office):
+    async with visited(tmp_path, office, tags={"negative_max_age": "0s"}) as mirror:
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+        office.readers[TEAM].add(EVERYBODY)
+        office.scopes.clear()
+        assert await pull(mirror, office, TEAM, None) == GOOD
+
+
+async def test_who_is_not_limited_upstream_may_pull_while_the_mirror_is(mirror, office):
+    limited = Fault(kind="manifest", status=429, headers={"Retry-After": "60"})
+    office.registry.faults.append(limited)
+    assert (await mirror.get(f"/v2/{OPEN}/manifests/1")).status == 429
+    assert (await mirror.get(f"/v2/{OPEN}/manifests/1")).status == 429
+    office.readers[OPEN].add(ANN)
+    assert await pull(mirror, office, OPEN, ANN) == GOOD
+    assert (await mirror.get(f"/v2/{OPEN}/manifests/1")).status == 429
+
+
+# Digests are no keys.
+
+
+def guesses(digest: str, kind: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Everything somebody may try who knows a digest: method, path, headers."""
+    tried = []
+    for repository in (MINE, TEAM, OPEN, "nobody/knows"):
+        path = f"/v2/{repository}/{kind}/{digest}"
+        for headers in ({}, {"Range": "bytes=0-9"}, {"If-None-Match": f'"{digest}"'}):
+            tried += [("GET", path, headers), ("HEAD", path, headers)]
+    return tried
+
+
+async def guess(mirror: Mirror, digest: str, kind: str, who: str | None) -> set[int]:
+    headers = {} if who is None else {"Authorization": who}
+    return {
+        (await mirror.get(path, method, **headers, **more)).status
+        for method, path, more in guesses(digest, kind)
+    }
+
+
+@pytest.mark.parametrize("who", [EVE, WRONG, None])
+async def test_nobody_gets_a_private_object_by_its_digest(mirror, office, who):
+    manifest, blobs = office.content(TEAM)
+    for _ in range(3):
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+    for digest, kind in ((manifest, "manifests"), *((blob, "blobs") for blob in blobs)):
+        assert await guess(mirror, digest, kind, who) <= {401, 404}
+    for path in (f"/v2/{TEAM}/tags/list", f"/v2/{TEAM}/referrers/{manifest}"):
+        answer = await mirror.get(path, Authorization=ANN)
+        assert answer.status == 200
+        headers = {} if who is None else {"Authorization": who}
+        assert (await mirror.get(path, **headers)).status == 401
+
+
+async def test_somebody_with_a_right_elsewhere_learns_nothing_from_what_upstream_is_asked(
+    tmp_path, office
+):
+    """For a digest that is in the cache and for one that is nowhere it is the same questions."""
+    async with visited(tmp_path, office, tags={"negative_max_age": "0s"}) as mirror:
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+        assert await pull(mirror, office, MINE, EVE) == GOOD
+        _, (_, layer) = office.content(TEAM)
+        told = []
+        for digest in (layer, digest_of(b"nowhere")):
+            for repository in (MINE, TEAM):
+                before = len(office.registry.seen)
+                path = f"/v2/{repository}/blobs/{digest}"
+                answer = await mirror.get(path, Authorization=EVE)
+                asked = [(each.method, each.kind) for each in office.registry.seen[before:]]
+                told.append((answer.status, answer.body.replace(digest.encode(), b""), asked))
+        assert told[:2] == told[2:]
+
+
+async def test_who_has_the_layer_in_a_repository_of_its_own_gets_it_there_alone(mirror, office):
+    assert await pull(mirror, office, TEAM, ANN) == GOOD
+    _, (config, layer) = office.content(TEAM)
+    office.blobs[MINE].add(layer)  # she has pushed the very same bytes
+    fetches = fetched(office)
+    assert (await mirror.get(f"/v2/{MINE}/blobs/{layer}", Authorization=EVE)).status == 200
+    assert fetched(office) == fetches, "upstream was asked, not for the bytes"
+    assert (await mirror.get(f"/v2/{MINE}/blobs/{config}", Authorization=EVE)).status == 404
+    assert (await mirror.get(f"/v2/{TEAM}/blobs/{layer}", Authorization=EVE)).status == 401
+
+
+async def test_a_private_object_of_one_upstream_is_not_had_through_another(tmp_path, office):
+    async with FakeRegistry() as second:
+        upstreams = {
+            "docker.io": {"url": office.registry.url, "client_credentials": True},
+            "second.example.com": second.url,
+            "third.example.com": {
+                "url": second.url,
+                "client_credentials": True,
+                "hosts": ["third.test"],
+            },
+        }
+        async with running(tmp_path, upstreams) as mirror:
+            assert await pull(mirror, office, TEAM, ANN) == GOOD
+            manifest, (_, layer) = office.content(TEAM)
+            for kind, digest in (("manifests", manifest), ("blobs", layer)):
+                for name in ("second.example.com", "third.example.com"):
+                    for host in ("third.test", "mirror.test"):
+                        path = f"/v2/{name}/{TEAM}/{kind}/{digest}"
+                        answer = await mirror.get(path, Authorization=EVE, Host=host)
+                        assert answer.status == 404
+
+
+@asynccontextmanager
+async def slow_fill(mirror: Mirror, office: Office) -> AsyncIterator[str]:
+    """Ann is pulling a big layer of the team's; its digest."""
+    data = random_bytes(24 * MIB, 7)
+    office.registry.rate = 16 * MIB
+    office.add(TEAM, image(data, marker="big"), ANN)
+    digest = digest_of(data)
+    url = f"{mirror.url}/v2/{TEAM}/blobs/{digest}"
+    async with mirror.session.get(url, headers={"Authorization": ANN}) as response:
+        assert response.status == 200
+        await response.content.readexactly(MIB)
+        yield digest
+        assert digest_of(data[:MIB] + await response.read()) == digest
+    assert office.registry.sent[digest] == len(data)
+
+
+async def test_joining_a_fill_needs_the_right_too(tmp_path, office):
+    async with (
+        visited(tmp_path, office) as mirror,
+        visited(tmp_path, office) as second,
+        slow_fill(mirror, office) as digest,
+    ):
+        for each in (mirror, second):
+            for who in (EVE, None):
+                assert await guess(each, digest, "blobs", who) <= {401, 404}
+        rights = await asyncio.gather(
+            *(
+                each.get(f"/v2/{TEAM}/blobs/{digest}", Authorization=BOB)
+                for each in (mirror, second)
+            )
+        )
+        assert [digest_of(answer.body) for answer in rights] == [digest, digest]
+        assert all("collapsed" in answer.headers["Cache-Status"] for answer in rights)
+
+
+async def test_answers_to_visitors_are_never_repeated_to_others(mirror, office):
+    """The same bytes but for one field, over one connection."""
+    _, (config, _) = office.content(TEAM)
+    for path in (f"/v2/{TEAM}/manifests/1", f"/v2/{TEAM}/blobs/{config}"):
+        for _ in range(3):
+            assert (await mirror.get(path, Authorization=ANN)).status == 200
+            assert (await mirror.get(path)).status == 401
+            assert (await mirror.get(path, Authorization=EVE)).status == 401
+
+
+# What stays.
+
+
+async def test_what_is_private_stays_so_over_a_restart_and_a_lost_index(tmp_path, office):
+    cache = tmp_path / "cache"
+    async with visited(cache, office) as mirror:
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+        asked = fetched(office)
+    for lost in ((), ("cache.db",), ("cache.db", "private/cache.db", "tags/cache.db")):
+        for name in lost:
+            for file in cache.glob(f"{name}*"):
+                file.unlink()
+        async with visited(cache, office) as mirror:
+            for who in (None, EVE):
+                assert await pull(mirror, office, TEAM, who) == REFUSED
+            manifest, (_, layer) = office.content(TEAM)
+            assert await guess(mirror, layer, "blobs", EVE) <= {401, 404}
+            assert await guess(mirror, manifest, "manifests", EVE) <= {401, 404}
+            async with asyncio.timeout(5):
+                while (cache / "rebuild").exists():
+                    await asyncio.sleep(0.01)
+            assert await pull(mirror, office, TEAM, ANN) == GOOD
+    assert fetched(office) == asked
+
+
+async def test_another_process_asks_for_itself_and_finds_the_bytes(tmp_path, office):
+    async with visited(tmp_path, office) as first, visited(tmp_path, office) as second:
+        assert await pull(first, office, TEAM, ANN) == GOOD
+        asked = fetched(office)
+        for who in (EVE, None):
+            assert await pull(second, office, TEAM, who) == REFUSED
+        assert await pull(second, office, TEAM, BOB) == GOOD
+        assert fetched(office) == asked
+
+
+# Upstream gone.
+
+
+async def test_with_upstream_gone_grants_are_honoured_until_they_end(tmp_path, office):
+    async with visited(tmp_path, office, 2, tags={"max_age": "0s"}) as mirror:
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+        await office.registry.stop()
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+        answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
+        assert answer.headers["Cache-Status"].startswith("mirror; fwd=stale; detail=Unavailable")
+        assert await pull(mirror, office, TEAM, BOB) == [502] * 5
+        await asyncio.sleep(2)
+        answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
+        assert answer.status == 502
+        message = json.loads(answer.body)["errors"][0]["message"]
+        assert "cannot connect" in message
+        assert message.endswith("nor can it be asked who may have what is private")
+        await office.registry.start()
+        async with asyncio.timeout(5):
+            while await pull(mirror, office, TEAM, ANN) != GOOD:  # the breaker looks by itself
+                await asyncio.sleep(0.05)
+
+
+# To whom credentials go.
+
+
+async def test_logging_in_asks_the_registry(mirror, office):
+    answer = await mirror.get("/v2/")
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"] == 'Basic realm="docker.io", charset="UTF-8"'
+    assert (await mirror.get("/v2/", Authorization=ANN)).status == 200
+    assert (await mirror.get("/v2/", Authorization=WRONG)).status == 401
+    assert (await mirror.get("/healthz")).status == 200
+    await office.registry.stop()
+    assert (await mirror.get("/v2/", Authorization=ANN)).status == 502
+
+
+async def test_credentials_go_to_the_registry_they_are_for_and_to_no_other(tmp_path, upstream):
+    async with (
+        FakeRegistry() as hub,
+        FakeRegistry() as quay,
+        opened(upstream, bearer=False) as ghcr,
+    ):
+        upstreams = {
+            "docker.io": {"url": hub.url},
+            "ghcr.io": {"url": ghcr.registry.url, "client_credentials": True},
+            "quay.io": {"url": quay.url, "client_credentials": True, "hosts": ["quay.test:80"]},
+        }
+        async with running(tmp_path, upstreams) as mirror:
+            for host in ("mirror.test", "quay.test:80", "QUAY.test:80", "ghcr.io", "quay.io"):
+                for name in ("docker.io", "ghcr.io", "quay.io"):
+                    for way in (f"/v2/{name}/{TEAM}", f"/{name}/v2/{TEAM}"):
+                        await mirror.get(f"{way}/manifests/1", Authorization=ANN, Host=host)
+                    path = f"/v2/{TEAM}/manifests/1?ns={name}"
+                    await mirror.get(path, Authorization=ANN, Host=host)
+            seen = {}
+            for name, registry in (("hub", hub), ("ghcr", ghcr.registry), ("quay", quay)):
+                seen[name] = {each.headers.get("Authorization") for each in registry.seen}
+            assert seen == {"hub": {None}, "ghcr": {None, ANN}, "quay": {None}}
+            assert (await mirror.get("/v2/", Host="mirror.test")).status == 401
+            assert (await mirror.get("/v2/", Host="quay.test:80")).status == 401
+            assert (await mirror.get("/docker.io/v2/", Host="mirror.test")).status == 200
+            assert (await mirror.get("/quay.io/v2/", Host="mirror.test")).status == 200
+            assert (await mirror.get("/ghcr.io/v2/", Host="quay.test:80")).status == 200
+
+
+async def test_nobody_is_asked_for_credentials_where_none_are_taken(tmp_path, office):
+    async with running(tmp_path, {"docker.io": office.registry.url}) as mirror:
+        assert (await mirror.get("/v2/", Authorization=ANN)).status == 200
+        answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
+        assert answer.status == 401
+        assert "WWW-Authenticate" not in answer.headers
+    assert ANN not in {each.headers.get("Authorization") for each in office.registry.seen}
+
+
+async def test_a_mirror_of_the_registry_and_a_cdn_never_see_them(tmp_path, office):
+    seen: list[str | None] = []
+
+    async def cdn(request: web.BaseRequest) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return web.Response(body=office.registry.blobs[request.path.rpartition("/")[2]])
+
+    async with FakeRegistry() as near, serving(cdn) as address:
+        office.registry.redirect_blobs_to = lambda digest: f"{address}/{digest}"
+        async with visited(tmp_path, office, table={"mirrors": [near.url]}) as mirror:
+            assert await pull(mirror, office, TEAM, ANN) == GOOD
+    assert near.seen
+    assert {each.headers.get("Authorization") for each in near.seen} == {None}
+    assert seen
+    assert set(seen) == {None}
+
+
+async def test_a_token_is_sent_as_it_came(mirror, office):
+    token = f"Bearer {office.token(ANN, TEAM)}"
+    assert await pull(mirror, office, TEAM, token) == GOOD
+    assert {None, token} < {each.headers.get("Authorization") for each in office.registry.seen}
+    assert await pull(mirror, office, TEAM, f"Bearer {office.token(EVE, TEAM)}") == REFUSED
+    assert await pull(mirror, office, OTHER, token) == REFUSED
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    ["Basic", "Basic !", "Basic bm9jb2xvbg==", "Bearer", "Negotiate abc", "x" * 7000, "Basic /w=="],
+)
+async def test_strange_credentials_are_refused_like_wrong_ones(mirror, office, authorization):
+    assert await pull(mirror, office, TEAM, ANN) == GOOD
+    assert await pull(mirror, office, TEAM, authorization) == REFUSED
+    assert await pull(mirror, office, OPEN, authorization) == GOOD
+
+
+# Secrets.
+
+
+async def test_no_secret_in_logs_metrics_errors_or_on_disk(tmp_path, either, caplog):
+    caplog.set_level("DEBUG")
+    cache = tmp_path / "cache"
+    told = []
+    token = either.token(ANN, TEAM)
+    senders = (ANN, EVE, WRONG, f"Bearer {token}", "Bearer wrong-token")
+    async with visited(cache, either, GRANT_SECONDS, log={"level": "debug"}) as mirror:
+        for repository in (TEAM, OPEN, "nobody/knows"):
+            for who in senders:
+                answer = await mirror.get(f"/v2/{repository}/manifests/1", Authorization=who)
+                told.append(answer.body.decode() + str(answer.headers))
+        await pull(mirror, either, TEAM, ANN)
+        await mirror.get("/v2/", Authorization=WRONG)
+        # Refused, unreachable, broken, gone: whatever can be said is said.
+        for fault in (
+            Fault("", status=500),
+            Fault("", refuse=True),
+            Fault("", body=b"{", status=200),
+        ):
+            either.registry.faults.append(fault)
+            await asyncio.sleep(GRANT_SECONDS)
+            answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
+            told.append(answer.body.decode() + str(answer.headers))
+        await either.registry.stop()
+        for who in senders:
+            answer = await mirror.get(f"/v2/{TEAM}/manifests/2", Authorization=who)
+            told.append(answer.body.decode())
+        for path in ("/metrics", "/", "/readyz"):
+            told.append((await mirror.get(path)).body.decode())
+    told += [caplog.text, *(repr(record.__dict__) for record in caplog.records)]
+    kept = b"".join(file.read_bytes() for file in cache.rglob("*") if file.is_file())
+    secrets = ["secret-of", "wrong", *(who.partition(" ")[2] for who in senders), *either.scopes]
+    for secret in secrets:
+        assert not [text for text in told if secret in text], secret
+        assert secret.encode() not in kept, secret
