@@ -1,5 +1,6 @@
 """The pulls: for everybody, and where clients bring credentials of their own, for them as well."""
 
+import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Final
 from mirror.app.ground import Ground
 from mirror.app.store import Private, Store
 from mirror.config.agreement import taking_credentials, without_host
+from mirror.config.listen import TcpAddress
 from mirror.config.model import Config
 from mirror.ephemeral.backend import Backend
 from mirror.ephemeral.freshness import Freshness
@@ -25,6 +27,7 @@ from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.visitor import Visitors
 from mirror.web.visiting import Visiting
 
+_log = logging.getLogger(__name__)
 _PAGES: Final = 1_000
 _KEY_BYTES: Final = 32
 
@@ -94,6 +97,12 @@ async def opened_pulls(
 
 
 def _visiting(config: Config, rights: Rights) -> Visiting:
+    server = config.server
+    open_to_all = any(
+        isinstance(place, TcpAddress) and not place.is_local for place in server.addresses()
+    )
+    if open_to_all and not (server.tls_certificate or server.trusted_proxies):
+        _log.warning("clients send their passwords in the clear: set [server] tls_certificate")
     taking = frozenset(taking_credentials(config.upstreams))
     hosts = {
         host.lower(): name for name, upstream in config.enabled().items() for host in upstream.hosts

@@ -72,6 +72,8 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
          """upstreams."quay.io".aliases: found 'ghcr.io', which means ghcr.io already"""),
         ('[upstreams."quay.io"]\nhosts = ["a"]\n[upstreams."gcr.io"]\nhosts = ["A"]',
          """upstreams."gcr.io".hosts: found 'A', which means quay.io already"""),
+        ('[access]\nhtpasswd_file = "/dev/null"\n[upstreams."quay.io"]\nclient_credentials = true',
+         "access.htpasswd_file: found a file, but quay.io has client_credentials = true"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_says_what_is_allowed(
@@ -80,6 +82,19 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(
     file = write_toml(toml)
     (problem,) = problems(file)
     assert problem.startswith(f"{file}: {line}")
+
+
+def test_credentials_of_clients_that_could_be_for_two_upstreams_are_a_mistake(
+    write_toml: WriteToml,
+) -> None:
+    taking = "client_credentials = true\n"
+    tables = {"quay.io": "", "gcr.io": "", "ghcr.io": 'hosts = ["ghcr.lan"]\n'}
+    file = write_toml(
+        "".join(f'[upstreams."{name}"]\n{taking}{hosts}' for name, hosts in tables.items())
+    )
+    (problem,) = problems(file)
+    text = 'upstreams."gcr.io".client_credentials: found true without hosts, as quay.io'
+    assert problem.startswith(f"{file}: {text}")
 
 
 def test_all_mistakes_are_told_at_once(write_toml: WriteToml) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.peers.containerd import Containerd
 from tests.peers.distribution import Distribution
 from tests.peers.dockerd import Dockerd
 from tests.peers.image import push_image
@@ -125,25 +126,14 @@ class Ctr:
     directory: Path
 
     def start(self) -> None:
-        self.directory.mkdir()
-        self._socket = self.directory / "sock"
-        config = self.directory / "config.toml"
-        config.write_text(
-            f'version = 2\nroot = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",'
-            ' "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]\n'
-            f'[grpc]\naddress = "{self._socket}"\n'
-        )
-        self._process = Process(
-            ["containerd", "--config", str(config)], self.directory / "log", dict(os.environ)
-        )
-        self._process.wait_until(self._answers)
+        self._daemon = Containerd(self.directory)
+        self._daemon.start()
         written = self.office.write(self.directory / "machine", "containerd")
         assert f"/etc/containerd/certs.d/{SECOND}/hosts.toml" in written
         self._hosts = self.directory / "machine/etc/containerd/certs.d"
 
     def stop(self) -> None:
-        self._process.terminate()
+        self._daemon.stop()
 
     def get(self, image: str) -> None:
         self._ctr("images", "pull", "--hosts-dir", str(self._hosts), *self.snapshotter, image)
@@ -153,13 +143,9 @@ class Ctr:
 
     snapshotter = ("--snapshotter", "native")
 
-    def _ctr(self, *arguments: str) -> str:
-        return run(["ctr", "--address", str(self._socket), *arguments], dict(os.environ) | NOWHERE)
-
-    def _answers(self) -> bool:
-        command = ["ctr", "--address", str(self._socket), "--timeout", "5s", "version"]
-        done = subprocess.run(command, capture_output=True, check=False)
-        return done.returncode == 0
+    def _ctr(self, *arguments: str) -> None:
+        done = self._daemon.ctr(*arguments, environment=os.environ | NOWHERE)
+        assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}"
 
 
 @dataclass

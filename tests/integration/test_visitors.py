@@ -173,6 +173,21 @@ async def test_what_one_asks_for_in_vain_does_not_keep_others_out(mirror, office
     assert [answer.status for answer in answers] == [404, 200]
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_what_another_was_shown_is_no_answer_to_who_asks_for_two_things(
+    mirror, office, hidden
+):
+    """Eve's question after one thing ends in 404; the other is linked to the repository."""
+    assert await pull(mirror, office, TEAM, ANN) == GOOD
+    office.hidden = hidden
+    _, blobs = office.content(TEAM)
+    asked = [digest_of(b"nothing"), *blobs, *blobs]
+    paths = [f"/v2/{TEAM}/blobs/{digest}" for digest in asked]
+    for _ in range(2):
+        answers = await asyncio.gather(*(mirror.get(path, Authorization=EVE) for path in paths))
+        assert {answer.status for answer in answers} <= {401, 404}
+
+
 async def test_a_registry_that_knows_no_head_is_asked_by_get(mirror, office, upstream):
     upstream.faults.append(Fault(kind="blob", method="HEAD", status=405, times=1000))
     _, (config, layer) = office.content(TEAM)

@@ -12,20 +12,30 @@ log: {{level: warn, accesslog: {{disabled: false}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}}}
 http: {{addr: "127.0.0.1:{port}"}}
 """
+_AUTH = """\
+auth: {{htpasswd: {{realm: office, path: {users}}}}}
+"""
 _ACCESS = re.compile(r'"(GET|HEAD) (/v2/\S*) HTTP/1.1" (\d{3})')
 
 
 @dataclass
 class Distribution:
-    """A registry on a port of its own; content stays over stop and start."""
+    """A registry on a port of its own; content stays over stop and start.
+
+    With ``users``, an htpasswd file, nobody else may read or write; it is read at every start.
+    """
 
     directory: Path
     port: int = field(default_factory=free_port)
+    users: Path | None = None
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
-        config.write_text(_CONFIG.format(root=self.directory / "data", port=self.port))
+        text = _CONFIG.format(root=self.directory / "data", port=self.port)
+        if self.users is not None:
+            text += _AUTH.format(users=self.users)
+        config.write_text(text)
         log = self.directory / "log"
         self._process = Process(["docker-registry", "serve", str(config)], log)
         self._process.wait_until(lambda: accepts(self.port))

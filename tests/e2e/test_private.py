@@ -1,0 +1,210 @@
+"""Real clients log in to the mirror with credentials for a private registry, and pull from it."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import bcrypt
+import pytest
+
+from tests.fakes.office import basic
+from tests.peers.containerd import Containerd
+from tests.peers.distribution import Distribution
+from tests.peers.dockerd import Dockerd
+from tests.peers.image import push_image
+from tests.peers.mirror import MirrorProcess
+from tests.peers.requirements import need
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+GRANT_SECONDS = 2
+PASSWORDS = {"ann": "secret-of-ann", "bob": "secret-of-bob"}
+CLIENTS = {
+    "docker": ("dockerd", "docker", "containerd", "runc"),
+    "ctr": ("containerd", "ctr"),
+    "podman": ("podman",),
+    "skopeo": ("skopeo",),
+}
+
+
+@dataclass
+class Office:
+    """A registry that asks everybody for a password, as docker.io, and a mirror of it."""
+
+    directory: Path
+    hub: Distribution
+    mirror: MirrorProcess
+
+    def let_in(self, *users: str) -> None:
+        """Only these have access from now on."""
+        lines = [
+            f"{user}:{bcrypt.hashpw(PASSWORDS[user].encode(), bcrypt.gensalt(4)).decode()}\n"
+            for user in users
+        ]
+        self.directory.joinpath("htpasswd").write_text("".join(lines))
+        self.hub.stop()
+        self.hub.start()
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    need("docker-registry", "busybox", root=True)
+    directory = tmp_path_factory.mktemp("private")
+    users = directory / "htpasswd"
+    hub = Distribution(directory / "hub")
+    mirror = MirrorProcess(
+        directory / "mirror",
+        {"docker.io": hub.url},
+        "client_credentials = true\n"
+        f'[access]\ngrant_max_age = "{GRANT_SECONDS}s"\n[log]\nlevel = "debug"\n',
+    )
+    hub.start()
+    for client in CLIENTS:
+        push_image(hub.url, f"team/{client}", "1", client, [200_000, 1000])
+    hub.users = users
+    office = Office(directory, hub, mirror)
+    office.let_in(*PASSWORDS)
+    mirror.start()
+    yield office
+    mirror.terminate()
+    hub.stop()
+
+
+#: Pulls the image of its name as a user, or as nobody; whether that went well, and what was said.
+Pull = Callable[[str | None], tuple[bool, str]]
+
+
+def run(*command: str, **environment: str) -> tuple[bool, str]:
+    done = subprocess.run(
+        command,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def docker(office: Office, directory: Path) -> Iterator[Pull]:
+    daemon = Dockerd(directory, office.mirror.url)
+    daemon.start()
+    place = f"127.0.0.1:{office.mirror.port}"
+
+    def told(*arguments: str) -> tuple[bool, str]:
+        return run("docker", "--host", f"unix://{directory}/docker.sock", *arguments)
+
+    def pull(user: str | None) -> tuple[bool, str]:
+        config = ("--config", str(directory / f"as-{user}"))
+        if user is not None:
+            given = ("--username", user, "--password", PASSWORDS[user])
+            worked, said = told(*config, "login", *given, place)
+            if not worked:
+                return False, said
+        image = f"{place}/team/docker:1"
+        result = told(*config, "pull", image)
+        told("rmi", image)
+        return result
+
+    yield pull
+    daemon.stop()
+
+
+def ctr(office: Office, directory: Path) -> Iterator[Pull]:
+    daemon = Containerd(directory)
+    daemon.start()
+    image = f"127.0.0.1:{office.mirror.port}/team/ctr:1"
+
+    def pull(user: str | None) -> tuple[bool, str]:
+        given = () if user is None else ("--user", f"{user}:{PASSWORDS[user]}")
+        way = ("--plain-http", "--snapshotter", "native")
+        done = daemon.ctr("images", "pull", *way, *given, image)
+        daemon.ctr("images", "rm", "--sync", image)
+        return done.returncode == 0, done.stdout + done.stderr
+
+    yield pull
+    daemon.stop()
+
+
+def podman(office: Office, directory: Path) -> Iterator[Pull]:
+    image = f"127.0.0.1:{office.mirror.port}/team/podman:1"
+    runroot = tempfile.mkdtemp()  # Podman takes 50 characters at most
+    storage = ("--root", f"{directory}/root", "--runroot", runroot, "--storage-driver", "vfs")
+
+    def pull(user: str | None) -> tuple[bool, str]:
+        given = () if user is None else ("--creds", f"{user}:{PASSWORDS[user]}")
+        result = run("podman", *storage, "pull", "--tls-verify=false", *given, image)
+        run("podman", *storage, "rmi", image)
+        return result
+
+    yield pull
+    shutil.rmtree(runroot)
+
+
+def skopeo(office: Office, directory: Path) -> Iterator[Pull]:
+    source = f"docker://127.0.0.1:{office.mirror.port}/team/skopeo:1"
+
+    def pull(user: str | None) -> tuple[bool, str]:
+        given = (
+            ("--src-no-creds",) if user is None else ("--src-creds", f"{user}:{PASSWORDS[user]}")
+        )
+        copy = directory / "copy"
+        result = run("skopeo", "copy", "--src-tls-verify=false", *given, source, f"dir:{copy}")
+        shutil.rmtree(copy, ignore_errors=True)
+        return result
+
+    yield pull
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest, office: Office) -> Iterator[tuple[str, Pull]]:
+    need(*CLIENTS[request.param], root=True)
+    directory = office.directory / request.param
+    directory.mkdir()
+    for pull in globals()[request.param](office, directory):
+        yield request.param, pull
+
+
+def test_right_credentials_pull_cached_none_or_revoked_ones_do_not(
+    office: Office, client: tuple[str, Pull]
+) -> None:
+    name, pull = client
+    worked, said = pull(None)
+    assert not worked, said
+    worked, said = pull("ann")
+    assert worked, said
+
+    def fetched() -> int:
+        prefix = f"/v2/team/{name}/blobs/"
+        return sum(
+            path.startswith(prefix) for method, path in office.hub.requests() if method == "GET"
+        )
+
+    cold = fetched()
+    assert cold >= 4, "config and layers, but for busybox that another image may have brought"
+    for user in PASSWORDS:
+        worked, said = pull(user)
+        assert worked, said
+    assert fetched() == cold
+    worked, said = pull(None)
+    assert not worked, said
+
+    office.let_in("bob")
+    time.sleep(GRANT_SECONDS)
+    worked, said = pull("ann")
+    assert not worked, said
+    worked, said = pull("bob")
+    assert worked, said
+    assert fetched() == cold
+    office.let_in(*PASSWORDS)
+
+    told = office.mirror.output() + json.dumps(office.mirror.metrics())
+    for user, password in PASSWORDS.items():
+        assert password not in told
+        assert basic(user, password).removeprefix("Basic ") not in told
