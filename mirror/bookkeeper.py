@@ -1,6 +1,7 @@
 """Tells the ledger what happened.  Decides what is told: never a credential, a query, a header.
 
-Of the User-Agent only which program it is, of a client's address only that two are the same.
+Of the User-Agent only which program it is, of a client's address only that two are the same, and of
+what is private no name: the ledger is for everybody to see.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from mirror.web.agents import client_type
 from mirror.web.exchange import Ending
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+_PRIVATE: Final = "(private)"
 _KNOWN_SIZES: Final = 1000
 _WRITE_SECONDS: Final = 1.0
 
@@ -82,10 +84,11 @@ class Bookkeeper:
 
     def _request(self, ending: Ending) -> Request:
         exchange = ending.exchange
+        is_tag = exchange.kind == "manifest" and ":" not in exchange.reference
         return Request(
             upstream=exchange.upstream,
-            repository=exchange.repository,
-            reference=exchange.reference,
+            repository=_PRIVATE if exchange.private else exchange.repository,
+            reference=_PRIVATE if exchange.private and is_tag else exchange.reference,
             kind=exchange.kind,
             result="" if exchange.outcome is None else exchange.outcome.value,
             agent=client_type(ending.agent),

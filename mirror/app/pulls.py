@@ -76,10 +76,10 @@ async def opened_pulls(
             listings = ListingPulls(registries, pages, kept.listings, negatives, stale)
             for pulls in (blobs, manifests, listings):
                 stack.push_async_callback(pulls.close)
-            stack.enter_context(ground.books.watching(blobs))
             return blobs, manifests, listings
 
         public = made(store, ground.fills)
+        stack.enter_context(ground.books.watching(public[0]))  # the ledger is for all to see
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
             yield Pulls(begun, *public)
             return
@@ -101,9 +101,9 @@ def _visiting(config: Config, rights: Rights) -> Visiting:
     open_to_all = any(
         isinstance(place, TcpAddress) and not place.is_local for place in server.addresses()
     )
-    if open_to_all and not (server.tls_certificate or server.trusted_proxies):
-        _log.warning("clients send their passwords in the clear: set [server] tls_certificate")
     taking = frozenset(taking_credentials(config.upstreams))
+    if taking and open_to_all and not (server.tls_certificate or server.trusted_proxies):
+        _log.warning("clients send their passwords in the clear: set [server] tls_certificate")
     hosts = {
         host.lower(): name for name, upstream in config.enabled().items() for host in upstream.hosts
     }

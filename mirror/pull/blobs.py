@@ -47,6 +47,7 @@ class BlobHead:
 
     outcome: Outcome
     size: int | None
+    private: bool = False
 
 
 class BlobPulls:

@@ -44,11 +44,15 @@ class Pages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListingAnswer:
-    """A page of a listing and how it was come by; ``detail`` says why it is stale."""
+    """A page of a listing and how it was come by; ``detail`` says why it is stale.
+
+    ``private``: somebody else would not get it.
+    """
 
     listing: Listing
     outcome: Outcome
     detail: str = ""
+    private: bool = False
 
 
 class ListingPulls:

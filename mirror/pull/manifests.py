@@ -68,23 +68,26 @@ class Freshness(Protocol):
 class Resolution:
     """What a tag means and how that was come by; ``detail`` says why it is stale.
 
-    ``until`` is when a hit has to be asked about again (Unix seconds), 0 where that is each time.
+    ``until`` is when a hit has to be asked about again (Unix seconds), 0 for what is no hit.
+    ``private``: somebody else would not be told.
     """
 
     descriptor: Descriptor
     outcome: Outcome
     detail: str = ""
     until: float = 0.0
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest and how it was come by; ``until`` as for a resolution."""
+    """A manifest and how it was come by; the rest as for a resolution."""
 
     manifest: Manifest
     outcome: Outcome
     detail: str = ""
     until: float = 0.0
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)

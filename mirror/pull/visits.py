@@ -44,11 +44,15 @@ class VisitedBlobs:
         """See :meth:`BlobPulls.head`."""
         if target.visitor is None:
             return await self.public.head(target, digest)
+
+        async def private(target: Target) -> BlobHead:
+            return replace(await self.private.head(target, digest), private=True)
+
         return await self.rights.visited(
             target,
             Thing("blob", digest),
             lambda open_to: self.public.head(open_to, digest),
-            lambda visited: self.private.head(visited, digest),
+            private,
         )
 
     def touch(self, digest: Digest) -> None:
@@ -72,7 +76,7 @@ class VisitedManifests:
         async def private(target: Target) -> ManifestAnswer:
             answer = await self.private.get(target, reference, accept)
             await self._link(target, answer.manifest.digest, answer.outcome)
-            return replace(answer, until=0.0)
+            return replace(answer, private=True)
 
         return await self.rights.visited(
             target,
@@ -89,7 +93,7 @@ class VisitedManifests:
         async def private(target: Target) -> Resolution:
             answer = await self.private.head(target, reference, accept)
             await self._link(target, answer.descriptor.digest, answer.outcome)
-            return replace(answer, until=0.0)
+            return replace(answer, private=True)
 
         return await self.rights.visited(
             target,
@@ -119,20 +123,28 @@ class VisitedListings:
         """See :meth:`ListingPulls.tags`."""
         if target.visitor is None:
             return await self.public.tags(target, query)
+
+        async def private(target: Target) -> ListingAnswer:
+            return replace(await self.private.tags(target, query), private=True)
+
         return await self.rights.visited(
             target,
             Thing("tags", query=query),
             lambda open_to: self.public.tags(open_to, query),
-            lambda visited: self.private.tags(visited, query),
+            private,
         )
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
         """See :meth:`ListingPulls.referrers`."""
         if target.visitor is None:
             return await self.public.referrers(target, digest, query)
+
+        async def private(target: Target) -> ListingAnswer:
+            return replace(await self.private.referrers(target, digest, query), private=True)
+
         return await self.rights.visited(
             target,
             Thing("referrers", digest, query),
             lambda open_to: self.public.referrers(open_to, digest, query),
-            lambda visited: self.private.referrers(visited, digest, query),
+            private,
         )

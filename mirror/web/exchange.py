@@ -41,7 +41,8 @@ class Exchange:
     """Filled in while a request is answered; times are monotonic seconds, sizes bytes.
 
     ``connected`` is the upstream whose registry the client is connected to, as it believes (proxy
-    mode): what it sends in Authorization is meant for that one.
+    mode): what it sends in Authorization is meant for that one.  ``private``: another client would
+    not have been given this, nor may it hear of it.
     """
 
     started: float
@@ -61,6 +62,12 @@ class Exchange:
     whole: bool = True
     repeatable: bool = False  # its answer may be kept
     kept: Kept | None = None
+    private: bool = False
+
+    def come_by(self, outcome: Outcome, *, private: bool) -> None:
+        """There is an answer; what is private is never repeated to others."""
+        self.outcome, self.private = outcome, private
+        self.repeatable = self.repeatable and not private
 
     def more(self, count: int) -> None:
         """``count`` bytes of the body were sent."""

@@ -34,6 +34,8 @@ from mirror.web.sending import Sender
 from mirror.web.streaming import stream
 from mirror.web.visiting import Visiting
 
+#: For shared caches in between that keep what was asked for with Authorization (RFC 9111, 5.2.2.7).
+_FOR_ONE_CLIENT = {"Cache-Control": "private"}
 _LISTING_QUERY = ("n", "last", "artifactType")
 
 
@@ -112,14 +114,16 @@ class RegistryFace:
             known = await self.manifests.head(target, endpoint.reference, accept)
             body, descriptor = b"", known.descriptor
             outcome, detail, until = known.outcome, known.detail, known.until
+            private = known.private
             digest, media_type, size = descriptor.digest, descriptor.media_type, descriptor.size
         else:
             answer = await self.manifests.get(target, endpoint.reference, accept)
             manifest, outcome, detail = answer.manifest, answer.outcome, answer.detail
-            until, exchange.manifest = answer.until, manifest
+            until, private, exchange.manifest = answer.until, answer.private, manifest
             digest, media_type, body = manifest.digest, manifest.media_type, manifest.body
             size = len(body)
-        exchange.outcome, exchange.detail, exchange.digest = outcome, detail, str(digest)
+        exchange.come_by(outcome, private=private)
+        exchange.detail, exchange.digest = detail, str(digest)
         stored = request.method == "GET"
         headers = _fields(request, digest, cache_status(outcome, stored=stored, detail=detail))
         if not_modified(request, digest):
@@ -138,16 +142,15 @@ class RegistryFace:
         exchange.reference = str(digest)
         if request.method == "HEAD":
             head = await self.blobs.head(target, digest)
-            exchange.outcome = head.outcome
+            exchange.come_by(head.outcome, private=head.private)
             fields = _fields(request, digest, cache_status(head.outcome))
             return _blob_response(200, fields, head.size)
         answer = await self.blobs.get(target, digest)
-        exchange.outcome = answer.outcome
+        exchange.come_by(answer.outcome, private=answer.private)
         fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
         content = answer.content
         try:
-            hot = exchange.repeatable and not answer.private
-            if hot and isinstance(content, StoredContent):
+            if exchange.repeatable and isinstance(content, StoredContent):
                 exchange.kept = self._kept(digest, content)
             return await self._send_blob(request, answer.content, digest, fields)
         finally:
@@ -194,8 +197,10 @@ class RegistryFace:
             answer = await self.listings.tags(target, query)
         else:
             answer = await self.listings.referrers(target, endpoint.digest, query)
-        request[EXCHANGE].outcome, request[EXCHANGE].detail = answer.outcome, answer.detail
-        request[EXCHANGE].sent_bytes = len(answer.listing.body)
+        exchange = request[EXCHANGE]
+        exchange.come_by(answer.outcome, private=answer.private)
+        exchange.detail = answer.detail
+        exchange.sent_bytes = len(answer.listing.body)
         return _listing_response(request, answer)
 
 
@@ -209,6 +214,8 @@ def raw_path(request: web.BaseRequest) -> str:
 
 def _fields(request: web.BaseRequest, digest: Digest, status: str) -> dict[str, str]:
     fields = {**API_VERSION, **digest_fields(digest), "Cache-Status": status}
+    if request[EXCHANGE].private:
+        fields |= _FOR_ONE_CLIENT
     namespace = request.rel_url.query.get("ns")
     return fields | {"OCI-Namespace": namespace} if namespace else fields
 
@@ -234,6 +241,8 @@ def _listing_response(request: web.BaseRequest, answer: ListingAnswer) -> web.Re
         "Content-Type": listing.media_type,
         "Cache-Status": cache_status(answer.outcome, detail=answer.detail),
     }
+    if answer.private:
+        headers |= _FOR_ONE_CLIENT
     if listing.filters_applied:
         headers["OCI-Filters-Applied"] = listing.filters_applied
     if listing.next_query:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from mirror.store.reading import read_statement
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import digest_of
 from tests.fakes.office import EVERYBODY, Office, basic
@@ -119,6 +121,7 @@ async def test_without_or_with_wrong_credentials_it_is_401(tmp_path, either):
             for who in (None, WRONG, EVE):
                 assert await pull(mirror, either, TEAM, who) == REFUSED
             answer = await mirror.get(f"/v2/{TEAM}/manifests/1")
+            assert "Cache-Control" not in answer.headers
             assert answer.headers["WWW-Authenticate"] == 'Basic realm="docker.io", charset="UTF-8"'
             assert json.loads(answer.body)["errors"][0]["code"] == "UNAUTHORIZED"
             assert await pull(mirror, either, TEAM, ANN) == GOOD
@@ -374,11 +377,13 @@ async def test_joining_a_fill_needs_the_right_too(tmp_path, office):
 
 
 async def test_answers_to_visitors_are_never_repeated_to_others(mirror, office):
-    """The same bytes but for one field, over one connection."""
+    """Neither by the mirror nor by a cache between it and clients."""
     _, (config, _) = office.content(TEAM)
-    for path in (f"/v2/{TEAM}/manifests/1", f"/v2/{TEAM}/blobs/{config}"):
+    root = f"/v2/{TEAM}"
+    for path in (f"{root}/manifests/1", f"{root}/blobs/{config}", f"{root}/tags/list"):
         for _ in range(3):
-            assert (await mirror.get(path, Authorization=ANN)).status == 200
+            answer = await mirror.get(path, Authorization=ANN)
+            assert (answer.status, answer.headers["Cache-Control"]) == (200, "private")
             assert (await mirror.get(path)).status == 401
             assert (await mirror.get(path, Authorization=EVE)).status == 401
 
@@ -566,3 +571,16 @@ async def test_no_secret_in_logs_metrics_errors_or_on_disk(tmp_path, either, cap
     for secret in secrets:
         assert not [text for text in told if secret in text], secret
         assert secret.encode() not in kept, secret
+
+
+async def test_the_ledger_names_no_private_repository(tmp_path, office):
+    async with visited(tmp_path, office) as mirror:
+        assert await pull(mirror, office, TEAM, ANN) == GOOD
+        assert await pull(mirror, office, OPEN, ANN) == GOOD
+        assert await pull(mirror, office, TEAM, EVE) == REFUSED
+    said = read_statement(tmp_path / "ledger", time.time())
+    assert {(each.repository, each.reference) for each in said.recent} == {
+        ("(private)", "(private)"),
+        (OPEN, "1"),
+    }
+    assert TEAM not in repr(said)
