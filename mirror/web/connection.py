@@ -1,6 +1,6 @@
 """One connection: aiohttp's, which counts itself and repeats what was answered before.
 
-Rests on private parts of aiohttp's RequestHandler; ``tests/web/test_aiohttp_contract.py`` says
+Rests on private parts of aiohttp's RequestHandler; ``tests/web/test_hot.py`` says
 which, and pyproject.toml pins the minor version.
 """
 
