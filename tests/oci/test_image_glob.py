@@ -1,0 +1,140 @@
+"""Globs of image names: what each means, and what is none."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, Naming
+
+HUB = "docker.io"
+NAMING = Naming(HUB, {"index.docker.io": HUB}, frozenset({HUB}))
+HEX = "4f" * 32
+ALPINE = FullName(HUB, "library/alpine", "3.20")
+SDK = FullName("mcr.microsoft.com", "dotnet/sdk", "8.0")
+DEEP = FullName("ghcr.io", "org/team/app", "v1")
+PINNED = FullName(HUB, "library/alpine", f"sha256:{HEX}")
+
+PART = st.lists(st.text("ab9", min_size=1, max_size=3), min_size=1, max_size=2).map("-".join)
+TAG = st.text("abZ9._-", max_size=4).map(lambda text: f"v{text}")
+NAMES = st.builds(
+    lambda host, parts, reference: FullName(f"{host}.example", "/".join(parts), reference),
+    PART,
+    st.lists(PART, min_size=1, max_size=4),
+    st.one_of(TAG, st.binary(min_size=32, max_size=32).map(lambda raw: f"sha256:{raw.hex()}")),
+)
+
+
+def glob(text: str, tag: str = "*") -> ImageGlob:
+    return ImageGlob.parse(text, NAMING, tag)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("alpine:3.20", ALPINE),
+        ("alpine", ALPINE),
+        ("library/alpine:3.*", ALPINE),
+        ("docker.io/alpine:3.2?", ALPINE),
+        ("index.docker.io/library/alpine:*", ALPINE),
+        ("Docker.IO/library/alp*", ALPINE),
+        ("docker.io/*", ALPINE),
+        ("docker.io/**", ALPINE),
+        ("**", ALPINE),
+        ("**", DEEP),
+        ("**/alpine", ALPINE),
+        ("*/library/alpine", ALPINE),
+        ("**:3.20", ALPINE),
+        ("mcr.microsoft.com/dotnet/**", SDK),
+        ("mcr.microsoft.com/dotnet/sdk:8.*", SDK),
+        ("*.microsoft.com/dotnet/sdk", SDK),
+        ("ghcr.io/org/**", DEEP),
+        ("ghcr.io/**/app:v1", DEEP),
+        ("ghcr.io/*/*/app", DEEP),
+        ("alpine@*", PINNED),
+        (f"alpine@sha256:{HEX}", PINNED),
+        (f"alpine:3.20@sha256:{HEX}", PINNED),
+        ("**@sha256:4f4f*", PINNED),
+    ],
+)
+def test_a_glob_means_what_docker_would_call_so(text, name):
+    assert glob(text).matches(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("alpine:3.2", ALPINE),
+        ("alpine", PINNED),
+        ("alpine@*", ALPINE),
+        ("alp?ne:3?20?", ALPINE),
+        ("alpin", ALPINE),
+        ("docker.io/*", DEEP),
+        ("*", SDK),
+        ("ghcr.io/*", DEEP),
+        ("ghcr.io/*/app", DEEP),
+        ("ghcr.io/org/**", FullName("ghcr.io", "org", "v1")),
+        ("dockerxio/library/alpine", ALPINE),
+        ("localhost/alpine", ALPINE),
+        ("registry.example:5000/library/alpine", ALPINE),
+    ],
+)
+def test_a_glob_means_no_more_than_that(text, name):
+    assert not glob(text).matches(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a b", "alpine:", "alpine@", "alpine@latest", "alpine@sha256:XY", "/alpine", "a//b",
+     "ghcr.io/", "dot**net/sdk", "ghcr.io/a**", "***", "alpine:**", "al[p]ine", "alpine:3/*:x:y",
+     "https://docker.io/alpine", "alpine\n"],
+)  # fmt: skip
+def test_what_is_no_glob_is_a_mistake_that_says_what_is_allowed(text):
+    with pytest.raises(InvalidGlob, match=r"\w+"):
+        glob(text)
+
+
+def test_without_a_tag_the_one_is_meant_that_the_reader_says():
+    latest = glob("alpine", "latest")
+    assert latest.exact == FullName(HUB, "library/alpine", "latest")
+    assert not latest.matches(ALPINE)
+    assert glob("alpine:3.*", "latest").matches(ALPINE)
+
+
+@given(NAMES)
+def test_every_image_is_meant_by_its_own_name_and_by_all(name):
+    own = glob(str(name))
+    assert own.matches(name)
+    assert own.exact == name
+    assert glob(f"**{'@*' if name.by_digest else ''}").matches(name)
+    assert glob(f"{name.registry}/**{'@*' if name.by_digest else ''}").matches(name)
+
+
+@given(NAMES, NAMES)
+def test_a_name_means_no_other_image(one, other):
+    assert glob(str(one)).matches(other) is (one == other)
+
+
+@given(NAMES, st.data())
+def test_a_star_stands_for_any_run_within_a_part_and_for_no_slash(name, data):
+    text = str(name)
+    first = text.rindex(":") + 1 if name.by_digest else text.index("/") + 1
+    start = data.draw(st.integers(first, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    cut = text[start:end]
+    starred = f"{text[:start]}*{text[end:]}"
+    # Neither what says of what kind the name is, nor a star beside nothing.
+    if re.search(r"[/:@]", cut):
+        return
+    assert glob(starred).matches(name)
+    assert not glob(starred).matches(FullName(name.registry, f"x/{name.repository}", "y"))
+
+
+@given(st.text("ab./:@*?-_0", max_size=30))
+def test_any_text_is_a_glob_or_a_mistake(text):
+    try:
+        parsed = glob(text)
+    except InvalidGlob:
+        return
+    parsed.matches(ALPINE)
