@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.filesize import decimal
 
-from mirror import __version__, cli_client, cli_proxy, cli_warm
+from mirror import __version__, cli_cache, cli_client, cli_proxy, cli_warm
 from mirror.config import Config, ConfigError, load
 from mirror.config.dump import dump_toml
 from mirror.figures import shared_figures
-from mirror.logs import configure
 
 _FAILED = 1
 _USAGE = 2
@@ -24,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes are no lines that a log or grep could use
 )
+app.add_typer(cli_cache.app)  # ls, rm, verify
 app.add_typer(cli_client.app)  # client, doctor
 app.add_typer(cli_proxy.app)  # ca
 app.add_typer(cli_warm.app)  # warm
@@ -100,33 +99,6 @@ def serve(
 def check(config: ConfigOption = None) -> None:
     """Print the configuration with its defaults, or its mistakes."""
     print(dump_toml(_load(config, {})))
-
-
-@app.command()
-def verify(
-    config: ConfigOption = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where blobs are kept.")] = None,
-) -> None:
-    """Hash everything in the cache and drop what is damaged; a mirror may run meanwhile.
-
-    Exits with 1 where something was damaged.
-    """
-    flags = {"cache": {} if cache_dir is None else {"directory": str(cache_dir)}}
-    settings = _load(config, flags)
-    from mirror import upkeep  # noqa: PLC0415  # late, as above
-    from mirror.progress import ByteProgress  # noqa: PLC0415
-
-    configure("error", settings.log.format, access=False)
-    try:
-        with ByteProgress("verifying") as progress:
-            found = asyncio.run(upkeep.verify(settings, progress.expect, progress.advance))
-    except upkeep.UpkeepError as error:
-        _fail(str(error), _FAILED)
-    for name in found.damaged:
-        print(f"damaged, dropped: {name}")
-    print(f"{found.objects} objects, {decimal(found.bytes)}: {len(found.damaged)} damaged")
-    if found.damaged:
-        raise typer.Exit(_FAILED)
 
 
 def _load(file: Path | None, flags: dict[str, Any]) -> Config:

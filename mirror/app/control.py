@@ -11,13 +11,11 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
-from mirror import __version__
 from mirror.logs import AccessLog
 from mirror.rendezvous import Standing, stand
 from mirror.store.opening import kept
@@ -63,20 +61,6 @@ async def opened_control(
         looking = asyncio.create_task(door.stay_open(), name="control")
         stack.callback(looking.cancel)
         yield lambda port: server.receive_by(beside(port))
-
-
-def about(started: float) -> Commands:
-    """The command that says which process this is; ``started`` in Unix seconds."""
-
-    async def answer(_: object) -> dict[str, Any]:
-        when = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "started": when.replace("+00:00", "Z"),
-        }
-
-    return {("GET", "/control/about"): answer}
 
 
 class _OperatorsLog:

@@ -15,7 +15,8 @@ from aiohttp import web
 
 from mirror import __version__
 from mirror.app.books import opened_books
-from mirror.app.control import about, opened_control
+from mirror.app.commands import opened_commands
+from mirror.app.control import opened_control
 from mirror.app.door import certificate, listen
 from mirror.app.editions import Editions, opened_editions
 from mirror.app.ground import opened_ground
@@ -155,7 +156,8 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        control = opened_control(store.layout.control, reception, about(time.time()))
+        commands = stack.enter_context(opened_commands(store, editions, time.time()))
+        control = opened_control(store.layout.control, reception, commands)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             editions.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store), name="tend")

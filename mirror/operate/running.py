@@ -19,6 +19,7 @@ from mirror.store.layout import Layout
 _CONNECT_SECONDS: Final = 10.0
 #: An answer of any length, as long as it goes on: a whole cache may have to be looked through.
 _SILENCE_SECONDS: Final = 300.0
+_TOLD_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,23 @@ class Worker:
     name: str
     session: aiohttp.ClientSession
 
-    async def command(self, path: str, members: Mapping[str, Any] | None = None) -> Any:
+    async def command(
+        self,
+        path: str,
+        members: Mapping[str, Any] | None = None,
+        timeout: float = _SILENCE_SECONDS,  # noqa: ASYNC109  # the client's own
+    ) -> Any:
         """Give a command, by POST where there is something to tell, and return what it answers.
+
+        It may take ``timeout`` seconds to begin with that.
 
         Raises:
             OperateError: it is refused.
             aiohttp.ClientError, TimeoutError: the process is gone, or is silent.
         """
         method = "GET" if members is None else "POST"
-        async with self.session.request(method, path, json=members) as answer:
+        limit = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=timeout)
+        async with self.session.request(method, path, json=members, timeout=limit) as answer:
             if answer.status != 200:
                 raise OperateError(await _refusal(answer))
             return await answer.json()
@@ -63,7 +72,7 @@ class Running:
         raise OperateError(f"the running mirror does not answer: {trouble or 'it has ended'}")
 
     async def tell(self, path: str, members: Mapping[str, Any]) -> list[Any]:
-        """Tell all; one that has ended meanwhile need not know.
+        """Tell all something that is done in no time; one that has ended need not know.
 
         Raises:
             OperateError: one refuses, or does not answer in time.
@@ -71,7 +80,7 @@ class Running:
         answers = []
         for worker in self.workers:
             try:
-                answers.append(await worker.command(path, members))
+                answers.append(await worker.command(path, members, _TOLD_SECONDS))
             except TimeoutError as error:
                 raise OperateError(f"a process of the mirror ({worker.name}) hangs") from error
             except aiohttp.ClientError:

@@ -27,6 +27,9 @@ class Negatives(Protocol):
     async def put(self, name: str, said: str) -> None:
         """Upstream has just answered 404."""
 
+    async def forget(self, name: str) -> None:
+        """Ask upstream next time."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlobAnswer:

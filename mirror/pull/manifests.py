@@ -10,10 +10,11 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor, NotAManifest, Schema1Unsupported, identify
 from mirror.oci.media_types import (
     ACCEPT_MANIFESTS,
@@ -32,7 +33,7 @@ from mirror.store.database import IndexUnavailableError
 from mirror.store.manifests import Manifest, Manifests
 from mirror.store.partial import PartialBusyError
 from mirror.store.space import NoRoomError
-from mirror.store.tags import Link, Tags
+from mirror.store.tags import Link, Tags, link_name
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
@@ -62,6 +63,9 @@ class Freshness(Protocol):
 
     async def put(self, name: str, descriptor: Descriptor) -> None:
         """Upstream has just said so."""
+
+    async def forget(self, name: str) -> None:
+        """Ask upstream next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,8 @@ class _Wanted:
 
     def record(self, tag: Tag) -> str:
         """The name by which the disk knows a tag, whoever asks for it."""
-        return f"{replace(self.target, visitor=None)} {tag} {self.narrow}".rstrip()
+        image = FullName(self.target.upstream, self.target.repository, tag)
+        return link_name(image, self.narrow)
 
 
 class ManifestPulls:
@@ -169,6 +174,11 @@ class ManifestPulls:
         """A manifest was given out without being asked for here."""
         self._manifests.touch(digest)
 
+    async def forget(self, name: str) -> None:
+        """Ask upstream next time what a link (see ``store.tags``) means, or whether it is there."""
+        await self._freshness.forget(name)
+        await self._negatives.forget(_question_of(name))
+
     async def close(self) -> None:
         """Break off what is under way."""
         await self._questions.close()
@@ -207,7 +217,15 @@ class ManifestPulls:
             await self._manifests.put(manifest)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
             _log.info("manifest %s is served but could not be kept: %s", expected, error)
+        else:
+            await self._note_origin(wanted.target, manifest)
         return manifest
+
+    async def _note_origin(self, target: Target, manifest: Manifest) -> None:
+        """Write down what the manifest is called, for people who ask what is cached."""
+        image = FullName(target.upstream, target.repository, str(manifest.digest))
+        link = Link(_described(manifest), self._clock())
+        await self._write_down(self._tags.put(link_name(image), link))
 
     # By tag.
 
@@ -277,7 +295,7 @@ class ManifestPulls:
         call: Callable[[], Awaitable[V]],
     ) -> tuple[V, bool]:
         """Ask upstream once for many, and remember for a while what it does not have."""
-        name = f"manifest {wanted.name(reference)}"
+        name = _question_of(wanted.name(reference))
         said = await self._negatives.lookup(name)
         if said is not None:
             raise NotFoundError(wanted.target.upstream, said)
@@ -286,6 +304,11 @@ class ManifestPulls:
         except NotFoundError as error:
             await self._negatives.put(name, error.message)
             raise
+
+
+def _question_of(link: str) -> str:
+    """The name under which it is remembered that there is no such manifest."""
+    return f"manifest {link}"
 
 
 def _described(manifest: Manifest) -> Descriptor:

@@ -110,6 +110,10 @@ class VisitedManifests:
         """See :meth:`ManifestPulls.touch`."""
         self.public.touch(digest)
 
+    async def forget(self, name: str) -> None:
+        """See :meth:`ManifestPulls.forget`; what single visitors were told ages by itself."""
+        await self.public.forget(name)
+
 
 @dataclass(frozen=True, slots=True)
 class VisitedListings:

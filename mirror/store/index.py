@@ -9,9 +9,10 @@ Several processes may share one, on a local disk.
 """
 
 import contextlib
+import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -47,6 +48,30 @@ class Row:
     number: int
     key: ObjectKey
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A stored object as people ask for it; ``used`` is when it last was (Unix seconds).
+
+    Many are asked for at a time: what is not looked at is not worked out.
+    """
+
+    root: Path
+    name: str
+    size: int
+    used: float
+    told: str
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.root / self.name
+
+    @property
+    def media_type(self) -> str:
+        """What a manifest is, empty for a blob."""
+        return str(json.loads(self.told)["mediaType"])
 
 
 class ObjectIndex:
@@ -163,6 +188,33 @@ class ObjectIndex:
         with translated():
             rows = self._cache._sql(statement, (row, limit)).fetchall()
         return [Row(number, ObjectKey.parse(key), size) for number, key, size in rows]
+
+    def held(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Held]:
+        """Those of the objects that are stored.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        statement = (
+            "SELECT key, filename, size, access_time, value FROM Cache "
+            "WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
+        )
+        named, root = {str(key): key for key in keys}, self._layout.root
+        with translated():
+            rows = self._cache._sql(statement, (json.dumps([*named]),)).fetchall()
+        return {named[key]: Held(root, *rest) for key, *rest in rows}
+
+    def keys_after(self, kind: str, name: str, limit: int) -> list[ObjectKey]:
+        """The objects of a kind whose key, as text, comes after ``name``, in that order.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        statement = "SELECT key FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+        start, end = max(name, f"{kind}."), f"{kind}/"  # a slash comes right after a dot
+        with translated():
+            rows = self._cache._sql(statement, (start, end, limit)).fetchall()
+        return [ObjectKey.parse(key) for (key,) in rows]
 
     def remove(self, key: ObjectKey) -> int:
         """Drop an object, row and file; return the bytes it had (0: it was not there)."""

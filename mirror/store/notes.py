@@ -7,15 +7,17 @@ known and nothing can be noted.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mirror.store.database import IndexDamagedError, IndexUnavailableError, discard
 from mirror.store.records import RecordIndex
 
 R = TypeVar("R")
+_PAGE: Final = 200
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +61,20 @@ class Notes:
         with contextlib.suppress(IndexUnavailableError):
             return await self._visit(lambda: self._opened.lookup(name))
         return None
+
+    async def pages(self) -> AsyncGenerator[list[tuple[str, bytes]], None]:
+        """All names and their records, a page at a time.
+
+        Raises:
+            IndexUnavailableError: the database cannot be read.
+        """
+        reached = 0
+        while rows := await self._after(reached):
+            yield [(name, record) for _, name, record in rows]
+            reached = rows[-1][0]
+
+    async def _after(self, row: int) -> list[tuple[int, str, bytes]]:
+        return await self._visit(lambda: self._opened.after(row, _PAGE))
 
     async def put(self, name: str, record: bytes) -> None:
         """Write a record over what was there.

@@ -18,7 +18,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from mirror.store.alarm import Alarm
 from mirror.store.database import IndexDamagedError, IndexUnavailableError
-from mirror.store.index import Entry, Row
+from mirror.store.index import Entry, ObjectIndex, Row
 from mirror.store.layout import Layout, ObjectKey
 from mirror.store.opening import kept
 from mirror.store.partial import Partial
@@ -158,9 +158,10 @@ class Objects:
 
     def _removed(self, key: ObjectKey) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._forget, key)
+            self._loop.call_soon_threadsafe(self.let_go, key)
 
-    def _forget(self, key: ObjectKey) -> None:
+    def let_go(self, key: ObjectKey) -> None:
+        """Forget what was found out about an object, which may have gone in another process."""
         self._known.pop(key, None)
         for watcher in self._watchers:
             watcher(key)
@@ -288,6 +289,14 @@ class Objects:
 
     def _rows_after(self, number: int) -> list[Row]:
         return self._shelf.index.rows_after(number, _PAGE)
+
+    async def consult(self, question: Callable[[ObjectIndex], R]) -> R:
+        """Ask the index what it knows.
+
+        Raises:
+            IndexUnavailableError: it cannot be read.
+        """
+        return await self._visit(lambda: question(self._shelf.index))
 
     # What is to be stored.
 

@@ -41,6 +41,16 @@ class RecordIndex:
         with translated():
             return cast("bytes | None", self._cache.get(name))
 
+    def after(self, row: int, limit: int) -> list[tuple[int, str, bytes]]:
+        """Number, name and record of the rows after number ``row``, in the order of numbers."""
+        statement = (
+            "SELECT rowid, key, value FROM Cache WHERE rowid > ? AND raw = 1 AND mode = 1 "
+            "ORDER BY rowid LIMIT ?"
+        )
+        with translated():
+            rows = self._cache._sql(statement, (row, limit)).fetchall()
+        return [(number, name, bytes(record)) for number, name, record in rows]
+
     def put(self, name: str, record: bytes) -> None:
         """Write a record over what was there."""
         with translated():

@@ -1,9 +1,11 @@
 """What each tag meant when upstream was last asked: what the mirror knows with upstream gone."""
 
 import json
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
 from mirror.store.notes import Notes
 
@@ -17,7 +19,7 @@ class Link:
 
 
 class Tags:
-    """Links by name; the caller chooses names that tell upstream, repository and tag apart."""
+    """Links by name (see :func:`link_name`)."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
@@ -26,6 +28,22 @@ class Tags:
         """What the tag last meant, or None; an index that cannot be read knows nothing."""
         record = await self._notes.lookup(name)
         return None if record is None else _decoded(record)
+
+    async def pages(
+        self, wanted: Callable[[FullName], bool]
+    ) -> AsyncGenerator[list[tuple[str, FullName, Link]], None]:
+        """The names of images that are ``wanted``, and what they mean, a page at a time.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        async for page in self._notes.pages():
+            found = ((name, image_of(name), record) for name, record in page if record)
+            yield [
+                (name, image, _decoded(record))
+                for name, image, record in found
+                if image is not None and wanted(image)
+            ]
 
     async def put(self, name: str, link: Link) -> None:
         """Remember what upstream just said.
@@ -42,6 +60,17 @@ class Tags:
             IndexUnavailableError: it could not be written.
         """
         await self._notes.remove(name)
+
+
+def link_name(image: FullName, accept: str = "") -> str:
+    """The name of what an image means to clients, or to those that ``accept`` no more than that."""
+    return f"{image.registry} {image.repository} {image.reference} {accept}".rstrip()
+
+
+def image_of(name: str) -> FullName | None:
+    """Which image a link is of; None where the name is none of :func:`link_name`."""
+    parts = name.split(" ", 3)
+    return FullName(*parts[:3]) if len(parts) >= 3 else None
 
 
 def _encoded(link: Link) -> bytes:

@@ -1,0 +1,71 @@
+"""An open cache, as upkeep needs it."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mirror.config.model import Config
+from mirror.config.naming import naming
+from mirror.oci.image_glob import Naming
+from mirror.store.catalogue import Catalogue, Section
+from mirror.store.database import IndexUnavailableError
+from mirror.store.layout import Layout
+from mirror.store.notes import Notes
+from mirror.store.objects import Objects
+from mirror.store.space import Limits
+from mirror.store.tags import Tags
+from mirror.upkeep.errors import UpkeepError
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What is kept, what of it is an image, and what images are called here."""
+
+    objects: Objects
+    catalogue: Catalogue
+    naming: Naming
+
+
+class _Nobody:
+    def evicted(self, size: int) -> None:
+        """Upkeep makes no room."""
+
+
+@asynccontextmanager
+async def opened_cache(config: Config) -> AsyncIterator[Cache]:
+    """Open the cache directory of a configuration, whoever else uses it.
+
+    Raises:
+        UpkeepError: it cannot be used, at once or later on.
+    """
+    layout = Layout(config.cache.directory.absolute())
+    try:
+        disk_bytes = shutil.disk_usage(layout.root).total  # never make one that was misspelt
+        limits = Limits(config.cache.max_size.of(disk_bytes), 0)
+        with ThreadPoolExecutor(workers()) as threads:
+            objects = Objects(layout, limits, _Nobody(), threads)
+            notes = public, private = Notes(layout.tags), Notes(layout.private)
+            await objects.open()
+            for each in notes:
+                await each.heal()
+            sections = Section.public(Tags(public)), Section.private(Tags(private))
+            try:
+                yield Cache(objects, Catalogue(objects, sections, threads), naming(config))
+            finally:
+                await objects.close()
+                for each in notes:
+                    await each.close()
+    except (OSError, IndexUnavailableError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UpkeepError(
+            f"the cache directory {config.cache.directory} cannot be used: {reason}; "
+            "name another with --cache-dir or [cache] directory"
+        ) from error
+
+
+def workers() -> int:
+    """How many things to do at once."""
+    return max(2, os.cpu_count() or 1)
