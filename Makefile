@@ -30,6 +30,9 @@ conformance: $(VENV)/.dev  ## the OCI distribution spec's own tests; needs Go an
 bench: $(VENV)/.dev    ## beside docker-registry and nginx, in ten minutes (ARGS="--only small,large-1")
 	$(BIN)/python -m tests.bench $(ARGS)
 
+screenshots: $(VENV)/.dev  ## pictures of the status page, into config/screenshots
+	$(BIN)/python -m tests.screenshots $(ARGS)
+
 fix: $(VENV)/.dev      ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -49,4 +52,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
-.PHONY: help serve test check fuzz soak conformance bench fix clean
+.PHONY: help serve test check fuzz soak conformance bench screenshots fix clean

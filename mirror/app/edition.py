@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from mirror import __version__
 from mirror.app.door import opened_admission, proxies, server_limits
 from mirror.app.ground import Ground
 from mirror.app.proxy import proxy_face
 from mirror.app.pulls import Pulls, opened_pulls
+from mirror.app.status import status_face
 from mirror.app.upstreams import directory
 from mirror.config.model import Config
 from mirror.ephemeral.backend import Backend
@@ -24,7 +24,6 @@ from mirror.web.reception import Reception, Requests
 from mirror.web.registry import RegistryFace
 from mirror.web.routes import Routes
 from mirror.web.sending import Sender
-from mirror.web.status import StatusFace
 
 _EPHEMERAL_KEYS: Final = 100_000
 _SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
@@ -64,7 +63,7 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Editio
             Sender(threads, config.limits.stall_timeout.seconds),
             pulls.visiting,
         )
-        status = StatusFace(__version__, tuple(config.enabled()), config.default_upstream())
+        status = status_face(config, ground.books, ground.store.objects)
         reception = Reception(
             Routes(face, _health(ground), status),
             stack.enter_context(opened_admission(config)),

@@ -77,6 +77,14 @@ class Asked:
     heads: int = 0
     gets: int = 0
     digest: str = ""
+    content_bytes: int = 0
+
+    def absorb(self, later: "Asked") -> None:
+        """Add what came after."""
+        self.heads += later.heads
+        self.gets += later.gets
+        self.digest = later.digest or self.digest
+        self.content_bytes = later.content_bytes or self.content_bytes
 
 
 @dataclass(slots=True)
@@ -89,18 +97,13 @@ class Visit:
     sent_bytes: int = 0
     missed_bytes: int = 0
     result: str = ""
-    digest: str = ""
-    content_bytes: int = 0
 
     def note(self, request: Request, count: int) -> None:
         """Add an answer that was given ``count`` times."""
         if request.kind == "manifest":
-            asked = self.asked.setdefault(request.reference, Asked())
-            asked.heads += count if request.head else 0
-            asked.gets += 0 if request.head else count
-            asked.digest = request.digest or asked.digest
-        if request.content_bytes:
-            self.digest, self.content_bytes = request.digest, request.content_bytes
+            heads, gets = (count, 0) if request.head else (0, count)
+            asked = Asked(heads, gets, request.digest, request.content_bytes)
+            self.asked.setdefault(request.reference, Asked()).absorb(asked)
         self.sent_bytes += request.size * count
         self.missed_bytes += request.size * count if request.result == _MISSED else 0
         self.result = worse(self.result, request.result)
@@ -109,15 +112,10 @@ class Visit:
         """Add what came after."""
         self.first, self.last = min(self.first, later.first), max(self.last, later.last)
         for reference, more in later.asked.items():
-            asked = self.asked.setdefault(reference, Asked())
-            asked.heads += more.heads
-            asked.gets += more.gets
-            asked.digest = more.digest or asked.digest
+            self.asked.setdefault(reference, Asked()).absorb(more)
         self.sent_bytes += later.sent_bytes
         self.missed_bytes += later.missed_bytes
         self.result = worse(self.result, later.result)
-        if later.content_bytes:
-            self.digest, self.content_bytes = later.digest, later.content_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
@@ -275,6 +275,17 @@ class Objects:
         if modified != entry.modified:
             index.vouch(entry, modified)
         return True
+
+    async def held(self, keys: Iterable[ObjectKey]) -> set[ObjectKey]:
+        """Which of some objects there are, without using them.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        wanted = list(keys)
+        return await self._visit(
+            lambda: {key for key in wanted if self._shelf.index.lookup(key) is not None}
+        )
 
     async def rows(self, after: int = 0) -> AsyncGenerator[Row, None]:
         """All objects after row number ``after``, in the order they were stored.

@@ -68,12 +68,12 @@ class Visits:
         digests = {name: asked for name, asked in visit.asked.items() if ":" in name}
         for tag, asked in tags.items():
             row = self._row_of_tag(visitor, visit, rows, tag)
-            self._ask(visitor, row, asked, fetched=asked.gets > 0)
+            row.means = asked.digest or row.means
+            self._ask(visitor, row, asked, own=True)
         for digest, asked in digests.items():
             meant = [row for row in rows if digest in {row.means, row.reference}]
             for row in meant or [self._latest(visitor, visit, rows, digest)]:
-                own = row.reference == digest
-                self._ask(visitor, row, asked if own else Asked(), fetched=asked.gets > 0)
+                self._ask(visitor, row, asked, own=row.reference == digest)
         self._add(visitor, visit, self._latest(visitor, visit, rows, ""))
 
     def _under_way(self, visitor: Visitor, visit: Visit) -> list[_Row]:
@@ -132,14 +132,20 @@ class Visits:
         self._count(visitor, row, -row.pulls)
         row.reference, row.heads, row.gets = reference, 0, 0
 
-    def _ask(self, visitor: Visitor, row: _Row, asked: Asked, *, fetched: bool) -> None:
+    def _ask(self, visitor: Visitor, row: _Row, asked: Asked, *, own: bool) -> None:
+        """Add what was asked for, ``own``: by the name that the pull has."""
         before = row.pulls
-        row.heads += asked.heads
-        row.gets += asked.gets
-        row.means = asked.digest or row.means
-        row.fetched = int(row.fetched or fetched)
+        row.heads += asked.heads if own else 0
+        row.gets += asked.gets if own else 0
+        row.fetched = int(row.fetched or asked.gets > 0)
         self._save(row)
         self._count(visitor, row, row.pulls - before)
+        if asked.content_bytes:
+            self._connection.execute(
+                "UPDATE images SET digest = ?, size = ? "
+                "WHERE upstream = ? AND repository = ? AND reference = ?",
+                (asked.digest, asked.content_bytes, *_name(visitor, row)),
+            )
 
     def _add(self, visitor: Visitor, visit: Visit, row: _Row) -> None:
         row.first, row.last = min(row.first, visit.first), max(row.last, visit.last)
@@ -148,10 +154,9 @@ class Visits:
         row.missed_bytes += visit.missed_bytes
         self._save(row)
         self._connection.execute(
-            "UPDATE images SET last = max(last, ?), digest = coalesce(nullif(?, ''), digest), "
-            "size = coalesce(nullif(?, 0), size) "
+            "UPDATE images SET last = max(last, ?) "
             "WHERE upstream = ? AND repository = ? AND reference = ?",
-            (visit.last, visit.digest, visit.content_bytes, *_name(visitor, row)),
+            (visit.last, *_name(visitor, row)),
         )
 
     def _save(self, row: _Row) -> None:

@@ -26,6 +26,9 @@ class Routes:
         self._registry: Handler = registry.answer
         self._table: Mapping[str, Handler] = {
             "/": status.page,
+            "/live": status.live,
+            "/clients": status.clients,
+            **{f"/{name}": status.asset for name in status.assets},
             "/healthz": health.alive,
             "/readyz": health.ready,
             "/metrics": health.metrics,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.fakes import FakeRegistry, random_bytes
+from mirror.store.reading import read_statement
+from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import digest_of
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
@@ -175,3 +177,29 @@ def test_a_cache_directory_that_cannot_be_used_is_said_in_one_line(tmp_path):
     assert ended.stderr.startswith("mirror: the cache directory ")
     assert ended.stderr.count("\n") == 1
     assert time.monotonic() - started_at < 20
+
+
+async def test_the_status_page_is_the_same_whichever_worker_answers(tmp_path):
+    app = image(random_bytes(100_000), random_bytes(50_000, seed=1))
+    async with FakeRegistry() as upstream:
+        upstream.add_image("library/app", app, "1")
+        with started(tmp_path, upstream.url) as mirror:
+            for _ in range(8):
+                await get(f"{mirror.url}/v2/library/app/manifests/1")
+                for digest in app.digests:
+                    await get(mirror.url + BLOB + digest)
+            expected = f"Hit rate {100 * 28 / 32:.1f} %"
+            async with asyncio.timeout(10):  # each writes what it did within a second
+                while expected not in (text := (await get(mirror.url)).decode()):
+                    await asyncio.sleep(0.1)
+            told = {(await get(mirror.url)).decode() for _ in range(12)}
+            assert told == {text}
+            pages = {
+                (await get(f"{mirror.url}/live")).decode().partition("Recent pulls")[0]
+                for _ in range(12)
+            }
+            assert len({re.sub(r"<time.*?</time>", "", page) for page in pages}) == 1
+        state = read_statement(tmp_path / "cache" / "ledger", time.time())
+    (pull,) = state.recent
+    assert (pull.times, pull.sent_bytes) == (8, 8 * (len(app.manifest) + sum(map(len, app.blobs))))
+    assert (state.total.answered, state.total.spared) == (32, 28)

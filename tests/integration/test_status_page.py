@@ -1,0 +1,240 @@
+"""The pages for people, as bytes: who gets them, what they say, that nothing in them is alive."""
+
+import asyncio
+import html
+import re
+
+import pytest
+
+from tests.fakes import FakeRegistry, Fault, image, random_bytes
+from tests.running import Mirror, eventually, running
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+KIB = 1024
+
+
+async def page(mirror: Mirror, path: str = "/", **headers: str) -> str:
+    answer = await mirror.get(path, Accept=BROWSER, **headers)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    return answer.body.decode()
+
+
+def words(text: str) -> str:
+    """What a reader sees of a page."""
+    text = re.sub(r"<(script|style|svg).*?</\1>", "", text, flags=re.DOTALL)
+    text = html.unescape(re.sub(r"<wbr>|</?(span|time)[^>]*>", "", text))
+    return " ".join(re.sub(r"<[^>]+>", " ", text).split())
+
+
+def figure(text: str, name: str) -> str:
+    found = re.search(rf'id="{name}">([^<]*)<', text)
+    assert found is not None
+    return found[1].replace("\N{NO-BREAK SPACE}", " ")
+
+
+def rows(text: str, heading: str) -> list[str]:
+    """The lines of the table below a heading."""
+    below = text.partition(f">{heading}<")[2].partition("</section>")[0].partition("<tbody")[2]
+    return [words(row) for row in re.findall(r"<tr.*?</tr>", below, re.DOTALL)]
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (BROWSER, "text/html"),
+        ("TEXT/HTML", "text/html"),
+        ("*/*", "text/plain"),
+        ("text/plain", "text/plain"),
+        ("application/json", "text/plain"),
+        ("text/html;q=0, */*", "text/plain"),
+    ],
+)
+async def test_browsers_get_a_page_and_others_plain_text(mirror, accept, kind):
+    answer = await mirror.get("/", Accept=accept)
+    assert answer.headers["Content-Type"] == f"{kind}; charset=utf-8"
+    assert answer.headers["Vary"] == "Accept"
+    assert (await mirror.get("/", "HEAD", Accept=accept)).body == b""
+
+
+async def test_it_says_what_was_done(tmp_path, upstream):
+    app = image(random_bytes(300 * KIB), random_bytes(100 * KIB, seed=1))
+    upstream.add_image("library/app", app, "1")
+    upstream.add_image("team/tool", image(random_bytes(900 * KIB, seed=2)), "2")
+    told = {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "76;w=21600"}
+    upstream.faults.append(Fault(kind="manifest", times=9, headers=told))
+    async with running(
+        tmp_path / "cache",
+        {"docker.io": upstream.url, "quay.io": upstream.url},
+        cache={"max_size": "2MiB"},
+    ) as mirror:
+        before = words(await page(mirror))
+        assert "Nobody has pulled yet." in before
+        for _ in range(4):
+            await mirror.get("/v2/app/manifests/1", User_Agent="docker/28.0")
+            for digest in app.digests:
+                await mirror.get(f"/v2/app/blobs/{digest}", User_Agent="docker/28.0")
+        tool = await mirror.get("/quay.io/v2/team/tool/manifests/2", User_Agent="skopeo/1")
+        assert tool.status == 200
+        await eventually(mirror, "mirror_cache_objects", 5)
+        text = await page(mirror)
+    assert figure(text, "hit-rate") == "70.6 %"  # 12 of 17 requests
+    assert figure(text, "saved") == figure(text, "saved-today") == "1.2 MiB"
+    assert figure(text, "cache-used") == "401 KiB"
+    assert "of 2 MiB, 5 objects" in words(text)
+    hub, quay = rows(text, "Upstreams")
+    assert re.fullmatch(
+        r"docker.iodefault up\S* 76 of 100 left 16 75.0 % 1.2 MiB 1.2 MiB",
+        hub.replace(" now", "").replace(" default", "default"),
+    )
+    assert quay.startswith("quay.io up")
+    assert "Not asked yet: mcr.microsoft.com, ghcr.io" in words(text)
+    second, first = (
+        re.sub(r" (\d+ s ago|now) ", " ", f" {row} ").strip() for row in rows(text, "Recent pulls")
+    )
+    assert re.fullmatch(r"app:1 4\W Docker miss 1.6 MiB 75.0 % [\d.]+ m?s", first)
+    assert re.fullmatch(r"quay.io/team/tool:2 Skopeo miss \d+ B 0 % [\d.]+ m?s", second)
+    assert rows(text, "Most pulled") == [
+        "app:1 4\N{MULTIPLICATION SIGN}",
+        "quay.io/team/tool:2 1\N{MULTIPLICATION SIGN}",
+    ]
+    assert rows(text, "Largest") == ["quay.io/team/tool:2 900 KiB", "app:1 400 KiB"]
+    assert [row.split()[0] for row in rows(text, "Longest unused")] == [
+        "app:1",
+        "quay.io/team/tool:2",
+    ]
+
+
+async def test_what_was_evicted_is_no_longer_called_large(tmp_path, upstream):
+    for number in range(3):
+        upstream.add_image("library/app", image(random_bytes(2000, seed=number)), str(number))
+    async with running(
+        tmp_path / "cache", {"docker.io": upstream.url}, cache={"max_size": "5KiB"}
+    ) as mirror:
+        for number in range(3):
+            answer = await mirror.get(f"/v2/app/manifests/{number}")
+        assert len(rows(await page(mirror), "Largest")) == 3
+        blob = upstream.add_blob(random_bytes(5 * KIB - len(answer.body) - 10, seed=9))
+        await mirror.get(f"/v2/app/blobs/{blob}")
+        text = await page(mirror)
+        assert len(rows(text, "Most pulled")) == 3
+        assert len(rows(text, "Largest")) == len(rows(text, "Longest unused")) == 1
+
+
+async def test_what_is_being_filled_is_seen_with_everybody_who_waits(tmp_path):
+    async with FakeRegistry(rate=2 << 20) as upstream:
+        digest = upstream.add_blob(random_bytes(8 << 20))
+        async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
+            pulls = [
+                asyncio.create_task(mirror.get(f"/v2/team/app/blobs/{digest}")) for _ in range(2)
+            ]
+            async with asyncio.timeout(10):
+                while "2 clients waiting" not in (text := words(await page(mirror, "/live"))):
+                    await asyncio.sleep(0.1)
+            assert re.search(rf"team/app {digest[:19]} .* of 8 MiB", text)
+            for pull in pulls:
+                pull.cancel()
+            await asyncio.gather(*pulls, return_exceptions=True)
+
+
+async def test_an_upstream_in_trouble_is_called_that(tmp_path, upstream):
+    await upstream.stop()
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
+        await mirror.get("/v2/app/manifests/1")
+        assert "docker.io default no answer" in rows(await page(mirror), "Upstreams")[0]
+        await upstream.start()
+        upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "1"}))
+        await mirror.get("/v2/app/manifests/1")
+        assert "docker.io default limits us" in rows(await page(mirror), "Upstreams")[0]
+
+
+async def test_a_ledger_in_trouble_is_said(tmp_path, upstream):
+    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / "cache" / "ledger").write_text("in the way")
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
+        assert "Figures are not being written: " in words(await page(mirror))
+
+
+@pytest.mark.parametrize("path", ["/", "/live", "/clients"])
+async def test_nothing_that_others_wrote_is_alive(mirror, upstream, path):
+    upstream.add_image("library/app", image(b"layer"), "1")
+    evil = '"><script>alert(1)</script>'
+    await mirror.get("/v2/app/manifests/1", User_Agent=evil)
+    text = await page(mirror, f"{path}?client=%22%3E%3Cscript%3E", Host=evil)
+    assert "<script>" not in text
+    assert "style=" not in text
+    assert not re.search(r"\son\w+=", text)
+
+
+@pytest.mark.parametrize("path", ["/", "/clients", "/status.js"])
+async def test_the_browser_is_told_to_run_nothing_but_the_script(mirror, path):
+    answer = await mirror.get(path, Accept=BROWSER)
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_what_the_page_needs_may_be_kept_as_long_as_it_is_the_same(mirror):
+    text = await page(mirror)
+    for name, kind in (("status.css", "text/css"), ("status.js", "text/javascript")):
+        (address,) = re.findall(rf'"({name}\?\w+)"', text)
+        answer = await mirror.get(f"/{address}")
+        assert answer.headers["Content-Type"] == f"{kind}; charset=utf-8"
+        assert "max-age" in answer.headers["Cache-Control"]
+        assert (await mirror.get(f"/{name}")).headers["Cache-Control"] == "no-cache"
+    assert (await mirror.get("/status.svg")).headers["Content-Type"].startswith("image/svg+xml")
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        ("docker", '"registry-mirrors": [ "https://mirror.example.com" ]'),
+        ("containerd", '[host."https://mirror.example.com"]'),
+        ("podman", 'location = "mirror.example.com/docker.io"'),
+        ("buildkit", 'mirrors = ["mirror.example.com/docker.io"]'),
+        ("k3s", '- "https://mirror.example.com"'),
+        ("docker-containerd", "/etc/docker/certs.d/docker.io/hosts.toml"),
+        ("no such client", '"registry-mirrors": [ "https://mirror.example.com" ]'),
+    ],
+)
+async def test_clients_are_pointed_at_the_address_where_the_reader_is(
+    tmp_path, upstream, client, expected
+):
+    async with running(
+        tmp_path / "cache",
+        {"docker.io": upstream.url},
+        server={"trusted_proxies": ["127.0.0.1"]},
+    ) as mirror:
+        text = await page(
+            mirror,
+            f"/clients?client={client.replace(' ', '+')}",
+            X_Forwarded_For="192.0.2.1",
+            X_Forwarded_Proto="https",
+            X_Forwarded_Host="mirror.example.com",
+        )
+    assert expected in words(text)
+
+
+async def test_a_host_that_no_file_could_name_is_not_put_into_one(mirror):
+    text = await page(mirror, "/clients", Host="[bad")
+    assert '"registry-mirrors": [ "http://localhost" ]' in words(text)
+
+
+async def test_who_may_not_pull_may_not_look_either(tmp_path, upstream):
+    access = {"networks": ["192.0.2.0/24"]}
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, access=access) as mirror:
+        for path in ("/", "/live", "/clients", "/status.js"):
+            assert (await mirror.get(path, Accept=BROWSER)).status == 403
+
+
+async def test_plain_text_has_the_figures_too(mirror, upstream):
+    app = image(b"layer")
+    upstream.add_image("library/app", app, "1")
+    for _ in range(2):
+        await mirror.get("/v2/app/manifests/1")
+    text = (await mirror.get("/")).body.decode()
+    assert "docker.io          up" in text
+    saved = f"{len(app.manifest)} B"
+    assert f"Hit rate 50.0 %, saved {saved} today, {saved} in all" in text
