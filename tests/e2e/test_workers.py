@@ -188,12 +188,11 @@ async def test_the_status_page_is_the_same_whichever_worker_answers(tmp_path):
                 await get(f"{mirror.url}/v2/library/app/manifests/1")
                 for digest in app.digests:
                     await get(mirror.url + BLOB + digest)
-            expected = f"Hit rate {100 * 28 / 32:.1f} %"
             async with asyncio.timeout(10):  # each writes what it did within a second
-                while expected not in (text := (await get(mirror.url)).decode()):
+                while b"of 32 requests" not in await get(f"{mirror.url}/live"):
                     await asyncio.sleep(0.1)
-            told = {(await get(mirror.url)).decode() for _ in range(12)}
-            assert told == {text}
+            (told,) = {(await get(mirror.url)).decode() for _ in range(12)}
+            assert "Hit rate 87.5 %" in told
             pages = {
                 (await get(f"{mirror.url}/live")).decode().partition("Recent pulls")[0]
                 for _ in range(12)
