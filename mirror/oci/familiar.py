@@ -15,7 +15,9 @@ def familiar_repository(registry: str, repository: str) -> str:
 
 
 def familiar_reference(reference: str) -> str:
-    """What comes after it: ``:tag``, or ``@sha256:`` and the first digits."""
+    """What comes after it: ``:tag``, or ``@sha256:`` and the first digits; no ``(private)``."""
+    if reference.startswith("("):
+        return ""
     if ":" not in reference:
         return f":{reference}" if reference else ""
     return f"@{short_digest(reference)}"

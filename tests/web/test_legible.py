@@ -91,6 +91,7 @@ def test_an_age(seconds, text):
         ("ghcr.io", "library/tool", "1", "ghcr.io/library/tool:1"),
         ("quay.io", "a/b", "sha256:" + "c" * 64, "quay.io/a/b@sha256:cccccccccccc"),
         ("quay.io", "a/b", "", "quay.io/a/b"),
+        ("quay.io", "(private)", "(private)", "quay.io/(private)"),
     ],
 )
 def test_an_image_is_called_what_one_types_to_pull_it(registry, repository, reference, typed):
