@@ -244,7 +244,7 @@ class ManifestPulls:
     async def _question(self, wanted: _Wanted, tag: Tag) -> Resolution:
         """Ask upstream what a tag means now, or fall back on what it last meant."""
         name = wanted.record(tag)
-        known = await self._tags.lookup(name)
+        known = await self._known(wanted, tag)
         try:
             descriptor = await self._ask(wanted, tag)
         except NotFoundError:
@@ -259,6 +259,15 @@ class ManifestPulls:
         await self._write_down(self._tags.put(name, Link(descriptor, self._clock())))
         same = known is not None and known.descriptor.digest == descriptor.digest
         return Resolution(descriptor, Outcome.REVALIDATED if same else Outcome.MISS)
+
+    async def _known(self, wanted: _Wanted, tag: Tag) -> Link | None:
+        """What a tag last meant, to this kind of client or else to all, where this one takes it."""
+        link = await self._tags.lookup(wanted.name(tag))
+        if link is None and wanted.narrow:
+            link = await self._tags.lookup(replace(wanted, narrow="").name(tag))
+            if link is not None and not accepts(wanted.narrow, link.descriptor.media_type):
+                return None
+        return link
 
     async def _ask(self, wanted: _Wanted, tag: Tag) -> Descriptor:
         registry = self._registry(wanted.target)
@@ -275,7 +284,8 @@ class ManifestPulls:
 
     async def _servable(self, link: Link) -> bool:
         """A tag is only advertised stale where its manifest can be served too."""
-        if not usable_stale(link.seen, self._clock(), self._stale_if_error):
+        usable = usable_stale(link.seen, self._clock(), self._stale_if_error)
+        if not (usable or link.imported):
             return False
         return await self._manifests.lookup(link.descriptor.digest) is not None
 

@@ -12,10 +12,14 @@ from mirror.store.notes import Notes
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A tag's manifest, and when upstream said so (Unix seconds)."""
+    """A tag's manifest, and when upstream said so (Unix seconds).
+
+    ``imported``: the operator did, who takes it back when he likes: it does not become too old.
+    """
 
     descriptor: Descriptor
     seen: float
+    imported: bool = False
 
 
 class Tags:
@@ -81,6 +85,7 @@ def _encoded(link: Link) -> bytes:
             "digest": str(descriptor.digest),
             "size": descriptor.size,
             "seen": link.seen,
+            **({"imported": True} if link.imported else {}),
         }
     ).encode()
 
@@ -88,4 +93,5 @@ def _encoded(link: Link) -> bytes:
 def _decoded(record: bytes) -> Link:
     fields = json.loads(record)
     digest = Digest.parse(fields["digest"])
-    return Link(Descriptor(fields["mediaType"], digest, fields["size"]), fields["seen"])
+    descriptor = Descriptor(fields["mediaType"], digest, fields["size"])
+    return Link(descriptor, fields["seen"], fields.get("imported", False))
