@@ -5,7 +5,7 @@ import json
 import platform as machine
 import sys
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -16,6 +16,7 @@ from mirror.config import Config, ConfigError, load
 from mirror.logs import configure
 from mirror.oci.image_name import ImageName
 from mirror.oci.platform import InvalidPlatform, Platform
+from mirror.progress import ByteProgress
 
 if TYPE_CHECKING:
     from mirror.warm.pull import Pulled
@@ -42,6 +43,9 @@ PlatformOption = Annotated[
 AllOption = Annotated[
     bool, typer.Option("--all-platforms", help="All that an image has, attestations too.")
 ]
+FileOption = Annotated[
+    str | None, typer.Option("--file", help="A list, one image per line; - for stdin.")
+]
 ParallelOption = Annotated[int, typer.Option(min=1, help="How many downloads at once.")]
 
 
@@ -52,9 +56,7 @@ def warm(
     ] = None,
     platform: PlatformOption = None,
     all_platforms: AllOption = False,
-    file: Annotated[
-        str | None, typer.Option("--file", help="A list, one image per line; - for stdin.")
-    ] = None,
+    file: FileOption = None,
     parallel: ParallelOption = 4,
     config: ConfigOption = None,
     cache_dir: CacheOption = None,
@@ -71,13 +73,76 @@ def warm(
     from mirror.operate.warm import warm as pull  # noqa: PLC0415
 
     progress = ImagesProgress()
-    result = _done(pull(settings, names, platforms, parallel, progress), progress)
+    result = _run(pull(settings, names, platforms, parallel, progress), progress)
     print(_document(result) if as_json else _summary(result))
     if any(pulled.reason for pulled in result):
         raise typer.Exit(_FAILED)
 
 
-def _done(work: Coroutine[Any, Any, R], progress: AbstractContextManager[object]) -> R:
+@app.command("export")
+def export_images(
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="A file (tar), a directory, or - for stdout.")
+    ],
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Names as docker pull takes them.")
+    ] = None,
+    platform: PlatformOption = None,
+    all_platforms: AllOption = False,
+    file: FileOption = None,
+    parallel: ParallelOption = 4,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Write images as an OCI image layout; what the cache does not have is pulled first."""
+    settings = _settings(config, cache_dir)
+    platforms = _platforms(platform or [], everything=all_platforms)
+    names = _names(images or [], file)
+    if output == "-" and sys.stdout.isatty():
+        _fail("a tar is nothing for a terminal: name a file with -o", _USAGE)
+    from mirror.operate.export import export  # noqa: PLC0415  # late: HTTP
+    from mirror.operate.images_progress import ImagesProgress  # noqa: PLC0415
+
+    bars, bar = ImagesProgress(), ByteProgress("writing")
+    plans = _run(export(settings, names, platforms, parallel, output, bars, bar), nullcontext())
+    for plan in plans:
+        size = decimal(plan.blob_bytes)
+        print(f"{plan.wanted.full_name}: {size}, {plan.root.digest}", file=sys.stderr)
+
+
+@app.command("import")
+def import_images(
+    source: Annotated[str, typer.Argument(help="A tar, a directory, or - for stdin.")],
+    called: Annotated[
+        str | None, typer.Option("--as", help="What the image is called, where there is one.")
+    ] = None,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The result for machines.")] = False,
+) -> None:
+    """Take images into the cache from an OCI image layout; a mirror may run meanwhile.
+
+    Exits with 1 where an image is not whole or has no name.
+    """
+    settings = _settings(config, cache_dir)
+    name = _names([called], None)[0] if called is not None else None
+    if source == "-" and sys.stdin.isatty():
+        _fail("no tar comes from a terminal: name a file, or pipe one in", _USAGE)
+    from mirror.operate.imports import import_layout  # noqa: PLC0415  # late, as above
+
+    progress = ByteProgress("importing")
+    result = _run(import_layout(settings, source, name, progress), progress)
+    if as_json:
+        print(json.dumps({"images": [image.document() for image in result]}, indent=2))
+    else:
+        for image in result:
+            told = f"failed: {image.reason}" if image.reason else decimal(image.size)
+            print(f"{image.name}: {told}")
+    if any(image.reason for image in result):
+        raise typer.Exit(_FAILED)
+
+
+def _run(work: Coroutine[Any, Any, R], progress: AbstractContextManager[object]) -> R:
     """Do it and show how far it has come; Ctrl-C is an end like any other."""
     from mirror.operate.errors import OperateError  # noqa: PLC0415
 

@@ -12,6 +12,7 @@ from mirror.operate.errors import OperateError
 from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.warm.client import Place
 from mirror.warm.plan import Wanted
+from mirror.warm.pull import Pulled
 from mirror.web.responses import error_of
 
 
@@ -72,3 +73,19 @@ def located(config: Config, image: ImageName) -> Wanted:
     except (UnknownRegistryError, ForbiddenError, InvalidName) as error:
         raise OperateError(error_of(error, "manifest").message) from error
     return Wanted(str(image), Place(target.upstream, target.repository), image.reference)
+
+
+def located_all(config: Config, images: Iterable[ImageName]) -> tuple[list[Wanted], list[Pulled]]:
+    """Where the mirror has images, each once, and those that it cannot have, with the reason."""
+    wanted: dict[str, Wanted] = {}
+    failed: dict[str, Pulled] = {}
+    for image in images:
+        try:
+            found = located(config, image)
+            wanted.setdefault(found.full_name, found)
+        except OperateError as error:
+            there = Wanted(
+                str(image), Place(image.registry or "", image.repository), image.reference
+            )
+            failed[str(image)] = Pulled(there, None, 0, 0, str(error))
+    return list(wanted.values()), list(failed.values())

@@ -5,12 +5,10 @@ from collections.abc import Iterable, Sequence
 from mirror.config.model import Config
 from mirror.oci.image_name import ImageName
 from mirror.oci.platform import Platform
-from mirror.operate.errors import OperateError
-from mirror.operate.images import located
+from mirror.operate.images import located_all
 from mirror.operate.reaching import reached
 from mirror.store.layout import left_in
-from mirror.warm.client import MirrorClient, Place
-from mirror.warm.plan import Wanted
+from mirror.warm.client import MirrorClient
 from mirror.warm.pull import Pulled, Puller, Watcher
 
 
@@ -36,25 +34,10 @@ async def warm(
     Raises:
         OperateError: there is no mirror to ask.
     """
-    wanted, failed = _located(config, images)
+    wanted, failed = located_all(config, images)
     if not wanted:
         return failed
     async with reached(config) as mirror:
         client = MirrorClient(mirror.session)
         puller = Puller(client, left_in(config.cache.directory.absolute()), watcher, parallel)
         return [*await puller.pull(wanted, platforms), *failed]
-
-
-def _located(config: Config, images: Iterable[ImageName]) -> tuple[list[Wanted], list[Pulled]]:
-    wanted: dict[str, Wanted] = {}
-    failed: dict[str, Pulled] = {}
-    for image in images:
-        try:
-            found = located(config, image)
-            wanted.setdefault(found.full_name, found)
-        except OperateError as error:
-            there = Wanted(
-                str(image), Place(image.registry or "", image.repository), image.reference
-            )
-            failed[str(image)] = Pulled(there, None, 0, 0, str(error))
-    return list(wanted.values()), list(failed.values())

@@ -17,6 +17,12 @@ from mirror.warm.client import MirrorClient, Place, PulledManifest
 from mirror.warm.errors import PullError
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
 _MAX_DEPTH: Final = 3  # an index in an index is rare, and one more has never been seen
 _MAX_MANIFESTS: Final = 10_000
 #: Layers that no registry gives out (Windows base layers were such, once).
@@ -54,6 +60,14 @@ class Plan:
     def blob_bytes(self) -> int:
         """What its blobs have together."""
         return sum(blob.size for blob in self.blobs.values())
+
+    def runnable(self) -> bytes | None:
+        """The manifest of the first image that Docker could run, None where there is none."""
+        for pulled in self.manifests.values():
+            parts = () if is_index(pulled.media_type) else references(pulled.body)
+            if parts and parts[0].media_type in _CONFIGS and not _is_attestation(parts):
+                return pulled.body
+        return None
 
 
 async def planned(client: MirrorClient, wanted: Wanted, platforms: Iterable[Platform]) -> Plan:
@@ -114,3 +128,8 @@ def blobs_of(manifest: bytes) -> Mapping[Digest, Descriptor]:
 def is_index(media_type: str) -> bool:
     """Whether a manifest is an index of others."""
     return media_type in _INDEXES
+
+
+def _is_attestation(parts: Iterable[Descriptor]) -> bool:
+    """BuildKit gives what is said about an image the config of one."""
+    return any("in-toto" in part.media_type for part in parts)

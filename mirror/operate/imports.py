@@ -1,0 +1,135 @@
+"""Images taken into the cache from a layout, for where no registry can be reached.
+
+Every byte is verified while it is read.  Names are written down last, once everything that they
+need is in the cache: a layout that is damaged leaves nothing behind that could be pulled by name.
+It may run beside a mirror, which sees the objects at once: they share the index.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror import __version__
+from mirror.app.errors import StartError
+from mirror.app.store import Store, opened_store
+from mirror.config.model import Config
+from mirror.metrics import Metrics
+from mirror.oci.digest import Digest
+from mirror.oci.image_layout import NamedRoot, NotALayout
+from mirror.oci.image_name import ImageName
+from mirror.operate.completeness import LackingError, completed
+from mirror.operate.errors import OperateError
+from mirror.operate.images import located
+from mirror.operate.layout_reading import opened_files
+from mirror.operate.taking import Taking
+from mirror.operate.tar import DamagedTar
+from mirror.store.database import IndexUnavailableError
+from mirror.store.partial import PartialBusyError
+from mirror.store.space import NoRoomError
+from mirror.store.tags import Link
+from mirror.upstream.directory import Target
+
+
+class Reading(Protocol):
+    """Shows how much was read, in bytes."""
+
+    def expect(self, total: int) -> None:
+        """So much is to be read."""
+
+    def advance(self, size: int) -> None:
+        """So much more was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """How it went with one image; ``size`` in bytes, ``reason`` is empty where it is there."""
+
+    name: str
+    digest: Digest
+    size: int = 0
+    reason: str = ""
+
+    def document(self) -> dict[str, str | int | None]:
+        """The same for machines."""
+        return {
+            "name": self.name,
+            "digest": str(self.digest),
+            "bytes": self.size,
+            "error": self.reason or None,
+        }
+
+
+async def import_layout(
+    config: Config,
+    source: str,
+    called: ImageName | None,
+    reading: Reading,
+    clock: Callable[[], float] = time.time,
+) -> list[Imported]:
+    """Take images into the cache.
+
+    Args:
+        config: the mirror's.
+        source: a tar, compressed or not, a directory, or ``-``.
+        called: the name of the only image, whatever the layout calls it.
+        reading: shows how much was read.
+        clock: Unix seconds.
+
+    Returns:
+        how it went with each image of the layout's index.
+
+    Raises:
+        OperateError: the layout is damaged or none, or the cache cannot take it.
+    """
+    try:
+        async with opened_store(config, Metrics(__version__)) as store:
+            roots = await _taken(store, source, reading)
+            if called is not None and len(roots) != 1:
+                raise OperateError(f"{source}: one name for an image, and it has {len(roots)}")
+            return [await _named(config, store, root, called, clock()) for root in roots]
+    except StartError as error:
+        raise OperateError(str(error)) from error
+    except (NotALayout, DamagedTar) as error:
+        raise OperateError(f"{source}: {error}") from error
+    except (NoRoomError, IndexUnavailableError, PartialBusyError) as error:
+        raise OperateError(f"the cache {config.cache.directory} cannot take it: {error}") from error
+    except OSError as error:
+        text = f"the cache {config.cache.directory} cannot take it: {error.strerror}"
+        raise OperateError(text) from error
+
+
+async def _taken(store: Store, source: str, reading: Reading) -> Sequence[NamedRoot]:
+    taking = Taking(store.blobs, store.manifests)
+    with opened_files(source, reading.advance) as (files, total):
+        if total is not None:
+            reading.expect(total)
+        while (file := await asyncio.to_thread(next, files, None)) is not None:
+            await taking.take(file)
+    return taking.roots()
+
+
+async def _named(
+    config: Config, store: Store, root: NamedRoot, called: ImageName | None, now: float
+) -> Imported:
+    """Write down what an image is called, if all of it is there."""
+    digest, image = root.descriptor.digest, called or root.image
+    name = str(digest) if image is None else str(image)
+    try:
+        descriptor, size = await completed(root.descriptor, store.blobs, store.manifests)
+        wanted = None if image is None else located(config, image)
+    except (LackingError, OperateError) as error:
+        return Imported(name, digest, reason=str(error))
+    if wanted is None:
+        return Imported(name, digest, size, "has no name; say with --as what it is called")
+    if isinstance(wanted.reference, Digest):
+        wrong = wanted.reference != digest
+        return Imported(name, digest, size, f"is not {wanted.reference}" if wrong else "")
+    target = Target(wanted.place.upstream, wanted.place.repository)
+    await store.tags.put(_record(target, wanted.reference), Link(descriptor, now, imported=True))
+    return Imported(wanted.full_name, digest, size)
+
+
+def _record(target: Target, tag: str) -> str:
+    return f"{target.upstream} {target.repository} {tag}"
