@@ -17,6 +17,7 @@ from mirror.app.store import Store, opened_store
 from mirror.config.model import Config
 from mirror.metrics import Metrics
 from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName
 from mirror.oci.image_layout import NamedRoot, NotALayout
 from mirror.oci.image_name import ImageName
 from mirror.operate.completeness import LackingError, completed
@@ -28,8 +29,7 @@ from mirror.operate.tar import DamagedTar
 from mirror.store.database import IndexUnavailableError
 from mirror.store.partial import PartialBusyError
 from mirror.store.space import NoRoomError
-from mirror.store.tags import Link
-from mirror.upstream.directory import Target
+from mirror.store.tags import Link, link_name
 
 
 class Reading(Protocol):
@@ -123,13 +123,10 @@ async def _named(
         return Imported(name, digest, reason=str(error))
     if wanted is None:
         return Imported(name, digest, size, "has no name; say with --as what it is called")
-    if isinstance(wanted.reference, Digest):
-        wrong = wanted.reference != digest
-        return Imported(name, digest, size, f"is not {wanted.reference}" if wrong else "")
-    target = Target(wanted.place.upstream, wanted.place.repository)
-    await store.tags.put(_record(target, wanted.reference), Link(descriptor, now, imported=True))
+    if isinstance(wanted.reference, Digest) and wanted.reference != digest:
+        return Imported(name, digest, size, f"is not {wanted.reference}")
+    link = Link(descriptor, now, imported=True)
+    for reference in {str(wanted.reference), str(digest)}:  # as a pull would write them down
+        image_name = FullName(wanted.place.upstream, wanted.place.repository, reference)
+        await store.tags.put(link_name(image_name), link)
     return Imported(wanted.full_name, digest, size)
-
-
-def _record(target: Target, tag: str) -> str:
-    return f"{target.upstream} {target.repository} {tag}"

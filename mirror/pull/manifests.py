@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from mirror.oci.digest import Digest
@@ -262,9 +262,9 @@ class ManifestPulls:
 
     async def _known(self, wanted: _Wanted, tag: Tag) -> Link | None:
         """What a tag last meant, to this kind of client or else to all, where this one takes it."""
-        link = await self._tags.lookup(wanted.name(tag))
+        link = await self._tags.lookup(wanted.record(tag))
         if link is None and wanted.narrow:
-            link = await self._tags.lookup(replace(wanted, narrow="").name(tag))
+            link = await self._tags.lookup(replace(wanted, narrow="").record(tag))
             if link is not None and not accepts(wanted.narrow, link.descriptor.media_type):
                 return None
         return link
