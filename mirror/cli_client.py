@@ -34,6 +34,13 @@ class Store(StrEnum):
     CONTAINERD = "containerd"
 
 
+class ProxyForm(StrEnum):
+    """How Docker is told of its proxy."""
+
+    DAEMON = "daemon"
+    SYSTEMD = "systemd"
+
+
 def _mirror_url(url: str | None) -> str | None:
     try:
         # What Docker allows for a mirror is what the mirror allows for an upstream.
@@ -59,6 +66,10 @@ ConfigOption = Annotated[
 StoreOption = Annotated[
     Store, typer.Option("--store", help="containerd: hosts.toml for every registry (Engine 28).")
 ]
+ProxyOption = Annotated[
+    ProxyForm | None,
+    typer.Option("--proxy", help="As a proxy, for every registry: daemon.json or unit."),
+]
 RootOption = Annotated[
     Path, typer.Option("--root", help="Where the clients' files are, as in a container or image.")
 ]
@@ -69,12 +80,21 @@ def client_docker(
     url: UrlOption = None,
     ca_file: CaOption = None,
     store: StoreOption = Store.CLASSIC,
+    proxy: ProxyOption = None,
     write: WriteOption = None,
     config: ConfigOption = None,
 ) -> None:
     """daemon.json for Docker, or hosts.toml for its containerd image store."""
+    settings = _load(config)
+    if proxy is not None:
+        forms = {
+            ProxyForm.DAEMON: clients.docker_proxy,
+            ProxyForm.SYSTEMD: clients.docker_proxy_unit,
+        }
+        _show(forms[proxy], _seen(settings, url or _proxy_url(settings), ca_file), write)
+        return
     by_store = {Store.CLASSIC: clients.docker, Store.CONTAINERD: clients.docker_hosts}
-    _show(by_store[store], _mirror(_load(config), url, ca_file), write)
+    _show(by_store[store], _mirror(settings, url, ca_file), write)
 
 
 @client_app.command("containerd")
@@ -170,13 +190,27 @@ def _written(snippet: Snippet, mirror: Mirror, directory: Path) -> list[Path]:
     return list(files)
 
 
-def _mirror(settings: Config, url: str | None, ca_file: Path | None) -> Mirror:
-    mirror = Mirror(
-        url or _url(settings),
+def _seen(settings: Config, url: str, ca_file: Path | None) -> Mirror:
+    return Mirror(
+        url,
         tuple(settings.enabled()),
         settings.default_upstream(),
         str(ca_file.absolute()) if ca_file else "",
     )
+
+
+def _proxy_url(settings: Config) -> str:
+    address = lookup_outermost(settings.proxy.addresses())
+    if address is None:
+        _fail(
+            "proxy mode is off: set [proxy] listen, or say with --url how clients reach the proxy",
+            _USAGE,
+        )
+    return clients.reachable_url(address.host, address.port, socket.gethostname())
+
+
+def _mirror(settings: Config, url: str | None, ca_file: Path | None) -> Mirror:
+    mirror = _seen(settings, url or _url(settings), ca_file)
     if mirror.ca_file and mirror.plain:
         raise typer.BadParameter(f"a CA is for an https mirror, and this one is {mirror.address}")
     return mirror

@@ -12,7 +12,7 @@ from typing import Final
 
 from mirror.app.door import opened_admission, proxies, server_limits
 from mirror.app.ground import Ground
-from mirror.app.proxy import proxy_face
+from mirror.app.proxy import note_of, opened_pushes, proxy_face
 from mirror.app.pulls import Pulls, opened_pulls
 from mirror.app.status import status_face
 from mirror.app.upstreams import directory
@@ -55,6 +55,7 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Editio
         registries = await stack.enter_async_context(ground.upstreams.used(config))
         pulls = await stack.enter_async_context(opened_pulls(config, registries, ground, backend))
         threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
+        pushes = opened_pushes(config, ground.store.layout)
         face = RegistryFace(
             directory(config),
             pulls.blobs,
@@ -62,8 +63,13 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Editio
             pulls.listings,
             Sender(threads, config.limits.stall_timeout.seconds),
             pulls.visiting,
+            None if pushes is None else pushes.last,
         )
         status = status_face(config, ground.books, ground.store.objects)
+        proxy = None
+        if pushes is not None:
+            pushed = note_of(pushes, ground.store, ground.table)
+            proxy = proxy_face(config, face, registries, ground.metrics, pushed)
         reception = Reception(
             Routes(face, _health(ground), status),
             stack.enter_context(opened_admission(config)),
@@ -71,7 +77,7 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Editio
             server_limits(config),
             ground.table if config.server.hot else None,
             Requests(),
-            proxy_face(config, face, registries, ground.metrics),
+            proxy,
         )
         yield Edition(config, reception, pulls)
 

@@ -2,19 +2,27 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 from urllib.parse import urlsplit
 
 from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
+from mirror.app.store import Store
 from mirror.authority.files import AuthorityError, ensure_authority
 from mirror.authority.minting import Mint
 from mirror.config.model import Config
 from mirror.metrics import Metrics
+from mirror.oci.image_glob import FullName
+from mirror.store.layout import Layout
+from mirror.store.pushes import Pushes
+from mirror.store.tags import link_name
+from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
 from mirror.web.entry import PROXY
+from mirror.web.hot import HotTable
 from mirror.web.proxy.connecting import Connector
 from mirror.web.proxy.face import ProxyFace, TunnelLimits
 from mirror.web.proxy.passing import Passing
@@ -23,18 +31,44 @@ from mirror.web.proxy.registries import Registries
 from mirror.web.registry import RegistryFace
 from mirror.web.server import Server
 
+_PUSH_SECONDS: Final = 3600.0  # by which clocks and flights may be late
+
+Pushed = Callable[[Target, str], Awaitable[None]]
+
+
+def opened_pushes(config: Config, layout: Layout) -> Pushes | None:
+    """What is known of pushes; None where none can come through here."""
+    tags = config.tags
+    believed = max(tags.max_age.seconds, tags.negative_max_age.seconds)
+    return Pushes(layout.pushed, believed + _PUSH_SECONDS) if config.proxy.listen else None
+
+
+def note_of(pushes: Pushes, store: Store, table: HotTable) -> Pushed:
+    """What is to be done after a push: nothing that was known before is fresh any more."""
+
+    async def pushed(target: Target, reference: str) -> None:
+        pushes.note(target.record)
+        image = FullName(target.upstream, target.repository, reference)
+        link = await store.tags.lookup(link_name(image))
+        if link is not None:
+            table.forget(link.descriptor.digest)
+
+    return pushed
+
 
 def proxy_face(
-    config: Config, face: RegistryFace, registries: Mapping[str, Endpoints], metrics: Metrics
-) -> ProxyFace | None:
-    """What answers those whose proxy the mirror is; None where it is nobody's.
+    config: Config,
+    face: RegistryFace,
+    registries: Mapping[str, Endpoints],
+    metrics: Metrics,
+    pushed: Pushed,
+) -> ProxyFace:
+    """What answers those whose proxy the mirror is.
 
     Raises:
         StartError: the CA cannot be used.
     """
     proxy = config.proxy
-    if not proxy.listen:
-        return None
     directory = proxy.authority_directory(config.cache.directory).absolute()
     try:
         authority = ensure_authority(directory, f"mirror CA ({socket.gethostname()})")
@@ -44,7 +78,7 @@ def proxy_face(
     passing = Passing(registries, face.sender, config.limits.stall_timeout.seconds)
     return ProxyFace(
         face.directory,
-        Registries(face, passing, known),
+        Registries(face, passing, known, pushed),
         Mint(authority),
         _permission(config),
         Connector(config.fetch.connect_timeout.seconds),

@@ -6,6 +6,7 @@ from mirror.clients.containerd import containerd
 from mirror.clients.docker import docker, docker_hosts
 from mirror.clients.k3s import k3s
 from mirror.clients.podman import podman
+from mirror.clients.proxy import docker_proxy, docker_proxy_unit
 from mirror.clients.snippet import File, Mirror, Snippet
 from mirror.clients.trust import trusting
 
@@ -17,6 +18,8 @@ __all__ = [
     "containerd",
     "docker",
     "docker_hosts",
+    "docker_proxy",
+    "docker_proxy_unit",
     "is_loopback",
     "k3s",
     "podman",

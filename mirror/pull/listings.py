@@ -8,7 +8,7 @@ is none of a manifest's referrers, by which clients know to look for a tag inste
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from mirror.oci.digest import Digest
@@ -55,6 +55,25 @@ class ListingAnswer:
     private: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One page; ``rest`` is what else tells it apart."""
+
+    target: Target
+    kind: str
+    rest: str
+
+    @property
+    def name(self) -> str:
+        """The name by which it is remembered what upstream said of it."""
+        return f"{self.kind} {self.target} {self.rest}"
+
+    @property
+    def record(self) -> str:
+        """The name by which the disk knows it, whatever is pushed."""
+        return f"{self.kind} {replace(self.target, since='')} {self.rest}"
+
+
 class ListingPulls:
     """Answers for listings of every upstream."""
 
@@ -83,8 +102,8 @@ class ListingPulls:
             UpstreamError: it cannot be had.
         """
         registry = self._registry(target)
-        name = f"tags {target} {query}"
-        return await self._asked(target, name, lambda: registry.tags(target.repository, query))
+        wanted = _Wanted(target, "tags", query)
+        return await self._asked(wanted, lambda: registry.tags(target.repository, query))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
         """A page of what refers to a manifest; ``query`` goes to upstream as it is.
@@ -93,9 +112,9 @@ class ListingPulls:
             UpstreamError: it cannot be had.
         """
         registry = self._registry(target)
-        name = f"referrers {target} {digest} {query}"
+        wanted = _Wanted(target, "referrers", f"{digest} {query}")
         return await self._asked(
-            target, name, lambda: registry.referrers(target.repository, digest, query)
+            wanted, lambda: registry.referrers(target.repository, digest, query)
         )
 
     async def close(self) -> None:
@@ -106,46 +125,49 @@ class ListingPulls:
         return self._registries[target.upstream].known_as(target.visitor)
 
     async def _asked(
-        self, target: Target, name: str, call: Callable[[], Awaitable[Listing]]
+        self, wanted: _Wanted, call: Callable[[], Awaitable[Listing]]
     ) -> ListingAnswer:
+        name = wanted.name
         fresh = await self._pages.lookup(name)
         if fresh is not None:
             body, fields = fresh
             return ListingAnswer(Listing(body, **fields), Outcome.HIT)
         said = await self._negatives.lookup(name)
         if said is not None:
-            raise NotFoundError(target.upstream, said)
+            raise NotFoundError(wanted.target.upstream, said)
         try:
-            listing, led = await self._flights.join(name, lambda: self._question(name, call))
+            listing, led = await self._flights.join(name, lambda: self._question(wanted, call))
         except NotFoundError as error:
             await self._negatives.put(name, error.message)
             raise
         except _CANNOT_ANSWER as error:
-            return await self._stale(target, name, error)
+            return await self._stale(wanted, error)
         return ListingAnswer(listing, Outcome.MISS if led else Outcome.COALESCED)
 
-    async def _question(self, name: str, call: Callable[[], Awaitable[Listing]]) -> Listing:
+    async def _question(self, wanted: _Wanted, call: Callable[[], Awaitable[Listing]]) -> Listing:
         """Ask upstream, and write down what it says."""
         try:
             listing = await call()
         except NotFoundError:
-            await self._kept.put(name, Page(None, {}, self._clock()))
+            await self._kept.put(wanted.record, Page(None, {}, self._clock()))
             raise
         fields = asdict(listing)
         body = fields.pop("body")
-        await self._pages.put(name, body, fields)
-        await self._kept.put(name, Page(body, fields, self._clock()))
+        await self._pages.put(wanted.name, body, fields)
+        await self._kept.put(wanted.record, Page(body, fields, self._clock()))
         return listing
 
-    async def _stale(self, target: Target, name: str, error: UpstreamError) -> ListingAnswer:
+    async def _stale(self, wanted: _Wanted, error: UpstreamError) -> ListingAnswer:
         """What upstream last said, where that is not too long ago; else raise ``error``."""
-        page = await self._kept.lookup(name)
+        page = await self._kept.lookup(wanted.record)
         if page is None or not usable_stale(page.seen, self._clock(), self._stale_if_error):
             raise error
         if page.body is not None:
-            _log.info("serving %s stale: %s", name, error)
+            _log.info("serving %s stale: %s", wanted.record, error)
             listing = Listing(page.body, **page.fields)
             return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
-        if name.startswith("referrers "):
-            raise NotFoundError(target.upstream, f"had no such listing when last asked ({error})")
+        if wanted.kind == "referrers":
+            raise NotFoundError(
+                wanted.target.upstream, f"had no such listing when last asked ({error})"
+            )
         raise error

@@ -203,4 +203,4 @@ class Rights:
 
 
 def _name(target: Target, thing: Thing) -> str:
-    return f"{replace(target, visitor=None)} {thing.kind} {thing.reference}"
+    return f"{target.record} {thing.kind} {thing.reference}"

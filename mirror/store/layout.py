@@ -15,6 +15,7 @@
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        what each tag last meant
       listings/cache.db                    what each listing last said
+      pushed/<hash>                        when a repository was pushed to through the proxy
       control/<pid>.sock                   where each process of a running mirror takes commands
       ledger/ledger.db                     what the mirror has done (SQLite), for people to see
       private/cache.db                     the same of private repositories, and what they have
@@ -139,6 +140,11 @@ class Layout:
     def rebuild(self) -> Path:
         """Is there while the index does not know all files."""
         return self.root / "rebuild"
+
+    @property
+    def pushed(self) -> Path:
+        """Where the moments of pushes are."""
+        return self.root / "pushed"
 
     @property
     def lock(self) -> Path:

@@ -51,16 +51,25 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A repository of an upstream; ``visitor`` is who asks for it with credentials of its own."""
+    """A repository of an upstream; ``visitor`` is who asks for it with credentials of its own.
+
+    ``since`` is another text after each push: what upstream said before is not believed then.
+    """
 
     upstream: str
     repository: Repository
     visitor: Visitor | None = None
+    since: str = ""
 
     def __str__(self) -> str:
         """A name for what is remembered: nothing that one visitor is told is told to another."""
-        name = f"{self.upstream} {self.repository}"
-        return name if self.visitor is None else f"{name} as {self.visitor.identity}"
+        name = self.record if self.visitor is None else f"{self.record} as {self.visitor.identity}"
+        return f"{name} since {self.since}" if self.since else name
+
+    @property
+    def record(self) -> str:
+        """A name for what stays, whoever asks and whatever is pushed."""
+        return f"{self.upstream} {self.repository}"
 
 
 class Directory:

@@ -126,7 +126,6 @@ class Transport:
             connector=aiohttp.TCPConnector(
                 limit=0, ssl=trusting(settings.ca_files), resolver=self._resolver
             ),
-            headers={"User-Agent": settings.user_agent},
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
             timeout=aiohttp.ClientTimeout(
@@ -249,7 +248,7 @@ class Transport:
                 response = await self._session.request(
                     request.method,
                     url,
-                    headers=headers,
+                    headers={"User-Agent": self._settings.user_agent, **headers},
                     allow_redirects=False,
                     proxy=self._settings.proxy or None,
                     read_bufsize=request.buffer_bytes,

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -41,7 +42,10 @@ _LISTING_QUERY = ("n", "last", "artifactType")
 
 @dataclass(frozen=True, slots=True)
 class RegistryFace:
-    """Answers below ``/v2/``; without ``visiting`` nobody's credentials are looked at."""
+    """Answers below ``/v2/``; without ``visiting`` nobody's credentials are looked at.
+
+    ``pushed`` says of a target's record when there was a push through this mirror, if any can be.
+    """
 
     directory: Directory
     blobs: BlobPulls | VisitedBlobs
@@ -49,6 +53,7 @@ class RegistryFace:
     listings: ListingPulls | VisitedListings
     sender: Sender
     visiting: Visiting | None = None
+    pushed: Callable[[str], str] | None = None
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of the registry API.
@@ -98,6 +103,8 @@ class RegistryFace:
             host=exchange.origin.host,
             connected=exchange.connected,
         )
+        if self.pushed is not None:
+            target = replace(target, since=self.pushed(target.record))
         if self.visiting is None:
             return target
         given = request.headers.get("Authorization", "")
@@ -130,7 +137,9 @@ class RegistryFace:
             return web.Response(status=304, headers=headers)
         headers |= {"Content-Type": media_type, "Content-Length": str(size)}
         exchange.sent_bytes = len(body)
-        if exchange.repeatable and outcome is Outcome.HIT and until:
+        # What was pushed through another process is looked for, and so not repeated blindly.
+        lasting = until == math.inf or not exchange.connected
+        if exchange.repeatable and outcome is Outcome.HIT and until and lasting:
             used = partial(self.manifests.touch, digest)
             exchange.kept = Kept(digest, until, used, body, size=len(body))
         return web.Response(body=body, headers=headers)

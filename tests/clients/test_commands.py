@@ -10,7 +10,7 @@ from mirror.cli_client import app
 
 CLIENTS = [
     ("docker",), ("docker", "--store", "containerd"), ("containerd",), ("k3s",), ("podman",),
-    ("buildkit",),
+    ("buildkit",), ("docker", "--proxy", "daemon"), ("docker", "--proxy", "systemd"),
 ]  # fmt: skip
 
 
@@ -47,7 +47,32 @@ def test_advice_stays_apart_from_what_is_pasted(client: tuple[str, ...]) -> None
 
 @pytest.mark.parametrize("client", [client for client in CLIENTS if client != ("docker",)])
 def test_configured_upstreams_are_in_it(client: tuple[str, ...]) -> None:
-    assert "r.lan" in told(*client, "--url", "http://m.lan:5000").stdout
+    shown = told(*client, "--url", "http://m.lan:5000")
+    assert "r.lan" in (shown.stderr if "--proxy" in client else shown.stdout)
+
+
+def test_the_proxy_is_where_the_mirror_listens_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = told("docker", "--proxy", "daemon")
+    assert refused.exit_code == 2
+    assert "[proxy] listen" in refused.stderr
+    monkeypatch.setenv("MIRROR_PROXY__LISTEN", "10.1.2.3:3128")
+    proxies = json.loads(told("docker", "--proxy", "daemon").stdout)["proxies"]
+    assert proxies == {
+        "https-proxy": "http://10.1.2.3:3128",
+        "no-proxy": "localhost,127.0.0.1,::1,10.1.2.3",
+    }
+    unit = told("docker", "--proxy", "systemd").stdout
+    assert 'Environment="HTTPS_PROXY=http://10.1.2.3:3128"' in unit.splitlines()
+
+
+def test_the_ca_of_the_proxy_is_copied_to_where_the_system_looks(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("a certificate")
+    arguments = ["--url", "http://m.lan:3128", "--ca-file", str(tmp_path / "ca.pem")]
+    written = told("docker", "--proxy", "daemon", *arguments, "--write", str(tmp_path / "out"))
+    assert written.exit_code == 0
+    copy = tmp_path / "out/usr/local/share/ca-certificates/mirror.crt"
+    assert copy.read_text() == "a certificate"
+    assert "update-ca-certificates" in written.stderr
 
 
 def test_a_mirror_with_a_certificate_is_reached_by_https(

@@ -10,12 +10,14 @@ _CONFIG = """\
 version: 0.1
 log: {{level: warn, accesslog: {{disabled: false}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}}}
-http: {{addr: "127.0.0.1:{port}"}}
+http: {{addr: "127.0.0.1:{port}"{tls}}}
 """
 _AUTH = """\
 auth: {{htpasswd: {{realm: office, path: {users}}}}}
 """
+_TLS = ", tls: {{certificate: {file}, key: {file}}}"
 _ACCESS = re.compile(r'"(GET|HEAD) (/v2/\S*) HTTP/1.1" (\d{3})')
+_WRITTEN = re.compile(r'"(POST|PUT|PATCH|DELETE) (/v2/\S*) HTTP/1.1" (\d{3})')
 
 
 @dataclass
@@ -23,16 +25,23 @@ class Distribution:
     """A registry on a port of its own; content stays over stop and start.
 
     With ``users``, an htpasswd file, nobody else may read or write; it is read at every start.
+
+    With ``certificate``, a PEM file with a key in it, it speaks TLS.
     """
 
     directory: Path
     port: int = field(default_factory=free_port)
     users: Path | None = None
+    certificate: Path | None = None
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
-        text = _CONFIG.format(root=self.directory / "data", port=self.port)
+        text = _CONFIG.format(
+            root=self.directory / "data",
+            port=self.port,
+            tls="" if self.certificate is None else _TLS.format(file=self.certificate),
+        )
         if self.users is not None:
             text += _AUTH.format(users=self.users)
         config.write_text(text)
@@ -45,12 +54,17 @@ class Distribution:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.certificate is None else 'https'}://127.0.0.1:{self.port}"
 
     def requests(self) -> list[tuple[str, str]]:
         """Method and path of every read that was answered, since the first start."""
         log = (self.directory / "log").read_text(errors="replace")
         return [(method, path) for method, path, _ in _ACCESS.findall(log)]
+
+    def writes(self) -> list[tuple[str, str]]:
+        """Method and path of everything that was to be written, since the first start."""
+        log = (self.directory / "log").read_text(errors="replace")
+        return [(method, path) for method, path, _ in _WRITTEN.findall(log)]
 
     def blob_requests(self) -> int:
         """How often a blob was asked for."""

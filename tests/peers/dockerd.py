@@ -1,7 +1,8 @@
 """Debian's Docker daemon, on a socket of its own, with the mirror as its registry mirror."""
 
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.peers.process import Process
@@ -12,11 +13,12 @@ class Dockerd:
     """A daemon with its data below ``directory``.
 
     Docker Hub is a closed port of the loopback for it (HTTPS_PROXY), so that what is pulled can
-    have come through the mirror only.
+    have come through the mirror only; ``environment`` may name another proxy.
     """
 
     directory: Path
-    mirror: str
+    mirror: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -27,12 +29,14 @@ class Dockerd:
             *("--data-root", f"{self.directory}/data"),
             *("--exec-root", f"{self.directory}/exec"),
             *("--pidfile", f"{self.directory}/pid"),
-            *("--iptables=false", "--bridge=none", "--registry-mirror", self.mirror),
+            *("--iptables=false", "--bridge=none"),
+            *(("--registry-mirror", self.mirror) if self.mirror else ()),
         ]
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HTTPS_PROXY": "http://127.0.0.1:9",
             "NO_PROXY": "127.0.0.1",
+            **self.environment,
         }
         self._process = Process(command, self.directory / "log", environment)
         self._process.wait_until(self._answers, 60)
@@ -45,6 +49,12 @@ class Dockerd:
         done = self._run(*arguments, seconds=seconds)
         assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
         return done.stdout
+
+    def refused(self, *arguments: str) -> str:
+        """Run a docker command that has to fail; what it says."""
+        done = self._run(*arguments, seconds=180)
+        assert done.returncode != 0, f"docker {' '.join(arguments)}: {done.stdout}"
+        return done.stderr
 
     def _answers(self) -> bool:
         return self._socket.exists() and self._run("version", seconds=10).returncode == 0

@@ -4,6 +4,8 @@ What is a pull goes the ordinary way through the cache.  Everything else is the 
 business and passed on to it: pushes, logins, token services, whatever else it serves.
 """
 
+import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +20,9 @@ from mirror.oci.endpoint import (
     parse_endpoint,
 )
 from mirror.oci.errors import OciError
+from mirror.oci.reference import InvalidName
 from mirror.upstream.answers import PassedAnswer
+from mirror.upstream.directory import ForbiddenError, Target
 from mirror.upstream.errors import UpstreamError
 from mirror.web.exchange import EXCHANGE
 from mirror.web.proxy.passing import Passing
@@ -26,6 +30,7 @@ from mirror.web.registry import RegistryFace, raw_path
 from mirror.web.responses import API_VERSION
 
 _GREETINGS: Final = frozenset({200, 401})
+_WRITING: Final = frozenset({"PUT", "DELETE"})
 _REFUSALS: Final = frozenset({401, 403})
 _LIMITED: Final = 429
 _BROKEN: Final = 500
@@ -35,12 +40,14 @@ _BROKEN: Final = 500
 class Registries:
     """Answers in the name of registries.
 
-    ``known`` are the upstreams where the mirror has credentials of its own.
+    ``known`` are the upstreams where the mirror has credentials of its own; ``pushed`` is told of
+    a repository, and of the tag or digest, where something was written.
     """
 
     registry: RegistryFace
     passing: Passing
     known: frozenset[str]
+    pushed: Callable[[Target, str], Awaitable[None]]
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request to the registry that the client is connected to, as it believes.
@@ -50,7 +57,9 @@ class Registries:
         """
         endpoint = _pull(request)
         if endpoint is None:
-            return await self.passing.relay(request, await self._ask(request))
+            answer = await self._ask(request)
+            await self._note(request, answer)
+            return await self.passing.relay(request, answer)
         if isinstance(endpoint, Ping):
             return await self._greet(request)
         if _asks_whether_it_is_there(request, endpoint):
@@ -85,6 +94,22 @@ class Registries:
             answer.close()
             return await self.registry.answer(request)
         return await self.passing.relay(request, answer)
+
+    async def _note(self, request: web.BaseRequest, answer: PassedAnswer) -> None:
+        """After a push what a tag meant before must not be given out as fresh."""
+        if request.method not in _WRITING or not 200 <= answer.status < 300:
+            return
+        with contextlib.suppress(OciError, InvalidName, ForbiddenError):
+            endpoint = parse_endpoint("GET", raw_path(request))
+            if isinstance(endpoint, ManifestEndpoint):
+                target = self.registry.directory.resolve(
+                    endpoint.name,
+                    prefix="",
+                    namespace=None,
+                    host="",
+                    connected=request[EXCHANGE].connected,
+                )
+                await self.pushed(target, str(endpoint.reference))
 
     def _is_no_answer(self, request: web.BaseRequest, answer: PassedAnswer) -> bool:
         if answer.status in _REFUSALS:  # the mirror may be let in where a nobody is not

@@ -1,0 +1,54 @@
+"""Which repositories were pushed to through this mirror, and when: what was known before is old.
+
+Files, so that all processes on one cache directory know, and know at once.  Where they cannot be
+written this process at least knows.
+"""
+
+import contextlib
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+_log = logging.getLogger(__name__)
+_NAME_BYTES: Final = 16
+_NANOSECONDS: Final = 1_000_000_000
+
+
+class Pushes:
+    """The moments of pushes."""
+
+    def __init__(self, directory: Path, keep_seconds: float) -> None:
+        """Keep them for longer than anybody believes what upstream said before."""
+        self._directory = directory
+        self._keep_seconds = keep_seconds
+        self._own: dict[str, int] = {}
+
+    def last(self, name: str) -> str:
+        """A text that is another one after each push; empty where there was none."""
+        moment = self._own.get(name, 0)
+        with contextlib.suppress(OSError):
+            moment = max(moment, self._file(name).stat().st_mtime_ns)
+        return str(moment) if moment else ""
+
+    def note(self, name: str) -> None:
+        """There was a push just now; what is long over is forgotten."""
+        now = time.time_ns()
+        self._own = {each: at for each, at in self._own.items() if self._counts(at, now)}
+        self._own[name] = now
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            self._file(name).touch()
+            for file in self._directory.iterdir():
+                if not self._counts(file.stat().st_mtime_ns, now):
+                    file.unlink(missing_ok=True)
+        except OSError as error:
+            _log.info("a push is known to this process alone: %s", error)
+
+    def _counts(self, moment: int, now: int) -> bool:
+        return now - moment < self._keep_seconds * _NANOSECONDS
+
+    def _file(self, name: str) -> Path:
+        hashed = hashlib.blake2b(name.encode(), digest_size=_NAME_BYTES)
+        return self._directory / hashed.hexdigest()

@@ -1,0 +1,145 @@
+"""A real Docker daemon whose proxy the mirror is: pulls and pushes by a registry's own name.
+
+The registries speak TLS on the loopback, and only the mirror knows where: what Docker gets by the
+name ``second.test`` can have come through it alone.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+from typer.testing import CliRunner
+
+from mirror.cli import app
+from tests.peers.distribution import Distribution
+from tests.peers.dockerd import Dockerd
+from tests.peers.image import push_image
+from tests.peers.mirror import MirrorProcess
+from tests.peers.process import free_port
+from tests.peers.requirements import need
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+MIB = 1 << 20
+NAME = "second.test"
+
+
+@dataclass
+class Office:
+    """A registry that speaks TLS, the mirror as a proxy, a Docker daemon that knows only it."""
+
+    registry: Distribution
+    mirror: MirrorProcess
+    docker: Dockerd
+
+    @property
+    def plain(self) -> str:
+        """Where the registry's content can be put without TLS: a twin on the same directory."""
+        return self.twin.url
+
+    twin: Distribution
+
+    def pull_and_run(self, image: str, marker: str) -> None:
+        """Pull an image that is not there, run it, remove it."""
+        self.docker.docker("pull", image)
+        assert self.docker.docker("run", "--rm", "--network", "none", image) == marker
+        self.docker.docker("rmi", image)
+
+
+def printed(config: Path, *arguments: str) -> str:
+    """What a command of the mirror prints."""
+    told = CliRunner().invoke(app, [*arguments, "--config", str(config)])
+    assert told.exit_code == 0, told.stderr
+    return told.stdout
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    need("dockerd", "docker", "docker-registry", "containerd", "runc", "busybox", root=True)
+    directory: Path = tmp_path_factory.mktemp("office")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(directory / "registry.pem"))
+    authority.cert_pem.write_to_path(str(directory / "registry-ca.pem"))
+    data = directory / "registry"
+    registry = Distribution(data, certificate=directory / "registry.pem")
+    twin = Distribution(directory / "twin")
+    (directory / "twin").mkdir()
+    data.mkdir()
+    (data / "data").mkdir()
+    (directory / "twin" / "data").symlink_to(data / "data")
+    port = free_port()
+    extra = "\n".join(
+        [
+            f'[upstreams."{NAME}"]',
+            f'url = "{registry.url}"',
+            f'ca_file = "{directory}/registry-ca.pem"',
+            '[tags]\nmax_age = "1h"',
+            "[fill]\nconnections = 1",
+            f'[proxy]\nlisten = "127.0.0.1:{port}"\n',
+        ]
+    )
+    mirror = MirrorProcess(directory / "mirror", {"docker.io": "http://127.0.0.1:9"}, extra)
+    registry.start()
+    twin.start()
+    mirror.start()
+    docker = Dockerd(directory / "docker", environment=environment(directory))
+    docker.start()
+    yield Office(registry, mirror, docker, twin)
+    docker.stop()
+    mirror.terminate()
+    twin.stop()
+    registry.stop()
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """As ``mirror ca`` and ``mirror client docker --proxy systemd`` say, for this daemon alone."""
+    config = directory / "mirror" / "mirror.toml"
+    (directory / "ca.pem").write_text(printed(config, "ca"))
+    unit = printed(config, "client", "docker", "--proxy", "systemd")
+    told = dict(re.findall(r'^Environment="(\w+)=(.*)"$', unit, re.MULTILINE))
+    assert set(told) == {"HTTPS_PROXY", "NO_PROXY"}
+    return {**told, "SSL_CERT_FILE": str(directory / "ca.pem")}
+
+
+def test_an_image_of_another_registry_is_pulled_by_its_own_name(office: Office) -> None:
+    push_image(office.plain, "team/demo", "1", "hello by proxy", [64 * MIB, 3 * MIB, 1000])
+    image = f"{NAME}/team/demo:1"
+    office.pull_and_run(image, "hello by proxy")
+    cold = office.registry.blob_requests()
+    assert cold == 6, "config and five layers, each once"
+    office.pull_and_run(image, "hello by proxy")
+    office.registry.stop()
+    office.pull_and_run(image, "hello by proxy")
+    assert office.mirror.terminate() == 0
+    office.mirror.start()
+    office.pull_and_run(image, "hello by proxy")
+    office.registry.start()
+    assert office.registry.blob_requests() == cold, "upstream was asked for no blob again"
+    figures = office.mirror.metrics()
+    hits = f'mirror_requests_total{{kind="blob",result="hit",upstream="{NAME}"}}'
+    assert figures[hits] == 6
+
+
+def test_a_push_goes_through_and_is_seen_at_once(office: Office) -> None:
+    """Layers that the cache has from elsewhere are uploaded all the same; tags that move, move."""
+    push_image(office.plain, "team/base", "1", "first", [2 * MIB])
+    push_image(office.plain, "team/base", "2", "second", [2 * MIB])
+    image = f"{NAME}/team/pushed:1"
+    for tag, marker in (("1", "first"), ("2", "second")):
+        office.docker.docker("pull", f"{NAME}/team/base:{tag}")
+        office.docker.docker("tag", f"{NAME}/team/base:{tag}", image)
+        office.docker.docker("push", image)
+        office.docker.docker("rmi", image, f"{NAME}/team/base:{tag}")
+        office.pull_and_run(image, marker)
+    written = office.registry.writes()
+    assert ("PUT", "/v2/team/pushed/manifests/1") in written
+    assert sum(path.startswith("/v2/team/pushed/blobs/uploads/") for _, path in written) >= 4
+
+
+def test_a_registry_that_is_nobodys_upstream_is_let_through_or_told_of(office: Office) -> None:
+    said = office.docker.refused("pull", "other.invalid/team/demo:1")
+    assert "Bad Gateway" in said or "does not resolve" in said
