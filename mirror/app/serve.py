@@ -31,6 +31,7 @@ from mirror.app.proxy import listening
 from mirror.app.reload import Reloadable, Reread, reload_when_told
 from mirror.app.scrubbing import Scrubbing
 from mirror.app.sockets import Listener, opened_listeners
+from mirror.app.spans import opened_tracing
 from mirror.app.store import Store, opened_store
 from mirror.app.teller import Teller
 from mirror.app.tether import Tether
@@ -143,6 +144,7 @@ async def _serving_on(
     """
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(opened_tracing(config))  # the last to end
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
         books = await stack.enter_async_context(opened_books(store))
@@ -152,7 +154,7 @@ async def _serving_on(
         editions = await stack.enter_async_context(opened_editions(config, ground))
         chain = certificate(config)
         reception = editions.current.reception
-        server = Server(reception, Teller(metrics, AccessLog(), books))
+        server = Server(reception, Teller(metrics, AccessLog(), books), tracing)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

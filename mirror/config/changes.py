@@ -21,6 +21,9 @@ FIXED: Final = frozenset(
         ("cache", "directory"),
         ("proxy", "listen"),
         ("proxy", "ca_directory"),
+        ("tracing", "endpoint"),
+        ("tracing", "sample"),
+        ("tracing", "service"),
     }
 )
 _TLS: Final = frozenset({("server", "tls_certificate"), ("server", "tls_key")})

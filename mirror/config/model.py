@@ -21,6 +21,7 @@ from mirror.config.listen import Address, checked_listen, checked_mode, listed, 
 from mirror.config.proxy import ProxyConfig
 from mirror.config.quantity import Duration, DurationField, Size, SizeField
 from mirror.config.table import Table as _Table
+from mirror.config.tracing import TracingConfig
 
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
 _LEAST_WORKER_TIMEOUT: Final = 3.0
@@ -279,6 +280,7 @@ class Config(_Table):
     tags: TagsConfig = TagsConfig()
     fetch: FetchConfig = FetchConfig()
     fill: FillConfig = FillConfig()
+    tracing: TracingConfig = TracingConfig()
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 
     def enabled(self) -> dict[str, UpstreamConfig]:

@@ -42,7 +42,7 @@ class Ahead:
         self._spent: OrderedDict[Digest, int] = OrderedDict()
         self._kept: OrderedDict[_Key, bytes] = OrderedDict()
         self._kept_bytes = 0
-        self._flights: Flights[_Key, bytes | None] = Flights()
+        self._flights: Flights[_Key, bytes | None] = Flights("part")
 
     async def lookup(
         self, source: Source, digest: Digest, start: int, stop: int, total: int

@@ -12,6 +12,7 @@ from mirror.pull.flight import Flights
 from mirror.pull.growth import GrowingContent, State
 from mirror.pull.outcome import Outcome
 from mirror.pull.slots import Slots
+from mirror.spans import current
 from mirror.store.blobs import Blobs
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
@@ -73,7 +74,7 @@ class BlobPulls:
         self._slots = slots
         self._fills = fills
         self._begun: set[Fill] = set()
-        self._heads: Flights[tuple[Target, Digest], int | None] = Flights()
+        self._heads: Flights[tuple[Target, Digest], int | None] = Flights("size")
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
         """Open a blob; it may still be growing.
@@ -155,6 +156,8 @@ class BlobPulls:
 
     async def _read(self, fill: Fill, source: Source, *, led: bool) -> BlobAnswer:
         fill.enter()
+        if not led:
+            current().link(fill.span)
         try:
             verified = fill.growth.state is State.WHOLE  # joined between verification and adoption
             await fill.growth.started()

@@ -26,6 +26,7 @@ from mirror.pull.policy import (
     nearly_done,
 )
 from mirror.pull.segments import Stream
+from mirror.spans import NOTHING, current, entered
 from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
 from mirror.store.objects import OpenObject
@@ -65,6 +66,7 @@ class Fill:
         self.growth = Growth(digest)
         self.found = False  # it was in the store after all
         self.followed = False  # another process has, or had, the lead
+        self.span = NOTHING
         self._blobs = blobs
         self._observer = observer
         self._readers = 0
@@ -73,6 +75,10 @@ class Fill:
 
     def start(self, ended: Callable[[], None]) -> None:
         """Begin; ``ended`` is called when the blob is adopted or given up."""
+        self.span = current().child("fill")
+        registry, repository = self.source.registry.name, self.source.repository
+        self.span.note({"mirror.upstream": registry, "mirror.repository": repository})
+        self.span.note({"mirror.digest": str(self.digest)})
         self._task = asyncio.create_task(self._run(), name=f"fill {self.digest}")
         self._task.add_done_callback(lambda _: ended())
         self._task.add_done_callback(lambda _: self._close_unread())
@@ -121,7 +127,8 @@ class Fill:
         name = self.source.registry.name
         following = Following(self.digest, self.growth, self._blobs)
         try:
-            await self._fill(following)
+            with entered(self.span):
+                await self._fill(following)
         except UpstreamError as error:
             self.growth.fail(error)
         except asyncio.CancelledError:
@@ -190,6 +197,7 @@ class Fill:
             raise
         finally:
             self._observer.fill_ended(self.source.registry.name, count.result)
+            self.span.note({"mirror.result": count.result, "mirror.bytes": self.growth.length})
 
     async def _fill_partial(self, partial: Partial) -> str:
         discard = False

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from mirror.spans import Span, current, entered
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -14,8 +16,11 @@ class Flights(Generic[K, V]):
     A call belongs to nobody who waits for it: a client that leaves cancels its own wait only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        """Each asks for a ``what``."""
+        self._what = what
         self._flying: dict[K, asyncio.Task[V]] = {}
+        self._spans: dict[K, Span] = {}
 
     async def join(self, key: K, call: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
         """The result of the call for ``key``, and whether this caller led it.
@@ -26,13 +31,16 @@ class Flights(Generic[K, V]):
         task = self._flying.get(key)
         led = task is None
         if task is None:
-            task = asyncio.create_task(_run(call), name=f"flight {key}")
-            self._flying[key] = task
+            span = current().child(f"flight {self._what}")
+            task = asyncio.create_task(_run(call, span), name=f"flight {key}")
+            self._flying[key], self._spans[key] = task, span
             task.add_done_callback(lambda done: self._landed(key, done))
+        else:
+            current().link(self._spans[key])
         return await asyncio.shield(task), led
 
     def _landed(self, key: K, task: asyncio.Task[V]) -> None:
-        del self._flying[key]
+        del self._flying[key], self._spans[key]
         if not task.cancelled():
             task.exception()  # everybody may have left: then nobody else looks at it
 
@@ -44,5 +52,6 @@ class Flights(Generic[K, V]):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _run(call: Callable[[], Awaitable[V]]) -> V:
-    return await call()
+async def _run(call: Callable[[], Awaitable[V]], span: Span) -> V:
+    with entered(span):
+        return await call()

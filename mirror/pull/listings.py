@@ -93,7 +93,7 @@ class ListingPulls:
         self._negatives = negatives
         self._stale_if_error = stale_if_error
         self._clock = clock
-        self._flights: Flights[str, Listing] = Flights()
+        self._flights: Flights[str, Listing] = Flights("listing")
 
     async def tags(self, target: Target, query: str) -> ListingAnswer:
         """A page of the tags of a repository; ``query`` goes to upstream as it is.

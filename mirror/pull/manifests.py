@@ -138,8 +138,8 @@ class ManifestPulls:
         self._observer = observer
         self._stale_if_error = stale_if_error
         self._clock = clock
-        self._fetches: Flights[tuple[_Wanted, str], Manifest] = Flights()
-        self._questions: Flights[tuple[_Wanted, str], Resolution] = Flights()
+        self._fetches: Flights[tuple[_Wanted, str], Manifest] = Flights("manifest")
+        self._questions: Flights[tuple[_Wanted, str], Resolution] = Flights("tag")
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
         """The manifest of a tag or digest, in a form the client accepts.

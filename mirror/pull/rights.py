@@ -103,7 +103,7 @@ class Rights:
         self._grants = grants
         self._links = links
         self._negatives = negatives
-        self._questions: Flights[Target, tuple[Thing, UpstreamError | None]] = Flights()
+        self._questions: Flights[Target, tuple[Thing, UpstreamError | None]] = Flights("grant")
 
     async def greet(self, upstream: str, visitor: Visitor) -> None:
         """Ask an upstream whether it knows a visitor at all.

@@ -20,6 +20,7 @@ from urllib.request import getproxies
 import aiohttp
 from yarl import URL
 
+from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import TimedOutError, UnavailableError, UpstreamError
 from mirror.upstream.passing import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
@@ -237,6 +238,36 @@ class Transport:
         response.close()
 
     async def _exchange(
+        self, request: Request, url: URL, headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        """One exchange, up to the answer's header fields; a span where somebody collects them."""
+        part = current()
+        if part is NOTHING or request.kind == "ping":  # which is for nobody
+            return await self._exchanged(request, url, headers)
+        own = url.origin() == request.url.origin()
+        with entered(part.child(request.method, outgoing=True)) as span:
+            self._describe(span, request, url if own else url.origin())
+            told = span.headers() if own else {}  # where it redirects is nobody that is known
+            response = await self._exchanged(request, url, {**headers, **told})
+            span.note({"http.response.status_code": response.status})
+            if response.status >= 400 and response.status != 401:  # which asks for a token
+                span.fail(str(response.status))
+            return response
+
+    def _describe(self, span: Span, request: Request, url: URL) -> None:
+        address = url.with_query(None).with_user(None)  # both may hold what is secret
+        span.note(
+            {
+                "http.request.method": request.method,
+                "url.full": str(address),
+                "server.address": url.host or "",
+                "server.port": url.port or 0,
+                "mirror.upstream": self._upstream,
+                "mirror.kind": request.kind,
+            }
+        )
+
+    async def _exchanged(
         self, request: Request, url: URL, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "a transport is entered before it is used"

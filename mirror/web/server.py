@@ -10,6 +10,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
+from mirror.spans import Tracer, entered
 from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import UpstreamError
 from mirror.web.connection import Connection
@@ -21,6 +22,7 @@ from mirror.web.hot import HotAnswer
 from mirror.web.reception import Reception
 from mirror.web.responses import error_of, error_response, outcome_of, plain_response
 from mirror.web.streaming import reset
+from mirror.web.traced import UNTRACED, describe
 
 _log = logging.getLogger(__name__)
 _UNUSUAL = frozenset(
@@ -28,6 +30,7 @@ _UNUSUAL = frozenset(
         *("authorization", "cookie", "expect", "transfer-encoding", "upgrade"),
         *("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"),
         *("if-range", "range"),
+        "traceparent",  # is another one each time
     }
 )
 _EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError)
@@ -40,6 +43,7 @@ class Server(web.Server):
         self,
         reception: Reception,
         observer: Observer,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Receive clients as told; must be called in a running loop."""
@@ -54,6 +58,7 @@ class Server(web.Server):
         self._crowd = Crowd(limits.connections, limits.connections_per_client)
         self.reception = reception
         self._observer = observer
+        self._tracer = tracer
         self._clock = clock
 
     def __call__(self) -> RequestHandler:
@@ -80,7 +85,19 @@ class Server(web.Server):
         if isinstance(request.protocol, Connection):
             request.protocol.go_by(reception)
         with reception.requests.one():
-            return await self._timed(request, reception)
+            if self._tracer is None or request.path in UNTRACED:
+                return await self._timed(request, reception)
+            return await self._traced(self._tracer, request, reception)
+
+    async def _traced(
+        self, tracer: Tracer, request: web.BaseRequest, reception: Reception
+    ) -> web.StreamResponse:
+        traceparent = request.headers.get("traceparent", "")
+        with entered(tracer.request(request.method, traceparent)) as span:
+            try:
+                return await self._timed(request, reception)
+            finally:
+                describe(span, request)
 
     async def _timed(self, request: web.BaseRequest, reception: Reception) -> web.StreamResponse:
         exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, reception))

@@ -1,0 +1,49 @@
+"""Who collects spans, opened and closed."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from mirror import __version__
+from mirror.app.errors import StartError
+from mirror.config.model import Config
+
+if TYPE_CHECKING:
+    from mirror.tracing import Tracing
+
+
+def check_tracing(config: Config) -> None:
+    """Look whether spans could be collected, where they are to be.
+
+    Raises:
+        StartError: OpenTelemetry is not installed.
+    """
+    if config.tracing.endpoint:
+        try:
+            import mirror.tracing  # noqa: F401, PLC0415  # an extra that few install
+        except ImportError as error:
+            raise StartError(
+                "[tracing] endpoint is set, but OpenTelemetry is not installed: "
+                "pip install 'container-mirror[tracing]', or leave endpoint empty"
+            ) from error
+
+
+@asynccontextmanager
+async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
+    """Collect spans while the context is open, None where nobody wants them.
+
+    Raises:
+        StartError: OpenTelemetry is not installed.
+    """
+    check_tracing(config)
+    if not config.tracing.endpoint:
+        yield None
+        return
+    from mirror.tracing import Tracing  # noqa: PLC0415  # as above
+
+    wanted = config.tracing
+    tracing = Tracing(wanted.address(), wanted.sample, wanted.service, __version__)
+    try:
+        yield tracing
+    finally:
+        await tracing.close()

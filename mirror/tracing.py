@@ -1,0 +1,143 @@
+"""Spans by way of OpenTelemetry, to a collector over OTLP/HTTP.  Nobody else knows either.
+
+Delivering is a thread's work, with a queue that drops what is too much: a collector that is slow
+or gone costs spans, never a pull, and the log one line.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from mirror import spans
+from mirror.spans import Attribute
+
+_DELIVERY_SECONDS: Final = 5.0
+_DELAY_MILLISECONDS: Final = 1000
+#: What a stop may cost: spans that are not delivered by then are lost.
+_FLUSH_SECONDS: Final = 3.0
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+
+_log = logging.getLogger(__name__)
+
+
+class Span:
+    """A span of OpenTelemetry's."""
+
+    def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
+        self._tracer = tracer
+        self.span = span
+
+    def child(self, name: str, *, outgoing: bool = False) -> "Span":
+        """Begin a part of it."""
+        kind = trace.SpanKind.CLIENT if outgoing else trace.SpanKind.INTERNAL
+        context = trace.set_span_in_context(self.span)
+        return Span(self._tracer, self._tracer.start_span(name, context, kind))
+
+    def rename(self, name: str) -> None:
+        """Call it otherwise."""
+        self.span.update_name(name)
+
+    def note(self, attributes: Mapping[str, Attribute]) -> None:
+        """Say more of it."""
+        self.span.set_attributes(attributes)
+
+    def link(self, other: spans.Span) -> None:
+        """It has to do with another one that it is no part of."""
+        if isinstance(other, Span):
+            self.span.add_link(other.span.get_span_context())
+
+    def fail(self, error_type: str) -> None:
+        """It came to no good end."""
+        self.span.set_attribute("error.type", error_type)
+        self.span.set_status(trace.StatusCode.ERROR)
+
+    def end(self) -> None:
+        """It is over."""
+        self.span.end()
+
+    def headers(self) -> Mapping[str, str]:
+        """``traceparent`` alone: what stands in ``tracestate`` is no upstream's business."""
+        fields: dict[str, str] = {}
+        _PROPAGATOR.inject(fields, trace.set_span_in_context(self.span))
+        return {name: value for name, value in fields.items() if name == "traceparent"}
+
+
+class Tracing:
+    """Collects the spans of a process, and delivers them."""
+
+    def __init__(self, endpoint: str, sample: float, service: str, version: str) -> None:
+        """Deliver a share (``sample``) of all traces to the address ``endpoint``."""
+        _silence()
+        # Who asks to be traced is, within the share; a client that says no is not.
+        share = TraceIdRatioBased(sample)
+        sampler = ParentBased(
+            share, remote_parent_sampled=share, remote_parent_not_sampled=ALWAYS_OFF
+        )
+        resource = Resource.create({"service.name": service, "service.version": version})
+        provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
+        exporter = _Exporter(endpoint)
+        self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=_DELAY_MILLISECONDS)
+        provider.add_span_processor(self._processor)
+        self._tracer = provider.get_tracer("mirror", version)
+
+    def request(self, name: str, traceparent: str) -> Span:
+        """Begin a request of a client, as part of what it says it is part of."""
+        context = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else None
+        return Span(self._tracer, self._tracer.start_span(name, context, trace.SpanKind.SERVER))
+
+    async def close(self) -> None:
+        """Deliver what is left, for a while."""
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def deliver() -> None:
+            self._processor.shutdown()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=deliver, name="spans", daemon=True).start()
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await done.wait()
+        except TimeoutError:
+            _log.warning("spans that were not delivered within %.0f s are lost", _FLUSH_SECONDS)
+
+
+class _Exporter(SpanExporter):
+    """OpenTelemetry's, which says once that it cannot deliver, and once that it can again."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._exporter = OTLPSpanExporter(endpoint, timeout=_DELIVERY_SECONDS)
+        self._failing = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Deliver a batch."""
+        result = self._exporter.export(spans)
+        failing = result is not SpanExportResult.SUCCESS
+        if failing and not self._failing:
+            _log.warning("spans cannot be delivered to %s, and are dropped", self._endpoint)
+        elif self._failing and not failing:
+            _log.info("spans are delivered to %s again", self._endpoint)
+        self._failing = failing
+        return result
+
+    def shutdown(self) -> None:
+        """End a delivery that waits for its next attempt."""
+        self._exporter.shutdown()
+
+
+def _silence() -> None:
+    """OpenTelemetry and its HTTP client log every attempt, once a second and with a traceback."""
+    for name in ("opentelemetry", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
