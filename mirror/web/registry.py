@@ -19,6 +19,7 @@ from mirror.oci.endpoint import (
     parse_endpoint,
 )
 from mirror.oci.endpoint import Content as ContentEndpoint
+from mirror.oci.errors import ErrorCode, OciError
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.content import Content, StoredContent
 from mirror.pull.listings import ListingAnswer, ListingPulls
@@ -237,8 +238,16 @@ def _blob_response(status: int, fields: dict[str, str], length: int | None) -> w
 
 
 def _kept_query(request: web.BaseRequest) -> str:
-    """What of the query is the listing's own; ``ns`` never goes upstream."""
+    """What of the query is the listing's own; ``ns`` never goes upstream.
+
+    Raises:
+        OciError: it makes no sense.
+    """
     query = request.rel_url.query
+    count = query.get("n", "0")
+    if not (count.isascii() and count.isdecimal()):
+        text = "n is how many there may be on a page, a number"
+        raise OciError(ErrorCode.UNSUPPORTED, text, status=400)
     kept = {name: query[name] for name in _LISTING_QUERY if name in query}
     return URL.build(query=kept).raw_query_string
 

@@ -1,6 +1,7 @@
 """What is in a registry besides images of the usual kind."""
 
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -244,3 +245,10 @@ async def test_the_next_page_of_a_listing_is_where_the_client_asked(
     assert not any("ns=" in seen.path for seen in upstream.seen)
     last = await mirror.get(f"{within}?n=2&last=v2" + (f"&ns={namespace}" if namespace else ""))
     assert json.loads(last.body)["tags"] == ["v3", "v4"]
+
+
+@pytest.mark.parametrize("count", ["-1", "x", "1e3", "\u0661"])
+async def test_a_page_of_no_number_is_refused_without_upstream(mirror, upstream, count):
+    answer = await mirror.get(f"/v2/{REPO}/tags/list?n={quote(count)}")
+    assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (400, "UNSUPPORTED")
+    assert upstream.seen == []

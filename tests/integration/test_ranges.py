@@ -103,6 +103,24 @@ async def test_what_is_read_ahead_of_a_fill_has_a_budget(mirror, upstream):
     assert upstream.sent[digest] <= 1.05 * len(data)
 
 
+async def test_a_process_that_follows_anothers_fill_reads_ahead_of_it_too(tmp_path, upstream):
+    data = random_bytes(16 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.rate_per_connection = 4 * MIB
+    registry = {"docker.io": upstream.url}
+    async with running(tmp_path, registry) as leader, running(tmp_path, registry) as follower:
+        whole = asyncio.create_task(leader.get(BLOB + digest))
+        await eventually(leader, "mirror_fills_in_progress", 1)
+        answer = await follower.get(BLOB + digest, Range="bytes=-500")
+        assert not whole.done()
+        assert answer.body == data[-500:]
+        assert (await follower.metrics())[REQUESTS % "coalesced"] == 1
+        upstream.rate_per_connection = None
+        assert (await whole).body == data
+    assert upstream.count("blob") == 2
+    assert upstream.sent[digest] <= 1.05 * len(data)
+
+
 @pytest.mark.parametrize(
     "fault",
     [
