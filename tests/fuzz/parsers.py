@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror.config.quantity import Duration, Size
-from mirror.oci.byterange import RangeNotSatisfiable, parse_content_range, parse_range
+from mirror.oci.authorization import parse_basic
+from mirror.oci.byterange import RangeNotSatisfiable, parse_content_range, parse_ranges
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.oci.endpoint import Endpoint, Ping, parse_endpoint
@@ -38,7 +39,6 @@ from mirror.upstream.directory import Directory, ForbiddenError, Names, UnknownR
 from mirror.upstream.gate import Gate
 from mirror.upstream.resolver import is_private
 from mirror.upstream.transport import _leading_number as parse_number
-from mirror.web.admission import _basic as parse_basic
 
 MAX_BYTES = 64 * 1024
 _MAX_SECONDS = 0.5
@@ -156,10 +156,11 @@ def _check_endpoint(method: str, path: str, endpoint: Endpoint) -> None:
 def _range(data: bytes) -> None:
     for size in (0, 1, 10, 2**40):
         try:
-            wanted = parse_range(_text(data), size)
+            ranges = parse_ranges(_text(data), size)
         except RangeNotSatisfiable:
             continue
-        if wanted is not None:
+        assert sum(wanted.length for wanted in ranges) <= size
+        for wanted in ranges:
             assert 0 <= wanted.start < wanted.stop <= size
             start, stop, total = parse_content_range(wanted.content_range(size))
             assert (start, stop, total) == (wanted.start, wanted.stop, size)
