@@ -214,9 +214,21 @@ def _check_body(status: int, fields: dict[bytes, bytes], data: bytes) -> bytes:
         digest = fields[b"docker-content-digest"].decode()
         assert digest == "sha256:" + hashlib.sha256(body).hexdigest(), "the wrong bytes"
     if status == 206 and len(body) == length:
-        start = int(re.fullmatch(rb"bytes (\d+)-.*", fields[b"content-range"])[1])
-        assert body == _BLOB[start : start + length], "the wrong stretch"
+        for said, part in _parts(fields, body):
+            start = int(re.fullmatch(rb"bytes (\d+)-.*", said)[1])
+            assert part == _BLOB[start : start + len(part)] != b"", "the wrong stretch"
     return rest
+
+
+def _parts(fields: dict[bytes, bytes], body: bytes) -> list[tuple[bytes, bytes]]:
+    """The stretches of a body, each with its Content-Range."""
+    kind, _, boundary = fields[b"content-type"].partition(b"; boundary=")
+    if kind != b"multipart/byteranges":
+        return [(fields[b"content-range"], body)]
+    first, *parts, last = body.split(b"\r\n--" + boundary)
+    assert (first, last) == (b"", b"--\r\n"), "no parts, or more than parts"
+    heads = (part.partition(b"\r\n\r\n") for part in parts)
+    return [(head.rpartition(b"Content-Range: ")[2], part) for head, _, part in heads]
 
 
 @asynccontextmanager
