@@ -19,7 +19,7 @@ from mirror.store.batch import Answer, RateLimit, Request
 from mirror.store.ledger import Ledger
 from mirror.store.manifests import Manifest
 from mirror.web.agents import client_type
-from mirror.web.exchange import Ending
+from mirror.web.exchange import NO_PULLS, Ending
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _PRIVATE: Final = "(private)"
@@ -56,7 +56,7 @@ class Bookkeeper:
     def request_ended(self, ending: Ending) -> None:
         """A request was answered, or its connection is gone."""
         exchange = ending.exchange
-        if exchange.outcome is None or exchange.kind in {"", "ping"}:
+        if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
         now = self._clock()
         self.ledger.batch.add(self._request(ending), ending.client, now - ending.seconds, now)

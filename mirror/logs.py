@@ -99,6 +99,6 @@ class AccessLog:
             "agent": ending.agent,
             "detail": exchange.detail,
         }
-        if not exchange.kind:
+        if exchange.kind in {"", "passed"}:
             fields["path"] = ending.path.partition("?")[0][:200]
         _access.info("request", extra={key: value for key, value in fields.items() if value != ""})

@@ -19,13 +19,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from mirror import figures
 from mirror.tally import Batch, Tallies
-from mirror.web.exchange import Ending, Exchange
+from mirror.web.exchange import NO_PULLS, Ending, Exchange
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-#: What is no pull, and would make a hit rate wrong.
-_UNCOUNTED = frozenset({"", "ping", "passed", "tunnel"})
 GaugeMode = Literal["livesum", "max", "mostrecent"]
 
 
@@ -124,7 +122,7 @@ class Metrics:
     def request_ended(self, ending: Ending) -> None:
         """A request was answered, or its connection is gone."""
         exchange = ending.exchange
-        if exchange.outcome is None or exchange.kind in _UNCOUNTED:
+        if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
         result = exchange.outcome.value
         self._requests.labels(exchange.upstream, exchange.kind, result).inc()

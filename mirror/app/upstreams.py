@@ -218,8 +218,14 @@ def directory(config: Config) -> Directory:
             upstream.library,
             upstream.allow,
             upstream.deny,
-            urlsplit(upstream.url).netloc,
+            _place(upstream.url),
         )
         for name, upstream in config.enabled().items()
     ]
     return Directory(names, config.default_upstream())
+
+
+def _place(url: str) -> str:
+    """Where clients would find the registry; what is behind a path is somebody else's place."""
+    parts = urlsplit(url)
+    return "" if parts.path.strip("/") else parts.netloc

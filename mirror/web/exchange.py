@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -12,6 +12,9 @@ from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
 from mirror.store.manifests import Manifest
 from mirror.web.forwarded import Origin
+
+#: Kinds of requests that are no pulls, and would make a hit rate wrong.
+NO_PULLS: Final = frozenset({"", "ping", "passed", "tunnel"})
 
 
 @dataclass(slots=True)

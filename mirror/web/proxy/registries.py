@@ -118,6 +118,7 @@ class Registries:
         return answer.status >= _BROKEN or answer.status == _LIMITED
 
     async def _ask(self, request: web.BaseRequest) -> PassedAnswer:
+        request[EXCHANGE].upstream = request[EXCHANGE].connected
         query = request.raw_path.partition("?")
         target = raw_path(request) + query[1] + query[2]
         return await self.passing.ask(request, target, request[EXCHANGE].origin.host)
