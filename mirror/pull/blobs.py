@@ -82,7 +82,7 @@ class BlobPulls:
         Raises:
             UpstreamError: it is not in the cache and cannot be had.
         """
-        stored = await self._blobs.lookup(digest)
+        stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
         await self._check_negative(target, digest)
@@ -103,11 +103,11 @@ class BlobPulls:
         Raises:
             UpstreamError: it is not in the cache and cannot be had.
         """
-        stored = await self._blobs.lookup(digest)
+        stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             stored.close()
             return BlobHead(Outcome.HIT, stored.size)
-        fill = self._fills.lookup(digest)
+        fill = self._joinable(digest, target.upstream)
         if fill is not None and fill.growth.total is not None:
             verified = fill.growth.state is State.WHOLE
             return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.growth.total)
@@ -145,11 +145,18 @@ class BlobPulls:
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].known_as(target.visitor)
 
-    def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
+    def _joinable(self, digest: Digest, upstream: str) -> Fill | None:
         fill = self._fills.lookup(digest)
+        if fill is None or not self._blobs.private or fill.source.registry.name == upstream:
+            return fill
+        return None  # what one upstream gives in private is not had by another's word
+
+    def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
+        upstream = source.registry.name
+        fill = self._joinable(digest, upstream)
         if fill is not None:
             return fill, False
-        fresh = Fill(digest, source, self._blobs, self._observer)
+        fresh = Fill(digest, source, self._blobs.of(upstream), self._observer)
         self._begun.add(fresh)
         self._fills.begin(fresh, ended=lambda: self._begun.discard(fresh))
         return fresh, True

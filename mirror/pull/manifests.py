@@ -187,10 +187,13 @@ class ManifestPulls:
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].known_as(target.visitor)
 
+    def _kept(self, target: Target) -> Manifests:
+        return self._manifests.of(target.upstream)
+
     # By digest.
 
     async def _by_digest(self, wanted: _Wanted, digest: Digest) -> ManifestAnswer:
-        stored = await self._manifests.lookup(digest)
+        stored = await self._kept(wanted.target).lookup(digest)
         if stored is not None and accepts(wanted.narrow, stored.media_type):
             return ManifestAnswer(stored, Outcome.HIT, until=math.inf)
         manifest, led = await self._asked(
@@ -214,7 +217,7 @@ class ManifestPulls:
             raise UnavailableError(registry.name, f"answered no manifest: {error}") from error
         manifest = Manifest(expected, media_type, answer.body)
         try:
-            await self._manifests.put(manifest)
+            await self._kept(wanted.target).put(manifest)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
             _log.info("manifest %s is served but could not be kept: %s", expected, error)
         else:
@@ -251,7 +254,7 @@ class ManifestPulls:
             await self._write_down(self._tags.forget(name))
             raise
         except _CANNOT_ANSWER as error:
-            if known is None or not await self._servable(known):
+            if known is None or not await self._servable(wanted.target, known):
                 raise
             _log.info("serving %s stale: %s", name, error)
             return Resolution(known.descriptor, Outcome.STALE, type(error).__name__)
@@ -277,17 +280,17 @@ class ManifestPulls:
         if head.digest is not None and head.size is not None:
             if head.media_type in MANIFEST_TYPES:
                 return Descriptor(head.media_type, head.digest, head.size)
-            stored = await self._manifests.lookup(head.digest)
+            stored = await self._kept(wanted.target).lookup(head.digest)
             if stored is not None:  # what it is was found out when it was fetched
                 return _described(stored)
         return _described(await self._fetch(wanted, tag, None))
 
-    async def _servable(self, link: Link) -> bool:
+    async def _servable(self, target: Target, link: Link) -> bool:
         """A tag is only advertised stale where its manifest can be served too."""
         usable = usable_stale(link.seen, self._clock(), self._stale_if_error)
         if not (usable or link.imported):
             return False
-        return await self._manifests.lookup(link.descriptor.digest) is not None
+        return await self._kept(target).lookup(link.descriptor.digest) is not None
 
     async def _write_down(self, writing: Awaitable[None]) -> None:
         try:

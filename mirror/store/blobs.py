@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mirror.oci.digest import Digest, Hasher
 from mirror.store.expected import Expectations
-from mirror.store.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey
+from mirror.store.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
 from mirror.store.objects import Objects, OpenObject
 from mirror.store.opening import kept
 from mirror.store.partial import Partial, Tail
@@ -26,27 +26,42 @@ class Blobs:
         threads: ThreadPoolExecutor,
         *,
         private: bool = False,
+        origin: str = "",
     ) -> None:
         """Use ``threads`` for what hashes, writes or flushes.
 
-        What grows here is for everybody, or ``private``; private ones are looked up beside
-        everybody's and never the other way round.
+        What grows here is for everybody, or ``private``: then it is that of one upstream
+        (``origin``), and looked up beside everybody's, never the other way round.
         """
-        self._kinds = (BLOBS, PRIVATE_BLOBS) if private else (BLOBS,)
+        self.private = private
+        self._origin = origin
         self._layout = layout
         self._objects = objects
         self._threads = threads
 
+    def of(self, upstream: str) -> "Blobs":
+        """The blobs that an upstream has a say in: what is private is so by its own word alone."""
+        if not self.private:
+            return self
+        parts = (self._layout, self._objects, self._threads)
+        return Blobs(*parts, private=True, origin=origin_mark(upstream))
+
     async def lookup(self, digest: Digest) -> OpenObject | None:
         """Open a stored blob, or None."""
-        for kind in self._kinds:
-            stored = await self._objects.lookup(ObjectKey(kind, digest))
-            if stored is not None:
-                return stored
-        return None
+        stored = await self._objects.lookup(ObjectKey(BLOBS, digest))
+        if stored is not None or not self.private:
+            return stored
+        stored = await self._objects.lookup(self._key(digest))
+        if stored is not None and stored.origin != self._origin:
+            stored.close()
+            return None
+        return stored
 
     def _key(self, digest: Digest) -> ObjectKey:
-        return ObjectKey(self._kinds[-1], digest)
+        return ObjectKey(PRIVATE_BLOBS if self.private else BLOBS, digest)
+
+    def _partial_of(self, digest: Digest) -> Path:
+        return self._layout.partial_of(self._key(digest), self._origin)
 
     async def stage(self, digest: Digest) -> Partial:
         """Take the lead in filling a blob, from where the last leader stopped.
@@ -55,7 +70,7 @@ class Blobs:
             PartialBusyError: another process has it.
             OSError: the disk says no.
         """
-        path = self._layout.partial_of(self._key(digest))
+        path = self._partial_of(digest)
         return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
 
     def _staged(self, path: Path, digest: Digest) -> Partial:
@@ -69,7 +84,7 @@ class Blobs:
         Raises:
             OSError: the disk says no.
         """
-        path = self._layout.partial_of(self._key(digest))
+        path = self._partial_of(digest)
         expected = Expectations(self._layout.expected)
 
         def total() -> int | None:
@@ -122,7 +137,8 @@ class Blobs:
             OSError, IndexUnavailableError: it could not be kept.
         """
         await self._run(partial.flush)
-        await self._objects.adopt(self._key(partial.digest), partial)
+        key = self._key(partial.digest)
+        await self._objects.adopt(key, partial, origin=self._origin)
 
     async def release(self, partial: Partial, *, discard: bool = False) -> None:
         """End a fill: keep the bytes for the next leader, or discard them."""

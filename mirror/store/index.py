@@ -110,8 +110,12 @@ class ObjectIndex:
         modified = told.get("modified", 0)  # version 0.1 did not write it
         return Entry(key, path, told["size"], told["mediaType"], modified)
 
-    def adopt(self, key: ObjectKey, staged: Path, size: int, media_type: str = "") -> Entry:
+    def adopt(
+        self, key: ObjectKey, staged: Path, size: int, media_type: str = "", origin: str = ""
+    ) -> Entry:
         """Take over a whole, verified, flushed file by rename; what the key had goes.
+
+        So does what is private of the same bytes, where they are everybody's now.
 
         Raises:
             OSError: the file cannot be moved.
@@ -119,7 +123,9 @@ class ObjectIndex:
         """
         # By itself diskcache removes the former file after its row, with no link to finish it by.
         self.remove(key)
-        name = key.new_name()
+        if key.private_twin is not None:
+            self.remove(key.private_twin)
+        name = key.new_name(origin)
         pending = self._pending(_ADOPT, key, name)
         os.rename(staged, pending)
         modified = pending.stat().st_mtime_ns

@@ -7,7 +7,8 @@
       blobs/sha256/ab/<hex>.<suffix>       a whole, verified blob
       manifests/sha256/ab/<hex>.<suffix>   a whole, verified manifest
       private-blobs/, private-manifests/   the same, got with the credentials of a client: what is
-                                           there is not for everybody, whatever else is lost
+                                           there is not for everybody, whatever else is lost; its
+                                           suffix begins with a mark of the upstream it is from
       partial/<kind>.sha256.<hex>          a fill: its length is its progress, its flock its leader
       expected/<kind>.sha256.<hex>         what it will grow to
       pending/<act>.<kind>.sha256.<hex>.<suffix>
@@ -30,6 +31,7 @@ just stored.
 
 import contextlib
 import errno
+import hashlib
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +46,8 @@ PRIVATE_BLOBS: Final = "private-blobs"
 PRIVATE_MANIFESTS: Final = "private-manifests"
 _KINDS: Final = (BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS)
 
+_RANDOM_BYTES: Final = 4
+_MARK_LENGTH: Final = 12
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _CACHEDIR_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of container images.\n"
 
@@ -88,11 +92,30 @@ class ObjectKey:
         """Whether it is a manifest, which has a media type."""
         return self.kind in {MANIFESTS, PRIVATE_MANIFESTS}
 
-    def new_name(self) -> str:
-        """A file name, relative to the root, that no file has had before."""
+    @property
+    def private_twin(self) -> "ObjectKey | None":
+        """The private object of the same bytes, None for what is private itself."""
+        twin = {BLOBS: PRIVATE_BLOBS, MANIFESTS: PRIVATE_MANIFESTS}.get(self.kind)
+        return None if twin is None else ObjectKey(twin, self.digest)
+
+    def new_name(self, origin: str = "") -> str:
+        """A file name, relative to the root, that no file has had before; see :func:`origin_of`."""
         digest = self.digest
         directory = f"{self.kind}/{digest.algorithm}/{digest.hex[:2]}"
-        return f"{directory}/{digest.hex}.{secrets.token_hex(4)}"
+        return f"{directory}/{digest.hex}.{origin}{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def origin_mark(upstream: str) -> str:
+    """What stands for an upstream in the names of files that it has given as private."""
+    return hashlib.sha256(upstream.encode()).hexdigest()[:_MARK_LENGTH]
+
+
+def origin_of(path: Path) -> str:
+    """The mark of the upstream that a private object is from, empty for what is everybody's.
+
+    It is in the file's name, so that it is lost together with the file and not before.
+    """
+    return path.name.rpartition(".")[2][: -2 * _RANDOM_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +189,9 @@ class Layout:
         for kind in _KINDS:
             yield from (self.root / kind).glob("*/*")
 
-    def partial_of(self, key: ObjectKey) -> Path:
+    def partial_of(self, key: ObjectKey, origin: str = "") -> Path:
         """Where one object grows until it is whole."""
-        return self.partial / str(key)
+        return self.partial / (f"{key}.{origin}" if origin else str(key))
 
     def ensure(self) -> None:
         """Create the directories, for the owner's eyes only.

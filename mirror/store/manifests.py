@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
-from mirror.store.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey
+from mirror.store.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
 from mirror.store.objects import Objects, OpenObject
 from mirror.store.opening import kept
 from mirror.store.partial import Partial
@@ -39,25 +39,36 @@ class Manifests:
         threads: ThreadPoolExecutor,
         *,
         private: bool = False,
+        origin: str = "",
     ) -> None:
-        """Use ``threads`` for what reads, writes or hashes; ``private`` as for blobs."""
-        self._kinds = (MANIFESTS, PRIVATE_MANIFESTS) if private else (MANIFESTS,)
+        """Use ``threads`` for what reads, writes or hashes; the rest as for blobs."""
+        self._private = private
+        self._origin = origin
         self._layout = layout
         self._objects = objects
         self._threads = threads
 
+    def of(self, upstream: str) -> "Manifests":
+        """The manifests that an upstream has a say in, as for blobs."""
+        if not self._private:
+            return self
+        parts = (self._layout, self._objects, self._threads)
+        return Manifests(*parts, private=True, origin=origin_mark(upstream))
+
     async def lookup(self, digest: Digest) -> Manifest | None:
         """The manifest of that digest, or None; one that no longer hashes to it is dropped."""
-        for kind in self._kinds:
-            found = await self._lookup(ObjectKey(kind, digest))
-            if found is not None:
-                return found
-        return None
+        found = await self._lookup(ObjectKey(MANIFESTS, digest))
+        if found is not None or not self._private:
+            return found
+        return await self._lookup(self._key(digest))
 
     async def _lookup(self, key: ObjectKey) -> Manifest | None:
         digest = key.digest
         stored = await self._objects.lookup(key)
         if stored is None:
+            return None
+        if key.kind != MANIFESTS and stored.origin != self._origin:
+            stored.close()
             return None
         # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
         body = _at_hand(stored)
@@ -69,7 +80,7 @@ class Manifests:
         return Manifest(digest, stored.media_type, body)
 
     def _key(self, digest: Digest) -> ObjectKey:
-        return ObjectKey(self._kinds[-1], digest)
+        return ObjectKey(PRIVATE_MANIFESTS if self._private else MANIFESTS, digest)
 
     async def put(self, manifest: Manifest) -> None:
         """Store a manifest whose digest the caller has verified.
@@ -84,12 +95,12 @@ class Manifests:
             writing = self._run(lambda: self._write(key, manifest))
             partial = await kept(writing, Partial.close)
         try:
-            await self._objects.adopt(key, partial, manifest.media_type)
+            await self._objects.adopt(key, partial, manifest.media_type, self._origin)
         finally:
             await self._run(partial.close)
 
     def _write(self, key: ObjectKey, manifest: Manifest) -> Partial:
-        partial = Partial(self._layout.partial_of(key), manifest.digest)
+        partial = Partial(self._layout.partial_of(key, self._origin), manifest.digest)
         try:
             partial.restart()
             partial.append([manifest.body])

@@ -19,7 +19,7 @@ from typing import Final, ParamSpec, TypeVar
 from mirror.store.alarm import Alarm
 from mirror.store.database import IndexDamagedError, IndexUnavailableError
 from mirror.store.index import Entry, ObjectIndex, Row
-from mirror.store.layout import Layout, ObjectKey
+from mirror.store.layout import Layout, ObjectKey, origin_of
 from mirror.store.opening import kept
 from mirror.store.partial import Partial
 from mirror.store.rebuild import rebuild
@@ -36,11 +36,15 @@ _KNOWN: Final = 100_000  # entries kept in memory, some 500 bytes each
 
 @dataclass(frozen=True, slots=True)
 class OpenObject:
-    """A stored object with an open descriptor, the caller's to close; ``size`` in bytes."""
+    """A stored object with an open descriptor, the caller's to close; ``size`` in bytes.
+
+    ``origin`` marks the upstream that a private one is from.
+    """
 
     fd: int
     size: int
     media_type: str
+    origin: str = ""
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -205,7 +209,7 @@ class Objects:
             fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
             there = os.fstat(fd)
             if (there.st_size, there.st_mtime_ns) == (entry.size, entry.modified):
-                return OpenObject(fd, entry.size, entry.media_type)
+                return OpenObject(fd, entry.size, entry.media_type, origin_of(entry.path))
             os.close(fd)
         self._known.pop(key, None)
         return None
@@ -233,7 +237,7 @@ class Objects:
             os.close(fd)
             index.remove(key)
             return None
-        opened = OpenObject(fd, entry.size, entry.media_type)
+        opened = OpenObject(fd, entry.size, entry.media_type, origin_of(entry.path))
         return _Found(entry, opened, trusted=there.st_mtime_ns == entry.modified)
 
     async def verify(self, key: ObjectKey) -> bool | None:
@@ -329,20 +333,22 @@ class Objects:
         """Give back what :meth:`reserve` promised."""
         await self._visit(self._shelf.release, partial.path)
 
-    async def adopt(self, key: ObjectKey, partial: Partial, media_type: str = "") -> None:
+    async def adopt(
+        self, key: ObjectKey, partial: Partial, media_type: str = "", origin: str = ""
+    ) -> None:
         """Make a whole, verified partial file an object.
 
         Raises:
             OSError, IndexUnavailableError: it could not be kept.
         """
         with self.alarm.watching():
-            await self._visit(self._adopt, key, partial, media_type)
+            await self._visit(self._adopt, key, partial, media_type, origin)
         self.alarm.working()
 
-    def _adopt(self, key: ObjectKey, partial: Partial, media_type: str) -> None:
+    def _adopt(self, key: ObjectKey, partial: Partial, media_type: str, origin: str) -> None:
         shelf = self._shelf
         shelf.space.release(partial.path)
-        shelf.index.adopt(key, partial.path, partial.length, media_type)
+        shelf.index.adopt(key, partial.path, partial.length, media_type, origin)
 
     async def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; False when they never can."""

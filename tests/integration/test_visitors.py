@@ -13,7 +13,7 @@ from aiohttp import web
 
 from mirror.store.reading import read_statement
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
-from tests.fakes.content import digest_of
+from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.office import EVERYBODY, Office, basic
 from tests.running import Mirror, eventually, running
 
@@ -228,7 +228,7 @@ async def test_what_is_public_is_served_offline_after_a_restart_whatever_a_clien
             assert await pull(mirror, office, OPEN, who) == GOOD
 
 
-async def test_a_layer_of_both_is_for_everybody_by_the_public_repository(mirror, office):
+async def test_a_layer_of_both_is_for_everybody_by_the_public_repository(tmp_path, mirror, office):
     base = random_bytes(50_000, 9)
     office.add("library/shared", image(base, marker="a"), EVERYBODY)
     office.add(TEAM, image(base, b"ours", marker="b"), ANN)
@@ -238,6 +238,8 @@ async def test_a_layer_of_both_is_for_everybody_by_the_public_repository(mirror,
     assert (await mirror.get(f"/v2/library/shared/{path}")).body == base
     assert (await mirror.get(f"/v2/{TEAM}/{path}")).status == 200, "it is everybody's now"
     assert (await mirror.get(f"/v2/{TEAM}/blobs/{digest_of(b'ours')}")).status == 401
+    files = [file.parts[-4] for file in (tmp_path / "cache").glob("*/sha256/*/*")]
+    assert files == ["blobs"], "there once"
 
 
 async def test_a_repository_that_becomes_public_is(tmp_path, office):
@@ -343,6 +345,38 @@ async def test_a_private_object_of_one_upstream_is_not_had_through_another(tmp_p
                         path = f"/v2/{name}/{TEAM}/{kind}/{digest}"
                         answer = await mirror.get(path, Authorization=EVE, Host=host)
                         assert answer.status == 404
+
+
+async def test_no_upstream_opens_what_another_gave_by_saying_that_it_has_it(tmp_path, office):
+    """A registry that is not honest: it says yes to every HEAD, and has nothing."""
+
+    async def claim(request: web.BaseRequest) -> web.Response:
+        reference = request.path.rpartition("/")[2]
+        digest = reference if ":" in reference else manifest
+        headers = {"Docker-Content-Digest": digest, "Content-Length": "100"}
+        if request.method == "HEAD":
+            return web.Response(headers=headers | {"Content-Type": OCI_MANIFEST})
+        if "Authorization" not in request.headers:
+            return web.Response(status=401, headers={"WWW-Authenticate": "Basic realm=it"})
+        return web.Response(body=b"{}", headers={"Accept-Ranges": "bytes"})
+
+    manifest, blobs = office.content(TEAM)
+    async with serving(claim) as address:
+        second = {"url": address, "client_credentials": True, "hosts": ["second.test"]}
+        upstreams = {
+            "docker.io": {"url": office.registry.url, "client_credentials": True},
+            "second.example.com": second,
+        }
+        async with running(tmp_path, upstreams) as mirror:
+            assert await pull(mirror, office, TEAM, ANN) == GOOD
+            headers = {"Authorization": EVE, "Host": "second.test"}
+            for path in ("manifests/1", f"manifests/{manifest}", *(f"blobs/{it}" for it in blobs)):
+                try:
+                    answer = await mirror.get(f"/v2/any/{path}", **headers)
+                except aiohttp.ClientError:
+                    continue  # broken off: what it sent is not what it said
+                assert answer.status == 502, path
+            assert await pull(mirror, office, TEAM, ANN) == GOOD
 
 
 @asynccontextmanager
