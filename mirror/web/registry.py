@@ -100,7 +100,7 @@ class RegistryFace:
         target = self.directory.resolve(
             endpoint.name,
             prefix=endpoint.prefix,
-            namespace=request.rel_url.query.get("ns"),
+            namespace=_namespace(request),
             host=exchange.origin.host,
             connected=exchange.connected,
         )
@@ -222,11 +222,19 @@ def raw_path(request: web.BaseRequest) -> str:
     return "/" + target.partition("://")[2].partition("/")[2]
 
 
+def _namespace(request: web.BaseRequest) -> str | None:
+    """The registry that a client names apart from the path.
+
+    In a field it comes from snapshotters that can be told to send one, but send no ``ns``.
+    """
+    return request.rel_url.query.get("ns") or request.headers.get("OCI-Namespace")
+
+
 def _fields(request: web.BaseRequest, digest: Digest, status: str) -> dict[str, str]:
     fields = {**API_VERSION, **digest_fields(digest), "Cache-Status": status}
     if request[EXCHANGE].private:
         fields |= _FOR_ONE_CLIENT
-    namespace = request.rel_url.query.get("ns")
+    namespace = _namespace(request)
     return fields | {"OCI-Namespace": namespace} if namespace else fields
 
 

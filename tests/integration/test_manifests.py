@@ -201,7 +201,14 @@ async def test_two_upstreams_at_once_do_not_mix(tmp_path):
             assert by_host.body == theirs.manifest
             with_ns = await mirror.get("/v2/dotnet/app/manifests/1?ns=mcr.microsoft.com")
             assert with_ns.headers["OCI-Namespace"] == "mcr.microsoft.com"
+            named = {"OCI_Namespace": "mcr.microsoft.com"}
+            by_field = await mirror.get("/v2/dotnet/app/manifests/1", **named)
+            assert by_field.body == theirs.manifest
+            assert by_field.headers["OCI-Namespace"] == "mcr.microsoft.com"
+            both = await mirror.get("/v2/app/manifests/1?ns=docker.io", **named)
+            assert both.body == ours.manifest, "the query comes first"
         assert all("ns=" not in seen.path for seen in mcr.seen)
+        assert all("OCI-Namespace" not in seen.headers for seen in mcr.seen)
         assert mcr.count("manifest", "GET") == 1
 
 
