@@ -6,7 +6,7 @@ from typing import Final
 _NAMES: Final = {
     "buildah": "Buildah",
     "buildkit": "BuildKit",
-    "containers": "containers/image",  # programs that use the library and say nothing else
+    "containers": "Podman",  # names its library alone; the others that use it name themselves
     "cri-o": "CRI-O",
     "docker": "Docker",
     "helm": "Helm",

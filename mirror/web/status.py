@@ -3,6 +3,8 @@
 Translates only: what there is to say comes from the ledger, how it looks from ``pages``.
 """
 
+import asyncio
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,6 +23,7 @@ from mirror.web.pages import Pages, health
 _RECENT: Final = 20
 _LISTED: Final = 8
 _LOOKED_AT: Final = 50  # of the largest and the longest unused; some are no longer in the cache
+_LIVE_SECONDS: Final = 0.5  # it takes 4 ms to make, and every open tab asks
 _DAYS: Final = 30
 _BAR: Final = 30
 #: What may stand in a configuration file; a Host field may be anything.
@@ -107,6 +110,7 @@ class StatusFace:
         source: Source,
         guides: Sequence[Guide],
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Show ``upstreams`` in their order; ``clock`` gives Unix seconds."""
         self._version = version
@@ -115,7 +119,11 @@ class StatusFace:
         self._source = source
         self._guides = {guide.key: guide for guide in guides}
         self._clock = clock
+        self._monotonic = monotonic
         self._pages = Pages()
+        self._making = asyncio.Lock()
+        self._live = ""
+        self._live_until = -math.inf
 
     async def page(self, request: web.BaseRequest) -> web.Response:
         """HTML for browsers, plain text for everybody else."""
@@ -124,8 +132,12 @@ class StatusFace:
         return self._html(request, "status.html", page="status", **await self._said())
 
     async def live(self, request: web.BaseRequest) -> web.Response:
-        """The part of the page that changes, for its script."""
-        return self._html(request, "live.html", **await self._said())
+        """The part of the page that changes, for its script; made once for all who ask at once."""
+        async with self._making:
+            if self._monotonic() >= self._live_until:
+                self._live = self._pages.render("live.html", **await self._said())
+                self._live_until = self._monotonic() + _LIVE_SECONDS
+        return _sent_html(self._live)
 
     async def clients(self, request: web.BaseRequest) -> web.Response:
         """How to point a client at the mirror, at the address where the reader found it."""
@@ -160,8 +172,7 @@ class StatusFace:
     def _html(self, request: web.BaseRequest, template: str, **values: object) -> web.Response:
         host = request[EXCHANGE].origin.host or "localhost"
         text = self._pages.render(template, host=host, version=self._version, **values)
-        headers = {**_FIELDS, "Cache-Control": "no-store", "Vary": "Accept"}
-        return web.Response(text=text, content_type="text/html", headers=headers)
+        return _sent_html(text)
 
     async def _said(self) -> Mapping[str, object]:
         said = await self._source.state(_RECENT, _LOOKED_AT)
@@ -227,6 +238,11 @@ class StatusFace:
         ]
         text = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
         return web.Response(text=text, headers={"Vary": "Accept", "Cache-Control": "no-store"})
+
+
+def _sent_html(text: str) -> web.Response:
+    headers = {**_FIELDS, "Cache-Control": "no-store", "Vary": "Accept"}
+    return web.Response(text=text, content_type="text/html", headers=headers)
 
 
 def _wants_html(request: web.BaseRequest) -> bool:

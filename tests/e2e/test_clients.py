@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import trustme
@@ -122,6 +123,8 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
 class Ctr:
     """containerd and its ctr, with `mirror client containerd`."""
 
+    name: ClassVar = "containerd"
+
     office: Office
     directory: Path
 
@@ -175,6 +178,8 @@ class Containers:
 
 
 class Podman(Containers):
+    name = "Podman"
+
     def get(self, image: str) -> None:
         self.run("podman", *self.storage, "pull", "--quiet", image)
 
@@ -183,6 +188,8 @@ class Podman(Containers):
 
 
 class Skopeo(Containers):
+    name = "Skopeo"
+
     def get(self, image: str) -> None:
         self.run("skopeo", "copy", "--quiet", "--all", f"docker://{image}", f"dir:{self.copy}")
 
@@ -195,6 +202,8 @@ class Skopeo(Containers):
 
 
 class Buildah(Containers):
+    name = "Buildah"
+
     def get(self, image: str) -> None:
         context = self.directory / "context"
         context.mkdir(exist_ok=True)
@@ -252,6 +261,7 @@ def test_an_image_is_pulled_by_its_usual_name_cold_warm_and_offline(
     upstream.start()
     assert upstream.blob_requests() == cold
     assert blob_hits(office, registry) - hits >= 2 * 5, "config and four layers, twice"
+    assert office.mirror.pulls(registry, repository) == {("1", client.name): 3}
 
 
 @pytest.mark.parametrize("client", ["containerd", "podman"])

@@ -80,6 +80,8 @@ def test_an_image_is_pulled_cold_warm_offline_and_after_a_restart(office: Office
     office.mirror.start()
     pull_and_run(office, image, f"hello by {way}")
     assert upstream.blob_requests() == cold
+    registry = "docker.io" if upstream is office.hub else "mcr.microsoft.com"
+    assert office.mirror.pulls(registry, repository) == {("1", "Docker"): 4}
     upstream.start()
 
 

@@ -137,6 +137,12 @@ async def test_what_is_being_filled_is_seen_with_everybody_who_waits(tmp_path):
             await asyncio.gather(*pulls, return_exceptions=True)
 
 
+async def test_a_hundred_open_tabs_cost_one(mirror):
+    pages = await asyncio.gather(*(page(mirror, "/live") for _ in range(100)))
+    assert len({re.sub(r"<time.*?</time>", "", each) for each in pages}) == 1
+    assert len(set(pages)) <= 3
+
+
 async def test_an_upstream_in_trouble_is_called_that(tmp_path, upstream):
     await upstream.stop()
     async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:

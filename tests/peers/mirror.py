@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+import time
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirror.store.reading import read_statement
 from tests.peers.process import Process, free_port
 
 
@@ -63,6 +66,16 @@ class MirrorProcess:
             lines = response.read().decode().splitlines()
         samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in samples}
+
+    def pulls(self, upstream: str, repository: str) -> dict[tuple[str, str], int]:
+        """How often the ledger says that a repository was pulled, by tag or digest and client."""
+        time.sleep(1.2)  # it is written every second
+        pulls: Counter[tuple[str, str]] = Counter()
+        said = read_statement(self.directory / "cache" / "ledger", time.time())
+        for pull in said.recent:
+            if (pull.upstream, pull.repository) == (upstream, repository):
+                pulls[pull.reference, pull.client] += pull.times
+        return dict(pulls)
 
     def _ready(self) -> bool:
         try:

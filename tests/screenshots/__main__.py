@@ -23,7 +23,7 @@ from tests.screenshots.office import (
 
 _URL: Final = "http://mirror.example.com:5000"
 _WHERE: Final = Path("config/screenshots")
-_WIDE: Final = (1120, 900)
+_WIDE: Final = (1040, 850)
 _PHONE: Final = (360, 740)
 
 
@@ -54,9 +54,8 @@ async def _shoot_all(browser: Browser, directory: Path) -> None:
     await _shoot(browser, _URL, directory / "status-light.png", "light")
     await _shoot(browser, _URL, directory / "status-dark.png", "dark")
     await _shoot(browser, _URL, directory / "status-phone.png", "light", _PHONE)
-
     clients = f"{_URL}/clients?client=podman"
-    await _shoot(browser, clients, directory / "clients-light.png", "light")
+    await _shoot(browser, clients, directory / "clients.png", "light")
 
 
 async def main(directory: Path) -> None:

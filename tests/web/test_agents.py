@@ -19,7 +19,7 @@ from mirror.web.agents import client_type
         ("Buildah/1.28.2", "Buildah"),
         ("buildkit/v0.20", "BuildKit"),
         ("cri-o/1.31.0 go/go1.22.0 os/linux arch/amd64", "CRI-O"),
-        ("containers/5.24.1 (github.com/containers/image)", "containers/image"),
+        ("containers/5.24.1 (github.com/containers/image)", "Podman"),
         ("crane/v0.20.2 go-containerregistry/v0.20.2", "crane"),
         ("curl/7.88.1", "curl"),
         ("", "unknown"),
