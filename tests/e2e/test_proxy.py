@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import bcrypt
 import pytest
 import trustme
 from typer.testing import CliRunner
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 
 MIB = 1 << 20
 NAME = "second.test"
+PRIVATE = "private.test"
 
 
 @dataclass
@@ -32,15 +34,10 @@ class Office:
     """A registry that speaks TLS, the mirror as a proxy, a Docker daemon that knows only it."""
 
     registry: Distribution
+    twin: Distribution  # without TLS, on the same content
+    private: Distribution
     mirror: MirrorProcess
     docker: Dockerd
-
-    @property
-    def plain(self) -> str:
-        """Where the registry's content can be put without TLS: a twin on the same directory."""
-        return self.twin.url
-
-    twin: Distribution
 
     def pull_and_run(self, image: str, marker: str) -> None:
         """Pull an image that is not there, run it, remove it."""
@@ -66,6 +63,11 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     authority.cert_pem.write_to_path(str(directory / "registry-ca.pem"))
     data = directory / "registry"
     registry = Distribution(data, certificate=directory / "registry.pem")
+    users = directory / "users"
+    users.write_bytes(b"alice:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)) + b"\n")
+    private = Distribution(
+        directory / "private", certificate=directory / "registry.pem", users=users
+    )
     twin = Distribution(directory / "twin")
     (directory / "twin").mkdir()
     data.mkdir()
@@ -77,6 +79,9 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
             f'[upstreams."{NAME}"]',
             f'url = "{registry.url}"',
             f'ca_file = "{directory}/registry-ca.pem"',
+            f'[upstreams."{PRIVATE}"]',
+            f'url = "{private.url}"',
+            f'ca_file = "{directory}/registry-ca.pem"',
             '[tags]\nmax_age = "1h"',
             "[fill]\nconnections = 1",
             f'[proxy]\nlisten = "127.0.0.1:{port}"\n',
@@ -85,14 +90,15 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     mirror = MirrorProcess(directory / "mirror", {"docker.io": "http://127.0.0.1:9"}, extra)
     registry.start()
     twin.start()
+    private.start()
     mirror.start()
     docker = Dockerd(directory / "docker", environment=environment(directory))
     docker.start()
-    yield Office(registry, mirror, docker, twin)
+    yield Office(registry, twin, private, mirror, docker)
     docker.stop()
     mirror.terminate()
-    twin.stop()
-    registry.stop()
+    for each in (registry, twin, private):
+        each.stop()
 
 
 def environment(directory: Path) -> dict[str, str]:
@@ -106,7 +112,7 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 def test_an_image_of_another_registry_is_pulled_by_its_own_name(office: Office) -> None:
-    push_image(office.plain, "team/demo", "1", "hello by proxy", [64 * MIB, 3 * MIB, 1000])
+    push_image(office.twin.url, "team/demo", "1", "hello by proxy", [64 * MIB, 3 * MIB, 1000])
     image = f"{NAME}/team/demo:1"
     office.pull_and_run(image, "hello by proxy")
     cold = office.registry.blob_requests()
@@ -126,8 +132,8 @@ def test_an_image_of_another_registry_is_pulled_by_its_own_name(office: Office) 
 
 def test_a_push_goes_through_and_is_seen_at_once(office: Office) -> None:
     """Layers that the cache has from elsewhere are uploaded all the same; tags that move, move."""
-    push_image(office.plain, "team/base", "1", "first", [2 * MIB])
-    push_image(office.plain, "team/base", "2", "second", [2 * MIB])
+    push_image(office.twin.url, "team/base", "1", "first", [2 * MIB])
+    push_image(office.twin.url, "team/base", "2", "second", [2 * MIB])
     image = f"{NAME}/team/pushed:1"
     for tag, marker in (("1", "first"), ("2", "second")):
         office.docker.docker("pull", f"{NAME}/team/base:{tag}")
@@ -138,6 +144,35 @@ def test_a_push_goes_through_and_is_seen_at_once(office: Office) -> None:
     written = office.registry.writes()
     assert ("PUT", "/v2/team/pushed/manifests/1") in written
     assert sum(path.startswith("/v2/team/pushed/blobs/uploads/") for _, path in written) >= 4
+
+
+def test_a_login_is_the_registrys_and_what_is_private_is_cached_for_whom_it_lets_in(
+    office: Office,
+) -> None:
+    push_image(office.twin.url, "team/seed", "1", "for alice alone", [2 * MIB])
+    image, docker = f"{PRIVATE}/team/app:1", office.docker
+    docker.docker("pull", f"{NAME}/team/seed:1")
+    docker.docker("tag", f"{NAME}/team/seed:1", image)
+    assert "no basic auth credentials" in docker.refused("push", image)
+    assert "unauthorized" in docker.refused("login", "-u", "alice", "-p", "wrong", PRIVATE).lower()
+    docker.docker("login", "-u", "alice", "-p", "secret", PRIVATE)
+    docker.docker("push", image)
+    docker.docker("rmi", image, f"{NAME}/team/seed:1")
+    office.pull_and_run(image, "for alice alone")
+    fetched = gets(office.private)
+    assert 0 < fetched <= 4, "config and three layers, but for what the cache had from the other"
+    office.pull_and_run(image, "for alice alone")
+    assert gets(office.private) == fetched
+    docker.docker("logout", PRIVATE)
+    assert docker.refused("pull", image)
+    log = office.mirror.output()
+    assert "secret" not in log
+    assert "YWxpY2U6" not in log, "the same, as Basic"
+
+
+def gets(registry: Distribution) -> int:
+    """How often the bytes of a blob were asked for."""
+    return sum(method == "GET" and "/blobs/sha256:" in path for method, path in registry.requests())
 
 
 def test_a_registry_that_is_nobodys_upstream_is_let_through_or_told_of(office: Office) -> None:

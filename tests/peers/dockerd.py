@@ -65,4 +65,5 @@ class Dockerd:
         )
 
     def _command(self, *arguments: str) -> list[str]:
-        return ["docker", "--host", f"unix://{self._socket}", *arguments]
+        own = str(self.directory / "cli")  # where logins are kept
+        return ["docker", "--config", own, "--host", f"unix://{self._socket}", *arguments]
