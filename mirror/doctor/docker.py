@@ -7,6 +7,7 @@ from mirror.doctor import hosts
 from mirror.doctor.daemon import Daemon, is_insecure
 from mirror.doctor.files import Tree, UnusableFileError, strings
 from mirror.doctor.inspection import Inspection, Trust, Walk, Way
+from mirror.doctor.proxied import lookup_through
 from mirror.doctor.proxy import goes_direct
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Likeness, Target
@@ -33,10 +34,13 @@ def inspect(tree: Tree, target: Target, daemon: Daemon | None) -> Inspection:
         mend = f"mend it, then {_RESTART} (until then Docker does not start again)"
         inspection.findings.append(wrong(_FILE, str(error), mend))
         return inspection
-    if HUB not in inspection.pointed:
+    through = lookup_through(tree, target, settings, daemon)
+    if through is not None:
+        inspection.through, inspection.pointed = through, {*inspection.pointed, HUB}
+    if HUB not in inspection.pointed or settings.get("registry-mirrors"):
         inspection.take(_registry_mirrors(tree, target, settings, daemon))
         inspection.findings += _plain_http(target, settings, daemon)
-    if daemon is not None:
+    if daemon is not None and through is None:
         inspection.findings += _proxies(target, daemon)
     return inspection
 

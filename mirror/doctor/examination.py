@@ -6,6 +6,7 @@ from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
 from mirror.doctor.daemon import Daemon, SilentDaemonError, ask
 from mirror.doctor.files import Tree
 from mirror.doctor.inspection import Inspection
+from mirror.doctor.proxied import walk_through
 from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
 from mirror.doctor.target import Likeness, Target
 from mirror.doctor.walking import walk_all
@@ -34,7 +35,10 @@ async def examine(root: Path, url: str | None, own: str, home: str = "/root") ->
     findings += inspection.findings
     if not inspection.pointed and not any(map(is_wrong, inspection.findings)):
         findings.append(_nobody(target))
-    findings += await walk_all(target, inspection.walks)
+    if inspection.through is not None:
+        findings.append(await walk_through(inspection.through))
+    if inspection.walks or inspection.through is None:
+        findings += await walk_all(target, inspection.walks)
     return Report(target.url, tuple(findings))
 
 

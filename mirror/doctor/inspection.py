@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from mirror.doctor.proxied import Through
 from mirror.doctor.report import Finding
 
 
@@ -35,14 +36,19 @@ class Walk:
 
 @dataclass(slots=True)
 class Inspection:
-    """What one client's configuration says; ``pointed`` are the registries it gets from here."""
+    """What one client's configuration says; ``pointed`` are the registries it gets from here.
+
+    ``through``: it has the mirror as its proxy.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     walks: list[Walk] = field(default_factory=list)
     pointed: set[str] = field(default_factory=set)
+    through: Through | None = None
 
     def take(self, other: "Inspection") -> None:
         """Add what another inspection found."""
         self.findings += other.findings
         self.walks += other.walks
         self.pointed |= other.pointed
+        self.through = self.through or other.through

@@ -1,0 +1,83 @@
+"""Docker whose HTTPS proxy the mirror is: whether it gets there, and trusts what it is shown."""
+
+import ssl
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from mirror.clients import is_loopback
+from mirror.config.secrecy import masked
+from mirror.doctor.daemon import Daemon
+from mirror.doctor.files import Tree, table
+from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.target import Target
+
+_SECONDS: Final = 15
+_PROBE: Final = "https://registry-1.docker.io/v2/library/busybox/manifests/latest"
+_SYSTEM_CAS: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+_MEND: Final = {
+    403: "add this machine's network to [access] networks of the mirror",
+    407: "user and password in the address of the proxy (http://user:password@...)",
+}
+_NO_PROXY: Final = "see [proxy] listen of the mirror: is it on, and is this its port"
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """A proxy that Docker is told of, and the file of the CAs it trusts (empty: the system's)."""
+
+    proxy: str
+    ca_file: str
+
+    @property
+    def where(self) -> str:
+        """The proxy, without a password."""
+        return f"Docker through the proxy {masked(self.proxy)}"
+
+
+def lookup_through(
+    tree: Tree, target: Target, settings: dict[str, Any], daemon: Daemon | None
+) -> Through | None:
+    """The proxy of Docker where it is at the mirror, None where it is another or there is none."""
+    written = str(table(settings, "proxies").get("https-proxy", ""))
+    proxy = daemon.https_proxy if daemon is not None else written
+    try:
+        host = urlsplit(proxy).hostname or ""
+    except ValueError:
+        return None
+    if not host or not (host == target.host or (is_loopback(host) and target.local)):
+        return None
+    trusted = (str(tree.at(file)) for file in _SYSTEM_CAS if tree.exists(file))
+    return Through(proxy, next(trusted, ""))
+
+
+async def walk_through(through: Through) -> Finding:
+    """Ask the proxy for Docker Hub as Docker does; nothing is downloaded."""
+    context = ssl.create_default_context(cafile=through.ca_file or None)
+    timeout = aiohttp.ClientTimeout(total=_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.head(
+                _PROBE, proxy=through.proxy, ssl=context, allow_redirects=False
+            ) as response,
+        ):
+            return _judged(through.where, response)
+    except aiohttp.ClientHttpProxyError as error:
+        mend = _MEND.get(error.status, _NO_PROXY)
+        return wrong(through.where, f"is refused: {error.status} {error.message}", mend)
+    except aiohttp.ClientConnectorCertificateError:
+        mend = "`mirror ca` on the mirror's machine prints it and says where it goes"
+        return wrong(through.where, "does not trust the CA of the mirror", mend)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        return wrong(through.where, f"cannot get there: {masked(str(error))}", _NO_PROXY)
+
+
+def _judged(where: str, response: aiohttp.ClientResponse) -> Finding:
+    said = response.headers.get("Cache-Status", "")
+    if said.startswith("mirror") or response.headers.get("Server") == "mirror":
+        return ok(where, "is answered for Docker Hub, by its usual name")
+    mend = 'enabled = true in [upstreams."docker.io"] of the mirror'
+    return note(where, "is let through to Docker Hub: the mirror does not answer for it", mend)
