@@ -79,6 +79,7 @@ def remove_images(
         list[str], typer.Argument(help="Images, globs in quotes ('alpine:3.*'), or digests.")
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what [[keep]] keeps.")] = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     cache_dir: CacheOption = None,
@@ -90,7 +91,7 @@ def remove_images(
     settings = _load(config, cache_dir)
     from mirror.operate.upkeep import removed  # noqa: PLC0415  # late, as above
 
-    gone = _done(removed(settings, images, dry_run=dry_run))
+    gone = _done(removed(settings, images, dry_run=dry_run, force=force))
     if as_json:
         print(json.dumps(gone, indent=2))
         return
@@ -143,7 +144,7 @@ def _row(image: dict[str, Any]) -> tuple[str, ...]:
         image["name"],
         ", ".join(platforms) or "-",
         decimal(image["bytes"]),
-        "whole" if image["whole"] else lacking,
+        ("whole" if image["whole"] else lacking) + (", kept" if image["kept"] else ""),
         ago(time.time() - _seconds(image["last_used"])),
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from mirror.app.door import certificate, certificate_error, opened_admission
 from mirror.app.editions import Editions
 from mirror.app.errors import StartError
+from mirror.app.housekeeping import Housekeeping
 from mirror.app.notify import Supervisor
 from mirror.app.scrubbing import Scrubbing
 from mirror.app.store import Store, cache_limits
@@ -38,6 +39,7 @@ class Reloadable:
     editions: Editions
     store: Store
     scrubbing: Scrubbing
+    housekeeping: Housekeeping
     certificate: Certificate | None
 
     @property
@@ -61,6 +63,7 @@ class Reloadable:
         configure(config.log.level, config.log.format, access=config.log.access)
         self.editions.begin(edition)
         self.scrubbing.every(config.cache.scrub.seconds)
+        self.housekeeping.go_by(config)
         with contextlib.suppress(OSError, IndexUnavailableError):  # it is told, and healed, already
             await self.store.objects.limit(cache_limits(config))
 

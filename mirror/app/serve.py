@@ -15,11 +15,12 @@ from aiohttp import web
 
 from mirror import __version__
 from mirror.app.books import opened_books
-from mirror.app.commands import opened_commands
+from mirror.app.commands import commands
 from mirror.app.control import opened_control
 from mirror.app.door import certificate, listen
 from mirror.app.editions import Editions, opened_editions
 from mirror.app.ground import opened_ground
+from mirror.app.housekeeping import Housekeeping
 from mirror.app.notify import supervised
 from mirror.app.process import (
     allow_open_files,
@@ -158,14 +159,16 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        commands = stack.enter_context(opened_commands(store, editions, time.time()))
-        control = opened_control(store.layout.control, reception, commands)
+        obeyed = commands(store, editions, time.time())
+        control = opened_control(store.layout.control, reception, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             editions.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store), name="tend")
         stack.callback(tending.cancel)
         scrubbing = stack.enter_context(contextlib.closing(Scrubbing(store, first=first)))
         scrubbing.every(config.cache.scrub.seconds)
+        housekeeping = stack.enter_context(contextlib.closing(Housekeeping(store, first=first)))
+        housekeeping.go_by(config)
         rereading = asyncio.create_task(_reread_regularly(chain, editions), name="reread")
         stack.callback(rereading.cancel)
         direct = [listener for listener in listeners if not listener.proxy]
@@ -174,7 +177,7 @@ async def _serving_on(
         await stack.enter_async_context(listening(server, proxies))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        yield Reloadable(editions, store, scrubbing, chain)
+        yield Reloadable(editions, store, scrubbing, housekeeping, chain)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from mirror.app.errors import StartError
 from mirror.config.model import Config
 from mirror.metrics import Metrics
 from mirror.store.blobs import Blobs
+from mirror.store.catalogue import Catalogue, Section
+from mirror.store.keeping import Keeping
 from mirror.store.layout import Layout
 from mirror.store.links import Links
 from mirror.store.listings import Listings
@@ -22,6 +24,7 @@ from mirror.store.space import Limits
 from mirror.store.tags import Tags
 
 _FILE_THREADS: Final = 16
+_READING_THREADS: Final = 2  # for whoever looks through the cache, apart from those that serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Store:
     listings: Listings
     private: Private
     notes: tuple[Notes, ...]
+    catalogue: Catalogue
+    keeping: Keeping
 
     async def heal(self) -> None:
         """Open again what was damaged, removed, or could not be opened; to be called often."""
@@ -70,7 +75,8 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
         await objects.open()
     except OSError as error:
         raise _directory_error(config, error) from error
-    store = _store(layout, objects, threads)
+    reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="catalogue")
+    store = _store(layout, objects, threads, reading)
     await store.heal()
     try:
         yield store
@@ -78,28 +84,40 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
         await objects.close()
         for notes in store.notes:
             await notes.close()
+        reading.shutdown()
         threads.shutdown()
 
 
-def _store(layout: Layout, objects: Objects, threads: ThreadPoolExecutor) -> Store:
+def _store(
+    layout: Layout, objects: Objects, threads: ThreadPoolExecutor, reading: ThreadPoolExecutor
+) -> Store:
     parts = (layout, objects, threads)
     places = (layout.tags, layout.listings, layout.private)
     notes = tags, listings, private = tuple(Notes(place) for place in places)
+    hidden = Private(
+        Blobs(*parts, private=True),
+        Manifests(*parts, private=True),
+        Tags(private),
+        Listings(private),
+        Links(private),
+    )
+    manifests, public = Manifests(*parts), Section.public(Tags(tags))
+    sections = (public, Section.private(hidden.tags))
+    catalogue = Catalogue(objects, sections, reading)
+    keeping = Keeping(objects, catalogue)
+    for section, stored in zip(sections, (manifests, hidden.manifests), strict=True):
+        keeping.watch(section, stored)
     return Store(
         layout,
         objects,
         Blobs(*parts),
-        Manifests(*parts),
-        Tags(tags),
+        manifests,
+        public.tags,
         Listings(listings),
-        Private(
-            Blobs(*parts, private=True),
-            Manifests(*parts, private=True),
-            Tags(private),
-            Listings(private),
-            Links(private),
-        ),
+        hidden,
         notes,
+        catalogue,
+        keeping,
     )
 
 

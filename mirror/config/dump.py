@@ -16,7 +16,11 @@ def dump_toml(config: Config) -> str:
     for name in type(config).model_fields:
         if name == "upstreams":
             continue
-        lines += [f"[{name}]", *_keys(getattr(config, name)), ""]
+        table = getattr(config, name)
+        for entry in table if isinstance(table, tuple) else ():
+            lines += [f"[[{name}]]", *_keys(entry), ""]
+        if not isinstance(table, tuple):
+            lines += [f"[{name}]", *_keys(table), ""]
     for name, upstream in config.upstreams.items():
         lines += [f"[upstreams.{json.dumps(name)}]", *_keys(upstream), ""]
     return "\n".join(lines)

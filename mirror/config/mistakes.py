@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mirror.config.keep import KeepRule
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.secrecy import masked
 
@@ -58,8 +59,9 @@ def _what(mistake: ErrorDetails, place: Place) -> str:
     if mistake["type"] == "extra_forbidden":
         return f"no such key{_nearest(place)}"
     if mistake["type"] == "missing":
-        return "is missing (only well-known registries have one built in)"
-    return f"found {_found(mistake, place)}, allowed: {_allowed(mistake)}"
+        well_known = " (only well-known registries have one built in)"
+        return f"is missing{well_known if place[0] == 'upstreams' else ''}"
+    return f"found {_found(mistake, place)}, allowed: {_allowed(mistake, place)}"
 
 
 def _found(mistake: ErrorDetails, place: Place) -> str:
@@ -72,12 +74,14 @@ def _found(mistake: ErrorDetails, place: Place) -> str:
     return masked(repr(value))[:_MAX_FOUND]
 
 
-def _allowed(mistake: ErrorDetails) -> str:
+def _allowed(mistake: ErrorDetails, place: Place) -> str:
     context = mistake.get("ctx", {})
     if mistake["type"] == "value_error":
         return str(context["error"])
     if mistake["type"] == "literal_error":
         return str(context["expected"])
+    if mistake["type"] == "tuple_type" and len(place) == 1:
+        return f"tables, each below [[{place[0]}]]"
     return _ALLOWED.get(mistake["type"], mistake["msg"])
 
 
@@ -90,6 +94,6 @@ def _nearest(place: Place) -> str:
 def _keys_beside(place: Place) -> Iterable[str]:
     table: Any = Config
     if len(place) > 1:
-        is_upstream = place[0] == "upstreams"
-        table = UpstreamConfig if is_upstream else Config.model_fields[place[0]].annotation
+        several = {"upstreams": UpstreamConfig, "keep": KeepRule}
+        table = several.get(place[0]) or Config.model_fields[place[0]].annotation
     return table.model_fields if issubclass(table, BaseModel) else ()

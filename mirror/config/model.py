@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from mirror.config.addresses import checked_name, checked_proxy, checked_upstream
+from mirror.config.keep import KeepRule
 from mirror.config.listen import Address, checked_listen, checked_mode, listed, parse_listen
 from mirror.config.proxy import ProxyConfig
 from mirror.config.quantity import Duration, DurationField, Size, SizeField
@@ -198,6 +199,7 @@ class CacheConfig(_Table):
     max_size: SizeField = _size("50GiB")
     min_free: SizeField = _size("2%")
     scrub: DurationField = _time("0s")
+    max_age: DurationField = _time("0s")
 
 
 class TagsConfig(_Table):
@@ -281,6 +283,7 @@ class Config(_Table):
     fetch: FetchConfig = FetchConfig()
     fill: FillConfig = FillConfig()
     tracing: TracingConfig = TracingConfig()
+    keep: tuple[KeepRule, ...] = ()
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 
     def enabled(self) -> dict[str, UpstreamConfig]:

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from mirror.config.addresses import checked_name
 from mirror.config.agreement import disagreements, taking_credentials, with_default
 from mirror.config.errors import ConfigError
+from mirror.config.keep import unknown_registries
 from mirror.config.mistakes import line, told
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.wellknown import WELL_KNOWN
@@ -154,7 +155,11 @@ def _checked(tree: Tree, origins: Origins) -> Config:
         problems.append(line(("access", "htpasswd_file"), text, origins))
     if problems:
         raise ConfigError(problems)
-    return config.model_copy(update={"upstreams": upstreams})
+    config = config.model_copy(update={"upstreams": upstreams})
+    problems += [line(place, text, origins) for place, text in unknown_registries(config)]
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def _valid_upstreams(tree: Tree) -> dict[str, UpstreamConfig]:

@@ -40,13 +40,15 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
         raise OperateError(str(error)) from error
 
 
-async def removed(config: Config, targets: Sequence[str], *, dry_run: bool) -> dict[str, Any]:
+async def removed(
+    config: Config, targets: Sequence[str], *, dry_run: bool = False, force: bool = False
+) -> dict[str, Any]:
     """Drop images, or say what would be dropped: see ``upkeep.removal``.
 
     Raises:
-        OperateError: they are not there, or the cache cannot be used.
+        OperateError: they are not there, or kept, or the cache cannot be used.
     """
-    told = {"targets": list(targets), "dry_run": dry_run}
+    told = {"targets": list(targets), "dry_run": dry_run, "force": force}
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
             answer: dict[str, Any] = await running.ask("/control/remove", told)
@@ -56,7 +58,7 @@ async def removed(config: Config, targets: Sequence[str], *, dry_run: bool) -> d
             return answer
     try:
         async with opened_cache(config) as cache:
-            return await removal(cache, targets, dry_run=dry_run)
+            return await removal(cache, targets, dry_run=dry_run, force=force)
     except UpkeepError as error:
         raise OperateError(str(error)) from error
 

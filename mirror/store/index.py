@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from mirror.store.database import Adoption, described, inode_of, opened, translated
+from mirror.store.kept import Kept
 from mirror.store.layout import Layout, ObjectKey
 
 _ADOPT: Final = "adopt"
@@ -94,6 +95,7 @@ class ObjectIndex:
             # The policy above made the SQL index on access_time; from here on `get` must not
             # write.  Only this instance forgets the policy, the database keeps it.
             self._cache.reset("eviction_policy", "none", update=False)
+        self.kept = Kept(self._cache)
         self._inode = inode_of(layout.root)
 
     def in_place(self) -> bool:
@@ -251,8 +253,10 @@ class ObjectIndex:
                 self._cache._sql(statement, (when, str(key)))
 
     def oldest(self, limit: int) -> list[tuple[ObjectKey, float]]:
-        """The least recently used objects and when that was (Unix seconds), oldest first."""
-        statement = "SELECT key, access_time FROM Cache ORDER BY access_time LIMIT ?"
+        """The least recently used objects that may go, and when that was (Unix seconds)."""
+        statement = (
+            "SELECT key, access_time FROM Cache WHERE access_count = 0 ORDER BY access_time LIMIT ?"
+        )
         with translated():
             rows = self._cache._sql(statement, (limit,)).fetchall()
         return [(ObjectKey.parse(key), when) for key, when in rows]

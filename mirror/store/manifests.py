@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -15,6 +15,7 @@ from mirror.store.partial import Partial
 from mirror.store.space import NoRoomError
 
 R = TypeVar("R")
+Watcher = Callable[[ObjectKey], Awaitable[None]]
 
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
 _SMALL_BYTES: Final = 64 * 1024
@@ -47,6 +48,11 @@ class Manifests:
         self._layout = layout
         self._objects = objects
         self._threads = threads
+        self._watchers: list[Watcher] = []
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have ``watcher`` told of every manifest that was stored."""
+        self._watchers.append(watcher)
 
     def of(self, upstream: str) -> "Manifests":
         """The manifests that an upstream has a say in, as for blobs."""
@@ -98,6 +104,8 @@ class Manifests:
             await self._objects.adopt(key, partial, manifest.media_type, self._origin)
         finally:
             await self._run(partial.close)
+        for watcher in self._watchers:
+            await watcher(key)
 
     def _write(self, key: ObjectKey, manifest: Manifest) -> Partial:
         partial = Partial(self._layout.partial_of(key, self._origin), manifest.digest)

@@ -306,10 +306,10 @@ class Objects:
         return self._shelf.index.rows_after(number, _PAGE)
 
     async def consult(self, question: Callable[[ObjectIndex], R]) -> R:
-        """Ask the index what it knows.
+        """Ask the index something, or have something done to it, on its thread.
 
         Raises:
-            IndexUnavailableError: it cannot be read.
+            IndexUnavailableError: it cannot be used.
         """
         return await self._visit(lambda: question(self._shelf.index))
 

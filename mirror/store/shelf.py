@@ -50,6 +50,7 @@ class Shelf:
         self.limits = limits
         self._observer = observer
         self._alarm = alarm
+        self._told_crowded = False
         self._index: ObjectIndex | None = None
         self._lock: int | None = None
 
@@ -71,7 +72,25 @@ class Shelf:
         Raises:
             IndexUnavailableError: there is no index at the moment.
         """
-        return Space(self._layout, self.index, self.limits, self._observer, self.reserved)
+        return Space(
+            self._layout,
+            self.index,
+            self.limits,
+            self._observer,
+            self.reserved,
+            self._tell_crowded,
+        )
+
+    def _tell_crowded(self, kept: int) -> None:
+        """Say once why there is no room."""
+        if not self._told_crowded:
+            self._told_crowded = True
+            _log.warning(
+                "kept images take %d of at most %d bytes: what does not fit beside them passes "
+                "through; raise max_size, or keep less with [[keep]]",
+                kept,
+                self.limits.max_bytes,
+            )
 
     def open(self) -> None:
         """Open the index, repair what a crash left.

@@ -7,7 +7,7 @@ under way still expect, in this process or another.  Runs on the index's thread.
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -50,13 +50,18 @@ class Space:
         limits: Limits,
         observer: Observer,
         reserved: dict[str, int],
+        crowded: Callable[[int], None],
     ) -> None:
-        """Keep what was promised in ``reserved``, which outlives an index that is lost."""
+        """Keep what was promised in ``reserved``, which outlives an index that is lost.
+
+        ``crowded`` is told, with the bytes that are kept, when there would be room without them.
+        """
         self._layout = layout
         self._index = index
         self._limits = limits
         self._observer = observer
         self._reserved = reserved
+        self._crowded = crowded
         self._expected = Expectations(layout.expected)
 
     def used_bytes(self) -> int:
@@ -101,7 +106,10 @@ class Space:
         excess = self._excess(incoming)
         if excess <= 0:
             return True
-        if excess > self._index.total_bytes() + self._idle_bytes() or not self._evict(excess):
+        kept, most = self._index.kept.bytes(), self._index.total_bytes() + self._idle_bytes()
+        if most - kept < excess <= most:
+            self._crowded(kept)
+        if excess > most - kept or not self._evict(excess):
             return False
         return True if self._excess(incoming) <= 0 else None
 

@@ -1,13 +1,15 @@
 """What each tag meant when upstream was last asked: what the mirror knows with upstream gone."""
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
 from mirror.store.notes import Notes
+
+Watcher = Callable[[FullName, Digest], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,11 @@ class Tags:
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
+        self._watchers: list[Watcher] = []
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have ``watcher`` told of every image whose manifest is written down."""
+        self._watchers.append(watcher)
 
     async def lookup(self, name: str) -> Link | None:
         """What the tag last meant, or None; an index that cannot be read knows nothing."""
@@ -42,12 +49,13 @@ class Tags:
             IndexUnavailableError: the index cannot be read.
         """
         async for page in self._notes.pages():
-            found = ((name, image_of(name), record) for name, record in page if record)
-            yield [
-                (name, image, _decoded(record))
+            found = ((name, image_of(name), record) for name, record in page)
+            links = (
+                (name, image, _lookup_decoded(record))
                 for name, image, record in found
                 if image is not None and wanted(image)
-            ]
+            )
+            yield [(name, image, link) for name, image, link in links if link is not None]
 
     async def put(self, name: str, link: Link) -> None:
         """Remember what upstream just said.
@@ -56,6 +64,10 @@ class Tags:
             IndexUnavailableError: it could not be written.
         """
         await self._notes.put(name, _encoded(link))
+        image = image_of(name)
+        if image is not None:
+            for watcher in self._watchers:
+                await watcher(image, link.descriptor.digest)
 
     async def forget(self, name: str) -> None:
         """Upstream has no such tag any more.
@@ -88,6 +100,14 @@ def _encoded(link: Link) -> bytes:
             **({"imported": True} if link.imported else {}),
         }
     ).encode()
+
+
+def _lookup_decoded(record: bytes) -> Link | None:
+    """A link, None where a record is something else: others may write into the same notes."""
+    try:
+        return _decoded(record)
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _decoded(record: bytes) -> Link:

@@ -2,14 +2,14 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from mirror.config.keep import kept_images, naming
 from mirror.config.model import Config
-from mirror.config.naming import naming
-from mirror.oci.image_glob import Naming
+from mirror.oci.image_glob import FullName, ImageGlob, Naming
 from mirror.store.catalogue import Catalogue, Section
 from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import Layout
@@ -27,6 +27,11 @@ class Cache:
     objects: Objects
     catalogue: Catalogue
     naming: Naming
+    kept: Sequence[ImageGlob]
+
+    def keeps(self, image: FullName) -> bool:
+        """Whether an image is to be kept."""
+        return any(glob.matches(image) for glob in self.kept)
 
 
 class _Nobody:
@@ -53,7 +58,8 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
                 await each.heal()
             sections = Section.public(Tags(public)), Section.private(Tags(private))
             try:
-                yield Cache(objects, Catalogue(objects, sections, threads), naming(config))
+                catalogue = Catalogue(objects, sections, threads)
+                yield Cache(objects, catalogue, naming(config), kept_images(config))
             finally:
                 await objects.close()
                 for each in notes:

@@ -44,11 +44,11 @@ async def listing(cache: Cache, patterns: Sequence[str]) -> dict[str, Any]:
         assert image.name is not None
         named |= {key.digest for key in image.manifests}
         if not globs or any(glob.matches(image.name) for glob in globs):
-            images.append(told(image))
+            images.append(told(image, kept=cache.keeps(image.name)))
             bill.put(image.objects)
     if not globs:
         async for image in cache.catalogue.nameless(named):
-            images.append(told(image))
+            images.append(told(image, kept=False))
             bill.put(image.objects)
     usage = await cache.objects.usage()
     return {
@@ -78,7 +78,7 @@ def _is_in(globs: Collection[ImageGlob], name: FullName) -> bool:
     return not globs or any(glob.is_in(name) for glob in globs)
 
 
-def told(image: CachedImage) -> dict[str, Any]:
+def told(image: CachedImage, *, kept: bool) -> dict[str, Any]:
     """An image as JSON."""
     return {
         "name": str(image),
@@ -100,5 +100,6 @@ def told(image: CachedImage) -> dict[str, Any]:
         "missing_bytes": image.missing,
         "whole": image.whole,
         "private": image.private,
+        "kept": kept,
         "last_used": rfc3339(image.used),
     }

@@ -39,11 +39,13 @@ class _Target:
         return meant
 
 
-async def removal(cache: Cache, texts: Sequence[str], *, dry_run: bool = False) -> dict[str, Any]:
-    """Drop images by names, globs and digests.
+async def removal(
+    cache: Cache, texts: Sequence[str], *, dry_run: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Drop images by names, globs and digests; without ``force`` none that is kept.
 
     Raises:
-        UpkeepError: one of the texts means nothing that is here.
+        UpkeepError: one of the texts means nothing that is here, or something that is kept.
         IndexUnavailableError, OSError: the cache cannot be used.
     """
     targets = [_target(text, cache) for text in texts]
@@ -58,6 +60,8 @@ async def removal(cache: Cache, texts: Sequence[str], *, dry_run: bool = False) 
     for target in targets:
         if not target.met and target.digest not in found:
             raise UpkeepError(await _unknown(target, cache))
+    if not force:
+        await _refuse_kept(plan, cache)
     if not dry_run:
         await carry_out(plan, cache.objects)
     return _told(plan, dry_run=dry_run)
@@ -75,6 +79,23 @@ async def _blobs(cache: Cache, digests: Sequence[Digest]) -> dict[ObjectKey, int
     keys = [ObjectKey(kind, digest) for kind in BLOB_KINDS for digest in digests]
     held = await cache.objects.consult(lambda index: index.held(keys))
     return {key: each.size for key, each in held.items()}
+
+
+async def _refuse_kept(plan: Removal, cache: Cache) -> None:
+    """Drop nothing that a rule keeps.
+
+    Raises:
+        UpkeepError: something of it is.
+    """
+    kept = [str(each.name) for each in plan.names if cache.keeps(each.name)]
+    if not kept:
+        marked = await cache.objects.consult(lambda index: index.kept.among(list(plan.objects)))
+        kept = [str(key.digest) for key in marked]
+    if kept:
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        raise UpkeepError(
+            f"{min(kept)}{more}: kept by [[keep]] in the configuration; --force drops it anyway"
+        )
 
 
 async def _unknown(target: _Target, cache: Cache) -> str:

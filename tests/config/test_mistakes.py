@@ -29,7 +29,7 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
         ("[sever]", "sever: no such key (did you mean server?)"),
         (
             "zzz = 1",
-            "zzz: no such key (there are: server, access, proxy, limits, log, cache, tags, fetch, fill, tracing, upstreams)",  # noqa: E501
+            "zzz: no such key (there are: server, access, proxy, limits, log, cache, tags, fetch, fill, tracing, keep, upstreams)",  # noqa: E501
         ),
         ("tags = 5", "tags: found a value of type int, allowed: a table"),
         ('[log]\nlevel = "loud"',
@@ -74,6 +74,17 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
          """upstreams."gcr.io".hosts: found 'A', which means quay.io already"""),
         ('[access]\nhtpasswd_file = "/dev/null"\n[upstreams."quay.io"]\nclient_credentials = true',
          "access.htpasswd_file: found a file, but quay.io has client_credentials = true"),
+        ('[[keep]]\nimages = ["alpine", "al pine"]',
+         "keep.0.images.1: found 'al pine', allowed: names and globs such as docker.io/"),
+        ('[[keep]]\nimages = ["dot**net"]',
+         "keep.0.images.0: found 'dot**net', allowed: ** by itself between slashes"),
+        ('[[keep]]\nimages = ["alpine"]\n[[keep]]\nimages = ["mcr.microsft.com/**"]',
+         "keep.1.images.0: found 'mcr.microsft.com/**', which is of no upstream, allowed: images "),
+        ("[[keep]]\nimages = []", "keep.0.images: found [], allowed: at least one image or glob"),
+        ("[[keep]]", "keep.0.images: is missing"),
+        ('[[keep]]\nimage = ["alpine"]\nimages = ["alpine"]',
+         "keep.0.image: no such key (did you mean images?)"),
+        ("[keep]\nimages = []", "keep: found a table, allowed: tables, each below [[keep]]"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_says_what_is_allowed(

@@ -28,7 +28,7 @@ def evictions():
 
 
 def space(layout, index, evictions, max_bytes: int, min_free: int = 0) -> Space:
-    return Space(layout, index, Limits(max_bytes, min_free), evictions, {})
+    return Space(layout, index, Limits(max_bytes, min_free), evictions, {}, lambda _: None)
 
 
 def adopt(layout, index, name: str, size: int, used: float) -> ObjectKey:

@@ -1,0 +1,69 @@
+"""What a mirror does for its cache by itself: keep what is to be kept, drop what is old.
+
+Every process marks what it stores; of several only the first reviews all of it and drops anything.
+"""
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from mirror.app.store import Store, cache_limits
+from mirror.config.keep import kept_images
+from mirror.config.model import Config
+from mirror.oci.image_glob import FullName
+from mirror.store.aging import Aging
+from mirror.store.database import IndexUnavailableError
+from mirror.store.keeping import nothing
+
+_REVIEW_SECONDS: Final = 600.0
+_MUCH: Final = 0.8  # of max_size
+
+_log = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    """The rules in force, and the tasks that go by them."""
+
+    def __init__(self, store: Store, *, first: bool) -> None:
+        self._store = store
+        self._first = first
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def go_by(self, config: Config) -> None:
+        """Keep and drop as ``config`` says from now on."""
+        self.close()
+        globs = kept_images(config)
+
+        def is_kept(image: FullName) -> bool:
+            return any(glob.matches(image) for glob in globs)
+
+        self._store.keeping.rule = is_kept if globs else nothing
+        if not self._first:
+            return
+        self._tasks.append(asyncio.create_task(self._review(config), name="keep"))
+        if config.cache.max_age.seconds:
+            aging = Aging(self._store.objects, config.cache.max_age.seconds)
+            self._tasks.append(asyncio.create_task(aging.run(), name="max_age"))
+
+    def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+
+    async def _review(self, config: Config) -> None:
+        """Again and again: a tag moves, and what it meant is kept no more."""
+        warned = False
+        while True:
+            with contextlib.suppress(OSError, IndexUnavailableError):  # it is healed meanwhile
+                kept, most = await self._store.keeping.review(), cache_limits(config).max_bytes
+                if kept > _MUCH * most and not warned:
+                    warned = True
+                    _log.warning(
+                        "[[keep]] keeps %d of at most %d bytes: there is little room for anything "
+                        "else; raise max_size, or keep less",
+                        kept,
+                        most,
+                    )
+            await asyncio.sleep(_REVIEW_SECONDS)

@@ -1,0 +1,67 @@
+"""``[[keep]]``: images that are never evicted."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import AfterValidator
+
+from mirror.config.table import Table
+from mirror.oci.image_glob import ImageGlob, InvalidGlob, Naming
+
+if TYPE_CHECKING:
+    from mirror.config.model import Config
+
+_ANY_NAMING: Final = Naming("registry.example")
+_SHOWN: Final = 5
+
+
+def _checked_glob(text: str) -> str:
+    try:
+        ImageGlob.parse(text, _ANY_NAMING)
+    except InvalidGlob as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _some(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not texts:
+        raise ValueError("at least one image or glob")
+    return texts
+
+
+class KeepRule(Table):
+    """Images that one reason is to keep."""
+
+    images: Annotated[
+        tuple[Annotated[str, AfterValidator(_checked_glob)], ...], AfterValidator(_some)
+    ]
+
+
+def naming(config: "Config") -> Naming:
+    """How a name of an image is read that leaves something out."""
+    upstreams = config.enabled()
+    return Naming(
+        config.default_upstream(),
+        {alias.lower(): name for name, each in upstreams.items() for alias in each.aliases},
+        frozenset(name for name, upstream in upstreams.items() if upstream.library),
+    )
+
+
+def kept_images(config: "Config") -> list[ImageGlob]:
+    """What all rules say together."""
+    names = naming(config)
+    return [ImageGlob.parse(text, names) for rule in config.keep for text in rule.images]
+
+
+def unknown_registries(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where a rule means images of no registry that there is, and what is wrong there."""
+    upstreams, names = config.enabled(), naming(config)
+    for number, rule in enumerate(config.keep):
+        for place, text in enumerate(rule.images):
+            glob = ImageGlob.parse(text, names)
+            if not any(map(glob.may_mean, upstreams)):
+                known = ", ".join([*upstreams][:_SHOWN])
+                yield (
+                    ("keep", str(number), "images", str(place)),
+                    f"found {text!r}, which is of no upstream, allowed: images of {known}, ...",
+                )
