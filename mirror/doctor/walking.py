@@ -18,6 +18,7 @@ _SECONDS: Final = 15  # what dockerd gives a mirror
 _HUB: Final = "docker.io"
 _ACCEPT: Final = ", ".join(CURRENT_TYPES)
 _NOT_CONFIGURED: Final = "not configured for"
+_FOR_HUB: Final = f"credentials you have for {_HUB}"
 
 
 async def walk_all(target: Target, walks: list[Walk]) -> list[Finding]:
@@ -126,9 +127,15 @@ def _stranger(target: Target, hello: _Reply) -> Finding:
 
 
 def _refusal(target: Target, hello: _Reply) -> Finding | None:
+    if hello.status == 401 and _FOR_HUB in hello.message:
+        what = "/v2/ asks for a password for Docker Hub: Docker without one pulls past the mirror"
+        return note(target.url, what)
     if hello.status == 401:
         what = "/v2/ asks for a password, and Docker sends the one it has for Docker Hub"
-        mend = "let clients in by [access] networks rather than by htpasswd_file"
+        mend = (
+            "let clients in by [access] networks rather than by htpasswd_file; give an upstream "
+            "with client_credentials a name of the mirror of its own (hosts)"
+        )
         return wrong(target.url, what, mend)
     if hello.status == 403:
         return wrong(target.url, hello.message, "add this machine's network to [access] networks")

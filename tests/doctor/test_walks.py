@@ -99,6 +99,25 @@ async def test_the_mirror_asks_for_a_password(
     assert "asks for a password, and Docker sends the one it has for Docker Hub" in said
 
 
+@pytest.mark.parametrize(("taking", "right"), [(HUB, True), (SECOND, False)])
+async def test_the_mirror_takes_credentials_of_clients(
+    machine: Machine, tmp_path: Path, upstream: FakeRegistry, taking: str, right: bool
+) -> None:
+    """Those for Docker Hub are what Docker sends; others it must not be asked for."""
+    upstreams = {name: {"url": upstream.url} for name in (HUB, SECOND)}
+    upstreams[taking]["client_credentials"] = True
+    async with running(tmp_path / "cache", upstreams) as mirror:
+        use(machine, mirror.url)
+        report = await machine.examined(mirror.url)
+    said = "\n".join(report.lines())
+    if right:
+        assert wrongs(report) == []
+        assert "/v2/ asks for a password for Docker Hub" in said
+    else:
+        assert "client_credentials a name of the mirror of its own (hosts)" in said
+        assert len(wrongs(report)) == 1
+
+
 async def test_the_mirror_is_for_another_network(
     machine: Machine, tmp_path: Path, upstream: FakeRegistry
 ) -> None:

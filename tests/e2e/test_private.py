@@ -1,5 +1,6 @@
 """Real clients log in to the mirror with credentials for a private registry, and pull from it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import bcrypt
 import pytest
+import trustme
 
+from tests.e2e.test_proxy import NAME, environment
 from tests.fakes.office import basic
 from tests.peers.containerd import Containerd
 from tests.peers.distribution import Distribution
 from tests.peers.dockerd import Dockerd
 from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
+from tests.peers.process import free_port
 from tests.peers.requirements import need
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -208,3 +212,64 @@ def test_right_credentials_pull_cached_none_or_revoked_ones_do_not(
     for user, password in PASSWORDS.items():
         assert password not in told
         assert basic(user, password).removeprefix("Basic ") not in told
+
+
+def test_docker_by_proxy_logs_in_to_the_registry_and_pulls_by_its_own_name(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The registry speaks TLS and asks everybody for a password; the mirror is Docker's proxy."""
+    tmp_path = tmp_path_factory.mktemp("by-proxy")  # short: sockets are below it
+    need(*CLIENTS["docker"], "docker-registry", "busybox", root=True)
+    authority, users = trustme.CA(), tmp_path / "htpasswd"
+    issued = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
+    issued.write_to_path(str(tmp_path / "registry.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca-of-registry.pem"))
+    hub = Distribution(tmp_path / "hub")
+    hub.start()
+    push_image(hub.url, "team/demo", "1", "demo", [200_000])
+    hub.stop()
+    hub.users, hub.certificate = users, tmp_path / "registry.pem"
+    mirror = MirrorProcess(
+        tmp_path / "mirror",
+        {"docker.io": "http://127.0.0.1:9"},
+        f'[upstreams."{NAME}"]\nurl = "{hub.url}"\nca_file = "{tmp_path}/ca-of-registry.pem"\n'
+        f'[access]\ngrant_max_age = "{GRANT_SECONDS}s"\n'
+        f'[proxy]\nlisten = "127.0.0.1:{free_port()}"\n',
+    )
+    office = Office(tmp_path, hub, mirror)
+    with contextlib.ExitStack() as stack:
+        stack.callback(hub.stop)
+        office.let_in(*PASSWORDS)
+        mirror.start()
+        stack.callback(mirror.terminate)
+        daemon = Dockerd(tmp_path / "docker", environment=environment(tmp_path))
+        daemon.start()
+        stack.callback(daemon.stop)
+
+        def pull(user: str | None) -> tuple[bool, str]:
+            command = ("docker", "--host", f"unix://{tmp_path}/docker/docker.sock")
+            config = ("--config", str(tmp_path / f"as-{user}"))
+            if user is not None:
+                given = ("--username", user, "--password", PASSWORDS[user])
+                worked, said = run(*command, *config, "login", *given, NAME)
+                if not worked:
+                    return False, said
+            result = run(*command, *config, "pull", f"{NAME}/team/demo:1")
+            run(*command, "rmi", f"{NAME}/team/demo:1")
+            return result
+
+        assert not pull(None)[0]
+        worked, said = pull("ann")
+        assert worked, said
+        cold = hub.blob_requests()
+        worked, said = pull("bob")
+        assert worked, said
+        assert not pull(None)[0]
+        office.let_in("bob")
+        time.sleep(GRANT_SECONDS)
+        assert not pull("ann")[0]
+        worked, said = pull("bob")
+        assert worked, said
+        given = [path for method, path in hub.requests() if method == "GET" and "/blobs/" in path]
+        assert len(given) == len(set(given)), "each once"
+        assert cold >= 3
