@@ -209,6 +209,7 @@ def _opened(path: Path, now: float) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")  # a crash costs a second, not the rest
+        connection.execute("PRAGMA wal_autocheckpoint = 200")  # pages: disks may be small
         with _transaction(connection):
             _ensure_schema(connection, now)
     except BaseException:
