@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from yarl import URL
+
 from mirror import __version__, clients
 from mirror.bookkeeper import Bookkeeper
 from mirror.clients import Mirror, Snippet
+from mirror.config.listen import lookup_outermost
 from mirror.config.model import Config
 from mirror.oci.digest import Digest
 from mirror.store.database import IndexUnavailableError
@@ -40,18 +43,27 @@ def status_face(config: Config, books: Bookkeeper, objects: Objects) -> StatusFa
     """The pages for people."""
     default = config.default_upstream()
     names = [default, *(name for name in config.enabled() if name != default)]
-    return StatusFace(
-        __version__, names, default, _source(books, objects), _guides(tuple(names), default)
-    )
+    guides = _guides(config, tuple(names), default)
+    return StatusFace(__version__, names, default, _source(books, objects), guides)
 
 
-def _guides(upstreams: tuple[str, ...], default: str) -> list[Guide]:
+def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Guide]:
     def of(make: Callable[[Mirror], Snippet]) -> Callable[[str], Snippet]:
         return lambda url: make(Mirror(url, upstreams, default))
 
-    return [
+    guides = [
         Guide(key, name, command, covers, of(make)) for key, name, command, make, covers in _CLIENTS
     ]
+    proxy = lookup_outermost(config.proxy.addresses())
+    if proxy is None or not proxy.port:
+        return guides
+
+    def by_proxy(url: str) -> Snippet:
+        return of(clients.docker_proxy)(str(URL(url).with_scheme("http").with_port(proxy.port)))
+
+    command = "docker --proxy daemon"
+    docker = Guide("docker-proxy", "Docker, by proxy", command, _EVERY, by_proxy, by_proxy=True)
+    return [*guides, docker]
 
 
 def _source(books: Bookkeeper, objects: Objects) -> Source:

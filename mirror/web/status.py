@@ -68,7 +68,8 @@ class Snippet(Protocol):
 class Guide:
     """How one kind of client is pointed at a mirror of a given address.
 
-    ``command`` is what stands after ``mirror client``; ``covers`` which registries it is for.
+    ``command`` is what stands after ``mirror client``; ``covers`` which registries it is for;
+    ``by_proxy``: the mirror is the client's proxy, at another port and always over plain http.
     """
 
     key: str
@@ -76,6 +77,7 @@ class Guide:
     command: str
     covers: str
     snippet: Callable[[str], Snippet]
+    by_proxy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

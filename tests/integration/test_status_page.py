@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
+from tests.peers.process import free_port
 from tests.running import Mirror, eventually, running
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -221,6 +222,14 @@ async def test_clients_are_pointed_at_the_address_where_the_reader_is(
             X_Forwarded_Host="mirror.example.com",
         )
     assert expected in words(text)
+
+
+@pytest.mark.parametrize("host", ["mirror.example.com:5000", "[2001:db8::1]:5000"])
+async def test_where_the_mirror_is_a_proxy_too_its_port_is_named(tmp_path, upstream, host):
+    proxy = {"listen": f"127.0.0.1:{(port := free_port())}"}
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, proxy=proxy) as mirror:
+        text = words(await page(mirror, "/clients?client=docker-proxy", Host=host))
+    assert f'"https-proxy": "http://{host.removesuffix("5000")}{port}"' in text
 
 
 async def test_a_host_that_no_file_could_name_is_not_put_into_one(mirror):
