@@ -31,6 +31,7 @@ from mirror.web.proxy.registries import Registries
 from mirror.web.registry import RegistryFace
 from mirror.web.server import Server
 
+_PATIENCE_SECONDS: Final = 5.0
 _PUSH_SECONDS: Final = 3600.0  # by which clocks and flights may be late
 
 Pushed = Callable[[Target, str], Awaitable[None]]
@@ -75,10 +76,11 @@ def proxy_face(
     except AuthorityError as error:
         raise StartError(str(error)) from error
     known = frozenset(name for name, upstream in config.enabled().items() if upstream.username)
+    patience = min(config.fetch.first_byte_timeout.seconds, _PATIENCE_SECONDS)
     passing = Passing(registries, face.sender, config.limits.stall_timeout.seconds)
     return ProxyFace(
         face.directory,
-        Registries(face, passing, known, pushed),
+        Registries(face, passing, known, pushed, patience),
         Mint(authority),
         _permission(config),
         Connector(config.fetch.connect_timeout.seconds),

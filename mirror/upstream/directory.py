@@ -3,9 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from mirror.oci.reference import Repository, parse_repository, split_registry
 from mirror.upstream.visitor import Visitor
+
+#: What Docker Hub is searched at: a name for it in images, and yet no registry.
+_HUB_INDEX: Final = "index.docker.io"
 
 
 class UnknownRegistryError(Exception):
@@ -87,6 +91,7 @@ class Directory:
         # Where it is comes last: several may be behind one address, and go by their names then.
         places = {each.netloc.lower(): each for each in reversed(self._names.values())}
         self._places = {**places, **self._hosts, **self._names}
+        self._places.pop(_HUB_INDEX, None)
 
     def resolve(
         self, name: str, *, prefix: str, namespace: str | None, host: str, connected: str = ""

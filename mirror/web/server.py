@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web_protocol import RequestHandler
@@ -33,6 +33,8 @@ _UNUSUAL = frozenset(
         "traceparent",  # is another one each time
     }
 )
+#: Tokens, and addresses of uploads, are as long as registries make them.
+_INSIDE: Mapping[str, int] = {"max_field_size": 64 * 1024, "max_line_size": 64 * 1024}
 _EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError)
 
 
@@ -67,7 +69,9 @@ class Server(web.Server):
 
     def connection(self, entry: Entry) -> Connection:
         """The handler of a new connection that came in this way."""
-        return Connection(self, self._crowd, entry, loop=self._loop, **self._kwargs)
+        sizes = _INSIDE if entry.upstream else {}
+        settings = {**self._kwargs, **sizes}
+        return Connection(self, self._crowd, entry, loop=self._loop, **settings)
 
     def receive_by(self, reception: Reception) -> None:
         """Receive by other rules from the next request on; connections stay."""

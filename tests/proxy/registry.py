@@ -18,6 +18,7 @@ class Recorder:
 
     answer: Answer = lambda _: web.Response(status=404)
     early: Answer | None = None
+    hang: asyncio.Event | None = None
     url: str = ""
     ca: bytes = b""
     seen: list[tuple[str, str, list[tuple[str, str]], bytes]] = field(default_factory=list)
@@ -33,6 +34,8 @@ class Recorder:
         async for piece in request.content.iter_any():
             body += piece
             self.arrived.put_nowait(piece)
+        if self.hang is not None:
+            await self.hang.wait()
         fields = [(k.decode(), v.decode()) for k, v in request.raw_headers]
         self.seen.append((request.method, request.raw_path, fields, body))
         return self.answer(request)
@@ -44,7 +47,8 @@ async def recording() -> AsyncIterator[Recorder]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     recorder = Recorder(ca=authority.cert_pem.bytes())
-    runner = web.ServerRunner(web.Server(recorder.handle), shutdown_timeout=0.1)
+    sizes = {"max_field_size": 65536, "max_line_size": 65536}
+    runner = web.ServerRunner(web.Server(recorder.handle, **sizes), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     recorder.url = f"https://127.0.0.1:{runner.addresses[0][1]}"

@@ -143,6 +143,45 @@ async def test_a_registry_that_does_not_greet_as_one_is_greeted_for(
     assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
 
 
+@pytest.mark.parametrize("target", ["*", "foo", ".evil.test/", "@evil.test/", "?a"])
+async def test_a_target_that_is_no_path_never_becomes_part_of_a_host(
+    office, trust, registry, target
+):
+    async with connected(office) as raw:
+        await raw.connect(f"{NAME}:443")
+        await raw.start_tls(trust, NAME)
+        fields = f"Host: {NAME}\r\nConnection: close\r\n\r\n"
+        await raw.send(f"OPTIONS {target} HTTP/1.1\r\n{fields}".encode())
+        assert b" 400 " in (await raw.rest()).partition(b"\r\n")[0]
+    assert registry.seen == []
+
+
+async def test_a_token_may_be_long(office, trust, registry):
+    registry.answer = lambda _: web.Response(status=202)
+    token = "Bearer " + "x" * 30_000
+    path = url("/v2/a/blobs/uploads/?_state=" + "y" * 20_000)
+    answer = await ask(office, trust, path, "POST", headers={"Authorization": token})
+    assert answer.status == 202
+    assert registry.fields("Authorization") == [token]
+
+
+async def test_a_registry_that_hangs_costs_a_moment_and_no_pull(tmp_path, registry):
+    (tmp_path / "ca.pem").write_bytes(registry.ca)
+    upstream = {"url": registry.url, "ca_file": str(tmp_path / "ca.pem")}
+    table = {"docker.io": "http://127.0.0.1:9", NAME: upstream}
+    fetch, proxy = {"first_byte_timeout": "200ms"}, {"listen": "127.0.0.1:0"}
+    async with running(tmp_path / "cache", table, proxy=proxy, fetch=fetch) as mirror:
+        trust = trusting(tmp_path / "cache")
+        registry.answer = serving({"1": APP.manifest})
+        manifest = url(f"/v2/{REPO}/manifests/{APP.digest}")
+        assert (await ask(mirror, trust, manifest)).status == 200
+        waiting = asyncio.Event()
+        registry.hang = waiting
+        assert (await ask(mirror, trust, url("/v2/"))).status == 200
+        assert (await ask(mirror, trust, manifest, "HEAD")).status == 200
+        waiting.set()
+
+
 async def test_a_registry_that_is_gone_is_502_for_a_push_and_no_time_out(tmp_path):
     table = {"docker.io": "http://127.0.0.1:9"}
     async with running(tmp_path / "c", table, proxy={"listen": "127.0.0.1:0"}) as mirror:

@@ -52,7 +52,7 @@ def test_rules_name_hosts_and_ports(rules, target, private):
     [
         *(("10.1.2.3", True), ("192.168.0.1", True), ("127.0.0.1", True), ("fe80::1%eth0", True)),
         *(("fd00::1", True), ("", True), ("8.8.8.8", False), ("2600::1", False)),
-        ("unknown", True),
+        ("unknown", False),
     ],
 )
 def test_strangers_are_let_through_nowhere_unless_named(client, let_in):

@@ -60,3 +60,37 @@ def test_a_registry_that_is_not_configured_is_named(directory, name, prefix, nam
 def test_what_is_left_must_be_a_repository(directory):
     with pytest.raises(InvalidName):
         directory.resolve("localhost:5002/app", prefix="", namespace=MCR, host="mirror")
+
+
+def test_a_registry_is_found_by_where_clients_connect_to():
+    """By its names first, then by where it is; a name without a port means the usual one."""
+    hub = Names("docker.io", ("index.docker.io", "registry-1.docker.io"), ("hub.lan:8443",))
+    lan = Names("r.lan:5000", netloc="10.1.2.3:5000")
+    behind = Names("b.lan", netloc="registry-1.docker.io")
+    directory = Directory([hub, lan, behind], "docker.io")
+    found = {
+        ("registry-1.docker.io", 443): "docker.io",
+        ("docker.io", 443): "docker.io",
+        ("hub.lan", 8443): "docker.io",
+        ("r.lan", 5000): "r.lan:5000",
+        ("10.1.2.3", 5000): "r.lan:5000",
+        ("b.lan", 443): "b.lan",
+        ("registry-1.docker.io", 5000): None,
+        ("hub.lan", 443): None,
+        ("r.lan", 443): None,
+        ("elsewhere.lan", 443): None,
+        ("index.docker.io", 443): None,
+    }
+    assert {place: directory.lookup_place(*place, 443) for place in found} == found
+
+
+def test_inside_the_proxy_a_name_is_the_registrys_own():
+    directory = Directory([Names("docker.io", library=True), Names("quay.io")], "docker.io")
+
+    def target(name: str, namespace: str | None = None) -> str:
+        place = {"prefix": "", "namespace": namespace, "host": "docker.io", "connected": "quay.io"}
+        return str(directory.resolve(name, **place))
+
+    assert target("team/app") == "quay.io team/app"
+    assert target("docker.io/team/app") == "quay.io docker.io/team/app"
+    assert target("app", "docker.io") == "docker.io library/app", "ns= goes before"

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from aiohttp import HttpVersion10, hdrs, web
@@ -91,7 +91,12 @@ class ProxyFace:
         upstream = self._directory.lookup_place(destination.host, destination.port, _HTTP_PORT)
         if upstream is None:
             return _refused(request, TunnelError(403, _no_registry(destination)))
-        request[EXCHANGE].connected = upstream
+        exchange = request[EXCHANGE]
+        exchange.connected = upstream
+        # The address is what counts, and not the Host field (RFC 9112, 3.2.2).
+        usual = destination.port == _HTTP_PORT
+        host = str(destination).removesuffix(f":{_HTTP_PORT}") if usual else str(destination)
+        exchange.origin = replace(exchange.origin, host=host)
         return await self._registries.answer(request)
 
     async def _connect(self, request: web.BaseRequest) -> web.StreamResponse:

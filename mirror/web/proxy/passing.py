@@ -42,7 +42,8 @@ class Passing:
             UpstreamError: there is none.
         """
         headers = end_to_end(request.headers)
-        headers[hdrs.HOST] = host
+        if host:  # else a client of HTTP/1.0, and it is what the url says
+            headers[hdrs.HOST] = host
         body = self._body(request) if request.body_exists else None
         outgoing = Outgoing(request.method, target, headers, body)
         return await self.registries[request[EXCHANGE].connected].pass_on(outgoing)

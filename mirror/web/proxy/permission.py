@@ -63,7 +63,7 @@ class Permission:
         Raises:
             TunnelError: it is not let through.
         """
-        if self.near and client and not leads_inside(client):
+        if self.near and client and (lookup_address(client) is None or not leads_inside(client)):
             text = f"{client} is in no private network; [access] networks says who else may"
             raise TunnelError(403, f"nobody is let through to {destination}: {text}")
         if destination.host in self.barred:

@@ -4,6 +4,7 @@ What is a pull goes the ordinary way through the cache.  Everything else is the 
 business and passed on to it: pushes, logins, token services, whatever else it serves.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from mirror.oci.endpoint import (
     Ping,
     parse_endpoint,
 )
-from mirror.oci.errors import OciError
+from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
 from mirror.upstream.answers import PassedAnswer
 from mirror.upstream.directory import ForbiddenError, Target
@@ -41,13 +42,15 @@ class Registries:
     """Answers in the name of registries.
 
     ``known`` are the upstreams where the mirror has credentials of its own; ``pushed`` is told of
-    a repository, and of the tag or digest, where something was written.
+    a repository, and of the tag or digest, where something was written.  Where the cache can answer
+    for a registry it is given ``patience`` (seconds): Docker itself has no more than 15 s.
     """
 
     registry: RegistryFace
     passing: Passing
     known: frozenset[str]
     pushed: Callable[[Target, str], Awaitable[None]]
+    patience: float
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request to the registry that the client is connected to, as it believes.
@@ -70,9 +73,10 @@ class Registries:
         """What the registry wants to know of clients; nothing, while it cannot be asked."""
         request[EXCHANGE].kind = Ping.kind
         try:
-            answer = await self._ask(request)
-        except UpstreamError as error:
-            request[EXCHANGE].detail = str(error)
+            async with asyncio.timeout(self.patience):
+                answer = await self._ask(request)
+        except (UpstreamError, TimeoutError) as error:
+            request[EXCHANGE].detail = str(error) or "the registry does not answer"
             return web.json_response({}, headers=API_VERSION)
         if answer.status in _GREETINGS:
             return await self.passing.relay(request, answer)
@@ -87,8 +91,9 @@ class Registries:
         somewhere.
         """
         try:
-            answer = await self._ask(request)
-        except UpstreamError:
+            async with asyncio.timeout(self.patience):
+                answer = await self._ask(request)
+        except (UpstreamError, TimeoutError):
             return await self.registry.answer(request)
         if self._is_no_answer(request, answer):
             answer.close()
@@ -121,6 +126,8 @@ class Registries:
         request[EXCHANGE].upstream = request[EXCHANGE].connected
         query = request.raw_path.partition("?")
         target = raw_path(request) + query[1] + query[2]
+        if not target.startswith("/"):  # it would become part of the host's name
+            raise OciError(ErrorCode.UNSUPPORTED, "a path begins with /", status=400)
         return await self.passing.ask(request, target, request[EXCHANGE].origin.host)
 
 
