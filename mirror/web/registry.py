@@ -38,7 +38,7 @@ from mirror.web.visiting import Visiting
 
 #: For shared caches in between that keep what was asked for with Authorization (RFC 9111, 5.2.2.7).
 _FOR_ONE_CLIENT = {"Cache-Control": "private"}
-_LISTING_QUERY = ("n", "last", "artifactType")
+_MOST_QUERY_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ def _blob_response(status: int, fields: dict[str, str], length: int | None) -> w
 
 
 def _kept_query(request: web.BaseRequest) -> str:
-    """What of the query is the listing's own; ``ns`` never goes upstream.
+    """What of the query goes upstream: all but ``ns``, for registries turn pages by their own keys.
 
     Raises:
         OciError: it makes no sense.
@@ -256,8 +256,10 @@ def _kept_query(request: web.BaseRequest) -> str:
     if not (count.isascii() and count.isdecimal()):
         text = "n is how many there may be on a page, a number"
         raise OciError(ErrorCode.UNSUPPORTED, text, status=400)
-    kept = {name: query[name] for name in _LISTING_QUERY if name in query}
-    return URL.build(query=kept).raw_query_string
+    kept = URL.build(query=[pair for pair in query.items() if pair[0] != "ns"]).raw_query_string
+    if len(kept) > _MOST_QUERY_BYTES:
+        raise OciError(ErrorCode.UNSUPPORTED, "a query of that length is no page", status=400)
+    return kept
 
 
 def _listing_response(request: web.BaseRequest, answer: ListingAnswer) -> web.Response:

@@ -4,6 +4,7 @@ import json
 from urllib.parse import quote
 
 import pytest
+from aiohttp import web
 
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, image, index
@@ -245,6 +246,28 @@ async def test_the_next_page_of_a_listing_is_where_the_client_asked(
     assert not any("ns=" in seen.path for seen in upstream.seen)
     last = await mirror.get(f"{within}?n=2&last=v2" + (f"&ns={namespace}" if namespace else ""))
     assert json.loads(last.body)["tags"] == ["v3", "v4"]
+
+
+class Opaque(FakeRegistry):
+    """Turns pages by tokens of its own, as Quay does."""
+
+    async def _tags(self, request: web.BaseRequest, repo: str, *_: object) -> web.StreamResponse:
+        pages = {"": ("a", "x+y/z="), "x+y/z=": ("b", "")}
+        tag, following = pages[request.rel_url.query.get("next_page", "")]
+        link = {"Link": f'</v2/{repo}/tags/list?next_page={quote(following)}>; rel="next"'}
+        return web.json_response({"name": repo, "tags": [tag]}, headers=link if following else {})
+
+
+async def test_pages_are_turned_by_whatever_key_the_registry_gives(tmp_path):
+    async with Opaque() as upstream, running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        where, names = f"/v2/{REPO}/tags/list?ns=docker.io", []
+        while where and len(names) < 5:
+            answer = await mirror.get(where)
+            names += json.loads(answer.body)["tags"]
+            where = answer.headers.get("Link", "").partition(">")[0].removeprefix("<")
+        assert names == ["a", "b"]
+        too_long = await mirror.get(f"/v2/{REPO}/tags/list?next_page={'x' * 5000}")
+        assert too_long.status == 400
 
 
 @pytest.mark.parametrize("count", ["-1", "x", "1e3", "\u0661"])
