@@ -19,6 +19,7 @@ from mirror.app.notify import Supervisor
 from mirror.app.scrubbing import Scrubbing
 from mirror.app.store import Store, cache_limits
 from mirror.app.upstreams import check_upstreams
+from mirror.app.warming import Warming
 from mirror.config.changes import changes, in_force
 from mirror.config.errors import ConfigError
 from mirror.config.model import Config
@@ -40,6 +41,7 @@ class Reloadable:
     store: Store
     scrubbing: Scrubbing
     housekeeping: Housekeeping
+    warming: Warming
     certificate: Certificate | None
 
     @property
@@ -64,6 +66,7 @@ class Reloadable:
         self.editions.begin(edition)
         self.scrubbing.every(config.cache.scrub.seconds)
         self.housekeeping.go_by(config)
+        self.warming.by(config)
         with contextlib.suppress(OSError, IndexUnavailableError):  # it is told, and healed, already
             await self.store.objects.limit(cache_limits(config))
 

@@ -36,6 +36,7 @@ from mirror.app.spans import opened_tracing
 from mirror.app.store import Store, opened_store
 from mirror.app.teller import Teller
 from mirror.app.tether import Tether
+from mirror.app.warming import Warming
 from mirror.config.model import Config
 from mirror.logs import AccessLog, configure
 from mirror.metrics import Metrics
@@ -169,6 +170,8 @@ async def _serving_on(
         scrubbing.every(config.cache.scrub.seconds)
         housekeeping = stack.enter_context(contextlib.closing(Housekeeping(store, first=first)))
         housekeeping.go_by(config)
+        warming = stack.enter_context(contextlib.closing(Warming(first=first)))
+        warming.by(config)
         rereading = asyncio.create_task(_reread_regularly(chain, editions), name="reread")
         stack.callback(rereading.cancel)
         direct = [listener for listener in listeners if not listener.proxy]
@@ -177,7 +180,7 @@ async def _serving_on(
         await stack.enter_async_context(listening(server, proxies))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        yield Reloadable(editions, store, scrubbing, housekeeping, chain)
+        yield Reloadable(editions, store, scrubbing, housekeeping, warming, chain)
 
 
 @contextlib.contextmanager

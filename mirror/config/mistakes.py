@@ -12,11 +12,18 @@ from pydantic_core import ErrorDetails
 from mirror.config.keep import KeepRule
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.secrecy import masked
+from mirror.config.warm import WarmConfig
 
 Place = tuple[str, ...]
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _MAX_FOUND: Final = 120
+#: What stands in a table of tables, or in a list of them.
+_ENTRIES: Final[Mapping[str, type[BaseModel]]] = {
+    "upstreams": UpstreamConfig,
+    "keep": KeepRule,
+    "warm": WarmConfig,
+}
 _ALLOWED: Final[Mapping[str, str]] = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -94,6 +101,5 @@ def _nearest(place: Place) -> str:
 def _keys_beside(place: Place) -> Iterable[str]:
     table: Any = Config
     if len(place) > 1:
-        several = {"upstreams": UpstreamConfig, "keep": KeepRule}
-        table = several.get(place[0]) or Config.model_fields[place[0]].annotation
+        table = _ENTRIES.get(place[0]) or Config.model_fields[place[0]].annotation
     return table.model_fields if issubclass(table, BaseModel) else ()

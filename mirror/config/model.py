@@ -23,6 +23,7 @@ from mirror.config.proxy import ProxyConfig
 from mirror.config.quantity import Duration, DurationField, Size, SizeField
 from mirror.config.table import Table as _Table
 from mirror.config.tracing import TracingConfig
+from mirror.config.warm import WarmConfig
 
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
 _LEAST_WORKER_TIMEOUT: Final = 3.0
@@ -284,6 +285,7 @@ class Config(_Table):
     fill: FillConfig = FillConfig()
     tracing: TracingConfig = TracingConfig()
     keep: tuple[KeepRule, ...] = ()
+    warm: tuple[WarmConfig, ...] = ()
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 
     def enabled(self) -> dict[str, UpstreamConfig]:

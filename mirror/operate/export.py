@@ -4,13 +4,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from contextlib import AbstractContextManager, aclosing
 from typing import Protocol
 
+from mirror.app.images import located_all
 from mirror.config.model import Config
 from mirror.oci.image_layout import written_archive
 from mirror.oci.image_name import ImageName
 from mirror.oci.manifest import Descriptor
 from mirror.oci.platform import Platform
 from mirror.operate.errors import OperateError
-from mirror.operate.images import located_all
 from mirror.operate.layout_writing import LayoutWriter, opened_layout, verified
 from mirror.operate.reaching import reached
 from mirror.store.layout import left_in

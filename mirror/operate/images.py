@@ -1,19 +1,11 @@
-"""Which images a command means: what was typed, and lists of it, as this mirror has them."""
+"""Which images a command means: what was typed, and lists of it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from mirror.app.upstreams import directory
-from mirror.config.model import Config
 from mirror.oci.image_name import ImageName, parse_image, parse_list
-from mirror.oci.reference import InvalidName
 from mirror.operate.errors import OperateError
-from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
-from mirror.warm.client import Place
-from mirror.warm.plan import Wanted
-from mirror.warm.pull import Pulled
-from mirror.web.responses import error_of
 
 
 class NamesError(Exception):
@@ -59,33 +51,3 @@ def listed_images(name: str, lines: TextIO | None = None) -> list[ImageName]:
     if problems:
         raise NamesError(problems)
     return [line.image for line in found if line.image is not None]
-
-
-def located(config: Config, image: ImageName) -> Wanted:
-    """Where the mirror has an image.
-
-    Raises:
-        OperateError: its registry is not configured, or the image may not be had.
-    """
-    names = directory(config)
-    try:
-        target = names.resolve(image.repository, prefix="", namespace=image.registry, host="")
-    except (UnknownRegistryError, ForbiddenError, InvalidName) as error:
-        raise OperateError(error_of(error, "manifest").message) from error
-    return Wanted(str(image), Place(target.upstream, target.repository), image.reference)
-
-
-def located_all(config: Config, images: Iterable[ImageName]) -> tuple[list[Wanted], list[Pulled]]:
-    """Where the mirror has images, each once, and those that it cannot have, with the reason."""
-    wanted: dict[str, Wanted] = {}
-    failed: dict[str, Pulled] = {}
-    for image in images:
-        try:
-            found = located(config, image)
-            wanted.setdefault(found.full_name, found)
-        except OperateError as error:
-            there = Wanted(
-                str(image), Place(image.registry or "", image.repository), image.reference
-            )
-            failed[str(image)] = Pulled(there, None, 0, 0, str(error))
-    return list(wanted.values()), list(failed.values())

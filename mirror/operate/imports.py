@@ -6,13 +6,15 @@ It may run beside a mirror, which sees the objects at once: they share the index
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mirror import __version__
 from mirror.app.errors import StartError
+from mirror.app.images import located
 from mirror.app.store import Store, opened_store
 from mirror.config.model import Config
 from mirror.metrics import Metrics
@@ -22,14 +24,16 @@ from mirror.oci.image_layout import NamedRoot, NotALayout
 from mirror.oci.image_name import ImageName
 from mirror.operate.completeness import LackingError, completed
 from mirror.operate.errors import OperateError
-from mirror.operate.images import located
 from mirror.operate.layout_reading import opened_files
+from mirror.operate.running import lookup_running
 from mirror.operate.taking import Taking
 from mirror.operate.tar import DamagedTar
 from mirror.store.database import IndexUnavailableError
+from mirror.store.layout import MANIFESTS, ObjectKey
 from mirror.store.partial import PartialBusyError
 from mirror.store.space import NoRoomError
 from mirror.store.tags import Link, link_name
+from mirror.warm.errors import PullError
 
 
 class Reading(Protocol):
@@ -61,6 +65,14 @@ class Imported:
         }
 
 
+@dataclass(slots=True)
+class _Moved:
+    """Names that were written down (``store.tags``), and the manifests that they meant before."""
+
+    links: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
+
+
 async def import_layout(
     config: Config,
     source: str,
@@ -88,7 +100,10 @@ async def import_layout(
             roots = await _taken(store, source, reading)
             if called is not None and len(roots) != 1:
                 raise OperateError(f"{source}: one name for an image, and it has {len(roots)}")
-            return [await _named(config, store, root, called, clock()) for root in roots]
+            moved = _Moved()
+            found = [await _named(config, store, root, called, clock(), moved) for root in roots]
+        await _tell(config, moved)
+        return found
     except StartError as error:
         raise OperateError(str(error)) from error
     except (NotALayout, DamagedTar) as error:
@@ -111,7 +126,12 @@ async def _taken(store: Store, source: str, reading: Reading) -> Sequence[NamedR
 
 
 async def _named(
-    config: Config, store: Store, root: NamedRoot, called: ImageName | None, now: float
+    config: Config,
+    store: Store,
+    root: NamedRoot,
+    called: ImageName | None,
+    now: float,
+    moved: _Moved,
 ) -> Imported:
     """Write down what an image is called, if all of it is there."""
     digest, image = root.descriptor.digest, called or root.image
@@ -119,14 +139,27 @@ async def _named(
     try:
         descriptor, size = await completed(root.descriptor, store.blobs, store.manifests)
         wanted = None if image is None else located(config, image)
-    except (LackingError, OperateError) as error:
+    except (LackingError, PullError) as error:
         return Imported(name, digest, reason=str(error))
     if wanted is None:
         return Imported(name, digest, size, "has no name; say with --as what it is called")
     if isinstance(wanted.reference, Digest) and wanted.reference != digest:
         return Imported(name, digest, size, f"is not {wanted.reference}")
-    link = Link(descriptor, now, imported=True)
-    for reference in {str(wanted.reference), str(digest)}:  # as a pull would write them down
-        image_name = FullName(wanted.place.upstream, wanted.place.repository, reference)
-        await store.tags.put(link_name(image_name), link)
+    place, link = wanted.place, Link(descriptor, now, imported=True)
+    for reference in {str(digest), str(wanted.reference)}:  # as a pull would write them down
+        written = link_name(FullName(place.upstream, place.repository, reference))
+        former = await store.tags.lookup(written)
+        if former is not None:
+            moved.objects.append(str(ObjectKey(MANIFESTS, former.descriptor.digest)))
+        await store.tags.put(written, link)
+        moved.links.append(written)
     return Imported(wanted.full_name, digest, size)
+
+
+async def _tell(config: Config, moved: _Moved) -> None:
+    """Have a running mirror look anew at names of which it remembers something."""
+    told = {"links": moved.links, "objects": moved.objects}
+    with contextlib.suppress(OperateError):  # it does so by itself after max_age
+        async with lookup_running(config.cache.directory.absolute()) as running:
+            if running is not None and moved.links:
+                await running.tell("/control/forget", told)

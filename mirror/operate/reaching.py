@@ -13,6 +13,7 @@ import aiohttp
 
 from mirror.app import StartError, serving
 from mirror.config.model import AccessConfig, Config, ServerConfig
+from mirror.config.proxy import ProxyConfig
 from mirror.operate.errors import OperateError
 from mirror.operate.running import lookup_running
 
@@ -53,5 +54,10 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
 def _private(config: Config) -> Config:
     """The same mirror for nobody but us: it listens on its control socket alone."""
     server = ServerConfig.model_validate({"drain": "0s", "hot": False})
-    update = {"server": server.model_copy(update={"listen": ()}), "access": AccessConfig()}
-    return config.model_copy(update=update)
+    nobody = {
+        "server": server.model_copy(update={"listen": ()}),
+        "proxy": ProxyConfig(),
+        "access": AccessConfig(),
+        "warm": (),
+    }
+    return config.model_copy(update=nobody)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from mirror.app.images import located_all
 from mirror.config.model import Config
 from mirror.oci.image_name import ImageName
 from mirror.oci.platform import Platform
-from mirror.operate.images import located_all
 from mirror.operate.reaching import reached
 from mirror.store.layout import left_in
 from mirror.warm.client import MirrorClient

@@ -26,6 +26,14 @@ def test_what_is_dumped_is_read_back_the_same(write_toml: WriteToml) -> None:
     assert load(write_toml(dump_toml(config))) == config
 
 
+@pytest.mark.parametrize("when", ["", 'at = "3:30"', 'every = "90s"'])
+def test_lists_of_tables_are_read_back_the_same(when: str, write_toml: WriteToml) -> None:
+    one = f'[[warm]]\nimages = ["alpine"]\n{when}\n'
+    config = load(write_toml(f'{one}{one}platforms = ["arm64", "all"]\n'))
+    assert len(config.warm) == 2
+    assert load(write_toml(dump_toml(config))) == config
+
+
 @pytest.mark.parametrize("name", ["plain", 'quo"te', "back\\slash", "tab\t", "émoji 🐋", "del\x7f"])
 def test_any_directory_survives(name: str, write_toml: WriteToml) -> None:
     config = load(None, {"cache": {"directory": f"/{name}"}})

@@ -39,3 +39,15 @@ def test_every_key_of_the_sample_says_why_to_change_it() -> None:
     keys = [number for number in range(start, end) if " = " in lines[number]]
     assert len(keys) > 20
     assert [lines[number] for number in keys if not lines[number - 1].startswith("# ")] == []
+
+
+def test_what_the_sample_shows_of_a_list_to_warm_up_is_all_there_is(tmp_path: Path) -> None:
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()
+    start = lines.index("# [[warm]]")
+    end = lines.index("", start)
+    shown = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines[start:end]))
+    file = tmp_path / "mirror.toml"
+    images = shown["warm"][0]["images"]
+    file.write_text(f"[[warm]]\nimages = {images}\n", encoding="utf-8")
+    dumped = tomllib.loads(dump_toml(load(file)))
+    assert dumped["warm"] == shown["warm"]

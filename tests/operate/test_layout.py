@@ -148,6 +148,22 @@ async def test_a_running_mirror_serves_at_once_what_is_imported_beside_it(
         assert await given(mirror_beside) == {200}
 
 
+async def test_a_running_mirror_forgets_at_once_what_an_imported_tag_meant(
+    tmp_path, registry, nowhere
+):
+    other = image(b"former", marker="former")
+    registry.add_image("library/app", other, "1")
+    upstreams = {"docker.io": registry.url}
+    async with running(tmp_path / "cache", upstreams) as mirror_beside:
+        path = "/v2/library/app/manifests/1"
+        assert (await mirror_beside.get(path)).body == other.manifest
+        await registry.stop()
+        assert (await mirror_beside.get(path)).body == other.manifest, "it is fresh"
+        await imported(tmp_path, packed(WHOLE), upstreams)
+        assert (await mirror_beside.get(path)).body == APP.manifest
+    await registry.start()
+
+
 async def test_an_imported_tag_does_not_grow_too_old(tmp_path, nowhere):
     await imported(tmp_path, packed(WHOLE), nowhere)
     tags = {"stale_if_error": "0s", "max_age": "0s"}
