@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes are no lines that a log or grep could use
 )
-app.add_typer(cli_cache.app)  # ls, rm, verify
+app.add_typer(cli_cache.app)  # ls, rm, stats, verify
 app.add_typer(cli_client.app)  # client, doctor
 app.add_typer(cli_proxy.app)  # ca
 app.add_typer(cli_warm.app)  # warm

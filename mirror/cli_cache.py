@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.filesize import decimal
 
-from mirror.cli_table import ago, print_table
+from mirror.cli_stats import print_statistics
+from mirror.cli_table import ago, print_table, size
 from mirror.config import Config, ConfigError, load
 from mirror.logs import configure
 
@@ -64,13 +64,30 @@ def list_images(
         print(json.dumps({**found, "images": images}, indent=2))
         return
     if images:
-        print_table(("IMAGE", "PLATFORM", "SIZE", "THERE", "USED"), list(map(_row, images)), "SIZE")
+        print_table(
+            ("IMAGE", "PLATFORM", "SIZE", "THERE", "USED"), list(map(_row, images)), {"SIZE"}
+        )
     total, cache = found["total"], found["cache"]
     noun = "image" if total["images"] == 1 else "images"
     print(
-        f"{total['images']} {noun}, {decimal(total['bytes'])} (what they share counted once); "
-        f"the cache has {decimal(cache['bytes'])} of {decimal(cache['max_bytes'])}"
+        f"{total['images']} {noun}, {size(total['bytes'])} (what they share counted once); "
+        f"the cache has {size(cache['bytes'])} of {size(cache['max_bytes'])}"
     )
+
+
+@app.command("stats")
+def print_stats(
+    as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
+) -> None:
+    """Say what the mirror has saved, how full its cache is, and how its upstreams are."""
+    settings = _load(config, cache_dir)
+    from mirror.operate.upkeep import stats  # noqa: PLC0415  # late, as above
+
+    found = _done(stats(settings))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_statistics(found)
 
 
 @app.command("rm")
@@ -99,7 +116,7 @@ def remove_images(
         print(f"{'would drop' if dry_run else 'dropped'} {image['name']}")
     count = len(gone["objects"])
     print(
-        f"{count} {'object' if count == 1 else 'objects'}, {decimal(gone['bytes'])}"
+        f"{count} {'object' if count == 1 else 'objects'}, {size(gone['bytes'])}"
         f"{' would be' if dry_run else ''} freed"
     )
 
@@ -125,7 +142,7 @@ def verify(
     else:
         for key in found.damaged:
             print(f"damaged, dropped: {key}")
-        print(f"{found.objects} objects, {decimal(found.bytes)}: {len(found.damaged)} damaged")
+        print(f"{found.objects} objects, {size(found.bytes)}: {len(found.damaged)} damaged")
     if found.damaged:
         raise typer.Exit(_FAILED)
 
@@ -139,11 +156,11 @@ _SORTED = {
 
 def _row(image: dict[str, Any]) -> tuple[str, ...]:
     platforms = [each["platform"] or "?" for each in image["platforms"]]
-    lacking = f"lacks {decimal(image['missing_bytes'])}" if platforms else "no platform"
+    lacking = f"lacks {size(image['missing_bytes'])}" if platforms else "no platform"
     return (
         image["name"],
         ", ".join(platforms) or "-",
-        decimal(image["bytes"]),
+        size(image["bytes"]),
         ("whole" if image["whole"] else lacking) + (", kept" if image["kept"] else ""),
         ago(time.time() - _seconds(image["last_used"])),
     )

@@ -8,7 +8,7 @@ from typing import Any
 from mirror import __version__
 from mirror.app.editions import Editions
 from mirror.app.store import Store
-from mirror.config.keep import kept_images, naming
+from mirror.bookkeeper import Bookkeeper
 from mirror.store.database import IndexUnavailableError
 from mirror.store.layout import ObjectKey
 from mirror.upkeep.cache import Cache
@@ -16,18 +16,22 @@ from mirror.upkeep.errors import UpkeepError
 from mirror.upkeep.listing import listing
 from mirror.upkeep.moments import rfc3339
 from mirror.upkeep.removal import removal
+from mirror.upkeep.statistics import statistics
 from mirror.web.control import Command, CommandError, Commands
 
 
-def commands(store: Store, editions: Editions, started: float) -> Commands:
+def commands(store: Store, books: Bookkeeper, editions: Editions, started: float) -> Commands:
     """What this process, which was ``started`` then (Unix seconds), does when it is told to."""
 
     def cache() -> Cache:
-        config = editions.current.config
-        return Cache(store.objects, store.catalogue, naming(config), kept_images(config))
+        return Cache.of(editions.current.config, store.objects, store.catalogue)
 
     async def about(_: Mapping[str, Any]) -> Any:
         return {"version": __version__, "pid": os.getpid(), "started": rfc3339(started)}
+
+    async def stats(_: Mapping[str, Any]) -> Any:
+        said = await books.ledger.state()
+        return {**await statistics(cache(), said), "running": await about({})}
 
     async def images(told: Mapping[str, Any]) -> Any:
         return await listing(cache(), told["patterns"])
@@ -46,6 +50,7 @@ def commands(store: Store, editions: Editions, started: float) -> Commands:
 
     return {
         ("GET", "/control/about"): about,
+        ("GET", "/control/stats"): _obeyed(stats),
         ("POST", "/control/images"): _obeyed(images),
         ("POST", "/control/remove"): _obeyed(remove),
         ("POST", "/control/forget"): _obeyed(forget),

@@ -160,7 +160,7 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        obeyed = commands(store, editions, time.time())
+        obeyed = commands(store, books, editions, time.time())
         control = opened_control(store.layout.control, reception, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             editions.tell(receiver)

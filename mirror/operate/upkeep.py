@@ -5,17 +5,21 @@ all processes of the mirror before the command ends.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from mirror.config.model import Config
 from mirror.operate.errors import OperateError
 from mirror.operate.running import Running, lookup_running
-from mirror.store.layout import ObjectKey
+from mirror.store.layout import Layout, ObjectKey
+from mirror.store.reading import read_statement
 from mirror.upkeep.cache import opened_cache
 from mirror.upkeep.errors import UpkeepError
 from mirror.upkeep.listing import listing
 from mirror.upkeep.removal import removal
+from mirror.upkeep.statistics import statistics
 from mirror.upkeep.verification import Verification, verify
 
 _MOST_TOLD: Final = 2000  # names at once, well below what a request may have
@@ -36,6 +40,27 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
     try:
         async with opened_cache(config) as cache:
             return await listing(cache, patterns)
+    except UpkeepError as error:
+        raise OperateError(str(error)) from error
+
+
+async def stats(config: Config) -> dict[str, Any]:
+    """What the mirror has done and how full its cache is: see ``upkeep.statistics``.
+
+    ``running`` says which mirror runs there, in how many processes; None: none does.
+
+    Raises:
+        OperateError: the cache cannot be looked into.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask("/control/stats")
+            answer["running"]["processes"] = len(running.workers)
+            return answer
+    said = read_statement(Layout(config.cache.directory.absolute()).ledger, time.time())
+    try:
+        async with opened_cache(config) as cache:
+            return {**await statistics(cache, replace(said, fills=())), "running": None}
     except UpkeepError as error:
         raise OperateError(str(error)) from error
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
 from mirror.config.keep import kept_images, naming
 from mirror.config.model import Config
@@ -22,12 +23,19 @@ from mirror.upkeep.errors import UpkeepError
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What is kept, what of it is an image, and what images are called here."""
+    """What is there, what of it is an image, what images are called here, and which are kept."""
 
     objects: Objects
     catalogue: Catalogue
     naming: Naming
     kept: Sequence[ImageGlob]
+    upstreams: Sequence[str]
+
+    @classmethod
+    def of(cls, config: Config, objects: Objects, catalogue: Catalogue) -> Self:
+        """An open cache as a configuration has it."""
+        names = tuple(config.enabled())
+        return cls(objects, catalogue, naming(config), kept_images(config), names)
 
     def keeps(self, image: FullName) -> bool:
         """Whether an image is to be kept."""
@@ -59,7 +67,7 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
             sections = Section.public(Tags(public)), Section.private(Tags(private))
             try:
                 catalogue = Catalogue(objects, sections, threads)
-                yield Cache(objects, catalogue, naming(config), kept_images(config))
+                yield Cache.of(config, objects, catalogue)
             finally:
                 await objects.close()
                 for each in notes:

@@ -81,15 +81,28 @@ async def test_commands_see_and_change_what_all_workers_serve(site, upstream):
     assert (app["name"], app["whole"], app["bytes"]) == (NAME, True, 3_090_000 + _overhead())
     header, row, total = site.command("ls").stdout.splitlines()
     assert header.split() == ["IMAGE", "PLATFORM", "SIZE", "THERE", "USED"]
-    assert row.startswith(f"{NAME}  linux/amd64  3.1 MB  whole  just now")
-    assert total.startswith("1 image, 3.1 MB (what they share counted once); the cache has 3.1 MB")
+    assert row.startswith(f"{NAME}  linux/amd64  2.9 MiB  whole  just now")
+    assert total.startswith(
+        "1 image, 2.9 MiB (what they share counted once); the cache has 2.9 MiB"
+    )
+
+    stats = site.json("stats")
+    assert stats["running"]["processes"] == 2
+    assert stats["total"] == stats["today"]
+    assert stats["total"]["requests"] == 16 * len(paths)
+    assert stats["total"]["upstream_bytes"] == app["bytes"]
+    assert stats["total"]["saved_bytes"] == 15 * app["bytes"]
+    assert stats["cache"]["bytes"] == app["bytes"]
+    lines = site.command("stats").stdout.splitlines()
+    assert lines[0] == "mirror 0.1.0 runs in 2 processes, started just now"
+    assert "cache: 2.9 MiB of 50 GiB in 4 objects" in lines
 
     await upstream.stop()
     would = site.command("rm", NAME, "--dry-run").stdout
-    assert would == f"would drop {NAME}\n4 objects, 3.1 MB would be freed\n"
+    assert would == f"would drop {NAME}\n4 objects, 2.9 MiB would be freed\n"
     assert {status for status, _ in await site.get(paths[0], 4)} == {200}
     done = site.command("rm", NAME).stdout
-    assert done == f"dropped {NAME}\n4 objects, 3.1 MB freed\n"
+    assert done == f"dropped {NAME}\n4 objects, 2.9 MiB freed\n"
     for path in paths:  # nobody remembers it, not for a moment
         assert {status for status, _ in await site.get(path, 8)} == {502}
     assert site.json("ls")["images"] == []
@@ -116,14 +129,17 @@ async def test_without_a_mirror_the_directory_says_the_same(site):
     for digest in APP.digests:
         await site.get(f"app/blobs/{digest}")
     running = site.json("ls")
+    before = site.json("stats")
     site.mirror.terminate()
     alone = site.json("ls")
+    assert {**before, "running": None} == site.json("stats")
+    assert site.command("stats").stdout.startswith("no mirror runs on this cache directory\n")
     assert [each["name"] for each in alone["images"]] == [NAME, "docker.io/library/tool:1"]
     for one, other in zip(running["images"], alone["images"], strict=True):
         assert one == {**other, "last_used": one["last_used"]}
     assert site.json("verify") == {"objects": 5, "bytes": alone["cache"]["bytes"], "damaged": []}
     row = site.command("ls", "tool").stdout.splitlines()[1]
-    assert "  lacks 20.1 kB  just now" in row
+    assert "  lacks 19.6 KiB  just now" in row
     assert site.json("rm", "app:1", "tool:1")["bytes"] == alone["total"]["bytes"]
     assert site.json("ls")["cache"]["objects"] == 0
 

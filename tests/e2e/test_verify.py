@@ -38,7 +38,7 @@ async def cache(tmp_path, upstream: FakeRegistry):
 async def test_a_sound_cache_is_said_to_be_sound(cache):
     done = await verify(cache)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "5 objects, 50.0 kB: 0 damaged\n"
+    assert done.stdout == "5 objects, 48.8 KiB: 0 damaged\n"
 
 
 async def test_what_is_damaged_is_named_and_dropped(cache):
@@ -51,9 +51,9 @@ async def test_what_is_damaged_is_named_and_dropped(cache):
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         f"damaged, dropped: blobs.sha256.{name}",
-        "5 objects, 50.0 kB: 1 damaged",
+        "5 objects, 48.8 KiB: 1 damaged",
     ]
-    assert (await verify(cache)).stdout == "4 objects, 40.0 kB: 0 damaged\n"
+    assert (await verify(cache)).stdout == "4 objects, 39.1 KiB: 0 damaged\n"
 
 
 async def test_a_misspelt_directory_is_not_made(tmp_path):
