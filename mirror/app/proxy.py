@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
@@ -24,6 +25,7 @@ from mirror.upstream.endpoints import Endpoints
 from mirror.web.entry import PROXY
 from mirror.web.hot import HotTable
 from mirror.web.proxy.connecting import Connector
+from mirror.web.proxy.destination import Destination
 from mirror.web.proxy.face import ProxyFace, TunnelLimits
 from mirror.web.proxy.passing import Passing
 from mirror.web.proxy.permission import Permission, parse_rule
@@ -83,10 +85,21 @@ def proxy_face(
         Registries(face, passing, known, pushed, patience),
         Mint(authority),
         _permission(config),
-        Connector(config.fetch.connect_timeout.seconds),
+        Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(config.fetch.proxy)),
         TunnelLimits(proxy.tunnels, proxy.idle_timeout.seconds),
         metrics,
     )
+
+
+def _parent_by(configured: str) -> Callable[[Destination], str]:
+    """The proxy that leads to a server, as for upstreams: configured, or the environment's."""
+
+    def parent(destination: Destination) -> str:
+        if configured or proxy_bypass(str(destination)):
+            return configured
+        return getproxies().get("https", "")
+
+    return parent
 
 
 def _permission(config: Config) -> Permission:

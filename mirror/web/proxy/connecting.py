@@ -5,15 +5,18 @@ server says a moment later (DNS rebinding) does not matter.
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import aiohappyeyeballs
+from yarl import URL
 
 from mirror.web.proxy.destination import Destination
 from mirror.web.proxy.errors import TunnelError
-from mirror.web.proxy.permission import check_address
+from mirror.web.proxy.parent import ask_parent
+from mirror.web.proxy.permission import check_address, leads_inside
 
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 Resolve = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
@@ -31,12 +34,21 @@ async def resolve_by_system(host: str, port: int) -> Sequence[AddressInfo]:
 
 
 class Connector:
-    """Connects to servers."""
+    """Connects to servers, through a proxy of the mirror's own where there is one."""
 
-    def __init__(self, seconds: float, resolve: Resolve = resolve_by_system) -> None:
-        """Give resolving and connecting so many seconds together."""
+    def __init__(
+        self,
+        seconds: float,
+        resolve: Resolve = resolve_by_system,
+        parent: Callable[[Destination], str] = lambda _: "",
+    ) -> None:
+        """Give resolving and connecting so many seconds together.
+
+        ``parent`` says which proxy leads to a server, empty where none is needed.
+        """
         self._seconds = seconds
         self._resolve = resolve
+        self._parent = parent
 
     async def connect(self, destination: Destination, *, private: bool) -> socket.socket:
         """A connected socket, which never blocks.
@@ -47,16 +59,36 @@ class Connector:
         """
         try:
             async with asyncio.timeout(self._seconds):
-                addresses = await self._addresses(destination, private=private)
-                return await aiohappyeyeballs.start_connection(
-                    addresses, happy_eyeballs_delay=_STAGGER_SECONDS, interleave=1
-                )
+                if parent := self._parent(destination):
+                    return await self._through(URL(parent), destination, private=private)
+                return await _started(await self._addresses(destination, private=private))
         except TimeoutError as error:
             text = f"{destination} did not answer within {self._seconds:g} s"
             raise TunnelError(504, f"{text} ([fetch] connect_timeout)") from error
         except OSError as error:
             reason = error.strerror or "it cannot be reached"
             raise TunnelError(502, f"cannot connect to {destination}: {reason}") from error
+
+    async def _through(
+        self, parent: URL, destination: Destination, *, private: bool
+    ) -> socket.socket:
+        """Connect through a proxy, which may know names that nobody knows here."""
+        if parent.scheme != "http" or parent.host is None or parent.port is None:
+            raise TunnelError(502, "tunnels go through a proxy of the mirror's over http alone")
+        known: Sequence[AddressInfo] = ()
+        with contextlib.suppress(OSError, UnicodeError):
+            known = await self._resolve(destination.host, destination.port)
+        for info in known:
+            check_address(destination, info[4][0], private=private)
+        if any(leads_inside(info[4][0]) for info in known):
+            return await _started(known)  # what is near and may be had is no matter of that proxy
+        raw = await _started(await self._resolve(parent.host, parent.port))
+        try:
+            await ask_parent(raw, parent, destination)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
 
     async def _addresses(self, destination: Destination, *, private: bool) -> list[AddressInfo]:
         try:
@@ -75,3 +107,9 @@ class Connector:
         if not addresses:
             raise refusal or TunnelError(502, f"the name {destination.host} has no address")
         return addresses
+
+
+async def _started(addresses: Sequence[AddressInfo]) -> socket.socket:
+    return await aiohappyeyeballs.start_connection(
+        addresses, happy_eyeballs_delay=_STAGGER_SECONDS, interleave=1
+    )
