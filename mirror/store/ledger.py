@@ -113,8 +113,8 @@ class Ledger:
             with contextlib.suppress(OSError):
                 discard(self._directory)
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        if reason != self._trouble:
-            self._trouble = reason
+        known, self._trouble = self._trouble, reason
+        if not known:
             _log.warning(
                 "ledger %s: %s; pulls go on, and their figures are written once it can be written",
                 self._directory,

@@ -215,15 +215,15 @@ async def test_the_keyboard_reaches_everything_and_one_sees_where_it_is(stage, p
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("path", PAGES)
-async def test_no_barrier_that_axe_finds_is_serious(stage, path, colours):
+async def test_axe_finds_no_barrier_at_all(stage, path, colours):
     page = await stage.page(path, color_scheme=colours)
     found = await Axe().run(page)
-    grave = [
+    barriers = [
         f"{each['id']}: {[node['target'] for node in each['nodes']]}"
         for each in found.response["violations"]
-        if each["impact"] in {"serious", "critical"}
     ]
-    assert grave == []
+    assert barriers == []
+    assert len(found.response["passes"]) > 30
 
 
 async def test_without_a_script_everything_is_there(stage):
