@@ -18,7 +18,6 @@ from mirror.upstream.authorization import (
     Authorization,
     Credentials,
     Introduction,
-    TokenRules,
 )
 from mirror.upstream.directory import Directory, Names, UnknownRegistryError
 from mirror.upstream.endpoints import Endpoints
@@ -113,7 +112,7 @@ def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
     with _using_ca_files(name):
         trust = trusting(_ca_files(config, upstream))  # the same one while the files stay the same
     table = upstream.model_dump(exclude=set(_ELSEWHERE))
-    return (name, table, _secret(name, upstream), config.fetch, config.access.grant_max_age, trust)
+    return (name, table, _secret(name, upstream), config.fetch, trust)
 
 
 def check_upstreams(config: Config) -> None:
@@ -142,7 +141,6 @@ async def opened_upstream(
     settings = _transport_settings(config, upstream)
     rate = upstream.max_rate.bytes
     pace = Pace(rate) if rate else None
-    max_age = config.access.grant_max_age.seconds
     async with AsyncExitStack() as stack:
         registries = []
         for address, known_as in addresses:
@@ -161,19 +159,18 @@ async def opened_upstream(
         yield Endpoints(
             name,
             registries,
-            lambda visitor: _introduction(visitor, name, url, transport, tokens, max_age),
+            lambda visitor: _introduction(visitor, name, url, transport, tokens),
         )
 
 
 def _introduction(
-    visitor: Visitor, name: str, url: URL, transport: Transport, tokens: Tokens, max_age: float
+    visitor: Visitor, name: str, url: URL, transport: Transport, tokens: Tokens
 ) -> Introduction:
     """Who a visitor is to the registry at ``url``."""
     credentials = visitor.credentials()
     if credentials is None:
         return Verbatim(visitor)
-    rules = TokenRules(visitor.identity, max_age)
-    return Authorization(name, url, transport, tokens, credentials, rules)
+    return Authorization(name, url, transport, tokens, credentials, visitor.identity)
 
 
 @contextmanager

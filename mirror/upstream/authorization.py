@@ -75,17 +75,6 @@ class Introduction(Protocol):
         """Find out anew, next time, what is good for a repository."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRules:
-    """Whose tokens they are, and for how many seconds at most one is believed in."""
-
-    owner: str = ""
-    max_age: float = _MAX_EXPIRY_SECONDS
-
-
-_OWN: Final = TokenRules()
-
-
 class Authorization:
     """Makes the Authorization header for one upstream."""
 
@@ -96,14 +85,15 @@ class Authorization:
         transport: Transport,
         tokens: TokenCache,
         credentials: Credentials | None,
-        rules: TokenRules = _OWN,
+        owner: str = "",
     ) -> None:
+        """``owner`` names whose credentials they are, empty for the mirror's own."""
         self._upstream = upstream
         self._url = url
         self._transport = transport
         self._tokens = tokens
         self._credentials = credentials
-        self._rules = rules
+        self._owner = owner
         self._challenge: Challenge | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -171,7 +161,7 @@ class Authorization:
             await self._tokens.forget(name)
 
     def _name(self, scope: str) -> str:
-        return f"{self._url} {scope} {self._rules.owner}"
+        return f"{self._url} {scope} {self._owner}"
 
     async def _token(self, challenge: Challenge, scope: str) -> str:
         name = self._name(scope)
@@ -180,8 +170,7 @@ class Authorization:
             token = await self._tokens.lookup(name)
             if token is None:
                 token, expires_in = await self._fetch(challenge, scope)
-                ttl = min(expires_in * (1 - _EXPIRY_MARGIN), self._rules.max_age)
-                await self._tokens.put(name, token, ttl)
+                await self._tokens.put(name, token, expires_in * (1 - _EXPIRY_MARGIN))
             return token
 
     async def _fetch(self, challenge: Challenge, scope: str) -> tuple[str, float]:

@@ -192,6 +192,22 @@ async def test_what_another_was_shown_is_no_answer_to_who_asks_for_two_things(
         assert {answer.status for answer in answers} <= {401, 404}
 
 
+async def test_being_let_in_by_one_question_opens_nothing_else_that_is_asked_at_once(
+    mirror, office
+):
+    assert await pull(mirror, office, TEAM, ANN) == GOOD
+    _, (own, _) = office.content(MINE)
+    _, (_, layer) = office.content(TEAM)
+    for number in range(5):  # whichever of the two is the question that lets one in
+        who = basic(f"eve{number}", "secret-of-eve")
+        office.readers[MINE].add(who)
+        for digests in ((own, own, layer), (layer, own, own)):
+            paths = [f"/v2/{MINE}/blobs/{digest}" for digest in digests]
+            answers = await asyncio.gather(*(mirror.get(path, Authorization=who) for path in paths))
+            statuses = [200 if digest == own else 404 for digest in digests]
+            assert [answer.status for answer in answers] == statuses
+
+
 async def test_a_registry_that_knows_no_head_is_asked_by_get(mirror, office, upstream):
     upstream.faults.append(Fault(kind="blob", method="HEAD", status=405, times=1000))
     _, (config, layer) = office.content(TEAM)
@@ -238,8 +254,9 @@ async def test_a_layer_of_both_is_for_everybody_by_the_public_repository(tmp_pat
     assert (await mirror.get(f"/v2/library/shared/{path}")).body == base
     assert (await mirror.get(f"/v2/{TEAM}/{path}")).status == 200, "it is everybody's now"
     assert (await mirror.get(f"/v2/{TEAM}/blobs/{digest_of(b'ours')}")).status == 401
-    files = [file.parts[-4] for file in (tmp_path / "cache").glob("*/sha256/*/*")]
-    assert files == ["blobs"], "there once"
+    async with asyncio.timeout(5):  # there once, as soon as it is adopted
+        while [it.parts[-4] for it in (tmp_path / "cache").glob("*/sha256/*/*")] != ["blobs"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_repository_that_becomes_public_is(tmp_path, office):
