@@ -517,6 +517,9 @@ async def test_credentials_go_to_the_registry_they_are_for_and_to_no_other(tmp_p
         FakeRegistry() as quay,
         opened(upstream, bearer=False) as ghcr,
     ):
+        challenge = {"WWW-Authenticate": 'Basic realm="it"'}
+        for each in (hub, quay):  # everybody is asked for a password
+            each.guard = lambda *_: web.Response(status=401, headers=challenge)
         upstreams = {
             "docker.io": {"url": hub.url},
             "ghcr.io": {"url": ghcr.registry.url, "client_credentials": True},
@@ -524,15 +527,16 @@ async def test_credentials_go_to_the_registry_they_are_for_and_to_no_other(tmp_p
         }
         async with running(tmp_path, upstreams) as mirror:
             for host in ("mirror.test", "quay.test:80", "QUAY.test:80", "ghcr.io", "quay.io"):
+                who = EVE if host.lower() == "quay.test:80" else ANN
                 for name in ("docker.io", "ghcr.io", "quay.io"):
                     for way in (f"/v2/{name}/{TEAM}", f"/{name}/v2/{TEAM}"):
-                        await mirror.get(f"{way}/manifests/1", Authorization=ANN, Host=host)
+                        await mirror.get(f"{way}/manifests/1", Authorization=who, Host=host)
                     path = f"/v2/{TEAM}/manifests/1?ns={name}"
-                    await mirror.get(path, Authorization=ANN, Host=host)
+                    await mirror.get(path, Authorization=who, Host=host)
             seen = {}
             for name, registry in (("hub", hub), ("ghcr", ghcr.registry), ("quay", quay)):
                 seen[name] = {each.headers.get("Authorization") for each in registry.seen}
-            assert seen == {"hub": {None}, "ghcr": {None, ANN}, "quay": {None}}
+            assert seen == {"hub": {None}, "ghcr": {None, ANN}, "quay": {None, EVE}}
             assert (await mirror.get("/v2/", Host="mirror.test")).status == 401
             assert (await mirror.get("/v2/", Host="quay.test:80")).status == 401
             assert (await mirror.get("/docker.io/v2/", Host="mirror.test")).status == 200
