@@ -4,7 +4,9 @@ The registries speak TLS on the loopback, and only the mirror knows where: what 
 name ``second.test`` can have come through it alone.
 """
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +175,28 @@ def test_a_login_is_the_registrys_and_what_is_private_is_cached_for_whom_it_lets
 def gets(registry: Distribution) -> int:
     """How often the bytes of a blob were asked for."""
     return sum(method == "GET" and "/blobs/sha256:" in path for method, path in registry.requests())
+
+
+def test_skopeo_copies_an_image_in_and_out(office: Office, tmp_path: Path) -> None:
+    need("skopeo")
+    push_image(office.twin.url, "team/skopeo", "1", "copied", [2 * MIB])
+    environment = {**os.environ, **office.docker.environment}
+
+    def copy(source: str, target: str) -> None:
+        policy = ["skopeo", "--insecure-policy", "copy", "--all", source, target]
+        done = subprocess.run(
+            policy, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    copy(f"docker://{NAME}/team/skopeo:1", f"dir:{tmp_path}/first")
+    asked = gets(office.registry)
+    copy(f"docker://{NAME}/team/skopeo:1", f"dir:{tmp_path}/second")
+    assert gets(office.registry) == asked
+    copy(f"dir:{tmp_path}/first", f"docker://{NAME}/team/copied:1")
+    copy(f"docker://{NAME}/team/copied:1", f"dir:{tmp_path}/third")
+    names = [{file.name for file in (tmp_path / each).iterdir()} for each in ("first", "third")]
+    assert names[0] == names[1]
 
 
 def test_a_registry_that_is_nobodys_upstream_is_let_through_or_told_of(office: Office) -> None:

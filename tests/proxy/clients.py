@@ -66,16 +66,21 @@ async def connected(mirror: Mirror) -> AsyncIterator[Raw]:
 
 
 async def ask(
-    mirror: Mirror, context: ssl.SSLContext, url: str, method: str = "GET", **options: object
+    mirror: Mirror | str,
+    context: ssl.SSLContext,
+    url: str,
+    method: str = "GET",
+    **options: object,
 ) -> Answer:
-    """Ask as Docker does whose HTTPS_PROXY is the mirror; on a connection of its own."""
+    """Ask as Docker does whose HTTPS_PROXY is the mirror (or at an address); one connection."""
+    proxy = mirror if isinstance(mirror, str) else mirror.proxy
     connector = aiohttp.TCPConnector(ssl=context, force_close=True)
     async with (
         aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
         session.request(
             method,
             URL(url, encoded=True),
-            proxy=mirror.proxy,
+            proxy=proxy,
             allow_redirects=False,
             **options,
         ) as response,

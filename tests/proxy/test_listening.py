@@ -6,12 +6,16 @@ import urllib.request
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from mirror.app import StartError
 from mirror.authority.files import ensure_authority
 from tests.fakes import FakeRegistry, image
+from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
+from tests.proxy.clients import ask, trusting
+from tests.proxy.registry import recording
 from tests.running import running
 
 NOWHERE = {"docker.io": "http://127.0.0.1:9"}
@@ -77,3 +81,36 @@ async def test_all_workers_show_certificates_of_one_ca(tmp_path, upstream: FakeR
         assert f"{name} 12.0" in figures
     finally:
         assert await asyncio.to_thread(mirror.terminate) == 0
+
+
+async def test_a_push_through_one_worker_is_seen_by_all(tmp_path):
+    old, new = image(b"old").manifest, image(b"new").manifest
+    async with recording() as registry:
+        registry.answer = lambda request: manifest(request, old)
+        (tmp_path / "ca.pem").write_bytes(registry.ca)
+        port = free_port()
+        extra = f'[proxy]\nlisten = "127.0.0.1:{port}"\n[tags]\nmax_age = "1h"\n'
+        extra += f'[upstreams."second.test"]\nurl = "{registry.url}"\n'
+        extra += f'ca_file = "{tmp_path}/ca.pem"\n'
+        mirror = MirrorProcess(tmp_path / "m", NOWHERE, extra, workers=3)
+        await asyncio.to_thread(mirror.start)
+        try:
+            trust = trusting(tmp_path / "m" / "cache")
+            office = f"http://127.0.0.1:{port}"
+            url = "https://second.test/v2/team/app/manifests/1"
+            for _ in range(12):  # until all workers have it, fresh for an hour
+                assert (await ask(office, trust, url)).body == old
+            registry.answer = lambda request: manifest(request, new)
+            assert (await ask(office, trust, url, "PUT", data=new)).status == 201
+            for _ in range(12):
+                assert (await ask(office, trust, url)).body == new
+        finally:
+            await asyncio.to_thread(mirror.terminate)
+
+
+def manifest(request: web.BaseRequest, body: bytes) -> web.Response:
+    """What a registry answers that has this one manifest."""
+    if request.method == "PUT":
+        return web.Response(status=201)
+    headers = {"Docker-Content-Digest": digest_of(body), "Content-Type": OCI_MANIFEST}
+    return web.Response(body=body, headers=headers)
