@@ -31,8 +31,9 @@ HUB, SECOND = "docker.io", "second.example.com"
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 MIRROR = [sys.executable, "-m", "mirror"]
-#: Registries themselves are a closed port for the clients: what comes can only be the mirror's.
-NOWHERE = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+#: Registries themselves are nowhere for the clients: what comes can only be the mirror's.  (A proxy
+#: on loopback would be the mirror's own, to the doctor.)
+NOWHERE = {"HTTPS_PROXY": "http://nowhere.invalid:9", "NO_PROXY": "127.0.0.1"}
 
 
 class TlsMirror(MirrorProcess):
@@ -382,7 +383,7 @@ def docker(office: Office) -> Iterator[ConfiguredDockerd]:
     need("dockerd", "docker", "containerd", "runc", root=True)
     machine = office.directory / "docker-machine"
     office.write(machine, "docker")
-    daemon = ConfiguredDockerd(office.directory / "docker", "", machine)
+    daemon = ConfiguredDockerd(office.directory / "docker", "", machine=machine)
     daemon.start()
     yield daemon
     daemon.stop()
