@@ -1,7 +1,8 @@
 """The database of the ledger (SQLite).  Synchronous: whoever opens it has one thread for it.
 
 Every process that uses the cache directory writes into the same one, a short transaction at a
-time.  It is bounded: figures by day for 90 days, some 500 pulls, some 10,000 images.
+time.  It is bounded: figures by day for 90 days, some 500 pulls, some 10,000 images.  SQLite of
+2018 (3.24) will do: Python has whatever the system has.
 """
 
 import os
@@ -28,15 +29,15 @@ _IMAGES: Final = 10_000
 FILL_SECONDS: Final = 5.0
 
 _SCHEMA: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE figures (
     day TEXT, upstream TEXT, name TEXT, value INTEGER NOT NULL,
     PRIMARY KEY (day, upstream, name)
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 CREATE TABLE upstreams (
     name TEXT PRIMARY KEY, code TEXT NOT NULL DEFAULT '', answered_at REAL,
     allowed REAL, remaining REAL
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 CREATE TABLE pulls (
     id INTEGER PRIMARY KEY, visitor BLOB NOT NULL, upstream TEXT NOT NULL,
     repository TEXT NOT NULL, reference TEXT NOT NULL, means TEXT NOT NULL DEFAULT '',
@@ -44,14 +45,14 @@ CREATE TABLE pulls (
     heads INTEGER NOT NULL DEFAULT 0, gets INTEGER NOT NULL DEFAULT 0,
     fetched INTEGER NOT NULL DEFAULT 0, result TEXT NOT NULL DEFAULT '',
     sent_bytes INTEGER NOT NULL DEFAULT 0, missed_bytes INTEGER NOT NULL DEFAULT 0
-) STRICT;
+);
 CREATE INDEX pulls_of_visitor ON pulls (visitor, upstream, repository);
 CREATE INDEX pulls_by_age ON pulls (fetched, last);
 CREATE TABLE images (
     upstream TEXT, repository TEXT, reference TEXT, pulls INTEGER NOT NULL, last REAL NOT NULL,
     digest TEXT NOT NULL DEFAULT '', size INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (upstream, repository, reference)
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 CREATE INDEX images_by_age ON images (last);
 CREATE INDEX images_by_pulls ON images (pulls);
 CREATE INDEX images_by_size ON images (size);
@@ -59,7 +60,7 @@ CREATE TABLE fills (
     process TEXT, digest TEXT, upstream TEXT NOT NULL, repository TEXT NOT NULL,
     length INTEGER NOT NULL, total INTEGER, rate REAL NOT NULL, waiting INTEGER NOT NULL,
     seen REAL NOT NULL, PRIMARY KEY (process, digest)
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 """
 
 
@@ -104,7 +105,7 @@ class Book:
         with _transaction(connection):
             connection.executemany(
                 "INSERT INTO figures VALUES (?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                "ON CONFLICT (day, upstream, name) DO UPDATE SET value = value + excluded.value",
                 [
                     (day, upstream, name, value)
                     for (date, upstream, name), value in batch.figures.items()
@@ -143,12 +144,12 @@ class Book:
 
     def _write_upstreams(self, batch: Batch) -> None:
         self._connection.executemany(
-            "INSERT INTO upstreams (name, code, answered_at) VALUES (?, ?, ?) ON CONFLICT "
+            "INSERT INTO upstreams (name, code, answered_at) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET code = excluded.code, answered_at = excluded.answered_at",
             [(name, answer.code, answer.at) for name, answer in batch.answers.items()],
         )
         self._connection.executemany(
-            "INSERT INTO upstreams (name, allowed, remaining) VALUES (?, ?, ?) ON CONFLICT "
+            "INSERT INTO upstreams (name, allowed, remaining) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET allowed = excluded.allowed, remaining = excluded.remaining",
             [(name, limit.allowed, limit.remaining) for name, limit in batch.limits.items()],
         )

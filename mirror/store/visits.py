@@ -174,7 +174,8 @@ class Visits:
             return
         self._connection.execute(
             "INSERT INTO images (upstream, repository, reference, pulls, last) "
-            "VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET pulls = pulls + excluded.pulls",
+            "VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, repository, reference) "
+            "DO UPDATE SET pulls = pulls + excluded.pulls",
             (*_name(visitor, row), pulls, row.last),
         )
         self._connection.execute(
