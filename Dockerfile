@@ -1,6 +1,7 @@
 # The mirror as an image: nothing but Python and the mirror, not root, at home on a read-only root:
 #   docker run --read-only --tmpfs /tmp -p 5000:5000 -v mirror:/var/cache/mirror container-mirror
-# Build behind a company's package index with --build-arg PIP_INDEX_URL=...
+# Build behind a company's package index with --build-arg PIP_INDEX_URL=..., and with what is an
+# extra with --build-arg EXTRAS=[tracing].
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
@@ -8,13 +9,14 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 ARG PIP_CERT
+ARG EXTRAS
 
 WORKDIR /usr/src/mirror
 COPY pyproject.toml README.md LICENSE ./
 COPY config/constraints.txt config/constraints.txt
 COPY mirror mirror
 RUN python -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
-        -c config/constraints.txt . \
+        -c config/constraints.txt ".${EXTRAS}" \
     && install -d -o 10001 -g 10001 /var/cache/mirror
 
 # The user's cache directory is the default place of the cache, which a file can still change.

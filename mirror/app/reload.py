@@ -16,6 +16,7 @@ from mirror.app.editions import Editions
 from mirror.app.errors import StartError
 from mirror.app.housekeeping import Housekeeping
 from mirror.app.notify import Supervisor
+from mirror.app.process import allow_open_files
 from mirror.app.scrubbing import Scrubbing
 from mirror.app.store import Store, cache_limits
 from mirror.app.upstreams import check_upstreams
@@ -118,6 +119,7 @@ async def reload_when_told(
         try:
             before, read = running.config, reread()
             await running.reload(read)
+            allow_open_files(read.limits.connections)
         except (ConfigError, StartError) as error:
             tell_mistakes(error)
         else:

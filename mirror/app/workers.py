@@ -162,6 +162,7 @@ class _Watch:
         """
         config = in_force(self._config, read)
         try_out(config)
+        allow_open_files(config.limits.connections)
         configure(config.log.level, config.log.format, access=config.log.access)
         self._reloaded = (self._config, read)
         self._config, self._share = config, config.share(len(self._workers))

@@ -43,6 +43,11 @@ class Dockerd:
 
     def stop(self) -> None:
         self._process.terminate()
+        # It leaves the network of a container that had the host's.
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            place = line.split()[1]
+            if place.startswith(f"{self.directory}/"):
+                subprocess.run(["umount", place], check=True)
 
     def docker(self, *arguments: str, seconds: float = 180) -> str:
         """Run the docker command; its standard output."""
@@ -56,14 +61,20 @@ class Dockerd:
         assert done.returncode != 0, f"docker {' '.join(arguments)}: {done.stdout}"
         return done.stderr
 
+    def try_docker(self, *arguments: str, seconds: float = 180) -> tuple[int, str]:
+        """Run the docker command; its exit code, and all it printed."""
+        done = self._run(*arguments, seconds=seconds)
+        return done.returncode, done.stdout + done.stderr
+
     def _answers(self) -> bool:
         return self._socket.exists() and self._run("version", seconds=10).returncode == 0
 
     def _run(self, *arguments: str, seconds: float) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            self._command(*arguments), capture_output=True, text=True, timeout=seconds, check=False
+            self.command(*arguments), capture_output=True, text=True, timeout=seconds, check=False
         )
 
-    def _command(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
+        """The docker command for this daemon."""
         own = str(self.directory / "cli")  # where logins are kept
         return ["docker", "--config", own, "--host", f"unix://{self._socket}", *arguments]
