@@ -314,7 +314,10 @@ def recorded(config: Config, seen: set[tuple[str, ...]]) -> Config:
         name: recording(upstream, ("upstreams",), seen)
         for name, upstream in config.upstreams.items()
     }
-    return config.model_copy(update={**tables, "upstreams": upstreams})
+    changed = config.model_copy(update={**tables, "upstreams": upstreams})
+    whole = recording(changed, (), seen)
+    assert isinstance(whole, Config)
+    return whole
 
 
 async def test_every_key_takes_effect_by_a_reload_or_is_known_to_need_a_restart(tmp_path, upstream):
@@ -335,7 +338,9 @@ async def test_every_key_takes_effect_by_a_reload_or_is_known_to_need_a_restart(
         for section in Config.model_fields
         if isinstance(table := getattr(later, section), BaseModel)
         for key in type(table).model_fields
-    } | {("upstreams", key) for key in type(later.upstreams[HUB]).model_fields}
+    }
+    keys |= {("upstreams", key) for key in type(later.upstreams[HUB]).model_fields}
+    keys |= {(section,) for section in Config.model_fields}  # lists of tables too
     assert keys - seen - _OF_THE_FIRST_PROCESS - FIXED == set(), (
         "a key that is read at the start alone must be told to need a restart (config/changes.py)"
     )
