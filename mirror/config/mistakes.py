@@ -45,7 +45,9 @@ def told(error: ValidationError, origins: Mapping[Place, str]) -> list[str]:
     """One line per mistake that pydantic found; ``origins`` says who set which key."""
     lines = []
     for mistake in error.errors():
-        place = tuple(str(part) for part in mistake["loc"] if part != "[key]")
+        place = tuple(map(str, mistake["loc"]))
+        if place[-1] == "[key]" and mistake["type"] != "extra_forbidden":
+            place = place[:-1]  # pydantic's word for the name of a table, unless it is one
         lines.append(line(place, _what(mistake, place), origins))
     return lines
 
