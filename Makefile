@@ -9,7 +9,7 @@ serve: $(VENV)/.serve  ## set up what is missing, then run the mirror (ARGS="--l
 	@$(BIN)/mirror serve $(ARGS)
 
 test: $(VENV)/.dev     ## every test that this machine can run
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses=auto --dist=loadgroup $(ARGS)
 
 check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rules, tests, coverage
 	$(BIN)/ruff format --check .

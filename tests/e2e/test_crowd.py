@@ -13,7 +13,7 @@ from tests.fakes.content import digest_of
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 MIB = 1 << 20
 SIZE = 256 * MIB

@@ -22,7 +22,7 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
 from tests.peers.requirements import need
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 MIB = 1 << 20
 ROUNDS = 3

@@ -39,6 +39,7 @@ def slow(upstream: FakeRegistry) -> FakeRegistry:
     return upstream
 
 
+@pytest.mark.alone
 async def test_several_connections_are_several_times_as_fast_as_one(tmp_path, slow):
     data = random_bytes(128 * MIB)
     digest = slow.add_blob(data)
@@ -55,6 +56,7 @@ async def test_several_connections_are_several_times_as_fast_as_one(tmp_path, sl
     assert seconds[1] / seconds[4] >= 2.5
 
 
+@pytest.mark.alone
 async def test_a_line_that_is_full_gets_no_further_connections(tmp_path, upstream):
     data = random_bytes(96 * MIB)
     digest = upstream.add_blob(data)
@@ -191,6 +193,7 @@ async def test_a_mirror_that_stops_in_the_middle_leaves_a_prefix(tmp_path, slow)
         assert (await fetched(mirror, digest))[0] == digest
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("max_size", ["1GiB", "1MiB"], ids=["stored", "passing through"])
 async def test_two_downloads_share_the_rate_that_is_allowed(tmp_path, upstream, max_size):
     size, rate = 12 * MIB, 8 * MIB
@@ -215,6 +218,7 @@ async def test_two_downloads_share_the_rate_that_is_allowed(tmp_path, upstream, 
     assert min(others) > 0.8 * size, "neither was done long before the other"
 
 
+@pytest.mark.alone
 async def test_more_connections_are_no_larger_share_of_the_line():
     pace, piece = Pace(64 * MIB), 64 * 1024
     got: Counter[str] = Counter()
