@@ -3,6 +3,8 @@
 A check takes bytes as a socket gives them and raises where the parser does what it must not.
 """
 
+import contextlib
+import io
 import json
 import math
 import re
@@ -18,6 +20,8 @@ from mirror.oci.challenge import parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.oci.endpoint import Endpoint, Ping, parse_endpoint
 from mirror.oci.errors import OciError
+from mirror.oci.image_layout import NotALayout, blob_file, merged_index, parse_file, parse_index
+from mirror.oci.image_name import parse_image
 from mirror.oci.manifest import (
     NotAManifest,
     decode_descriptor,
@@ -26,6 +30,7 @@ from mirror.oci.manifest import (
     references,
 )
 from mirror.oci.media_types import CURRENT_TYPES, MANIFEST_TYPES, accepts, narrow_accept
+from mirror.oci.platform import InvalidPlatform, Platform
 from mirror.oci.reference import (
     InvalidName,
     InvalidReference,
@@ -34,6 +39,7 @@ from mirror.oci.reference import (
     parse_tag,
     split_registry,
 )
+from mirror.operate.tar import DamagedTar, header, padding, read_member
 from mirror.upstream.authorization import _parse as parse_token
 from mirror.upstream.directory import Directory, ForbiddenError, Names, UnknownRegistryError
 from mirror.upstream.gate import Gate
@@ -280,6 +286,43 @@ def _quantity(data: bytes) -> None:
     assert 0 <= duration.seconds < math.inf
 
 
+def _image(data: bytes) -> None:
+    try:
+        image = parse_image(_text(data))
+    except (InvalidName, InvalidReference):
+        return
+    assert parse_image(str(image)) == image
+
+
+def _platform(data: bytes) -> None:
+    try:
+        platform = Platform.parse(_text(data))
+    except InvalidPlatform:
+        return
+    assert Platform.parse(str(platform)) == platform
+
+
+def _layout(data: bytes) -> None:
+    """A file's name and, after the line, an index."""
+    name, _, index = data.partition(b"\n")
+    with contextlib.suppress(NotALayout):
+        what = parse_file(_text(name))
+        assert not isinstance(what, Digest) or blob_file(what) == _text(name).removeprefix("./")
+    try:
+        roots = parse_index(index)
+    except NotALayout:
+        return
+    assert len(parse_index(merged_index(index, []))) == len(roots)
+
+
+def _tar(data: bytes) -> None:
+    stream = io.BytesIO(data)
+    with contextlib.suppress(DamagedTar):
+        while (member := read_member(stream.read)) is not None:
+            assert member.size >= 0
+            stream.seek(min(member.size + padding(member.size), len(data)), io.SEEK_CUR)
+
+
 def _made(*texts: object) -> tuple[bytes, ...]:
     return tuple((each if isinstance(each, str) else json.dumps(each)).encode() for each in texts)
 
@@ -327,5 +370,9 @@ PARSERS = (
     Parser("basic", _basic, _made("Basic dXNlcjpwYXNz", "basic Og==")),
     Parser("directory", _directory, _made("quay.io/a/b\nquay.io\nhub.test\ndocker.io", "alpine")),
     Parser("address", _address, _made("127.0.0.1", "fe80::1%eth0", "::ffff:10.0.0.1")),
+    Parser("image", _image, _made("alpine", f"r.test:5000/a/b:1@{_DIGEST}")),
+    Parser("platform", _platform, _made("linux/arm/v7", "aarch64")),
+    Parser("layout", _layout, _made(f"blobs/sha256/{_HEX}\n{json.dumps(_INDEX)}")),
+    Parser("tar", _tar, (header("a" * 120, 3) + b"abc" + bytes(509 + 1024), header("b", 1 << 40))),
     Parser("quantity", _quantity, _made("50GiB", "80%", "250ms", "1.5h")),
 )
