@@ -110,7 +110,7 @@ async def _pulled(config: Config, entry: WarmConfig) -> list[Pulled]:
     directory = config.cache.directory.absolute()
     parallel = min(entry.parallel, max(1, config.limits.downloads // _SHARE))
     async with _own_session(Layout(directory).control) as session:
-        puller = Puller(MirrorClient(session), left_in(directory), _Nobody(), parallel)
+        puller = Puller(MirrorClient([session]), left_in(directory), _Nobody(), parallel)
         return [*await puller.pull(wanted, _platforms(entry)), *failed]
 
 

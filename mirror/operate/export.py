@@ -67,7 +67,7 @@ async def export(
     wanted, failed = located_all(config, images)
     _check(failed)
     async with reached(config) as mirror:
-        client = MirrorClient(mirror.session)
+        client = MirrorClient(mirror.sessions)
         left_of = left_in(config.cache.directory.absolute())
         with pulling:
             pulled = await Puller(client, left_of, pulling, parallel).pull(wanted, platforms)

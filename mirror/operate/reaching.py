@@ -5,7 +5,7 @@ asked of the mirror.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,9 +20,12 @@ from mirror.operate.running import lookup_running
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A mirror that takes requests by ``session``; ``own``: it ends with this command."""
+    """A mirror that takes requests by ``sessions``, one for each of its processes.
 
-    session: aiohttp.ClientSession
+    ``own``: it ends with this command.
+    """
+
+    sessions: Sequence[aiohttp.ClientSession]
     own: bool
 
 
@@ -48,7 +51,7 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
                 f"the cache directory {directory} cannot be written to; "
                 "choose another with --cache-dir or [cache] directory"
             )
-        yield Reached(running.workers[0].session, own)
+        yield Reached([worker.session for worker in running.workers], own)
 
 
 def _private(config: Config) -> Config:

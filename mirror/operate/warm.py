@@ -38,6 +38,6 @@ async def warm(
     if not wanted:
         return failed
     async with reached(config) as mirror:
-        client = MirrorClient(mirror.session)
+        client = MirrorClient(mirror.sessions)
         puller = Puller(client, left_in(config.cache.directory.absolute()), watcher, parallel)
         return [*await puller.pull(wanted, platforms), *failed]

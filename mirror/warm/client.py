@@ -5,7 +5,14 @@ Knows requests and answers.  Must not know what an image is made of.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -47,14 +54,14 @@ class PulledManifest:
 
 
 class MirrorClient:
-    """Asks one mirror, which ``session`` has as its base address."""
+    """Asks one mirror: the first of its processes that answers, each with its base address."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        sessions: Sequence[aiohttp.ClientSession],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._session = session
+        self._sessions = sessions
         self._sleep = sleep
 
     async def manifest(self, place: Place, reference: Reference) -> PulledManifest:
@@ -127,16 +134,30 @@ class MirrorClient:
     async def _once(
         self, path: str, place: Place, headers: Mapping[str, str], method: str
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        fields = {"User-Agent": _AGENT, **headers}
-        asking = self._session.request(
-            method, path, params={"ns": place.upstream}, headers=fields, allow_redirects=False
-        )
-        try:
-            answer = await asking
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise PullError(f"the mirror does not answer: {_reason(error)}") from error
-        async with answer:
-            yield answer
+        async with await self._answer(
+            path, place, {"User-Agent": _AGENT, **headers}, method
+        ) as got:
+            yield got
+
+    async def _answer(
+        self, path: str, place: Place, headers: Mapping[str, str], method: str
+    ) -> aiohttp.ClientResponse:
+        trouble: Exception | None = None
+        for session in self._sessions:
+            try:
+                return await session.request(
+                    method,
+                    path,
+                    params={"ns": place.upstream},
+                    headers=headers,
+                    allow_redirects=False,
+                )
+            except aiohttp.ClientConnectionError as error:  # that process is gone
+                trouble = error
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise PullError(f"the mirror does not answer: {_reason(error)}") from error
+        assert trouble is not None, "a mirror has a process at least"
+        raise PullError(f"the mirror does not answer: {_reason(trouble)}") from trouble
 
 
 def _blob_path(place: Place, digest: Digest) -> str:

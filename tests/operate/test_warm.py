@@ -4,16 +4,21 @@ import asyncio
 import json
 import re
 
+import aiohttp
 import pytest
 from aiohttp import web
 
 from mirror.config import load
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
+from mirror.oci.reference import parse_repository, parse_tag
 from mirror.operate.warm import warm
+from mirror.warm.client import MirrorClient, Place
+from mirror.warm.errors import PullError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of, index
 from tests.operate.commands import Terminal, configured, mirror
+from tests.peers.process import free_port
 from tests.running import running
 
 MIB = 1 << 20
@@ -206,6 +211,20 @@ async def test_a_running_mirror_is_used_and_serves_it_at_once(tmp_path, registry
         }
         assert sum(hits.values()) == 1, "what the operator pulls has saved no client anything"
     await registry.start()
+
+
+async def test_a_process_of_the_mirror_that_is_gone_is_passed_over(tmp_path, registry):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    async with (
+        running(tmp_path / "cache", {"docker.io": registry.url}) as served,
+        aiohttp.ClientSession(nobody) as gone,
+        aiohttp.ClientSession(served.url) as there,
+    ):
+        place = Place("docker.io", parse_repository("library/app4"))
+        pulled = await MirrorClient([gone, there]).manifest(place, parse_tag("1"))
+        assert pulled.body == APPS[4].manifest
+        with pytest.raises(PullError, match="the mirror does not answer: "):
+            await MirrorClient([gone]).manifest(place, parse_tag("1"))
 
 
 async def test_an_image_pulled_while_clients_pull_it_comes_from_upstream_once(tmp_path, registry):
