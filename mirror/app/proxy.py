@@ -9,11 +9,13 @@ from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from mirror import clients
 from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
 from mirror.app.store import Store
 from mirror.authority.files import AuthorityError, ensure_authority
 from mirror.authority.minting import Mint
+from mirror.config.listen import TcpAddress
 from mirror.config.model import Config
 from mirror.metrics import Metrics
 from mirror.oci.image_glob import FullName
@@ -72,6 +74,7 @@ def proxy_face(
         StartError: the CA cannot be used.
     """
     proxy = config.proxy
+    _check_loop(config)
     directory = proxy.authority_directory(config.cache.directory).absolute()
     try:
         authority = ensure_authority(directory, f"mirror CA ({socket.gethostname()})")
@@ -91,13 +94,35 @@ def proxy_face(
     )
 
 
+def _check_loop(config: Config) -> None:
+    """The mirror must not be its own proxy: it would ask itself for what it lacks.
+
+    Raises:
+        StartError: it is.
+    """
+    listening = [each for each in config.proxy.addresses() if isinstance(each, TcpAddress)]
+    ports = {address.port for address in listening}
+    hosts = {socket.gethostname(), *(address.host for address in listening)}
+    for key, url in (("[fetch] proxy", config.fetch.proxy), ("HTTPS_PROXY", _environments())):
+        try:
+            host, port = urlsplit(url).hostname or "", urlsplit(url).port
+        except ValueError:  # of no use to anybody
+            continue
+        if port in ports and (host in hosts or clients.is_loopback(host)):
+            raise StartError(f"{key} leads to this mirror's own proxy: name another, or none")
+
+
+def _environments() -> str:
+    return getproxies().get("https", "")
+
+
 def _parent_by(configured: str) -> Callable[[Destination], str]:
     """The proxy that leads to a server, as for upstreams: configured, or the environment's."""
 
     def parent(destination: Destination) -> str:
         if configured or proxy_bypass(str(destination)):
             return configured
-        return getproxies().get("https", "")
+        return _environments()
 
     return parent
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import socket
 
 import pytest
 
+from mirror.app import StartError
+from tests.peers.process import free_port
 from tests.proxy.clients import connected
 from tests.running import running
 
@@ -82,6 +85,15 @@ async def test_a_parent_that_does_not_is_told_of(office, parent, answer, said):
     assert told.startswith("HTTP/1.1 502 ")
     assert said in told
     assert "p@ss" not in told
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", socket.gethostname()])
+async def test_a_mirror_that_would_ask_itself_does_not_start(tmp_path, monkeypatch, host):
+    port = free_port()
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{host}:{port}")
+    with pytest.raises(StartError, match="HTTPS_PROXY leads to this mirror's own proxy"):
+        async with running(tmp_path, {}, proxy={"listen": f"127.0.0.1:{port}"}):
+            pass
 
 
 async def test_the_environment_names_one_too(tmp_path, parent, monkeypatch):

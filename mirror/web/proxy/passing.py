@@ -21,8 +21,6 @@ from mirror.web.streaming import reset
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS: Final = frozenset({204, 304})
-#: What aiohttp makes itself.
-_MADE: Final = (hdrs.CONTENT_LENGTH, hdrs.DATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +87,8 @@ class Passing:
 def _response(request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
     headers = CIMultiDict(answer.headers)
     length = headers.get(hdrs.CONTENT_LENGTH, "")
-    for name in _MADE:
-        headers.popall(name, None)
+    headers.popall(hdrs.CONTENT_LENGTH, None)  # aiohttp's to write
+    headers.setdefault(hdrs.SERVER, "mirror")  # it would put in its own name
     response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
     if length.isascii() and length.isdigit():
         response.content_length = int(length)
