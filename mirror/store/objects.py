@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from mirror.store.alarm import Alarm
@@ -38,13 +39,18 @@ _KNOWN: Final = 100_000  # entries kept in memory, some 500 bytes each
 class OpenObject:
     """A stored object with an open descriptor, the caller's to close; ``size`` in bytes.
 
-    ``origin`` marks the upstream that a private one is from.
+    ``path`` is where it was when it was opened.
     """
 
     fd: int
     size: int
     media_type: str
-    origin: str = ""
+    path: Path
+
+    @property
+    def origin(self) -> str:
+        """Marks the upstream that a private object is from."""
+        return origin_of(self.path)
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -209,7 +215,7 @@ class Objects:
             fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
             there = os.fstat(fd)
             if (there.st_size, there.st_mtime_ns) == (entry.size, entry.modified):
-                return OpenObject(fd, entry.size, entry.media_type, origin_of(entry.path))
+                return OpenObject(fd, entry.size, entry.media_type, entry.path)
             os.close(fd)
         self._known.pop(key, None)
         return None
@@ -237,7 +243,7 @@ class Objects:
             os.close(fd)
             index.remove(key)
             return None
-        opened = OpenObject(fd, entry.size, entry.media_type, origin_of(entry.path))
+        opened = OpenObject(fd, entry.size, entry.media_type, entry.path)
         return _Found(entry, opened, trusted=there.st_mtime_ns == entry.modified)
 
     async def verify(self, key: ObjectKey) -> bool | None:
