@@ -15,6 +15,7 @@ from mirror.app import StartError
 from mirror.config import Config
 from mirror.config.changes import FIXED
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
+from tests.fakes.office import Office, basic
 from tests.running import Mirror, configured, eventually, running
 
 MIB = 1 << 20
@@ -344,3 +345,21 @@ async def test_every_key_takes_effect_by_a_reload_or_is_known_to_need_a_restart(
     assert keys - seen - _OF_THE_FIRST_PROCESS - FIXED == set(), (
         "a key that is read at the start alone must be told to need a restart (config/changes.py)"
     )
+
+
+async def test_credentials_of_clients_are_taken_from_one_reload_to_the_next(
+    mirror: Mirror, upstream: FakeRegistry, reload: Reload
+) -> None:
+    ann, office = basic("ann", "secret"), Office(upstream)
+    office.add("team/app", image(b"ours"), ann)
+    path = "/v2/team/app/manifests/1"
+    taking = {HUB: {"url": upstream.url, "client_credentials": True}}
+    for _ in range(2):
+        answer = await mirror.get(path, Authorization=ann)
+        assert (answer.status, "WWW-Authenticate" in answer.headers) == (401, False)
+        await reload(taking)
+        assert (await mirror.get(path, Authorization=ann)).status == 200
+        answer = await mirror.get(path)
+        assert (answer.status, "WWW-Authenticate" in answer.headers) == (401, True)
+        await reload({HUB: upstream.url})
+    assert office.given.count(("GET", "manifests")) == 1, "it was in the cache the second time"
