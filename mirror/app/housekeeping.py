@@ -6,6 +6,7 @@ Every process marks what it stores; of several only the first reviews all of it 
 import asyncio
 import contextlib
 import logging
+import time
 from typing import Final
 
 from mirror.app.store import Store, cache_limits
@@ -17,6 +18,7 @@ from mirror.store.database import IndexUnavailableError
 from mirror.store.keeping import nothing
 
 _REVIEW_SECONDS: Final = 600.0
+_LOOK_SECONDS: Final = 10.0
 _MUCH: Final = 0.8  # of max_size
 
 _log = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ class Housekeeping:
             return
         self._tasks.append(asyncio.create_task(self._review(config), name="keep"))
         if config.cache.max_age.seconds:
-            aging = Aging(self._store.objects, config.cache.max_age.seconds)
+            aging = Aging(
+                self._store.objects, config.cache.max_age.seconds, self._store.keeping.is_settled
+            )
             self._tasks.append(asyncio.create_task(aging.run(), name="max_age"))
 
     def close(self) -> None:
@@ -53,17 +57,24 @@ class Housekeeping:
         self._tasks.clear()
 
     async def _review(self, config: Config) -> None:
-        """Again and again: a tag moves, and what it meant is kept no more."""
-        warned = False
+        """Again and again: a tag moves, and what it meant is kept no more; an index is lost."""
+        keeping, due, warned = self._store.keeping, 0.0, False
         while True:
             with contextlib.suppress(OSError, IndexUnavailableError):  # it is healed meanwhile
-                kept, most = await self._store.keeping.review(), cache_limits(config).max_bytes
-                if kept > _MUCH * most and not warned:
-                    warned = True
-                    _log.warning(
-                        "[[keep]] keeps %d of at most %d bytes: there is little room for anything "
-                        "else; raise max_size, or keep less",
-                        kept,
-                        most,
-                    )
-            await asyncio.sleep(_REVIEW_SECONDS)
+                if time.monotonic() >= due or not await keeping.is_settled():
+                    kept = await keeping.review()
+                    due = time.monotonic() + _REVIEW_SECONDS
+                    warned = warned or _warned(kept, cache_limits(config).max_bytes)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _warned(kept: int, most: int) -> bool:
+    """Whether the log had to be told that there is little room beside what is kept."""
+    if kept > _MUCH * most:
+        _log.warning(
+            "[[keep]] keeps %d of at most %d bytes: there is little room for anything else; "
+            "raise max_size, or keep less",
+            kept,
+            most,
+        )
+    return kept > _MUCH * most

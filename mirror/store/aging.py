@@ -25,11 +25,14 @@ class Aging:
         self,
         objects: Objects,
         max_age: float,
+        ready: Callable[[], Awaitable[bool]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Do nothing while it is not ``ready``, since it is not known what is kept."""
         self._objects = objects
         self._max_age = max_age
+        self._ready = ready
         self._sleep = sleep
         self._clock = clock
 
@@ -37,7 +40,8 @@ class Aging:
         """Go on for ever."""
         while True:
             with contextlib.suppress(OSError, IndexUnavailableError):  # it is healed meanwhile
-                await self._round()
+                if await self._ready():
+                    await self._round()
             await self._sleep(_WAIT_SECONDS)
 
     async def _round(self) -> None:

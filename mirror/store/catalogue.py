@@ -277,9 +277,13 @@ class Catalogue:
         held = await self._held(
             blobs, {part.digest for node in nodes.values() for part in node.blobs}
         )
-        surroundings = _Surroundings(nodes, held, manifests, blobs)
-        platforms = await self._run(surroundings.platforms)
-        return [_image(name, root, surroundings, platforms) for name, root in roots]
+        around = _Surroundings(nodes, held, manifests, blobs)
+
+        def made() -> list[CachedImage]:
+            platforms = around.platforms()
+            return [_image(name, root, around, platforms) for name, root in roots]
+
+        return await self._run(made)
 
     async def _held(self, kinds: Iterable[str], digests: Iterable[Digest]) -> dict[ObjectKey, Held]:
         digests = list(digests)

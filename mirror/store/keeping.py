@@ -14,6 +14,7 @@ from mirror.oci.image_glob import FullName
 from mirror.store.anatomy import Node
 from mirror.store.catalogue import Catalogue, Section
 from mirror.store.database import IndexUnavailableError
+from mirror.store.kept import Kept
 from mirror.store.layout import ObjectKey
 from mirror.store.manifests import Manifests
 from mirror.store.objects import Objects
@@ -40,6 +41,7 @@ class Keeping:
         self._objects = objects
         self._catalogue = catalogue
         self._clock = clock
+        self._settled: tuple[Rule, Kept] | None = None
 
     def watch(self, section: Section, manifests: Manifests) -> None:
         """Hear of what is written down and stored in a section."""
@@ -65,7 +67,9 @@ class Keeping:
         Raises:
             IndexUnavailableError: the index cannot be used.
         """
-        begun = self._clock()
+        await self._objects.rebuilt()
+        begun, rule = self._clock(), self.rule
+        kept = await self._objects.consult(lambda index: index.kept)
         if self.rule is not nothing:
             async for page in self._catalogue.names(self.rule):
                 for section in self._catalogue.sections:
@@ -73,7 +77,17 @@ class Keeping:
                     await self._keep(section, digests)
         while await self._objects.consult(lambda index: index.kept.release(begun, _BATCH)):
             pass
+        self._settled = (rule, kept)
         return await self._objects.consult(lambda index: index.kept.bytes())
+
+    async def is_settled(self) -> bool:
+        """Whether all has been reviewed under this rule, and in this index: one may be lost.
+
+        Raises:
+            IndexUnavailableError: there is no index at the moment.
+        """
+        kept = await self._objects.consult(lambda index: index.kept)
+        return self._settled == (self.rule, kept)
 
     async def _follow(self, section: Section, key: ObjectKey) -> None:
         if await self._objects.consult(lambda index: index.kept.among([key])):

@@ -59,7 +59,9 @@ class Manifests:
         if not self._private:
             return self
         parts = (self._layout, self._objects, self._threads)
-        return Manifests(*parts, private=True, origin=origin_mark(upstream))
+        own = Manifests(*parts, private=True, origin=origin_mark(upstream))
+        own._watchers = self._watchers  # who hears of these hears of those
+        return own
 
     async def lookup(self, digest: Digest) -> Manifest | None:
         """The manifest of that digest, or None; one that no longer hashes to it is dropped."""

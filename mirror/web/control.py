@@ -3,8 +3,9 @@
 Knows how a command is asked and answered (JSON).  Must not know what any command does.
 """
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ Command = Callable[[Mapping[str, Any]], Awaitable[Any]]
 Commands = Mapping[tuple[str, str], Command]
 
 _ROOT: Final = "/control/"
+_AT_ONCE: Final = 100  # a millisecond
 
 
 class CommandError(Exception):
@@ -51,7 +53,26 @@ class ControlRoutes:
             answer = await command(await _members(request))
         except CommandError as error:
             raise OciError(ErrorCode.UNKNOWN, str(error), status=409) from error
-        return web.json_response(answer)
+        return web.Response(body=await _encoded(answer), content_type="application/json")
+
+
+async def _encoded(answer: Any) -> bytes:
+    """The JSON of an answer; of a long list a few entries at a time, and others in between."""
+    if not isinstance(answer, dict):
+        return json.dumps(answer).encode()
+    members = []
+    for name, value in answer.items():
+        text = json.dumps(value) if not isinstance(value, list) else await _encoded_list(value)
+        members.append(f"{json.dumps(name)}: {text}")
+    return f"{{{', '.join(members)}}}".encode()
+
+
+async def _encoded_list(entries: Sequence[Any]) -> str:
+    parts: list[str] = []
+    for start in range(0, len(entries), _AT_ONCE):
+        parts += map(json.dumps, entries[start : start + _AT_ONCE])
+        await asyncio.sleep(0)
+    return f"[{', '.join(parts)}]"
 
 
 async def _members(request: web.BaseRequest) -> Mapping[str, Any]:

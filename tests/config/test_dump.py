@@ -34,6 +34,12 @@ def test_lists_of_tables_are_read_back_the_same(when: str, write_toml: WriteToml
     assert load(write_toml(dump_toml(config))) == config
 
 
+def test_rules_of_what_is_kept_are_read_back_the_same(write_toml: WriteToml) -> None:
+    config = load(write_toml('[[keep]]\nimages = ["alpine", "quay.io/**"]\n' * 2))
+    assert [rule.images for rule in config.keep] == [("alpine", "quay.io/**")] * 2
+    assert load(write_toml(dump_toml(config))) == config
+
+
 @pytest.mark.parametrize("name", ["plain", 'quo"te', "back\\slash", "tab\t", "émoji 🐋", "del\x7f"])
 def test_any_directory_survives(name: str, write_toml: WriteToml) -> None:
     config = load(None, {"cache": {"directory": f"/{name}"}})

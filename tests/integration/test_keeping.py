@@ -123,6 +123,16 @@ async def test_rules_that_come_with_a_reload_or_a_restart_hold_for_what_is_there
         await until_kept(tmp_path, 0)
 
 
+async def test_what_is_kept_is_found_out_anew_when_the_index_was_lost(tmp_path, upstream):
+    async with running(tmp_path, {"docker.io": upstream.url}, keep=RULES) as mirror:
+        await pull(mirror, "library/base", KEPT)
+        await stored(mirror, 4)
+    for file in tmp_path.glob("cache.db*"):
+        file.unlink()
+    async with running(tmp_path, {"docker.io": upstream.url}, keep=RULES):
+        await until_kept(tmp_path, 4)
+
+
 async def until_kept(directory, count: int) -> None:
     """Wait, at most 5 s, for the review after a start."""
     from contextlib import closing  # noqa: PLC0415

@@ -59,8 +59,16 @@ async def adopt(layout, objects, name: str) -> ObjectKey:
     return key
 
 
-async def one_round(objects, clock, max_age: float) -> None:
-    aging = asyncio.create_task(Aging(objects, max_age, clock.sleep, clock).run())
+async def always() -> bool:
+    return True
+
+
+async def never() -> bool:
+    return False
+
+
+async def one_round(objects, clock, max_age: float, ready=always) -> None:
+    aging = asyncio.create_task(Aging(objects, max_age, ready, clock.sleep, clock).run())
     await asyncio.wait_for(clock.rounds.acquire(), 10)
     aging.cancel()
 
@@ -91,3 +99,10 @@ async def test_what_is_kept_stays(layout, objects, clock):
     clock.now += 2 * DAY
     await one_round(objects, clock, DAY)
     assert await there(objects, [kept, other]) == [True, False]
+
+
+async def test_nothing_goes_while_nobody_knows_what_is_kept(layout, objects, clock):
+    old = await adopt(layout, objects, "old")
+    clock.now += 2 * DAY
+    await one_round(objects, clock, DAY, never)
+    assert await there(objects, [old]) == [True]
