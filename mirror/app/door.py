@@ -10,7 +10,8 @@ from aiohttp import web
 
 from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
-from mirror.config.model import UNIX_PROXIES, Config, ServerConfig
+from mirror.config.fields import UNIX_PROXIES
+from mirror.config.model import Config, ServerConfig
 from mirror.web.admission import Admission
 from mirror.web.forwarded import Proxies
 from mirror.web.htpasswd import Htpasswd, HtpasswdError

@@ -23,7 +23,8 @@ from mirror.upstream.directory import Directory, Names, UnknownRegistryError
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.gate import Gate
 from mirror.upstream.registry import Registry
-from mirror.upstream.transport import Observer, Transport, TransportSettings, trusting
+from mirror.upstream.transport import Observer, Transport, TransportSettings
+from mirror.upstream.trust import trusting
 from mirror.upstream.visitor import Verbatim, Visitor
 
 _TOKENS: Final = 10_000

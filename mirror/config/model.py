@@ -1,138 +1,42 @@
 """The tree of the configuration, with every default and what each key allows."""
 
-import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     NonNegativeInt,
-    PlainSerializer,
     PositiveInt,
     SecretStr,
     model_validator,
 )
 
-from mirror.config.addresses import checked_name, checked_proxy, checked_upstream
+from mirror.config.addresses import checked_name, checked_upstream
+from mirror.config.fields import (
+    Bytes,
+    Directory,
+    Listen,
+    Network,
+    Proxy,
+    ProxyNetwork,
+    Rate,
+    ReadableFile,
+    Segment,
+    Timeout,
+    WorkerTimeout,
+    default_directory,
+    size,
+    time,
+)
 from mirror.config.keep import KeepRule
-from mirror.config.listen import Address, checked_listen, checked_mode, listed, parse_listen
+from mirror.config.listen import Address, checked_mode, parse_listen
 from mirror.config.proxy import ProxyConfig
-from mirror.config.quantity import Duration, DurationField, Size, SizeField
+from mirror.config.quantity import DurationField, Size, SizeField
 from mirror.config.table import Table as _Table
 from mirror.config.tracing import TracingConfig
 from mirror.config.warm import WarmConfig
-
-_MIN_SEGMENT_BYTES: Final = 1024 * 1024
-_LEAST_WORKER_TIMEOUT: Final = 3.0
-UNIX_PROXIES: Final = "unix:"
-_SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
-
-
-def default_directory() -> Path:
-    """Where the cache is when nobody says: the system's for root, else the user's own."""
-    if os.geteuid() == 0:
-        return _SYSTEM_DIRECTORY
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
-    except RuntimeError:  # a service account without a home
-        return _SYSTEM_DIRECTORY
-
-
-def _size(text: str) -> SizeField:
-    return Size.parse(text)
-
-
-def _time(text: str) -> DurationField:
-    return Duration.parse(text)
-
-
-def _checked_directory(directory: Path) -> Path:
-    try:
-        expanded = directory.expanduser()
-    except RuntimeError as error:
-        raise ValueError("a directory (there is no such user)") from error
-    if expanded == Path():
-        raise ValueError("a directory")
-    return expanded
-
-
-def _checked_network(text: str) -> str:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError as error:
-        raise ValueError("a network such as 10.0.0.0/8 or 2001:db8::/32") from error
-    return text
-
-
-def _checked_proxy_network(text: str) -> str:
-    try:
-        return text if text == UNIX_PROXIES else _checked_network(text)
-    except ValueError as error:
-        raise ValueError(f"{error}, or {UNIX_PROXIES} for who comes by a unix socket") from error
-
-
-def _in_bytes(size: Size) -> Size:
-    if size.share is not None or size.bytes <= 0:
-        raise ValueError("a size above zero such as 512MiB or 50GiB")
-    return size
-
-
-def _unshared(size: Size) -> Size:
-    if size.share is not None:
-        raise ValueError("bytes per second such as 50MiB, or 0 for as fast as it goes")
-    return size
-
-
-def _worth_a_request(size: Size) -> Size:
-    if size.bytes < _MIN_SEGMENT_BYTES:
-        raise ValueError("a size of 1MiB or more, such as 16MiB")
-    return size
-
-
-def _above_zero(duration: Duration) -> Duration:
-    if duration.seconds <= 0:
-        raise ValueError("a time above zero")
-    return duration
-
-
-def _some_beats(duration: Duration) -> Duration:
-    if 0 < duration.seconds < _LEAST_WORKER_TIMEOUT:
-        raise ValueError("a time of 3s or more, or 0s for never")
-    return duration
-
-
-def _readable(file: str) -> str:
-    try:
-        if file:
-            Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
-        raise ValueError(f"a text file that can be read ({reason})") from error
-    return file
-
-
-def _somewhere(places: tuple[str, ...]) -> tuple[str, ...]:
-    if not places:
-        raise ValueError("at least one place to listen, such as 0.0.0.0:5000")
-    return places
-
-
-def _as_written(places: tuple[str, ...]) -> str | list[str]:
-    return places[0] if len(places) == 1 else list(places)
-
-
-Listen = Annotated[
-    tuple[Annotated[str, AfterValidator(checked_listen)], ...],
-    BeforeValidator(listed),
-    AfterValidator(_somewhere),
-    PlainSerializer(_as_written),
-]
-Proxy = Annotated[str, AfterValidator(checked_proxy)]
-ReadableFile = Annotated[str, AfterValidator(_readable)]
-Timeout = Annotated[DurationField, AfterValidator(_above_zero)]
 
 
 class ServerConfig(_Table):
@@ -140,11 +44,11 @@ class ServerConfig(_Table):
 
     listen: Listen = ("0.0.0.0:5000",)
     socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
-    drain: DurationField = _time("30s")
+    drain: DurationField = time("30s")
     workers: NonNegativeInt = 1
-    worker_timeout: Annotated[DurationField, AfterValidator(_some_beats)] = _time("30s")
+    worker_timeout: WorkerTimeout = time("30s")
     hot: bool = True
-    trusted_proxies: tuple[Annotated[str, AfterValidator(_checked_proxy_network)], ...] = ()
+    trusted_proxies: tuple[ProxyNetwork, ...] = ()
     tls_certificate: ReadableFile = ""
     tls_key: ReadableFile = ""
 
@@ -166,9 +70,9 @@ class ServerConfig(_Table):
 class AccessConfig(_Table):
     """Who may use the mirror."""
 
-    networks: tuple[Annotated[str, AfterValidator(_checked_network)], ...] = ()
+    networks: tuple[Network, ...] = ()
     htpasswd_file: ReadableFile = ""
-    grant_max_age: Timeout = _time("5m")
+    grant_max_age: Timeout = time("5m")
 
 
 class LimitsConfig(_Table):
@@ -178,9 +82,9 @@ class LimitsConfig(_Table):
     connections_per_client: PositiveInt = 1_000
     downloads: PositiveInt = 100
     queue: NonNegativeInt = 1_000
-    queue_timeout: Timeout = _time("20s")
-    idle_timeout: Timeout = _time("75s")
-    stall_timeout: Timeout = _time("5m")
+    queue_timeout: Timeout = time("20s")
+    idle_timeout: Timeout = time("75s")
+    stall_timeout: Timeout = time("5m")
 
 
 class LogConfig(_Table):
@@ -194,30 +98,28 @@ class LogConfig(_Table):
 class CacheConfig(_Table):
     """Where and how much is kept."""
 
-    directory: Annotated[Path, AfterValidator(_checked_directory)] = Field(
-        default_factory=default_directory
-    )
-    max_size: SizeField = _size("50GiB")
-    min_free: SizeField = _size("2%")
-    scrub: DurationField = _time("0s")
-    max_age: DurationField = _time("0s")
+    directory: Directory = Field(default_factory=default_directory)
+    max_size: SizeField = size("50GiB")
+    min_free: SizeField = size("2%")
+    scrub: DurationField = time("0s")
+    max_age: DurationField = time("0s")
 
 
 class TagsConfig(_Table):
     """How long upstream's word on a tag holds."""
 
-    max_age: DurationField = _time("60s")
-    stale_if_error: DurationField = _time("30d")
-    negative_max_age: DurationField = _time("10s")
+    max_age: DurationField = time("60s")
+    stale_if_error: DurationField = time("30d")
+    negative_max_age: DurationField = time("10s")
 
 
 class FetchConfig(_Table):
     """How upstreams are reached."""
 
-    connect_timeout: Timeout = _time("10s")
-    first_byte_timeout: Timeout = _time("30s")
-    idle_timeout: Timeout = _time("60s")
-    max_blob_size: Annotated[SizeField, AfterValidator(_in_bytes)] = _size("100GiB")
+    connect_timeout: Timeout = time("10s")
+    first_byte_timeout: Timeout = time("30s")
+    idle_timeout: Timeout = time("60s")
+    max_blob_size: Bytes = size("100GiB")
     proxy: Proxy = ""
     ca_file: ReadableFile = ""
 
@@ -226,8 +128,8 @@ class FillConfig(_Table):
     """How a blob is downloaded into the cache."""
 
     connections: PositiveInt = 4
-    segment: Annotated[SizeField, AfterValidator(_worth_a_request)] = _size("16MiB")
-    parallel_from: Annotated[SizeField, AfterValidator(_in_bytes)] = _size("64MiB")
+    segment: Segment = size("16MiB")
+    parallel_from: Bytes = size("64MiB")
 
 
 class UpstreamConfig(_Table):
@@ -248,7 +150,7 @@ class UpstreamConfig(_Table):
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
     max_connections: PositiveInt = 100
-    max_rate: Annotated[SizeField, AfterValidator(_unshared)] = _size("0")
+    max_rate: Rate = size("0")
     proxy: Proxy = ""
     ca_file: ReadableFile = ""
 

@@ -11,7 +11,8 @@ import aiohttp
 from mirror.oci.digest import Digest
 from mirror.upstream.errors import OversizedError
 from mirror.upstream.passing import end_to_end
-from mirror.upstream.transport import Observer, translated
+from mirror.upstream.translation import translated
+from mirror.upstream.transport import Observer
 
 #: Little enough that turns come often, enough that taking them costs nothing (10 us each).
 _GRANT_BYTES: Final = 128 * 1024

@@ -30,7 +30,8 @@ from mirror.upstream.errors import (
 )
 from mirror.upstream.gate import Gate
 from mirror.upstream.passing import Outgoing
-from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Transport, translated
+from mirror.upstream.translation import translated
+from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Transport
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024

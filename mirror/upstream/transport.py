@@ -7,12 +7,8 @@ and Authorization never goes to another origin than the one it was made for.
 
 import asyncio
 import re
-import ssl
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 from urllib.request import getproxies
@@ -22,9 +18,11 @@ from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.breaker import Breaker
-from mirror.upstream.errors import TimedOutError, UnavailableError, UpstreamError
+from mirror.upstream.errors import UnavailableError, UpstreamError
 from mirror.upstream.passing import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
-from mirror.upstream.resolver import GuardedResolver, PrivateAddressError
+from mirror.upstream.resolver import GuardedResolver
+from mirror.upstream.translation import translated
+from mirror.upstream.trust import trusting
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5
@@ -34,16 +32,6 @@ _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses outgrow aioh
 
 
 _COUNT: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
-
-#: In this order: the last ones are the first ones' base classes.
-_FAILURES: Final[Mapping[type[Exception], str]] = {
-    aiohttp.ClientConnectorDNSError: "the name of {origin} does not resolve",
-    aiohttp.ClientConnectorCertificateError: (
-        "the certificate of {origin} is not trusted (ca_file adds a CA)"
-    ),
-    aiohttp.ClientConnectorError: "cannot connect to {origin}",
-    aiohttp.ClientPayloadError: "{origin} broke off in the middle of a body",
-}
 
 
 class Observer(Protocol):
@@ -319,48 +307,10 @@ class Transport:
             self._observer.upstream_rate_limit(self._upstream, limit, remaining)
 
 
-def translated(upstream: str, url: URL, error: Exception) -> UpstreamError:
-    """An exception of aiohttp's as one of ours: the only seam between the two.
-
-    The message names the origin and never the path or query, which may be signed.
-    """
-    origin = url.origin() if url.host else url
-    if isinstance(error, TimeoutError):
-        return TimedOutError(upstream, f"{origin} did not answer in time")
-    return UnavailableError(upstream, _what(error).format(origin=origin))
-
-
-def _what(error: Exception) -> str:
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, PrivateAddressError):
-        return "leads to the private address {origin} (private_redirects allows it)"
-    for kind, text in _FAILURES.items():
-        if isinstance(error, kind):
-            return text
-    return f"talking to {{origin}} failed ({type(error).__name__})"
-
-
 def _guarded(host: str, proxy: str) -> GuardedResolver:
     proxies = [proxy, *getproxies().values()]
     hosts = (URL(address).host for address in proxies if "://" in address)
     return GuardedResolver(host, filter(None, hosts))
-
-
-def trusting(ca_files: tuple[str, ...]) -> ssl.SSLContext:
-    """TLS that trusts the system's authorities and those in the files, as they are now.
-
-    Raises:
-        OSError: one cannot be read, or holds no certificate (``ssl.SSLError`` is one).
-    """
-    return _tls(ca_files, tuple(Path(file).stat().st_mtime_ns for file in ca_files))
-
-
-@cache  # 20 ms each, and most upstreams have the same
-def _tls(ca_files: tuple[str, ...], _changed: tuple[int, ...]) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    for file in ca_files:
-        context.load_verify_locations(cafile=file)
-    return context
 
 
 def _leading_number(header: str) -> float | None:

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import operator
 import ssl
+import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -128,6 +131,31 @@ async def test_an_upstream_that_asked_for_silence_is_left_alone_still(
     await reload({HUB: upstream.url}, tags={"negative_max_age": "1s"})
     assert (await mirror.get(TAG)).status == 429
     assert upstream.count("manifest") == 1
+
+
+async def test_many_reloads_under_load_leave_nothing_behind(
+    mirror: Mirror, upstream: FakeRegistry, reload: Reload
+):
+    upstream.add_image(REPO, APP, "1")
+    digests = [upstream.add_blob(random_bytes(256 * 1024, seed)) for seed in range(24)]
+
+    def held() -> tuple[int, int, int]:
+        files = len(list(Path("/proc/self/fd").iterdir()))
+        return files, threading.active_count(), len(asyncio.all_tasks())
+
+    async def turn(number: int) -> None:
+        pulls = [mirror.get(TAG) for _ in range(8)] + [mirror.get(BLOB + digests[number])]
+        table = {"url": upstream.url, "max_rate": f"{100 + number}MiB"}
+        answers = await asyncio.gather(reload({HUB: table}), *pulls)
+        assert all(answer.status == 200 for answer in answers[1:])
+
+    for number in range(4):
+        await turn(number)
+    before = held()
+    for number in range(4, 24):
+        await turn(number)
+    await until(lambda: all(map(operator.le, held(), (count + 3 for count in before))))
+    assert upstream.count("blob") == len(digests)
 
 
 # What changes.
