@@ -70,11 +70,14 @@ def warm(
     platforms = _platforms(platform or [], everything=all_platforms)
     names = _names(images or [], file)
     from mirror.operate.images_progress import ImagesProgress  # noqa: PLC0415  # late: HTTP
+    from mirror.operate.warm import excess  # noqa: PLC0415
     from mirror.operate.warm import warm as pull  # noqa: PLC0415
 
     progress = ImagesProgress()
     result = _run(pull(settings, names, platforms, parallel, progress), progress)
     print(_document(result) if as_json else _summary(result))
+    if warning := excess(settings, result):
+        print(f"mirror: {warning}", file=sys.stderr)
     if any(pulled.reason for pulled in result):
         raise typer.Exit(_FAILED)
 

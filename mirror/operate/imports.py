@@ -25,6 +25,7 @@ from mirror.oci.image_name import ImageName
 from mirror.operate.completeness import LackingError, completed
 from mirror.operate.errors import OperateError
 from mirror.operate.layout_reading import opened_files
+from mirror.operate.ownership import check_owner
 from mirror.operate.running import lookup_running
 from mirror.operate.taking import Taking
 from mirror.operate.tar import DamagedTar
@@ -95,6 +96,7 @@ async def import_layout(
     Raises:
         OperateError: the layout is damaged or none, or the cache cannot take it.
     """
+    check_owner(config.cache.directory.absolute())
     try:
         async with opened_store(config, Metrics(__version__)) as store:
             roots = await _taken(store, source, reading)

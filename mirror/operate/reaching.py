@@ -15,6 +15,7 @@ from mirror.app import StartError, serving
 from mirror.config.model import AccessConfig, Config, ServerConfig
 from mirror.config.proxy import ProxyConfig
 from mirror.operate.errors import OperateError
+from mirror.operate.ownership import check_owner
 from mirror.operate.running import lookup_running
 
 
@@ -41,6 +42,7 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
         running = await stack.enter_async_context(lookup_running(directory))
         own = running is None
         if running is None:
+            check_owner(directory)
             try:
                 await stack.enter_async_context(serving(_private(config), asyncio.Event()))
             except StartError as error:

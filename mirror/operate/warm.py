@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from rich.filesize import decimal
+
 from mirror.app.images import located_all
+from mirror.app.store import cache_limits
 from mirror.config.model import Config
 from mirror.oci.image_name import ImageName
 from mirror.oci.platform import Platform
@@ -41,3 +44,20 @@ async def warm(
         client = MirrorClient(mirror.sessions)
         puller = Puller(client, left_in(config.cache.directory.absolute()), watcher, parallel)
         return [*await puller.pull(wanted, platforms), *failed]
+
+
+def excess(config: Config, result: Iterable[Pulled]) -> str:
+    """What to say where images have more bytes together than the cache may hold; else empty."""
+    blobs = {
+        digest: blob.size
+        for pulled in result
+        if pulled.plan is not None
+        for digest, blob in pulled.plan.blobs.items()
+    }
+    size, limit = sum(blobs.values()), cache_limits(config).max_bytes
+    if size <= limit:
+        return ""
+    return (
+        f"the images have {decimal(size)} together and the cache holds {decimal(limit)}: "
+        "what was used longest ago is gone again; raise [cache] max_size"
+    )

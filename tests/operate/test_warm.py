@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 
 import aiohttp
@@ -12,7 +13,8 @@ from mirror.config import load
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
 from mirror.oci.reference import parse_repository, parse_tag
-from mirror.operate.warm import warm
+from mirror.operate.errors import OperateError
+from mirror.operate.warm import excess, warm
 from mirror.warm.client import MirrorClient, Place
 from mirror.warm.errors import PullError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
@@ -257,6 +259,25 @@ async def test_wrong_bytes_are_told_and_not_kept(tmp_path, registry):
 async def test_what_does_not_fit_is_told(tmp_path, registry):
     (pulled,) = await warmed(tmp_path, registry, ["app8:1"], max_size="600KiB")
     assert "could not be kept: look at max_size, min_free and the disk" in pulled.reason
+
+
+async def test_more_than_the_cache_may_hold_is_told(tmp_path, registry):
+    tree = {"cache": {"directory": str(tmp_path / "cache"), "min_free": "0", "max_size": "1500kB"}}
+    config = load(None, {**tree, "upstreams": {"docker.io": {"url": registry.url}}})
+    images = [parse_image(name) for name in ("app1:1", "app2:1")]
+    result = await warm(config, images, [AMD], 1, Silent())
+    assert excess(config, result).startswith("the images have 1.8 MB together and the cache holds")
+    assert excess(config, result[:1]) == ""
+
+
+async def test_root_writes_nothing_that_the_mirrors_own_user_could_not_read(tmp_path, registry):
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    (tmp_path / "cache").mkdir()
+    os.chown(tmp_path / "cache", 54321, 54321)
+    with pytest.raises(OperateError, match="is #54321's, who could not read what root writes"):
+        await warmed(tmp_path, registry, ["app1:1"])
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 async def test_with_upstream_gone_a_tag_is_taken_as_last_known(tmp_path, registry):
