@@ -17,6 +17,7 @@ import trustme
 from typer.testing import CliRunner
 
 from mirror.cli import app
+from tests.peers.containerd import Containerd
 from tests.peers.distribution import Distribution
 from tests.peers.dockerd import Dockerd
 from tests.peers.image import push_image
@@ -197,6 +198,42 @@ def test_skopeo_copies_an_image_in_and_out(office: Office, tmp_path: Path) -> No
     copy(f"docker://{NAME}/team/copied:1", f"dir:{tmp_path}/third")
     names = [{file.name for file in (tmp_path / each).iterdir()} for each in ("first", "third")]
     assert names[0] == names[1]
+
+
+def test_containerd_pulls_and_pushes_by_tag_and_digest(office: Office, tmp_path: Path) -> None:
+    """It asks by HEAD, and pushes what is not there under the new name, wherever else it is."""
+    need("containerd", "ctr", root=True)
+    push_image(office.twin.url, "team/ctr", "1", "by ctr", [2 * MIB])
+    environment = {**os.environ, **office.docker.environment}
+    daemon = Containerd(tmp_path / "containerd")
+    daemon.start()
+
+    def ctr(*arguments: str) -> str:
+        done = daemon.ctr("images", *arguments, environment=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        image = f"{NAME}/team/ctr:1"
+        ctr("pull", image)
+        asked = gets(office.registry)
+        digest = re.search(r"sha256:[0-9a-f]{64}", ctr("ls"))
+        assert digest is not None
+        by_digest = f"{NAME}/team/ctr@{digest[0]}"
+        for name in (image, by_digest):
+            ctr("rm", "--sync", image)
+            ctr("pull", name)
+        office.registry.stop()
+        ctr("rm", "--sync", image, by_digest)
+        ctr("pull", by_digest)
+        office.registry.start()
+        assert gets(office.registry) == asked
+        pushed = f"{NAME}/team/ctr-pushed:1"
+        ctr("push", pushed, by_digest)
+        ctr("rm", "--sync", by_digest)
+        ctr("pull", pushed)
+    finally:
+        daemon.stop()
 
 
 def test_a_registry_that_is_nobodys_upstream_is_let_through_or_told_of(office: Office) -> None:
