@@ -45,6 +45,7 @@ from mirror.upstream.directory import Directory, ForbiddenError, Names, UnknownR
 from mirror.upstream.gate import Gate
 from mirror.upstream.resolver import is_private
 from mirror.upstream.transport import _leading_number as parse_number
+from mirror.web.proxy.destination import InvalidDestination, parse_absolute, parse_connect
 
 MAX_BYTES = 64 * 1024
 _MAX_SECONDS = 0.5
@@ -323,6 +324,18 @@ def _tar(data: bytes) -> None:
             stream.seek(min(member.size + padding(member.size), len(data)), io.SEEK_CUR)
 
 
+def _connect(data: bytes) -> None:
+    """What stands behind CONNECT, and an address for a proxy."""
+    text = _text(data)
+    with contextlib.suppress(InvalidDestination):
+        destination = parse_connect(text)
+        assert parse_connect(str(destination)) == destination
+        assert not set(destination.host) & set(" /@?#[]\\%")
+    with contextlib.suppress(InvalidDestination):
+        _, path = parse_absolute(f"http://{text}", 80)
+        assert path.startswith("/")
+
+
 def _made(*texts: object) -> tuple[bytes, ...]:
     return tuple((each if isinstance(each, str) else json.dumps(each)).encode() for each in texts)
 
@@ -370,6 +383,7 @@ PARSERS = (
     Parser("basic", _basic, _made("Basic dXNlcjpwYXNz", "basic Og==")),
     Parser("directory", _directory, _made("quay.io/a/b\nquay.io\nhub.test\ndocker.io", "alpine")),
     Parser("address", _address, _made("127.0.0.1", "fe80::1%eth0", "::ffff:10.0.0.1")),
+    Parser("connect", _connect, _made("r.test:443", "[::1]:5000", "127.0.0.1:1", "r.test/v2/?n")),
     Parser("image", _image, _made("alpine", f"r.test:5000/a/b:1@{_DIGEST}")),
     Parser("platform", _platform, _made("linux/arm/v7", "aarch64")),
     Parser("layout", _layout, _made(f"blobs/sha256/{_HEX}\n{json.dumps(_INDEX)}")),
