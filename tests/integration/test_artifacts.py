@@ -1,5 +1,6 @@
 """What is in a registry besides images of the usual kind."""
 
+import asyncio
 import json
 from urllib.parse import quote
 
@@ -166,6 +167,7 @@ async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a
     too_old = {"max_age": "1ms", "stale_if_error": "1ms"}
     async with running(tmp_path, {"docker.io": upstream.url}, tags=too_old) as mirror:
         assert (await mirror.get(tags)).status == 200
+        await asyncio.sleep(0.01)
         upstream.faults.append(Fault(kind="tags", status=500, times=9))
         assert (await mirror.get(tags)).status == 502
 
@@ -178,6 +180,7 @@ async def test_offline_too_clients_are_sent_to_the_tag_of_referrers(tmp_path, up
     tags = {"negative_max_age": "1ms"}
     async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
         assert (await mirror.get(where)).status == 404
+        await asyncio.sleep(0.01)
         await upstream.stop()
         assert (await mirror.get(where)).status == 404
         never = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'0' * 64}")
