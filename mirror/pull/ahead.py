@@ -23,7 +23,7 @@ from mirror.upstream.errors import (
 )
 
 _log = logging.getLogger(__name__)
-_Key = tuple[Digest, int, int]
+_Key = tuple[Digest, int, int, str]
 
 #: What is kept of all blobs together.
 _KEPT_BYTES: Final = 32 * 1024 * 1024
@@ -34,7 +34,10 @@ _BLOBS: Final = 4096
 
 
 class Ahead:
-    """Pieces of blobs by digest, start and stop; each is fetched once, however many ask."""
+    """Pieces of blobs by digest, start, stop and upstream; each is fetched once, however many ask.
+
+    Nobody has verified them: what one upstream sent is not given out as another's.
+    """
 
     def __init__(self, share: float) -> None:
         """Spend at most this ``share`` of a blob on top of it."""
@@ -51,7 +54,7 @@ class Ahead:
 
         None where they are not to be had this way: then the fill has to bring them.
         """
-        key = (digest, start, min(stop, start + AHEAD_PIECE_BYTES))
+        key = (digest, start, min(stop, start + AHEAD_PIECE_BYTES), source.registry.name)
         kept = self._kept.get(key)
         if kept is not None:
             return kept
@@ -70,7 +73,7 @@ class Ahead:
         await self._flights.close()
 
     async def _fetch(self, source: Source, key: _Key, total: int) -> bytes | None:
-        digest, start, stop = key
+        digest, start, stop, _ = key
         slot = self._slot(source, key, total)
         if slot is None:
             return None
@@ -90,7 +93,7 @@ class Ahead:
 
     def _slot(self, source: Source, key: _Key, total: int) -> AbstractContextManager[None] | None:
         """Leave for one more connection, None where it would cost too much."""
-        digest, start, stop = key
+        digest, start, stop, _ = key
         cost = self._spent.get(digest, 0) + stop - start
         if cost > ahead_allowance(total, self._share):
             return None
@@ -106,7 +109,7 @@ class Ahead:
             self._spent.popitem(last=False)
 
     async def _read(self, source: Source, key: _Key, total: int) -> bytes:
-        digest, start, stop = key
+        digest, start, stop, _ = key
         opening = source.registry.open_blob(
             source.repository, digest, start, stop, PASSING_BUFFER_BYTES
         )

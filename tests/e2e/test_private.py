@@ -31,6 +31,7 @@ GRANT_SECONDS = 2
 PASSWORDS = {"ann": "secret-of-ann", "bob": "secret-of-bob"}
 CLIENTS = {
     "docker": ("dockerd", "docker", "containerd", "runc"),
+    "docker_hub": ("dockerd", "docker", "containerd", "runc"),
     "ctr": ("containerd", "ctr"),
     "podman": ("podman",),
     "skopeo": ("skopeo",),
@@ -82,6 +83,8 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
 
 #: Pulls the image of its name as a user, or as nobody; whether that went well, and what was said.
 Pull = Callable[[str | None], tuple[bool, str]]
+#: Runs the docker command as a user; the same.
+Docker = Callable[..., tuple[bool, str]]
 
 
 def run(*command: str, **environment: str) -> tuple[bool, str]:
@@ -97,22 +100,45 @@ def run(*command: str, **environment: str) -> tuple[bool, str]:
 
 
 def docker(office: Office, directory: Path) -> Iterator[Pull]:
-    daemon = Dockerd(directory, office.mirror.url)
-    daemon.start()
+    """By a name that begins with the mirror, after a login to it."""
     place = f"127.0.0.1:{office.mirror.port}"
 
-    def told(*arguments: str) -> tuple[bool, str]:
-        return run("docker", "--host", f"unix://{directory}/docker.sock", *arguments)
+    def log_in(told: Docker, user: str) -> tuple[bool, str]:
+        return told("login", "--username", user, "--password", PASSWORDS[user], place)
+
+    yield from _docker(office, directory, f"{place}/team/docker:1", log_in)
+
+
+def docker_hub(office: Office, directory: Path) -> Iterator[Pull]:
+    """By the usual name, with the mirror in registry-mirrors, after a login to Docker Hub."""
+
+    def log_in(told: Docker, user: str) -> tuple[bool, str]:
+        auth = basic(user, PASSWORDS[user]).removeprefix("Basic ")
+        auths = {"auths": {"https://index.docker.io/v1/": {"auth": auth}}}
+        config = directory / f"as-{user}"
+        config.mkdir(exist_ok=True)
+        (config / "config.json").write_text(json.dumps(auths))
+        return True, ""
+
+    yield from _docker(office, directory, "team/docker_hub:1", log_in)
+
+
+def _docker(
+    office: Office, directory: Path, image: str, log_in: Callable[[Docker, str], tuple[bool, str]]
+) -> Iterator[Pull]:
+    daemon = Dockerd(directory, office.mirror.url)
+    daemon.start()
 
     def pull(user: str | None) -> tuple[bool, str]:
-        config = ("--config", str(directory / f"as-{user}"))
+        def told(*arguments: str) -> tuple[bool, str]:
+            config = ("--config", str(directory / f"as-{user}"))
+            return run("docker", "--host", f"unix://{directory}/docker.sock", *config, *arguments)
+
         if user is not None:
-            given = ("--username", user, "--password", PASSWORDS[user])
-            worked, said = told(*config, "login", *given, place)
+            worked, said = log_in(told, user)
             if not worked:
                 return False, said
-        image = f"{place}/team/docker:1"
-        result = told(*config, "pull", image)
+        result = told("pull", image)
         told("rmi", image)
         return result
 
