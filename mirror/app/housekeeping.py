@@ -15,13 +15,23 @@ from mirror.config.model import Config
 from mirror.oci.image_glob import FullName
 from mirror.store.aging import Aging
 from mirror.store.database import IndexUnavailableError
-from mirror.store.keeping import nothing
+from mirror.store.keeping import Rule, nothing
 
 _REVIEW_SECONDS: Final = 600.0
 _LOOK_SECONDS: Final = 10.0
 _MUCH: Final = 0.8  # of max_size
 
 _log = logging.getLogger(__name__)
+
+
+def keeping_rule(config: Config) -> Rule:
+    """Which images are kept."""
+    globs = kept_images(config)
+
+    def is_kept(image: FullName) -> bool:
+        return any(glob.matches(image) for glob in globs)
+
+    return is_kept if globs else nothing
 
 
 class Housekeeping:
@@ -35,12 +45,7 @@ class Housekeeping:
     def go_by(self, config: Config) -> None:
         """Keep and drop as ``config`` says from now on."""
         self.close()
-        globs = kept_images(config)
-
-        def is_kept(image: FullName) -> bool:
-            return any(glob.matches(image) for glob in globs)
-
-        self._store.keeping.rule = is_kept if globs else nothing
+        self._store.keeping.rule = keeping_rule(config)
         if not self._first:
             return
         self._tasks.append(asyncio.create_task(self._review(config), name="keep"))

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from mirror import __version__
 from mirror.app.errors import StartError
+from mirror.app.housekeeping import keeping_rule
 from mirror.app.images import located
 from mirror.app.store import Store, opened_store
 from mirror.config.model import Config
@@ -99,6 +100,7 @@ async def import_layout(
     check_owner(config.cache.directory.absolute())
     try:
         async with opened_store(config, Metrics(__version__)) as store:
+            store.keeping.rule = keeping_rule(config)
             roots = await _taken(store, source, reading)
             if called is not None and len(roots) != 1:
                 raise OperateError(f"{source}: one name for an image, and it has {len(roots)}")

@@ -98,10 +98,10 @@ class Silent:
         return None
 
 
-def settings(cache, upstreams, **sections):
+def settings(cache, upstreams, keep=(), **sections):
     tree = {name: {"url": url} for name, url in upstreams.items()}
     place = {"directory": str(cache), "min_free": "0", **sections}
-    return load(None, {"cache": place, "upstreams": tree})
+    return load(None, {"cache": place, "upstreams": tree, "keep": list(keep)})
 
 
 async def exported(cache, registry, names, target, *platforms):
@@ -111,11 +111,11 @@ async def exported(cache, registry, names, target, *platforms):
     return await export(config, images, wanted, 4, str(target), Silent(), Silent())
 
 
-async def imported(tmp_path, data: bytes, upstreams, called=None, **cache):
+async def imported(tmp_path, data: bytes, upstreams, called=None, keep=(), **cache):
     """Import a file; the reason of each of its images, by name."""
     file = tmp_path / "layout.tar"
     file.write_bytes(data)
-    config = settings(tmp_path / "cache", upstreams, **cache)
+    config = settings(tmp_path / "cache", upstreams, keep, **cache)
     name = None if called is None else parse_image(called)
     found = await import_layout(config, str(file), name, Silent())
     return {image.name: image.reason for image in found}
@@ -161,6 +161,18 @@ async def test_a_running_mirror_forgets_at_once_what_an_imported_tag_meant(
         assert (await mirror_beside.get(path)).body == other.manifest, "it is fresh"
         await imported(tmp_path, packed(WHOLE), upstreams)
         assert (await mirror_beside.get(path)).body == APP.manifest
+    await registry.start()
+
+
+async def test_an_imported_image_that_is_to_be_kept_is_kept_from_now_on(tmp_path, registry):
+    other = registry.add_blob(random_bytes(3 * MIB, 9))
+    keep, upstreams = [{"images": ["app:1"]}], {"docker.io": registry.url}
+    room = {"max_size": "6MiB"}
+    async with running(tmp_path / "cache", upstreams, keep=keep, cache=room) as mirror_beside:
+        await imported(tmp_path, packed(WHOLE), upstreams, keep=keep, **room)
+        assert (await mirror_beside.get(f"/v2/library/x/blobs/{other}")).status == 200
+        await registry.stop()
+        assert await given(mirror_beside) == {200}
     await registry.start()
 
 
