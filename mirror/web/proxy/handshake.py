@@ -52,7 +52,8 @@ async def speak_tls(
 
 def _feed(transport: asyncio.Transport, early: bytes) -> None:
     protocol = transport.get_protocol()
-    assert isinstance(protocol, asyncio.BufferedProtocol), "start_tls has put its own there"
+    if not isinstance(protocol, asyncio.BufferedProtocol):  # the client has gone
+        return
     while early and not transport.is_closing():
         buffer = memoryview(protocol.get_buffer(len(early)))
         count = min(len(buffer), len(early))
