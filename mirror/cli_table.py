@@ -22,8 +22,8 @@ def print_table(
         _print_plain([header, *rows], [name in right for name in header])
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        table.add_column(name, justify="right" if name in right else "left")
+    for name in header:  # folded, not cut short: a name is there to be pasted
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -58,18 +58,22 @@ class Running:
     workers: Sequence[Worker]
 
     async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> Any:
-        """Ask any one.
+        """Ask any one; another only where nothing has been asked yet.
 
         Raises:
-            OperateError: it refuses, or none answers any more.
+            OperateError: it refuses or breaks off, or none takes commands any more.
         """
-        trouble: Exception | None = None
         for worker in self.workers:
             try:
                 return await worker.command(path, members)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                trouble = error
-        raise OperateError(f"the running mirror does not answer: {trouble or 'it has ended'}")
+            except aiohttp.ClientConnectorError:
+                continue
+            except TimeoutError as error:
+                text = f"it has been silent for {_SILENCE_SECONDS:.0f} s, and may still be at it"
+                raise OperateError(f"the running mirror does not answer: {text}") from error
+            except aiohttp.ClientError as error:
+                raise OperateError(f"the running mirror broke off: {error}") from error
+        raise OperateError("the mirror that ran here has just ended; give the command again")
 
     async def tell(self, path: str, members: Mapping[str, Any]) -> list[Any]:
         """Tell all something that is done in no time; one that has ended need not know.
