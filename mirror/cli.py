@@ -66,7 +66,7 @@ def serve(
         int | None, typer.Option(min=0, help="Processes on the same port; 0 = one per core.")
     ] = None,
 ) -> None:
-    """Run the mirror until SIGTERM or Ctrl-C."""
+    """Run the mirror until SIGTERM or Ctrl-C; on SIGHUP it reads its configuration again."""
     flags: dict[str, dict[str, Any]] = {"server": {}, "cache": {}}
     if listen:
         flags["server"]["listen"] = listen[0] if len(listen) == 1 else listen

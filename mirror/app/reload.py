@@ -122,6 +122,8 @@ async def reload_when_told(
             allow_open_files(read.limits.connections)
         except (ConfigError, StartError) as error:
             tell_mistakes(error)
+        except Exception:  # or nobody would be there for the next time
+            _log.exception("not reloaded: the mirror failed")
         else:
             tell_changes(before, read)
         systemd.ready()

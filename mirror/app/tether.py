@@ -6,6 +6,7 @@ which configuration to go from now on.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Final
 from mirror.app.errors import StartError
 from mirror.app.process import until_orphaned
 from mirror.config.model import Config
+
+_log = logging.getLogger(__name__)
 
 #: How often a worker says that its loop turns.
 BEAT_SECONDS: Final = 1.0
@@ -72,6 +75,9 @@ class Tether:
                 await reload(await self._told.get())
             except StartError as error:
                 self._say(News.REFUSED, str(error))
+            except Exception:  # or nobody would be there for the next time
+                _log.exception("not reloaded: the mirror failed")
+                self._say(News.REFUSED, "it failed, see above")
             else:
                 self._say(News.RELOADED)
 
