@@ -13,8 +13,6 @@ from mirror import clients
 from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
 from mirror.app.store import Store
-from mirror.authority.files import AuthorityError, ensure_authority
-from mirror.authority.minting import Mint
 from mirror.config.listen import TcpAddress
 from mirror.config.model import Config
 from mirror.metrics import Metrics
@@ -73,6 +71,10 @@ def proxy_face(
     Raises:
         StartError: the CA cannot be used.
     """
+    # Late, since it costs 8 MiB that only those should pay who use proxy mode.
+    from mirror.authority.files import AuthorityError, ensure_authority  # noqa: PLC0415
+    from mirror.authority.minting import Mint  # noqa: PLC0415
+
     proxy = config.proxy
     _check_loop(config)
     directory = proxy.authority_directory(config.cache.directory).absolute()

@@ -5,11 +5,10 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import HttpVersion10, hdrs, web
 
-from mirror.authority.minting import Mint
 from mirror.upstream.directory import Directory
 from mirror.web.connection import Connection
 from mirror.web.entry import Entry
@@ -28,6 +27,9 @@ from mirror.web.proxy.registries import Registries
 from mirror.web.proxy.tunnel import ESTABLISHED, Tunnel
 from mirror.web.responses import plain_response
 from mirror.web.routes import Handler
+
+if TYPE_CHECKING:
+    from mirror.authority.minting import Mint
 
 _HTTP_PORT: Final = 80
 _HANDSHAKE_SECONDS: Final = 30.0
@@ -61,7 +63,7 @@ class ProxyFace:
         self,
         directory: Directory,
         registries: Registries,
-        mint: Mint,
+        mint: "Mint",
         permission: Permission,
         connector: Connector,
         limits: TunnelLimits,
