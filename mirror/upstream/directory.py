@@ -112,7 +112,7 @@ class Directory:
         """
         registry, rest = split_registry(name)
         if connected and not namespace:
-            return _target(self._names[connected], name)
+            return _target(self._named(connected), name)
         chosen = self._selected(prefix, namespace, host)
         if chosen is None:
             if registry is None:
