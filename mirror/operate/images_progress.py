@@ -30,12 +30,14 @@ class Rate:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._began = clock()
+        self._began: float | None = None
         self._seen: deque[tuple[float, int]] = deque()
         self._sum = 0
 
     def add(self, size: int) -> None:
         """``size`` bytes came just now."""
+        if self._began is None:  # what went before was no downloading
+            self._began = self._clock()
         self._seen.append((self._clock(), size))
         self._sum += size
 
@@ -44,7 +46,8 @@ class Rate:
         now = self._clock()
         while self._seen and self._seen[0][0] < now - _RATE_SECONDS:
             self._sum -= self._seen.popleft()[1]
-        return self._sum / min(max(now - self._began, _LEAST_SECONDS), _RATE_SECONDS)
+        elapsed = 0.0 if self._began is None else now - self._began
+        return self._sum / min(max(elapsed, _LEAST_SECONDS), _RATE_SECONDS)
 
     def left(self, size: int) -> str:
         """How long ``size`` bytes more will take, as a person says it; empty: nobody knows."""

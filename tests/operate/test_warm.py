@@ -62,7 +62,9 @@ async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path,
     config = configured(tmp_path, {"docker.io": registry.url})
     terminal = Terminal()
     await terminal.start("warm", "--config", config, "--file", names)
-    await terminal.shows(r"[1-9] of 20 images .*[━╸╺]+.* \d+\.\d/\d+\.\d MB +\d\.\d MB/s +\d+ s")
+    await terminal.shows(
+        r"[1-9] of 20 images .*[━╸╺]+.* \d+\.\d/\d+\.\d MB +\d+\.\d [kM]B/s +\d+ s"
+    )
     await terminal.shows(r"app\d+:1 .*[━╸╺]+")
     terminal.interrupt()
     assert await terminal.ended() == 130
