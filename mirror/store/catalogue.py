@@ -11,17 +11,17 @@ from collections.abc import (
     Collection,
     Container,
     Iterable,
-    Mapping,
     Sequence,
 )
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
-from mirror.store.anatomy import Node, platform_of, read_node
+from mirror.store.anatomy import Node, read_node
+from mirror.store.assembly import CachedImage, Surroundings, assembled, first
 from mirror.store.index import Held
 from mirror.store.layout import (
     BLOBS,
@@ -37,7 +37,6 @@ R = TypeVar("R")
 
 _PAGE: Final = 200
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
-_UNKNOWN: Final = "unknown/unknown"  # what an attestation says it runs on
 
 BLOB_KINDS: Final = (BLOBS, PRIVATE_BLOBS)
 MANIFEST_KINDS: Final = (MANIFESTS, PRIVATE_MANIFESTS)
@@ -78,65 +77,6 @@ class Named:
     name: FullName
     digest: Digest
     is_index: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CachedPlatform:
-    """One manifest of an image, with its blobs; sizes in bytes, of what is there and is not."""
-
-    platform: str
-    digest: Digest
-    size: int
-    missing: int
-
-
-@dataclass(slots=True)
-class CachedImage:
-    """An image of which at least a manifest is there.
-
-    ``name`` is None where nobody knows it.  ``objects`` are those of it that are there, with their
-    sizes in bytes; ``used`` is when it was last pulled (Unix seconds).
-    """
-
-    name: FullName | None
-    key: ObjectKey
-    media_type: str
-    used: float
-    platforms: list[CachedPlatform] = field(default_factory=list)
-    objects: dict[ObjectKey, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return str(self.name or self.digest)
-
-    @property
-    def digest(self) -> Digest:
-        """Of the manifest that the name means."""
-        return self.key.digest
-
-    @property
-    def private(self) -> bool:
-        """Whether it is there only for clients who have been let in upstream."""
-        return self.key.kind == PRIVATE_MANIFESTS
-
-    @property
-    def manifests(self) -> Iterable[ObjectKey]:
-        """Those of its objects that are manifests."""
-        return (key for key in self.objects if key.is_manifest)
-
-    @property
-    def size(self) -> int:
-        """Bytes that are there."""
-        return sum(self.objects.values())
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are not there of the platforms that are."""
-        return sum(platform.missing for platform in self.platforms)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all is there of each platform that is, and one is."""
-        return bool(self.platforms) and not self.missing
 
 
 class Catalogue:
@@ -257,7 +197,7 @@ class Catalogue:
         for section in self.sections:
             mine = [each for each in page if each.section is section]
             nodes = await self.nodes(section.manifests, {each.digest for each in mine})
-            found = ((each.name, _first(nodes, section.manifests, each.digest)) for each in mine)
+            found = ((each.name, first(nodes, section.manifests, each.digest)) for each in mine)
             roots = [(name, node) for name, node in found if node is not None]
             images += await self._built(roots, section.manifests, section.blobs)
         return images
@@ -277,11 +217,11 @@ class Catalogue:
         held = await self._held(
             blobs, {part.digest for node in nodes.values() for part in node.blobs}
         )
-        around = _Surroundings(nodes, held, manifests, blobs)
+        around = Surroundings(nodes, held, manifests, blobs)
 
         def made() -> list[CachedImage]:
             platforms = around.platforms()
-            return [_image(name, root, around, platforms) for name, root in roots]
+            return [assembled(name, root, around, platforms) for name, root in roots]
 
         return await self._run(made)
 
@@ -292,34 +232,6 @@ class Catalogue:
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
-
-
-@dataclass(frozen=True, slots=True)
-class _Surroundings:
-    """What is there around some images, and of which kinds it may be to count for them."""
-
-    nodes: Mapping[ObjectKey, Node]
-    held: Mapping[ObjectKey, Held]
-    manifests: Sequence[str]
-    blobs: Sequence[str]
-
-    def manifest(self, digest: Digest) -> Node | None:
-        return _first(self.nodes, self.manifests, digest)
-
-    def blob(self, digest: Digest) -> tuple[ObjectKey, Held] | None:
-        keys = (ObjectKey(kind, digest) for kind in self.blobs)
-        return next(((key, self.held[key]) for key in keys if key in self.held), None)
-
-    def platforms(self) -> dict[ObjectKey, str]:
-        """What images run on, in the words of their configurations, where those are there."""
-        configs = ((key, node.blobs[0]) for key, node in self.nodes.items() if node.blobs)
-        found = ((key, self.blob(config.digest)) for key, config in configs)
-        return {key: platform_of(config[1]) for key, config in found if config is not None}
-
-
-def _first(nodes: Mapping[ObjectKey, Node], kinds: Iterable[str], digest: Digest) -> Node | None:
-    keys = (ObjectKey(kind, digest) for kind in kinds)
-    return next((nodes[key] for key in keys if key in nodes), None)
 
 
 def _mark(named: Named) -> str:
@@ -333,34 +245,3 @@ def _marks(image: CachedImage) -> set[str]:
     assert image.name is not None, "only names are asked for"
     digests = {f"{image.name.place}@{key.digest}" for key in image.manifests}
     return digests | {f"{image.name}@{image.digest}"}
-
-
-def _image(
-    name: FullName | None,
-    root: Node,
-    around: _Surroundings,
-    platforms: Mapping[ObjectKey, str],
-) -> CachedImage:
-    image = CachedImage(name, root.key, root.held.media_type, root.held.used)
-    image.objects[root.key] = root.held.size
-    leaves = [(root, "")] if not root.is_index else []
-    for part in root.manifests:
-        node = around.manifest(part.digest)
-        if node is not None:
-            leaves.append((node, part.platform))
-    for node, platform in leaves:
-        image.used = max(image.used, node.held.used)
-        size, missing = node.held.size, 0
-        image.objects[node.key] = node.held.size
-        for part in node.blobs:
-            found = around.blob(part.digest)
-            if found is None:
-                missing += part.size
-                continue
-            key, held = found
-            image.objects[key] = held.size
-            size += held.size
-        if platform != _UNKNOWN:
-            named = platform or platforms.get(node.key, "")
-            image.platforms.append(CachedPlatform(named, node.key.digest, size, missing))
-    return image

@@ -9,10 +9,10 @@ from typing import Final
 
 from mirror.oci.digest import Digest
 from mirror.store.anatomy import Node
+from mirror.store.assembly import CachedImage
 from mirror.store.catalogue import (
     BLOB_KINDS,
     MANIFEST_KINDS,
-    CachedImage,
     Catalogue,
     Named,
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob
-from mirror.store.catalogue import CachedImage
+from mirror.store.assembly import CachedImage
 from mirror.store.layout import ObjectKey
 from mirror.upkeep.cache import Cache
 from mirror.upkeep.errors import UpkeepError
