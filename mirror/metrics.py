@@ -4,6 +4,7 @@ Labels are bounded: never a repository, a tag, a digest or a client's address.  
 the table are what the rooms call; none of them knows Prometheus.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -160,6 +161,14 @@ class Metrics:
         self._upstream_requests.labels(upstream, kind, method, code).inc()
         self._upstream_seconds.labels(upstream, kind).observe(seconds)
         self._up.labels(upstream).set(0 if code == "error" or code.startswith("5") else 1)
+
+    def upstream_gone(self, upstream: str) -> None:
+        """It is asked no more; what was last known of it would be alerted on for ever."""
+        for gauge in (self._up, self._limit, self._remaining):
+            if figures.are_shared():  # what several processes have written cannot be removed
+                gauge.labels(upstream).set(math.nan)
+            else:
+                gauge.remove(upstream)
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
         """Body bytes arrived."""

@@ -53,6 +53,8 @@ class Editions:
             receive(edition.reception)
         self._ground.table.close()
         if former is not None:
+            for gone in former.config.enabled().keys() - edition.config.enabled().keys():
+                self._ground.metrics.upstream_gone(gone)
             ending = asyncio.create_task(self._end(former), name="edition")
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)

@@ -169,8 +169,11 @@ async def test_upstreams_come_and_go(
     assert (await mirror.get(path)).status == 403
     await reload({HUB: upstream.url, "other.example.com": other.url})
     assert (await mirror.get(path)).body == APP.manifest
+    up = 'mirror_upstream_up{upstream="other.example.com"}'
+    assert (await mirror.metrics())[up] == 1
     await reload({HUB: upstream.url})
     assert (await mirror.get(path)).status == 403
+    assert up not in await mirror.metrics()
 
 
 async def test_another_url_is_asked_from_the_next_request_on(
