@@ -154,11 +154,12 @@ class Objects:
         """
         self._limits = limits
         await self.flush_touches()
-        await self._visit(self._limit, limits)
+        with self.alarm.watching():
+            await self._visit(self._limit, limits)
+            await self._evicting(lambda: self._shelf.space.make_room(0))
 
     def _limit(self, limits: Limits) -> None:
         self._shelf.limits = limits
-        self._shelf.space.make_room(0)
 
     # What is stored.
 

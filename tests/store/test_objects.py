@@ -73,6 +73,15 @@ async def test_who_looks_something_up_does_not_wait_until_thousands_are_evicted(
     assert (await objects.usage()).objects <= 2
 
 
+async def test_lower_limits_hold_at_once(layout, objects, blobs, threads):
+    manifests = Manifests(layout, objects, threads)
+    for at in range(1, 90):
+        body = BODY + b" " * at
+        await manifests.put(Manifest(Digest.of(body), OCI_MANIFEST, body))
+    await objects.limit(Limits(200, 0))
+    assert 0 < (await objects.usage()).used_bytes <= 200
+
+
 async def test_a_file_removed_behind_our_back_is_a_miss_and_no_longer_counted(
     layout, objects, blobs
 ):
