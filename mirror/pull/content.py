@@ -20,7 +20,7 @@ from mirror.pull.errors import BrokenOffError, DigestMismatchError
 from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
 from mirror.pull.segments import Segments
 from mirror.pull.slots import Slots
-from mirror.store.objects import OpenObject
+from mirror.store.known import OpenObject
 from mirror.upstream.answers import BlobStream
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UnavailableError, UpstreamError

@@ -29,7 +29,7 @@ from mirror.pull.segments import Stream
 from mirror.spans import NOTHING, current, entered
 from mirror.store.blobs import Blobs
 from mirror.store.database import IndexUnavailableError
-from mirror.store.objects import OpenObject
+from mirror.store.known import OpenObject
 from mirror.store.partial import Partial, PartialBusyError
 from mirror.store.space import NoRoomError
 from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from mirror.oci.digest import Digest, Hasher
 from mirror.store.expected import Expectations
+from mirror.store.known import OpenObject
 from mirror.store.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
-from mirror.store.objects import Objects, OpenObject
+from mirror.store.objects import Objects
 from mirror.store.opening import kept
 from mirror.store.partial import Partial, Tail
 

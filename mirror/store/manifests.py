@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
+from mirror.store.known import OpenObject
 from mirror.store.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
-from mirror.store.objects import Objects, OpenObject
+from mirror.store.objects import Objects
 from mirror.store.opening import kept
 from mirror.store.partial import Partial
 from mirror.store.space import NoRoomError

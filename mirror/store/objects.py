@@ -10,17 +10,16 @@ import contextlib
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from mirror.store.alarm import Alarm
 from mirror.store.database import IndexDamagedError, IndexUnavailableError
 from mirror.store.index import Entry, ObjectIndex, Row
-from mirror.store.layout import Layout, ObjectKey, origin_of
+from mirror.store.known import Known, OpenObject
+from mirror.store.layout import Layout, ObjectKey
 from mirror.store.opening import kept
 from mirror.store.partial import Partial
 from mirror.store.rebuild import rebuild
@@ -32,29 +31,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 _PAGE: Final = 500
-_KNOWN: Final = 100_000  # entries kept in memory, some 500 bytes each
-
-
-@dataclass(frozen=True, slots=True)
-class OpenObject:
-    """A stored object with an open descriptor, the caller's to close; ``size`` in bytes.
-
-    ``path`` is where it was when it was opened.
-    """
-
-    fd: int
-    size: int
-    media_type: str
-    path: Path
-
-    @property
-    def origin(self) -> str:
-        """Marks the upstream that a private object is from."""
-        return origin_of(self.path)
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self.fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +72,7 @@ class Objects:
         self._touched: dict[ObjectKey, float] = {}
         self._verifying: dict[ObjectKey, asyncio.Task[bool | None]] = {}
         self._rebuilding: asyncio.Task[None] | None = None
-        self._known: OrderedDict[ObjectKey, Entry] = OrderedDict()
+        self._known = Known()
         self._watchers: list[Callable[[ObjectKey], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shelf = Shelf(layout, limits, observer, self.alarm, self._removed)
@@ -173,7 +149,7 @@ class Objects:
 
     def let_go(self, key: ObjectKey) -> None:
         """Forget what was found out about an object, which may have gone in another process."""
-        self._known.pop(key, None)
+        self._known.forget(key)
         for watcher in self._watchers:
             watcher(key)
 
@@ -186,7 +162,7 @@ class Objects:
 
         A file that was written to behind our back, or whose row was lost, is hashed first.
         """
-        opened = self._opened_as_known(key)
+        opened = self._known.open(key)
         if opened is not None:
             self._touched[key] = self._clock()
             return opened
@@ -204,27 +180,8 @@ class Objects:
             found.opened.close()
             return None
         self._touched[key] = self._clock()
-        self._remember(found.entry)
+        self._known.remember(found.entry)
         return found.opened
-
-    def _opened_as_known(self, key: ObjectKey) -> OpenObject | None:
-        """Open an object by what was found out before: a hit that costs the index nothing."""
-        entry = self._known.get(key)
-        if entry is None:
-            return None
-        with contextlib.suppress(OSError):
-            fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-            there = os.fstat(fd)
-            if (there.st_size, there.st_mtime_ns) == (entry.size, entry.modified):
-                return OpenObject(fd, entry.size, entry.media_type, entry.path)
-            os.close(fd)
-        self._known.pop(key, None)
-        return None
-
-    def _remember(self, entry: Entry) -> None:
-        self._known[entry.key] = entry
-        if len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
 
     async def _found(self, key: ObjectKey) -> _Found | None:
         return await kept(self._visit(self._lookup, key), _close)
