@@ -7,9 +7,11 @@ fills the segments: sendfile without it costs 1.6 times the CPU.
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -17,7 +19,12 @@ from typing import Final, Self
 
 from mirror.pull.content import FilePiece
 
-_PIECE_BYTES: Final = 16 * 1024 * 1024  # 4 ms of a thread; a hop per 4 MiB cost a tenth
+_PIECE_BYTES: Final = 16 * 1024 * 1024  # of one call: a fast reader would never let it end
+#: So long a client has a thread, where there are threads for everybody, and where there are not: a
+#: hop through the loop after each piece cost a single fast client a fifth of its throughput.
+_TURN_SECONDS: Final = 0.05
+_SHORT_TURN_SECONDS: Final = 0.01
+_FEW: Final = 4
 _INLINE_BYTES: Final = 128 * 1024  # below it the hop to a thread costs more than the copy
 #: So long a thread waits for a client, rather than for its turn on the loop: one that has kept up
 #: so far, and any other.
@@ -118,8 +125,10 @@ class Sender:
         little = count if count <= _INLINE_BYTES else _SLOW_BYTES if slow else 0
         if little and _at_hand(fd, offset, little):
             return _sendfile(out, fd, offset, little)
-        loop = asyncio.get_running_loop()
-        step = loop.run_in_executor(self._threads, _sendfile, out, fd, offset, count, wait_ms)
+        turn = _TURN_SECONDS if self._sending <= _FEW else _SHORT_TURN_SECONDS
+        step = asyncio.get_running_loop().run_in_executor(
+            self._threads, _sendfile, out, fd, offset, count, wait_ms, turn
+        )
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
@@ -148,16 +157,18 @@ async def _ended(step: asyncio.Future[tuple[int, bool]]) -> None:
     step.exception()  # nobody else looks at it
 
 
-def _sendfile(out: int, fd: int, offset: int, count: int, wait_ms: int = 0) -> tuple[int, bool]:
-    """Send what the socket takes, at most one piece; says whether it takes no more now.
+def _sendfile(
+    out: int, fd: int, offset: int, count: int, wait_ms: int = 0, turn: float = math.inf
+) -> tuple[int, bool]:
+    """Send what the socket takes within a turn (seconds); says whether it takes no more now.
 
     A reader that makes room within ``wait_ms`` is served on without a hop through the loop.
     """
     sent = 0
-    limit = min(count, _PIECE_BYTES)
-    while sent < limit:
+    until = time.monotonic() + turn
+    while sent < count:
         try:
-            step = os.sendfile(out, fd, offset + sent, limit - sent)
+            step = os.sendfile(out, fd, offset + sent, min(count - sent, _PIECE_BYTES))
         except BlockingIOError:
             if not wait_ms or not _writable_within(out, wait_ms):
                 return sent, True
@@ -165,6 +176,8 @@ def _sendfile(out: int, fd: int, offset: int, count: int, wait_ms: int = 0) -> t
         if step == 0:
             raise OSError("the file is shorter than it was")
         sent += step
+        if time.monotonic() >= until:
+            break
     return sent, False
 
 
