@@ -83,6 +83,8 @@ class AccessLog:
 
     def request_ended(self, ending: Ending) -> None:
         """Write the line."""
+        if not self.wanted:
+            return
         exchange = ending.exchange
         fields = {
             "client": ending.client,
