@@ -26,7 +26,7 @@ def cold_one_client(stage: Stage) -> Result:
     """A blob that nobody has pulled yet, at 256 MB/s from upstream."""
     contestants = _cold(stage, stage.corpus.large, 1, OFFICE_LINE)
     few = stage.scale.few_rounds
-    measured = interleaved(stage.scale.rounds, contestants, fewer={P1: few, P2: 1})
+    measured = interleaved(stage.scale.rounds, contestants, fewer={P1: 2, P2: 1, DIRECT: few})
     return Result(
         {
             "s": measured.shown("seconds"),
@@ -45,7 +45,7 @@ def cold_many_clients(stage: Stage) -> Result:
     """The same blob for 16 clients at once; directly, each of them asks upstream."""
     contestants = _cold(stage, stage.corpus.large, 16, OFFICE_LINE)
     few = stage.scale.few_rounds
-    measured = interleaved(stage.scale.rounds, contestants, fewer={P1: few, P2: 1, DIRECT: few})
+    measured = interleaved(few, contestants, fewer={P1: 2, P2: 1, DIRECT: 2})
     fetched = [sample["fetched"] for sample in measured.samples[MIRROR]]
     return Result(
         {

@@ -95,14 +95,12 @@ def manifest_beside_pull(stage: Stage) -> Result:
     """How long a manifest takes while somebody pulls a large blob."""
     small, large = stage.corpus.manifest[0], stage.corpus.large
     servers = stage.warm(small, large)
-    few = stage.scale.few_rounds
     measured = interleaved(
-        stage.scale.rounds,
+        stage.scale.few_rounds,
         {
             name: partial(pings_beside_downloads, one, small, large, 2 * stage.scale.seconds)
             for name, one in servers.items()
         },
-        fewer={P1: few, P2: few},
     )
     return Result(
         {"p99 ms": measured.shown("p99"), "max ms": measured.shown("max")},
