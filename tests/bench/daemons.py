@@ -42,7 +42,7 @@ def docker_pull(stage: Stage) -> Result:
             DIRECT: partial(_pull, daemon, stage.origin.door(GIGABIT_LINE)),
             _COLD: partial(_pull_cold, daemon, stage),
         }
-        measured = interleaved(stage.scale.few_rounds, contestants, fewer={DIRECT: 2, _COLD: 2})
+        measured = interleaved(stage.scale.few_rounds, contestants, fewer={DIRECT: 1, _COLD: 2})
     return Result(
         {"s": measured.shown("seconds")},
         [

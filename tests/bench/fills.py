@@ -70,7 +70,7 @@ def cold_segments(stage: Stage) -> Result:
     contestants = _cold(stage, stage.corpus.middle, 1, SLOW_LINE)
     wanted = {name: contestants[name] for name in (MIRROR, DIRECT)}
     # One connection takes what nginx lets it take, the same every time: once is enough.
-    measured = interleaved(stage.scale.rounds, wanted, fewer={DIRECT: 1})
+    measured = interleaved(stage.scale.few_rounds, wanted, fewer={DIRECT: 1})
     faster = measured.median(DIRECT, "seconds") / measured.median(MIRROR, "seconds")
     return Result(
         {
