@@ -122,7 +122,7 @@ class Sender:
         copying 100 KiB; a page that is still on the disk is a thread's to wait for.
         """
         offset, count = span[0], span[1] - span[0]
-        little = count if count <= _INLINE_BYTES else _SLOW_BYTES if slow else 0
+        little = count if count <= _INLINE_BYTES else min(count, _SLOW_BYTES) if slow else 0
         if little and _at_hand(fd, offset, little):
             return _sendfile(out, fd, offset, little)
         turn = _TURN_SECONDS if self._sending <= _FEW else _SHORT_TURN_SECONDS
