@@ -124,7 +124,16 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     tether = Tether(telling)
     try:
-        asyncio.run(run_worker(config, listeners, worker.number, tether))
+        asyncio.run(_serve(config, listeners, worker.number, tether))
     except StartError as error:
         tether.failed(error)
         sys.exit(1)
+
+
+async def _serve(config: Config, listeners: list[Listener], number: int, tether: Tether) -> None:
+    try:
+        await run_worker(config, listeners, number, tether)
+    finally:
+        # asyncio closes what signals wake it by before it lets go of them, and complains.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
