@@ -1,5 +1,8 @@
 """One connection: aiohttp's, which counts itself and repeats what was answered before.
 
+aiohttp's parser reads every byte first.  A request that is answered at once is taken out of what
+the parser returns, before RequestHandler sees it; so nothing here has to know where one ends.
+
 Rests on private parts of aiohttp's RequestHandler; ``tests/web/test_hot.py`` says
 which, and pyproject.toml pins the minor version.
 """
@@ -8,20 +11,21 @@ import asyncio
 import os
 import socket
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http_parser import HttpParser, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.web.crowd import Crowd
 from mirror.web.entry import Entry
 from mirror.web.forwarded import plain_address
-from mirror.web.hot import HotAnswer, HotTable, whole_head
+from mirror.web.hot import HotAnswer, HotKey, HotTable
 from mirror.web.reception import Reception
 from mirror.web.responses import error_response, plain_response
 
@@ -30,15 +34,35 @@ if TYPE_CHECKING:
 
 _MORE: Final = getattr(socket, "MSG_MORE", 0)  # Linux: head and body in one segment
 
+_Messages = Sequence[tuple[RawRequestMessage, StreamReader]]
+
+
+class _Parser:
+    """aiohttp's parser, without the requests that ``repeated`` has answered already."""
+
+    def __init__(
+        self, parser: HttpParser[Any], repeated: Callable[[RawRequestMessage, StreamReader], bool]
+    ) -> None:
+        self._parser = parser
+        self._repeated = repeated
+
+    def feed_data(self, data: bytes) -> tuple[_Messages, bool, bytes]:
+        messages, upgraded, tail = self._parser.feed_data(data)
+        if len(messages) == 1 and not upgraded and self._repeated(*messages[0]):
+            self._parser.message_consumed()
+            return (), upgraded, tail
+        return messages, upgraded, tail
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
 
 class Connection(RequestHandler):
     """Repeats hot answers, and answers what is no HTTP with the spec's JSON too."""
 
     __slots__ = (
-        "_clean",
         "_counted",
         "_crowd",
-        "_heads",
         "_raw_socket",
         "_reception",
         "_server",
@@ -59,12 +83,13 @@ class Connection(RequestHandler):
         **settings: Any,
     ) -> None:
         super().__init__(server, **settings)
+        assert self._parser is not None, "there is no connection yet that could be lost"
+        self._parser = cast("HttpParser[Any]", _Parser(self._parser, self._repeated))
         self._server = server
         self._crowd = crowd
         self._reception = server.reception
-        self._table = server.reception.table
+        self._table: HotTable | None = None  # of answers that need no handler
         self._counted = ""  # whose it is; empty for a proxy's, which are those of all its clients
-        self._clean = True  # nothing but whole requests has come, each in one piece
         self._raw_socket: socket.socket | None = None
         self._winding_down: Callable[[], None] | None = None
         self.entry = entry
@@ -72,20 +97,19 @@ class Connection(RequestHandler):
         self.client = ""  # or a proxy
         self.proxied = False  # a trusted proxy says who asks
         self.refusal = ""
-        self._heads: deque[bytes] = deque()  # of requests that are not begun with
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if self.entry.upstream:  # counted and let in already, by the proxy's port
             self.client = self.entry.client
+            self._table = self._allowed_table()
             return
         peer = transport.get_extra_info("peername")
         self.client = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.proxied = self._reception.proxies.trusts(self.client)
         self._counted = "" if self.proxied else self.client
         self.refusal = self._crowd.enter(self._counted)
-        if self.refusal or self.entry.proxy or not self._is_open():
-            self._table = None  # no short cut past who has to be asked
+        self._table = self._allowed_table()
         if transport.get_extra_info("sslcontext") is None:
             self._raw_socket = getattr(transport.get_extra_info("socket"), "_sock", None)
         if self._crowd.overrun and isinstance(transport, asyncio.Transport):
@@ -132,18 +156,20 @@ class Connection(RequestHandler):
         await super().shutdown(timeout)
 
     def go_by(self, reception: Reception) -> None:
-        """Be treated by other rules from the next request on, if these are others.
-
-        What has no short cut gets none: of what came before nobody knows where it ends.
-        """
+        """Be treated by other rules from the next request on, if these are others."""
         if reception is self._reception:
             return
         self._reception = reception
         if not self.entry.upstream:  # else who asks was found out by the proxy's port
             self.proxied = reception.proxies.trusts(self.client)
-        self._table = reception.table if self._table is not None and self._is_open() else None
-        if self._table is None:
-            self._heads.clear()
+        self._table = self._allowed_table()
+
+    def _allowed_table(self) -> HotTable | None:
+        """The table, where ``Server`` lets every request of this connection in."""
+        if self.refusal or self.entry.proxy:
+            return None
+        # Inside the proxy no request is checked: its port let the connection in.
+        return self._reception.table if self.entry.upstream or self._is_open() else None
 
     def _is_open(self) -> bool:
         # Behind a proxy each answer is kept for the client it was for, who had been let in.
@@ -153,37 +179,41 @@ class Connection(RequestHandler):
             else self._reception.admission.is_open_to(self.client)
         )
 
-    def key(self, data: bytes) -> bytes:
-        """What to find the answer to a request by: from a proxy the same bytes mean another."""
-        if self.entry.upstream:
-            return b"\0" + self.entry.upstream.encode() + b"\0" + data
-        return b"\0" + data if self.proxied else data
-
-    def begun(self) -> bytes:
-        """The bytes of the request that is begun with now; none where they may be more or less."""
-        return self._heads.popleft() if self._heads else b""
+    def hot_key(self, message: RawRequestMessage, payload: StreamReader) -> HotKey | None:
+        """The key of a request's answer; None for one whose answer does not end with its head."""
+        if payload is not EMPTY_PAYLOAD or message.upgrade or message.should_close:
+            return None
+        return HotKey(
+            self.entry.upstream,
+            self.proxied,
+            message.method,
+            message.path,
+            message.version,
+            message.raw_headers,
+        )
 
     def data_received(self, data: bytes) -> None:
         if self._server.reception is not self._reception:
             self.go_by(self._server.reception)
-        if self._table is not None and self._clean:
-            if self._repeated(self._table, data):
-                return
-            self._clean = whole_head(data)
-            if self._clean:
-                self._heads.append(data)
         super().data_received(data)
 
-    def _is_idle(self) -> bool:
-        return self._waiter is not None and not self._waiter.done()
-
-    def _repeated(self, table: HotTable, data: bytes) -> bool:
-        started = time.monotonic()
-        answer = table.get(self.key(data), started)
-        if answer is None or not self._is_idle() or self._close or self._force_close:
-            return False
+    def _idle_transport(self) -> asyncio.Transport | None:
+        """The transport, where all earlier requests are answered and their answers are sent."""
         transport = self.transport
-        if transport is None or transport.get_write_buffer_size():
+        if self._waiter is None or self._waiter.done() or transport is None:
+            return None
+        busy = transport.is_closing() or transport.get_write_buffer_size()
+        return None if busy else transport
+
+    def _repeated(self, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """Answer a request as before, if there is such an answer and none is due before it."""
+        started = time.monotonic()
+        transport = self._idle_transport()
+        if self._table is None or transport is None:
+            return False
+        key = self.hot_key(message, payload)
+        answer = None if key is None else self._table.get(key, started)
+        if answer is None:
             return False
         if answer.file is None:
             date = rfc822_formatted_time().encode("ascii")

@@ -1,8 +1,9 @@
-"""Finished answers by the very bytes of the request they answer.
+"""Finished answers, by the parsed request that each of them answers.
 
-The ordinary handlers decide; when a whole request comes again byte for byte, what they decided is
-repeated before anything is parsed.  An answer is a plain memory: it goes when it is no longer
-fresh, when its object leaves the cache, or when there are too many.
+The ordinary handlers decide; when the same request comes again, their answer is repeated without
+them.  The parser alone says where a request begins and ends: the key of an answer is made of what
+was parsed, both when the answer is stored and when it is looked up.  An answer is dropped when it
+is no longer fresh, when its object leaves the cache, or when there are too many.
 """
 
 import math
@@ -11,28 +12,48 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
+
+from aiohttp import HttpVersion
 
 from mirror.oci.digest import Digest
 
 _MOST_ANSWERS: Final = 8192
 _MOST_FILES: Final = 512
 _MOST_BYTES: Final = 32 * 1024 * 1024
-_MOST_HEAD: Final = 4096
-_END: Final = b"\r\n\r\n"
+_FIELD_BYTES: Final = 160  # of memory that a header field takes beside its bytes
 
 #: Larger files take long enough that finding them is no matter, and go out in a thread.
 SMALL_FILE_BYTES: Final = 128 * 1024
 
 
-def whole_head(data: bytes) -> bool:
-    """Whether the bytes are one whole GET or HEAD, as far as can be seen, and nothing else."""
-    return (
-        data.endswith(_END)
-        and len(data) <= _MOST_HEAD
-        and data.startswith((b"GET /", b"HEAD /"))
-        and data.find(_END) == len(data) - len(_END)
-    )
+#: Larger requests are not remembered; no client of a registry sends them again and again.
+MOST_REQUEST_BYTES: Final = 4096
+
+
+class HotKey(NamedTuple):
+    """All that decides the answer to a request without a body.
+
+    ``upstream`` and ``proxied`` are those of the connection: from a trusted proxy, or inside TLS
+    that is spoken for a registry, the same request means another one.
+    """
+
+    upstream: str
+    proxied: bool
+    method: str
+    target: str
+    version: HttpVersion
+    fields: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request's target and header fields."""
+        return len(self.target) + sum(len(name) + len(value) for name, value in self.fields)
+
+    @property
+    def weight(self) -> int:
+        """Bytes of memory it takes, roughly."""
+        return self.size + _FIELD_BYTES * (len(self.fields) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +86,12 @@ class HotTable:
     def __init__(self, lifetime: float = math.inf) -> None:
         """No answer is given for more than ``lifetime`` seconds: for where others evict unseen."""
         self._lifetime = lifetime
-        self._answers: OrderedDict[bytes, HotAnswer] = OrderedDict()
-        self._by_digest: dict[Digest, set[bytes]] = {}
+        self._answers: OrderedDict[HotKey, HotAnswer] = OrderedDict()
+        self._by_digest: dict[Digest, set[HotKey]] = {}
         self._bytes = 0
         self._files = 0
 
-    def get(self, request: bytes, now: float) -> HotAnswer | None:
+    def get(self, request: HotKey, now: float) -> HotAnswer | None:
         """The answer to a request, None where there is none or it is no longer fresh."""
         answer = self._answers.get(request)
         if answer is None:
@@ -81,7 +102,7 @@ class HotTable:
         self._answers.move_to_end(request)
         return answer
 
-    def put(self, request: bytes, answer: HotAnswer) -> None:
+    def put(self, request: HotKey, answer: HotAnswer) -> None:
         """Keep an answer; what is too much goes."""
         self._drop(request)
         if self._lifetime < math.inf:
@@ -89,7 +110,7 @@ class HotTable:
             answer = replace(answer, until=until)
         self._answers[request] = answer
         self._by_digest.setdefault(answer.digest, set()).add(request)
-        self._bytes += answer.weight + len(request)
+        self._bytes += answer.weight + request.weight
         self._files += answer.file is not None
         while self._too_much():
             self._drop(next(iter(self._answers)))
@@ -111,11 +132,11 @@ class HotTable:
             or self._bytes > _MOST_BYTES
         )
 
-    def _drop(self, request: bytes) -> None:
+    def _drop(self, request: HotKey) -> None:
         answer = self._answers.pop(request, None)
         if answer is None:
             return
-        self._bytes -= answer.weight + len(request)
+        self._bytes -= answer.weight + request.weight
         requests = self._by_digest[answer.digest]
         requests.discard(request)
         if not requests:

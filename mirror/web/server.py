@@ -18,7 +18,7 @@ from mirror.web.crowd import Crowd
 from mirror.web.entry import DIRECT, Entry
 from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
 from mirror.web.forwarded import Origin
-from mirror.web.hot import HotAnswer
+from mirror.web.hot import MOST_REQUEST_BYTES, HotAnswer, HotKey
 from mirror.web.reception import Reception
 from mirror.web.responses import error_of, error_response, outcome_of, plain_response
 from mirror.web.streaming import reset
@@ -105,9 +105,8 @@ class Server(web.Server):
 
     async def _timed(self, request: web.BaseRequest, reception: Reception) -> web.StreamResponse:
         exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, reception))
-        protocol = request.protocol
-        head = protocol.begun() if isinstance(protocol, Connection) else b""
-        exchange.repeatable = bool(head) and _is_repeatable(request, exchange.origin, reception)
+        key = _hot_key(request, exchange.origin)
+        exchange.repeatable = key is not None and reception.table is not None
         exchange.connected = _entry(request).upstream
         try:
             response = await self._answer(request, exchange, reception)
@@ -115,8 +114,8 @@ class Server(web.Server):
             if not response.prepared:
                 await response.prepare(request)
                 exchange.answered()
-            if reception is self.reception:
-                self._remember(head, request, response, exchange)
+            if key is not None and reception is self.reception:
+                self._remember(key, request, response, exchange)
             return response
         except (asyncio.CancelledError, ConnectionError):
             exchange.whole = False
@@ -163,13 +162,13 @@ class Server(web.Server):
 
     def _remember(
         self,
-        head: bytes,
+        key: HotKey,
         request: web.BaseRequest,
         response: web.StreamResponse,
         exchange: Exchange,
     ) -> None:
-        kept, protocol, table = exchange.kept, request.protocol, self.reception.table
-        if kept is None or table is None or not isinstance(protocol, Connection):
+        kept, table = exchange.kept, self.reception.table
+        if kept is None or table is None:
             return
         if not (response.keep_alive and exchange.whole):
             return
@@ -182,7 +181,7 @@ class Server(web.Server):
         if exchange.origin.told:
             ended = _of(exchange.origin.client, ended)
         answer = HotAnswer(first, rest, body, file, kept.size, until, kept.digest, ended)
-        table.put(protocol.key(head), answer)
+        table.put(key, answer)
 
     def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
         return Ending(
@@ -207,13 +206,16 @@ def _origin(request: web.BaseRequest, reception: Reception) -> Origin:
     return reception.proxies.origin(seen, request.headers) if trusted else seen
 
 
-def _is_repeatable(request: web.BaseRequest, origin: Origin, reception: Reception) -> bool:
-    """Whether the request may come again byte for byte, and mean the same."""
+def _hot_key(request: web.BaseRequest, origin: Origin) -> HotKey | None:
+    """The key to repeat the answer by; None if the next such request may mean another one."""
     protocol = request.protocol
-    if not isinstance(protocol, Connection) or reception.table is None:
-        return False
+    if not isinstance(protocol, Connection) or not _is_plain(request):
+        return None
     # What a proxy says of nobody would mean another client from the next proxy.
-    return _is_plain(request) and (origin.told or not protocol.proxied)
+    if protocol.proxied and not origin.told:
+        return None
+    key = protocol.hot_key(request._message, request.content)  # noqa: SLF001  # what was parsed
+    return key if key is not None and key.size <= MOST_REQUEST_BYTES else None
 
 
 def _of(client: str, ended: Callable[[str, float], None]) -> Callable[[str, float], None]:
@@ -222,11 +224,9 @@ def _of(client: str, ended: Callable[[str, float], None]) -> Callable[[str, floa
 
 
 def _is_plain(request: web.BaseRequest) -> bool:
-    """Whether nothing but the bytes of the request decided what was answered."""
-    return (
-        request.version == HttpVersion11
-        and not request.body_exists
-        and _UNUSUAL.isdisjoint(name.lower() for name in request.headers)
+    """Whether the request has no field that makes its answer another one each time."""
+    return request.version == HttpVersion11 and _UNUSUAL.isdisjoint(
+        name.lower() for name in request.headers
     )
 
 

@@ -43,7 +43,7 @@ def status(answer: bytes) -> int:
 
 @pytest.mark.parametrize("hot", [True, False])
 async def test_one_connection_of_a_proxy_carries_clients_of_all_kinds(tmp_path, filled, hot):
-    """Also when the answers are repeated without being parsed."""
+    """Also when the answers are repeated without a handler."""
     server = {**LOCAL, "hot": hot}
     async with behind(tmp_path, filled, server, access=OFFICE) as (_, client):
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""What is repeated without being parsed is what would have been answered, byte for byte."""
+"""A repeated answer is the answer that the handlers would have given, byte for byte."""
 
 import asyncio
 import base64
@@ -8,10 +8,12 @@ import re
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import HttpVersion11
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.digest import Digest
-from mirror.web.hot import HotAnswer, HotTable, whole_head
+from mirror.web.hot import HotAnswer, HotKey, HotTable
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST
 from tests.running import Mirror, eventually, running
@@ -284,6 +286,10 @@ async def test_an_idle_connection_lives_by_its_last_hot_answer(tmp_path, filled)
 # The table by itself.
 
 
+def key(name: str) -> HotKey:
+    return HotKey("", False, "GET", f"/{name}", HttpVersion11, ((b"Host", b"mirror"),))
+
+
 def answer(number: int, file: int | None = None, size: int = 10, until: float = 1e9) -> HotAnswer:
     digest = Digest.of(str(number % 3).encode())
     return HotAnswer(b"first", b"rest", b"x" * size, file, size, until, digest, lambda *_: None)
@@ -292,16 +298,16 @@ def answer(number: int, file: int | None = None, size: int = 10, until: float = 
 def test_the_table_is_bounded_in_number_bytes_and_files(tmp_path):
     table = HotTable()
     for number in range(9000):
-        table.put(f"{number}".encode(), answer(number))
-    assert table.get(b"0", 0) is None
-    assert table.get(b"8999", 0) is not None
+        table.put(key(f"{number}"), answer(number))
+    assert table.get(key("0"), 0) is None
+    assert table.get(key("8999"), 0) is not None
     for number in range(100):
-        table.put(f"large {number}".encode(), answer(number, size=1 << 20))
-    kept = [number for number in range(100) if table.get(f"large {number}".encode(), 0)]
+        table.put(key(f"large {number}"), answer(number, size=1 << 20))
+    kept = [number for number in range(100) if table.get(key(f"large {number}"), 0)]
     assert 20 < len(kept) < 32
     for number in range(600):
-        table.put(f"file {number}".encode(), answer(number, os.open("/dev/null", os.O_RDONLY)))
-    kept = [number for number in range(600) if table.get(f"file {number}".encode(), 0)]
+        table.put(key(f"file {number}"), answer(number, os.open("/dev/null", os.O_RDONLY)))
+    kept = [number for number in range(600) if table.get(key(f"file {number}"), 0)]
     assert kept == list(range(88, 600))
     before = len(os.listdir("/proc/self/fd"))
     table.forget(Digest.of(b"0"))
@@ -309,35 +315,30 @@ def test_the_table_is_bounded_in_number_bytes_and_files(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before - 512
 
 
+def test_the_table_counts_the_memory_of_its_keys():
+    table = HotTable()
+    for number in range(2000):  # the most fields of the fewest bytes
+        fields = tuple((b"A", b"%d" % each) for each in range(128))
+        table.put(key(f"{number}")._replace(fields=fields), answer(number))
+    kept = [each for each in range(2000) if table.get(key(f"{each}")._replace(fields=fields), 0)]
+    assert 1000 < len(kept) < 2000
+
+
 def test_what_is_no_longer_fresh_goes():
     table = HotTable()
-    table.put(b"request", answer(1, until=5.0))
-    assert table.get(b"request", 4.9) is not None
-    assert table.get(b"request", 5.0) is None
-    assert table.get(b"request", 4.9) is None
-
-
-@pytest.mark.parametrize(
-    ("data", "whole"),
-    [
-        (request("/v2/"), True),
-        (request("/v2/", method="HEAD"), True),
-        (request("/v2/", method="POST"), False),
-        (request("/v2/") + request("/v2/"), False),
-        (request("/v2/")[:-1], False),
-        (b"", False),
-        (request("/" + "x" * 5000), False),
-        (b"\x16\x03\x01\r\n\r\n", False),
-    ],
-)
-def test_what_counts_as_one_whole_request(data, whole):
-    assert whole_head(data) is whole
+    table.put(key("request"), answer(1, until=5.0))
+    assert table.get(key("request"), 4.9) is not None
+    assert table.get(key("request"), 5.0) is None
+    assert table.get(key("request"), 4.9) is None
 
 
 def test_aiohttp_still_has_the_private_parts_this_rests_on():
     """Another minor version may not: pyproject.toml pins it, and this says what to look at."""
     source = inspect.getsource(RequestHandler)
     for part in (
+        "super().__init__(loop, parser)",
+        "messages, upgraded, tail = self._parser.feed_data(data)",
+        "self._parser.message_consumed()",
         "self._waiter = loop.create_future()",
         "self._next_keepalive_close_time = close_time",
         "self._keepalive_timeout = keepalive_timeout",
@@ -347,3 +348,5 @@ def test_aiohttp_still_has_the_private_parts_this_rests_on():
         "def log_exception(self, *args: Any, **kw: Any) -> None:",
     ):
         assert part in source, part
+    used = re.findall(r"self\._parser\.(\w+)", source + inspect.getsource(BaseProtocol))
+    assert set(used) == {"feed_data", "message_consumed", "pause_reading", "set_upgraded"}
