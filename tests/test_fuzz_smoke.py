@@ -1,13 +1,16 @@
 """The fuzz programs run; ``make fuzz`` runs them for minutes and with another seed each time."""
 
 import logging
+import os
 import re
+import secrets
 import time
 
 import pytest
 
 from tests.fuzz.clients import fuzz_clients
 from tests.fuzz.findings import listening
+from tests.fuzz.interleavings import Case, try_interleavings
 from tests.fuzz.mutation import Edit, Message
 from tests.fuzz.parsers import PARSERS, Parser
 from tests.fuzz.searching import by_atheris, by_hypothesis, has_atheris
@@ -54,6 +57,25 @@ def test_an_upstream_may_answer_anything():
     (report,) = fuzz_upstreams(0.5, 1)
     assert report.findings == []
     assert report.cases > 0
+
+
+def test_a_mirror_that_repeats_answers_answers_as_one_that_does_not():
+    in_ci = os.environ.get("CI") == "true"
+    seed = secrets.randbelow(1 << 31) if in_ci else 1
+    report = try_interleavings(seed, **({"seconds": 60} if in_ci else {"rounds": 200}))
+    assert report.findings == [], f"seed {seed}"
+    assert report.cases > 0
+
+
+def test_an_interleaving_is_drawn_by_its_seed_and_has_simpler_ones():
+    case = Case(seed=5, number=1)
+    steps = case.steps()
+    assert steps == Case(seed=5, number=1).steps() != Case(seed=6, number=1).steps()
+    assert b"User-Agent: 0000000001" in b"".join(segment for _, segment in steps)
+    simpler = list(case.simpler())
+    assert [each.steps() for each in simpler] == [
+        steps[:at] + steps[at + 1 :] for at in range(len(steps))
+    ]
 
 
 def test_a_task_whose_exception_nobody_sees_is_noticed():

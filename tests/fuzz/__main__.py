@@ -9,10 +9,11 @@ import sys
 
 from tests.fuzz.clients import fuzz_clients
 from tests.fuzz.findings import Report
+from tests.fuzz.interleavings import fuzz_interleavings
 from tests.fuzz.searching import fuzz_parsers
 from tests.fuzz.upstreams import fuzz_upstreams
 
-_TARGETS = (fuzz_parsers, fuzz_clients, fuzz_upstreams)
+_TARGETS = (fuzz_parsers, fuzz_clients, fuzz_upstreams, fuzz_interleavings)
 
 
 def _told(reports: list[Report]) -> int:
