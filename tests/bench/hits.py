@@ -56,17 +56,17 @@ def _large_result(measured: Measured, *gates: Gate) -> Result:
 
 def small_blobs(stage: Stage) -> Result:
     """64 KiB blobs, 32 connections."""
-    return _small(stage, stage.corpus.small, {P3: 0.9, P1: 50})
+    return _small(stage, stage.corpus.small, {P2: 1.5})
 
 
 def manifest_by_digest(stage: Stage) -> Result:
     """A manifest by its digest."""
-    return _small(stage, [stage.corpus.manifest[0]], {P3: 0.8, P2: 2})
+    return _small(stage, [stage.corpus.manifest[0]], {P2: 1.5})
 
 
 def manifest_by_tag(stage: Stage) -> Result:
     """A manifest by a tag that is still fresh."""
-    return _small(stage, [stage.corpus.manifest[1]], {P3: 0.8, P2: 2})
+    return _small(stage, [stage.corpus.manifest[1]], {P2: 1.5})
 
 
 def _small(stage: Stage, paths: Sequence[str], asked: dict[str, float]) -> Result:
