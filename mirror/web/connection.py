@@ -38,7 +38,12 @@ _Messages = Sequence[tuple[RawRequestMessage, StreamReader]]
 
 
 class _Parser:
-    """aiohttp's parser, without the requests that ``repeated`` has answered already."""
+    """aiohttp's parser, without the requests that ``repeated`` has answered already.
+
+    A chunked request is the last one of its connection: aiohttp's C parser puts the last field of
+    its trailer before the fields of the next request, which may be another client's if a proxy
+    sends both.
+    """
 
     def __init__(
         self, parser: HttpParser[Any], repeated: Callable[[RawRequestMessage, StreamReader], bool]
@@ -51,10 +56,16 @@ class _Parser:
         if len(messages) == 1 and not upgraded and self._repeated(*messages[0]):
             self._parser.message_consumed()
             return (), upgraded, tail
+        if any(message.chunked for message, _ in messages):
+            messages = [(_closing(message), payload) for message, payload in messages]
         return messages, upgraded, tail
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parser, name)
+
+
+def _closing(message: RawRequestMessage) -> RawRequestMessage:
+    return message._replace(should_close=True) if message.chunked else message
 
 
 class Connection(RequestHandler):

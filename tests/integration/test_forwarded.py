@@ -184,3 +184,19 @@ async def test_what_is_no_proxy_is_a_mistake(tmp_path, network):
     with pytest.raises(ConfigError, match=r"allowed: a network such as .*, or unix: for who"):
         async with running(tmp_path, {}, server={"trusted_proxies": [network]}):
             pass
+
+
+@pytest.mark.parametrize("glued", [True, False])
+async def test_a_trailer_of_one_client_is_no_field_of_the_next_ones_request(
+    tmp_path, filled, glued
+):
+    """A proxy may send both over one connection, and pass the trailer on."""
+    blob = f"/v2/library/app/blobs/{APP.digests[0]}"
+    chunked = request(blob, "X-Forwarded-For: 192.0.2.1", "Transfer-Encoding: chunked")
+    chunked += b"1\r\nx\r\n0\r\nRange: bytes=0-0\r\n\r\n"
+    following = request(blob, "X-Forwarded-For: 192.0.2.9")
+    async with behind(tmp_path, filled, LOCAL) as (_, client):
+        client.writer.write(chunked + following if glued else chunked)
+        assert (await client.answer()).endswith(APP.blobs[0])
+        async with asyncio.timeout(10):
+            assert await client.reader.read() == b""  # a proxy asks again on another connection
