@@ -4,25 +4,17 @@ What a registry redirects to is fetched by the mirror, which often stands where 
 A registry that is itself at a private address may redirect there: its storage is next to it.
 """
 
-import ipaddress
 import socket
 from collections.abc import Iterable
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 
+from mirror.upstream.addresses import is_private
+
 
 class PrivateAddressError(OSError):
     """A public registry leads to a private address."""
-
-
-def is_private(address: str) -> bool:
-    """Whether an IP address is not one of the public Internet; a name is none."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    return not parsed.is_global or parsed.is_multicast
 
 
 class GuardedResolver(AbstractResolver):

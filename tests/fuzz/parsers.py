@@ -40,10 +40,10 @@ from mirror.oci.reference import (
     split_registry,
 )
 from mirror.operate.tar import DamagedTar, header, padding, read_member
+from mirror.upstream.addresses import is_private
 from mirror.upstream.authorization import _parse as parse_token
 from mirror.upstream.directory import Directory, ForbiddenError, Names, UnknownRegistryError
 from mirror.upstream.gate import Gate
-from mirror.upstream.resolver import is_private
 from mirror.upstream.transport import _leading_number as parse_number
 from mirror.web.proxy.destination import InvalidDestination, parse_absolute, parse_connect
 

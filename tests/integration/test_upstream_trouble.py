@@ -258,7 +258,14 @@ async def test_a_dead_cdn_is_no_dead_registry(tmp_path, upstream):
         assert cdn.count("blob") == 1
 
 
-@pytest.mark.parametrize("target", ["10.0.0.1", "[::1]", "169.254.169.254", "127.0.0.2"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("10.0.0.1", "[::1]", "169.254.169.254", "127.0.0.2", "168.63.129.16", "192.0.0.192"),
+        *("[64:ff9b::a00:1]", "[64:ff9b:1::1]", "[2002:a00:1::]", "[::10.0.0.1]", "[fec0::1]"),
+        *("[::ffff:10.0.0.1]", "2130706433", "0x7f.1", "localhost", "10.0.0.1."),
+    ],
+)
 async def test_a_public_registry_may_not_redirect_to_a_private_address(
     tmp_path, upstream, monkeypatch, target
 ):

@@ -52,7 +52,7 @@ def test_rules_name_hosts_and_ports(rules, target, private):
     [
         *(("10.1.2.3", True), ("192.168.0.1", True), ("127.0.0.1", True), ("fe80::1%eth0", True)),
         *(("fd00::1", True), ("", True), ("8.8.8.8", False), ("2600::1", False)),
-        ("unknown", False),
+        *(("unknown", False), ("2002:808:808::1", False), ("192.88.99.1", False)),
     ],
 )
 def test_strangers_are_let_through_nowhere_unless_named(client, let_in):
@@ -73,6 +73,8 @@ def test_strangers_are_let_through_nowhere_unless_named(client, let_in):
         *((each, True) for each in ("169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1")),
         *((each, True) for each in ("::1", "::", "fe80::1", "fe80::1%2", "fd00::1", "ff02::1")),
         *((each, True) for each in ("::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::")),
+        *((each, True) for each in ("64:ff9b:1::1", "2001::1", "::a00:1", "fec0::1", "192.0.0.8")),
+        *((each, True) for each in ("168.63.129.16", "198.18.0.1", "3fff::1", "5f00::1", "x.test")),
         *((each, False) for each in ("8.8.8.8", "2600::1", "::ffff:8.8.8.8", "64:ff9b::808:808")),
     ],
 )

@@ -1,20 +1,17 @@
 """Which servers a client is let through to.  Pure rules; what a name resolves to comes later."""
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from mirror.upstream.resolver import is_private
+from mirror.upstream.addresses import is_local, is_private
 from mirror.web.forwarded import lookup_address
 from mirror.web.proxy.destination import Destination
 from mirror.web.proxy.errors import TunnelError
 
 HTTPS_PORT: Final = 443
 _WILD: Final = frozenset("*?[")
-_MAPPED: Final = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind NAT64 (RFC 6052)
-_LOW: Final = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class Permission:
         Raises:
             TunnelError: it is not let through.
         """
-        if self.near and client and (lookup_address(client) is None or not leads_inside(client)):
+        if self.near and client and not is_local(client):
             text = f"{client} is in no private network; [access] networks says who else may"
             raise TunnelError(403, f"nobody is let through to {destination}: {text}")
         if destination.host in self.barred:
@@ -92,11 +89,4 @@ def check_address(destination: Destination, address: str, *, private: bool) -> N
 
 def leads_inside(address: str) -> bool:
     """Whether an address is not one of the public Internet, or stands for one that is not."""
-    parsed = lookup_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.sixtofour or (parsed.teredo or (None, None))[1]
-        if parsed in _MAPPED:
-            inner = ipaddress.IPv4Address(int(parsed) & _LOW)
-        if inner is not None and is_private(str(inner)):
-            return True
-    return parsed is None or is_private(str(parsed))
+    return lookup_address(address) is None or is_private(address)
