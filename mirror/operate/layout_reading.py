@@ -7,7 +7,6 @@ no name in it becomes a path.  Everything here blocks: call it from a worker thr
 import bz2
 import contextlib
 import gzip
-import io
 import lzma
 import os
 import stat
@@ -86,11 +85,10 @@ def opened_files(source: str, took: Callable[[int], None]) -> Iterator[tuple[Fil
 
 def _unpacked(raw: BinaryIO, took: Callable[[int], None]) -> Callable[[int], bytes]:
     """Read what may be compressed; by its first bytes, whatever it is called."""
-    assert isinstance(raw, io.BufferedReader)
-    magic = raw.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
+    magic = raw.read(_MAGIC_BYTES)  # not peek, which returns what a pipe has by now
     if magic.startswith(_ZSTD):
         raise NotALayout("compressed with zstd; unpack it first: zstd -dc FILE | mirror import -")
-    counted = cast("IO[bytes]", _Counted(raw, took))
+    counted = cast("IO[bytes]", _Counted(raw, took, magic))
     for beginning, unpack in _PACKED.items():
         if magic.startswith(beginning):
             return _undamaged(unpack(counted).read)
@@ -100,13 +98,17 @@ def _unpacked(raw: BinaryIO, took: Callable[[int], None]) -> Callable[[int], byt
 class _Counted:
     """A file that tells of every byte that is read."""
 
-    def __init__(self, raw: BinaryIO, took: Callable[[int], None]) -> None:
+    def __init__(self, raw: BinaryIO, took: Callable[[int], None], beginning: bytes = b"") -> None:
+        """``beginning`` has been read already, and is given first."""
         self._raw = raw
         self._took = took
+        self._beginning = beginning
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
-        data = self._raw.read(size)
+        data = self._beginning if size < 0 else self._beginning[:size]
+        self._beginning = self._beginning[len(data) :]
+        data += self._raw.read(size if size < 0 else size - len(data))
         self._took(len(data))
         return data
 

@@ -1,9 +1,17 @@
 """``mirror export`` and ``mirror import``: images carried by file, and files that are none."""
 
+import asyncio
+import contextlib
+import fcntl
 import json
+import os
+import struct
 import tarfile
+import termios
 import tracemalloc
+from asyncio.subprocess import PIPE
 from io import BytesIO
+from typing import BinaryIO
 
 import pytest
 
@@ -15,7 +23,7 @@ from mirror.operate.export import export
 from mirror.operate.imports import import_layout
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of, index
-from tests.operate.commands import configured, mirror
+from tests.operate.commands import begun, configured, mirror
 from tests.operate.layouts import (
     MARKER,
     blob_path,
@@ -291,6 +299,38 @@ async def test_what_docker_saves_is_read_from_a_pipe(tmp_path, nowhere):
     ended = await mirror("import", "--config", config, "-", stdin=data)
     assert (ended.code, ended.out) == (0, "docker.io/library/app:1: 5.2 MB\n")
     assert await served(tmp_path / "cache", nowhere) == {200}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+async def test_a_pipe_that_begins_with_one_byte_is_read_as_any_other(tmp_path, nowhere, mode):
+    config = configured(tmp_path, nowhere)
+    data = packed(files_of(APP, **NAMED), mode)
+    reading, writing = os.pipe()
+    with open(writing, "wb", buffering=0) as pipe, open(reading, "rb") as stdin:
+        process = await begun("import", "--config", str(config), "-", stdin=stdin, stderr=PIPE)
+        pipe.write(data[:1])
+        async with asyncio.timeout(60):
+            while unread(stdin.fileno()):  # the command takes it
+                await asyncio.sleep(0.01)
+        stdin.close()
+        pipes = asyncio.create_task(asyncio.to_thread(written, pipe, data[1:]))
+        async with asyncio.timeout(60):
+            _, err = await process.communicate()
+        await pipes
+    assert (process.returncode, err) == (0, b"")
+    assert await served(tmp_path / "cache", nowhere) == {200}
+
+
+def written(pipe: BinaryIO, data: bytes) -> None:
+    """Write it all and say that this was all."""
+    with contextlib.suppress(BrokenPipeError), pipe:
+        while data:
+            data = data[pipe.write(data) :]
+
+
+def unread(fd: int) -> int:
+    """How many bytes are in a pipe."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0])
 
 
 async def test_an_image_without_a_name_is_given_one(tmp_path, nowhere):
