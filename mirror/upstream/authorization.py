@@ -189,7 +189,7 @@ class Authorization:
                 raise UnavailableError(
                     self._upstream, f"{realm.origin()} answered {response.status} to a token call"
                 )
-            return _parse(await response.content.read(_MAX_TOKEN_ANSWER_BYTES))
+            return _parse(await self._transport.read(response, "token", _MAX_TOKEN_ANSWER_BYTES))
         except ValueError as error:
             raise UnavailableError(self._upstream, f"{realm.origin()} answered no token") from error
         finally:

@@ -30,7 +30,6 @@ from mirror.upstream.errors import (
 )
 from mirror.upstream.gate import Gate
 from mirror.upstream.passing import Outgoing
-from mirror.upstream.translation import translated
 from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Transport
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
@@ -149,7 +148,7 @@ class Registry:
         """
         path = f"{repository}/manifests/{reference}"
         async with self._ask("GET", repository, path, "manifest", accept=accept) as response:
-            body = await self._read(response, "manifest", _MAX_MANIFEST_BYTES)
+            body = await self._transport.read(response, "manifest", _MAX_MANIFEST_BYTES)
             media_type = response.headers.get("Content-Type", "")
             return ManifestBody(body, media_type, _digest(response.headers))
 
@@ -212,7 +211,7 @@ class Registry:
 
     async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
         async with self._ask("GET", repository, path, kind, query=query) as response:
-            body = await self._read(response, kind, _MAX_LISTING_BYTES)
+            body = await self._transport.read(response, kind, _MAX_LISTING_BYTES)
             if not body.lstrip().startswith(b"{"):
                 raise UnavailableError(self.name, "answered a listing that is not JSON")
             return Listing(
@@ -281,18 +280,6 @@ class Registry:
         if status == 403 and origin == self._url.origin():
             raise DeniedError(self.name, f"denies access to {repository or 'whoever asks'}")
         raise UnavailableError(self.name, f"{origin} answered {status} for {repository}")
-
-    async def _read(self, response: aiohttp.ClientResponse, kind: str, limit: int) -> bytes:
-        body = bytearray()
-        try:
-            async for piece in response.content.iter_any():
-                self._observer.upstream_bytes(self.name, kind, len(piece))
-                body += piece
-                if len(body) > limit:
-                    raise UnavailableError(self.name, f"answered a {kind} over {limit} bytes")
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise translated(self.name, response.url, error) from error
-        return bytes(body)
 
     def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
         if response.status == 200:

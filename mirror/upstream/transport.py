@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
+from mirror.upstream.body import read_up_to
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import UnavailableError, UpstreamError
 from mirror.upstream.passing import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
@@ -152,6 +153,30 @@ class Transport:
             response.release()
             url = self._target(url, location)
         raise UnavailableError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
+
+    async def read(self, response: aiohttp.ClientResponse, kind: str, limit: int) -> bytes:
+        """The whole body of an answer that is small: at most ``limit`` bytes.
+
+        All of it has to arrive within ``idle_timeout``; a time-out counts for the breaker.
+
+        Raises:
+            UnavailableError, TimedOutError: it is too large, broke off, or did not arrive in time.
+        """
+        try:
+            async with asyncio.timeout(self._settings.idle_timeout):
+                body = await read_up_to(
+                    response.content,
+                    limit + 1,
+                    lambda count: self._observer.upstream_bytes(self._upstream, kind, count),
+                )
+        # RuntimeError: aiohttp's word for a body that is read on a connection that is gone.
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            failure = translated(self._upstream, response.url, error)
+            self._breaker(response.url.origin()).failed(failure)
+            raise failure from error
+        if len(body) > limit:
+            raise UnavailableError(self._upstream, f"answered a {kind} over {limit} bytes")
+        return body
 
     async def pass_on(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
         """Send a client's own request, return the answer with its body unread, wherever it leads.

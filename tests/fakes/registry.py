@@ -163,7 +163,7 @@ class FakeRegistry:
                 return fault
         return None
 
-    async def _failed(self, request: web.BaseRequest, fault: Fault) -> web.Response | None:
+    async def _failed(self, request: web.BaseRequest, fault: Fault) -> web.StreamResponse | None:
         if fault.refuse and request.transport is not None:
             request.transport.abort()
             return web.Response()
@@ -173,6 +173,8 @@ class FakeRegistry:
             return web.Response(status=307, headers={"Location": fault.redirect})
         if fault.status:
             headers = {name: value for name, value in fault.headers.items() if value is not None}
+            if request.method == "GET" and (fault.gate is not None or fault.trickle):
+                return await _slowly(request, fault, headers)
             return web.Response(status=fault.status, body=fault.body, headers=headers)
         return None
 
@@ -295,6 +297,24 @@ class FakeRegistry:
             now = asyncio.get_running_loop().time()
             self._due = max(self._due, now - 0.1) + size / self.rate
             await asyncio.sleep(self._due - now)
+
+
+async def _slowly(
+    request: web.BaseRequest, fault: Fault, headers: dict[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=fault.status, headers=headers)
+    response.content_length = len(fault.body)
+    await response.prepare(request)
+    if fault.gate is not None:
+        await response.write(fault.body[:9])
+        await fault.gate.wait()
+        await response.write(fault.body[9:])
+    else:
+        for byte in fault.body:
+            await response.write(bytes([byte]))
+            await asyncio.sleep(fault.trickle)
+    await response.write_eof()
+    return response
 
 
 async def _break(request: web.BaseRequest, fault: Fault) -> None:
