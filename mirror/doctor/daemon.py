@@ -1,6 +1,7 @@
 """What the Docker daemon thinks: ``GET /info`` on its socket (Docker Engine API)."""
 
 import ipaddress
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any, Final
 import aiohttp
 
 from mirror.doctor.files import Tree, strings, table
+from mirror.upstream.body import read_up_to
 
 SOCKETS: Final = ("/run/docker.sock", "/var/run/docker.sock")
 _SECONDS: Final = 10
+_MOST_BYTES: Final = 16 * 1024 * 1024
 _CONTAINERD_STORE: Final = "io.containerd.snapshotter.v1"
 _HOSTS_SINCE: Final = 28
 
@@ -75,7 +78,7 @@ async def _info(socket: Path) -> dict[str, Any]:
             ) as session,
             session.get("http://docker/info") as response,
         ):
-            return table(await response.json(content_type=None))
+            return table(json.loads(await read_up_to(response.content, _MOST_BYTES)))
     except aiohttp.ClientConnectorError as error:
         raise SilentDaemonError(error.strerror or str(error)) from error
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:

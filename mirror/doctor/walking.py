@@ -13,8 +13,10 @@ from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Target
 from mirror.doctor.unreachable import explained, no_authority
 from mirror.oci.media_types import CURRENT_TYPES
+from mirror.upstream.body import read_up_to
 
 _SECONDS: Final = 15  # what dockerd gives a mirror
+_READ_BYTES: Final = 1 << 16
 _HUB: Final = "docker.io"
 _ACCEPT: Final = ", ".join(CURRENT_TYPES)
 _NOT_CONFIGURED: Final = "not configured for"
@@ -98,7 +100,7 @@ class _Asker:
                 response.status,
                 response.headers.get("Server", ""),
                 response.headers.get("Cache-Status", ""),
-                await response.content.read(1 << 16),
+                await read_up_to(response.content, _READ_BYTES),
             )
 
 

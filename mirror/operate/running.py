@@ -3,6 +3,7 @@
 Knows how to ask and how to tell.  Must not know what is asked.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,7 +38,7 @@ class Worker:
     ) -> Any:
         """Give a command, by POST where there is something to tell, and return what it answers.
 
-        It may take ``timeout`` seconds to begin with that.
+        It may take ``timeout`` seconds to begin its answer, and as many to send it.
 
         Raises:
             OperateError: it is refused.
@@ -46,9 +47,10 @@ class Worker:
         method = "GET" if members is None else "POST"
         limit = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=timeout)
         async with self.session.request(method, path, json=members, timeout=limit) as answer:
-            if answer.status != 200:
-                raise OperateError(await _refusal(answer))
-            return await answer.json()
+            async with asyncio.timeout(timeout):  # the answer is ready before its first byte
+                if answer.status != 200:
+                    raise OperateError(await _refusal(answer))
+                return await answer.json()
 
 
 @dataclass(frozen=True, slots=True)

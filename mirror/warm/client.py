@@ -5,6 +5,7 @@ Knows requests and answers.  Must not know what an image is made of.
 
 import asyncio
 import contextlib
+import json
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -23,9 +24,14 @@ from mirror import __version__
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Reference, Repository
+from mirror.upstream.body import read_up_to
 from mirror.warm.errors import BrokenOffError, PullError, RefusedError
 
 PIECE_BYTES: Final = 1024 * 1024
+#: A manifest or an error has to arrive whole within this time.
+_BODY_SECONDS: Final = 60.0
+_MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # as from upstream
+_MAX_ERROR_BYTES: Final = 64 * 1024
 _FULL_HOUSE: Final = 503
 _TRIES: Final = 5
 _MAX_PATIENCE_SECONDS: Final = 30.0
@@ -182,9 +188,13 @@ def _digest(text: str) -> Digest:
 
 async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     try:
-        return await answer.read()
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await read_up_to(answer.content, _MAX_MANIFEST_BYTES + 1)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise PullError(f"the mirror does not answer: {_reason(error)}") from error
+    if len(body) > _MAX_MANIFEST_BYTES:
+        raise PullError(f"the mirror sent a manifest over {_MAX_MANIFEST_BYTES} bytes")
+    return body
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> RefusedError:
@@ -193,7 +203,9 @@ async def _refusal(answer: aiohttp.ClientResponse) -> RefusedError:
     with contextlib.suppress(
         aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError
     ):
-        message = str((await answer.json(content_type=None))["errors"][0]["message"])
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await read_up_to(answer.content, _MAX_ERROR_BYTES)
+        message = str(json.loads(body)["errors"][0]["message"])
     seconds = answer.headers.get("Retry-After", "")
     return RefusedError(message, answer.status, float(seconds) if seconds.isdecimal() else None)
 

@@ -26,7 +26,7 @@ def use(machine: Machine, url: str, *names: str) -> None:
 
 @asynccontextmanager
 async def answering(
-    handler: Callable[[web.BaseRequest], Awaitable[web.Response]],
+    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
 ) -> AsyncIterator[str]:
     runner = web.ServerRunner(web.Server(handler))
     await runner.setup()
@@ -72,6 +72,26 @@ async def test_a_mirror_behind_a_reverse_proxy_is_still_one(
     async with answering(proxy) as url:
         use(machine, url)
         assert wrongs(await machine.examined(url)) == []
+
+
+async def test_an_answer_in_two_segments_is_read_as_a_whole(machine: Machine) -> None:
+    body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "no more pulls until noon"}]}'
+
+    async def limited(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Server": "mirror"})
+        response.set_status(200 if request.path == "/v2/" else 429)
+        response.content_length = len(body)
+        await response.prepare(request)
+        if request.method == "GET":
+            await response.write(body[:40])
+            for _ in range(100):  # turns of the loop that the doctor runs in too
+                await asyncio.sleep(0.001)
+            await response.write(body[40:])
+        return response
+
+    async with answering(limited) as url:
+        use(machine, url)
+        assert "limits the rate: no more pulls until noon" in await only_wrong(machine, url)
 
 
 async def test_something_answers_that_is_no_http(machine: Machine) -> None:
