@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import requests
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -75,8 +76,10 @@ class Span:
 class Tracing:
     """Collects the spans of a process, and delivers them."""
 
-    def __init__(self, endpoint: str, sample: float, service: str, version: str) -> None:
-        """Deliver a share (``sample``) of all traces to the address ``endpoint``."""
+    def __init__(
+        self, endpoint: str, sample: float, service: str, version: str, proxy: str = ""
+    ) -> None:
+        """Deliver a share (``sample``) of all traces to ``endpoint``, through ``proxy`` if any."""
         _silence()
         # Who asks to be traced is, within the share; a client that says no is not.
         share = TraceIdRatioBased(sample)
@@ -85,7 +88,7 @@ class Tracing:
         )
         resource = Resource.create({"service.name": service, "service.version": version})
         provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
-        exporter = _Exporter(endpoint)
+        exporter = _Exporter(endpoint, proxy)
         self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=_DELAY_MILLISECONDS)
         provider.add_span_processor(self._processor)
         self._tracer = provider.get_tracer("mirror", version)
@@ -116,9 +119,12 @@ class Tracing:
 class _Exporter(SpanExporter):
     """OpenTelemetry's, which says once that it cannot deliver, and once that it can again."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, proxy: str) -> None:
         self._endpoint = endpoint
-        self._exporter = OTLPSpanExporter(endpoint, timeout=_DELIVERY_SECONDS)
+        session = requests.Session()
+        session.trust_env = False  # it would send what ~/.netrc has for the collector
+        session.proxies = dict.fromkeys(("http", "https"), proxy) if proxy else {}
+        self._exporter = OTLPSpanExporter(endpoint, timeout=_DELIVERY_SECONDS, session=session)
         self._failing = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mirror import __version__, clients
+from mirror.app.proxies import named_proxies
 from mirror.app.sockets import Listener
 from mirror.config.listen import Address, lookup_outermost
 from mirror.config.model import Config
@@ -43,6 +44,7 @@ def announce(config: Config, listeners: Sequence[Listener]) -> None:
     lines = [
         f"mirror {__version__} listens on {places} for {default} (default), {others}",
         f"  cache   {config.cache.directory} (at most {config.cache.max_size.text})",
+        *(f"  through the proxy {proxy}" for proxy in named_proxies(config)),
         *_ways_in(config, addresses),
         *_ways_through(listener.address for listener in listeners if listener.proxy),
     ]

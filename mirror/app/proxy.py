@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from mirror import clients
 from mirror.app.errors import StartError
+from mirror.app.proxies import general_proxies, upstream_proxies
 from mirror.app.sockets import BACKLOG, Listener
 from mirror.app.store import Store
 from mirror.config.listen import TcpAddress
@@ -22,6 +22,7 @@ from mirror.store.pushes import Pushes
 from mirror.store.tags import link_name
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.proxies import Proxies, Proxy
 from mirror.web.entry import PROXY
 from mirror.web.hot import HotTable
 from mirror.web.proxy.connecting import Connector
@@ -90,7 +91,7 @@ def proxy_face(
         Registries(face, passing, known, pushed, patience),
         Mint(authority),
         _permission(config),
-        Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(config.fetch.proxy)),
+        Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(general_proxies(config))),
         TunnelLimits(proxy.tunnels, proxy.idle_timeout.seconds),
         metrics,
     )
@@ -105,28 +106,20 @@ def _check_loop(config: Config) -> None:
     listening = [each for each in config.proxy.addresses() if isinstance(each, TcpAddress)]
     ports = {address.port for address in listening}
     hosts = {socket.gethostname(), *(address.host for address in listening)}
-    for key, url in (("[fetch] proxy", config.fetch.proxy), ("HTTPS_PROXY", _environments())):
-        try:
-            host, port = urlsplit(url).hostname or "", urlsplit(url).port
-        except ValueError:  # of no use to anybody
-            continue
-        if port in ports and (host in hosts or clients.is_loopback(host)):
-            raise StartError(f"{key} leads to this mirror's own proxy: name another, or none")
+    tables = [
+        general_proxies(config),
+        *(upstream_proxies(config, each) for each in config.enabled()),
+    ]
+    for proxy in (proxy for table in tables for proxy in table.by_scheme.values()):
+        host = proxy.url.host or ""
+        if proxy.url.port in ports and (host in hosts or clients.is_loopback(host)):
+            text = f"{proxy.source} leads to this mirror's own proxy: name another, or none"
+            raise StartError(text)
 
 
-def _environments() -> str:
-    return getproxies().get("https", "")
-
-
-def _parent_by(configured: str) -> Callable[[Destination], str]:
-    """The proxy that leads to a server, as for upstreams: configured, or the environment's."""
-
-    def parent(destination: Destination) -> str:
-        if configured or proxy_bypass(str(destination)):
-            return configured
-        return _environments()
-
-    return parent
+def _parent_by(proxies: Proxies) -> Callable[[Destination], Proxy | None]:
+    """The proxy that leads to a server, as for upstreams."""
+    return lambda destination: proxies.lookup("https", destination.host, destination.port)
 
 
 def _permission(config: Config) -> Permission:

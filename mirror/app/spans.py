@@ -4,8 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from yarl import URL
+
 from mirror import __version__
 from mirror.app.errors import StartError
+from mirror.app.proxies import from_environment
 from mirror.config.model import Config
 
 if TYPE_CHECKING:
@@ -42,7 +45,11 @@ async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
     from mirror.tracing import Tracing  # noqa: PLC0415  # as above
 
     wanted = config.tracing
-    tracing = Tracing(wanted.address(), wanted.sample, wanted.service, __version__)
+    address = URL(wanted.address())
+    # Not [fetch] proxy, which is for upstreams.
+    proxy = from_environment().lookup(address.scheme, address.raw_host or "", address.port or 0)
+    through = "" if proxy is None else str(proxy.url)
+    tracing = Tracing(str(address), wanted.sample, wanted.service, __version__, through)
     try:
         yield tracing
     finally:

@@ -10,6 +10,7 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.app.errors import StartError
+from mirror.app.proxies import upstream_proxies
 from mirror.config.model import Config, UpstreamConfig
 from mirror.ephemeral.backend import Backend
 from mirror.ephemeral.tokens import Tokens
@@ -139,7 +140,7 @@ async def opened_upstream(
     credentials = Credentials(upstream.username, secret) if upstream.username else None
     # The credentials are the registry's: a mirror of it is asked as nobody.
     addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
-    settings = _transport_settings(config, upstream)
+    settings = _transport_settings(name, config, upstream)
     rate = upstream.max_rate.bytes
     pace = Pace(rate) if rate else None
     async with AsyncExitStack() as stack:
@@ -194,12 +195,12 @@ def _secret(name: str, upstream: UpstreamConfig) -> str:
         raise StartError(f"upstream {name}: password_file: {error.strerror}") from error
 
 
-def _transport_settings(config: Config, upstream: UpstreamConfig) -> TransportSettings:
+def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> TransportSettings:
     return TransportSettings(
         connect_timeout=config.fetch.connect_timeout.seconds,
         first_byte_timeout=config.fetch.first_byte_timeout.seconds,
         idle_timeout=config.fetch.idle_timeout.seconds,
-        proxy=upstream.proxy or config.fetch.proxy,
+        proxies=upstream_proxies(config, name),
         private_redirects=upstream.private_redirects,
         ca_files=_ca_files(config, upstream),
         user_agent=f"mirror/{__version__}",

@@ -3,7 +3,6 @@
 import ssl
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -13,8 +12,10 @@ from mirror.doctor.daemon import Daemon
 from mirror.doctor.files import Tree, table
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Target
+from mirror.upstream.proxies import InvalidProxyError, parse_proxy
 
 _SECONDS: Final = 15
+_VARIABLE: Final = "HTTPS_PROXY"
 _PROBE: Final = "https://registry-1.docker.io/v2/library/busybox/manifests/latest"
 _SYSTEM_CAS: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 _MEND: Final = {
@@ -44,13 +45,14 @@ def lookup_through(
     written = str(table(settings, "proxies").get("https-proxy", ""))
     proxy = daemon.https_proxy if daemon is not None else written
     try:
-        host = urlsplit(proxy).hostname or ""
-    except ValueError:
+        url = parse_proxy(proxy, _VARIABLE).url
+    except InvalidProxyError:
         return None
-    if not host or not (host == target.host or (is_loopback(host) and target.local)):
+    host = url.host or ""
+    if not (host == target.host or (is_loopback(host) and target.local)):
         return None
     trusted = (str(tree.at(file)) for file in _SYSTEM_CAS if tree.exists(file))
-    return Through(proxy, next(trusted, ""))
+    return Through(str(url), next(trusted, ""))
 
 
 async def walk_through(through: Through) -> Finding:

@@ -11,6 +11,7 @@ import aiohttp
 from mirror.oci.digest import Digest
 from mirror.upstream.errors import OversizedError
 from mirror.upstream.passing import end_to_end
+from mirror.upstream.proxies import Proxy
 from mirror.upstream.translation import translated
 from mirror.upstream.transport import Observer
 
@@ -121,8 +122,11 @@ class BlobStream:
         observer: Observer,
         max_bytes: int,
         turn: Turn | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         """Read a body that stands for ``span`` (offset and size) of a blob, as ``turn`` allows.
+
+        It comes through ``proxy``, if that is one.
 
         Raises:
             OversizedError: the blob has more than ``max_bytes``.
@@ -132,6 +136,7 @@ class BlobStream:
         self._observer = observer
         self._max_bytes = max_bytes
         self._turn = turn
+        self._proxy = proxy
         self.offset, self.total = span
         units = response.headers.get("Accept-Ranges", "").lower()
         self.ranged = response.status == 206 or units == "bytes"
@@ -149,7 +154,7 @@ class BlobStream:
             piece = await self._arrived()
         # RuntimeError: aiohttp's word for a body that is read on a connection that is gone.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise translated(self._upstream, self._response.url, error) from error
+            raise translated(self._upstream, self._response.url, error, self._proxy) from error
         self._observer.upstream_bytes(self._upstream, "blob", len(piece))
         self._position += len(piece)
         self._check_size(self._position)
@@ -170,8 +175,11 @@ class BlobStream:
 class PassedAnswer:
     """What a registry answered to a client's own request."""
 
-    def __init__(self, upstream: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(
+        self, upstream: str, response: aiohttp.ClientResponse, proxy: Proxy | None
+    ) -> None:
         self._upstream = upstream
+        self._proxy = proxy
         self._response = response
         self.status = response.status
         self.reason = response.reason or ""
@@ -186,7 +194,7 @@ class PassedAnswer:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise translated(self._upstream, self._response.url, error) from error
+            raise translated(self._upstream, self._response.url, error, self._proxy) from error
 
     def close(self) -> None:
         """What was read to its end is kept alive, anything else is closed."""

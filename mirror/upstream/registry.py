@@ -30,6 +30,7 @@ from mirror.upstream.errors import (
 )
 from mirror.upstream.gate import Gate
 from mirror.upstream.passing import Outgoing
+from mirror.upstream.translation import place
 from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Transport
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
@@ -181,7 +182,10 @@ class Registry:
         async with asking as response:
             span = self._span(response, start)
             turn = None if self._pace is None else self._pace.turn(str(digest))
-            yield BlobStream(self.name, response, span, self._observer, self._max_blob_bytes, turn)
+            proxy = self._transport.lookup_proxy(response.url)
+            yield BlobStream(
+                self.name, response, span, self._observer, self._max_blob_bytes, turn, proxy
+            )
 
     async def tags(self, repository: str, query: str) -> Listing:
         """A page of the list of tags.
@@ -207,7 +211,8 @@ class Registry:
             UpstreamError: there is none.
         """
         url = URL(f"{self._url}{outgoing.target}", encoded=True)
-        return PassedAnswer(self.name, await self._transport.pass_on(outgoing, url))
+        response = await self._transport.pass_on(outgoing, url)
+        return PassedAnswer(self.name, response, self._transport.lookup_proxy(url))
 
     async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
         async with self._ask("GET", repository, path, kind, query=query) as response:
@@ -279,7 +284,8 @@ class Registry:
             raise UnauthorizedError(self.name, _private(repository), _challenges(response))
         if status == 403 and origin == self._url.origin():
             raise DeniedError(self.name, f"denies access to {repository or 'whoever asks'}")
-        raise UnavailableError(self.name, f"{origin} answered {status} for {repository}")
+        server = place(response.url, self._transport.lookup_proxy(response.url))
+        raise UnavailableError(self.name, f"{server} answered {status} for {repository}")
 
     def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
         if response.status == 200:

@@ -5,7 +5,6 @@ A registry that is itself at a private address may redirect there: its storage i
 """
 
 import socket
-from collections.abc import Iterable
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
@@ -20,12 +19,9 @@ class PrivateAddressError(OSError):
 class GuardedResolver(AbstractResolver):
     """The system's resolver, which refuses private addresses to public registries."""
 
-    def __init__(
-        self, own: str, others: Iterable[str] = (), inner: AbstractResolver | None = None
-    ) -> None:
-        """Guard the registry whose host is ``own``; ``others`` (proxies) are always resolved."""
+    def __init__(self, own: str, inner: AbstractResolver | None = None) -> None:
+        """Guard the registry whose host is ``own``."""
         self._own = own
-        self._others = frozenset(others)
         self._inner = inner if inner is not None else DefaultResolver()
         self._private = is_private(own)
 
@@ -50,7 +46,7 @@ class GuardedResolver(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         if host == self._own:
             self._private = any(is_private(result["host"]) for result in found)
-        if host == self._own or host in self._others or self._private:
+        if host == self._own or self._private:
             return found
         public = [result for result in found if not is_private(result["host"])]
         if found and not public:

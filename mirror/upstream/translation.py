@@ -7,8 +7,10 @@ import aiohttp
 from yarl import URL
 
 from mirror.upstream.errors import TimedOutError, UnavailableError, UpstreamError
+from mirror.upstream.proxies import Proxy
 from mirror.upstream.resolver import PrivateAddressError
 
+_PROXY_LOGIN: Final = 407
 #: In this order: the last ones are the first ones' base classes.
 _FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientConnectorDNSError: "the name of {origin} does not resolve",
@@ -20,18 +22,34 @@ _FAILURES: Final[Mapping[type[Exception], str]] = {
 }
 
 
-def translated(upstream: str, url: URL, error: Exception) -> UpstreamError:
+def translated(
+    upstream: str, url: URL, error: Exception, proxy: Proxy | None = None
+) -> UpstreamError:
     """An exception of aiohttp's as one of ours.
 
-    The message names the origin and never the path or query, which may be signed.
+    The message names the origin and never the path or query, which may be signed; and the proxy
+    that leads there.
     """
-    origin = url.origin() if url.host else url
+    origin = place(url, proxy)
     if isinstance(error, TimeoutError):
         return TimedOutError(upstream, f"{origin} did not answer in time")
-    return UnavailableError(upstream, _what(error).format(origin=origin))
+    return UnavailableError(upstream, _what(error, proxy).format(origin=origin, proxy=proxy))
 
 
-def _what(error: Exception) -> str:
+def place(url: URL, proxy: Proxy | None) -> str:
+    """A server as messages name it."""
+    origin = str(url.origin() if url.host else url)
+    return origin if proxy is None else f"{origin} through the proxy {proxy}"
+
+
+def _what(error: Exception, proxy: Proxy | None) -> str:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        wants = " (it wants user and password)" if error.status == _PROXY_LOGIN else ""
+        return f"{{origin}} cannot be reached: the proxy answered {error.status}{wants}"
+    if proxy is not None and isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "the name of the proxy {proxy} does not resolve"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return "cannot connect to the proxy {proxy}"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, PrivateAddressError):
         return "leads to the private address {origin} (private_redirects allows it)"

@@ -10,10 +10,10 @@ import re
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self
-from urllib.request import getproxies
+from typing import Any, Final, Protocol, Self
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
@@ -21,12 +21,14 @@ from mirror.upstream.body import read_up_to
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import UnavailableError, UpstreamError
 from mirror.upstream.passing import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
+from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.resolver import GuardedResolver
 from mirror.upstream.translation import translated
 from mirror.upstream.trust import trusting
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5
+_PROXY_LOGIN: Final = 407
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses outgrow aiohttp's 8 KiB
@@ -60,7 +62,7 @@ class TransportSettings:
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     idle_timeout: float = 60.0
-    proxy: str = ""
+    proxies: Proxies = NO_PROXIES
     private_redirects: bool = False
     ca_files: tuple[str, ...] = ()
     user_agent: str = "mirror"
@@ -103,18 +105,25 @@ class Transport:
         self._upstream = upstream
         self._settings = settings
         self._observer = observer
-        self._resolver = None if settings.private_redirects else _guarded(host, settings.proxy)
+        self._resolver = None if settings.private_redirects else GuardedResolver(host)
         self._breakers: dict[URL, Breaker] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._direct: aiohttp.ClientSession | None = None
+        self._proxied: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        self._direct = self._opened(self._resolver)
+        # A session of its own: the only name that it resolves is the proxy's, which is not guarded.
+        self._proxied = self._opened(None)
+        return self
+
+    def _opened(self, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
         settings = self._settings
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             auto_decompress=False,
-            trust_env=True,
+            trust_env=False,  # it would send what ~/.netrc has for a host
             cookie_jar=aiohttp.DummyCookieJar(),
             connector=aiohttp.TCPConnector(
-                limit=0, ssl=trusting(settings.ca_files), resolver=self._resolver
+                limit=0, ssl=trusting(settings.ca_files), resolver=resolver
             ),
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
@@ -124,7 +133,6 @@ class Transport:
                 sock_read=settings.idle_timeout,
             ),
         )
-        return self
 
     async def __aexit__(
         self,
@@ -134,8 +142,32 @@ class Transport:
     ) -> None:
         for breaker in self._breakers.values():
             await breaker.close()
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._direct, self._proxied):
+            if session is not None:
+                await session.close()
+
+    def lookup_proxy(self, url: URL) -> Proxy | None:
+        """The proxy that leads to an address, None where it is asked directly."""
+        return self._settings.proxies.lookup(url.scheme, url.raw_host or "", url.port or 0)
+
+    async def _request(
+        self, method: str, url: URL, proxy: Proxy | None, **options: Any
+    ) -> aiohttp.ClientResponse:
+        session = self._direct if proxy is None else self._proxied
+        assert session is not None, "a transport is entered before it is used"
+        if self._resolver is not None and url.host is not None:
+            self._resolver.check(url.host)
+        response = await session.request(
+            method,
+            url,
+            allow_redirects=False,
+            proxy=None if proxy is None else proxy.url,
+            **options,
+        )
+        if response.status == _PROXY_LOGIN and proxy is not None:
+            response.close()
+            raise UnavailableError(self._upstream, f"the proxy {proxy} wants user and password")
+        return response
 
     async def send(self, request: Request) -> aiohttp.ClientResponse:
         """Send a request, follow where it leads, return the last answer with its body unread.
@@ -171,7 +203,8 @@ class Transport:
                 )
         # RuntimeError: aiohttp's word for a body that is read on a connection that is gone.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            failure = translated(self._upstream, response.url, error)
+            proxy = self.lookup_proxy(response.url)
+            failure = translated(self._upstream, response.url, error, proxy)
             self._breaker(response.url.origin()).failed(failure)
             raise failure from error
         if len(body) > limit:
@@ -195,19 +228,17 @@ class Transport:
         return response
 
     async def _passed(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
-        assert self._session is not None, "a transport is entered before it is used"
         started = time.monotonic()
         code = "error"
+        proxy = self.lookup_proxy(url)
         try:
-            self._check_address(url)
-            response = await self._session.request(
+            response = await self._request(
                 outgoing.method,
                 url,
+                proxy,
                 headers=outgoing.headers,
                 skip_auto_headers=AUTO_HEADERS,
                 data=outgoing.body,
-                allow_redirects=False,
-                proxy=self._settings.proxy or None,
                 timeout=aiohttp.ClientTimeout(
                     sock_connect=self._settings.connect_timeout, sock_read=PASSING_SECONDS
                 ),
@@ -215,7 +246,7 @@ class Transport:
             code = str(response.status)
             return response
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise translated(self._upstream, url, error) from error
+            raise translated(self._upstream, url, error, proxy) from error
         finally:
             seconds = time.monotonic() - started
             self._observer.upstream_answered(
@@ -283,34 +314,28 @@ class Transport:
     async def _exchanged(
         self, request: Request, url: URL, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
-        assert self._session is not None, "a transport is entered before it is used"
         started = time.monotonic()
         code = "error"
+        proxy = self.lookup_proxy(url)
         try:
-            self._check_address(url)
             async with asyncio.timeout(self._settings.first_byte_timeout):
-                response = await self._session.request(
+                response = await self._request(
                     request.method,
                     url,
+                    proxy,
                     headers={"User-Agent": self._settings.user_agent, **headers},
-                    allow_redirects=False,
-                    proxy=self._settings.proxy or None,
                     read_bufsize=request.buffer_bytes,
                 )
             code = str(response.status)
             self._note_rate_limit(response)
             return response
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise translated(self._upstream, url, error) from error
+            raise translated(self._upstream, url, error, proxy) from error
         finally:
             seconds = time.monotonic() - started
             self._observer.upstream_answered(
                 self._upstream, request.kind, request.method, code, seconds
             )
-
-    def _check_address(self, url: URL) -> None:
-        if self._resolver is not None and url.host is not None:
-            self._resolver.check(url.host)
 
     def _target(self, url: URL, location: str) -> URL:
         try:
@@ -330,12 +355,6 @@ class Transport:
         remaining = _leading_number(response.headers.get("ratelimit-remaining", ""))
         if limit is not None and remaining is not None:
             self._observer.upstream_rate_limit(self._upstream, limit, remaining)
-
-
-def _guarded(host: str, proxy: str) -> GuardedResolver:
-    proxies = [proxy, *getproxies().values()]
-    hosts = (URL(address).host for address in proxies if "://" in address)
-    return GuardedResolver(host, filter(None, hosts))
 
 
 def _leading_number(header: str) -> float | None:

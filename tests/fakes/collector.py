@@ -29,6 +29,7 @@ class Collector:
     resource: dict[str, Any] = field(default_factory=dict)
     status: int = 200
     asked: int = 0
+    authorizations: set[str] = field(default_factory=set)
 
     def named(self, name: str) -> list[Collected]:
         return [span for span in self.spans if span.name == name]
@@ -54,6 +55,7 @@ class Collector:
 
     async def _collect(self, request: web.BaseRequest) -> web.Response:
         self.asked += 1
+        self.authorizations.add(request.headers.get("Authorization", ""))
         assert (request.method, request.path) == ("POST", "/v1/traces")
         if self.status != 200:
             return web.Response(status=self.status)

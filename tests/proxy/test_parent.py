@@ -87,6 +87,21 @@ async def test_a_parent_that_does_not_is_told_of(office, parent, answer, said):
     assert "p@ss" not in told
 
 
+async def test_a_parent_that_cannot_be_reached_is_named_without_its_password(tmp_path):
+    port = free_port()
+    fetch = {"proxy": f"http://me:p%40ss@127.0.0.1:{port}"}
+    table = {"docker.io": "http://127.0.0.1:9"}
+    async with (
+        running(tmp_path, table, proxy={"listen": "127.0.0.1:0"}, fetch=fetch) as mirror,
+        connected(mirror) as raw,
+    ):
+        told = await raw.connect("auth.invalid:443")
+    assert told.startswith("HTTP/1.1 502 ")
+    assert f"auth.invalid:443 through the proxy http://127.0.0.1:{port} ([fetch] proxy)" in told
+    assert "p@ss" not in told
+    assert "p%40ss" not in told
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", socket.gethostname()])
 async def test_a_mirror_that_would_ask_itself_does_not_start(tmp_path, monkeypatch, host):
     port = free_port()

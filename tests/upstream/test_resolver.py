@@ -27,11 +27,10 @@ async def hosts(guarded: GuardedResolver, name: str) -> list[str]:
 
 
 async def test_a_public_registry_reaches_public_addresses_only():
-    names = Names(hub=PUBLIC, cdn=f"{PUBLIC_6} {PRIVATE}", inside=PRIVATE, proxy=PRIVATE)
-    guarded = GuardedResolver("hub", ["proxy"], names)
+    names = Names(hub=PUBLIC, cdn=f"{PUBLIC_6} {PRIVATE}", inside=PRIVATE)
+    guarded = GuardedResolver("hub", names)
     assert await hosts(guarded, "hub") == [PUBLIC]
     assert await hosts(guarded, "cdn") == [PUBLIC_6]
-    assert await hosts(guarded, "proxy") == [PRIVATE]
     with pytest.raises(PrivateAddressError):
         await guarded.resolve("inside")
     with pytest.raises(PrivateAddressError):
@@ -45,7 +44,7 @@ async def test_a_public_registry_reaches_public_addresses_only():
 
 
 async def test_a_registry_in_the_office_reaches_its_storage_there():
-    guarded = GuardedResolver("hub", [], Names(hub=PRIVATE, storage=PRIVATE))
+    guarded = GuardedResolver("hub", Names(hub=PRIVATE, storage=PRIVATE))
     assert await hosts(guarded, "hub") == [PRIVATE]
     assert await hosts(guarded, "storage") == [PRIVATE]
     guarded.check(PRIVATE)

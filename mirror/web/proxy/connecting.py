@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import aiohappyeyeballs
-from yarl import URL
 
+from mirror.upstream.proxies import Proxy
 from mirror.web.proxy.destination import Destination
 from mirror.web.proxy.errors import TunnelError
 from mirror.web.proxy.parent import ask_parent
@@ -40,11 +40,11 @@ class Connector:
         self,
         seconds: float,
         resolve: Resolve = resolve_by_system,
-        parent: Callable[[Destination], str] = lambda _: "",
+        parent: Callable[[Destination], Proxy | None] = lambda _: None,
     ) -> None:
         """Give resolving and connecting so many seconds together.
 
-        ``parent`` says which proxy leads to a server, empty where none is needed.
+        ``parent`` says which proxy leads to a server, None where none is needed.
         """
         self._seconds = seconds
         self._resolve = resolve
@@ -57,24 +57,27 @@ class Connector:
             TunnelError: it has only addresses that are private, and these are not fine, or none
                 that can be connected to.
         """
+        parent = self._parent(destination)
+        place = str(destination) if parent is None else f"{destination} through the proxy {parent}"
         try:
             async with asyncio.timeout(self._seconds):
-                if parent := self._parent(destination):
-                    return await self._through(URL(parent), destination, private=private)
+                if parent is not None:
+                    return await self._through(parent, destination, private=private)
                 return await _started(await self._addresses(destination, private=private))
         except TimeoutError as error:
-            text = f"{destination} did not answer within {self._seconds:g} s"
+            text = f"{place} did not answer within {self._seconds:g} s"
             raise TunnelError(504, f"{text} ([fetch] connect_timeout)") from error
         except OSError as error:
             reason = error.strerror or "it cannot be reached"
-            raise TunnelError(502, f"cannot connect to {destination}: {reason}") from error
+            raise TunnelError(502, f"cannot connect to {place}: {reason}") from error
 
     async def _through(
-        self, parent: URL, destination: Destination, *, private: bool
+        self, parent: Proxy, destination: Destination, *, private: bool
     ) -> socket.socket:
         """Connect through a proxy, which may know names that nobody knows here."""
-        if parent.scheme != "http" or parent.host is None or parent.port is None:
-            raise TunnelError(502, "tunnels go through a proxy of the mirror's over http alone")
+        url = parent.url
+        if url.scheme != "http" or url.host is None or url.port is None:
+            raise TunnelError(502, f"tunnels go through a proxy over http only, not {parent}")
         known: Sequence[AddressInfo] = ()
         with contextlib.suppress(OSError, UnicodeError):
             known = await self._resolve(destination.host, destination.port)
@@ -82,7 +85,7 @@ class Connector:
             check_address(destination, info[4][0], private=private)
         if any(leads_inside(info[4][0]) for info in known):
             return await _started(known)  # what is near and may be had is no matter of that proxy
-        raw = await _started(await self._resolve(parent.host, parent.port))
+        raw = await _started(await self._resolve(url.host, url.port))
         try:
             await ask_parent(raw, parent, destination)
         except BaseException:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from yarl import URL
 
+from mirror.upstream.proxies import Proxy
 from mirror.web.proxy.destination import Destination
 from mirror.web.proxy.errors import TunnelError
 
@@ -17,7 +18,7 @@ _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[^\r\n]*\r?\n", re.ASCII)
 _END: Final = (b"\r\n\r\n", b"\n\n")
 
 
-async def ask_parent(raw: socket.socket, parent: URL, destination: Destination) -> None:
+async def ask_parent(raw: socket.socket, parent: Proxy, destination: Destination) -> None:
     """Have the parent at the other end of ``raw`` connect to a server.
 
     Raises:
@@ -25,18 +26,18 @@ async def ask_parent(raw: socket.socket, parent: URL, destination: Destination) 
         OSError: it is gone.
     """
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(raw, _request(parent, destination))
+    await loop.sock_sendall(raw, _request(parent.url, destination))
     head = b""
     # Byte by byte, for what comes behind the head is the server's, and the client's to read.
     while not head.endswith(_END):
         piece = await loop.sock_recv(raw, 1) if len(head) < _MOST_HEAD else b""
         if not piece:
-            raise TunnelError(502, f"the proxy {parent.host} does not answer a CONNECT as a proxy")
+            raise TunnelError(502, f"the proxy {parent} does not answer a CONNECT as a proxy")
         head += piece
     status = _STATUS.match(head)
     if status is None or not status[1].startswith(b"2"):
         said = status[1].decode() if status else "no HTTP"
-        text = f"the proxy {parent.host} ([fetch] proxy) does not connect to {destination}: {said}"
+        text = f"the proxy {parent} does not connect to {destination}: {said}"
         raise TunnelError(502, f"{text} (it wants user and password)" if said == "407" else text)
 
 
