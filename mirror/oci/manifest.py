@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
     MANIFEST_TYPES,
     OCI_ARTIFACT,
     OCI_INDEX,
@@ -21,6 +23,19 @@ from mirror.oci.media_types import (
 _SCHEMA_VERSION: Final = 2
 _MAX_SIZE: Final = 2**63 - 1  # what the clients' int64 holds
 _SHOWN: Final = 80
+_INDEX, _IMAGE, _ARTIFACT, _SCHEMA1 = "an index", "an image", "an artifact", "schema 1"
+#: The fields by which the kinds of manifests differ.
+_FIELDS: Final = {
+    _INDEX: ("manifests",),
+    _IMAGE: ("config", "layers"),
+    _ARTIFACT: ("blobs",),
+    _SCHEMA1: ("fsLayers", "signatures"),
+}
+_TYPES: Final = {
+    _INDEX: (OCI_INDEX, DOCKER_LIST),
+    _IMAGE: (OCI_MANIFEST, DOCKER_MANIFEST),
+    _ARTIFACT: (OCI_ARTIFACT,),
+}
 
 
 class NotAManifest(ValueError):  # noqa: N818  # says what it is
@@ -90,20 +105,39 @@ def identify(body: bytes, content_type: str) -> str:
     Raises:
         NotAManifest: it is none, or not the one it was sent as.
     """
-    document = _parse(body)
     sent_as = content_type.partition(";")[0].strip().lower()
-    version = document.get("schemaVersion")
-    if is_schema1(sent_as) or version == 1:
+    if is_schema1(sent_as):
         raise Schema1Unsupported
-    concrete = sent_as if sent_as in MANIFEST_TYPES else ""
+    possible = media_types(body)
+    if sent_as in MANIFEST_TYPES and sent_as not in possible:
+        raise NotAManifest(f"sent as {sent_as}, but its fields say {possible[0]}")
+    return sent_as if sent_as in possible else possible[0]
+
+
+def media_types(body: bytes) -> tuple[str, ...]:
+    """The media types that the bytes of a manifest allow, the most likely one first.
+
+    There is one where the manifest has a ``mediaType``; otherwise those of its fields, of which
+    only the registry can say which one is meant.
+
+    Raises:
+        NotAManifest: it is none, or has the fields of two kinds of manifests.
+    """
+    document = _parse(body)
+    shape = _shape(document)
+    version = document.get("schemaVersion")
+    if version == 1 or shape == _SCHEMA1:
+        raise Schema1Unsupported
     stated = _stated(document)
-    if stated and concrete and stated != concrete:
-        raise NotAManifest(f"sent as {concrete}, says it is {stated}")
-    media_type = concrete or stated or _inferred(document)
+    allowed = _TYPES.get(shape, ())
+    if stated and allowed and stated not in allowed:
+        raise NotAManifest(f"says it is {stated}, but its fields say {allowed[0]}")
+    if not stated and not _is_complete(document, shape):
+        raise NotAManifest("JSON with neither manifests nor config and layers")
     # Artifact manifests were drafted without a schemaVersion.
-    if version != _SCHEMA_VERSION and media_type != OCI_ARTIFACT:
+    if version != _SCHEMA_VERSION and OCI_ARTIFACT not in (stated, *allowed):
         raise NotAManifest("JSON without schemaVersion 2")
-    return media_type
+    return (stated,) if stated else allowed
 
 
 def references(body: bytes) -> tuple[Descriptor, ...]:
@@ -160,19 +194,29 @@ def _stated(document: dict[str, Any]) -> str:
         raise NotAManifest("a mediaType that is no string")
     if stated and stated not in MANIFEST_TYPES:
         raise NotAManifest(f"says it is {stated[:_SHOWN]!r}, which is no kind of manifest")
-    # One client would take it for an index and another for an image (GHSA-mc8v-mgrf-8f4m).
-    given = {key for key in ("manifests", "config", "layers") if document.get(key) is not None}
-    if "manifests" in given and len(given) > 1:
-        raise NotAManifest("an index and an image in one")
     return stated
 
 
-def _inferred(document: dict[str, Any]) -> str:
-    if isinstance(document.get("manifests"), list):
-        return OCI_INDEX
-    if isinstance(document.get("config"), dict) and isinstance(document.get("layers"), list):
-        return OCI_MANIFEST
-    raise NotAManifest("JSON with neither manifests nor config and layers")
+def _shape(document: dict[str, Any]) -> str:
+    """Which kind of manifest has the fields of this one; empty where it has none of any."""
+    found = [
+        shape
+        for shape, fields in _FIELDS.items()
+        if any(document.get(field) is not None for field in fields)
+    ]
+    # One client would take it for an index and another for an image (GHSA-mc8v-mgrf-8f4m).
+    if len(found) > 1:
+        raise NotAManifest(f"{' and '.join(found)} in one")
+    return found[0] if found else ""
+
+
+def _is_complete(document: dict[str, Any], shape: str) -> bool:
+    """Whether the fields are enough to know a manifest that does not say what it is."""
+    if shape == _IMAGE:
+        # Go writes null for an empty slice.
+        layers = document.get("layers", ())
+        return isinstance(document.get("config"), dict) and isinstance(layers, list | None)
+    return any(isinstance(document.get(field), list) for field in _FIELDS.get(shape, ()))
 
 
 def _listed(document: dict[str, Any], key: str) -> list[Any]:

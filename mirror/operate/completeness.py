@@ -6,7 +6,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, NotAManifest, identify, index_entries
 from mirror.operate.taking import store_blob, whole
 from mirror.store.blobs import Blobs
-from mirror.store.manifests import Manifest, Manifests
+from mirror.store.manifests import Manifests
 from mirror.warm.plan import blobs_of, is_index
 
 _MAX_DEPTH: Final = 3
@@ -35,8 +35,6 @@ async def completed(
         raise LackingError(f"lacks its manifest {root.digest}")
     try:
         media_type = identify(manifest.body, root.media_type)
-        if media_type != manifest.media_type:  # it does not say by itself what it is
-            await manifests.put(Manifest(root.digest, media_type, manifest.body))
         if not is_index(media_type):
             size = await _blobs_there(manifest.body, blobs, manifests)
         elif depth:

@@ -9,13 +9,20 @@ served, marked stale.
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
-from mirror.oci.manifest import Descriptor, NotAManifest, Schema1Unsupported, identify
+from mirror.oci.manifest import (
+    Descriptor,
+    NotAManifest,
+    Schema1Unsupported,
+    identify,
+    media_types,
+)
 from mirror.oci.media_types import (
     ACCEPT_MANIFESTS,
     MANIFEST_TYPES,
@@ -45,6 +52,7 @@ from mirror.upstream.errors import (
 
 V = TypeVar("V")
 _log = logging.getLogger(__name__)
+_KNOWN_TYPES: Final = 10_000
 _CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError)
 
 
@@ -138,6 +146,7 @@ class ManifestPulls:
         self._observer = observer
         self._stale_if_error = stale_if_error
         self._clock = clock
+        self._media_types: OrderedDict[Digest, tuple[str, ...]] = OrderedDict()
         self._fetches: Flights[tuple[_Wanted, str], Manifest] = Flights("manifest")
         self._questions: Flights[tuple[_Wanted, str], Resolution] = Flights("tag")
 
@@ -151,7 +160,8 @@ class ManifestPulls:
         if isinstance(reference, Digest):
             return await self._by_digest(wanted, reference)
         resolution = await self._resolve(wanted, reference)
-        found = await self._by_digest(wanted, resolution.descriptor.digest)
+        meant = resolution.descriptor
+        found = await self._by_digest(wanted, meant.digest, meant.media_type)
         if found.outcome is Outcome.HIT:
             return ManifestAnswer(
                 found.manifest, resolution.outcome, resolution.detail, resolution.until
@@ -192,14 +202,42 @@ class ManifestPulls:
 
     # By digest.
 
-    async def _by_digest(self, wanted: _Wanted, digest: Digest) -> ManifestAnswer:
-        stored = await self._kept(wanted.target).lookup(digest)
+    async def _by_digest(self, wanted: _Wanted, digest: Digest, said: str = "") -> ManifestAnswer:
+        stored = await self._lookup(wanted.target, digest, said)
         if stored is not None and accepts(wanted.narrow, stored.media_type):
             return ManifestAnswer(stored, Outcome.HIT, until=math.inf)
         manifest, led = await self._asked(
             self._fetches, wanted, str(digest), lambda: self._fetch(wanted, str(digest), digest)
         )
         return ManifestAnswer(manifest, Outcome.MISS if led else Outcome.COALESCED)
+
+    async def _lookup(self, target: Target, digest: Digest, said: str = "") -> Manifest | None:
+        """The stored manifest as its repository sends it, or None.
+
+        Its bytes are the same in all repositories.  A media type that they do not state is not: it
+        is ``said``, or what this repository's own record says, as far as the bytes allow.
+        """
+        stored = await self._kept(target).lookup(digest)
+        if stored is None:
+            return None
+        try:
+            possible = self._possible(stored)
+        except NotAManifest as error:  # of a former version, which took more for a manifest
+            _log.info("the stored manifest %s is not served: %s", digest, error)
+            return None
+        if len(possible) > 1 and said not in possible:
+            link = await self._tags.lookup(link_name(_image(target, digest)))
+            said = "" if link is None else link.descriptor.media_type
+        return replace(stored, media_type=said if said in possible else possible[0])
+
+    def _possible(self, manifest: Manifest) -> tuple[str, ...]:
+        """The media types that a manifest may have; reading one of 10 KiB takes 50 us."""
+        possible = self._media_types.get(manifest.digest)
+        if possible is None:
+            possible = self._media_types[manifest.digest] = media_types(manifest.body)
+            if len(self._media_types) > _KNOWN_TYPES:
+                self._media_types.popitem(last=False)
+        return possible
 
     async def _fetch(self, wanted: _Wanted, reference: str, digest: Digest | None) -> Manifest:
         """Fetch a manifest, verify it, store it."""
@@ -216,8 +254,10 @@ class ManifestPulls:
         except NotAManifest as error:
             raise UnavailableError(registry.name, f"answered no manifest: {error}") from error
         manifest = Manifest(expected, media_type, answer.body)
+        # The row in the index is for all repositories: it holds what the bytes say.
+        shared = replace(manifest, media_type=media_types(manifest.body)[0])
         try:
-            await self._kept(wanted.target).put(manifest)
+            await self._kept(wanted.target).put(shared)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
             _log.info("manifest %s is served but could not be kept: %s", expected, error)
         else:
@@ -226,9 +266,9 @@ class ManifestPulls:
 
     async def _note_origin(self, target: Target, manifest: Manifest) -> None:
         """Write down what the manifest is called, for people who ask what is cached."""
-        image = FullName(target.upstream, target.repository, str(manifest.digest))
         link = Link(_described(manifest), self._clock())
-        await self._write_down(self._tags.put(link_name(image), link))
+        name = link_name(_image(target, manifest.digest))
+        await self._write_down(self._tags.put(name, link))
 
     # By tag.
 
@@ -254,10 +294,11 @@ class ManifestPulls:
             await self._write_down(self._tags.forget(name))
             raise
         except _CANNOT_ANSWER as error:
-            if known is None or not await self._servable(wanted.target, known):
+            stale = None if known is None else await self._servable(wanted.target, known)
+            if stale is None:
                 raise
             _log.info("serving %s stale: %s", name, error)
-            return Resolution(known.descriptor, Outcome.STALE, type(error).__name__)
+            return Resolution(_described(stale), Outcome.STALE, type(error).__name__)
         await self._freshness.put(wanted.name(tag), descriptor)
         await self._write_down(self._tags.put(name, Link(descriptor, self._clock())))
         same = known is not None and known.descriptor.digest == descriptor.digest
@@ -278,19 +319,21 @@ class ManifestPulls:
         if is_schema1(head.media_type):  # never advertised: it could not be served
             raise NotFoundError(registry.name, f"has only {Schema1Unsupported()}")
         if head.digest is not None and head.size is not None:
+            stored = await self._lookup(wanted.target, head.digest, head.media_type)
+            if stored is not None:  # its bytes say more than the fields of an answer
+                if stored.media_type != self._possible(stored)[0]:
+                    await self._note_origin(wanted.target, stored)
+                return _described(stored)
             if head.media_type in MANIFEST_TYPES:
                 return Descriptor(head.media_type, head.digest, head.size)
-            stored = await self._kept(wanted.target).lookup(head.digest)
-            if stored is not None:  # what it is was found out when it was fetched
-                return _described(stored)
         return _described(await self._fetch(wanted, tag, None))
 
-    async def _servable(self, target: Target, link: Link) -> bool:
-        """A tag is only advertised stale where its manifest can be served too."""
+    async def _servable(self, target: Target, link: Link) -> Manifest | None:
+        """What a tag last meant: it is only advertised stale where that can be served too."""
         usable = usable_stale(link.seen, self._clock(), self._stale_if_error)
         if not (usable or link.imported):
-            return False
-        return await self._kept(target).lookup(link.descriptor.digest) is not None
+            return None
+        return await self._lookup(target, link.descriptor.digest, link.descriptor.media_type)
 
     async def _write_down(self, writing: Awaitable[None]) -> None:
         try:
@@ -322,6 +365,11 @@ class ManifestPulls:
 def _question_of(link: str) -> str:
     """The name under which it is remembered that there is no such manifest."""
     return f"manifest {link}"
+
+
+def _image(target: Target, digest: Digest) -> FullName:
+    """The name of a manifest by its digest in a repository."""
+    return FullName(target.upstream, target.repository, str(digest))
 
 
 def _described(manifest: Manifest) -> Descriptor:

@@ -15,6 +15,7 @@ from mirror.oci.manifest import (
     decode_descriptor,
     encode_descriptor,
     identify,
+    media_types,
     references,
 )
 from mirror.oci.media_types import (
@@ -59,6 +60,16 @@ def index(**fields: Any) -> bytes:
     return encoded(**{"schemaVersion": 2, "manifests": []} | fields)
 
 
+#: Manifests that do not state their media type.
+SHAPES = {
+    OCI_MANIFEST: image(),
+    DOCKER_MANIFEST: image(),
+    OCI_INDEX: index(),
+    DOCKER_LIST: index(),
+    OCI_ARTIFACT: encoded(schemaVersion=2, blobs=[]),
+}
+
+
 @pytest.mark.parametrize("media_type", MANIFEST_TYPES)
 @pytest.mark.parametrize("vague", VAGUE)
 def test_a_manifest_that_says_what_it_is_is_believed(media_type: str, vague: str):
@@ -67,9 +78,22 @@ def test_a_manifest_that_says_what_it_is_is_believed(media_type: str, vague: str
 
 @pytest.mark.parametrize("media_type", MANIFEST_TYPES)
 def test_a_manifest_is_what_it_was_sent_as(media_type: str):
-    body = encoded(schemaVersion=2)
+    body = SHAPES[media_type]
     assert identify(body, media_type) == media_type
     assert identify(body, f" {media_type.upper()} ; charset=utf-8") == media_type
+
+
+@pytest.mark.parametrize("sent_as", MANIFEST_TYPES)
+@pytest.mark.parametrize("media_type", MANIFEST_TYPES)
+def test_a_media_type_that_the_fields_contradict_is_refused(media_type: str, sent_as: str):
+    body = SHAPES[media_type]
+    if body == SHAPES[sent_as]:
+        assert media_types(body) == media_types(SHAPES[sent_as])
+        return
+    with pytest.raises(NotAManifest):
+        identify(body, sent_as)
+    with pytest.raises(NotAManifest):
+        identify(encoded(**json.loads(body) | {"mediaType": sent_as}), "")
 
 
 @pytest.mark.parametrize("vague", VAGUE)
@@ -114,6 +138,14 @@ def test_empty_fields_of_the_other_kind_do_no_harm():
         (index(layers=[{}]), OCI_INDEX),
         (index(config={}), ""),
         (encoded(schemaVersion=2), ""),
+        (encoded(schemaVersion=2), OCI_MANIFEST),
+        (encoded(schemaVersion=2, config={}), OCI_MANIFEST),
+        (encoded(schemaVersion=2, layers=[]), OCI_MANIFEST),
+        (image(fsLayers=[]), OCI_MANIFEST),
+        (image(blobs=[]), OCI_MANIFEST),
+        (index(blobs=[]), OCI_INDEX),
+        (index(signatures=[]), OCI_INDEX),
+        (encoded(schemaVersion=2, fsLayers=[]), OCI_MANIFEST),
         (encoded(schemaVersion=2, manifests={}), ""),
         (encoded(schemaVersion=2, config={}), ""),
         (encoded(errors=[{"code": "UNKNOWN"}]), "application/json"),
