@@ -108,8 +108,10 @@ class BlobPulls:
             stored.close()
             return BlobHead(Outcome.HIT, stored.size)
         fill = self._joinable(digest, target.upstream)
-        if fill is not None and fill.growth.total is not None:
-            verified = fill.growth.state is State.WHOLE
+        verified = fill is not None and fill.growth.state is State.WHOLE
+        # Before the digest is verified the size is the word of the upstream that sends the blob.
+        own = fill is not None and fill.source.registry.name == target.upstream
+        if fill is not None and fill.growth.total is not None and (verified or own):
             return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.growth.total)
         await self._check_negative(target, digest)
         registry = self._registry(target)
