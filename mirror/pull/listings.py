@@ -164,7 +164,9 @@ class ListingPulls:
             raise error
         if page.body is not None:
             _log.info("serving %s stale: %s", wanted.record, error)
-            listing = Listing(page.body, **page.fields)
+            # A record of a former version has upstream's Content-Type as well.
+            fields = {name: page.fields[name] for name in page.fields if name != "media_type"}
+            listing = Listing(page.body, **fields)
             return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
         if wanted.kind == "referrers":
             raise NotFoundError(

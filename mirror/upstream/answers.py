@@ -46,7 +46,6 @@ class Listing:
     """A page of a listing, and the query of the next page (empty: this is the last)."""
 
     body: bytes
-    media_type: str
     next_query: str
     filters_applied: str
 

@@ -221,7 +221,6 @@ class Registry:
                 raise UnavailableError(self.name, "answered a listing that is not JSON")
             return Listing(
                 body,
-                _field(response.headers, "Content-Type") or "application/json",
                 _next_query(response),
                 _field(response.headers, "OCI-Filters-Applied"),
             )

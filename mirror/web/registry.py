@@ -20,6 +20,7 @@ from mirror.oci.endpoint import (
 )
 from mirror.oci.endpoint import Content as ContentEndpoint
 from mirror.oci.errors import ErrorCode, OciError
+from mirror.oci.media_types import OCI_INDEX
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.content import Content, StoredContent
 from mirror.pull.listings import ListingAnswer, ListingPulls
@@ -204,14 +205,16 @@ class RegistryFace:
     ) -> web.StreamResponse:
         query = _kept_query(request)
         if isinstance(endpoint, TagsEndpoint):
+            media_type = "application/json"
             answer = await self.listings.tags(target, query)
         else:
+            media_type = OCI_INDEX
             answer = await self.listings.referrers(target, endpoint.digest, query)
         exchange = request[EXCHANGE]
         exchange.come_by(answer.outcome, private=answer.private)
         exchange.detail = answer.detail
         exchange.sent_bytes = len(answer.listing.body)
-        return _listing_response(request, answer)
+        return _listing_response(request, answer, media_type)
 
 
 def raw_path(request: web.BaseRequest) -> str:
@@ -262,11 +265,13 @@ def _kept_query(request: web.BaseRequest) -> str:
     return kept
 
 
-def _listing_response(request: web.BaseRequest, answer: ListingAnswer) -> web.Response:
+def _listing_response(
+    request: web.BaseRequest, answer: ListingAnswer, media_type: str
+) -> web.Response:
     listing = answer.listing
     headers = {
         **API_VERSION,
-        "Content-Type": listing.media_type,
+        "Content-Type": media_type,
         "Cache-Status": cache_status(answer.outcome, detail=answer.detail),
     }
     if answer.private:

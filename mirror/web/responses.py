@@ -21,9 +21,17 @@ from mirror.upstream.errors import (
     UpstreamError,
 )
 
-_SERVER = {"Server": "mirror"}
+#: The fields of every answer of the mirror's own. Content comes from anywhere, and a browser must
+#: neither run it nor guess what it is.
+COMMON: Mapping[str, str] = MappingProxyType(
+    {
+        "Server": "mirror",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    }
+)
 _NONE: Mapping[str, str] = MappingProxyType({})
-API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", **_SERVER}
+API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", **COMMON}
 
 _NOT_FOUND = {
     "manifest": ErrorCode.MANIFEST_UNKNOWN,
@@ -129,6 +137,6 @@ def error_response(error: OciError) -> web.Response:
 
 def plain_response(status: int, message: str, headers: Mapping[str, str] = _NONE) -> web.Response:
     """The answer of a proxy that fails: one line, after which the connection ends."""
-    response = web.Response(status=status, text=f"{message}\n", headers={**_SERVER, **headers})
+    response = web.Response(status=status, text=f"{message}\n", headers={**COMMON, **headers})
     response.force_close()
     return response

@@ -20,7 +20,7 @@ from mirror.web.exchange import EXCHANGE, Ending, Exchange, Observer
 from mirror.web.forwarded import Origin
 from mirror.web.hot import MOST_REQUEST_BYTES, HotAnswer, HotKey
 from mirror.web.reception import Reception
-from mirror.web.responses import error_of, error_response, outcome_of, plain_response
+from mirror.web.responses import COMMON, error_of, error_response, outcome_of, plain_response
 from mirror.web.streaming import reset
 from mirror.web.traced import UNTRACED, describe
 
@@ -112,6 +112,8 @@ class Server(web.Server):
             response = await self._answer(request, exchange, reception)
             exchange.status = response.status
             if not response.prepared:
+                for name, value in COMMON.items():
+                    response.headers.setdefault(name, value)
                 await response.prepare(request)
                 exchange.answered()
             if key is not None and reception is self.reception:
