@@ -21,6 +21,7 @@ from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import Fills
 from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
+from mirror.pull.refusals import Refusals
 from mirror.pull.rights import Rights
 from mirror.pull.visits import VisitedBlobs, VisitedListings, VisitedManifests
 from mirror.upstream.endpoints import Endpoints
@@ -53,7 +54,7 @@ async def opened_pulls(
     config: Config, registries: Mapping[str, Endpoints], ground: Ground, backend: Backend
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
-    negatives = Negatives(backend, config.tags.negative_max_age.seconds)
+    refusals = Refusals(Negatives(backend, config.tags.negative_max_age.seconds))
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
     freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES), max_age)
     store, metrics, begun = ground.store, ground.metrics, list[BlobPulls]()
@@ -62,18 +63,18 @@ async def opened_pulls(
         def made(
             kept: Store | Private, fills: Fills
         ) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
-            blobs = BlobPulls(registries, kept.blobs, negatives, metrics, ground.slots, fills)
+            blobs = BlobPulls(registries, kept.blobs, refusals, metrics, ground.slots, fills)
             begun.append(blobs)
             manifests = ManifestPulls(
                 registries,
                 kept.manifests,
                 kept.tags,
                 freshness,
-                negatives,
+                refusals,
                 metrics,
                 stale,
             )
-            listings = ListingPulls(registries, pages, kept.listings, negatives, stale)
+            listings = ListingPulls(registries, pages, kept.listings, refusals, stale)
             for pulls in (blobs, manifests, listings):
                 stack.push_async_callback(pulls.close)
             return blobs, manifests, listings
@@ -85,7 +86,7 @@ async def opened_pulls(
             return
         private = made(store.private, ground.private_fills)
         grants = Grants(backend, config.access.grant_max_age.seconds)
-        rights = Rights(registries, grants, store.private.links, negatives)
+        rights = Rights(registries, grants, store.private.links, refusals)
         stack.push_async_callback(rights.close)
         yield Pulls(
             begun,

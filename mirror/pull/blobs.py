@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.pull.content import Content, PassingContent, Source, StoredContent
@@ -11,25 +10,13 @@ from mirror.pull.fills import Fills
 from mirror.pull.flight import Flights
 from mirror.pull.growth import GrowingContent, State
 from mirror.pull.outcome import Outcome
+from mirror.pull.refusals import Refusals
 from mirror.pull.slots import Slots
 from mirror.spans import current
 from mirror.store.blobs import Blobs
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.errors import NotFoundError, UpstreamError
-
-
-class Negatives(Protocol):
-    """What upstream said it does not have."""
-
-    async def lookup(self, name: str) -> str | None:
-        """What upstream said, or None."""
-
-    async def put(self, name: str, said: str) -> None:
-        """Upstream has just answered 404."""
-
-    async def forget(self, name: str) -> None:
-        """Ask upstream next time."""
+from mirror.upstream.errors import UpstreamError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +48,7 @@ class BlobPulls:
         self,
         registries: Mapping[str, Endpoints],
         blobs: Blobs,
-        negatives: Negatives,
+        refusals: Refusals,
         observer: Observer,
         slots: Slots,
         fills: Fills,
@@ -69,7 +56,7 @@ class BlobPulls:
         """Join what is among ``fills``, and begin others there."""
         self._registries = registries
         self._blobs = blobs
-        self._negatives = negatives
+        self._refusals = refusals
         self._observer = observer
         self._slots = slots
         self._fills = fills
@@ -85,7 +72,7 @@ class BlobPulls:
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
-        await self._check_negative(target, digest)
+        await self._refusals.check(target, _name(target, digest))
         source = Source(self._registry(target), target.repository, self._slots)
         while True:
             fill, led = self._join(digest, source)
@@ -94,7 +81,7 @@ class BlobPulls:
             except UpstreamError as error:
                 # Another repository's refusal says nothing about this one: lead a fill of its own.
                 if fill.source == source:
-                    await self._note_negative(target, digest, error)
+                    await self._refusals.note(target, _name(target, digest), error)
                     raise
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
@@ -113,14 +100,14 @@ class BlobPulls:
         own = fill is not None and fill.source.registry.name == target.upstream
         if fill is not None and fill.growth.total is not None and (verified or own):
             return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.growth.total)
-        await self._check_negative(target, digest)
+        await self._refusals.check(target, _name(target, digest))
         registry = self._registry(target)
         try:
             size, led = await self._heads.join(
                 (target, digest), lambda: registry.head_blob(target.repository, digest)
             )
         except UpstreamError as error:
-            await self._note_negative(target, digest, error)
+            await self._refusals.note(target, _name(target, digest), error)
             raise
         return BlobHead(Outcome.MISS if led else Outcome.COALESCED, size)
 
@@ -181,15 +168,6 @@ class BlobPulls:
         passing = PassingContent(source, fill.digest, fill.digest.hasher(), 0)
         await passing.open()
         return BlobAnswer(Outcome.MISS, passing, False)
-
-    async def _check_negative(self, target: Target, digest: Digest) -> None:
-        said = await self._negatives.lookup(_name(target, digest))
-        if said is not None:
-            raise NotFoundError(target.upstream, said)
-
-    async def _note_negative(self, target: Target, digest: Digest, error: UpstreamError) -> None:
-        if isinstance(error, NotFoundError):
-            await self._negatives.put(_name(target, digest), error.message)
 
 
 def _name(target: Target, digest: Digest) -> str:

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from mirror.oci.digest import Digest
-from mirror.pull.blobs import Negatives
 from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
+from mirror.pull.refusals import Refusals
 from mirror.store.listings import Listings, Page
 from mirror.upstream.answers import Listing
 from mirror.upstream.directory import Target
@@ -82,7 +82,7 @@ class ListingPulls:
         registries: Mapping[str, Endpoints],
         pages: Pages,
         kept: Listings,
-        negatives: Negatives,
+        refusals: Refusals,
         stale_if_error: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -90,7 +90,7 @@ class ListingPulls:
         self._registries = registries
         self._pages = pages
         self._kept = kept
-        self._negatives = negatives
+        self._refusals = refusals
         self._stale_if_error = stale_if_error
         self._clock = clock
         self._flights: Flights[str, Listing] = Flights("listing")
@@ -132,16 +132,14 @@ class ListingPulls:
         if fresh is not None:
             body, fields = fresh
             return ListingAnswer(Listing(body, **fields), Outcome.HIT)
-        said = await self._negatives.lookup(name)
-        if said is not None:
-            raise NotFoundError(wanted.target.upstream, said)
+        await self._refusals.check(wanted.target, name)
         try:
             listing, led = await self._flights.join(name, lambda: self._question(wanted, call))
-        except NotFoundError as error:
-            await self._negatives.put(name, error.message)
-            raise
         except _CANNOT_ANSWER as error:
             return await self._stale(wanted, error)
+        except UpstreamError as error:
+            await self._refusals.note(wanted.target, name, error)
+            raise
         return ListingAnswer(listing, Outcome.MISS if led else Outcome.COALESCED)
 
     async def _question(self, wanted: _Wanted, call: Callable[[], Awaitable[Listing]]) -> Listing:

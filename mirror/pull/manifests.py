@@ -31,11 +31,11 @@ from mirror.oci.media_types import (
     narrow_accept,
 )
 from mirror.oci.reference import Tag
-from mirror.pull.blobs import Negatives
 from mirror.pull.errors import DigestMismatchError
 from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
+from mirror.pull.refusals import Refusals
 from mirror.store.database import IndexUnavailableError
 from mirror.store.manifests import Manifest, Manifests
 from mirror.store.partial import PartialBusyError
@@ -48,6 +48,7 @@ from mirror.upstream.errors import (
     RateLimitedError,
     TimedOutError,
     UnavailableError,
+    UpstreamError,
 )
 
 V = TypeVar("V")
@@ -132,7 +133,7 @@ class ManifestPulls:
         manifests: Manifests,
         tags: Tags,
         freshness: Freshness,
-        negatives: Negatives,
+        refusals: Refusals,
         observer: Observer,
         stale_if_error: float,
         clock: Callable[[], float] = time.time,
@@ -142,7 +143,7 @@ class ManifestPulls:
         self._manifests = manifests
         self._tags = tags
         self._freshness = freshness
-        self._negatives = negatives
+        self._refusals = refusals
         self._observer = observer
         self._stale_if_error = stale_if_error
         self._clock = clock
@@ -187,7 +188,7 @@ class ManifestPulls:
     async def forget(self, name: str) -> None:
         """Ask upstream next time what a link (see ``store.tags``) means, or whether it is there."""
         await self._freshness.forget(name)
-        await self._negatives.forget(_question_of(name))
+        await self._refusals.forget(_question_of(name))
 
     async def close(self) -> None:
         """Break off what is under way."""
@@ -350,20 +351,18 @@ class ManifestPulls:
         reference: str,
         call: Callable[[], Awaitable[V]],
     ) -> tuple[V, bool]:
-        """Ask upstream once for many, and remember for a while what it does not have."""
+        """Ask upstream once for many, and remember for a while what it refuses."""
         name = _question_of(wanted.name(reference))
-        said = await self._negatives.lookup(name)
-        if said is not None:
-            raise NotFoundError(wanted.target.upstream, said)
+        await self._refusals.check(wanted.target, name)
         try:
             return await flights.join((wanted, reference), call)
-        except NotFoundError as error:
-            await self._negatives.put(name, error.message)
+        except UpstreamError as error:
+            await self._refusals.note(wanted.target, name, error)
             raise
 
 
 def _question_of(link: str) -> str:
-    """The name under which it is remembered that there is no such manifest."""
+    """The name under which it is remembered that upstream refuses a manifest."""
     return f"manifest {link}"
 
 

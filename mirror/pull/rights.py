@@ -17,8 +17,8 @@ from typing import Final, Protocol, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import ACCEPT_MANIFESTS
-from mirror.pull.blobs import Negatives
 from mirror.pull.flight import Flights
+from mirror.pull.refusals import Refusals
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
@@ -97,12 +97,12 @@ class Rights:
         registries: Mapping[str, Endpoints],
         grants: Grants,
         links: Links,
-        negatives: Negatives,
+        refusals: Refusals,
     ) -> None:
         self._registries = registries
         self._grants = grants
         self._links = links
-        self._negatives = negatives
+        self._refusals = refusals
         self._questions: Flights[Target, tuple[Thing, UpstreamError | None]] = Flights("grant")
 
     async def greet(self, upstream: str, visitor: Visitor) -> None:
@@ -188,13 +188,11 @@ class Rights:
             UpstreamError: upstream does not give it to that visitor.
         """
         name = f"{thing.kind} {target} {thing.reference}"
-        said = await self._negatives.lookup(name)
-        if said is not None:
-            raise NotFoundError(target.upstream, said)
+        await self._refusals.check(target, name)
         try:
             await thing.confirm(self._registry(target), target.repository)
         except NotFoundError as error:
-            await self._negatives.put(name, error.message)
+            await self._refusals.note(target, name, error)
             raise
         await self.link(target, thing)
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from tests.fakes import FakeRegistry, image, random_bytes
-from tests.running import running
+from tests.running import configured, running
 
 PASSWORD = "correct-horse"
 BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
@@ -239,3 +239,98 @@ async def test_a_redirect_that_leads_nowhere_is_502(mirror, upstream, location, 
     answer = await mirror.get(f"/v2/{REPO}/blobs/{digest}")
     assert answer.status == 502
     assert word in json.loads(answer.body)["errors"][0]["message"]
+
+
+# What upstream refuses to the mirror itself is remembered.
+
+REMEMBERING = {"max_age": "1h", "negative_max_age": "1h"}
+MISSING = image(b"missing")
+THINGS = [
+    ("HEAD", "manifests/1"),
+    ("GET", "manifests/1"),
+    ("GET", f"manifests/{MISSING.digest}"),
+    ("GET", f"blobs/{MISSING.digests[0]}"),
+    ("HEAD", f"blobs/{MISSING.digests[1]}"),
+    ("GET", "tags/list"),
+    ("GET", f"referrers/{MISSING.digest}"),
+]
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "UNAUTHORIZED"), (403, "DENIED")])
+@pytest.mark.parametrize(("method", "thing"), THINGS)
+async def test_a_refusal_is_remembered_without_another_token(
+    tmp_path, upstream, tokens, status, code, method, thing
+):
+    """Docker Hub answers 401 for what is missing, with any token."""
+    challenge = f'Bearer realm="{tokens.url}/token",service="registry.test"'
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response:
+        refused = status if "Authorization" in request.headers else 401
+        return web.Response(status=refused, headers={"WWW-Authenticate": challenge})
+
+    upstream.guard = guard
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=REMEMBERING) as mirror:
+        for _ in range(10):
+            answer = await mirror.get(f"/v2/{REPO}/{thing}", method)
+            assert answer.status == status
+            assert "WWW-Authenticate" not in answer.headers
+            if method == "GET":
+                assert json.loads(answer.body)["errors"][0]["code"] == code
+    assert len(upstream.seen) == 2, "without a token and with one"
+    assert len(tokens.calls) == 1
+
+
+async def test_a_token_service_that_refuses_is_not_asked_again(tmp_path, upstream, tokens):
+    upstream.guard = tokens.guard()
+    tokens.status = 401
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=REMEMBERING) as mirror:
+        for method in ("HEAD", "GET") * 5:
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1", method)).status == 401
+    assert (len(upstream.seen), len(tokens.calls)) == (1, 1)
+
+
+async def test_a_refusal_is_forgotten_after_negative_max_age(tmp_path, upstream, app):
+    upstream.guard = lambda request, path: web.Response(status=401)
+    tags = {"negative_max_age": "0s"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+        upstream.guard = None
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+
+
+async def test_other_credentials_in_the_configuration_make_it_ask_again(tmp_path, upstream, app):
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        known = request.headers.get("Authorization") == BASIC
+        challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+        return None if known else web.Response(status=401, headers=challenge)
+
+    upstream.guard = guard
+    table = {"url": upstream.url, "username": "me", "password": "old"}
+    async with running(tmp_path, {"docker.io": table}, tags=REMEMBERING) as mirror:
+        for _ in range(3):
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+        assert upstream.count("manifest") == 2
+        table["password"] = PASSWORD
+        await mirror.reload(configured(tmp_path, {"docker.io": table}, tags=REMEMBERING))
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).body == app.manifest
+
+
+async def test_a_client_with_credentials_of_its_own_has_answers_of_its_own(tmp_path, upstream, app):
+    good: set[str] = set()
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        known = request.headers.get("Authorization") in good
+        challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+        return None if known else web.Response(status=401, headers=challenge)
+
+    upstream.guard = guard
+    table = {"url": upstream.url, "client_credentials": True}
+    async with running(tmp_path, {"docker.io": table}, tags=REMEMBERING) as mirror:
+        path = f"/v2/{REPO}/manifests/1"
+        assert (await mirror.get(path)).status == 401
+        assert (await mirror.get(path, Authorization=BASIC)).status == 401
+        good.add(BASIC)  # let in since
+        assert (await mirror.get(path, Authorization=BASIC)).body == app.manifest
+        asked = upstream.count("manifest")
+        assert (await mirror.get(path)).status == 401, "the mirror itself is still refused"
+        assert upstream.count("manifest") == asked
