@@ -144,7 +144,7 @@ async def opened_upstream(
     rate = upstream.max_rate.bytes
     pace = Pace(rate) if rate else None
     async with AsyncExitStack() as stack:
-        registries = []
+        registries = list[Registry]()
         for address, known_as in addresses:
             url = URL(address)
             transport = Transport(name, url.host or "", settings, observer)
@@ -155,7 +155,17 @@ async def opened_upstream(
             max_bytes = config.fetch.max_blob_size.bytes
             gate = Gate(name)
             registries.append(
-                Registry(name, url, transport, authorization, gate, observer, max_bytes, pace)
+                Registry(
+                    name,
+                    url,
+                    transport,
+                    authorization,
+                    gate,
+                    observer,
+                    max_bytes,
+                    pace,
+                    replaceable=len(registries) < len(upstream.mirrors),
+                )
             )
         # The last one is the registry itself, whose credentials a visitor's are.
         yield Endpoints(

@@ -23,7 +23,7 @@ from mirror.pull.slots import Slots
 from mirror.store.known import OpenObject
 from mirror.upstream.answers import BlobStream
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.errors import UnavailableError, UpstreamError
+from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +184,18 @@ class PassingContent:
 
     async def _open(self, start: int, stop: int | None = None) -> BlobStream:
         opening = self._source.open(self._digest, start, stop)
-        self._stream = await self._connection.enter_async_context(opening)
-        return self._stream
+        stream = await self._connection.enter_async_context(opening)
+        if self._total is not None and stream.total not in {None, self._total}:
+            name = self._source.registry.name
+            raise NonsenseError(name, "now gives the blob another size")
+        self._total = stream.total if self._total is None else self._total
+        self._stream = stream
+        return stream
 
     @property
     def size(self) -> int | None:
         """The size of the blob, in bytes, once it is known."""
-        return self._total if self._stream is None else self._stream.total
+        return self._total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """What upstream sends; of a whole blob the last piece only once it is verified."""
@@ -209,8 +214,9 @@ class PassingContent:
                 yield held
             held = piece
         if not self._digest.matches(self._hasher):
-            name = self._source.registry.name
-            raise DigestMismatchError(name, f"sent bytes that are not {self._digest}")
+            registry = self._source.registry
+            registry.blame(self._digest)
+            raise DigestMismatchError(registry.name, f"sent bytes that are not {self._digest}")
         if held:
             yield held
 
@@ -219,8 +225,10 @@ class PassingContent:
         position = start
         backoff = Backoff(start)
         while True:
+            opened = False
             try:
                 stream = await self._at(position, stop)
+                opened = True
                 async for piece in _cut(stream, position, stop):
                     position += len(piece)
                     yield piece
@@ -229,6 +237,8 @@ class PassingContent:
                     return
                 raise UnavailableError(self._source.registry.name, "ended early")
             except UpstreamError as error:
+                if (opened and position == backoff.reached) or isinstance(error, NonsenseError):
+                    self._source.registry.blame(self._digest)
                 delay = backoff.next_delay(position)
                 if not error.transient or delay is None:
                     raise

@@ -1,10 +1,12 @@
 """What can go wrong between cache and upstream, beyond what upstream itself reports."""
 
-from mirror.upstream.errors import UpstreamError
+from mirror.upstream.errors import NonsenseError, UpstreamError
 
 
-class DigestMismatchError(UpstreamError):
+class DigestMismatchError(NonsenseError):
     """Upstream sent bytes that do not hash to the digest they were asked by."""
+
+    transient = False
 
 
 class OverloadedError(UpstreamError):

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from mirror.oci.digest import Digest
 from mirror.pull.content import Source
@@ -21,6 +21,7 @@ from mirror.pull.growth import Growth, State
 from mirror.pull.policy import (
     BATCH_BYTES,
     GROWTH_STEP_BYTES,
+    HOLD_BACK_BYTES,
     UNWANTED_SECONDS,
     Backoff,
     nearly_done,
@@ -32,9 +33,15 @@ from mirror.store.database import IndexUnavailableError
 from mirror.store.known import OpenObject
 from mirror.store.partial import Partial, PartialBusyError
 from mirror.store.space import NoRoomError
-from mirror.upstream.errors import RangeRefusedError, UnavailableError, UpstreamError
+from mirror.upstream.errors import (
+    NonsenseError,
+    RangeRefusedError,
+    UnavailableError,
+    UpstreamError,
+)
 
 _log = logging.getLogger(__name__)
+_OTHER_SIZE: Final = "now gives the blob another size"
 
 
 class Observer(Protocol):
@@ -71,6 +78,7 @@ class Fill:
         self._observer = observer
         self._readers = 0
         self._resumed = False
+        self._answered = False  # upstream has begun to send it
         self._task: asyncio.Task[None] | None = None
 
     def start(self, ended: Callable[[], None]) -> None:
@@ -163,6 +171,9 @@ class Fill:
 
     async def _find(self, stored: OpenObject, following: Following) -> None:
         self.found = not self.followed
+        if self.growth.total not in {None, stored.size}:  # which its readers were told
+            stored.close()
+            raise UpstreamError(self.source.registry.name, _OTHER_SIZE)
         if not self.growth.visible:
             self.growth.own(stored.fd)
             self.growth.be_whole(stored.size)
@@ -231,9 +242,12 @@ class Fill:
     async def _download(self, partial: Partial) -> None:
         """Bring the partial file to its end and verify it."""
         backoff = Backoff(partial.length)
+        inherited = partial.length > 0  # from whichever address a former fill asked
         while not (partial.length and partial.verified()):
+            opened = False
             try:
                 async with self.source.spread(self.digest, partial.length) as stream:
+                    opened = True
                     await self._begin(stream, partial)
                     await self._copy(stream, partial)
                 self._check(partial)
@@ -243,32 +257,55 @@ class Fill:
                 if self.growth.state is not State.ASKING or not partial.length:
                     raise
                 _log.info("%s: beginning again, upstream refuses to go on", self.digest)
-                await self._blobs.restart(partial)
-                self._resumed = False
+                await self._restart(partial)
+            except DigestMismatchError as error:
+                other = self.source.registry.blame(self.digest)
+                if self.growth.visible or not (other or inherited):
+                    raise
+                _log.warning("%s; beginning again", error)
+                inherited = False
+                await self._restart(partial)
             except UpstreamError as error:
+                fruitless = partial.length == backoff.reached
+                if opened and (fruitless or isinstance(error, NonsenseError)):
+                    self.source.registry.blame(self.digest)
                 delay = backoff.next_delay(partial.length)
-                if not error.transient or self.growth.state is State.ASKING or delay is None:
+                if not error.transient or not self._answered or delay is None:
                     raise
                 _log.info("%s; going on from byte %d in %.1f s", error, partial.length, delay)
                 self._resumed = True
                 await asyncio.sleep(delay)
 
+    async def _restart(self, partial: Partial) -> None:
+        """Throw away what has arrived, of which no reader has seen anything."""
+        await self._blobs.restart(partial)
+        self._resumed = False
+        if self.growth.state is State.ASKING:
+            self.growth.total = None
+
     def _check(self, partial: Partial) -> None:
         name, total = self.source.registry.name, self.growth.total
         if total is not None and partial.length < total:
-            raise UnavailableError(name, f"ended {total - partial.length} bytes early")
+            raise NonsenseError(name, f"ended {total - partial.length} bytes early")
         if not partial.verified():
             raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
 
     async def _begin(self, stream: Stream, partial: Partial) -> None:
         known = self.growth.total
         if known is not None and stream.total not in {None, known}:
-            raise UnavailableError(self.source.registry.name, "now gives the blob another size")
-        self.growth.total = stream.total if known is None else known
+            # Where nothing of the blob is here, which of the two addresses is right is not known.
+            kind = NonsenseError if partial.length else UpstreamError
+            raise kind(self.source.registry.name, _OTHER_SIZE)
+        self._answered = True
+        self.growth.total = total = stream.total if known is None else known
+        # Of a blob that small nothing is given out before it is verified. Where another address
+        # may have to be asked, its size is not told before that either.
+        small = self.source.registry.several and total is not None and total <= HOLD_BACK_BYTES
         expected = partial.length + GROWTH_STEP_BYTES if stream.total is None else stream.total
-        if not await self._blobs.reserve(partial, expected, self.growth.total):
+        if not await self._blobs.reserve(partial, expected, None if small else total):
             raise NoRoomError("there is no room for it (max_size, min_free)")
-        self.growth.begin(stream.total, partial.length)
+        if not small:
+            self.growth.begin(stream.total, partial.length)
 
     async def _copy(self, stream: Stream, partial: Partial) -> None:
         """Collect what arrives while the disk is busy with what came before."""

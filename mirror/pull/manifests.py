@@ -41,9 +41,11 @@ from mirror.store.manifests import Manifest, Manifests
 from mirror.store.partial import PartialBusyError
 from mirror.store.space import NoRoomError
 from mirror.store.tags import Link, Tags, link_name
+from mirror.upstream.answers import ManifestBody
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
+    NonsenseError,
     NotFoundError,
     RateLimitedError,
     TimedOutError,
@@ -162,7 +164,14 @@ class ManifestPulls:
             return await self._by_digest(wanted, reference)
         resolution = await self._resolve(wanted, reference)
         meant = resolution.descriptor
-        found = await self._by_digest(wanted, meant.digest, meant.media_type)
+        try:
+            found = await self._by_digest(wanted, meant.digest, meant.media_type)
+        except (NotFoundError, UnavailableError):
+            # A mirror may have named a digest that it does not have: ask the next address.
+            if not self._registry(target).blame(target.repository, reference):
+                raise
+            await self._freshness.forget(wanted.name(reference))
+            return await self.get(target, reference, accept)
         if found.outcome is Outcome.HIT:
             return ManifestAnswer(
                 found.manifest, resolution.outcome, resolution.detail, resolution.until
@@ -242,28 +251,39 @@ class ManifestPulls:
 
     async def _fetch(self, wanted: _Wanted, reference: str, digest: Digest | None) -> Manifest:
         """Fetch a manifest, verify it, store it."""
-        registry = self._registry(wanted.target)
-        answer = await registry.get_manifest(wanted.target.repository, reference, wanted.accept)
-        expected = digest or answer.digest or Digest.of(answer.body)
-        if Digest.of(answer.body, expected.algorithm) != expected:
-            self._observer.manifest_mismatched(registry.name)
-            raise DigestMismatchError(registry.name, f"sent bytes that are not {expected}")
-        try:
-            media_type = identify(answer.body, answer.media_type)
-        except Schema1Unsupported as error:
-            raise NotFoundError(registry.name, f"has only {error}") from error
-        except NotAManifest as error:
-            raise UnavailableError(registry.name, f"answered no manifest: {error}") from error
-        manifest = Manifest(expected, media_type, answer.body)
+        manifest = await self._registry(wanted.target).get_manifest(
+            wanted.target.repository,
+            reference,
+            wanted.accept,
+            lambda answer: self._verified(wanted.target.upstream, answer, digest),
+        )
         # The row in the index is for all repositories: it holds what the bytes say.
         shared = replace(manifest, media_type=media_types(manifest.body)[0])
         try:
             await self._kept(wanted.target).put(shared)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
-            _log.info("manifest %s is served but could not be kept: %s", expected, error)
+            _log.info("manifest %s is served but could not be kept: %s", manifest.digest, error)
         else:
             await self._note_origin(wanted.target, manifest)
         return manifest
+
+    def _verified(self, upstream: str, answer: ManifestBody, digest: Digest | None) -> Manifest:
+        """The manifest that an address sent.
+
+        Raises:
+            UpstreamError: it is none, or another one.
+        """
+        expected = digest or answer.digest or Digest.of(answer.body)
+        if Digest.of(answer.body, expected.algorithm) != expected:
+            self._observer.manifest_mismatched(upstream)
+            raise DigestMismatchError(upstream, f"sent bytes that are not {expected}")
+        try:
+            media_type = identify(answer.body, answer.media_type)
+        except Schema1Unsupported as error:
+            raise NotFoundError(upstream, f"has only {error}") from error
+        except NotAManifest as error:
+            raise NonsenseError(upstream, f"answered no manifest: {error}") from error
+        return Manifest(expected, media_type, answer.body)
 
     async def _note_origin(self, target: Target, manifest: Manifest) -> None:
         """Write down what the manifest is called, for people who ask what is cached."""

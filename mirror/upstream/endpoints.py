@@ -9,7 +9,8 @@ from typing import Final, TypeVar
 from mirror.oci.digest import Digest
 from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead, PassedAnswer
 from mirror.upstream.authorization import Introduction
-from mirror.upstream.errors import UpstreamError
+from mirror.upstream.doubts import Doubts
+from mirror.upstream.errors import NonsenseError, UpstreamError
 from mirror.upstream.passing import Outgoing
 from mirror.upstream.registry import Registry
 from mirror.upstream.transport import READ_BUFFER_BYTES
@@ -24,7 +25,8 @@ class Endpoints:
     """The addresses of one upstream.
 
     What one cannot give, for whatever reason, the next is asked for, as containerd does it; the
-    last one has the last word.  Every method raises UpstreamError where it cannot be had.
+    registry itself has the last word.  A mirror that sent something else than what was asked for is
+    asked after the registry.  Every method raises UpstreamError where it cannot be had.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Endpoints:
         self.name = name
         *self._mirrors, self._registry = registries
         self._introduce = introduce
+        self._doubts = Doubts()
         self._visited: OrderedDict[Visitor, Endpoints] = OrderedDict()
 
     def known_as(self, visitor: Visitor | None) -> "Endpoints":
@@ -62,23 +65,38 @@ class Endpoints:
 
     async def confirm_manifest(self, repository: str, reference: str, accept: str) -> None:
         """See :meth:`Registry.confirm_manifest`."""
-        await self._ask(lambda each: each.confirm_manifest(repository, reference, accept))
+        await self._ask(
+            f"{repository} {reference}",
+            lambda each: each.confirm_manifest(repository, reference, accept),
+        )
 
     async def confirm_blob(self, repository: str, digest: Digest) -> None:
         """See :meth:`Registry.confirm_blob`."""
-        await self._ask(lambda each: each.confirm_blob(repository, digest))
+        await self._ask(str(digest), lambda each: each.confirm_blob(repository, digest))
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
         """See :meth:`Registry.head_manifest`."""
-        return await self._ask(lambda each: each.head_manifest(repository, reference, accept))
+        return await self._ask(
+            f"{repository} {reference}",
+            lambda each: each.head_manifest(repository, reference, accept),
+        )
 
-    async def get_manifest(self, repository: str, reference: str, accept: str) -> ManifestBody:
-        """See :meth:`Registry.get_manifest`."""
-        return await self._ask(lambda each: each.get_manifest(repository, reference, accept))
+    async def get_manifest(
+        self, repository: str, reference: str, accept: str, read: Callable[[ManifestBody], R]
+    ) -> R:
+        """What ``read`` makes of a manifest; see :meth:`Registry.get_manifest`.
+
+        Where ``read`` raises an UpstreamError the next address is asked.
+        """
+
+        async def question(each: Registry) -> R:
+            return read(await each.get_manifest(repository, reference, accept))
+
+        return await self._ask(f"{repository} {reference}", question)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
         """See :meth:`Registry.head_blob`."""
-        return await self._ask(lambda each: each.head_blob(repository, digest))
+        return await self._ask(str(digest), lambda each: each.head_blob(repository, digest))
 
     @asynccontextmanager
     async def open_blob(
@@ -92,27 +110,77 @@ class Endpoints:
         """See :meth:`Registry.open_blob`."""
         async with AsyncExitStack() as stack:
             yield await self._ask(
+                str(digest),
                 lambda each: stack.enter_async_context(
                     each.open_blob(repository, digest, start, stop, buffer_bytes)
-                )
+                ),
             )
 
     async def tags(self, repository: str, query: str) -> Listing:
         """See :meth:`Registry.tags`."""
-        return await self._ask(lambda each: each.tags(repository, query))
+        return await self._ask(f"{repository} tags", lambda each: each.tags(repository, query))
 
     async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
         """See :meth:`Registry.referrers`."""
-        return await self._ask(lambda each: each.referrers(repository, digest, query))
+        return await self._ask(
+            f"{repository} referrers", lambda each: each.referrers(repository, digest, query)
+        )
 
     async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
         """See :meth:`Registry.pass_on`; what a client has to say is for the registry itself."""
         return await self._registry.pass_on(outgoing)
 
-    async def _ask(self, question: Callable[[Registry], Awaitable[R]]) -> R:
-        for mirror in self._mirrors:
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one address."""
+        return bool(self._mirrors)
+
+    def blame(self, *thing: object) -> bool:
+        """What came is wrong: ask the mirrors that gave some of it last.
+
+        Args:
+            thing: the digest of a blob, or repository and reference of a manifest.
+
+        Returns:
+            whether another address is asked first from now on.
+        """
+        name = " ".join(map(str, thing))
+        blamed = self._doubts.blame(name)
+        for mirror in blamed:
+            self._tell(mirror, name)
+        return bool(blamed)
+
+    async def _ask(self, thing: str, question: Callable[[Registry], Awaitable[R]]) -> R:
+        first, last = list[int](), list[int]()
+        for mirror in range(len(self._mirrors)):
+            (last if self._doubts.is_behind(mirror, thing) else first).append(mirror)
+        for mirror in first:
             try:
-                return await question(mirror)
+                return await self._ask_mirror(mirror, thing, question)
             except UpstreamError as error:
                 _log.info("%s; asking the next address", error)
-        return await question(self._registry)
+        try:
+            return await question(self._registry)
+        except UpstreamError:
+            for mirror in last:
+                try:
+                    return await self._ask_mirror(mirror, thing, question)
+                except UpstreamError as error:
+                    _log.info("%s; no address is left", error)
+            raise
+
+    async def _ask_mirror(
+        self, mirror: int, thing: str, question: Callable[[Registry], Awaitable[R]]
+    ) -> R:
+        try:
+            answer = await question(self._mirrors[mirror])
+        except NonsenseError:
+            self._doubts.failed(mirror, thing)
+            self._tell(mirror, thing)
+            raise
+        self._doubts.gave(mirror, thing)
+        return answer
+
+    def _tell(self, mirror: int, thing: str) -> None:
+        address = self._mirrors[mirror].address
+        _log.warning("%s: %s sent wrong bytes for %s; it is asked last", self.name, address, thing)

@@ -48,6 +48,10 @@ class UnavailableError(UpstreamError):
     transient = True
 
 
+class NonsenseError(UnavailableError):
+    """It answered something else than what was asked for."""
+
+
 class RangeRefusedError(UpstreamError):
     """416: what we hold of a blob is no prefix of what upstream has."""
 

@@ -1,5 +1,6 @@
 """The pull half of the OCI distribution spec, asked of one upstream."""
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from mirror.upstream.answers import (
 from mirror.upstream.authorization import Introduction
 from mirror.upstream.errors import (
     DeniedError,
+    NonsenseError,
     NotFoundError,
     RangeRefusedError,
     RefusedError,
@@ -35,6 +37,8 @@ from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Tran
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
+_READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms
+_PAGES: Final = {"text/html", "application/xhtml+xml"}
 _NO_HEAD: Final = {405, 501}  # a registry that only knows GET
 
 
@@ -51,7 +55,10 @@ class Registry:
         observer: Observer,
         max_blob_bytes: int,
         pace: Pace | None = None,
+        *,
+        replaceable: bool = False,
     ) -> None:
+        """``replaceable``: there is another address for what this one answers with a web page."""
         self.name = name
         self._gate = gate
         self._url = url
@@ -60,6 +67,12 @@ class Registry:
         self._observer = observer
         self._max_blob_bytes = max_blob_bytes
         self._pace = pace
+        self._replaceable = replaceable
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return str(self._url.origin())
 
     def known_as(self, introduction: Introduction) -> "Registry":
         """The same registry for somebody else, whom it may limit otherwise."""
@@ -217,8 +230,8 @@ class Registry:
     async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
         async with self._ask("GET", repository, path, kind, query=query) as response:
             body = await self._transport.read(response, kind, _MAX_LISTING_BYTES)
-            if not body.lstrip().startswith(b"{"):
-                raise UnavailableError(self.name, "answered a listing that is not JSON")
+            if not _is_listing(body, "manifests" if kind == "referrers" else "tags"):
+                raise NonsenseError(self.name, "answered a listing that is not JSON of one")
             return Listing(
                 body,
                 _next_query(response),
@@ -272,6 +285,8 @@ class Registry:
         status = response.status
         origin = response.url.origin()
         if status in {200, 206} or (response.method == "HEAD" and status in _NO_HEAD):
+            if self._replaceable and response.content_type in _PAGES:
+                raise NonsenseError(self.name, f"{origin} answered a web page for {repository}")
             return
         if status == 404:
             raise NotFoundError(self.name, f"has no such thing in {repository}")
@@ -292,9 +307,9 @@ class Registry:
         try:
             first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
         except ValueError as error:
-            raise UnavailableError(self.name, "answered a range without saying which") from error
+            raise NonsenseError(self.name, "answered a range without saying which") from error
         if first != start:
-            raise UnavailableError(self.name, f"answered from byte {first}, asked for {start}")
+            raise NonsenseError(self.name, f"answered from byte {first}, asked for {start}")
         return first, total
 
 
@@ -327,6 +342,17 @@ def _next_query(response: aiohttp.ClientResponse) -> str:
     except ValueError:
         return ""
     return following.raw_query_string if isinstance(following, URL) else ""
+
+
+def _is_listing(body: bytes, member: str) -> bool:
+    """Whether a body is an object of JSON with this member; a large one is not read through."""
+    if len(body) > _READ_THROUGH_BYTES:
+        return body.lstrip().startswith(b"{")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and member in document
 
 
 def _field(headers: Mapping[str, str], name: str) -> str:

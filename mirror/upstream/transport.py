@@ -19,7 +19,7 @@ from yarl import URL
 from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.body import read_up_to
 from mirror.upstream.breaker import Breaker
-from mirror.upstream.errors import UnavailableError, UpstreamError
+from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
 from mirror.upstream.passing import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.resolver import GuardedResolver
@@ -192,7 +192,8 @@ class Transport:
         All of it has to arrive within ``idle_timeout``; a time-out counts for the breaker.
 
         Raises:
-            UnavailableError, TimedOutError: it is too large, broke off, or did not arrive in time.
+            NonsenseError: it is too large.
+            UnavailableError, TimedOutError: it broke off, or did not arrive in time.
         """
         try:
             async with asyncio.timeout(self._settings.idle_timeout):
@@ -208,7 +209,7 @@ class Transport:
             self._breaker(response.url.origin()).failed(failure)
             raise failure from error
         if len(body) > limit:
-            raise UnavailableError(self._upstream, f"answered a {kind} over {limit} bytes")
+            raise NonsenseError(self._upstream, f"answered a {kind} over {limit} bytes")
         return body
 
     async def pass_on(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
