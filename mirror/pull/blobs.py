@@ -72,9 +72,10 @@ class BlobPulls:
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
-        await self._refusals.check(target, _name(target, digest))
         source = Source(self._registry(target), target.repository, self._slots)
         while True:
+            if self._joinable(digest, target.upstream) is None:  # else it comes without a question
+                await self._refusals.check(target, _name(target, digest))
             fill, led = self._join(digest, source)
             try:
                 return await self._read(fill, source, led=led)

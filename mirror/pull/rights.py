@@ -127,14 +127,15 @@ class Rights:
         """
         if not await self._grants.holds(str(target)):
             try:
-                return await public(replace(target, visitor=None))
-            except _NOT_FOR_ALL as error:
-                if isinstance(error, RateLimitedError) and target.visitor == NOBODY:
-                    raise  # the mirror was nobody, too
+                try:
+                    return await public(replace(target, visitor=None))
+                except _NOT_FOR_ALL as error:
+                    if isinstance(error, RateLimitedError) and target.visitor == NOBODY:
+                        raise  # the mirror was nobody, too
+                await self._admit(target, thing)
             except (UnavailableError, TimedOutError) as error:
                 text = "nor can it be asked who may have what is private"
                 raise type(error)(error.upstream, f"{error.message}; {text}") from error
-            await self._admit(target, thing)
         elif not await self.has(target, thing):
             await self._confirm(target, thing)
         try:
