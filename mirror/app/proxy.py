@@ -14,13 +14,13 @@ from mirror.app.proxies import general_proxies, upstream_proxies
 from mirror.app.sockets import BACKLOG, Listener
 from mirror.app.store import Store
 from mirror.config.listen import TcpAddress
-from mirror.config.model import Config
+from mirror.config.model import Config, UpstreamConfig
 from mirror.metrics import Metrics
 from mirror.oci.image_glob import FullName
 from mirror.store.layout import Layout
 from mirror.store.pushes import Pushes
 from mirror.store.tags import link_name
-from mirror.upstream.directory import Target
+from mirror.upstream.directory import Target, is_limited
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.proxies import Proxies, Proxy
 from mirror.web.entry import PROXY
@@ -123,15 +123,26 @@ def _parent_by(proxies: Proxies) -> Callable[[Destination], Proxy | None]:
 
 
 def _permission(config: Config) -> Permission:
-    barred = frozenset(
-        host
-        for name, upstream in config.upstreams.items()
-        if not upstream.enabled
-        for text in (name, *upstream.aliases, urlsplit(upstream.url).netloc)
-        if (host := urlsplit(f"//{text}").hostname)
+    barred: set[str] = set()
+    limited: set[str] = set()
+    for name, upstream in config.upstreams.items():
+        if not upstream.enabled:
+            barred |= _hosts(name, upstream)
+        elif is_limited(upstream.allow, upstream.deny):
+            limited |= _hosts(name, upstream)
+    return Permission(
+        [parse_rule(text) for text in config.proxy.allow],
+        config.proxy.private,
+        frozenset(barred),
+        near=not config.access.networks,
+        limited=frozenset(limited),
     )
-    rules = [parse_rule(text) for text in config.proxy.allow]
-    return Permission(rules, config.proxy.private, barred, near=not config.access.networks)
+
+
+def _hosts(name: str, upstream: UpstreamConfig) -> set[str]:
+    """The hosts of a registry, by its names and its url."""
+    names = (name, *upstream.aliases, *upstream.hosts, urlsplit(upstream.url).netloc)
+    return {host for text in names if (host := urlsplit(f"//{text}").hostname)}
 
 
 @asynccontextmanager

@@ -31,6 +31,11 @@ _ROOT: Final = re.compile(r"(?:/(?P<prefix>(?!v2/)[^/]+))?/v2(?:/(?P<rest>.*))?"
 _STRANGE: Final = re.compile(r"[^!-$&-~]")  # what is not visible ASCII, and "%"
 _NO_NAMES: Final = frozenset({"", ".", ".."})
 _READING: Final = frozenset({"GET", "HEAD"})
+# The last part is a registry's own name for an upload; GitHub's registry writes "upload".
+_UPLOAD: Final = re.compile(
+    r"/v2/(?P<name>[^%]+)/blobs/uploads?(?:/(?P<upload>(?!\.{1,2}\Z)[A-Za-z0-9._~:=@+-]*))?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,15 @@ class ReferrersEndpoint:
     digest: Digest
 
 
+@dataclass(frozen=True, slots=True)
+class UploadEndpoint:
+    """``/v2/<name>/blobs/uploads/``, and an upload below it (end-4a to end-6, end-11, end-13)."""
+
+    kind: ClassVar[str] = "upload"
+    prefix: str
+    name: str
+
+
 Content = ManifestEndpoint | BlobEndpoint | TagsEndpoint | ReferrersEndpoint
 Endpoint = Ping | Content
 
@@ -106,6 +120,26 @@ def parse_endpoint(method: str, raw_path: str) -> Endpoint:
     if prefix and not is_host(prefix):
         raise OciError(ErrorCode.NAME_INVALID, "what stands before /v2/ is no name of a registry")
     return _parse_content(prefix, rest) if rest else Ping(prefix)
+
+
+def parse_passed(raw_path: str) -> Endpoint | UploadEndpoint:
+    """Read the path of a request of any method to a registry: what is pulled, and what is pushed.
+
+    Raises:
+        OciError: it is no endpoint of the registry API, or not well-formed.
+    """
+    matched = _UPLOAD.fullmatch(raw_path)
+    if matched is None:
+        return parse_endpoint("GET", raw_path)
+    try:
+        return UploadEndpoint("", parse_repository(matched["name"]))
+    except InvalidName as error:
+        raise OciError(ErrorCode.NAME_INVALID, str(error)) from error
+
+
+def plain_path(raw_path: str) -> str:
+    """The one spelling of a path that :func:`parse_endpoint` has read."""
+    return _COLON.sub(":", raw_path)
 
 
 def _parse_content(prefix: str, rest: str) -> Content:

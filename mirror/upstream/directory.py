@@ -1,6 +1,6 @@
 """Which upstream a request means, and what the repository is called there."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -47,6 +47,11 @@ class Names:
     deny: tuple[str, ...] = ()
     netloc: str = ""
 
+    @property
+    def limited(self) -> bool:
+        """Whether there may be a repository that may not be had."""
+        return is_limited(self.allow, self.deny)
+
     def permit(self, repository: str) -> bool:
         """Whether a repository may be had."""
         allowed = any(fnmatchcase(repository, glob) for glob in self.allow)
@@ -74,6 +79,11 @@ class Target:
     def record(self) -> str:
         """A name for what stays, whoever asks and whatever is pushed."""
         return f"{self.upstream} {self.repository}"
+
+
+def is_limited(allow: Collection[str], deny: Collection[str]) -> bool:
+    """Whether globs may keep a repository back."""
+    return bool(deny) or "*" not in allow
 
 
 class Directory:
@@ -133,6 +143,14 @@ class Directory:
         if names is None and port == usual_port:
             names = self._places.get(place)
         return None if names is None else names.name
+
+    def is_limited(self, upstream: str) -> bool:
+        """Whether ``allow`` or ``deny`` of an upstream keep a repository back.
+
+        Raises:
+            UnknownRegistryError: it is not configured.
+        """
+        return self._named(upstream).limited
 
     def upstream(self, registry: str) -> str:
         """The upstream that a registry's name means.

@@ -113,7 +113,7 @@ async def test_the_same_bytes_mean_the_registry_that_was_connected_to(
                     await raw.start_tls(trust, name)
                     for _ in range(2):
                         line = f"GET /v2/{REPO}/manifests/{app.digest} HTTP/1.1"
-                        await raw.send(f"{line}\r\nHost: x\r\n\r\n".encode())
+                        await raw.send(f"{line}\r\nHost: {name}\r\n\r\n".encode())
                         async with asyncio.timeout(5):
                             await raw.reader.readuntil(b"\r\n\r\n")
                             assert await raw.reader.readexactly(len(app.manifest)) == app.manifest

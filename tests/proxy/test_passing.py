@@ -230,7 +230,8 @@ async def test_an_upload_that_is_broken_off_is_not_taken_for_the_whole(office, t
         await raw.connect(f"{NAME}:443")
         await raw.start_tls(trust, NAME)
         await raw.send(
-            b"PUT /v2/a/blobs/uploads/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
+            b"PUT /v2/a/blobs/uploads/1 HTTP/1.1\r\nHost: second.test\r\n"
+            b"Content-Length: 100\r\n\r\nhalf"
         )
         async with asyncio.timeout(5):
             assert await registry.arrived.get() == b"half"

@@ -44,17 +44,26 @@ def parse_connect(target: str) -> Destination:
     return _parse(target, None)
 
 
-def parse_absolute(target: str, port: int) -> tuple[Destination, str]:
+def parse_authority(text: str, port: int) -> Destination:
+    """The server of a Host field (RFC 9110, 7.2); without a port it is ``port``.
+
+    Raises:
+        InvalidDestination: it is no server.
+    """
+    return _parse(text, port)
+
+
+def parse_absolute(target: str, port: int, scheme: str = _SCHEME) -> tuple[Destination, str]:
     """The server and the path of ``http://server/path``; without a port it is ``port``.
 
     Raises:
         InvalidDestination: it is no such address.
     """
-    if target[: len(_SCHEME)].lower() != _SCHEME:
+    if target[: len(scheme)].lower() != scheme:
         raise InvalidDestination(
-            f"{target[:_SHOWN]!r} is for no proxy: a request names its server (http://server/path)"
+            f"{target[:_SHOWN]!r} is for no proxy: a request names its server ({scheme}server/path)"
         )
-    rest = target[len(_SCHEME) :]
+    rest = target[len(scheme) :]
     end = next((at for at, sign in enumerate(rest) if sign in "/?#"), len(rest))
     path = rest[end:]
     return _parse(rest[:end], port), path if path.startswith("/") else f"/{path}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import HttpVersion10, hdrs, web
 
+from mirror.oci.errors import ErrorCode, OciError
 from mirror.upstream.directory import Directory
 from mirror.web.connection import Connection
 from mirror.web.entry import Entry
@@ -18,6 +19,7 @@ from mirror.web.proxy.destination import (
     Destination,
     InvalidDestination,
     parse_absolute,
+    parse_authority,
     parse_connect,
 )
 from mirror.web.proxy.errors import TunnelError
@@ -81,8 +83,33 @@ class ProxyFace:
     def handler(self, request: web.BaseRequest) -> Handler:
         """The handler of a request."""
         if request[EXCHANGE].connected:
-            return self._registries.answer
+            return self._inside
         return self._connect if request.method == hdrs.METH_CONNECT else self._forward
+
+    async def _inside(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer what is asked of the registry that the client connected to, and of no other.
+
+        Raises:
+            OciError: the request is for another server (RFC 9110, 7.4), or does not say for which.
+        """
+        exchange = request[EXCHANGE]
+        upstream = self._directory.upstream(exchange.connected)
+        hosts = request.headers.getall(hdrs.HOST, [])
+        if len(hosts) > 1 or (not hosts and request.version > HttpVersion10):
+            text = "a request has one Host field (RFC 9112, 3.2)"
+            raise OciError(ErrorCode.UNSUPPORTED, text, status=400)
+        try:
+            places = [parse_authority(host, HTTPS_PORT) for host in hosts]
+            if "://" in request.raw_path and not request.raw_path.startswith("/"):
+                place, _ = parse_absolute(request.raw_path, HTTPS_PORT, "https://")
+                places.append(place)
+        except InvalidDestination as error:
+            raise OciError(ErrorCode.UNSUPPORTED, str(error), status=400) from error
+        for place in places:
+            if self._directory.lookup_place(place.host, place.port, HTTPS_PORT) != upstream:
+                text = f"this connection was made to {upstream}, and {place} is not that registry"
+                raise OciError(ErrorCode.DENIED, text, status=421)
+        return await self._registries.answer(request)
 
     async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer ``GET http://registry/v2/...``: plain http is for registries alone."""

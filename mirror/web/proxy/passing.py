@@ -4,13 +4,15 @@ Nothing of it is kept.  Bodies are streamed both ways, as fast as the slower sid
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
+from mirror.oci.challenge import parse_challenges
 from mirror.upstream.answers import PassedAnswer
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UpstreamError
@@ -31,20 +33,43 @@ class Passing:
     sender: Sender
     stall_seconds: float
 
-    async def ask(self, request: web.BaseRequest, target: str, host: str) -> PassedAnswer:
+    async def ask(
+        self,
+        request: web.BaseRequest,
+        target: str,
+        host: str,
+        without: Collection[str] = (),
+    ) -> PassedAnswer:
         """The registry's answer to ``target`` (path and query), the caller's to close.
 
         ``host`` is what the client calls the registry: what it answers is made for that name.
+        Fields ``without`` (in lower case) are left out.
 
         Raises:
             UpstreamError: there is none.
         """
         headers = end_to_end(request.headers)
+        for name in without:
+            headers.popall(name, None)
         if host:  # else a client of HTTP/1.0, and it is what the url says
             headers[hdrs.HOST] = host
         body = self._body(request) if request.body_exists else None
         outgoing = Outgoing(request.method, target, headers, body)
         return await self.registries[request[EXCHANGE].connected].pass_on(outgoing)
+
+    async def realms(self, upstream: str, host: str) -> list[str]:
+        """Where the registry's challenge sends clients for a token.
+
+        Raises:
+            UpstreamError: the registry cannot be asked.
+        """
+        headers = CIMultiDict({hdrs.HOST: host}) if host else CIMultiDict[str]()
+        answer = await self.registries[upstream].pass_on(Outgoing("GET", "/v2/", headers))
+        answer.close()
+        challenges = chain.from_iterable(
+            parse_challenges(field) for field in answer.headers.getall("WWW-Authenticate", [])
+        )
+        return [challenge.parameters.get("realm", "") for challenge in challenges]
 
     async def relay(self, request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
         """Send the registry's answer; closes it."""

@@ -45,7 +45,9 @@ def parse_rule(text: str) -> Rule:
 class Permission:
     """The rules.
 
-    ``private``: also into private networks.  ``barred`` are hosts that nobody is let through to.
+    ``private``: also into private networks.  ``barred`` are hosts that nobody is let through to;
+    ``limited`` those of registries of which only some repositories may be had, to which a tunnel
+    leads where a rule names the host itself.
     ``near``: only for clients in private networks, for nobody said which others may.
     """
 
@@ -53,6 +55,7 @@ class Permission:
     private: bool = False
     barred: frozenset[str] = frozenset()
     near: bool = False
+    limited: frozenset[str] = frozenset()
 
     def check(self, destination: Destination, client: str) -> bool:
         """Let a client through to a server, or not; whether private addresses are fine there.
@@ -70,7 +73,11 @@ class Permission:
         if not matching:
             text = f'its operator allows it with "{destination}" in allow of [proxy]'
             raise TunnelError(403, f"this proxy lets nobody through to {destination}; {text}")
-        return self.private or any(rule.exact for rule in matching)
+        exact = any(rule.exact for rule in matching)
+        if destination.host in self.limited and not exact:
+            text = f"allow and deny of [upstreams] limit what may be had of {destination.host}"
+            raise TunnelError(403, f'{text}: a tunnel takes "{destination}" in allow of [proxy]')
+        return self.private or exact
 
 
 def check_address(destination: Destination, address: str, *, private: bool) -> None:

@@ -1,14 +1,17 @@
 """What clients ask of a registry when the mirror stands in for it.
 
 What is a pull goes the ordinary way through the cache.  Everything else is the registry's own
-business and passed on to it: pushes, logins, token services, whatever else it serves.
+business and passed on to it: pushes, logins, token services, whatever else it serves.  Where
+``allow`` or ``deny`` keep a repository back, ``limited`` says what of that is passed on.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -26,7 +29,15 @@ from mirror.upstream.answers import PassedAnswer
 from mirror.upstream.directory import ForbiddenError, Target
 from mirror.upstream.errors import UpstreamError
 from mirror.web.exchange import EXCHANGE
+from mirror.web.proxy.limited import (
+    REWRITING,
+    TOKEN_METHODS,
+    TOKEN_PATHS,
+    checked_path,
+    refusal,
+)
 from mirror.web.proxy.passing import Passing
+from mirror.web.proxy.permission import HTTPS_PORT
 from mirror.web.registry import RegistryFace, raw_path
 from mirror.web.responses import API_VERSION
 
@@ -123,12 +134,50 @@ class Registries:
         return answer.status >= _BROKEN or answer.status == _LIMITED
 
     async def _ask(self, request: web.BaseRequest) -> PassedAnswer:
-        request[EXCHANGE].upstream = request[EXCHANGE].connected
-        query = request.raw_path.partition("?")
-        target = raw_path(request) + query[1] + query[2]
-        if not target.startswith("/"):  # it would become part of the host's name
+        exchange = request[EXCHANGE]
+        exchange.upstream = exchange.connected
+        path, (_, mark, query) = raw_path(request), request.raw_path.partition("?")
+        if not path.startswith("/"):  # it would become part of the host's name
             raise OciError(ErrorCode.UNSUPPORTED, "a path begins with /", status=400)
-        return await self.passing.ask(request, target, request[EXCHANGE].origin.host)
+        without: Collection[str] = ()
+        if self.registry.directory.is_limited(exchange.connected):
+            path, without = await self._limited(request, path, query), REWRITING
+        target = path + mark + query
+        return await self.passing.ask(request, target, exchange.origin.host, without)
+
+    async def _limited(self, request: web.BaseRequest, path: str, query: str) -> str:
+        """The path to pass on to a registry that holds repositories which may not be had.
+
+        Raises:
+            OciError, InvalidName, ForbiddenError: the request is not passed on.
+        """
+        upstream = request[EXCHANGE].connected
+        permit = partial(
+            self.registry.directory.resolve, prefix="", namespace=None, host="", connected=upstream
+        )
+        if "#" in request.raw_path:  # what is behind it would be cut off
+            raise OciError(ErrorCode.UNSUPPORTED, "a request's target has no #", status=400)
+        checked = checked_path(request.method, path, query, permit)
+        if checked is not None:
+            return checked
+        if request.method in TOKEN_METHODS and (
+            path in TOKEN_PATHS or await self._gives_tokens(request, path)
+        ):
+            return path
+        raise refusal(upstream)
+
+    async def _gives_tokens(self, request: web.BaseRequest, path: str) -> bool:
+        """Whether the registry's own challenge sends clients to a path."""
+        exchange = request[EXCHANGE]
+        with contextlib.suppress(UpstreamError, TimeoutError, ValueError):
+            async with asyncio.timeout(self.patience):
+                realms = await self.passing.realms(exchange.connected, exchange.origin.host)
+            for parts in map(urlsplit, realms):
+                place = parts.hostname or "", parts.port or HTTPS_PORT
+                known = self.registry.directory.lookup_place(*place, HTTPS_PORT)
+                if parts.path == path and known == exchange.connected:
+                    return True
+        return False
 
 
 def _pull(request: web.BaseRequest) -> Endpoint | None:
