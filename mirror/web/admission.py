@@ -11,6 +11,7 @@ from mirror.oci.errors import ErrorCode, OciError
 from mirror.web.forwarded import Network, lookup_address
 from mirror.web.htpasswd import Htpasswd
 from mirror.web.responses import overloaded
+from mirror.web.turns import LineFullError
 
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 _RETRY_SECONDS: Final = 5.0
@@ -33,7 +34,7 @@ class Admission:
         if request.raw_path in _OPEN and not refusal:
             return
         self._check_place(client, refusal)
-        if not await self._is_known(request.headers.get("Authorization", "")):
+        if not await self._is_known(request.headers.get("Authorization", ""), client):
             text = "this mirror asks for user and password (docker login, or auths of your client)"
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
 
@@ -44,7 +45,7 @@ class Admission:
             OciError: it is not let in.
         """
         self._check_place(client, refusal)
-        if not await self._is_known(request.headers.get("Proxy-Authorization", "")):
+        if not await self._is_known(request.headers.get("Proxy-Authorization", ""), client):
             text = "this proxy asks for user and password (HTTPS_PROXY=http://user:password@...)"
             headers = {"Proxy-Authenticate": _CHALLENGE["WWW-Authenticate"]}
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=407, headers=headers)
@@ -66,8 +67,13 @@ class Admission:
         address = lookup_address(client)
         return address is not None and any(address in network for network in self.networks)
 
-    async def _is_known(self, authorization: str) -> bool:
+    async def _is_known(self, authorization: str, client: str) -> bool:
         if self.users is None:
             return True
         given = parse_basic(authorization)
-        return given is not None and await self.users.knows(*given)
+        try:
+            return given is not None and await self.users.knows(*given, client)
+        except LineFullError as error:
+            text = f"too many passwords from {client or 'a unix socket'} wait to be checked"
+            headers = {"Retry-After": f"{_RETRY_SECONDS:.0f}"}
+            raise OciError(ErrorCode.TOOMANYREQUESTS, text, status=429, headers=headers) from error

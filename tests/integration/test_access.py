@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import ipaddress
+import itertools
 import json
 import os
 import ssl
@@ -19,6 +20,7 @@ from mirror.config import ConfigError
 from mirror.web.admission import Admission
 from mirror.web.htpasswd import Htpasswd, HtpasswdError, parse_htpasswd
 from mirror.web.tls import Certificate
+from mirror.web.turns import LineFullError
 from tests.fakes import image
 from tests.running import running
 
@@ -104,6 +106,93 @@ async def test_a_password_is_hashed_once(htpasswd, monkeypatch):
     users.close()
 
 
+async def test_150_guessers_delay_a_user_elsewhere_by_two_hashes(htpasswd):
+    users = Htpasswd(htpasswd)
+    answered = []
+
+    async def ask(client: str, user: str, password: str) -> bool:
+        try:
+            return await users.knows(user, password, client)
+        finally:
+            answered.append(client)
+
+    guessers = [asyncio.create_task(ask("192.0.2.1", "alice", str(n))) for n in range(150)]
+    await asyncio.sleep(0)  # now all of them wait, or were refused
+    refused = len(answered)
+    assert 0 < refused < 150
+    known = asyncio.create_task(ask("198.51.100.7", "bob", PASSWORDS["bob"]))
+    assert await known
+    assert answered[refused:].index("198.51.100.7") <= 2
+    results = await asyncio.gather(*guessers, return_exceptions=True)
+    assert sum(isinstance(result, LineFullError) for result in results) == refused
+    assert results.count(False) == 150 - refused
+    users.close()
+
+
+async def test_addresses_of_one_ipv6_network_are_one_guesser(htpasswd):
+    users = Htpasswd(htpasswd)
+    clients = [f"2001:db8:0:1::{n:x}" for n in range(150)]
+    asked = [asyncio.create_task(users.knows("alice", "x", client)) for client in clients]
+    await asyncio.sleep(0)
+    known = asyncio.create_task(users.knows("bob", PASSWORDS["bob"], "2001:db8:0:2::1"))
+    assert await known
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert any(isinstance(result, LineFullError) for result in results)
+    users.close()
+
+
+async def test_too_many_guesses_at_once_are_told_to_come_again(tmp_path, upstream):
+    dear = bcrypt.gensalt(13) + b"." * 31  # a second and more of work for each guess
+    (tmp_path / "htpasswd").write_bytes(b"alice:" + dear + b"\n")
+    access = {"htpasswd_file": str(tmp_path / "htpasswd")}
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, access=access) as mirror:
+        asked = [
+            asyncio.create_task(mirror.get("/v2/", Authorization=basic("alice", str(number))))
+            for number in range(90)
+        ]
+        answers = [await first for first in itertools.islice(asyncio.as_completed(asked), 10)]
+        refused = next(answer for answer in answers if answer.status == 429)
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert json.loads(refused.body)["errors"][0]["code"] == "TOOMANYREQUESTS"
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+@pytest.mark.parametrize("costs", [(4, 4), (4, 7), (9,), ()])
+async def test_no_name_is_told_by_the_work_it_makes(tmp_path, monkeypatch, costs):
+    """Work is counted: 2 to the power of each cost."""
+    lines = [
+        f"user{number}:{bcrypt.hashpw(b'right', bcrypt.gensalt(cost)).decode()}\n"
+        for number, cost in enumerate(costs)
+    ]
+    (tmp_path / "htpasswd").write_text("".join(lines))
+    done = []
+    check = bcrypt.checkpw
+
+    def counted(secret: bytes, hashed: bytes) -> bool:
+        done.append(2 ** int(hashed.split(b"$")[2]))
+        return check(secret, hashed)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counted)
+    users = Htpasswd(tmp_path / "htpasswd")
+    for name in ("nobody", *(f"user{number}" for number in range(len(costs)))):
+        done.clear()
+        assert not await users.knows(name, "wrong")
+        assert sum(done) == 2 ** max(costs, default=10)
+    users.close()
+
+
+async def test_connections_that_begin_together_cost_one_hash(htpasswd, monkeypatch):
+    calls = []
+    check = bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *given: calls.append(given) or check(*given))
+    users = Htpasswd(htpasswd)
+    assert all(await asyncio.gather(*(users.knows("alice", "rabbit hole") for _ in range(8))))
+    assert len(calls) == 1
+    users.close()
+
+
 async def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(htpasswd, caplog):
     users = Htpasswd(htpasswd)
     assert await users.knows("alice", "rabbit hole")
@@ -120,7 +209,13 @@ async def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(htpassw
     users.close()
 
 
-@pytest.mark.parametrize("line", ["alice", ":$2y$x", "alice:{SHA}xyz", "alice:$apr1$x$y"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("alice", ":$2y$x", "alice:{SHA}xyz", "alice:$apr1$x$y", "alice:$2y$10$short"),
+        *(f"alice:$2y$03${'.' * 53}", f"alice:$2y$32${'.' * 53}", f"alice:$2y$10${'z' * 53}"),
+    ],
+)
 def test_what_is_no_bcrypt_is_refused(line):
     with pytest.raises(HtpasswdError, match="line 1 is no user with a bcrypt hash"):
         parse_htpasswd(line)
