@@ -4,6 +4,8 @@ Knows names and the Accept field.  Must not know what a manifest looks like insi
 """
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
@@ -14,6 +16,9 @@ OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
 
+_MAX_ACCEPT_LENGTH: Final = 4096  # Docker's has 600
+_MAX_ACCEPT_ITEMS: Final = 64
+_REMEMBERED_ACCEPTS: Final = 256
 _ZERO: Final = re.compile(r"0+(?:\.0*)?")
 
 #: What images are made of today; a client that takes all four is given what there is.
@@ -29,17 +34,16 @@ def accepts(accept: str, media_type: str) -> bool:
     """Whether an Accept field covers a media type; an empty one covers everything.
 
     The most precise pattern decides.  Parameters other than ``q`` are ignored: manifests have none.
+    A field of more than 4096 characters or 64 patterns is disregarded (RFC 9110, 12.5.1).
     """
-    if not accept.strip(" \t,"):
+    if len(accept) > _MAX_ACCEPT_LENGTH:
         return True
+    patterns = _parse_accept(accept)
     wanted = media_type.lower()
-    found: dict[int, bool] = {}
-    for item in accept.lower().split(","):
-        name, *parameters = (part.strip() for part in item.split(";"))
-        precision = _precision(name, wanted)
-        if precision:
-            found[precision] = found.get(precision, False) or not _refused(parameters)
-    return found[max(found)] if found else False
+    for pattern in (wanted, wanted.partition("/")[0] + "/*", "*/*"):
+        if pattern in patterns:
+            return patterns[pattern]
+    return not patterns
 
 
 def is_schema1(media_type: str) -> bool:
@@ -58,12 +62,17 @@ def narrow_accept(accept: str) -> str:
     return "" if set(CURRENT_TYPES) <= set(accepted) else ", ".join(accepted)
 
 
-def _precision(pattern: str, media_type: str) -> int:
-    if pattern == media_type:
-        return 3
-    if pattern == media_type.partition("/")[0] + "/*":
-        return 2
-    return 1 if pattern == "*/*" else 0
+@lru_cache(_REMEMBERED_ACCEPTS)
+def _parse_accept(accept: str) -> Mapping[str, bool]:
+    """Each pattern of an Accept field, and whether it is accepted; empty where all is."""
+    patterns: dict[str, bool] = {}
+    items = [item for item in accept.lower().split(",") if item.strip(" \t")]
+    if len(items) > _MAX_ACCEPT_ITEMS:
+        return {}
+    for item in items:
+        name, *parameters = (part.strip() for part in item.split(";"))
+        patterns[name] = patterns.get(name, False) or not _refused(parameters)
+    return patterns
 
 
 def _refused(parameters: list[str]) -> bool:

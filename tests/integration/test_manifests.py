@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from mirror.oci.media_types import ACCEPT_MANIFESTS
 from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, index
 from tests.running import running
@@ -259,3 +260,16 @@ async def test_a_rate_limit_is_shown_as_a_metric(mirror, upstream, app):
     figures = await mirror.metrics()
     assert figures['mirror_upstream_ratelimit_limit{upstream="docker.io"}'] == 100
     assert figures['mirror_upstream_ratelimit_remaining{upstream="docker.io"}'] == 42
+
+
+async def test_100_accept_fields_are_as_good_as_none(mirror, upstream):
+    """Only one that can be read makes a client picky; the rest is no reason to ask upstream."""
+    upstream.add_image("library/app", image(b"layer"), "1")
+    patterns = ",".join(f"a/{number}" for number in range(1000))
+    for _ in range(2):
+        async with mirror.session.get(
+            f"{mirror.url}/v2/library/app/manifests/1",
+            headers=[("Accept", f"{DOCKER_MANIFEST},{patterns}")] * 100,
+        ) as answer:
+            assert answer.status == 200
+    assert {seen.headers["Accept"] for seen in upstream.seen} == {ACCEPT_MANIFESTS}

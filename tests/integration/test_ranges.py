@@ -172,3 +172,16 @@ async def test_the_headers_of_a_part_do_not_wait_for_its_bytes(mirror, upstream:
         async with mirror.session.get(url, headers={"Range": f"bytes={CHUNK}-"}) as response:
             assert response.headers["Content-Length"] == str(len(data) - CHUNK)
             response.close()
+
+
+async def test_64_ranges_are_answered_and_more_are_the_whole(mirror, upstream):
+    data = random_bytes(100_000)
+    digest = upstream.add_blob(data)
+    for count, status in ((64, 206), (65, 200), (900, 200)):
+        ranges = "bytes=" + ",".join(f"{2 * number}-{2 * number}" for number in range(count))
+        answer = await mirror.get(f"{BLOB}{digest}", Range=ranges)
+        assert answer.status == status
+        if status == 200:
+            assert answer.body == data
+        else:
+            assert answer.body.count(b"Content-Range: ") == count

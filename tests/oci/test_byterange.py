@@ -142,7 +142,8 @@ def test_several_ranges_select_what_slicing_selects(pairs: list[tuple[int, int]]
         ("bytes=0-1,x,99-", [(0, 2)]),
         ("bytes=0-,5-9", []),
         ("lines=0-1,2-3", []),
-        ("bytes=" + "0-0," * 1001, []),
+        ("bytes=" + "0-0,1-1," * 2, [(0, 1), (1, 2)] * 2),
+        ("bytes=" + "0-0," * 65, []),
         (None, []),
     ],
 )
@@ -210,3 +211,9 @@ def test_any_content_range_is_refused_or_makes_sense(header: str):
         return
     assert 0 <= start < stop
     assert size is None or stop <= size
+
+
+@pytest.mark.parametrize(("count", "found"), [(64, 64), (65, 0), (100_000, 0)])
+def test_more_than_64_ranges_are_ignored(count: int, found: int):
+    header = "bytes=" + ",".join(f"{2 * number}-{2 * number}" for number in range(count))
+    assert len(parse_ranges(header, 10**6)) == found

@@ -108,3 +108,15 @@ def test_narrowing_any_header_is_idempotent_and_never_widens(accept: str):
     assert narrow_accept(narrow) == narrow
     if narrow:
         assert all(accepts(accept, name) for name in narrow.split(", "))
+
+
+@pytest.mark.parametrize("count", [63, 64, 10_000])
+def test_an_accept_field_of_very_many_patterns_is_disregarded(count: int):
+    accept = ", ".join([OCI_MANIFEST, *(f"a/{number}" for number in range(count))])
+    assert accepts(accept, OCI_INDEX) == (count > 63)
+    assert narrow_accept(accept) == ("" if count > 63 else OCI_MANIFEST)
+
+
+def test_a_very_long_accept_field_is_disregarded():
+    assert narrow_accept(f"{OCI_MANIFEST};{'x' * 3000}") == OCI_MANIFEST
+    assert narrow_accept(f"{OCI_MANIFEST};{'x' * 5000}") == ""
