@@ -16,6 +16,8 @@ _TOKEN68: Final = re.compile(r"\s+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|\Z))", re.ASCII
 _PARAMETER: Final = re.compile(
     rf'[\s,]*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD})){_END}', re.ASCII | re.DOTALL
 )
+_MAX_CHALLENGES: Final = 16
+_MAX_PARAMETERS: Final = 32  # of one challenge
 _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -28,13 +30,13 @@ class Challenge:
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """The challenges of one field; what cannot be read ends the list.
+    """The challenges of one field, at most 16; what cannot be read ends the list.
 
     A token68 is passed over: no scheme that registries use has one.
     """
     challenges: list[Challenge] = []
     position = 0
-    while scheme := _SCHEME.match(header, position):
+    while len(challenges) < _MAX_CHALLENGES and (scheme := _SCHEME.match(header, position)):
         position = scheme.end()
         if opaque := _TOKEN68.match(header, position):
             position = opaque.end()
@@ -45,7 +47,9 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 def _parse_parameters(header: str, position: int) -> tuple[dict[str, str], int]:
     parameters: dict[str, str] = {}
-    while found := _PARAMETER.match(header, position):
+    count = 0
+    while (found := _PARAMETER.match(header, position)) and count < _MAX_PARAMETERS:
+        count += 1
         name, quoted, bare = found.groups()
         value = bare if quoted is None else _ESCAPE.sub(r"\1", quoted)
         parameters.setdefault(name.lower(), value)

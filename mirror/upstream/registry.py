@@ -39,6 +39,7 @@ _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to acce
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
+_MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 _NO_HEAD: Final = {405, 501}  # a registry that only knows GET
 
 
@@ -314,7 +315,7 @@ class Registry:
 
 
 def _challenges(response: aiohttp.ClientResponse) -> tuple[str, ...]:
-    fields = response.headers.getall("WWW-Authenticate", [])
+    fields = response.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
     return tuple(each for each in fields if each.isascii() and each.isprintable())
 
 

@@ -88,7 +88,8 @@ class Proxies:
     def _by_custom(self, headers: Headers) -> Origin:
         """What X-Forwarded-* says; empty where it says nothing."""
         client = ""
-        hops = ",".join(headers.getall("X-Forwarded-For", [])).rsplit(",", _MOST_HOPS)
+        field = ",".join(headers.getall("X-Forwarded-For", []))
+        hops = field[-_MOST_BYTES:].rsplit(",", _MOST_HOPS)
         for hop in reversed(hops):
             if not hop.strip():
                 continue

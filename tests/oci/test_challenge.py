@@ -118,3 +118,11 @@ def test_a_hostile_header_costs_little(start: str, piece: str):
     began = time.process_time()
     parse_challenges(start + piece * 20_000)
     assert time.process_time() - began < 0.5
+
+
+def test_of_very_many_challenges_and_parameters_the_first_are_read():
+    parameters = ",".join(f"name{number}=value" for number in range(100_000))
+    (challenge,) = parse_challenges(f"Bearer {parameters}")[:1]
+    assert len(challenge.parameters) == 32
+    assert challenge.parameters["name0"] == "value"
+    assert len(parse_challenges("Basic, " * 100_000)) == 16

@@ -22,6 +22,7 @@ from mirror.web.sending import Sender
 from mirror.web.streaming import reset
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 _BODILESS: Final = frozenset({204, 304})
 
 
@@ -66,9 +67,8 @@ class Passing:
         headers = CIMultiDict({hdrs.HOST: host}) if host else CIMultiDict[str]()
         answer = await self.registries[upstream].pass_on(Outgoing("GET", "/v2/", headers))
         answer.close()
-        challenges = chain.from_iterable(
-            parse_challenges(field) for field in answer.headers.getall("WWW-Authenticate", [])
-        )
+        fields = answer.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
+        challenges = chain.from_iterable(map(parse_challenges, fields))
         return [challenge.parameters.get("realm", "") for challenge in challenges]
 
     async def relay(self, request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
