@@ -161,14 +161,41 @@ def _without_tag(name: str, tag: str) -> tuple[str, str]:
 
 
 def _expression(glob: str) -> str:
-    """A regular expression for parts between slashes."""
-    *front, last = glob.split("/")
-    expression = "".join("(?:[^/]+/)*" if part == _ANY else f"{_part(part)}/" for part in front)
-    return expression + ("[^/]+(?:/[^/]+)*" if last == _ANY else _part(last))
+    """A regular expression for parts between slashes.
+
+    As in a part, what stands before the next ``**`` is matched once, where it is found first.
+    """
+    first, *runs = _runs(glob.split("/"))
+    if not runs:
+        return "/".join(first)
+    *middle, last = runs
+    front = "".join(f"{part}/" for part in first)
+    found = "".join(f"(?>(?:[^/]+/)*?{'/'.join(run)}/)" for run in middle if run)
+    end = f"(?:[^/]+/)*{'/'.join(last)}" if last else "[^/]+(?:/[^/]+)*"
+    return front + found + end
+
+
+def _runs(parts: list[str]) -> list[list[str]]:
+    """The expressions of parts, before, between and behind each ``**``."""
+    runs: list[list[str]] = [[]]
+    for part in parts:
+        if part == _ANY:
+            runs.append([])
+        else:
+            runs[-1].append(_part(part))
+    return runs
 
 
 def _part(glob: str) -> str:
+    """A regular expression for one part.
+
+    A piece between two stars is matched once, where it is found first: to look for it further on
+    cannot help, and would cost exponentially many steps for many stars.
+    """
     if _ANY in glob:
         raise InvalidGlob("** by itself between slashes, as in mcr.microsoft.com/dotnet/**")
-    pieces = {"*": "[^/]*", "?": "[^/]"}
-    return "".join(pieces.get(character, re.escape(character)) for character in glob)
+    first, *pieces = ("[^/]".join(map(re.escape, piece.split("?"))) for piece in glob.split("*"))
+    if not pieces:
+        return first
+    *middle, last = pieces
+    return first + "".join(f"(?>[^/]*?{piece})" for piece in middle) + f"[^/]*{last}"

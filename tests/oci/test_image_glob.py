@@ -138,3 +138,48 @@ def test_any_text_is_a_glob_or_a_mistake(text):
     except InvalidGlob:
         return
     parsed.matches(ALPINE)
+
+
+def fits(pattern: str, text: str) -> bool:
+    """Whether a part fits a glob, found by trying every way."""
+    if not pattern:
+        return not text
+    if pattern[0] == "*":
+        return any(fits(pattern[1:], text[at:]) for at in range(len(text) + 1))
+    return bool(text) and pattern[0] in {"?", text[0]} and fits(pattern[1:], text[1:])
+
+
+def fit(patterns: list[str], parts: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        least = 1 if len(patterns) == 1 else 0
+        return any(fit(patterns[1:], parts[at:]) for at in range(least, len(parts) + 1))
+    return bool(parts) and fits(patterns[0], parts[0]) and fit(patterns[1:], parts[1:])
+
+
+@given(
+    st.lists(st.just("**") | st.from_regex(r"[ab](\*?[ab?])*\*?", fullmatch=True), max_size=5),
+    st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=6),
+)
+def test_a_glob_means_what_trying_every_way_finds(patterns: list[str], parts: list[str]):
+    image = FullName("x.example", "/".join(parts), "1")
+    found = glob("/".join(["x.example", *patterns, "a*"])).matches(image)
+    assert found == fit([*patterns, "a*"], parts)
+    if patterns:
+        ending = glob("/".join(["x.example", *patterns, "**"])).matches(image)
+        assert ending == fit([*patterns, "**"], parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "repository"),
+    [
+        ("x.example/" + "a*" * 20 + "b", "a" * 250),
+        ("x.example/" + "?*" * 20 + "b", "a" * 250),
+        ("x.example/" + "**/" * 20 + "b", "/".join("a" * 125)),
+        ("x.example/" + "**/a*a/" * 20 + "b", "/".join(["aa"] * 80)),
+        ("x.example/" + "a*/" * 20 + "b", "/".join(["a" * 12] * 20)),
+    ],
+)
+def test_no_number_of_stars_makes_a_glob_search_without_end(text: str, repository: str):
+    assert not glob(text).matches(FullName("x.example", repository, "1"))
