@@ -22,6 +22,7 @@ from mirror.oci.media_types import (
 
 _SCHEMA_VERSION: Final = 2
 _MAX_SIZE: Final = 2**63 - 1  # what the clients' int64 holds
+_MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many; of "[]," over two million
 _SHOWN: Final = 80
 _INDEX, _IMAGE, _ARTIFACT, _SCHEMA1 = "an index", "an image", "an artifact", "schema 1"
 #: The fields by which the kinds of manifests differ.
@@ -178,6 +179,8 @@ def _texts(table: object) -> dict[str, str]:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
+    if sum(map(body.count, (b"{", b"[", b","))) > _MAX_VALUES:
+        raise NotAManifest(f"JSON of more than {_MAX_VALUES} values")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

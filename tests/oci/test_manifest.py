@@ -265,3 +265,19 @@ def test_what_is_no_list_of_descriptors_is_refused(body: bytes):
 @given(DESCRIPTORS)
 def test_a_descriptor_survives_being_written_and_read(descriptor: Descriptor):
     assert decode_descriptor(encode_descriptor(descriptor)) == descriptor
+
+
+@pytest.mark.parametrize("value", [b"[],", b"{},", b"0,", b'{"a":[[]]},'])
+def test_json_of_a_million_values_is_never_read(value: bytes):
+    body = b'{"schemaVersion":2,"manifests":[' + value * 1_000_000 + b"{}]}"
+    with pytest.raises(NotAManifest, match="values"):
+        identify(body, OCI_INDEX)
+
+
+def test_the_largest_index_that_a_registry_takes_is_read():
+    entry = {"mediaType": OCI_MANIFEST, "digest": f"sha256:{'0' * 64}", "size": 1}
+    entry["platform"] = {"os": "linux", "architecture": "amd64"}
+    entries = [entry] * (4 * 1024 * 1024 // len(json.dumps(entry, separators=(",", ":"))))
+    body = json.dumps({"schemaVersion": 2, "manifests": entries}, separators=(",", ":")).encode()
+    assert identify(body, OCI_INDEX) == OCI_INDEX
+    assert len(references(body)) == len(entries)
