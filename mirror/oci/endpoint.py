@@ -32,10 +32,7 @@ _STRANGE: Final = re.compile(r"[^!-$&-~]")  # what is not visible ASCII, and "%"
 _NO_NAMES: Final = frozenset({"", ".", ".."})
 _READING: Final = frozenset({"GET", "HEAD"})
 # The last part is a registry's own name for an upload; GitHub's registry writes "upload".
-_UPLOAD: Final = re.compile(
-    r"/v2/(?P<name>[^%]+)/blobs/uploads?(?:/(?P<upload>(?!\.{1,2}\Z)[A-Za-z0-9._~:=@+-]*))?",
-    re.ASCII,
-)
+_UPLOAD: Final = re.compile(r"/blobs/uploads?(?:/(?!\.{1,2}\Z)[A-Za-z0-9._~:=@+-]*)?\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +125,11 @@ def parse_passed(raw_path: str) -> Endpoint | UploadEndpoint:
     Raises:
         OciError: it is no endpoint of the registry API, or not well-formed.
     """
-    matched = _UPLOAD.fullmatch(raw_path)
-    if matched is None:
+    matched = _UPLOAD.search(raw_path)
+    if matched is None or not raw_path.startswith("/v2/"):
         return parse_endpoint("GET", raw_path)
     try:
-        return UploadEndpoint("", parse_repository(matched["name"]))
+        return UploadEndpoint("", parse_repository(raw_path[len("/v2/") : matched.start()]))
     except InvalidName as error:
         raise OciError(ErrorCode.NAME_INVALID, str(error)) from error
 

@@ -12,7 +12,9 @@ from mirror.oci.endpoint import (
     Ping,
     ReferrersEndpoint,
     TagsEndpoint,
+    UploadEndpoint,
     parse_endpoint,
+    parse_passed,
 )
 from mirror.oci.errors import OciError
 from mirror.oci.reference import Tag
@@ -220,3 +222,43 @@ def test_any_path_is_an_endpoint_or_refused_in_the_words_of_the_spec(path: str):
     # What is accepted has one spelling, but for the escaped colon and the ping's last slash.
     spelled = path.replace("%3A", ":")
     assert written(endpoint) in {spelled, spelled + "/"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v2/a/blobs/uploads/", "a"),
+        ("/v2/a/blobs/uploads", "a"),
+        ("/v2/a/b/blobs/uploads/1-2_3.4~=:@+", "a/b"),
+        ("/v2/a/blobs/upload/1", "a"),
+        ("/v2/a/blobs/uploads/blobs/uploads", "a/blobs/uploads"),
+        ("/v2/a/blobs/upload/uploads", "a"),
+    ],
+)
+def test_an_upload_is_one_of_a_repository(path: str, name: str):
+    assert parse_passed(path) == UploadEndpoint("", name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "/v2/blobs/uploads/",
+            "/v2//blobs/uploads/",
+            "/x/v2/a/blobs/uploads/",
+            "/v2a/blobs/uploads/",
+        ),
+        *("/v2/a/blobs/uploads/..", "/v2/a/blobs/uploads/.", "/v2/a/blobs/uploads/x/y"),
+        *("/v2/a/blobs/uploads/%2e", "/v2/A/blobs/uploads/", "/v2/../blobs/uploads/1"),
+        *("/v2/a/blobs/uploads//", "/v2/a/Blobs/uploads/1", "/v2/a/blobs/uploads/\n"),
+        "/v2/docker.io:443/a/blobs/uploads/",
+    ],
+)
+def test_what_has_another_spelling_is_no_upload(path: str):
+    with pytest.raises(OciError):
+        parse_passed(path)
+
+
+@given(ENDPOINTS)
+def test_what_is_pulled_is_passed_on_as_the_same(endpoint: Endpoint):
+    assert parse_passed(written(endpoint)) == endpoint
