@@ -23,7 +23,7 @@ from mirror.web.proxy.destination import (
     parse_connect,
 )
 from mirror.web.proxy.errors import TunnelError
-from mirror.web.proxy.handshake import speak_tls
+from mirror.web.proxy.handshake import Handshakes
 from mirror.web.proxy.permission import HTTPS_PORT, Permission
 from mirror.web.proxy.registries import Registries
 from mirror.web.proxy.tunnel import ESTABLISHED, Tunnel
@@ -79,6 +79,7 @@ class ProxyFace:
         self._limits = limits
         self._observer = observer
         self._open = 0
+        self._handshakes = Handshakes(_HANDSHAKE_SECONDS)
 
     def handler(self, request: web.BaseRequest) -> Handler:
         """The handler of a request."""
@@ -152,13 +153,17 @@ class ProxyFace:
         exchange.upstream = upstream
         context = self._mint.context(host)
         self._observer.proxy_connected(upstream, "intercepted")
-        inside = connection.inside(Entry(upstream=upstream, client=exchange.origin.client))
-        ended = asyncio.Event()
-        inside.when_ended = ended.set
+        client, ended = exchange.origin.client, asyncio.Event()
+
+        def inside() -> Connection:
+            made = connection.inside(Entry(upstream=upstream, client=client))
+            made.when_ended = ended.set
+            return made
+
         transport, early = connection.give_away()
         try:
             transport.write(ESTABLISHED)
-            await speak_tls(transport, early, context, inside, _HANDSHAKE_SECONDS)
+            await self._handshakes.speak_tls(transport, early, context, client, inside)
             await ended.wait()
         except OSError as error:
             exchange.detail = _no_tls(error)
