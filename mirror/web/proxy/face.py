@@ -14,6 +14,7 @@ from mirror.upstream.directory import Directory
 from mirror.web.connection import Connection
 from mirror.web.entry import Entry
 from mirror.web.exchange import EXCHANGE
+from mirror.web.handshake import Handshakes
 from mirror.web.proxy.connecting import Connector
 from mirror.web.proxy.destination import (
     Destination,
@@ -23,7 +24,6 @@ from mirror.web.proxy.destination import (
     parse_connect,
 )
 from mirror.web.proxy.errors import TunnelError
-from mirror.web.proxy.handshake import Handshakes
 from mirror.web.proxy.permission import HTTPS_PORT, Permission
 from mirror.web.proxy.registries import Registries
 from mirror.web.proxy.tunnel import ESTABLISHED, Tunnel

@@ -1,4 +1,4 @@
-"""TLS over a connection that a client opened to somebody else, spoken here.
+"""TLS with clients, over connections that are there already.
 
 Must not know what is said inside.  Clients that say nothing cost little: a connection has no TLS
 before its first bytes have come, and only so many handshakes are under way at once.
