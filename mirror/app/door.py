@@ -16,7 +16,7 @@ from mirror.web.admission import Admission
 from mirror.web.forwarded import Proxies
 from mirror.web.htpasswd import Htpasswd, HtpasswdError
 from mirror.web.reception import ServerLimits
-from mirror.web.tls import Certificate
+from mirror.web.tls import Certificate, TlsSite
 
 
 async def listen(
@@ -24,9 +24,10 @@ async def listen(
 ) -> None:
     """Let clients in, with TLS where there is a context; a unix socket never needs it."""
     for listener in listeners:
-        encrypted = context if listener.over_tcp else None
-        site = web.SockSite(runner, listener.raw, backlog=BACKLOG, ssl_context=encrypted)
-        await site.start()
+        if context is not None and listener.over_tcp:
+            await TlsSite(runner, listener.raw, context, BACKLOG).start()
+        else:
+            await web.SockSite(runner, listener.raw, backlog=BACKLOG).start()
 
 
 @contextlib.contextmanager

@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import resource
+import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
+import trustme
 
 from tests.peers.mirror import MirrorProcess
-from tests.peers.process import free_port
+from tests.peers.process import Process, accepts, free_port
 from tests.proxy.clients import trusting
 
 HOST = "registry-1.docker.io"
 CONNECT = f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode()
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+TLS_FILES = {"tls_certificate": "chain.pem", "tls_key": "key.pem"}
 MIB = 1024  # KiB
 MOST = 200 * MIB
 
@@ -113,3 +117,43 @@ async def test_connections_that_have_shaken_hands_cost_little_memory(tmp_path, o
             await writer.start_tls(context, server_hostname=HOST)
         print(f"{peak(mirror.pid) / MIB:.0f} MiB")
         assert peak(mirror.pid) <= MOST
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_neither_do_those_at_the_mirrors_own_port_with_tls(tmp_path, many_files, kind):
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "chain.pem"))
+    tls = (f"{name} = {str(tmp_path / file)!r}" for name, file in TLS_FILES.items())
+    port = free_port()
+    server = "\n".join(tls)
+    own = f'listen = ["127.0.0.1:{port}", "unix:{tmp_path}/own.sock"]'
+    config = tmp_path / "mirror.toml"
+    config.write_text(
+        f"[server]\n{own}\n{server}\n[limits]\nconnections_per_client = 2000\n"
+        f"[cache]\ndirectory = {str(tmp_path / 'cache')!r}\n"
+    )
+    command = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
+    mirror = Process(command, tmp_path / "log")
+    try:
+        mirror.wait_until(lambda: accepts(port))
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(1000):
+                raw = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                raw.setblocking(False)
+                raw.send(b"".join(FLOODS[kind]))
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=context, local_addr=("127.0.0.2", 0)
+            )
+            writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            async with asyncio.timeout(60):
+                assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+            writer.close()
+            await writer.wait_closed()
+            print(f"{kind}: {peak(mirror.pid) / MIB:.0f} MiB")
+            assert peak(mirror.pid) <= MOST
+    finally:
+        mirror.kill()
