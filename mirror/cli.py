@@ -1,13 +1,12 @@
 """The command line.  Says what went wrong in one line; decides nothing else."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mirror import __version__, cli_cache, cli_client, cli_proxy, cli_warm
+from mirror import __version__, cli_cache, cli_client, cli_proxy, cli_warm, threads
 from mirror.config import Config, ConfigError, load
 from mirror.config.dump import dump_toml
 from mirror.figures import shared_figures
@@ -88,10 +87,10 @@ def serve(
 
         try:
             if processes == 1:
-                asyncio.run(run(settings, reread))
+                threads.run(run(settings, reread))
             else:
                 supervise(settings, reread)
-        except StartError as error:
+        except (StartError, threads.NoThreadError) as error:
             _fail(str(error), _FAILED)
 
 

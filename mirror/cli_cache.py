@@ -1,6 +1,5 @@
 """The commands for what is cached: list it, drop it, verify it."""
 
-import asyncio
 import json
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from mirror import threads
 from mirror.cli_stats import print_statistics
 from mirror.cli_table import ago, print_table, size
 from mirror.config import Config, ConfigError, load
@@ -175,8 +175,8 @@ def _done(work: Coroutine[Any, Any, R]) -> R:
     from mirror.operate.errors import OperateError  # noqa: PLC0415  # late, as above
 
     try:
-        return asyncio.run(work)
-    except OperateError as error:
+        return threads.run(work)
+    except (OperateError, threads.NoThreadError) as error:
         _fail(str(error), _FAILED)
 
 

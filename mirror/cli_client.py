@@ -1,6 +1,5 @@
 """The commands for the clients' side: what to paste there, and why a client bypasses the mirror."""
 
-import asyncio
 import socket
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mirror import clients
+from mirror import clients, threads
 from mirror.clients import Mirror, Snippet
 from mirror.config import Config, ConfigError, load
 from mirror.config.addresses import checked_url
@@ -155,7 +154,10 @@ def doctor(
     # Late, so that `client` does not pay for the imports of HTTP.
     from mirror.doctor import examine  # noqa: PLC0415
 
-    report = asyncio.run(examine(root, url, url or _url(settings), str(Path.home())))
+    try:
+        report = threads.run(examine(root, url, url or _url(settings), str(Path.home())))
+    except threads.NoThreadError as error:
+        _fail(str(error), _FAILED)
     print("\n".join(report.lines()))
     if not report.healthy:
         raise typer.Exit(_FAILED)

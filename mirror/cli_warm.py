@@ -1,6 +1,5 @@
 """The commands that bring images into the cache.  They print and decide nothing else."""
 
-import asyncio
 import json
 import platform as machine
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.filesize import decimal
 
+from mirror import threads
 from mirror.config import Config, ConfigError, load
 from mirror.logs import configure
 from mirror.oci.image_name import ImageName
@@ -153,10 +153,10 @@ def _run(work: Coroutine[Any, Any, R], progress: AbstractContextManager[object])
         with progress:
             # Now that what is logged goes above the bars: our own mirror may be in trouble.
             configure("warning", "text", access=False)
-            return asyncio.run(work)
+            return threads.run(work)
     except KeyboardInterrupt:
         _fail("interrupted: what has come is kept, the same command goes on there", _INTERRUPTED)
-    except OperateError as error:
+    except (OperateError, threads.NoThreadError) as error:
         _fail(str(error), _FAILED)
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mirror.descriptor import Descriptor
+
 _SUFFIX: Final = ".sock"
 _MOST_BYTES: Final = 100  # of a path, which every system's sun_path has room for
 _DESCRIPTORS: Final = Path("/proc/self/fd")  # Linux
@@ -27,7 +29,7 @@ class Meeting:
     """An open directory of sockets, the caller's to close."""
 
     path: Path
-    fd: int
+    fd: Descriptor
 
     @classmethod
     def open(cls, path: Path) -> "Meeting":
@@ -37,11 +39,11 @@ class Meeting:
             OSError: it is not there, or not ours.
         """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        return cls(path, os.open(path, flags))
+        return cls(path, Descriptor(os.open(path, flags)))
 
     def close(self) -> None:
         """Close the directory."""
-        os.close(self.fd)
+        self.fd.close()
 
     def address(self, name: str) -> str:
         """What to bind or connect to for a socket, while the directory is open.
@@ -53,7 +55,7 @@ class Meeting:
         if len(os.fsencode(plain)) <= _MOST_BYTES:
             return plain
         if _DESCRIPTORS.is_dir():  # a short way to it, however long its own name is
-            return f"{_DESCRIPTORS}/{self.fd}/{name}"
+            return f"{_DESCRIPTORS}/{self.fd.fileno()}/{name}"
         raise OSError(errno.ENAMETOOLONG, f"{plain} is too long for the name of a socket")
 
     def live(self) -> list[str]:
@@ -62,9 +64,10 @@ class Meeting:
         Raises:
             OSError: the directory cannot be read.
         """
-        with contextlib.suppress(OSError), self._alone(fcntl.LOCK_NB):
-            self.sweep()
-        return [name for name in self._names() if self._is_live(name)]
+        with self.fd:  # the caller may leave meanwhile, and close it
+            with contextlib.suppress(OSError), self._alone(fcntl.LOCK_NB):
+                self.sweep()
+            return [name for name in self._names() if self._is_live(name)]
 
     def sweep(self) -> None:
         """Remove what nobody listens on; only with the lock.
@@ -75,10 +78,10 @@ class Meeting:
         for name in self._names():
             if not self._is_live(name):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=self.fd)
+                    os.unlink(name, dir_fd=self.fd.fileno())
 
     def _names(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.fd) if name.endswith(_SUFFIX))
+        return sorted(name for name in os.listdir(self.fd.fileno()) if name.endswith(_SUFFIX))
 
     def _is_live(self, name: str) -> bool:
         address = self.address(name)
@@ -94,11 +97,11 @@ class Meeting:
 
     @contextlib.contextmanager
     def _alone(self, how: int = 0) -> Iterator[None]:
-        fcntl.flock(self.fd, fcntl.LOCK_EX | how)
+        fcntl.flock(self.fd.fileno(), fcntl.LOCK_EX | how)
         try:
             yield
         finally:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            fcntl.flock(self.fd.fileno(), fcntl.LOCK_UN)
 
     def _free_name(self, pid: int) -> str:
         """A name for the socket of a process; a container's pids are another's too."""
@@ -114,13 +117,13 @@ class Meeting:
             OSError: there can be none here.
         """
         with self._alone():
-            os.fchmod(self.fd, 0o700)
+            os.fchmod(self.fd.fileno(), 0o700)
             self.sweep()
             name = self._free_name(pid)
             raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 raw.bind(self.address(name))
-                os.chmod(name, 0o600, dir_fd=self.fd)
+                os.chmod(name, 0o600, dir_fd=self.fd.fileno())
                 raw.listen(_BACKLOG)
                 raw.setblocking(False)
                 return Standing(self.path / name, raw, os.lstat(self.path / name))

@@ -108,11 +108,11 @@ class Tracing:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(done.set)
 
-        threading.Thread(target=deliver, name="spans", daemon=True).start()
         try:
+            threading.Thread(target=deliver, name="spans", daemon=True).start()
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await done.wait()
-        except TimeoutError:
+        except (TimeoutError, RuntimeError):  # or the system refuses the thread
             _log.warning("spans that were not delivered within %.0f s are lost", _FLUSH_SECONDS)
 
 

@@ -12,6 +12,7 @@ from mirror.app.errors import StartError
 from mirror.app.sockets import BACKLOG, Listener
 from mirror.config.fields import UNIX_PROXIES
 from mirror.config.model import Config, ServerConfig
+from mirror.threads import NoThreadError
 from mirror.web.admission import Admission
 from mirror.web.forwarded import Proxies
 from mirror.web.htpasswd import Htpasswd, HtpasswdError
@@ -43,6 +44,8 @@ def opened_admission(config: Config) -> Iterator[Admission]:
         return
     try:
         users = Htpasswd(Path(config.access.htpasswd_file))
+    except NoThreadError as error:
+        raise StartError(str(error)) from error
     except (OSError, HtpasswdError) as error:
         raise StartError(f"{config.access.htpasswd_file}: {error}") from error
     with contextlib.closing(users):

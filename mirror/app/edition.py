@@ -5,7 +5,6 @@ What it stands on, and what outlives it, is the ground (``app.ground``).
 
 import contextlib
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +25,6 @@ from mirror.web.routes import Routes
 from mirror.web.sending import Sender
 
 _EPHEMERAL_KEYS: Final = 100_000
-_SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,14 +52,13 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Editio
     async with AsyncExitStack() as stack:
         registries = await stack.enter_async_context(ground.upstreams.used(config))
         pulls = await stack.enter_async_context(opened_pulls(config, registries, ground, backend))
-        threads = stack.enter_context(ThreadPoolExecutor(_SENDING_THREADS, "send"))
         pushes = opened_pushes(config, ground.store.layout)
         face = RegistryFace(
             directory(config),
             pulls.blobs,
             pulls.manifests,
             pulls.listings,
-            Sender(threads, config.limits.stall_timeout.seconds),
+            Sender(ground.sending, config.limits.stall_timeout.seconds),
             pulls.visiting,
             None if pushes is None else pushes.last,
         )

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from mirror.app.store import Store
 from mirror.app.teller import UpstreamTeller
@@ -15,7 +17,10 @@ from mirror.pull.ahead import Ahead
 from mirror.pull.fills import Fills
 from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.slots import SlotLimits, Slots
+from mirror.threads import Threads
 from mirror.web.hot import HotTable
+
+_SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Ground:
     fills: Fills
     private_fills: Fills
     upstreams: Upstreams
+    sending: Executor
     stopping: asyncio.Event
 
 
@@ -50,11 +56,14 @@ async def opened_ground(
     slots = Slots(slot_limits(config), splitting(config))
     share = AHEAD_SHARE / config.server.processes()
     public, private = (Fills(Ahead(share)) for _ in range(2))  # each of its own: it keeps bytes
-    try:
-        yield Ground(store, metrics, books, table, slots, public, private, upstreams, stopping)
-    finally:
-        await public.ahead.close()
-        await private.ahead.close()
+    with Threads(_SENDING_THREADS, "send") as sending:
+        try:
+            yield Ground(
+                store, metrics, books, table, slots, public, private, upstreams, sending, stopping
+            )
+        finally:
+            await public.ahead.close()
+            await private.ahead.close()
 
 
 def slot_limits(config: Config) -> SlotLimits:

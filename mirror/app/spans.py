@@ -36,7 +36,7 @@ async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
     """Collect spans while the context is open, None where nobody wants them.
 
     Raises:
-        StartError: OpenTelemetry is not installed.
+        StartError: OpenTelemetry is not installed, or cannot have its thread.
     """
     check_tracing(config)
     if not config.tracing.endpoint:
@@ -49,7 +49,12 @@ async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
     # Not [fetch] proxy, which is for upstreams.
     proxy = from_environment().lookup(address.scheme, address.raw_host or "", address.port or 0)
     through = "" if proxy is None else str(proxy.url)
-    tracing = Tracing(str(address), wanted.sample, wanted.service, __version__, through)
+    try:
+        tracing = Tracing(str(address), wanted.sample, wanted.service, __version__, through)
+    except RuntimeError as error:  # the system refuses the thread that delivers
+        raise StartError(
+            f"[tracing]: {error}; raise the limit on threads (--pids-limit, TasksMax, ulimit -u)"
+        ) from error
     try:
         yield tracing
     finally:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from mirror.store.notes import Notes
 from mirror.store.objects import Objects
 from mirror.store.space import Limits
 from mirror.store.tags import Tags
+from mirror.threads import Threads
 
 _FILE_THREADS: Final = 16
 _READING_THREADS: Final = 2  # for whoever looks through the cache, apart from those that serve
@@ -69,13 +70,13 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
     """
     layout = Layout(config.cache.directory.absolute())
     limits = cache_limits(config)
-    threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
+    threads = Threads(_FILE_THREADS, "files")
     objects = Objects(layout, limits, metrics, threads)
     try:
         await objects.open()
     except OSError as error:
         raise _directory_error(config, error) from error
-    reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="catalogue")
+    reading = Threads(_READING_THREADS, "catalogue")
     store = _store(layout, objects, threads, reading)
     await store.heal()
     try:
@@ -88,9 +89,7 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
         threads.shutdown()
 
 
-def _store(
-    layout: Layout, objects: Objects, threads: ThreadPoolExecutor, reading: ThreadPoolExecutor
-) -> Store:
+def _store(layout: Layout, objects: Objects, threads: Executor, reading: Executor) -> Store:
     parts = (layout, objects, threads)
     places = (layout.tags, layout.listings, layout.private)
     notes = tags, listings, private = tuple(Notes(place) for place in places)

@@ -49,7 +49,7 @@ class Tether:
         self._pipe = pipe
         self._told: asyncio.Queue[Config] = asyncio.Queue()
 
-    def failed(self, error: StartError) -> None:
+    def failed(self, error: Exception) -> None:
         """It cannot start."""
         self._say(News.FAILED, str(error))
 

@@ -1,6 +1,5 @@
 """One place for a worker: its sockets stay, its processes may follow one another."""
 
-import asyncio
 import contextlib
 import logging
 import multiprocessing
@@ -15,6 +14,7 @@ from typing import Final
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from mirror import threads
 from mirror.app.errors import StartError
 from mirror.app.serve import run_worker
 from mirror.app.sockets import Listener
@@ -46,19 +46,29 @@ class Worker:
     _delay: float = 0.0
 
     def start(self, config: Config, others: list[Listener]) -> None:
-        """Start a process, which closes the sockets of ``others``."""
+        """Start a process, which closes the sockets of ``others``.
+
+        Raises:
+            OSError: the system has none.
+        """
         context = multiprocessing.get_context("fork")
-        self.pipe, telling = context.Pipe()
-        self.process = context.Process(
+        pipe, telling = context.Pipe()
+        process = context.Process(
             target=_work,
             args=(config, self, [each for each in others if each not in self.listeners], telling),
             name=f"mirror {self.number}",
         )
         # A signal that comes before the worker has its own handlers must not be lost on it.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self.process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        telling.close()
+        try:
+            process.start()
+        except OSError:
+            pipe.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            telling.close()
+        self.process, self.pipe = process, pipe
         self.ready, self.reloading = False, False
         self.silent, self._started = 0.0, time.monotonic()
 
@@ -90,15 +100,20 @@ class Worker:
         assert pipe is not None, "and has a pipe"
         process.join()
         mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # has no types
-        short = time.monotonic() - self._started < _SHORT_LIFE_SECONDS
-        doubled = min(max(2 * self._delay, _FIRST_DELAY_SECONDS), _MAX_DELAY_SECONDS)
-        self._delay = doubled if short else 0.0
-        self.due = time.monotonic() + self._delay
+        if time.monotonic() - self._started < _SHORT_LIFE_SECONDS:
+            self.put_off()
+        else:
+            self.due, self._delay = time.monotonic(), 0.0
         text = "worker %d (pid %d) ended with %s; another one starts"
         _log.error(text, self.number, process.pid, process.exitcode)
         pipe.close()
         self.process = self.pipe = None
         self.reloading = False
+
+    def put_off(self) -> None:
+        """Start the next process later, and later each time."""
+        self._delay = min(max(2 * self._delay, _FIRST_DELAY_SECONDS), _MAX_DELAY_SECONDS)
+        self.due = time.monotonic() + self._delay
 
     def send(self, number: int) -> None:
         """Send a signal to its process, if there is one."""
@@ -124,8 +139,8 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     tether = Tether(telling)
     try:
-        asyncio.run(_serve(config, listeners, worker.number, tether))
-    except StartError as error:
+        threads.run(_serve(config, listeners, worker.number, tether))
+    except (StartError, threads.NoThreadError) as error:
         tether.failed(error)
         sys.exit(1)
 

@@ -86,7 +86,25 @@ class _Watch:
         for worker in self._workers:
             if worker.process is None and time.monotonic() >= worker.due:
                 others = [each for other in self._workers for each in other.listeners]
-                worker.start(self._share, others)
+                try:
+                    worker.start(self._share, others)
+                except OSError as error:
+                    self._refused(worker, error)
+
+    def _refused(self, worker: Worker, error: OSError) -> None:
+        """The system has no process for a worker; the others serve meanwhile.
+
+        Raises:
+            StartError: it is one of the first.
+        """
+        text = (
+            f"worker {worker.number} cannot start: {error.strerror}; raise the limit on processes "
+            "(--pids-limit, TasksMax, ulimit -u), on open files, or on memory"
+        )
+        if not self._announced:
+            raise StartError(text) from error
+        worker.put_off()
+        _log.error("%s", text)
 
     def _look(self, woken: int) -> None:
         """Wait for something to happen, and see to it."""

@@ -35,6 +35,7 @@ from mirror.store.layout import MANIFESTS, ObjectKey
 from mirror.store.partial import PartialBusyError
 from mirror.store.space import NoRoomError
 from mirror.store.tags import Link, link_name
+from mirror.threads import NoThreadError
 from mirror.warm.errors import PullError
 
 
@@ -108,7 +109,7 @@ async def import_layout(
             found = [await _named(config, store, root, called, clock(), moved) for root in roots]
         await _tell(config, moved)
         return found
-    except StartError as error:
+    except (StartError, NoThreadError) as error:
         raise OperateError(str(error)) from error
     except (NotALayout, DamagedTar) as error:
         raise OperateError(f"{source}: {error}") from error

@@ -17,6 +17,7 @@ from mirror.config.proxy import ProxyConfig
 from mirror.operate.errors import OperateError
 from mirror.operate.ownership import check_owner
 from mirror.operate.running import lookup_running
+from mirror.threads import NoThreadError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
             check_owner(directory)
             try:
                 await stack.enter_async_context(serving(_private(config), asyncio.Event()))
-            except StartError as error:
+            except (StartError, NoThreadError) as error:
                 raise OperateError(str(error)) from error
             running = await stack.enter_async_context(lookup_running(directory))
         if running is None:

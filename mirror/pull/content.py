@@ -15,6 +15,7 @@ from contextlib import (
 from dataclasses import dataclass
 from typing import Protocol
 
+from mirror.descriptor import Descriptor
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.errors import BrokenOffError, DigestMismatchError
 from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
@@ -30,7 +31,7 @@ from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamErro
 class FilePiece:
     """``count`` bytes of an open file from ``offset`` on."""
 
-    fd: int
+    fd: Descriptor
     offset: int
     count: int
 
@@ -136,7 +137,7 @@ class StoredContent:
     @property
     def descriptor(self) -> int:
         """The open file, to be duplicated by who keeps it."""
-        return self._stored.fd
+        return self._stored.fd.fileno()
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """The whole stretch at once."""

@@ -8,6 +8,7 @@ the processes and cannot outlive any of them.
 import asyncio
 from typing import Final
 
+from mirror.descriptor import Descriptor
 from mirror.oci.digest import Digest
 from mirror.pull.growth import Growth, State
 from mirror.store.blobs import Blobs
@@ -53,7 +54,7 @@ class Following:
             self.close()  # nobody has read of it: whatever comes next will do as well
         return True
 
-    def leads_to(self, fd: int) -> bool:
+    def leads_to(self, fd: Descriptor) -> bool:
         """Whether the file at ``fd`` is, or became of, the one whose bytes readers have."""
         return self._tail is None or self._tail.is_file_of(fd)
 

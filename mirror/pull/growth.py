@@ -6,11 +6,11 @@ to :attr:`Growth.visible`, which stays short of the end until the digest is veri
 """
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from enum import Enum, auto
 
+from mirror.descriptor import Descriptor
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.ahead import Ahead
 from mirror.pull.content import FilePiece, PassingContent, Piece, Source
@@ -46,7 +46,7 @@ class Growth:
         self.total: int | None = None
         self.length = 0
         self.visible = 0
-        self._fd: int | None = None
+        self._fd: Descriptor | None = None
         self._hasher: Hasher = digest.hasher()
         self._error: UpstreamError | None = None
         self._changed = asyncio.Event()
@@ -56,7 +56,7 @@ class Growth:
 
     # The fill's side.
 
-    def own(self, fd: int) -> None:
+    def own(self, fd: Descriptor) -> None:
         """Take over the descriptor that readers read from; not once something is visible."""
         self.close()
         self._fd = fd
@@ -99,7 +99,7 @@ class Growth:
     def close(self) -> None:
         """Close the descriptor; nobody reads any more."""
         if self._fd is not None:
-            os.close(self._fd)
+            self._fd.close()
             self._fd = None
 
     def _notify(self) -> None:

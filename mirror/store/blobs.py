@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ class Blobs:
         self,
         layout: Layout,
         objects: Objects,
-        threads: ThreadPoolExecutor,
+        threads: Executor,
         *,
         private: bool = False,
         origin: str = "",

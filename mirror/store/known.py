@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mirror.descriptor import Descriptor
 from mirror.store.index import Entry
 from mirror.store.layout import ObjectKey, origin_of
 
@@ -20,7 +21,7 @@ class OpenObject:
     ``path`` is where it was when it was opened.
     """
 
-    fd: int
+    fd: Descriptor
     size: int
     media_type: str
     path: Path
@@ -32,7 +33,7 @@ class OpenObject:
 
     def close(self) -> None:
         """Close the descriptor."""
-        os.close(self.fd)
+        self.fd.close()
 
 
 class Known:
@@ -60,7 +61,7 @@ class Known:
             fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
             there = os.fstat(fd)
             if (there.st_size, there.st_mtime_ns) == (entry.size, entry.modified):
-                return OpenObject(fd, entry.size, entry.media_type, entry.path)
+                return OpenObject(Descriptor(fd), entry.size, entry.media_type, entry.path)
             os.close(fd)
         self.forget(key)
         return None

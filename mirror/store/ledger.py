@@ -11,7 +11,6 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +19,7 @@ from mirror.store.batch import Batch
 from mirror.store.book import Book, day_of, discard, is_damage
 from mirror.store.reading import read_statement, statement_of
 from mirror.store.statement import Filling, Statement
+from mirror.threads import Threads
 
 R = TypeVar("R")
 
@@ -34,7 +34,7 @@ class Ledger:
         self._directory = directory
         self._clock = clock
         self._process = secrets.token_hex(8)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._thread = Threads(1, "ledger")
         self._book: Book | None = None
         self._unwritten: Batch | None = None
         self._filling = False

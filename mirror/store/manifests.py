@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -38,7 +38,7 @@ class Manifests:
         self,
         layout: Layout,
         objects: Objects,
-        threads: ThreadPoolExecutor,
+        threads: Executor,
         *,
         private: bool = False,
         origin: str = "",
@@ -80,9 +80,12 @@ class Manifests:
             stored.close()
             return None
         # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
-        body = _at_hand(stored)
-        if body is None:
-            body = await kept(self._run(lambda: _read(stored)), len)
+        try:
+            body = _at_hand(stored)
+            if body is None:
+                body = await self._run(lambda: _read(stored))
+        finally:
+            stored.close()
         if Digest.of(body, digest.algorithm) != digest:
             await self._objects.forget(key)
             return None
@@ -139,16 +142,13 @@ def _at_hand(stored: OpenObject) -> bytes | None:
         return None
     buffer = bytearray(stored.size)
     try:
-        if os.preadv(stored.fd, [buffer], 0, _NOWAIT) < stored.size:
-            return None
+        with stored.fd as number:
+            whole = os.preadv(number, [buffer], 0, _NOWAIT) == stored.size
     except OSError:  # it is not, or the file system cannot tell
         return None
-    stored.close()
-    return bytes(buffer)
+    return bytes(buffer) if whole else None
 
 
 def _read(stored: OpenObject) -> bytes:
-    try:
-        return os.pread(stored.fd, stored.size, 0)
-    finally:
-        stored.close()
+    with stored.fd as number:
+        return os.pread(number, stored.size, 0)

@@ -8,12 +8,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
 from mirror.store.database import IndexDamagedError, IndexUnavailableError, discard
 from mirror.store.records import RecordIndex
+from mirror.threads import Threads
 
 R = TypeVar("R")
 _PAGE: Final = 200
@@ -27,7 +27,7 @@ class Notes:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._index: RecordIndex | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=directory.name)
+        self._thread = Threads(1, directory.name)
 
     async def heal(self) -> None:
         """Open what is not open yet, was damaged, removed, or could not be opened."""

@@ -11,10 +11,11 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
+from mirror.descriptor import Descriptor
 from mirror.store.alarm import Alarm
 from mirror.store.database import IndexDamagedError, IndexUnavailableError
 from mirror.store.index import Entry, ObjectIndex, Row
@@ -26,6 +27,7 @@ from mirror.store.rebuild import rebuild
 from mirror.store.shelf import Shelf, media_type_of
 from mirror.store.space import Limits, Observer
 from mirror.store.verify import intact
+from mirror.threads import Threads
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,7 +78,7 @@ class Objects:
         self._watchers: list[Callable[[ObjectKey], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shelf = Shelf(layout, limits, observer, self.alarm, self._removed)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._thread = Threads(1, "index")
 
     # Opening, healing, closing.
 
@@ -201,7 +203,7 @@ class Objects:
             os.close(fd)
             index.remove(key)
             return None
-        opened = OpenObject(fd, entry.size, entry.media_type, entry.path)
+        opened = OpenObject(Descriptor(fd), entry.size, entry.media_type, entry.path)
         return _Found(entry, opened, trusted=there.st_mtime_ns == entry.modified)
 
     async def verify(self, key: ObjectKey) -> bool | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mirror.descriptor import Descriptor
 from mirror.oci.digest import Digest, Hasher
 
 _READ_BYTES: Final = 1024 * 1024
@@ -43,19 +44,21 @@ class Partial:
         """
         self.path = path
         self.digest = digest
-        self._fd = _open_locked(path)
+        # Said aloud: the lock would otherwise live as long as the slowest reader's descriptor.
+        self._fd = Descriptor(_open_locked(path), _unlock_and_close)
         self.length = 0
         self.hasher: Hasher = digest.hasher()
         try:
             self._rehash()
         except OSError:
-            os.close(self._fd)
+            self._fd.close()
             raise
 
     def _rehash(self) -> None:
-        while piece := os.pread(self._fd, _READ_BYTES, self.length):
-            self.hasher.update(piece)
-            self.length += len(piece)
+        with self._fd as number:
+            while piece := os.pread(number, _READ_BYTES, self.length):
+                self.hasher.update(piece)
+                self.length += len(piece)
 
     @staticmethod
     def remove_idle(path: Path) -> bool:
@@ -91,7 +94,8 @@ class Partial:
         Raises:
             OSError: the disk says no.
         """
-        os.ftruncate(self._fd, 0)
+        with self._fd as number:
+            os.ftruncate(number, 0)
         self.length = 0
         self.hasher = self.digest.hasher()
 
@@ -104,13 +108,14 @@ class Partial:
         data = b"".join(pieces) if len(pieces) > 1 else pieces[0]
         view = memoryview(data)
         written = 0
-        try:
-            while written < len(view):
-                # pwrite, not write: readers share this open file and sendfile moves its position.
-                written += os.pwrite(self._fd, view[written:], self.length + written)
-        finally:
-            self.hasher.update(view[:written])
-            self.length += written
+        with self._fd as number:
+            try:
+                while written < len(view):
+                    # pwrite, not write: readers share this file and sendfile moves its position.
+                    written += os.pwrite(number, view[written:], self.length + written)
+            finally:
+                self.hasher.update(view[:written])
+                self.length += written
 
     def verified(self) -> bool:
         """Whether the bytes so far hash to the digest."""
@@ -118,16 +123,17 @@ class Partial:
 
     def flush(self) -> None:
         """Bring the bytes to the disk, so that a power loss after adoption finds them."""
-        os.fsync(self._fd)
+        with self._fd as number:
+            os.fsync(number)
 
     @property
-    def fd(self) -> int:
+    def fd(self) -> Descriptor:
         """The descriptor that holds the lock; not for readers."""
         return self._fd
 
-    def reader(self) -> int:
+    def reader(self) -> Descriptor:
         """A file descriptor on the growing file, the caller's to close."""
-        return os.dup(self._fd)
+        return self._fd.duplicate()
 
     def discard(self) -> None:
         """Remove the file; open readers keep their bytes."""
@@ -135,9 +141,7 @@ class Partial:
 
     def close(self) -> None:
         """Let go of the lock; the bytes stay for the next leader."""
-        # Said aloud: the lock would otherwise live as long as the slowest reader's descriptor.
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        os.close(self._fd)
+        self._fd.close()
 
 
 class Tail:
@@ -150,7 +154,7 @@ class Tail:
             OSError: there is no such file, or the disk says no.
         """
         self._expected = expected
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         self.total: int | None = None
 
     def look(self) -> Glance:
@@ -159,15 +163,17 @@ class Tail:
         Raises:
             OSError: the disk says no.
         """
-        led = is_locked(self._fd)  # first: what its last leader wrote is then seen below
-        length = os.fstat(self._fd).st_size
+        with self._fd as number:
+            led = is_locked(number)  # first: what its last leader wrote is then seen below
+            length = os.fstat(number).st_size
         if self.total is None:
             self.total = self._expected()
         return Glance(length, self.total, led)
 
-    def is_file_of(self, fd: int) -> bool:
+    def is_file_of(self, fd: Descriptor) -> bool:
         """Whether ``fd`` is open on this very file, wherever it lies by now."""
-        return os.path.samestat(os.fstat(self._fd), os.fstat(fd))
+        with self._fd as own, fd as other:
+            return os.path.samestat(os.fstat(own), os.fstat(other))
 
     def hashed(self, digest: Digest, length: int) -> Hasher:
         """What the first ``length`` bytes hash to.
@@ -177,21 +183,22 @@ class Tail:
         """
         hasher = digest.hasher()
         position = 0
-        while position < length:
-            piece = os.pread(self._fd, min(_READ_BYTES, length - position), position)
-            if not piece:
-                raise OSError(errno.EIO, "the file became shorter")
-            hasher.update(piece)
-            position += len(piece)
+        with self._fd as number:
+            while position < length:
+                piece = os.pread(number, min(_READ_BYTES, length - position), position)
+                if not piece:
+                    raise OSError(errno.EIO, "the file became shorter")
+                hasher.update(piece)
+                position += len(piece)
         return hasher
 
-    def reader(self) -> int:
+    def reader(self) -> Descriptor:
         """A file descriptor on the growing file, the caller's to close."""
-        return os.dup(self._fd)
+        return self._fd.duplicate()
 
     def close(self) -> None:
         """Look no more."""
-        os.close(self._fd)
+        self._fd.close()
 
 
 def is_locked(fd: int) -> bool:
@@ -204,6 +211,11 @@ def is_locked(fd: int) -> bool:
         return True
     fcntl.flock(fd, fcntl.LOCK_UN)
     return False
+
+
+def _unlock_and_close(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
 
 
 def _open_locked(path: Path) -> int:

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -18,6 +17,7 @@ from mirror.store.notes import Notes
 from mirror.store.objects import Objects
 from mirror.store.space import Limits
 from mirror.store.tags import Tags
+from mirror.threads import NoThreadError, Threads
 from mirror.upkeep.errors import UpkeepError
 
 
@@ -58,7 +58,7 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
     try:
         disk_bytes = shutil.disk_usage(layout.root).total  # never make one that was misspelt
         limits = Limits(config.cache.max_size.of(disk_bytes), 0)
-        with ThreadPoolExecutor(workers()) as threads:
+        with Threads(workers(), "files") as threads:
             objects = Objects(layout, limits, _Nobody(), threads)
             notes = public, private = Notes(layout.tags), Notes(layout.private)
             await objects.open()
@@ -72,6 +72,8 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
                 await objects.close()
                 for each in notes:
                     await each.close()
+    except NoThreadError as error:
+        raise UpkeepError(str(error)) from error
     except (OSError, IndexUnavailableError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UpkeepError(

@@ -7,12 +7,12 @@ import logging
 import re
 import secrets
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import bcrypt
 
+from mirror.threads import Threads
 from mirror.web.forwarded import lookup_address
 from mirror.web.turns import Turns
 
@@ -65,7 +65,7 @@ class Htpasswd:
         self._remembered: OrderedDict[tuple[str, bytes, bytes], None] = OrderedDict()
         self._key = secrets.token_bytes(32)
         # One thread: a bcrypt costs 50 ms, and guessing must not take the machine.
-        self._thread = ThreadPoolExecutor(1, "bcrypt")
+        self._thread = Threads(1, "bcrypt")
         self._turns = Turns(1, 1, _MOST_WAITING)
         self._load()
 

@@ -17,6 +17,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
+from mirror.descriptor import Descriptor
 from mirror.pull.content import FilePiece
 
 _PIECE_BYTES: Final = 16 * 1024 * 1024  # of one call: a fast reader would never let it end
@@ -82,12 +83,14 @@ class Sender:
                     sent(step)
                     if full:
                         self._share(connection)
-                        await patience.writable(out)
+                        await patience.writable(out.fileno())
                     slow = full and self._sending > _MANY
                     wait_ms = _BRIEF_MS if full else _FAST_MS
 
     @asynccontextmanager
-    async def _raw(self, transport: asyncio.Transport) -> AsyncIterator[tuple[socket.socket, int]]:
+    async def _raw(
+        self, transport: asyncio.Transport
+    ) -> AsyncIterator[tuple[socket.socket, Descriptor]]:
         """The client's socket, and a descriptor of it that the loop does not know yet."""
         while transport.get_write_buffer_size():  # headers that did not fit: once in a blue moon
             if transport.is_closing():
@@ -96,7 +99,7 @@ class Sender:
         connection = transport.get_extra_info("socket")
         if connection is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        out = os.dup(connection.fileno())
+        out = Descriptor(os.dup(connection.fileno()))
         self._sending += 1
         self._share(connection)
         try:
@@ -104,7 +107,7 @@ class Sender:
                 yield connection, out
         finally:
             self._sending -= 1
-            os.close(out)
+            out.close()
 
     def _share(self, connection: socket.socket) -> None:
         """Bound what waits in the kernel for this client to its share of the whole."""
@@ -114,7 +117,7 @@ class Sender:
             connection.setsockopt(socket.IPPROTO_TCP, _UNSENT, share)
 
     async def _step(
-        self, out: int, fd: int, span: tuple[int, int], wait_ms: int, *, slow: bool
+        self, out: Descriptor, fd: Descriptor, span: tuple[int, int], wait_ms: int, *, slow: bool
     ) -> tuple[int, bool]:
         """Send some of a stretch; the bytes sent, and whether the socket takes no more now.
 
@@ -132,8 +135,20 @@ class Sender:
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
-            await _ended(step)  # the descriptors must outlive the thread's use of them
+            await _ended(step)  # the next request on the connection must not be sent in between
             raise
+
+    async def read(self, piece: FilePiece, position: int, count: int) -> bytes:
+        """Bytes of a piece's file, for a connection that sendfile cannot serve.
+
+        Raises:
+            OSError: the file cannot be read, or is shorter.
+        """
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._threads, _read, piece.fd, position, count)
+        if not data:
+            raise OSError("the file is shorter than it was")
+        return data
 
     @asynccontextmanager
     async def patience(self) -> AsyncIterator[None]:
@@ -157,13 +172,30 @@ async def _ended(step: asyncio.Future[tuple[int, bool]]) -> None:
     step.exception()  # nobody else looks at it
 
 
+def _read(fd: Descriptor, position: int, count: int) -> bytes:
+    with fd as file:
+        return os.pread(file, count, position)
+
+
 def _sendfile(
-    out: int, fd: int, offset: int, count: int, wait_ms: int = 0, turn: float = math.inf
+    out: Descriptor,
+    fd: Descriptor,
+    offset: int,
+    count: int,
+    wait_ms: int = 0,
+    turn: float = math.inf,
 ) -> tuple[int, bool]:
     """Send what the socket takes within a turn (seconds); says whether it takes no more now.
 
     A reader that makes room within ``wait_ms`` is served on without a hop through the loop.
     """
+    with out as client, fd as file:
+        return _sent(client, file, offset, count, wait_ms, turn)
+
+
+def _sent(
+    out: int, fd: int, offset: int, count: int, wait_ms: int, turn: float
+) -> tuple[int, bool]:
     sent = 0
     until = time.monotonic() + turn
     while sent < count:
@@ -187,12 +219,13 @@ def _writable_within(out: int, milliseconds: int) -> bool:
     return bool(poll.poll(milliseconds))
 
 
-def _at_hand(fd: int, offset: int, count: int) -> bool:
+def _at_hand(fd: Descriptor, offset: int, count: int) -> bool:
     """Whether a stretch is in the page cache, as far as its end tells."""
     if _NOWAIT is None:
         return True
     try:
-        os.preadv(fd, [bytearray(1)], offset + count - 1, _NOWAIT)
+        with fd as file:
+            os.preadv(file, [bytearray(1)], offset + count - 1, _NOWAIT)
     except OSError:  # not at hand, or a file system that cannot tell
         return False
     return True

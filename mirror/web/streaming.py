@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 from collections.abc import AsyncGenerator
@@ -66,13 +65,10 @@ async def _copy(
     response: web.StreamResponse, piece: FilePiece, exchange: Exchange, sender: Sender
 ) -> None:
     """For TLS, and for bodies of unknown length, whose chunk headers sendfile knows nothing of."""
-    loop = asyncio.get_running_loop()
     position, stop = piece.offset, piece.offset + piece.count
     while position < stop:
         count = min(_COPY_BYTES, stop - position)
-        read = await loop.run_in_executor(None, os.pread, piece.fd, count, position)
-        if not read:
-            raise OSError("the file is shorter than it was")
+        read = await sender.read(piece, position, count)
         async with sender.patience():
             await response.write(read)
         position += len(read)

@@ -36,7 +36,7 @@ def test_a_slow_reader_does_not_keep_the_lead_taken(tmp_path):
     reader = leader.reader()
     leader.close()
     Partial(tmp_path / "p", DIGEST).close()
-    os.close(reader)
+    reader.close()
 
 
 def test_a_reader_keeps_its_bytes_when_the_file_goes(tmp_path):
@@ -45,8 +45,8 @@ def test_a_reader_keeps_its_bytes_when_the_file_goes(tmp_path):
     reader = partial.reader()
     partial.discard()
     partial.close()
-    assert os.pread(reader, 100, 0) == DATA
-    os.close(reader)
+    assert os.pread(reader.fileno(), 100, 0) == DATA
+    reader.close()
 
 
 def test_a_readers_position_does_not_move_the_writer(tmp_path):
@@ -54,10 +54,10 @@ def test_a_readers_position_does_not_move_the_writer(tmp_path):
     partial = Partial(tmp_path / "p", DIGEST)
     partial.append([DATA[:4]])
     reader = partial.reader()
-    os.lseek(reader, 0, os.SEEK_SET)
+    os.lseek(reader.fileno(), 0, os.SEEK_SET)
     partial.append([DATA[4:]])
-    assert os.pread(reader, 100, 0) == DATA
-    os.close(reader)
+    assert os.pread(reader.fileno(), 100, 0) == DATA
+    reader.close()
     partial.close()
 
 

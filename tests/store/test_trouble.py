@@ -66,7 +66,7 @@ class Store:
         if stored is None:
             return None
         try:
-            return os.pread(stored.fd, stored.size, 0)
+            return os.pread(stored.fd.fileno(), stored.size, 0)
         finally:
             stored.close()
 

@@ -1,0 +1,86 @@
+"""Threads that are all there from the start, and the event loop that has such threads.
+
+``ThreadPoolExecutor.submit`` puts the work into its queue and starts a thread afterwards.  Where
+the system refuses the thread, the call fails and the work is done later all the same, although the
+caller has given up and closed what the work uses.  Here ``submit`` never starts a thread.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+#: For the resolver and ``asyncio.to_thread``: a name server that does not answer holds a thread.
+_LOOP_THREADS: Final = 8
+
+
+class NoThreadError(Exception):
+    """The system refuses a thread: one line that says what to raise."""
+
+
+class Threads(ThreadPoolExecutor):
+    """An executor whose threads are started by the constructor."""
+
+    def __init__(self, count: int, name: str) -> None:
+        """Start ``count`` threads.
+
+        Raises:
+            NoThreadError: the system refuses one of them; then none is left.
+        """
+        super().__init__(count, name)
+        started = threading.Event()
+        waiting: list[Future[bool]] = []
+        try:
+            # Each submission finds the former threads waiting, and so starts another one.
+            for _ in range(count):
+                waiting.append(self.submit(started.wait))  # noqa: PERF401  # their number is told
+        except (RuntimeError, MemoryError) as error:
+            started.set()
+            self.shutdown(cancel_futures=True)
+            raise NoThreadError(
+                f"the system refuses thread {len(waiting) + 1} of {count} ({name}): raise the "
+                "limit on threads (--pids-limit, TasksMax, ulimit -u) or on memory (ulimit -v)"
+            ) from error
+        started.set()
+        for each in waiting:
+            each.result()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """asyncio's, with threads of its own instead of the default executor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            self._own_threads = Threads(_LOOP_THREADS, "loop")
+        except NoThreadError:
+            super().close()
+            raise
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Ts], R], *args: *Ts
+    ) -> asyncio.Future[R]:
+        """Without an ``executor`` use the loop's own threads."""
+        return super().run_in_executor(executor or self._own_threads, func, *args)
+
+    def close(self) -> None:
+        """End the threads too."""
+        super().close()
+        self._own_threads.shutdown()
+
+
+def run(main: Coroutine[Any, Any, R]) -> R:
+    """``asyncio.run`` for a loop that never starts a thread while it runs.
+
+    Raises:
+        NoThreadError: the system refuses the threads of the loop.
+    """
+    try:
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            return runner.run(main)
+    finally:
+        main.close()
