@@ -25,6 +25,7 @@ class MirrorProcess:
     port: int = field(default_factory=free_port)
     workers: int = 1
     server: str = ""  # more lines of [server]
+    cache: str = ""  # more lines of [cache]
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,7 @@ class MirrorProcess:
         lines += [self.server]
         lines += ["[cache]"]
         lines += [f"directory = {json.dumps(str(self.directory / 'cache'))}", 'min_free = "0"']
+        lines += [self.cache]
         for name, url in self.upstreams.items():
             lines += [f"[upstreams.{json.dumps(name)}]", f"url = {json.dumps(url)}"]
         return "\n".join(lines) + "\n" + self.extra
