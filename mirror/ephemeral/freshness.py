@@ -15,7 +15,7 @@ class Freshness:
         self._max_age = max_age
 
     async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
-        """What the name means, if that is still fresh, and until when (Unix seconds) it is."""
+        """What the name means, if that is still fresh, and until when (monotonic seconds) it is."""
         record = await self._backend.get(f"fresh {name}")
         if record is None:
             return None
@@ -24,7 +24,7 @@ class Freshness:
 
     async def put(self, name: str, descriptor: Descriptor) -> None:
         """Upstream has just said so."""
-        until = f"{time.time() + self._max_age} ".encode()
+        until = f"{time.monotonic() + self._max_age} ".encode()
         await self._backend.set(
             f"fresh {name}", until + encode_descriptor(descriptor), self._max_age
         )

@@ -70,7 +70,7 @@ class Freshness(Protocol):
     """Which tags need not be asked about."""
 
     async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
-        """What the tag means, if that is fresh, and until when (Unix seconds) it is."""
+        """What the tag means, if that is fresh, and until when (monotonic seconds) it is."""
 
     async def put(self, name: str, descriptor: Descriptor) -> None:
         """Upstream has just said so."""
@@ -83,7 +83,7 @@ class Freshness(Protocol):
 class Resolution:
     """What a tag means and how that was come by; ``detail`` says why it is stale.
 
-    ``until`` is when a hit has to be asked about again (Unix seconds), 0 for what is no hit.
+    ``until`` is when a hit has to be asked about again (monotonic seconds), 0 for what is no hit.
     ``private``: somebody else would not be told.
     """
 

@@ -19,7 +19,7 @@ NO_PULLS: Final = frozenset({"", "ping", "passed", "tunnel"})
 
 @dataclass(slots=True)
 class Kept:
-    """What of an answer may be given again, until when (Unix seconds), and what it is.
+    """What of an answer may be given again, until when (monotonic seconds), and what it is.
 
     The body is in ``body`` or is the ``size`` bytes of ``file``, a descriptor of its own; ``used``
     is to be called for each time.

@@ -176,13 +176,12 @@ class Server(web.Server):
             return
         body = b"" if request.method == "HEAD" else kept.body
         first, rest = _head(response)
-        until = kept.until - time.time() + self._clock()
         file, kept.file = kept.file, None  # from here on it is the table's
         exchange.kept = None
         ended = self._observer.repeated(self._ending(request, exchange), kept.used)
         if exchange.origin.told:
             ended = _of(exchange.origin.client, ended)
-        answer = HotAnswer(first, rest, body, file, kept.size, until, kept.digest, ended)
+        answer = HotAnswer(first, rest, body, file, kept.size, kept.until, kept.digest, ended)
         table.put(key, answer)
 
     def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
