@@ -27,7 +27,8 @@ def ca(
     """Print the CA certificate of proxy mode (PEM), and how clients come to trust it."""
     settings = _load(config, cache_dir)
     # Late, so that other commands do not pay for the imports.
-    from mirror.authority.files import AuthorityError, ensure_authority  # noqa: PLC0415
+    from mirror.authority.errors import AuthorityError  # noqa: PLC0415
+    from mirror.authority.files import ensure_authority  # noqa: PLC0415
 
     directory = settings.proxy.authority_directory(settings.cache.directory)
     try:

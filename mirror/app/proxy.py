@@ -13,6 +13,7 @@ from mirror.app.errors import StartError
 from mirror.app.proxies import general_proxies, upstream_proxies
 from mirror.app.sockets import BACKLOG, Listener
 from mirror.app.store import Store
+from mirror.authority.errors import AuthorityError
 from mirror.config.listen import TcpAddress
 from mirror.config.model import Config, UpstreamConfig
 from mirror.metrics import Metrics
@@ -73,7 +74,7 @@ def proxy_face(
         StartError: the CA cannot be used.
     """
     # Late, since it costs 8 MiB that only those should pay who use proxy mode.
-    from mirror.authority.files import AuthorityError, ensure_authority  # noqa: PLC0415
+    from mirror.authority.files import ensure_authority  # noqa: PLC0415
     from mirror.authority.minting import Mint  # noqa: PLC0415
 
     proxy = config.proxy

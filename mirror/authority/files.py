@@ -17,15 +17,12 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
+from mirror.authority.errors import AuthorityError
 from mirror.authority.signing import Authority, new_authority
 
 _NAME: Final = "ca.pem"
 _LOCK: Final = "ca.lock"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-
-
-class AuthorityError(Exception):
-    """The authority cannot be used: one line that says why and what to do."""
 
 
 def _now() -> datetime:

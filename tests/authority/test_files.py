@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trustme
 
-from mirror.authority.files import AuthorityError, ensure_authority
+from mirror.authority.errors import AuthorityError
+from mirror.authority.files import ensure_authority
 
 CHILD = """
 import pathlib, sys

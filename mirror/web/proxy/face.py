@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import HttpVersion10, hdrs, web
 
+from mirror.authority.errors import AuthorityError
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.upstream.directory import Directory
 from mirror.web.connection import Connection
@@ -151,7 +152,10 @@ class ProxyFace:
         """Speak TLS in the name of a registry, and answer what is asked inside."""
         exchange, connection = request[EXCHANGE], _connection(request)
         exchange.upstream = upstream
-        context = self._mint.context(host)
+        try:
+            context = self._mint.context(host)
+        except AuthorityError as error:
+            raise TunnelError(502, str(error)) from error
         self._observer.proxy_connected(upstream, "intercepted")
         client, ended = exchange.origin.client, asyncio.Event()
 
