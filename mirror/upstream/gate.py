@@ -30,9 +30,9 @@ class Gate:
         if remaining > 0:
             raise self._error(remaining)
 
-    def close(self, retry_after: str) -> RateLimitedError:
-        """Note a 429 with its Retry-After field as sent; return the error to raise."""
-        seconds = _seconds_of(retry_after)
+    def close(self, retry_after: str, date: str = "") -> RateLimitedError:
+        """Note a 429 with its Retry-After and Date fields as sent; return the error to raise."""
+        seconds = _seconds_of(retry_after, date)
         wait = min(_DEFAULT_SECONDS if seconds is None else seconds, _MAX_SECONDS)
         self._closed_until = self._clock() + wait
         return self._error(wait)
@@ -41,11 +41,18 @@ class Gate:
         return RateLimitedError(self._upstream, "limits how often it may be asked", seconds)
 
 
-def _seconds_of(retry_after: str) -> float | None:
-    """Retry-After in seconds from now (RFC 9110, 10.2.3), None where it says nothing usable."""
+def _seconds_of(retry_after: str, date: str) -> float | None:
+    """Retry-After in seconds from now (RFC 9110, 10.2.3), None where it says nothing usable.
+
+    A moment is compared with ``date``, which the same clock has told: ours may be another one.
+    """
     if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < _MAX_DIGITS:
         return float(retry_after)
     try:
-        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+        return max(_timestamp(retry_after) - _timestamp(date), 0.0)
     except (ValueError, OverflowError):
         return None
+
+
+def _timestamp(moment: str) -> float:
+    return parsedate_to_datetime(moment).timestamp()

@@ -294,7 +294,8 @@ class Registry:
         if status == 416:
             raise RangeRefusedError(self.name, "refuses to go on where the last answer ended")
         if status == 429:
-            raise self._gate.close(response.headers.get("Retry-After", ""))
+            fields = response.headers
+            raise self._gate.close(fields.get("Retry-After", ""), fields.get("Date", ""))
         if status == 401 and origin == self._url.origin():
             raise UnauthorizedError(self.name, _private(repository), _challenges(response))
         if status == 403 and origin == self._url.origin():
