@@ -50,11 +50,13 @@ class Warming:
         first: bool,
         chance: Callable[[], float] = random.random,
         now: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Of several processes only the ``first`` does."""
         self._first = first
         self._chance = chance
         self._now = now
+        self._monotonic = monotonic
         self._config: Config | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -84,9 +86,12 @@ class Warming:
             await self._wait(until_next(entry, self._now(), failures, self._chance()))
 
     async def _wait(self, seconds: float) -> None:
-        """By the clock on the wall, which goes on while a machine is suspended."""
-        due = self._now().timestamp() + seconds
-        while (left := due - self._now().timestamp()) > 0:  # noqa: ASYNC110  # clocks tell nobody
+        """By the clock on the wall, which goes on while a machine is suspended, or by our own.
+
+        Whichever comes there first: the one on the wall may be set back by a year.
+        """
+        due, ends = self._now().timestamp() + seconds, self._monotonic() + seconds
+        while (left := min(due - self._now().timestamp(), ends - self._monotonic())) > 0:  # noqa: ASYNC110  # clocks tell nobody
             await asyncio.sleep(min(left, _LOOK_SECONDS))
 
 

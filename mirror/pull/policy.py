@@ -82,8 +82,12 @@ def nearly_done(length: int, total: int | None) -> bool:
 
 
 def usable_stale(seen: float, now: float, stale_if_error: float) -> bool:
-    """Whether what upstream said at ``seen`` may be served while it cannot answer (RFC 5861, 4)."""
-    return now - seen <= stale_if_error
+    """Whether what upstream said at ``seen`` may be served while it cannot answer (RFC 5861, 4).
+
+    Both are readings of a clock that may have been set in between.  A time in the future says as
+    little as one in the past: without the bound it would hold until the clock comes there.
+    """
+    return abs(now - seen) <= stale_if_error
 
 
 @dataclass(frozen=True, slots=True)

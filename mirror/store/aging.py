@@ -27,14 +27,14 @@ class Aging:
         max_age: float,
         ready: Callable[[], Awaitable[bool]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Do nothing while it is not ``ready``, since it is not known what is kept."""
         self._objects = objects
         self._max_age = max_age
         self._ready = ready
         self._sleep = sleep
-        self._clock = clock
+        self._clock = clock or _steady_clock()
 
     async def run(self) -> None:
         """Go on for ever."""
@@ -53,6 +53,12 @@ class Aging:
             await self._sleep(_PAUSE_SECONDS)
         if count:
             _log.info("max_age: %d objects, %d bytes, that nobody pulled are gone", count, total)
+
+
+def _steady_clock() -> Callable[[], float]:
+    """Unix seconds as they were now, and as they pass: a clock that is set makes nothing older."""
+    ahead = time.time() - time.monotonic()
+    return lambda: time.monotonic() + ahead
 
 
 def _expire(index: ObjectIndex, before: float) -> list[int]:

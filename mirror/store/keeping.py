@@ -42,6 +42,7 @@ class Keeping:
         self._catalogue = catalogue
         self._clock = clock
         self._settled: tuple[Rule, Kept] | None = None
+        self._begun = 0.0  # of the last review: what it keeps is never older, if the clock is set
 
     def watch(self, section: Section, manifests: Manifests) -> None:
         """Hear of what is written down and stored in a section."""
@@ -69,6 +70,7 @@ class Keeping:
         """
         await self._objects.rebuilt()
         begun, rule = self._clock(), self.rule
+        self._begun = begun
         kept = await self._objects.consult(lambda index: index.kept)
         if self.rule is not nothing:
             async for page in self._catalogue.names(self.rule):
@@ -105,7 +107,7 @@ class Keeping:
 
     async def _put(self, keys: list[ObjectKey]) -> None:
         for start in range(0, len(keys), _BATCH):
-            some, now = keys[start : start + _BATCH], self._clock()
+            some, now = keys[start : start + _BATCH], max(self._clock(), self._begun)
             await self._objects.consult(lambda index, some=some, now=now: index.kept.put(some, now))  # type: ignore[misc]
 
     async def _quietly(self, keeping: Awaitable[None]) -> None:

@@ -7,6 +7,7 @@ written this process at least knows.
 import contextlib
 import hashlib
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -36,10 +37,12 @@ class Pushes:
         """There was a push just now; what is long over is forgotten."""
         now = time.time_ns()
         self._own = {each: at for each, at in self._own.items() if self._counts(at, now)}
-        self._own[name] = now
+        # Never one that was there before, although the clock may have been set back.
+        moment = self._own[name] = max(now, int(self.last(name) or 0) + 1)
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             self._file(name).touch()
+            os.utime(self._file(name), ns=(moment, moment))
             for file in self._directory.iterdir():
                 if not self._counts(file.stat().st_mtime_ns, now):
                     file.unlink(missing_ok=True)

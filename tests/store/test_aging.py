@@ -1,6 +1,8 @@
 """Objects that nobody pulled for long go by themselves."""
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -71,6 +73,50 @@ async def one_round(objects, clock, max_age: float, ready=always) -> None:
     aging = asyncio.create_task(Aging(objects, max_age, ready, clock.sleep, clock).run())
     await asyncio.wait_for(clock.rounds.acquire(), 10)
     aging.cancel()
+
+
+#: In a process of its own: whatever reads the clock reads this one, from its import on.
+STEPPED = """
+import asyncio, sys, time
+real, step = time.time, [0.0]
+time.time = lambda: real() + step[0]
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from mirror.store.aging import Aging
+from mirror.store.layout import Layout
+from mirror.store.objects import Objects
+from mirror.store.space import Limits
+from tests.store.test_aging import Clock, DAY, adopt, always, there
+from tests.store.test_space import Evictions
+
+async def main():
+    layout, clock = Layout(Path(sys.argv[1])), Clock()
+    layout.ensure()
+    with ThreadPoolExecutor(2) as threads:
+        objects = Objects(layout, Limits(10_000_000, 0), Evictions(), threads)
+        await objects.open()
+        key = await adopt(layout, objects, "young")
+        aging = Aging(objects, 30 * DAY, always, clock.sleep)
+        step[0] = 365 * DAY
+        running = asyncio.create_task(aging.run())
+        await clock.rounds.acquire()
+        running.cancel()
+        print(await there(objects, [key]))
+        await objects.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_clock_that_is_set_makes_nothing_older(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STEPPED, str(tmp_path / "cache")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "[True]\n"
 
 
 async def there(objects, keys) -> list[bool]:
