@@ -4,7 +4,9 @@ Labels are bounded: never a repository, a tag, a digest or a client's address.  
 the table are what the rooms call; none of them knows Prometheus.
 """
 
+import logging
 import math
+import struct
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,16 +16,20 @@ from prometheus_client import (
     Gauge,
     Histogram,
     disable_created_metrics,
+    values,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from mirror import figures
+from mirror.figure_files import FigureFiles, figure_values
 from mirror.tally import Batch, Tallies
 from mirror.web.exchange import NO_PULLS, Ending, Exchange
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
+
+_log = logging.getLogger(__name__)
 
 GaugeMode = Literal["livesum", "max", "mostrecent"]
 
@@ -33,6 +39,8 @@ class Metrics:
 
     def __init__(self, version: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
+        if figures.are_shared():  # which the library asks of no argument
+            values.ValueClass = figure_values(FigureFiles(figures.directory()))
         registry = self.registry = CollectorRegistry()
         self.tallies = Tallies(_FIRST_BYTE_BUCKETS)
 
@@ -224,8 +232,12 @@ class Metrics:
         """The figures in Prometheus's text format, and its content type."""
         self.tallies.flush()
         encode, content_type = choose_encoder("")
-        registry = self.registry
-        if figures.are_shared():  # the library has written them there from the start
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # has no types
-        return encode(registry), content_type
+        if figures.are_shared():
+            try:
+                registry = CollectorRegistry()
+                MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # has no types
+                if told := encode(registry):
+                    return told, content_type
+            except (OSError, ValueError, RuntimeError, struct.error) as error:
+                _log.warning("/metrics has the figures of one worker: %s", error)
+        return encode(self.registry), content_type

@@ -14,7 +14,7 @@ from typing import Final
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from mirror import threads
+from mirror import figures, threads
 from mirror.app.errors import StartError
 from mirror.app.serve import run_worker
 from mirror.app.sockets import Listener
@@ -99,7 +99,8 @@ class Worker:
         assert process is not None, "only what was started ends"
         assert pipe is not None, "and has a pipe"
         process.join()
-        mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # has no types
+        if figures.are_shared():
+            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # has no types
         if time.monotonic() - self._started < _SHORT_LIFE_SECONDS:
             self.put_off()
         else:
