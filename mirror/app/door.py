@@ -9,7 +9,8 @@ from pathlib import Path
 from aiohttp import web
 
 from mirror.app.errors import StartError
-from mirror.app.sockets import BACKLOG, Listener
+from mirror.app.files import bounds
+from mirror.app.sockets import ACCEPTED_AT_ONCE, Listener
 from mirror.config.fields import UNIX_PROXIES
 from mirror.config.model import Config, ServerConfig
 from mirror.threads import NoThreadError
@@ -26,9 +27,10 @@ async def listen(
     """Let clients in, with TLS where there is a context; a unix socket never needs it."""
     for listener in listeners:
         if context is not None and listener.over_tcp:
-            await TlsSite(runner, listener.raw, context, BACKLOG).start()
+            await TlsSite(runner, listener.raw, context, ACCEPTED_AT_ONCE).start()
         else:
-            await web.SockSite(runner, listener.raw, backlog=BACKLOG).start()
+            await web.SockSite(runner, listener.raw, backlog=ACCEPTED_AT_ONCE).start()
+        listener.queue_many()
 
 
 @contextlib.contextmanager
@@ -87,7 +89,7 @@ def server_limits(config: Config) -> ServerLimits:
     """What a crowd may take."""
     limits = config.limits
     return ServerLimits(
-        limits.connections,
+        bounds(config).connections,
         limits.connections_per_client,
         limits.idle_timeout.seconds,
         config.server.drain.seconds,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.app.door import opened_admission, proxies, server_limits
+from mirror.app.files import bounds
 from mirror.app.ground import Ground
 from mirror.app.proxy import note_of, opened_pushes, proxy_face
 from mirror.app.pulls import Pulls, opened_pulls
@@ -72,7 +73,7 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Editio
             stack.enter_context(opened_admission(config)),
             proxies(config),
             server_limits(config),
-            ground.table if config.server.hot else None,
+            ground.table if bounds(config).hot else None,
             Requests(),
             proxy,
         )

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.app.files import bounds
 from mirror.app.store import Store
 from mirror.app.teller import UpstreamTeller
 from mirror.app.upstreams import Upstreams
@@ -70,7 +71,8 @@ def slot_limits(config: Config) -> SlotLimits:
     """How many downloads at once."""
     limits = config.limits
     connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
-    return SlotLimits(limits.downloads, limits.queue, limits.queue_timeout.seconds, connections)
+    downloads = bounds(config).downloads
+    return SlotLimits(downloads, limits.queue, limits.queue_timeout.seconds, connections)
 
 
 def splitting(config: Config) -> Splitting:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -19,20 +18,6 @@ from mirror.config.model import Config
 _ORPHAN_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-def allow_open_files(wanted: int) -> None:
-    """Use what the system allows: the usual soft limit of 1024 is for programs that use select."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < wanted:
-        _log.warning(
-            "the system allows %d open files, too few for [limits] connections: raise LimitNOFILE "
-            "(ulimit -Hn) to %d, or lower connections",
-            hard,
-            wanted,
-        )
 
 
 def announce(config: Config, listeners: Sequence[Listener]) -> None:

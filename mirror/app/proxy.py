@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from mirror import clients
 from mirror.app.errors import StartError
+from mirror.app.files import bounds
 from mirror.app.proxies import general_proxies, upstream_proxies
-from mirror.app.sockets import BACKLOG, Listener
+from mirror.app.sockets import ACCEPTED_AT_ONCE, Listener
 from mirror.app.store import Store
 from mirror.authority.errors import AuthorityError
 from mirror.config.listen import TcpAddress
@@ -93,7 +94,7 @@ def proxy_face(
         Mint(authority),
         _permission(config),
         Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(general_proxies(config))),
-        TunnelLimits(proxy.tunnels, proxy.idle_timeout.seconds),
+        TunnelLimits(bounds(config).tunnels, proxy.idle_timeout.seconds),
         metrics,
     )
 
@@ -154,8 +155,9 @@ async def listening(server: Server, listeners: Iterable[Listener]) -> AsyncItera
     try:
         for listener in listeners:
             handler = partial(server.connection, PROXY)
-            opening = loop.create_server(handler, sock=listener.raw, backlog=BACKLOG)
+            opening = loop.create_server(handler, sock=listener.raw, backlog=ACCEPTED_AT_ONCE)
             opened.append(await opening)  # so that what is open is closed, come what may
+            listener.queue_many()
         yield
     finally:
         for each in opened:

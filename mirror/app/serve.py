@@ -19,11 +19,11 @@ from mirror.app.commands import commands
 from mirror.app.control import opened_control
 from mirror.app.door import certificate, listen
 from mirror.app.editions import Editions, opened_editions
+from mirror.app.files import allow_open_files, say_seldom_what_is_exhausted
 from mirror.app.ground import opened_ground
 from mirror.app.housekeeping import Housekeeping
 from mirror.app.notify import supervised
 from mirror.app.process import (
-    allow_open_files,
     announce,
     heed,
     say_stopping,
@@ -56,7 +56,7 @@ async def run(config: Config, reread: Reread) -> None:
         StartError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
-    allow_open_files(config.limits.connections)
+    allow_open_files(config)
     stopping, reloading = asyncio.Event(), asyncio.Event()
     heed(stopping, reloading)
     async with (
@@ -144,6 +144,7 @@ async def _serving_on(
     Raises:
         StartError: the mirror cannot start.
     """
+    say_seldom_what_is_exhausted(asyncio.get_running_loop())
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
         tracing = await stack.enter_async_context(opened_tracing(config))  # the last to end

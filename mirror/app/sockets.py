@@ -19,6 +19,9 @@ from mirror.config.listen import Address, TcpAddress, UnixAddress
 from mirror.config.model import Config
 
 BACKLOG: Final = 1024
+#: asyncio takes its ``backlog`` for both, and a thousand connections at once need as many files
+#: before the first of them is counted.
+ACCEPTED_AT_ONCE: Final = 16
 _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # IPv6 is switched off
 _PROBE_SECONDS: Final = 1.0
 
@@ -74,6 +77,10 @@ class Listener:
         except OSError as error:
             raw.close()
             raise _refused(self.address, error) from error
+
+    def queue_many(self) -> None:
+        """Let many wait for their turn, although asyncio accepts a few at once."""
+        self.raw.listen(BACKLOG)
 
     def withdraw(self) -> None:
         """Remove the socket file, while the socket is open: then no other can pass for it."""

@@ -16,8 +16,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Final
 
 from mirror.app.errors import StartError
+from mirror.app.files import allow_open_files
 from mirror.app.notify import Supervisor
-from mirror.app.process import allow_open_files, announce
+from mirror.app.process import announce
 from mirror.app.reload import Reread, tell_changes, tell_mistakes, try_out
 from mirror.app.sockets import opened_worker_listeners
 from mirror.app.tether import News
@@ -60,7 +61,7 @@ class _Watch:
         self._hangup = False
         self._reloaded: tuple[Config, Config] | None = None  # before and after, until all have it
         self._looked = time.monotonic()
-        allow_open_files(config.limits.connections)
+        allow_open_files(self._share)
 
     def run(self) -> None:
         """Watch over the workers until told to stop.
@@ -180,10 +181,10 @@ class _Watch:
         """
         config = in_force(self._config, read)
         try_out(config)
-        allow_open_files(config.limits.connections)
         configure(config.log.level, config.log.format, access=config.log.access)
         self._reloaded = (self._config, read)
         self._config, self._share = config, config.share(len(self._workers))
+        allow_open_files(self._share)
         for worker in self._workers:
             worker.go_by(self._share)
 

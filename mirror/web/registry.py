@@ -171,7 +171,10 @@ class RegistryFace:
         if content.size > SMALL_FILE_BYTES:
             return None
         used = partial(self.blobs.touch, digest)
-        file = os.dup(content.descriptor)
+        try:
+            file = os.dup(content.descriptor)
+        except OSError:  # too many are open: what is not repeated is worked out again
+            return None
         return Kept(digest, math.inf, used, file=file, size=content.size)
 
     async def _send_blob(
