@@ -1,5 +1,6 @@
 """The command line.  Says what went wrong in one line; decides nothing else."""
 
+import atexit
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -84,7 +85,9 @@ def serve(
     with shared_figures(processes):
         # Late, so that `check` and `client` do not pay for the server's imports.
         from mirror.app import StartError, run, supervise  # noqa: PLC0415
+        from mirror.logs import queue_output  # noqa: PLC0415
 
+        atexit.register(queue_output().drain)  # after a traceback of the interpreter's too
         try:
             if processes == 1:
                 threads.run(run(settings, reread))

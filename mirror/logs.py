@@ -1,15 +1,42 @@
 """Logs: one line per event, as text for people or as JSON for machines.
 
 No request or response header is ever logged but User-Agent, and no query of any address.
+
+A serving process writes its log through :class:`QueuedOutput`.  Only a thread of its own waits for
+the reader of standard error, so a full pipe costs log records and never a request.
 """
 
+import contextlib
+import io
 import json
 import logging
+import os
+import select
 import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from queue import Empty, SimpleQueue
+from typing import Final
 
 from mirror.web.exchange import Ending
 
+_STDOUT: Final = 1
+_STDERR: Final = 2
+_CLOSED: Final = -1  # the process was started without this stream
+
+_MOST_BYTES: Final = 8 * 1024 * 1024
+_RECORD_BYTES: Final = 2 * 1024  # what a record takes, but for its message and traceback
+_MOST_TEXT: Final = 16 * 1024  # characters of one message, traceback or printed line
+_MOST_FIELD: Final = 512  # characters of one field of the access log
+_BATCH: Final = 256
+_PAUSE_SECONDS: Final = 0.02  # between two batches: waking the thread for each record costs more
+_DRAIN_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
 _access = logging.getLogger("mirror.access")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
@@ -35,8 +62,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **_fields(record),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if traceback := _traceback(record):
+            line["exception"] = traceback
         return json.dumps(line, default=str)
 
 
@@ -48,9 +75,15 @@ class TextFormatter(logging.Formatter):
         fields = "".join(f" {key}={_word(value)}" for key, value in _fields(record).items())
         message = _printable(record.getMessage())
         line = f"{_when(record)} {record.levelname.lower()} {message}{fields}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+        if traceback := _traceback(record):
+            line += "\n" + traceback
         return line
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    if record.exc_text is None and record.exc_info:
+        record.exc_text = logging.Formatter().formatException(record.exc_info)
+    return record.exc_text or ""
 
 
 def _printable(text: str) -> str:
@@ -64,13 +97,213 @@ def _word(value: object) -> str:
 
 
 def configure(level: str, form: str, *, access: bool) -> None:
-    """Send what the mirror has to say to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    """Send the log to standard error, through the queue where :func:`queue_output` made one."""
     root = logging.getLogger()
+    handler: logging.Handler = _queued() or logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     _access.setLevel(logging.INFO if access else logging.CRITICAL)
+
+
+def queue_output() -> "QueuedOutput":
+    """Queue what this process logs and prints from now on; a forked process has to call it again.
+
+    ``print``, warnings and the tracebacks of threads are queued too: they use ``sys.stderr``.
+    """
+    stdout = _CLOSED if sys.__stdout__ is None else _STDOUT
+    stderr = _CLOSED if sys.__stderr__ is None else _STDERR
+    output = QueuedOutput(stderr)
+    logging.getLogger().handlers[:] = [output]
+    sys.stdout, sys.stderr = _Stream(output, stdout), _Stream(output, stderr)
+    return output
+
+
+def dropped() -> int:
+    """How many log records and printed lines this process has dropped since its start."""
+    output = _queued()
+    return 0 if output is None else output.dropped
+
+
+def _queued() -> "QueuedOutput | None":
+    handlers = logging.getLogger().handlers
+    return next((each for each in handlers if isinstance(each, QueuedOutput)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """``count`` records were dropped, the first of them at ``since`` (Unix seconds)."""
+
+    count: int
+    since: float
+
+    def record(self) -> logging.LogRecord:
+        since = datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
+        text = "%d log records dropped since %s: standard error was full, or failed"
+        told = (self.count, since.replace("+00:00", "Z"))
+        return _log.makeRecord(__name__, logging.WARNING, __file__, 0, text, told, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """``what`` is to be written to the descriptor ``fd``; it takes ``size`` bytes of the queue."""
+
+    fd: int
+    size: int
+    what: logging.LogRecord | _Gap | str
+
+
+class QueuedOutput(logging.Handler):
+    """A bounded queue of log records and printed lines, and the thread that writes them.
+
+    A full queue drops records until it is half empty, so that one line tells of many.
+    """
+
+    def __init__(self, stderr: int) -> None:
+        """Start the thread; ``stderr`` is the descriptor that log records go to."""
+        super().__init__()
+        self.dropped = 0
+        self._stderr = stderr
+        # Reentrant, since a finalizer that logs may run while the lock is held.
+        self._changing = threading.RLock()
+        self._gap = 0
+        self._since = 0.0
+        self._failing = False
+        self._queued_bytes = 0
+        self._written_bytes = 0  # changed by the thread alone
+        self._queue: SimpleQueue[_Item] = SimpleQueue()
+        threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record; arguments and traceback become text now, so that they keep nothing."""
+        try:
+            record.msg = record.getMessage()[:_MOST_TEXT]
+            record.args = None
+            text = _traceback(record)[-_MOST_TEXT:]
+            record.exc_text, record.exc_info = text or None, None
+        except Exception:  # noqa: BLE001  # as all handlers of the standard library do
+            self.handleError(record)
+            return
+        size = _RECORD_BYTES + len(record.msg) + len(text)
+        self._put(_Item(self._stderr, size, record))
+
+    def print(self, fd: int, text: str) -> None:
+        """Queue printed lines."""
+        self._put(_Item(fd, _RECORD_BYTES + len(text), text))
+
+    def drain(self) -> None:
+        """Wait until all is written, at most for a second."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while self._written_bytes < self._queued_bytes and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS / 2)
+
+    def _put(self, item: _Item) -> None:
+        with self._changing:
+            most = _MOST_BYTES // 2 if self._gap else _MOST_BYTES
+            if self._queued_bytes - self._written_bytes + item.size > most:
+                self._drop([item])
+                return
+            if self._gap and not self._failing:
+                self._tell_gap()
+            self._append(item)
+
+    def _append(self, item: _Item) -> None:
+        self._queued_bytes += item.size
+        self._queue.put(item)
+
+    def _tell_gap(self) -> None:
+        gap, self._gap = _Gap(self._gap, self._since), 0
+        self._append(_Item(self._stderr, _RECORD_BYTES, gap))
+
+    def _drop(self, items: Iterable[_Item]) -> None:
+        for item in items:
+            told = item.what if isinstance(item.what, _Gap) else None
+            self._since = self._since if self._gap else told.since if told else time.time()
+            self._gap += told.count if told else 1
+            self.dropped += 0 if told else 1
+
+    # In the thread.
+
+    def _write_for_ever(self) -> None:
+        while True:
+            items = [self._queue.get()]
+            with contextlib.suppress(Empty):
+                while len(items) < _BATCH:
+                    items.append(self._queue.get_nowait())
+            lost = [item for _, some in groupby(items, _fd_of) for item in self._write([*some])]
+            with self._changing:
+                self._failing = bool(lost)
+                self._drop(lost)
+                self._written_bytes += sum(item.size for item in items)
+                if self._gap and not self._failing and self._queue.empty():
+                    self._tell_gap()
+            time.sleep(_PAUSE_SECONDS)
+
+    def _write(self, items: Sequence[_Item]) -> Sequence[_Item]:
+        """Write to one descriptor, however long that takes; those that were not written whole."""
+        texts = [self._text(item.what).encode(errors="backslashreplace") for item in items]
+        left = memoryview(b"".join(texts))
+        try:
+            while left:
+                left = left[_write_some(items[0].fd, left) :]
+        except OSError:  # the reader is gone, or a disk is full
+            written = -len(left)
+            for number, text in reversed([*enumerate(texts)]):
+                written += len(text)
+                if written >= 0:
+                    return items[number:]
+        return ()
+
+    def _text(self, what: logging.LogRecord | _Gap | str) -> str:
+        if isinstance(what, str):
+            return what
+        record = what.record() if isinstance(what, _Gap) else what
+        try:
+            return f"{self.format(record)}\n"
+        except Exception as error:  # noqa: BLE001  # no record may end the thread
+            return f"a log record of {record.name} cannot be formatted: {error!r}\n"
+
+
+def _fd_of(item: _Item) -> int:
+    return item.fd
+
+
+def _write_some(fd: int, data: memoryview) -> int:
+    while True:
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:  # another process made the pipe non-blocking
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
+
+
+class _Stream(io.TextIOBase):
+    """``sys.stdout`` or ``sys.stderr`` of a process with a queue: takes lines, never blocks."""
+
+    encoding = "utf-8"
+
+    def __init__(self, output: QueuedOutput, fd: int) -> None:
+        self._output = output
+        self._fd = fd
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        lines, newline, self._begun = (self._begun + text).rpartition("\n")
+        if len(self._begun) > _MOST_TEXT:
+            lines, newline, self._begun = self._begun, "\n", ""
+        if newline:
+            self._output.print(self._fd, lines + newline)
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def writable(self) -> bool:
+        return True
 
 
 class AccessLog:
@@ -87,19 +320,19 @@ class AccessLog:
             return
         exchange = ending.exchange
         fields = {
-            "client": ending.client,
-            "method": ending.method,
+            "client": ending.client[:_MOST_FIELD],
+            "method": ending.method[:_MOST_FIELD],
             "status": exchange.status,
             "upstream": exchange.upstream,
-            "repository": exchange.repository,
-            "reference": exchange.reference,
+            "repository": exchange.repository[:_MOST_FIELD],
+            "reference": exchange.reference[:_MOST_FIELD],
             "kind": exchange.kind,
             "result": "" if exchange.outcome is None else exchange.outcome.value,
             "bytes": exchange.sent_bytes,
             "seconds": round(ending.seconds, 4),
             "whole": exchange.whole,
-            "agent": ending.agent,
-            "detail": exchange.detail,
+            "agent": ending.agent[:_MOST_FIELD],
+            "detail": exchange.detail[:_MOST_FIELD],
         }
         if exchange.kind in {"", "passed"}:
             fields["path"] = ending.path.partition("?")[0][:200]

@@ -125,6 +125,11 @@ class Metrics:
         self._tunnel_bytes = counter(
             "mirror_tunnel_bytes_total", "Bytes that were let through.", "direction"
         )
+        self._log_dropped = counter(
+            "mirror_log_dropped_total",
+            "Log records that were not written: standard error was full, or failed.",
+        )
+        self._log_dropped_told = 0
         build = gauge("mirror_build_info", "The version that runs.", "version", over_workers="max")
         build.labels(version).set(1)
 
@@ -214,6 +219,11 @@ class Metrics:
         self._cache_bytes.set(used_bytes)
         self._cache_objects.set(objects)
         self._cache_max_bytes.set(max_bytes)
+
+    def log_dropped(self, total: int) -> None:
+        """So many log records were dropped since the start of the process."""
+        self._log_dropped.inc(total - self._log_dropped_told)
+        self._log_dropped_told = total
 
     def proxy_connected(self, upstream: str, result: str) -> None:
         """A client asked the proxy for a server: intercepted, tunnelled, denied, or failed."""

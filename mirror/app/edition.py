@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from mirror import logs
 from mirror.app.door import opened_admission, proxies, server_limits
 from mirror.app.files import bounds
 from mirror.app.ground import Ground
@@ -94,6 +95,7 @@ def _health(ground: Ground) -> HealthFace:
         with contextlib.suppress(OSError, IndexUnavailableError):  # then: as last known
             usage = await store.objects.usage()
             metrics.cache_holds(usage.used_bytes, usage.objects, usage.max_bytes)
+        metrics.log_dropped(logs.dropped())
         return metrics.rendered()
 
     return HealthFace(condition, figures)

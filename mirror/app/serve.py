@@ -38,7 +38,7 @@ from mirror.app.teller import Teller
 from mirror.app.tether import Tether
 from mirror.app.warming import Warming
 from mirror.config.model import Config
-from mirror.logs import AccessLog, configure
+from mirror.logs import AccessLog, configure, dropped
 from mirror.metrics import Metrics
 from mirror.web.hot import HotTable
 from mirror.web.server import Server
@@ -165,7 +165,7 @@ async def _serving_on(
         control = opened_control(store.layout.control, reception, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             editions.tell(receiver)
-        tending = asyncio.create_task(_tend_regularly(store), name="tend")
+        tending = asyncio.create_task(_tend_regularly(store, metrics), name="tend")
         stack.callback(tending.cancel)
         scrubbing = stack.enter_context(contextlib.closing(Scrubbing(store, first=first)))
         scrubbing.every(config.cache.scrub.seconds)
@@ -199,8 +199,9 @@ async def _reread_regularly(chain: Certificate | None, editions: Editions) -> No
                 part.reload()
 
 
-async def _tend_regularly(store: Store) -> None:
+async def _tend_regularly(store: Store, metrics: Metrics) -> None:
     while True:
         await asyncio.sleep(_TEND_SECONDS)
+        metrics.log_dropped(dropped())  # another process may be the one that is asked for figures
         await store.objects.flush_touches()
         await store.heal()

@@ -20,6 +20,7 @@ from mirror.app.serve import run_worker
 from mirror.app.sockets import Listener
 from mirror.app.tether import Tether, Word
 from mirror.config.model import Config
+from mirror.logs import configure, queue_output
 
 #: What the first process handles itself, and a worker must not inherit.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -125,6 +126,8 @@ class Worker:
 
 def _work(config: Config, worker: Worker, others: list[Listener], telling: Connection) -> None:
     """What a worker does; runs in its process."""
+    output = queue_output()  # the thread of the first process's queue is not in this one
+    configure(config.log.level, config.log.format, access=config.log.access)
     # The files of sockets are the parent's to remove.
     listeners = [
         Listener(each.address, each.raw, None, proxy=each.proxy) for each in worker.listeners
@@ -144,6 +147,11 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     except (StartError, threads.NoThreadError) as error:
         tether.failed(error)
         sys.exit(1)
+    except Exception:  # noqa: BLE001  # multiprocessing would print it after the drain
+        _log.exception("worker %d failed", worker.number)
+        sys.exit(1)
+    finally:
+        output.drain()
 
 
 async def _serve(config: Config, listeners: list[Listener], number: int, tether: Tether) -> None:
