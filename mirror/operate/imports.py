@@ -23,7 +23,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.image_layout import NamedRoot, NotALayout
 from mirror.oci.image_name import ImageName
-from mirror.operate.completeness import LackingError, completed
+from mirror.operate.completeness import Completeness, LackingError
 from mirror.operate.errors import OperateError
 from mirror.operate.layout_reading import opened_files
 from mirror.operate.ownership import check_owner
@@ -105,8 +105,14 @@ async def import_layout(
             roots = await _taken(store, source, reading)
             if called is not None and len(roots) != 1:
                 raise OperateError(f"{source}: one name for an image, and it has {len(roots)}")
-            moved = _Moved()
-            found = [await _named(config, store, root, called, clock(), moved) for root in roots]
+            moved, complete = _Moved(), Completeness(store.blobs, store.manifests)
+            for root in roots:  # all of them before the first name is written down
+                with contextlib.suppress(LackingError):
+                    await complete.completed(root.descriptor)
+            found = [
+                await _named(config, store, complete, root, called, clock(), moved)
+                for root in roots
+            ]
         await _tell(config, moved)
         return found
     except (StartError, NoThreadError) as error:
@@ -133,6 +139,7 @@ async def _taken(store: Store, source: str, reading: Reading) -> Sequence[NamedR
 async def _named(
     config: Config,
     store: Store,
+    complete: Completeness,
     root: NamedRoot,
     called: ImageName | None,
     now: float,
@@ -142,7 +149,7 @@ async def _named(
     digest, image = root.descriptor.digest, called or root.image
     name = str(digest) if image is None else str(image)
     try:
-        descriptor, size = await completed(root.descriptor, store.blobs, store.manifests)
+        descriptor, size = await complete.completed(root.descriptor)
         wanted = None if image is None else located(config, image)
     except (LackingError, PullError) as error:
         return Imported(name, digest, reason=str(error))

@@ -62,7 +62,7 @@ def read_node(key: ObjectKey, held: Held) -> Node | None:
 
 
 def _manifests(index: bytes) -> tuple[Part, ...]:
-    return tuple(
+    parts = (
         Part(
             entry.descriptor.digest,
             entry.descriptor.size,
@@ -70,6 +70,7 @@ def _manifests(index: bytes) -> tuple[Part, ...]:
         )
         for entry in index_entries(index)
     )
+    return tuple(dict.fromkeys(parts))
 
 
 def platform_of(config: Held) -> str:

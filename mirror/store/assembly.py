@@ -123,19 +123,28 @@ def assembled(
         node = around.manifest(part.digest)
         if node is not None:
             leaves.append((node, part.platform))
+    sizes: dict[ObjectKey, tuple[int, int]] = {}
     for node, platform in leaves:
-        image.used = max(image.used, node.held.used)
-        size, missing = node.held.size, 0
-        image.objects[node.key] = node.held.size
-        for part in node.blobs:
-            found = around.blob(part.digest)
-            if found is None:
-                missing += part.size
-                continue
-            key, held = found
-            image.objects[key] = held.size
-            size += held.size
+        if node.key not in sizes:  # an index may name a manifest for many platforms
+            sizes[node.key] = _added(image, node, around)
+        size, missing = sizes[node.key]
         if platform != _UNKNOWN:
             named = platform or platforms.get(node.key, "")
             image.platforms.append(CachedPlatform(named, node.key.digest, size, missing))
     return image
+
+
+def _added(image: CachedImage, node: Node, around: Surroundings) -> tuple[int, int]:
+    """Add a manifest and its blobs to an image; the bytes that are there and that are not."""
+    image.used = max(image.used, node.held.used)
+    size, missing = node.held.size, 0
+    image.objects[node.key] = node.held.size
+    for part in node.blobs:
+        found = around.blob(part.digest)
+        if found is None:
+            missing += part.size
+            continue
+        key, held = found
+        image.objects[key] = held.size
+        size += held.size
+    return size, missing

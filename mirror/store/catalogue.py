@@ -11,10 +11,11 @@ from collections.abc import (
     Collection,
     Container,
     Iterable,
+    Mapping,
     Sequence,
 )
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self, TypeVar
 
 from mirror.oci.digest import Digest
@@ -36,6 +37,8 @@ from mirror.store.tags import Tags
 R = TypeVar("R")
 
 _PAGE: Final = 200
+#: What the manifests that are read at a time may name together, as much as fits into memory.
+_MOST_PARTS: Final = 500_000
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 
 BLOB_KINDS: Final = (BLOBS, PRIVATE_BLOBS)
@@ -163,12 +166,13 @@ class Catalogue:
     async def nodes(self, kinds: Iterable[str], digests: Iterable[Digest]) -> dict[ObjectKey, Node]:
         """Those of the manifests that are there.
 
+        Where they name too much, the rest of them are as if they named nothing.
+
         Raises:
             IndexUnavailableError: the cache cannot be read.
         """
         held = await self._held(kinds, digests)
-        nodes = await self._run(lambda: [read_node(key, each) for key, each in held.items()])
-        return {node.key: node for node in nodes if node is not None}
+        return await self._run(lambda: _read_nodes(held))
 
     async def without_name(self, digests: Iterable[Digest]) -> list[CachedImage]:
         """The images of manifests, those of them that are there.
@@ -221,7 +225,11 @@ class Catalogue:
 
         def made() -> list[CachedImage]:
             platforms = around.platforms()
-            return [assembled(name, root, around, platforms) for name, root in roots]
+            images: dict[ObjectKey, CachedImage] = {}
+            for name, root in roots:
+                if root.key not in images:
+                    images[root.key] = assembled(name, root, around, platforms)
+            return [replace(images[root.key], name=name) for name, root in roots]
 
         return await self._run(made)
 
@@ -232,6 +240,16 @@ class Catalogue:
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _read_nodes(held: Mapping[ObjectKey, Held]) -> dict[ObjectKey, Node]:
+    nodes, left = {}, _MOST_PARTS
+    for key, each in held.items():
+        node = read_node(key, each) if left > 0 else Node(key, each)
+        if node is not None:
+            nodes[key] = node
+            left -= len(node.manifests) + len(node.blobs)
+    return nodes
 
 
 def _mark(named: Named) -> str:

@@ -20,6 +20,7 @@ from mirror.store.manifests import Manifests
 from mirror.store.objects import Objects
 
 _BATCH: Final = 500
+_MOST_LEVELS: Final = 4  # an image, an index, and two indexes above it
 
 _log = logging.getLogger(__name__)
 
@@ -98,12 +99,14 @@ class Keeping:
     async def _keep(self, section: Section, digests: Iterable[Digest]) -> None:
         """Keep manifests, and what they are made of as far as that is known."""
         digests = set(digests)
-        while digests:
+        seen = set(digests)
+        for _ in range(_MOST_LEVELS):
             nodes = (await self._catalogue.nodes(section.manifests, digests)).values()
             await self._put(_keys(section.manifests, digests))
             blobs = {part.digest for node in nodes for part in node.blobs}
             await self._put(_keys(section.blobs, blobs))
-            digests = _below(nodes) - digests
+            digests = _below(nodes) - seen
+            seen |= digests
 
     async def _put(self, keys: list[ObjectKey]) -> None:
         for start in range(0, len(keys), _BATCH):

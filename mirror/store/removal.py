@@ -106,20 +106,26 @@ class _Spared:
 
     def keep(self, digest: Digest) -> None:
         """Keep a manifest and all it is made of."""
+        self.keep_parts_of(self._taken_out(digest))
+
+    def keep_parts_of(self, nodes: Iterable[Node]) -> None:
+        """Keep what manifests that stay are made of."""
+        staying = [node for node in nodes if node.key not in self._going]
+        while staying:  # no recursion: indexes may be nested a thousand times
+            node = staying.pop()
+            for part in node.manifests:
+                staying += self._taken_out(part.digest)
+            for part in node.blobs:
+                for kind in BLOB_KINDS:
+                    self._removal.objects.pop(ObjectKey(kind, part.digest), None)
+
+    def _taken_out(self, digest: Digest) -> list[Node]:
+        """Take a manifest out of the removal; those that were still in it."""
+        taken = []
         for kind in MANIFEST_KINDS:
             node = self._nodes.pop(ObjectKey(kind, digest), None)
             if node is not None:
                 self._removal.objects.pop(node.key)
                 self._going.discard(node.key)
-                self.keep_parts_of([node])
-
-    def keep_parts_of(self, nodes: Iterable[Node]) -> None:
-        """Keep what manifests that stay are made of."""
-        for node in nodes:
-            if node.key in self._going:
-                continue
-            for part in node.manifests:
-                self.keep(part.digest)
-            for part in node.blobs:
-                for kind in BLOB_KINDS:
-                    self._removal.objects.pop(ObjectKey(kind, part.digest), None)
+                taken.append(node)
+        return taken

@@ -23,7 +23,9 @@ _CONFIGS: Final = frozenset(
         "application/vnd.docker.container.image.v1+json",
     }
 )
-_MAX_DEPTH: Final = 3  # an index in an index is rare, and one more has never been seen
+MAX_DEPTH: Final = 3  # an index in an index is rare, and one more has never been seen
+#: What all manifests of an image may name together: some seconds of work.
+MAX_REFERENCES: Final = 200_000
 _MAX_MANIFESTS: Final = 10_000
 #: Layers that no registry gives out (Windows base layers were such, once).
 _FOREIGN: Final = ("nondistributable", "foreign")
@@ -48,13 +50,17 @@ class Wanted:
 
 @dataclass(slots=True)
 class Plan:
-    """What there is to pull; ``stale``: upstream could not be asked whether the tag still holds."""
+    """What there is to pull; ``stale``: upstream could not be asked whether the tag still holds.
+
+    ``references`` counts what its manifests name, each time that they do.
+    """
 
     wanted: Wanted
     root: Descriptor
     stale: bool
     manifests: dict[Digest, PulledManifest] = field(default_factory=dict)
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    references: int = 0
 
     @property
     def blob_bytes(self) -> int:
@@ -85,7 +91,7 @@ async def planned(client: MirrorClient, wanted: Wanted, platforms: Iterable[Plat
     root = Descriptor(pulled.media_type, pulled.digest, len(pulled.body))
     plan = Plan(wanted, root, pulled.stale)
     try:
-        await _include(plan, client, pulled, tuple(platforms), _MAX_DEPTH)
+        await _include(plan, client, pulled, tuple(platforms), MAX_DEPTH)
     except (NotAManifest, NoSuchPlatform) as error:
         raise PullError(f"{wanted.full_name}: {error}") from error
     return plan
@@ -100,16 +106,27 @@ async def _include(
 ) -> None:
     plan.manifests[pulled.digest] = pulled
     if pulled.media_type not in _INDEXES:
-        plan.blobs |= blobs_of(pulled.body)
+        blobs = blobs_of(pulled.body)
+        plan.blobs |= blobs
+        _count(plan, len(blobs))
         return
-    if depth == 0 or len(plan.manifests) > _MAX_MANIFESTS:
+    if depth == 0:
         raise NotAManifest("an index of indexes without end")
     entries = index_entries(pulled.body)
+    _count(plan, len(entries))
     for entry in choose(entries, platforms) if platforms else entries:
         digest = entry.descriptor.digest
         if digest not in plan.manifests:
             below = await client.manifest(plan.wanted.place, digest)
             await _include(plan, client, below, platforms, depth - 1)
+
+
+def _count(plan: Plan, references: int) -> None:
+    plan.references += references
+    if plan.references > MAX_REFERENCES or len(plan.manifests) > _MAX_MANIFESTS:
+        raise NotAManifest(
+            f"more than {_MAX_MANIFESTS} manifests, or {MAX_REFERENCES} that they name"
+        )
 
 
 def blobs_of(manifest: bytes) -> Mapping[Digest, Descriptor]:
