@@ -92,7 +92,11 @@ class Metrics:
         )
         self._cache_bytes = gauge(
             "mirror_cache_bytes",
-            "Bytes in the cache, partial files too.",
+            "Bytes of blobs, manifests and partial files, in whole blocks of the disk.",
+        )
+        self._cache_overhead_bytes = gauge(
+            "mirror_cache_overhead_bytes",
+            "Bytes of databases and directories; with mirror_cache_bytes all that max_size bounds.",
         )
         self._cache_max_bytes = gauge("mirror_cache_max_bytes", "Bytes the cache may have.")
         self._cache_objects = gauge("mirror_cache_objects", "Blobs and manifests in the cache.")
@@ -214,9 +218,12 @@ class Metrics:
         self._evictions.inc()
         self._evicted_bytes.inc(size)
 
-    def cache_holds(self, used_bytes: int, objects: int, max_bytes: int) -> None:
+    def cache_holds(
+        self, used_bytes: int, overhead_bytes: int, objects: int, max_bytes: int
+    ) -> None:
         """How full the cache is."""
         self._cache_bytes.set(used_bytes)
+        self._cache_overhead_bytes.set(overhead_bytes)
         self._cache_objects.set(objects)
         self._cache_max_bytes.set(max_bytes)
 

@@ -94,7 +94,8 @@ def _health(ground: Ground) -> HealthFace:
     async def figures() -> tuple[bytes, str]:
         with contextlib.suppress(OSError, IndexUnavailableError):  # then: as last known
             usage = await store.objects.usage()
-            metrics.cache_holds(usage.used_bytes, usage.objects, usage.max_bytes)
+            held = usage.used_bytes, usage.overhead_bytes
+            metrics.cache_holds(*held, usage.objects, usage.max_bytes)
         metrics.log_dropped(logs.dropped())
         return metrics.rendered()
 

@@ -69,7 +69,7 @@ class Reloadable:
         self.housekeeping.go_by(config)
         self.warming.by(config)
         with contextlib.suppress(OSError, IndexUnavailableError):  # it is told, and healed, already
-            await self.store.objects.limit(cache_limits(config))
+            await self.store.limit(cache_limits(config))
 
     def _use_certificate(self, config: Config) -> None:
         if self.certificate is None:

@@ -40,6 +40,7 @@ from mirror.app.warming import Warming
 from mirror.config.model import Config
 from mirror.logs import AccessLog, configure, dropped
 from mirror.metrics import Metrics
+from mirror.store.database import IndexUnavailableError
 from mirror.web.hot import HotTable
 from mirror.web.server import Server
 from mirror.web.tls import Certificate
@@ -165,7 +166,7 @@ async def _serving_on(
         control = opened_control(store.layout.control, reception, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             editions.tell(receiver)
-        tending = asyncio.create_task(_tend_regularly(store, metrics), name="tend")
+        tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")
         stack.callback(tending.cancel)
         scrubbing = stack.enter_context(contextlib.closing(Scrubbing(store, first=first)))
         scrubbing.every(config.cache.scrub.seconds)
@@ -199,9 +200,12 @@ async def _reread_regularly(chain: Certificate | None, editions: Editions) -> No
                 part.reload()
 
 
-async def _tend_regularly(store: Store, metrics: Metrics) -> None:
+async def _tend_regularly(store: Store, metrics: Metrics, *, first: bool) -> None:
     while True:
         await asyncio.sleep(_TEND_SECONDS)
         metrics.log_dropped(dropped())  # another process may be the one that is asked for figures
         await store.objects.flush_touches()
         await store.heal()
+        if first:
+            with contextlib.suppress(OSError, IndexUnavailableError):  # told, and healed, already
+                await store.objects.make_room(0)  # databases, and what else is on the disk, grow

@@ -1,5 +1,7 @@
 """The store, opened and closed."""
 
+import contextlib
+import logging
 import shutil
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
@@ -13,6 +15,8 @@ from mirror.config.model import Config
 from mirror.metrics import Metrics
 from mirror.store.blobs import Blobs
 from mirror.store.catalogue import Catalogue, Section
+from mirror.store.database import IndexUnavailableError
+from mirror.store.disk import total_inodes
 from mirror.store.keeping import Keeping
 from mirror.store.layout import Layout
 from mirror.store.links import Links
@@ -23,6 +27,8 @@ from mirror.store.objects import Objects
 from mirror.store.space import Limits
 from mirror.store.tags import Tags
 from mirror.threads import Threads
+
+_log = logging.getLogger(__name__)
 
 _FILE_THREADS: Final = 16
 _READING_THREADS: Final = 2  # for whoever looks through the cache, apart from those that serve
@@ -60,6 +66,16 @@ class Store:
         for notes in self.notes:
             await notes.heal()
 
+    async def limit(self, limits: Limits) -> None:
+        """Keep within other limits from now on, dropping at once what is too much.
+
+        Raises:
+            OSError, IndexUnavailableError: the disk or a database cannot be used now.
+        """
+        for notes in self.notes:
+            await notes.limit(limits.bounds)
+        await self.objects.limit(limits)  # beside what the records take now
+
 
 @asynccontextmanager
 async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
@@ -77,8 +93,9 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
     except OSError as error:
         raise _directory_error(config, error) from error
     reading = Threads(_READING_THREADS, "catalogue")
-    store = _store(layout, objects, threads, reading)
+    store = _store(layout, limits, objects, threads, reading)
     await store.heal()
+    await _warn_of_databases(config, objects)
     try:
         yield store
     finally:
@@ -89,10 +106,25 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
         threads.shutdown()
 
 
-def _store(layout: Layout, objects: Objects, threads: Executor, reading: Executor) -> Store:
+async def _warn_of_databases(config: Config, objects: Objects) -> None:
+    """Say once why a cache that is smaller than its databases keeps nothing."""
+    with contextlib.suppress(OSError, IndexUnavailableError):  # the alarm has told of it
+        usage = await objects.usage()
+        if usage.overhead_bytes > usage.max_bytes // 2:
+            _log.warning(
+                "max_size %s leaves little or no room: the databases of the cache take %d bytes; "
+                "raise max_size",
+                config.cache.max_size.text,
+                usage.overhead_bytes,
+            )
+
+
+def _store(
+    layout: Layout, limits: Limits, objects: Objects, threads: Executor, reading: Executor
+) -> Store:
     parts = (layout, objects, threads)
     places = (layout.tags, layout.listings, layout.private)
-    notes = tags, listings, private = tuple(Notes(place) for place in places)
+    notes = tags, listings, private = tuple(Notes(place, limits.bounds) for place in places)
     hidden = Private(
         Blobs(*parts, private=True),
         Manifests(*parts, private=True),
@@ -122,14 +154,16 @@ def _store(layout: Layout, objects: Objects, threads: Executor, reading: Executo
 
 def cache_limits(config: Config) -> Limits:
     """How much may be kept, on the disk that the cache is on."""
-    disk_bytes = _disk_bytes(config.cache.directory.absolute())
-    return Limits(config.cache.max_size.of(disk_bytes), config.cache.min_free.of(disk_bytes))
+    there = _existing(config.cache.directory.absolute())
+    disk_bytes = shutil.disk_usage(there).total
+    min_free = config.cache.min_free.of(disk_bytes)
+    inodes = min_free * total_inodes(there) // max(disk_bytes, 1)  # the same share of them
+    return Limits(config.cache.max_size.of(disk_bytes), min_free, inodes)
 
 
-def _disk_bytes(directory: Path) -> int:
-    """The size of the disk that a directory is, or will be, on."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    return shutil.disk_usage(there).total
+def _existing(directory: Path) -> Path:
+    """The directory, or the one that it will be made in."""
+    return next(path for path in (directory, *directory.parents) if path.exists())
 
 
 def _directory_error(config: Config, error: Exception) -> StartError:

@@ -22,6 +22,7 @@ DATABASE: Final = "ledger.db"
 
 _VERSION: Final = 1
 _BUSY_SECONDS: Final = 5.0  # another process writes
+_MOST_LOG_BYTES: Final = 1024 * 1024
 _DAYS: Final = 90
 _PULLS: Final = 500
 _IMAGES: Final = 10_000
@@ -211,6 +212,7 @@ def _opened(path: Path, now: float) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")  # a crash costs a second, not the rest
         connection.execute("PRAGMA wal_autocheckpoint = 200")  # pages: disks may be small
+        connection.execute(f"PRAGMA journal_size_limit = {_MOST_LOG_BYTES}")
         with _transaction(connection):
             _ensure_schema(connection, now)
     except BaseException:

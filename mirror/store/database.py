@@ -18,8 +18,38 @@ import diskcache
 
 DATABASE: Final = diskcache.core.DBNAME
 _BUSY_SECONDS: Final = 5.0  # another process holds the write lock; diskcache's own 60 s is a hang
+_PAGE_BYTES: Final = 4096
+_MOST_RECORD_BYTES: Final = 256 * 1024 * 1024
+_LEAST_RECORD_BYTES: Final = 128 * 1024  # some hundred tags
+_RECORD_SHARE: Final = 64
+_MOST_LOG_BYTES: Final = 1000 * _PAGE_BYTES  # SQLite's own default
+_LEAST_LOG_BYTES: Final = 16 * _PAGE_BYTES
+_LOG_SHARE: Final = 128
 _MODE_RAW: Final = 1
 _MODE_BINARY: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large the databases of a cache may become, in bytes.
+
+    ``record_bytes`` is for each database of small records, ``log_bytes`` for the log of changes
+    (``-wal``) of every database.
+    """
+
+    record_bytes: int
+    log_bytes: int
+
+    @classmethod
+    def of(cls, max_bytes: int) -> "Bounds":
+        """The bounds in a cache of ``max_bytes``."""
+        records = min(_MOST_RECORD_BYTES, max(_LEAST_RECORD_BYTES, max_bytes // _RECORD_SHARE))
+        log = min(_MOST_LOG_BYTES, max(_LEAST_LOG_BYTES, max_bytes // _LOG_SHARE))
+        return cls(records, log)
+
+
+#: Of a large cache.
+LARGEST: Final = Bounds(_MOST_RECORD_BYTES, _MOST_LOG_BYTES)
 
 
 class IndexUnavailableError(Exception):
@@ -35,7 +65,8 @@ class Adoption:
     """The value handed through ``Cache.set`` to :meth:`_ObjectDisk.store`.
 
     ``pending`` is the file's other name, None where it is in its place already; ``modified`` its
-    modification time (ns since 1970) when its bytes were verified, 0 where nobody has yet.
+    modification time (ns since 1970) when its bytes were verified, 0 where nobody has yet;
+    ``taken`` what it takes on the disk, in bytes.
     """
 
     pending: Path | None
@@ -43,6 +74,7 @@ class Adoption:
     size: int
     media_type: str
     modified: int
+    taken: int = 0
 
 
 class _ObjectDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
@@ -70,7 +102,7 @@ class _ObjectDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no t
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):  # a repair finds the step already done
                 os.link(value.pending, path)
-        return value.size, _MODE_BINARY, value.name, described(value)
+        return value.taken, _MODE_BINARY, value.name, described(value)
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> object:
         if mode == _MODE_RAW:
@@ -92,18 +124,37 @@ def described(value: Adoption) -> str:
     )
 
 
-def opened(directory: Path, **settings: object) -> Any:
+def opened(directory: Path, log_bytes: int, **settings: object) -> Any:
     """Open or create a database (a ``diskcache.Cache``) in a directory.
+
+    Its log of changes (``-wal``) is written back at some ``log_bytes``, and no longer afterwards.
 
     Raises:
         diskcache.Timeout, sqlite3.Error: it cannot be opened or written; see :func:`translated`.
     """
     cache = diskcache.Cache(
-        str(directory), timeout=_BUSY_SECONDS, disk=_ObjectDisk, tag_index=0, **settings
+        str(directory),
+        timeout=_BUSY_SECONDS,
+        disk=_ObjectDisk,
+        tag_index=0,
+        sqlite_wal_autocheckpoint=log_bytes // _PAGE_BYTES,
+        sqlite_journal_size_limit=log_bytes,
+        **settings,
     )
     cache.set("probe", b"")  # SQLite built with DQS=0 passes everything up to the first insert
     cache.delete("probe")
     return cache
+
+
+def limit_log(cache: Any, log_bytes: int) -> None:
+    """Keep the log of changes of an open database to some ``log_bytes`` from now on.
+
+    Raises:
+        diskcache.Timeout, sqlite3.Error: see :func:`translated`.
+    """
+    cache.reset("sqlite_wal_autocheckpoint", log_bytes // _PAGE_BYTES)
+    cache.reset("sqlite_journal_size_limit", log_bytes)
+    cache._sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @contextlib.contextmanager
@@ -139,5 +190,10 @@ def discard(directory: Path) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    for suffix in ("", "-wal", "-shm"):
-        (directory / f"{DATABASE}{suffix}").unlink(missing_ok=True)
+    for file in files_of(directory):
+        file.unlink(missing_ok=True)
+
+
+def files_of(directory: Path) -> Iterator[Path]:
+    """The files of the database in a directory: itself, its log, what its users share."""
+    return (directory / f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm"))

@@ -13,14 +13,26 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
-from mirror.store.database import Adoption, described, inode_of, opened, translated
+from mirror.store.database import (
+    LARGEST,
+    Adoption,
+    Bounds,
+    described,
+    inode_of,
+    limit_log,
+    opened,
+    translated,
+)
+from mirror.store.disk import block_bytes, in_blocks
 from mirror.store.kept import Kept
 from mirror.store.layout import Layout, ObjectKey
 
+_TOUCHED: Final = 200
 _ADOPT: Final = "adopt"
 _EVICT: Final = "evict"
 
@@ -44,7 +56,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Which object stands in which row; ``size`` in bytes."""
+    """Which object stands in which row; ``size`` is what it takes on the disk, in bytes."""
 
     number: int
     key: ObjectKey
@@ -79,24 +91,52 @@ class ObjectIndex:
     """Rows of objects by key, in order of last use."""
 
     def __init__(
-        self, layout: Layout, removed: Callable[[ObjectKey], None] = lambda _: None
+        self,
+        layout: Layout,
+        removed: Callable[[ObjectKey], None] = lambda _: None,
+        bounds: Bounds = LARGEST,
     ) -> None:
         """Open or create the index; ``removed`` is told of every object whose file goes.
 
         Raises:
+            OSError: the file system cannot be asked.
             IndexUnavailableError: the database cannot be opened or written.
         """
         self._layout = layout
         self._removed = removed
         with translated():
             self._cache = opened(
-                layout.root, eviction_policy="least-recently-used", cull_limit=0, statistics=0
+                layout.root,
+                bounds.log_bytes,
+                eviction_policy="least-recently-used",
+                cull_limit=0,
+                statistics=0,
             )
             # The policy above made the SQL index on access_time; from here on `get` must not
             # write.  Only this instance forgets the policy, the database keeps it.
             self._cache.reset("eviction_policy", "none", update=False)
         self.kept = Kept(self._cache)
+        self._block = block_bytes(layout.root)
+        self._count_blocks()
         self._inode = inode_of(layout.root)
+
+    def _count_blocks(self) -> None:
+        """Have the sizes of rows in whole blocks; earlier versions wrote them in bytes."""
+        with translated():
+            if self._cache._sql("PRAGMA user_version").fetchone()[0] == self._block:
+                return
+            with self._cache.transact():
+                self._cache._sql(
+                    "UPDATE Cache SET size = (json_extract(value, '$.size') + ?1 - 1) / ?1 * ?1"
+                    " WHERE filename IS NOT NULL",
+                    (self._block,),
+                )
+            self._cache._sql(f"PRAGMA user_version = {self._block}")
+
+    def limit(self, bounds: Bounds) -> None:
+        """Keep the log of changes within other bounds from now on."""
+        with translated():
+            limit_log(self._cache, bounds.log_bytes)
 
     def in_place(self) -> bool:
         """Whether the open database is still the one in the cache directory."""
@@ -135,6 +175,7 @@ class ObjectIndex:
         return Entry(key, self._layout.root / name, size, media_type, modified)
 
     def _insert(self, key: ObjectKey, adoption: Adoption) -> None:
+        adoption = replace(adoption, taken=in_blocks(adoption.size, self._block))
         with translated():
             self._cache.set(str(key), adoption)
         if adoption.pending is not None:
@@ -204,7 +245,7 @@ class ObjectIndex:
             IndexUnavailableError: the index cannot be read.
         """
         statement = (
-            "SELECT key, filename, size, access_time, value FROM Cache "
+            "SELECT key, filename, json_extract(value, '$.size'), access_time, value FROM Cache "
             "WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
         )
         named, root = {str(key): key for key in keys}, self._layout.root
@@ -246,11 +287,13 @@ class ObjectIndex:
             self._removed(key)
 
     def touch(self, used: Mapping[ObjectKey, float]) -> None:
-        """Note when objects were last used (Unix seconds), in one transaction."""
+        """Note when objects were last used (Unix seconds), some in one transaction."""
         statement = "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1"
-        with translated(), self._cache.transact():
-            for key, when in used.items():
-                self._cache._sql(statement, (when, str(key)))
+        noted = iter(used.items())
+        while some := list(islice(noted, _TOUCHED)):  # all in one would make a log of any size
+            with translated(), self._cache.transact():
+                for key, when in some:
+                    self._cache._sql(statement, (when, str(key)))
 
     def oldest(self, limit: int) -> list[tuple[ObjectKey, float]]:
         """The least recently used objects that may go, and when that was (Unix seconds)."""
@@ -262,7 +305,7 @@ class ObjectIndex:
         return [(ObjectKey.parse(key), when) for key, when in rows]
 
     def total_bytes(self) -> int:
-        """The sum of the sizes of all objects, in bytes; kept by triggers, so it is cheap."""
+        """What all objects take on the disk, in whole blocks; kept by triggers, so it is cheap."""
         with translated():
             return int(self._cache.reset("size"))
 

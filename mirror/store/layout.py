@@ -184,6 +184,24 @@ class Layout:
         """How far the scrub has come."""
         return self.root / "scrub"
 
+    def records(self) -> Iterator[Path]:
+        """The directories of the databases of small records."""
+        yield from (self.tags, self.listings, self.private)
+
+    def others(self) -> Iterator[Path]:
+        """The other files that are neither objects nor partial files, nor the index's."""
+        for directory in (self.ledger, self.expected, self.pending, self.pushed):
+            with contextlib.suppress(OSError):
+                yield from directory.iterdir()
+
+    def all_directories(self) -> Iterator[Path]:
+        """All directories: on most file systems each takes a block, or more when it is large."""
+        fixed = (self.root, self.partial, self.expected, self.pending, self.pushed)
+        yield from (*fixed, *self.records(), self.ledger, self.control)
+        for kind in _KINDS:
+            yield from (self.root / kind, *(self.root / kind).glob("*"))
+        yield from self.directories()
+
     def directories(self) -> Iterator[Path]:
         """The directories that objects are in."""
         for kind in _KINDS:

@@ -11,7 +11,13 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from mirror.store.database import IndexDamagedError, IndexUnavailableError, discard
+from mirror.store.database import (
+    LARGEST,
+    Bounds,
+    IndexDamagedError,
+    IndexUnavailableError,
+    discard,
+)
 from mirror.store.records import RecordIndex
 from mirror.threads import Threads
 
@@ -24,8 +30,9 @@ _log = logging.getLogger(__name__)
 class Notes:
     """Records by name in a database of their own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, bounds: Bounds = LARGEST) -> None:
         self._directory = directory
+        self._bounds = bounds
         self._index: RecordIndex | None = None
         self._thread = Threads(1, directory.name)
 
@@ -39,11 +46,20 @@ class Notes:
         self._close()
         with contextlib.suppress(OSError, IndexUnavailableError):  # the objects' alarm tells of it
             try:
-                self._index = RecordIndex(self._directory)
+                self._index = RecordIndex(self._directory, self._bounds)
             except IndexDamagedError as error:
                 _log.error("%s: %s; it is made anew, empty", self._directory, error)
                 discard(self._directory)
-                self._index = RecordIndex(self._directory)
+                self._index = RecordIndex(self._directory, self._bounds)
+
+    async def limit(self, bounds: Bounds) -> None:
+        """Keep within other bounds from now on, dropping the oldest records at once.
+
+        Raises:
+            IndexUnavailableError: the database cannot be written; the bounds hold once it can.
+        """
+        self._bounds = bounds
+        await self._visit(lambda: self._opened.limit(bounds))
 
     async def close(self) -> None:
         """Close the database."""

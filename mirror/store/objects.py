@@ -37,9 +37,14 @@ _PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the cache holds right now, in bytes and objects."""
+    """What the cache holds right now, in bytes on the disk and objects.
+
+    ``used_bytes`` are blobs, manifests and partial files, ``overhead_bytes`` databases and
+    directories: together they keep within ``max_bytes``.
+    """
 
     used_bytes: int
+    overhead_bytes: int
     objects: int
     max_bytes: int
 
@@ -133,11 +138,8 @@ class Objects:
         self._limits = limits
         await self.flush_touches()
         with self.alarm.watching():
-            await self._visit(self._limit, limits)
+            await self._visit(self._shelf.limit, limits)
             await self._evicting(lambda: self._shelf.space.make_room(0))
-
-    def _limit(self, limits: Limits) -> None:
-        self._shelf.limits = limits
 
     # What is stored.
 
@@ -338,7 +340,9 @@ class Objects:
 
     def _usage(self) -> Usage:
         shelf = self._shelf
-        return Usage(shelf.space.used_bytes(), shelf.index.count(), self._limits.max_bytes)
+        space = shelf.space
+        sizes = space.used_bytes(), space.overhead_bytes()
+        return Usage(*sizes, shelf.index.count(), self._limits.max_bytes)
 
     async def flush_touches(self) -> None:
         """Tell the index what was used since the last call."""

@@ -1,11 +1,9 @@
 """Small records by name, such as what a tag last meant, in a database of their own."""
 
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
-from mirror.store.database import inode_of, opened, translated
-
-_MAX_BYTES: Final = 256 * 1024 * 1024
+from mirror.store.database import LARGEST, Bounds, inode_of, limit_log, opened, translated
 
 
 class RecordIndex:
@@ -15,7 +13,7 @@ class RecordIndex:
     database does not lose the other.  Bounded: the records written longest ago go first.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, bounds: Bounds = LARGEST) -> None:
         """Open or create the index.
 
         Raises:
@@ -24,13 +22,22 @@ class RecordIndex:
         with translated():
             self._cache = opened(
                 directory,
+                bounds.log_bytes,
                 eviction_policy="least-recently-stored",
-                size_limit=_MAX_BYTES,
-                cull_limit=10,
+                size_limit=bounds.record_bytes,
+                cull_limit=0,
                 statistics=0,
             )
+            self._trim()
         self._directory = directory
         self._inode = inode_of(directory)
+
+    def limit(self, bounds: Bounds) -> None:
+        """Keep within other bounds from now on."""
+        with translated():
+            self._cache.reset("size_limit", bounds.record_bytes)
+            self._trim()
+            limit_log(self._cache, bounds.log_bytes)
 
     def in_place(self) -> bool:
         """Whether the open database is still the one in the directory."""
@@ -55,6 +62,12 @@ class RecordIndex:
         """Write a record over what was there."""
         with translated():
             self._cache.set(name, record)
+            self._trim()
+
+    def _trim(self) -> None:
+        """Drop the oldest: diskcache by itself drops ten for each that is put, however small."""
+        if self._cache.volume() > self._cache.size_limit:
+            self._cache.cull()
 
     def remove(self, name: str) -> None:
         """Drop a record; it need not be there."""

@@ -22,6 +22,7 @@ from mirror.store.database import (
     discard,
     inode_of,
 )
+from mirror.store.disk import taken_by
 from mirror.store.expected import Expectations
 from mirror.store.index import ObjectIndex
 from mirror.store.layout import Layout, ObjectKey
@@ -47,7 +48,8 @@ class Shelf:
         self._removed = removed
         self.reserved: dict[str, int] = {}
         self._layout = layout
-        self.limits = limits
+        self._limits = limits
+        self._directory_bytes = 0
         self._observer = observer
         self._alarm = alarm
         self._told_crowded = False
@@ -75,10 +77,11 @@ class Shelf:
         return Space(
             self._layout,
             self.index,
-            self.limits,
+            self._limits,
             self._observer,
             self.reserved,
             self._tell_crowded,
+            self._directory_bytes,
         )
 
     def _tell_crowded(self, kept: int) -> None:
@@ -89,8 +92,18 @@ class Shelf:
                 "kept images take %d of at most %d bytes: what does not fit beside them passes "
                 "through; raise max_size, or keep less with [[keep]]",
                 kept,
-                self.limits.max_bytes,
+                self._limits.max_bytes,
             )
+
+    def limit(self, limits: Limits) -> None:
+        """Go by other limits from now on.
+
+        Raises:
+            IndexUnavailableError: the index cannot be used now; it will go by them later on.
+        """
+        self._limits = limits
+        self._directory_bytes = taken_by(self._layout.all_directories())
+        self.index.limit(limits.bounds)
 
     def open(self) -> None:
         """Open the index, repair what a crash left.
@@ -111,6 +124,7 @@ class Shelf:
         What another process was at when it died is finished too, after a while.
         """
         if self._sound():
+            self._directory_bytes = taken_by(self._layout.all_directories())
             with contextlib.suppress(OSError, IndexUnavailableError):
                 self.index.repair(media_type_of, before=time.time() - _ABANDONED_SECONDS)
             return
@@ -139,6 +153,7 @@ class Shelf:
             self._layout.rebuild.touch(0o600)
             discard(self._layout.root)
             self._index = self._repaired(alone=alone)
+        self._directory_bytes = taken_by(self._layout.all_directories())
         assert self._lock is not None, "the directory was locked above"
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
@@ -153,7 +168,7 @@ class Shelf:
         return True
 
     def _repaired(self, *, alone: bool) -> ObjectIndex:
-        index = ObjectIndex(self._layout, self._removed)
+        index = ObjectIndex(self._layout, self._removed, self._limits.bounds)
         try:
             if alone:
                 index.repair(media_type_of)

@@ -22,14 +22,12 @@ def path(digest: str, repo: str = "library/app") -> str:
 
 
 def held_bytes(directory) -> int:
-    """What blobs, manifests and partial files take on disk, each file once."""
+    """What everything below a directory takes on the disk, as ``du`` counts."""
     sizes = {}
-    for folder in ("blobs", "manifests", "partial", "pending"):
-        for file in (directory / folder).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                found = file.stat()
-                if file.is_file():
-                    sizes[found.st_ino] = found.st_size
+    for file in (directory, *directory.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            found = file.stat()
+            sizes[found.st_ino] = found.st_blocks * 512
     return sum(sizes.values())
 
 
@@ -316,7 +314,7 @@ async def test_a_client_that_leaves_does_not_stop_the_others(mirror, upstream):
 async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(tmp_path, upstream):
     size = 10 * MIB
     hot = upstream.add_blob(random_bytes(size, seed=1000))
-    cache = {"max_size": "80MiB"}
+    cache = {"max_size": "90MiB"}
     directory = tmp_path / "cache"
     most = 0
     async with running(directory, {"docker.io": upstream.url}, cache=cache) as mirror:
@@ -330,7 +328,7 @@ async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(
         await eventually(mirror, "mirror_cache_objects", 8)
         figures = await mirror.metrics()
     print(f"the disk held at most {most / MIB:.0f} MiB")
-    assert most <= 80 * MIB
+    assert most <= 90 * MIB
     assert figures["mirror_evictions_total"] == 93
     assert figures["mirror_evicted_bytes_total"] == 93 * size
     assert figures["mirror_cache_bytes"] == 8 * size

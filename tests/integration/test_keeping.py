@@ -13,11 +13,11 @@ from tests.fakes.content import OCI_INDEX, Image, index
 from tests.operate.test_images import for_platform
 from tests.running import Mirror, eventually, running
 
-KEPT = for_platform("amd64", random_bytes(60_000, 1))
-OTHERS = [image(random_bytes(60_000, seed), marker=str(seed)) for seed in range(2, 7)]
+KEPT = for_platform("amd64", random_bytes(600_000, 1))
+OTHERS = [image(random_bytes(600_000, seed), marker=str(seed)) for seed in range(2, 7)]
 MULTI = index(KEPT)
 RULES = [{"images": ["docker.io/library/base:*"]}]
-SMALL = {"max_size": "200KiB"}
+SMALL = {"max_size": "3500KiB"}
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def test_a_start_with_little_room_beside_what_is_kept_is_warned_of(
     async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
         await pull(mirror, "library/base", KEPT)
         await stored(mirror, 4)
-    size = {"max_size": "70KB"}
+    size = {"max_size": "700KB"}
     async with running(tmp_path, {"docker.io": upstream.url}, cache=size, keep=RULES):
         async with asyncio.timeout(5):
             while "[[keep]] keeps" not in caplog.text:

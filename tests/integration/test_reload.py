@@ -245,13 +245,13 @@ async def test_a_new_password_is_used_from_the_next_request_on(
 async def test_a_smaller_cache_evicts_at_once(
     mirror: Mirror, upstream: FakeRegistry, reload: Reload
 ):
-    digests = [upstream.add_blob(random_bytes(MIB, seed)) for seed in range(4)]
+    digests = [upstream.add_blob(random_bytes(4 * MIB, seed)) for seed in range(4)]
     for digest in digests:
         await mirror.get(BLOB + digest)
     await eventually(mirror, "mirror_cache_objects", 4)
-    await reload({HUB: upstream.url}, cache={"max_size": f"{5 * MIB // 2}"})
+    await reload({HUB: upstream.url}, cache={"max_size": "12MiB"})
     await eventually(mirror, "mirror_cache_objects", 2)
-    await eventually(mirror, "mirror_cache_max_bytes", 5 * MIB // 2)
+    await eventually(mirror, "mirror_cache_max_bytes", 12 * MIB)
 
 
 async def test_more_downloads_at_once_let_in_who_waits(

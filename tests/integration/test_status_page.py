@@ -3,6 +3,7 @@
 import asyncio
 import html
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -67,7 +68,7 @@ async def test_it_says_what_was_done(tmp_path, upstream):
     async with running(
         tmp_path / "cache",
         {"docker.io": upstream.url, "quay.io": upstream.url},
-        cache={"max_size": "2MiB"},
+        cache={"max_size": "4MiB"},
     ) as mirror:
         before = words(await page(mirror))
         assert "Nobody has pulled yet." in before
@@ -81,8 +82,8 @@ async def test_it_says_what_was_done(tmp_path, upstream):
         text = await page(mirror)
     assert figure(text, "hit-rate") == "70.6 %"  # 12 of 17 requests
     assert figure(text, "saved") == figure(text, "saved-today") == "1.2 MiB"
-    assert figure(text, "cache-used") == "401 KiB"
-    assert "of 2 MiB, 5 objects" in words(text)
+    assert figure(text, "cache-used") == "412 KiB"
+    assert "of 4 MiB, 5 objects" in words(text)
     hub, quay = rows(text, "Upstreams")
     assert re.fullmatch(
         r"docker.iodefault up\S* 76 of 100 left 16 75.0 % 1.2 MiB 1.2 MiB",
@@ -108,14 +109,17 @@ async def test_it_says_what_was_done(tmp_path, upstream):
 
 async def test_what_was_evicted_is_no_longer_called_large(tmp_path, upstream):
     for number in range(3):
-        upstream.add_image("library/app", image(random_bytes(2000, seed=number)), str(number))
+        app = image(random_bytes(2000, seed=number))
+        padding = b', "annotations": {"padding": "%s"}}' % (b"x" * 1_000_000)
+        padded = replace(app, manifest=app.manifest[:-1] + padding)
+        upstream.add_image("library/app", padded, str(number))
     async with running(
-        tmp_path / "cache", {"docker.io": upstream.url}, cache={"max_size": "5KiB"}
+        tmp_path / "cache", {"docker.io": upstream.url}, cache={"max_size": "8MiB"}
     ) as mirror:
         for number in range(3):
-            answer = await mirror.get(f"/v2/app/manifests/{number}")
+            await mirror.get(f"/v2/app/manifests/{number}")
         assert len(rows(await page(mirror), "Largest")) == 3
-        blob = upstream.add_blob(random_bytes(5 * KIB - len(answer.body) - 10, seed=9))
+        blob = upstream.add_blob(random_bytes(5_500_000, seed=9))
         await mirror.get(f"/v2/app/blobs/{blob}")
         text = await page(mirror)
         assert len(rows(text, "Most pulled")) == 3

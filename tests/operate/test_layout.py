@@ -175,7 +175,7 @@ async def test_a_running_mirror_forgets_at_once_what_an_imported_tag_meant(
 async def test_an_imported_image_that_is_to_be_kept_is_kept_from_now_on(tmp_path, registry):
     other = registry.add_blob(random_bytes(3 * MIB, 9))
     keep, upstreams = [{"images": ["app:1"]}], {"docker.io": registry.url}
-    room = {"max_size": "6MiB"}
+    room = {"max_size": "8MiB"}
     async with running(tmp_path / "cache", upstreams, keep=keep, cache=room) as mirror_beside:
         await imported(tmp_path, packed(WHOLE), upstreams, keep=keep, **room)
         assert (await mirror_beside.get(f"/v2/library/x/blobs/{other}")).status == 200
@@ -438,7 +438,7 @@ async def test_a_link_in_a_directory_is_not_followed(tmp_path, nowhere):
 
 async def test_what_does_not_fit_is_told(tmp_path, nowhere):
     with pytest.raises(OperateError, match=f"cannot take it: no room for {APP.digests[1]}"):
-        await imported(tmp_path, packed(WHOLE), nowhere, max_size="1MiB")
+        await imported(tmp_path, packed(WHOLE), nowhere, max_size="4MiB")
 
 
 async def test_a_large_layout_takes_little_memory(tmp_path, nowhere):

@@ -38,12 +38,12 @@ async def test_private_images_are_kept_too(tmp_path, upstream):
     keep = [{"images": [f"{TEAM}:1"]}]
     async with (
         opened(upstream, bearer=False) as office,
-        visited(tmp_path, office, keep=keep, cache={"max_size": "300KiB"}) as mirror,
+        visited(tmp_path, office, keep=keep, cache={"max_size": "4MiB"}) as mirror,
     ):
         assert await pull(mirror, office, TEAM, ANN) == GOOD
         await eventually(mirror, "mirror_cache_objects", 3)
         for seed in (10, 11, 12):
-            office.add(f"library/more{seed}", image(random_bytes(90_000, seed)), EVERYBODY)
+            office.add(f"library/more{seed}", image(random_bytes(1_200_000, seed)), EVERYBODY)
             assert await pull(mirror, office, f"library/more{seed}", None) == GOOD
         assert (await mirror.metrics())["mirror_evictions_total"] > 0
         before = office.given.count(("GET", "blobs"))

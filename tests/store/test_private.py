@@ -28,7 +28,7 @@ def threads():
 
 @pytest.fixture
 async def objects(layout, threads):
-    objects = Objects(layout, Limits(10_000, 0), Evictions(), threads)
+    objects = Objects(layout, Limits(10_000_000, 0), Evictions(), threads)
     await objects.open()
     yield objects
     await objects.close()
@@ -83,13 +83,13 @@ async def test_two_upstreams_do_not_fill_one_file(layout, objects, threads):
 
 
 async def test_it_stays_private_and_whose_it_is_when_the_index_is_lost(layout, threads):
-    objects = Objects(layout, Limits(10_000, 0), Evictions(), threads)
+    objects = Objects(layout, Limits(10_000_000, 0), Evictions(), threads)
     await objects.open()
     await store(Blobs(layout, objects, threads, private=True).of(ONE))
     await objects.close()
     for file in layout.root.glob("cache.db*"):
         file.unlink()
-    again = Objects(layout, Limits(10_000, 0), Evictions(), threads)
+    again = Objects(layout, Limits(10_000_000, 0), Evictions(), threads)
     await again.open()
     await again.rebuilt()
     private = Blobs(layout, again, threads, private=True)

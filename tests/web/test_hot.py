@@ -188,8 +188,9 @@ async def test_a_tag_is_asked_about_again_when_it_is_no_longer_fresh(tmp_path, f
 
 
 async def test_what_leaves_the_cache_is_no_longer_repeated(tmp_path, filled):
-    large = filled.add_blob(random_bytes(900 * 1024, 9))
-    upstreams, cache = {"docker.io": filled.url}, {"max_size": "1MiB"}
+    other = filled.add_blob(random_bytes(1_000_000, 8))
+    large = filled.add_blob(random_bytes(13_600_000, 9))
+    upstreams, cache = {"docker.io": filled.url}, {"max_size": "16MiB"}
     async with running(tmp_path, upstreams, cache=cache) as mirror, connected(mirror) as client:
         ask = request(f"/v2/{REPO}/blobs/{SMALL}")
         for _ in range(4):
@@ -198,14 +199,15 @@ async def test_what_leaves_the_cache_is_no_longer_repeated(tmp_path, filled):
         await asyncio.sleep(0.05)  # uses are noted in batches
         seen = filled.count("blob")
         await mirror.get(f"/v2/{REPO}/blobs/{LARGE}")
-        await eventually(mirror, "mirror_cache_objects", 2)
+        await mirror.get(f"/v2/{REPO}/blobs/{other}")
+        await eventually(mirror, "mirror_cache_objects", 3)
         await mirror.get(f"/v2/{REPO}/blobs/{large}")  # makes room for itself
         await asyncio.sleep(0.2)
         descriptors = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
                        if os.path.exists(f"/proc/self/fd/{fd}")]  # fmt: skip
         assert not any(SMALL.partition(":")[2] in name for name in descriptors)
         assert (await client.ask(ask)).endswith(APP.blobs[1])
-        assert filled.count("blob") == seen + 3
+        assert filled.count("blob") == seen + 4
 
 
 async def test_requests_in_a_row_and_in_pieces_are_answered_in_order(tmp_path, filled):
