@@ -4,12 +4,19 @@ import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from mirror.store.database import IndexUnavailableError
+from mirror.store.disk import lacks_inodes
 
 _log = logging.getLogger(__name__)
 
+_NO_INODES: Final = "no inodes left"
+_INODE_ADVICE: Final = (
+    "remove files that the file system has besides the cache (df -i), or raise min_free so that "
+    "the mirror evicts sooner"
+)
 _ADVICE: Final = {
     errno.ENOSPC: "free some space, or lower max_size or raise min_free so that the mirror does",
     errno.EDQUOT: "raise the quota, or lower max_size below it",
@@ -28,7 +35,7 @@ TROUBLES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 class Alarm:
     """The state of the cache directory, as the log tells it: one line per change."""
 
-    def __init__(self, directory: object) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.reason = ""
 
@@ -36,9 +43,11 @@ class Alarm:
         """Something could not be kept or read."""
         number = error.errno if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        advice = _ADVICE.get(number or 0, "see whether the disk and the directory are sound")
+        if number in {None, errno.ENOSPC} and lacks_inodes(self._directory):
+            reason, advice = _NO_INODES, _INODE_ADVICE  # the system says "no space" for both
         if reason != self.reason:
             self.reason = reason
-            advice = _ADVICE.get(number or 0, "see whether the disk and the directory are sound")
             _log.error(
                 "cache directory %s: %s; pulls go on, straight through, and nothing is kept; %s",
                 self._directory,

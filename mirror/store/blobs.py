@@ -1,6 +1,7 @@
 """Blobs: open what is stored, stage what arrives, adopt what is verified."""
 
 import asyncio
+import errno
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -72,7 +73,17 @@ class Blobs:
             OSError: the disk says no.
         """
         path = self._partial_of(digest)
-        return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
+
+        async def staged() -> Partial:
+            return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
+
+        try:
+            return await staged()
+        except OSError as error:
+            # A disk without inodes does not even take an empty file: room has to be made before.
+            if error.errno != errno.ENOSPC or not await self._objects.make_room(0):
+                raise
+        return await staged()
 
     def _staged(self, path: Path, digest: Digest) -> Partial:
         partial = Partial(path, digest)

@@ -20,9 +20,10 @@ MIB = 1 << 20
 
 
 @contextlib.contextmanager
-def mounted(directory: Path, size: str) -> Iterator[Path]:
+def mounted(directory: Path, size: str, inodes: int = 0) -> Iterator[Path]:
     directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    options = f"size={size},nr_inodes={inodes}" if inodes else f"size={size}"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         lacking("needs to mount a tmpfs (root)")
     try:
@@ -39,11 +40,84 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 @pytest.fixture
 def mirror(small_disk, tmp_path, upstream: FakeRegistry) -> Iterator[MirrorProcess]:
+    with mirror_on(small_disk, tmp_path, upstream) as mirror:
+        yield mirror
+
+
+@contextlib.contextmanager
+def mirror_on(disk: Path, tmp_path: Path, upstream: FakeRegistry) -> Iterator[MirrorProcess]:
     mirror = MirrorProcess(tmp_path / "mirror", {"docker.io": upstream.url})
     (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror" / "cache").symlink_to(small_disk)
-    yield mirror
-    mirror.terminate()
+    (tmp_path / "mirror" / "cache").symlink_to(disk)
+    try:
+        yield mirror
+    finally:
+        mirror.terminate()
+
+
+@pytest.fixture
+def few_inodes(tmp_path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk", "256m", inodes=700) as disk:
+        yield disk
+
+
+async def pulled(mirror: MirrorProcess, digests: list[str]) -> None:
+    async with aiohttp.ClientSession() as session:
+        for digest in digests:
+            async with session.get(f"{mirror.url}/v2/library/app/blobs/{digest}") as response:
+                assert response.status == 200
+                data = await response.read()
+                assert f"sha256:{hashlib.sha256(data).hexdigest()}" == digest
+
+
+async def test_more_small_blobs_than_the_disk_has_inodes_are_kept_in_turn(
+    few_inodes, tmp_path, upstream
+):
+    digests = [upstream.add_blob(b"%d" % number) for number in range(900)]
+    with mirror_on(few_inodes, tmp_path, upstream) as mirror:
+        await asyncio.to_thread(mirror.start)
+        await pulled(mirror, digests)
+        figures = await asyncio.to_thread(mirror.metrics)
+        assert figures["mirror_evictions_total"] > 200
+        before = upstream.count("blob")
+        await pulled(mirror, digests[-50:])
+        assert upstream.count("blob") == before, "what came last is there"
+        assert "nothing is kept" not in mirror.output()
+
+
+async def test_inodes_that_somebody_else_takes_are_told_and_made_up_for(
+    few_inodes, tmp_path, upstream
+):
+    digests = [upstream.add_blob(b"%d" % number) for number in range(120)]
+    with mirror_on(few_inodes, tmp_path, upstream) as mirror:
+        await asyncio.to_thread(mirror.start)
+        await pulled(mirror, digests[:100])
+        with contextlib.suppress(OSError):
+            for number in range(1000):
+                (few_inodes / f"junk{number}").touch()
+        await pulled(mirror, digests[100:])
+        assert (await asyncio.to_thread(mirror.metrics))["mirror_evictions_total"] > 0
+        before = upstream.count("blob")
+        await pulled(mirror, digests[-1:])
+        assert upstream.count("blob") == before, "others went for it"
+        assert mirror.output().count("no inodes left") <= 2
+        assert "Traceback" not in mirror.output()
+
+
+async def test_a_disk_without_any_inode_for_the_cache_passes_pulls_through(
+    few_inodes, tmp_path, upstream
+):
+    digests = [upstream.add_blob(b"%d" % number) for number in range(4)]
+    with mirror_on(few_inodes, tmp_path, upstream) as mirror:
+        await asyncio.to_thread(mirror.start)
+        with contextlib.suppress(OSError):
+            for number in range(1000):
+                (few_inodes / f"junk{number}").touch()
+        await pulled(mirror, digests * 2)
+        assert upstream.count("blob") >= 8
+        while "no inodes left" not in mirror.output():
+            await asyncio.sleep(0.05)
+        assert "Traceback" not in mirror.output()
 
 
 async def pull(mirror: MirrorProcess, upstream: FakeRegistry, name: str, pulled: Image) -> int:
