@@ -13,6 +13,7 @@ from yarl import URL
 
 from mirror.app import serving
 from mirror.config import Config, load
+from tests.waiting import limit
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 
@@ -52,8 +53,8 @@ class Mirror:
 
 
 async def eventually(mirror: Mirror, sample: str, value: float) -> None:
-    """Wait, at most 5 s, for a figure that is counted after the client has its bytes."""
-    async with asyncio.timeout(5):
+    """Wait for a figure that is counted after the client has its bytes."""
+    async with limit():
         while (await mirror.metrics()).get(sample) != value:
             await asyncio.sleep(0.01)
 

@@ -72,6 +72,8 @@ class FakeRegistry:
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
+    _held_at: int | None = None
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     # Content.
 
@@ -110,6 +112,21 @@ class FakeRegistry:
     def accepted(self) -> int:
         """How many connections there have been since it listens."""
         return self._server.accepted
+
+    # Pace: a download that is to be under way for as long as the test needs it.
+
+    def hold(self, at: int) -> None:
+        """Stop each answer with a blob after ``at`` bytes, until there is another word."""
+        self._let_go_to(at)
+
+    def release(self) -> None:
+        """Let all answers go on."""
+        self._let_go_to(None)
+
+    def _let_go_to(self, at: int | None) -> None:
+        self._held_at = at
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     # Life.
 
@@ -278,6 +295,8 @@ class FakeRegistry:
         break_at = fault.break_at()
         stop = end if break_at is None else min(end, start + break_at)
         for position in range(start, stop, _PIECE):
+            while self._held_at is not None and position - start >= self._held_at:
+                await self._moved.wait()
             piece = data[position : min(position + _PIECE, stop)]
             await response.write(piece)
             self.sent[digest] += len(piece)
