@@ -75,9 +75,9 @@ async def test_a_pull_through_two_mirrors_cold_warm_and_with_everything_gone(cha
 
 
 async def test_many_clients_of_two_mirrors_cost_the_registry_one_download(chain):
-    data = random_bytes(48 * MIB)
+    data = random_bytes(16 * MIB)
     digest = chain.origin.add_blob(data)
-    chain.origin.rate_per_connection = 16 * MIB
+    chain.origin.rate_per_connection = 4 * MIB
     answers = await asyncio.gather(
         *(chain.second.get(at("blobs", digest)) for _ in range(6)),
         *(chain.first.get(at("blobs", digest)) for _ in range(2)),

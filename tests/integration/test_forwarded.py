@@ -9,6 +9,7 @@ import pytest
 from mirror.config import ConfigError
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.running import running
+from tests.waiting import limit
 from tests.web.test_hot import Client, connected, request
 
 APP = image(b"layer")
@@ -155,7 +156,7 @@ async def test_a_proxy_has_as_many_connections_as_all_clients_and_each_of_them_i
             async with session.get(url, headers=fields), session.get(url, headers=fields):
                 assert await asked(session, url, "192.0.2.1") == 503
                 assert await asked(session, url, "192.0.2.2") == 200
-            async with asyncio.timeout(5):
+            async with limit():
                 while await asked(session, url, "192.0.2.1") != 200:
                     await asyncio.sleep(0.01)
 

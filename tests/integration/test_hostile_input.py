@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import limit
+
 DIGEST = "sha256:" + "a" * 64
 
 PATHS = [
@@ -35,7 +37,7 @@ async def ask_raw(url: str, request: bytes) -> tuple[int, dict[str, str], bytes]
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    async with asyncio.timeout(10):
+    async with limit():
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         status, *fields = head.split("\r\n")
         pairs = (field.split(": ", 1) for field in fields if field)

@@ -12,6 +12,7 @@ from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_INDEX, Image, index
 from tests.operate.test_images import for_platform
 from tests.running import Mirror, eventually, running
+from tests.waiting import limit, until
 
 KEPT = for_platform("amd64", random_bytes(600_000, 1))
 OTHERS = [image(random_bytes(600_000, seed), marker=str(seed)) for seed in range(2, 7)]
@@ -134,11 +135,11 @@ async def test_what_is_kept_is_found_out_anew_when_the_index_was_lost(tmp_path, 
 
 
 async def until_kept(directory, count: int) -> None:
-    """Wait, at most 5 s, for the review after a start."""
+    """Wait for the review after a start."""
     from contextlib import closing  # noqa: PLC0415
     from sqlite3 import connect  # noqa: PLC0415
 
-    async with asyncio.timeout(5):
+    async with limit():
         while True:
             with closing(connect(directory / "cache.db")) as database:
                 statement = "SELECT count(*) FROM Cache WHERE access_count = 1"
@@ -156,6 +157,4 @@ async def test_a_start_with_little_room_beside_what_is_kept_is_warned_of(
         await stored(mirror, 4)
     size = {"max_size": "700KB"}
     async with running(tmp_path, {"docker.io": upstream.url}, cache=size, keep=RULES):
-        async with asyncio.timeout(5):
-            while "[[keep]] keeps" not in caplog.text:
-                await asyncio.sleep(0.01)
+        await until(lambda: "[[keep]] keeps" in caplog.text)

@@ -10,6 +10,7 @@ from mirror.store.statement import Statement
 from tests.fakes import FakeRegistry, Image, image, random_bytes
 from tests.fakes.content import index
 from tests.running import Mirror, running
+from tests.waiting import limit, until
 
 DOCKER = "docker/20.10.24 go/go1.19 UpstreamClient(Docker-Client/20.10.24 \\(linux\\))"
 PODMAN = "libpod/4.3.1"
@@ -81,25 +82,30 @@ async def test_it_says_what_was_done_also_after_a_restart(tmp_path, upstream):
 
 async def test_a_download_under_way_is_seen_until_it_ends(tmp_path):
     data = random_bytes(6 << 20)
-    async with FakeRegistry(rate=2 << 20) as upstream:
+    async with FakeRegistry() as upstream:
         digest = upstream.add_blob(data)
         async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
+
+            def fills() -> list[tuple[str, str, int | None, int, int]]:
+                state = read_statement(tmp_path / "cache" / "ledger", time.time())
+                return [
+                    (it.digest, it.repository, it.total, it.waiting, it.length)
+                    for it in state.fills
+                ]
+
+            upstream.hold(1 << 20)
             pulls = [
                 asyncio.create_task(mirror.get(f"/v2/library/app/blobs/{digest}")) for _ in range(3)
             ]
-            seen: list[int] = []
-            async with asyncio.timeout(20):
-                while not all(pull.done() for pull in pulls):
-                    state = read_statement(tmp_path / "cache" / "ledger", time.time())
-                    for fill in state.fills:
-                        assert (fill.digest, fill.repository) == (digest, "library/app")
-                        assert (fill.total, fill.waiting) == (len(data), 3)
-                        seen.append(fill.length)
-                    await asyncio.sleep(0.05)
-                while read_statement(tmp_path / "cache" / "ledger", time.time()).fills:
-                    await asyncio.sleep(0.05)
-    assert len(set(seen)) >= 2
-    assert seen == sorted(seen)
+            for least, most in ((1, 1 << 20), (2 << 20, 4 << 20)):
+                upstream.hold(most)
+                expected = [(digest, "library/app", len(data), 3)]
+                await until(lambda expected=expected: [it[:4] for it in fills()] == expected)
+                await until(lambda least=least: fills()[0][4] >= least)
+                assert fills()[0][4] <= most
+            upstream.release()
+            assert [(await pull).body for pull in pulls] == [data] * 3
+            await until(lambda: fills() == [])
 
 
 async def test_a_ledger_that_cannot_be_kept_fails_no_pull(tmp_path, upstream):
@@ -110,7 +116,7 @@ async def test_a_ledger_that_cannot_be_kept_fails_no_pull(tmp_path, upstream):
     async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
         await pull(mirror, app)
         os.unlink(tmp_path / "cache" / "ledger")
-        async with asyncio.timeout(10):
+        async with limit():
             while not said(tmp_path).recent:
                 await asyncio.sleep(0.05)
     assert [pull.times for pull in said(tmp_path).recent] == [1]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.running import Mirror, eventually, running
+from tests.waiting import limit, until
 
 BLOB = "/v2/library/app/blobs/"
 REQUESTS = 'mirror_requests_total{kind="blob",result="%s",upstream="docker.io"}'
@@ -31,10 +32,10 @@ async def chunk(mirror: Mirror, digest: str, start: int, length: int = CHUNK) ->
     return bytes(body[:length])
 
 
-async def test_a_layer_read_in_parallel_by_open_ranges_comes_from_upstream_once(mirror, upstream):
+async def test_a_layer_read_in_parallel_by_open_ranges_comes_from_upstream_once(tmp_path, upstream):
     data = random_bytes(256 * MIB)
     digest = upstream.add_blob(data)
-    upstream.rate = 128 * MIB
+    upstream.hold(MIB)
     wanted = iter(range(0, len(data), CHUNK))
     right = []
 
@@ -43,47 +44,53 @@ async def test_a_layer_read_in_parallel_by_open_ranges_comes_from_upstream_once(
             got = await chunk(mirror, digest, start)
             right.append(got == data[start : start + CHUNK])
 
-    await asyncio.gather(*(reader() for _ in range(8)))
+    fill = {"connections": 1}  # what a further one has on its way when it ends is no part of this
+    async with running(tmp_path, {"docker.io": upstream.url}, fill=fill) as mirror:
+        readers = [asyncio.create_task(reader()) for _ in range(8)]
+        await eventually(mirror, "mirror_clients_waiting", 8)
+        upstream.release()
+        await asyncio.gather(*readers)
+        await eventually(mirror, "mirror_cache_objects", 1)
+        await eventually(mirror, "mirror_clients_waiting", 0)
+        figures = await mirror.metrics()
     assert right == [True] * (len(data) // CHUNK)
-    await eventually(mirror, "mirror_cache_objects", 1)
     sent = upstream.sent[digest] / len(data)
-    figures = await mirror.metrics()
     print(f"upstream sent {sent:.3f} times the blob, the mirror {figures[SERVED] / len(data):.3f}")
     assert sent <= 1.05
     assert figures[REQUESTS % "miss"] == 1
     assert figures[REQUESTS % "coalesced"] + figures.get(REQUESTS % "hit", 0) == len(right) - 1
-    assert figures[REQUESTS % "coalesced"] >= len(right) / 2
-    assert len(data) <= figures[SERVED] < 1.6 * len(data), "as written, not as announced"
+    assert figures[REQUESTS % "coalesced"] >= 7
+    # Announced are 16 times as many; written is what the system's buffers take behind each chunk.
+    assert len(data) <= figures[SERVED] < 4 * len(data), "as written, not as announced"
 
 
 async def test_the_end_of_a_layer_need_not_wait_for_the_rest_of_it(mirror, upstream):
     """As eStargz is read: the table of contents at the end, then a little here and there."""
-    data = random_bytes(64 * MIB)
+    data = random_bytes(48 * MIB)
     digest = upstream.add_blob(data)
-    upstream.rate_per_connection = 2 * MIB
-    whole = asyncio.create_task(mirror.get(BLOB + digest))
-    for span in [(len(data) - 51, len(data)), (60 * MIB, 60 * MIB + 70_000), (7, 5000)]:
-        async with asyncio.timeout(5):
+    upstream.hold(2 * MIB)
+    async with mirror.session.get(f"{mirror.url}{BLOB}{digest}") as whole:
+        first = await whole.content.readexactly(MIB)
+        for span in [(len(data) - 51, len(data)), (40 * MIB, 40 * MIB + 70_000), (7, 5000)]:
             answer = await mirror.get(BLOB + digest, Range=f"bytes={span[0]}-{span[1] - 1}")
-        assert (answer.status, answer.body) == (206, data[slice(*span)])
-        assert answer.headers["Content-Range"] == f"bytes {span[0]}-{span[1] - 1}/{len(data)}"
-    async with asyncio.timeout(5):
+            assert (answer.status, answer.body) == (206, data[slice(*span)])
+            assert answer.headers["Content-Range"] == f"bytes {span[0]}-{span[1] - 1}/{len(data)}"
         assert (await mirror.get(BLOB + digest, Range="bytes=-300")).body == data[-300:]
-    assert not whole.done()
-    assert upstream.count("blob") == 4, "the fill, and what it had not yet; the rest was there"
-    upstream.rate_per_connection = None
-    assert (await whole).body == data
+        assert upstream.sent[digest] < 3 * MIB, "the fill is where it was"
+        assert upstream.count("blob") == 4, "the fill, and what it had not yet; the rest was there"
+        upstream.release()
+        assert first + await whole.read() == data
     assert (await mirror.get(BLOB + digest)).headers["Cache-Status"] == "mirror; hit"
     assert upstream.sent[digest] <= 1.05 * len(data)
 
 
 async def test_many_who_read_the_same_part_ahead_of_a_fill_cost_upstream_one(mirror, upstream):
-    data = random_bytes(64 * MIB)
+    data = random_bytes(16 * MIB)
     digest = upstream.add_blob(data)
-    upstream.rate_per_connection = 2 * MIB
-    wanted = f"bytes={50 * MIB}-{50 * MIB + 99_999}"
+    upstream.hold(2 * MIB)
+    wanted = f"bytes={10 * MIB}-{10 * MIB + 99_999}"
     answers = await asyncio.gather(*(mirror.get(BLOB + digest, Range=wanted) for _ in range(20)))
-    assert {answer.body for answer in answers} == {data[50 * MIB : 50 * MIB + 100_000]}
+    assert {answer.body for answer in answers} == {data[10 * MIB : 10 * MIB + 100_000]}
     assert upstream.count("blob") == 2
     assert (await mirror.metrics())[REQUESTS % "coalesced"] == 19
 
@@ -91,22 +98,25 @@ async def test_many_who_read_the_same_part_ahead_of_a_fill_cost_upstream_one(mir
 async def test_what_is_read_ahead_of_a_fill_has_a_budget(mirror, upstream):
     data = random_bytes(32 * MIB)
     digest = upstream.add_blob(data)
-    upstream.rate_per_connection = 8 * MIB
+    upstream.hold(2 * MIB)
     places = range(len(data) - MIB, 2 * MIB, -MIB)
-    answers = await asyncio.gather(
-        *(mirror.get(BLOB + digest, Range=f"bytes={at}-{at + 199_999}") for at in places)
-    )
+    wanted = [f"bytes={at}-{at + 199_999}" for at in places]
+    asking = [asyncio.create_task(mirror.get(BLOB + digest, Range=part)) for part in wanted]
+    await until(lambda: sum(task.done() for task in asking) >= 3)
+    await eventually(mirror, "mirror_clients_waiting", len(asking) - 6)
+    upstream.release()
+    answers = await asyncio.gather(*asking)
     assert [answer.body for answer in answers] == [data[at : at + 200_000] for at in places]
     await eventually(mirror, "mirror_cache_objects", 1)
     print(f"upstream sent {upstream.sent[digest] / len(data):.3f} times the blob")
-    assert 3 < upstream.count("blob") < 9
+    assert upstream.count("blob") == 1 + 6, "of 200 KB each, out of 4 % of 32 MiB"
     assert upstream.sent[digest] <= 1.05 * len(data)
 
 
 async def test_a_process_that_follows_anothers_fill_reads_ahead_of_it_too(tmp_path, upstream):
     data = random_bytes(16 * MIB)
     digest = upstream.add_blob(data)
-    upstream.rate_per_connection = 4 * MIB
+    upstream.hold(2 * MIB)
     registry = {"docker.io": upstream.url}
     async with running(tmp_path, registry) as leader, running(tmp_path, registry) as follower:
         whole = asyncio.create_task(leader.get(BLOB + digest))
@@ -115,7 +125,7 @@ async def test_a_process_that_follows_anothers_fill_reads_ahead_of_it_too(tmp_pa
         assert not whole.done()
         assert answer.body == data[-500:]
         assert (await follower.metrics())[REQUESTS % "coalesced"] == 1
-        upstream.rate_per_connection = None
+        upstream.release()
         assert (await whole).body == data
     assert upstream.count("blob") == 2
     assert upstream.sent[digest] <= 1.05 * len(data)
@@ -135,9 +145,13 @@ async def test_a_process_that_follows_anothers_fill_reads_ahead_of_it_too(tmp_pa
 async def test_a_part_that_upstream_does_not_give_comes_with_the_fill(mirror, upstream, fault):
     data = random_bytes(4 * MIB)
     digest = upstream.add_blob(data)
-    upstream.rate_per_connection = 2 * MIB
+    upstream.hold(MIB // 8)  # all that is sent of a range that was not asked for
     upstream.faults += [Fault(), fault]
-    answer = await mirror.get(BLOB + digest, Range=f"bytes={3 * MIB}-{3 * MIB + 9999}")
+    wanted = f"bytes={3 * MIB}-{3 * MIB + 9999}"
+    asking = asyncio.create_task(mirror.get(BLOB + digest, Range=wanted))
+    await until(lambda: upstream.count("blob") == 2)
+    upstream.release()
+    answer = await asking
     assert answer.body == data[3 * MIB : 3 * MIB + 10_000]
     assert upstream.count("blob") == 2
     assert upstream.sent[digest] <= 1.05 * len(data)
@@ -146,17 +160,17 @@ async def test_a_part_that_upstream_does_not_give_comes_with_the_fill(mirror, up
 async def test_nothing_wrong_is_stored_of_what_was_relayed(tmp_path, upstream):
     data = random_bytes(8 * MIB)
     digest = upstream.add_blob(data)
-    upstream.rate_per_connection = 4 * MIB
+    upstream.hold(2 * MIB)
     upstream.faults += [Fault(times=2, flip=len(data) - 10)]
     async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
         whole = asyncio.create_task(mirror.get(BLOB + digest))
         relayed = await mirror.get(BLOB + digest, Range="bytes=-100")
         assert relayed.body[:90] == data[-100:-10]
         assert relayed.body != data[-100:], "as upstream sent it"
+        upstream.release()
         with pytest.raises(aiohttp.ClientError):
             await whole
         await eventually(mirror, "mirror_cache_bytes", 0)
-        upstream.rate_per_connection = None
         answer = await mirror.get(BLOB + digest)
         assert hashlib.sha256(answer.body).hexdigest() == digest.partition(":")[2]
         assert (await mirror.get(BLOB + digest, Range="bytes=-100")).body == data[-100:]
@@ -168,10 +182,10 @@ async def test_the_headers_of_a_part_do_not_wait_for_its_bytes(mirror, upstream:
     digest = upstream.add_blob(data)
     upstream.faults += [Fault(stall=MIB)]
     url = f"{mirror.url}{BLOB}{digest}"
-    async with asyncio.timeout(3):
-        async with mirror.session.get(url, headers={"Range": f"bytes={CHUNK}-"}) as response:
-            assert response.headers["Content-Length"] == str(len(data) - CHUNK)
-            response.close()
+    request = mirror.session.get(url, headers={"Range": f"bytes={CHUNK}-"})
+    async with limit(), request as response:
+        assert response.headers["Content-Length"] == str(len(data) - CHUNK)
+        response.close()
 
 
 async def test_64_ranges_are_answered_and_more_are_the_whole(mirror, upstream):

@@ -14,6 +14,7 @@ from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.fakes.content import digest_of
 from tests.peers.mirror import MirrorProcess
 from tests.running import Mirror, eventually, running
+from tests.waiting import until
 
 BLOB = "/v2/library/app/blobs/"
 MIB = 1 << 20
@@ -21,7 +22,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def slow() -> AsyncIterator[FakeRegistry]:
-    async with FakeRegistry(rate=16 * MIB) as upstream:
+    async with FakeRegistry(rate=4 * MIB) as upstream:
         yield upstream
 
 
@@ -51,12 +52,17 @@ async def fetched(mirror: Mirror, digest: str) -> tuple[str, str]:
 
 
 async def test_upstream_is_asked_once_by_all_processes(tmp_path, slow):
-    data = random_bytes(16 * MIB)
+    data = random_bytes(4 * MIB)
     digest = slow.add_blob(data)
+    slow.hold(2 * MIB)
     async with AsyncExitStack() as stack:
         upstreams = {"docker.io": slow.url}
         mirrors = [await stack.enter_async_context(running(tmp_path, upstreams)) for _ in range(3)]
-        answers = await asyncio.gather(*(fetched(mirror, digest) for mirror in mirrors * 3))
+        asking = [asyncio.create_task(fetched(mirror, digest)) for mirror in mirrors * 3]
+        for mirror in mirrors:
+            await eventually(mirror, "mirror_clients_waiting", 3)
+        slow.release()
+        answers = await asyncio.gather(*asking)
         assert {got for got, _ in answers} == {digest}
         assert slow.sent[digest] == len(data)
         assert sum("collapsed" in status for _, status in answers) == 8
@@ -69,8 +75,9 @@ async def test_upstream_is_asked_once_by_all_processes(tmp_path, slow):
 
 
 async def test_a_reader_sees_bytes_while_another_process_still_fills(tmp_path, slow):
-    data = random_bytes(24 * MIB)
+    data = random_bytes(8 * MIB)
     digest = slow.add_blob(data)
+    slow.hold(6 * MIB)
     with other_process(tmp_path, slow) as leader:
         async with (
             half_read(leader.url + BLOB + digest, len(data)),
@@ -78,15 +85,17 @@ async def test_a_reader_sees_bytes_while_another_process_still_fills(tmp_path, s
         ):
             url = mirror.url + BLOB + digest
             async with mirror.session.get(url) as following:
-                head = await following.content.readexactly(4 * MIB)
-                assert slow.sent[digest] < len(data), "upstream is still sending"
+                head = await following.content.readexactly(2 * MIB)
+                assert slow.sent[digest] <= 6 * MIB, "upstream is still sending"
+                slow.release()
                 assert head + await following.read() == data
     assert slow.sent[digest] == len(data)
 
 
 async def test_a_reader_does_not_notice_that_the_filling_process_is_killed(tmp_path, slow):
-    data = random_bytes(24 * MIB)
+    data = random_bytes(8 * MIB)
     digest = slow.add_blob(data)
+    slow.hold(6 * MIB)
     with other_process(tmp_path, slow) as leader:
         async with (
             half_read(leader.url + BLOB + digest, len(data)),
@@ -94,18 +103,20 @@ async def test_a_reader_does_not_notice_that_the_filling_process_is_killed(tmp_p
         ):
             url = mirror.url + BLOB + digest
             async with mirror.session.get(url) as following:
-                head = await following.content.readexactly(4 * MIB)
+                head = await following.content.readexactly(2 * MIB)
                 leader.kill()
+                slow.release()
                 assert head + await following.read() == data
             assert "hit" in (await fetched(mirror, digest))[1]
-    assert slow.sent[digest] < 1.2 * len(data), "it went on, and did not begin again"
+    asked = slow.seen[-1].headers["Range"].removeprefix("bytes=").partition("-")[0]
+    assert 4 * MIB <= int(asked) <= 6 * MIB, "it went on, and did not begin again"
 
 
 async def test_a_reader_goes_on_alone_where_the_filling_process_stands_still(
     tmp_path, slow, monkeypatch
 ):
-    monkeypatch.setattr(follow, "_PATIENCE_SECONDS", 0.5)
-    data = random_bytes(24 * MIB)
+    monkeypatch.setattr(follow, "_PATIENCE_SECONDS", 2.0)
+    data = random_bytes(8 * MIB)
     digest = slow.add_blob(data)
     with other_process(tmp_path, slow) as leader:
         async with (
@@ -124,10 +135,13 @@ async def test_wrong_bytes_of_another_process_do_not_pass_for_the_blob(tmp_path,
         running(tmp_path, {"docker.io": slow.url}) as first,
         running(tmp_path, {"docker.io": slow.url}) as second,
     ):
+        slow.hold(MIB)
         leading = asyncio.create_task(first.get(BLOB + digest))
-        await asyncio.sleep(0.3)
-        with pytest.raises(aiohttp.ClientError):
-            await second.get(BLOB + digest)
-        with pytest.raises(aiohttp.ClientError):
-            await leading
+        await until(lambda: slow.sent[digest] > 0)
+        following = asyncio.create_task(second.get(BLOB + digest))
+        await eventually(second, "mirror_clients_waiting", 1)
+        slow.release()
+        for pull in (leading, following):
+            with pytest.raises(aiohttp.ClientError):
+                await pull
         assert (await fetched(second, digest))[0] == digest

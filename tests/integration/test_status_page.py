@@ -10,6 +10,7 @@ import pytest
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.peers.process import free_port
 from tests.running import Mirror, eventually, running
+from tests.waiting import limit
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 KIB = 1024
@@ -127,13 +128,14 @@ async def test_what_was_evicted_is_no_longer_called_large(tmp_path, upstream):
 
 
 async def test_what_is_being_filled_is_seen_with_everybody_who_waits(tmp_path):
-    async with FakeRegistry(rate=2 << 20) as upstream:
+    async with FakeRegistry() as upstream:
+        upstream.hold(1 << 20)
         digest = upstream.add_blob(random_bytes(8 << 20))
         async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
             pulls = [
                 asyncio.create_task(mirror.get(f"/v2/team/app/blobs/{digest}")) for _ in range(2)
             ]
-            async with asyncio.timeout(10):
+            async with limit():
                 while "2 clients waiting" not in (text := words(await page(mirror, "/live"))):
                     await asyncio.sleep(0.1)
             assert re.search(rf"team/app {digest[:19]} .* of 8 MiB", text)

@@ -4,13 +4,13 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.collector import Collector
-from tests.running import running
+from tests.running import eventually, running
+from tests.waiting import LIMIT_SECONDS, until
 
 REPO = "library/app"
 HUB = "docker.io"
@@ -37,12 +37,6 @@ def traced(tmp_path, upstream: FakeRegistry, collector: Collector):
         return running(tmp_path / "cache", {HUB: table or upstream.url}, tracing=wanted)
 
     return run
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_miss_is_a_tree_from_the_client_to_upstream(traced, upstream, collector):
@@ -92,12 +86,15 @@ async def test_a_tag_is_a_flight_and_a_hit_is_nothing_but_itself(traced, upstrea
 
 
 async def test_who_joins_a_fill_is_linked_to_it(traced, upstream, collector):
-    upstream.rate = 4 * MIB
+    upstream.hold(MIB)
     digest = upstream.add_blob(random_bytes(2 * MIB))
     async with traced() as mirror:
-        first = asyncio.create_task(mirror.get(BLOB + digest))
+        pulls = [asyncio.create_task(mirror.get(BLOB + digest))]
         await until(lambda: upstream.sent[digest] > 0)
-        await asyncio.gather(first, mirror.get(BLOB + digest), mirror.get(BLOB + digest))
+        pulls += [asyncio.create_task(mirror.get(BLOB + digest)) for _ in range(2)]
+        await eventually(mirror, "mirror_clients_waiting", 3)
+        upstream.release()
+        await asyncio.gather(*pulls)
     fill = collector.one("fill")
     leader = collector.one(GET_BLOB, mirror__result="miss")
     assert fill.parent == leader.id
@@ -200,7 +197,7 @@ def test_without_the_extra_an_endpoint_is_one_clear_line(tmp_path):
     command = [sys.executable, "-c", program, *arguments, "--cache-dir", str(tmp_path / "cache")]
     for more in ([], ["--workers", "2"]):
         done = subprocess.run(
-            [*command, *more], capture_output=True, text=True, timeout=30, check=False
+            [*command, *more], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
         )
         assert done.returncode == 1
         assert done.stderr == (

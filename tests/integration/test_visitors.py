@@ -16,6 +16,7 @@ from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.office import EVERYBODY, Office, basic
 from tests.running import Mirror, eventually, running
+from tests.waiting import limit
 
 TEAM, OTHER, MINE, OPEN = "team/app", "other/app", "eve/app", "library/base"
 GRANT_SECONDS = 0.5
@@ -254,7 +255,7 @@ async def test_a_layer_of_both_is_for_everybody_by_the_public_repository(tmp_pat
     assert (await mirror.get(f"/v2/library/shared/{path}")).body == base
     assert (await mirror.get(f"/v2/{TEAM}/{path}")).status == 200, "it is everybody's now"
     assert (await mirror.get(f"/v2/{TEAM}/blobs/{digest_of(b'ours')}")).status == 401
-    async with asyncio.timeout(5):  # there once, as soon as it is adopted
+    async with limit():  # there once, as soon as it is adopted
         while [it.parts[-4] for it in (tmp_path / "cache").glob("*/sha256/*/*")] != ["blobs"]:
             await asyncio.sleep(0.01)
 
@@ -409,7 +410,7 @@ async def test_joining_a_fill_needs_the_right_too(tmp_path, office):
     data = random_bytes(8 * MIB, 7)
     digest = digest_of(data)
     office.add(TEAM, image(data, marker="big"), ANN)
-    office.registry.rate = MIB
+    office.registry.hold(MIB)
     async with (
         visited(tmp_path, office) as mirror,
         visited(tmp_path, office) as second,
@@ -421,7 +422,7 @@ async def test_joining_a_fill_needs_the_right_too(tmp_path, office):
         async with reading(mirror, digest, BOB) as one, reading(second, digest, BOB) as other:
             assert "collapsed" in one.headers["Cache-Status"]
             assert "collapsed" in other.headers["Cache-Status"]
-            office.registry.rate = None
+            office.registry.release()
             for response in (leading, one, other):
                 assert digest_of(await response.read()) == digest
     assert office.registry.sent[digest] == len(data)
@@ -457,7 +458,7 @@ async def test_what_is_private_stays_so_over_a_restart_and_a_lost_index(tmp_path
             manifest, (_, layer) = office.content(TEAM)
             assert await guess(mirror, layer, "blobs", EVE) <= {401, 404}
             assert await guess(mirror, manifest, "manifests", EVE) <= {401, 404}
-            async with asyncio.timeout(5):
+            async with limit():
                 while (cache / "rebuild").exists():
                     await asyncio.sleep(0.01)
             assert await pull(mirror, office, TEAM, ANN) == GOOD
@@ -478,22 +479,27 @@ async def test_another_process_asks_for_itself_and_finds_the_bytes(tmp_path, off
 
 
 async def test_with_upstream_gone_grants_are_honoured_until_they_end(tmp_path, office):
-    async with visited(tmp_path, office, 2, tags={"max_age": "0s"}) as mirror:
+    tags = {"max_age": "0s"}
+    async with (
+        visited(tmp_path / "long", office, 600, tags=tags) as mirror,
+        visited(tmp_path / "short", office, GRANT_SECONDS, tags=tags) as short,
+    ):
         assert await pull(mirror, office, TEAM, ANN) == GOOD
+        assert await pull(short, office, TEAM, ANN) == GOOD
         await office.registry.stop()
         assert await pull(mirror, office, TEAM, ANN) == GOOD
         answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
         assert answer.headers["Cache-Status"].startswith("mirror; fwd=stale; detail=Unavailable")
         assert await pull(mirror, office, TEAM, BOB) == [502] * 5
-        await asyncio.sleep(2)
-        answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
+        await asyncio.sleep(GRANT_SECONDS)
+        answer = await short.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
         assert answer.status == 502
         message = json.loads(answer.body)["errors"][0]["message"]
         assert "cannot connect" in message
         assert message.endswith("nor can it be asked who may have what is private")
         await office.registry.start()
-        async with asyncio.timeout(5):
-            while await pull(mirror, office, TEAM, ANN) != GOOD:  # the breaker looks by itself
+        async with limit():
+            while await pull(short, office, TEAM, ANN) != GOOD:  # the breaker looks by itself
                 await asyncio.sleep(0.05)
 
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 import pytest
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.running import Mirror, configured, running
+from tests.waiting import limit, until
 
 MIB = 1 << 20
 APP = image(random_bytes(MIB, 1), marker="app")
@@ -40,12 +40,6 @@ def log(caplog):
 def runs(log) -> list[logging.LogRecord]:
     """The summary of each run."""
     return [record for record in log.records if record.getMessage() == "warmed"]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def is_served(mirror: Mirror, name: str, app) -> bool:
@@ -106,11 +100,11 @@ async def test_one_that_is_not_there_stops_no_other(tmp_path, hub, log):
 
 async def test_clients_and_start_and_end_do_not_wait_for_it(tmp_path, hub, log):
     hub.faults.append(Fault("blob", "GET", hang_before=True, times=2))
-    async with asyncio.timeout(8):
-        async with running(tmp_path, {"docker.io": hub.url}, warm=often("app:1")) as mirror:
-            await until(lambda: hub.count("blob", "GET") == 2)
-            answer = await mirror.get(f"/v2/library/other/blobs/{OTHER.digests[1]}")
-            assert answer.body == OTHER.blobs[1]
+    warm = often("app:1")
+    async with limit(), running(tmp_path, {"docker.io": hub.url}, warm=warm) as mirror:
+        await until(lambda: hub.count("blob", "GET") == 2)
+        answer = await mirror.get(f"/v2/library/other/blobs/{OTHER.digests[1]}")
+        assert answer.body == OTHER.blobs[1]
     assert runs(log) == []
 
 
