@@ -42,6 +42,7 @@ ROWS = (
     Row("segments", "cold 256 MiB, 16 MiB/s per connection", fills.cold_segments),
     Row("workers", "2 workers against 1, no hot table", hits.two_workers),
     Row("slow-500", "500 slow clients on 1 GiB", crowds.slow_clients),
+    Row("beside-slow", "another client beside slow ones", crowds.beside_slow_clients),
     Row("million", "1,000,000 objects", crowds.many_objects),
     Row("docker", "dockerd pulls a 1 GiB image, cold over 1 Gbit/s", daemons.docker_pull),
 )
