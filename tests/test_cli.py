@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from mirror import __version__
+from tests.waiting import LIMIT_SECONDS
 
 
 def mirror(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MIRROR_")} | variables
     return subprocess.run(
         [sys.executable, "-m", "mirror", *arguments],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from tests.peers.dockerd import Dockerd
 from tests.peers.image import push_image
 from tests.peers.process import free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 
@@ -56,7 +57,7 @@ class Site:
         return self.docker.try_docker("logs", NAME)[1]
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_SECONDS
         while not condition():
             assert self.state()["Running"], self.log()
             assert time.monotonic() < deadline, self.log()

@@ -14,6 +14,7 @@ from tests.deploy.files import PROMETHEUS, dashboard, filled_in, rules, targets
 from tests.deploy.traffic import watched
 from tests.peers.process import Process, free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS, limit
 
 pytestmark = [pytest.mark.e2e]
 
@@ -22,7 +23,7 @@ def api(port: int, path: str, **query: str) -> Any:
     """The data of an answer; None while Prometheus is not there yet."""
     url = f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=LIMIT_SECONDS) as response:
             return json.load(response)["data"]
     except urllib.error.HTTPError as error:
         if error.code == 503:
@@ -70,7 +71,7 @@ async def test_every_rule_and_every_panel_has_a_figure(tmp_path):
         prometheus = Process(command, tmp_path / "prometheus.log")
         missing = ["all of it"]
         try:
-            async with asyncio.timeout(60):
+            async with limit():
                 while missing:
                     await mirror.round()
                     await asyncio.sleep(0.5)

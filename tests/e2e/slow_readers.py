@@ -14,6 +14,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from tests.waiting import LIMIT_SECONDS
+
 _TICK = 0.1  # seconds between two looks at all connections
 _DEBT = 2.0  # ticks: a reader that fell behind does not catch up faster than this
 _LIMIT_SECONDS = 120.0
@@ -86,7 +88,7 @@ class Crowd:
         if self.orders.window:
             # Before connecting, or the kernel would take in far more than was read.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.orders.window)
-        connection.settimeout(30)
+        connection.settimeout(LIMIT_SECONDS)
         connection.connect(("127.0.0.1", self.orders.port))
         connection.sendall(first)
         return connection

@@ -18,6 +18,7 @@ from tests.peers.image import push
 from tests.peers.layers import estargz_layer, image_of, read_lazily, signature_of, zstd_layer
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -76,13 +77,13 @@ def test_a_file_of_an_estargz_layer_is_read_long_before_the_layer_is_here(branch
 
     def fetch(start: int, stop: int) -> bytes:
         wanted = urllib.request.Request(where, headers={"Range": f"bytes={start}-{stop - 1}"})
-        with urllib.request.urlopen(wanted, timeout=30) as answer:
+        with urllib.request.urlopen(wanted, timeout=LIMIT_SECONDS) as answer:
             assert answer.status == 206
             return bytes(answer.read())
 
     assert read_lazily(layer, fetch, "wanted") == b"the file that somebody opens" * 1000
     assert branch.mirror.metrics()["mirror_fills_in_progress"] == 1, "it is not here yet"
-    with urllib.request.urlopen(where, timeout=60) as answer:
+    with urllib.request.urlopen(where, timeout=LIMIT_SECONDS) as answer:
         assert digest_of(answer.read()) == digest_of(layer.packed)
     asked = branch.second.blob_requests()
     assert read_lazily(layer, fetch, "noise7") == files["noise7"]
@@ -106,7 +107,7 @@ def test_a_signature_is_found_by_its_tag_and_verifies_also_offline(branch: Offic
     def verify() -> None:
         referrers = f"{branch.mirror.url}/v2/team/signed/referrers/{app.digest}"
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(referrers, timeout=10)
+            urllib.request.urlopen(referrers, timeout=LIMIT_SECONDS)
         skopeo.get(f"{HUB}/team/signed:{tag}")
         (layer,) = json.loads((skopeo.copy / "manifest.json").read_text())["layers"]
         payload = skopeo.copy / layer["digest"].partition(":")[2]

@@ -12,6 +12,7 @@ from tests.fakes import FakeRegistry, image, random_bytes
 from tests.operate.test_images import for_platform
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e]
 
@@ -33,7 +34,7 @@ class Site:
             [sys.executable, "-m", "mirror", name, "--config", config, *rest],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT_SECONDS,
             check=False,
         )
         assert done.returncode == code, done.stderr

@@ -23,6 +23,7 @@ from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process, accepts
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -331,7 +332,7 @@ def push_index(registry: str, repository: str, platforms: list[str]) -> None:
         push_image(registry, repository, platform, platform, [1000])
         url = f"{registry}/v2/{repository}/manifests/{platform}"
         asked = urllib.request.Request(url, headers={"Accept": MANIFEST})
-        with urllib.request.urlopen(asked, timeout=10) as response:
+        with urllib.request.urlopen(asked, timeout=LIMIT_SECONDS) as response:
             size, digest = len(response.read()), response.headers["Docker-Content-Digest"]
         entries.append(
             {
@@ -349,7 +350,7 @@ def push_index(registry: str, repository: str, platforms: list[str]) -> None:
             {"Content-Type": INDEX},
             method="PUT",
         ),
-        timeout=10,
+        timeout=LIMIT_SECONDS,
     ).close()
 
 

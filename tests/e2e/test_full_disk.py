@@ -15,6 +15,7 @@ from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import Image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import lacking
+from tests.waiting import limit
 
 MIB = 1 << 20
 
@@ -136,8 +137,19 @@ async def pull(mirror: MirrorProcess, upstream: FakeRegistry, name: str, pulled:
         assert await digest_of("manifests/1") == pulled.digest
         for digest in pulled.digests:
             assert await digest_of(f"blobs/{digest}") == digest
-    await asyncio.sleep(0.2)  # what was sent is adopted a moment later
+    async with limit():  # what was sent is adopted a moment later
+        while (await asyncio.to_thread(mirror.metrics))["mirror_fills_in_progress"]:
+            await asyncio.sleep(0.05)
     return upstream.count("blob") - before
+
+
+async def until_kept(
+    mirror: MirrorProcess, upstream: FakeRegistry, name: str, pulled: Image
+) -> None:
+    """Pull until it comes from the cache: the mirror looks at its disk every five seconds."""
+    async with limit():
+        while await pull(mirror, upstream, name, pulled):
+            await asyncio.sleep(0.5)
 
 
 def add(upstream: FakeRegistry, name: str, *sizes: int) -> Image:
@@ -173,9 +185,7 @@ async def test_a_disk_that_somebody_else_fills_is_told_once_and_used_again(
     for number, pulled in enumerate(images[1:], 2):
         assert await pull(mirror, upstream, f"app{number}", pulled) >= 3
     (small_disk / "junk").unlink()
-    await asyncio.sleep(6)  # it looks every five seconds
-    await pull(mirror, upstream, "app4", images[3])
-    assert await pull(mirror, upstream, "app4", images[3]) == 0
+    await until_kept(mirror, upstream, "app4", images[3])
     assert "Traceback" not in mirror.output()
     assert mirror.output().count("nothing is kept") <= 2
 
@@ -192,8 +202,7 @@ async def test_a_mirror_starts_and_serves_on_a_disk_that_is_full_or_read_only(
     await pull(mirror, upstream, "app", app)
     assert "mount it for writing" in mirror.output()
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    await asyncio.sleep(6)
-    assert await pull(mirror, upstream, "app", app) == 0
+    await until_kept(mirror, upstream, "app", app)
     assert mirror.output().count("works again") == 1
 
 
@@ -205,9 +214,7 @@ async def test_a_cache_directory_removed_under_the_running_mirror_is_made_again(
         assert await pull(mirror, upstream, "app", app) == 2
         subprocess.run(["rm", "-rf", str(tmp_path / "mirror" / "cache")], check=True)
         assert await pull(mirror, upstream, "app", app) == 2
-        await asyncio.sleep(6)
-        await pull(mirror, upstream, "app", app)
-        assert await pull(mirror, upstream, "app", app) == 0
+        await until_kept(mirror, upstream, "app", app)
         assert "Traceback" not in mirror.output()
     finally:
         mirror.terminate()

@@ -18,6 +18,7 @@ from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -60,13 +61,17 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
 def mirror(process: MirrorProcess, *arguments: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "mirror", arguments[0]]
     command += ["--config", str(process.directory / "mirror.toml"), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -17,6 +17,7 @@ import trustme
 from tests.fakes import image, random_bytes
 from tests.peers.process import Process, accepts, free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e]
 
@@ -48,7 +49,7 @@ class Office:
         command = ["skopeo", "--insecure-policy", "copy", *certificates, source]
         copied = await asyncio.to_thread(
             subprocess.run, [*command, f"dir:{self.directory / to}"],
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
         )  # fmt: skip
         assert copied.returncode == 0, copied.stderr
 

@@ -24,6 +24,7 @@ from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -93,7 +94,7 @@ def run(*command: str, **environment: str) -> tuple[bool, str]:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_SECONDS,
         check=False,
     )
     return done.returncode == 0, done.stdout + done.stderr

@@ -12,6 +12,7 @@ import pytest
 from tests.fakes import random_bytes
 from tests.peers.process import Process, free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS, limit
 
 pytestmark = [pytest.mark.e2e]
 
@@ -27,7 +28,7 @@ scrape_configs:
 def ask(port: int, query: str) -> float | None:
     """The value of an instant query, None while there is none."""
     url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}"
-    with urllib.request.urlopen(url, timeout=5) as response:
+    with urllib.request.urlopen(url, timeout=LIMIT_SECONDS) as response:
         result = json.load(response)["data"]["result"]
     return float(result[0]["value"][1]) if result else None
 
@@ -47,7 +48,7 @@ async def test_the_readmes_promql_gives_hit_rate_and_bytes_saved(mirror, upstrea
     command += [f"--web.listen-address=127.0.0.1:{port}"]
     prometheus = Process(command, tmp_path / "prometheus.log")
     try:
-        async with asyncio.timeout(30):
+        async with limit():
             while True:
                 try:
                     saved = await asyncio.to_thread(ask, port, bytes_saved)

@@ -6,7 +6,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.peers.mirror import MirrorProcess
+from tests.waiting import LIMIT_SECONDS, until
 
 pytestmark = [pytest.mark.e2e]
 
@@ -44,12 +45,6 @@ def told(mirror: MirrorProcess) -> list[str]:
     """What it said of reloads, without the time."""
     lines = (line.partition(" ")[2] for line in mirror.output().splitlines())
     return [line for line in lines if re.match(r"\w+ (not )?reload(ed)?[:,] ", line)]
-
-
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -133,7 +128,7 @@ async def test_workers_and_all_go_by_the_new_configuration(tmp_path, workers):
 async def test_systemd_is_told_of_both_ends(tmp_path, upstream, monkeypatch, workers):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(15)
+        systemd.settimeout(LIMIT_SECONDS)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         with started(tmp_path, upstream.url, workers) as mirror:
             assert systemd.recv(256) == b"READY=1"

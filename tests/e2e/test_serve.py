@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, random_bytes
 from tests.peers.mirror import MirrorProcess
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e]
 
@@ -24,7 +25,9 @@ async def slow():
 
 def serve(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "mirror", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
 
 
 async def test_it_says_where_it_listens_and_how_to_point_docker_there(tmp_path, upstream):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.peers.process import Process, accepts, free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e]
 
@@ -32,7 +33,7 @@ def curl(path: Path, url: str = "http://localhost/v2/") -> str:
 
 
 def answers(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=20) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=LIMIT_SECONDS) as response:
         return int(response.status)
 
 
@@ -90,7 +91,7 @@ def test_a_descriptor_that_is_no_socket_is_one_line_and_exit_1(tmp_path, descrip
     with ours, theirs:
         done = subprocess.run(
             ["bash", "-c", script, "bash", *arguments(tmp_path)],
-            stdin=theirs, capture_output=True, text=True, timeout=30, check=False,
+            stdin=theirs, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
         )  # fmt: skip
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -117,7 +118,7 @@ def test_systemd_hears_that_it_is_ready_that_it_lives_and_that_it_stops(
     said: list[str] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind("\0" + place[1:] if abstract else place)
-        systemd.settimeout(30)
+        systemd.settimeout(LIMIT_SECONDS)
         monkeypatch.setenv("NOTIFY_SOCKET", place)
         monkeypatch.setenv("WATCHDOG_USEC", "100000")
         mirror = Process([*arguments(tmp_path), "--listen", "127.0.0.1:0"], tmp_path / "log")

@@ -15,6 +15,7 @@ from tests.fakes import FakeRegistry, image, random_bytes
 from tests.peers.browser import opened_browser
 from tests.peers.requirements import need
 from tests.running import Mirror, running
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -22,6 +23,9 @@ MIB = 1 << 20
 NAME = "mirror.example.com:5000"
 LONG = "a-team-with-a-long-name/and-a-project-with-an-even-longer-one/the-service-itself"
 PAGES = ("/", "/clients?client=containerd")
+
+
+expect.set_options(timeout=LIMIT_SECONDS * 1000)
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Stage:
     async def page(self, path: str = "/", *, at: str = f"http://{NAME}", **settings: Any) -> Page:
         context: BrowserContext = await self.browser.new_context(**settings)
         page = await context.new_page()
+        page.set_default_timeout(LIMIT_SECONDS * 1000)
         page.on("console", lambda message: self._hear(message.type, message.text))
         page.on("pageerror", lambda error: self._hear("error", str(error)))
         await page.goto(at + path)
@@ -73,30 +78,29 @@ async def stage(opened: Stage) -> AsyncIterator[Stage]:
 
 
 async def test_a_download_under_way_moves_its_bar(stage):
-    stage.upstream.rate = 2 * MIB  # the page looks every 5 s while there is nothing to be seen
-    digest = stage.upstream.add_blob(random_bytes(24 * MIB, seed=77))
+    # For 40 s: the page looks every 5 s while there is nothing to be seen.
+    stage.upstream.rate = 1.5 * MIB
+    digest = stage.upstream.add_blob(random_bytes(60 * MIB, seed=77))
     page = await stage.page()
     await expect(page.get_by_text("Nothing: whatever is asked for is here")).to_be_visible()
     pulls = [
         asyncio.create_task(stage.mirror.get(f"/v2/team/app/blobs/{digest}")) for _ in range(2)
     ]
     bar = page.get_by_role("progressbar", name="team/app")
-    await bar.wait_for(timeout=10_000)
+    await bar.wait_for()
     element = await bar.element_handle()
     await expect(page.get_by_text("2 clients waiting")).to_be_visible()
-    await expect(page.get_by_text("MiB/s")).to_be_visible(timeout=10_000)
+    await expect(page.get_by_text("MiB/s")).to_be_visible()
     seen = [float(await bar.get_attribute("value") or 0)]
     while len(seen) < 3:
         await page.wait_for_function(
             "([bar, before]) => Number(bar.value) > before", arg=[element, seen[-1]]
         )
         seen.append(float(await bar.get_attribute("value") or 0))
-    assert float(await bar.get_attribute("max") or 0) == 24 * MIB
+    assert float(await bar.get_attribute("max") or 0) == 60 * MIB
     stage.upstream.rate = None
     await asyncio.gather(*pulls)
-    await expect(page.get_by_text("Nothing: whatever is asked for is here")).to_be_visible(
-        timeout=10_000
-    )
+    await expect(page.get_by_text("Nothing: whatever is asked for is here")).to_be_visible()
 
 
 async def test_new_pulls_appear_by_themselves_and_the_reader_stays_where_they_are(stage):
@@ -105,7 +109,7 @@ async def test_new_pulls_appear_by_themselves_and_the_reader_stays_where_they_ar
     await link.focus()
     await stage.mirror.get("/v2/team/tool/manifests/3.22", User_Agent="skopeo/1.18")
     pulls = page.get_by_role("table").filter(has_text="From cache")
-    await expect(pulls.get_by_text("Skopeo")).to_be_visible(timeout=10_000)
+    await expect(pulls.get_by_text("Skopeo")).to_be_visible()
     await expect(link).to_be_focused()
 
 
@@ -113,9 +117,9 @@ async def test_a_mirror_that_is_gone_is_said(stage):
     page = await stage.page()
     await page.route("**/live", lambda route: route.abort())
     note = page.get_by_role("status").filter(has_text="The mirror does not answer")
-    await expect(note).to_be_visible(timeout=10_000)
+    await expect(note).to_be_visible()
     await page.unroute("**/live")
-    await expect(note).to_be_hidden(timeout=10_000)
+    await expect(note).to_be_hidden()
     stage.complaints[:] = [each for each in stage.complaints if "ERR_FAILED" not in each]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, random_bytes
 from tests.running import eventually, running
+from tests.waiting import LIMIT_SECONDS
 
 
 async def verify(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -19,7 +20,7 @@ async def verify(directory: Path, *command: str) -> subprocess.CompletedProcess[
         [sys.executable, "-m", "mirror", "verify", "--cache-dir", str(directory), *command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_SECONDS,
         check=False,
     )
 

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from tests.waiting import LIMIT_SECONDS
+
 _REPOSITORY = Path(__file__).parents[2]
 _STRETCHED = ("link", "rename", "unlink", "remove")
 _STRETCH_SECONDS = 0.003
@@ -52,7 +54,7 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         """The nursery kills its last server when nobody talks to it any more."""
-        self._child.communicate(timeout=30)
+        self._child.communicate(timeout=LIMIT_SECONDS)
 
     def start(self, seed: int) -> None:
         """Fork a server; ``seed`` is that of its sleeps."""

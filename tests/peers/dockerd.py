@@ -39,7 +39,7 @@ class Dockerd:
             **self.environment,
         }
         self._process = Process(command, self.directory / "log", environment)
-        self._process.wait_until(self._answers, 60)
+        self._process.wait_until(self._answers)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -67,7 +67,7 @@ class Dockerd:
         return done.returncode, done.stdout + done.stderr
 
     def _answers(self) -> bool:
-        return self._socket.exists() and self._run("version", seconds=10).returncode == 0
+        return self._socket.exists() and self._run("version", seconds=180).returncode == 0
 
     def _run(self, *arguments: str, seconds: float) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mirror.store.reading import read_statement
 from tests.peers.process import Process, free_port
+from tests.waiting import LIMIT_SECONDS
 
 
 @dataclass
@@ -63,14 +64,16 @@ class MirrorProcess:
 
     def metrics(self) -> dict[str, float]:
         """Each sample of /metrics by name and labels as they stand there."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=LIMIT_SECONDS) as response:
             lines = response.read().decode().splitlines()
         samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in samples}
 
     def pulls(self, upstream: str, repository: str) -> dict[tuple[str, str], int]:
         """How often the ledger says that a repository was pulled, by tag or digest and client."""
-        with urllib.request.urlopen(self.url, timeout=10):  # whoever looks has it written
+        with urllib.request.urlopen(
+            self.url, timeout=LIMIT_SECONDS
+        ):  # whoever looks has it written
             pass
         pulls: Counter[tuple[str, str]] = Counter()
         said = read_statement(self.directory / "cache" / "ledger", time.time())
@@ -81,7 +84,7 @@ class MirrorProcess:
 
     def _ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=LIMIT_SECONDS) as response:
                 return bool(response.status == 200)
         except OSError:
             return False

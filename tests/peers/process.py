@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.waiting import LIMIT_SECONDS
+
 
 class NotReadyError(Exception):
     """The process ended, or did not become ready in time; the message has what it printed."""
@@ -40,7 +42,7 @@ class Process:
     def pid(self) -> int:
         return self._child.pid
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 30) -> None:
+    def wait_until(self, ready: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> None:
         """Poll until ready."""
         deadline = time.monotonic() + seconds
         while not ready():
@@ -52,7 +54,7 @@ class Process:
         """What this run printed so far."""
         return self.log.read_bytes()[self._started_at :].decode(errors="replace")
 
-    def terminate(self, seconds: float = 60) -> int:
+    def terminate(self, seconds: float = LIMIT_SECONDS) -> int:
         """SIGTERM, SIGKILL if that does not do; the exit code."""
         if self._child.poll() is None:
             self._child.terminate()
@@ -67,5 +69,5 @@ class Process:
         self._child.kill()
         self._child.wait()
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = LIMIT_SECONDS) -> int:
         return self._child.wait(seconds)
