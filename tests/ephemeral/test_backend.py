@@ -9,10 +9,10 @@ from mirror.ephemeral.backend import Backend
 
 async def test_a_value_is_there_until_its_time_is_over():
     backend = Backend(10)
-    await backend.set("a", b"1", 0.03)
-    assert await backend.get("a") == b"1"
+    await backend.set("a", b"1", 60)
+    await backend.set("b", b"1", 0.03)
     await asyncio.sleep(0.05)
-    assert await backend.get("a") is None
+    assert (await backend.get("a"), await backend.get("b")) == (b"1", None)
 
 
 async def test_a_time_that_is_not_positive_keeps_nothing():

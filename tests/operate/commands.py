@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import limit
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _SIZE = (24, 100)
 
@@ -51,7 +53,7 @@ async def mirror(*arguments: str | Path, stdin: bytes = b"") -> Ended:
     """Run the command to its end, without a terminal."""
     pipe = asyncio.subprocess.PIPE
     process = await begun(*map(str, arguments), stdin=pipe, stdout=pipe, stderr=pipe)
-    async with asyncio.timeout(60):
+    async with limit():
         out, err = await process.communicate(stdin)
     assert process.returncode is not None
     return Ended(process.returncode, out.decode(), err.decode())
@@ -83,7 +85,7 @@ class Terminal:
 
     async def shows(self, pattern: str) -> "re.Match[str]":
         """Wait until something is to be seen."""
-        async with asyncio.timeout(30):
+        async with limit():
             while not (found := re.search(pattern, self.shown)):
                 await asyncio.sleep(0.02)
         return found
@@ -93,7 +95,7 @@ class Terminal:
         self._process.send_signal(2)
 
     async def ended(self) -> int:
-        async with asyncio.timeout(30):
+        async with limit():
             code = await self._process.wait()
             await asyncio.sleep(0.02)  # what it said last is still to be read
         asyncio.get_running_loop().remove_reader(self._master)

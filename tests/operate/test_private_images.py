@@ -45,6 +45,7 @@ async def test_private_images_are_kept_too(tmp_path, upstream):
         for seed in (10, 11, 12):
             office.add(f"library/more{seed}", image(random_bytes(1_200_000, seed)), EVERYBODY)
             assert await pull(mirror, office, f"library/more{seed}", None) == GOOD
+            await eventually(mirror, "mirror_fills_in_progress", 0)
         assert (await mirror.metrics())["mirror_evictions_total"] > 0
         before = office.given.count(("GET", "blobs"))
         assert await pull(mirror, office, TEAM, ANN) == GOOD

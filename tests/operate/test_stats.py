@@ -10,6 +10,7 @@ from mirror.operate.upkeep import stats
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import digest_of
 from tests.running import eventually, running
+from tests.waiting import limit
 
 APP = image(random_bytes(40_000, 1))
 SLOW = random_bytes(3_000_000, 2)
@@ -58,13 +59,13 @@ async def test_it_says_what_was_saved_how_full_the_cache_is_and_how_upstreams_ar
 
 
 async def test_a_download_is_there_while_it_is_under_way(tmp_path, upstream):
-    upstream.rate = 500_000
+    upstream.hold(1 << 20)
     config = config_of(tmp_path, upstream)
     async with (
         running(tmp_path, {"docker.io": upstream.url}) as mirror,
         aiohttp.ClientSession() as session,
         session.get(f"{mirror.url}/v2/library/app/blobs/{digest_of(SLOW)}") as answer,
-        asyncio.timeout(10),
+        limit(),
     ):
         while not (fills := (await stats(config))["fills"]):
             await asyncio.sleep(0.05)
@@ -73,7 +74,7 @@ async def test_a_download_is_there_while_it_is_under_way(tmp_path, upstream):
         assert (fill["digest"], fill["total_bytes"]) == (digest_of(SLOW), len(SLOW))
         assert 0 < fill["bytes"] < len(SLOW)
         assert fill["clients"] == 1
-        upstream.rate = None
+        upstream.release()
         assert await answer.read() == SLOW
 
 

@@ -21,7 +21,7 @@ from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of, index
 from tests.operate.commands import Terminal, configured, mirror
 from tests.peers.process import free_port
-from tests.running import running
+from tests.running import eventually, running
 
 MIB = 1 << 20
 SHARED = random_bytes(MIB, 99)
@@ -58,7 +58,7 @@ async def all_hits(directory, upstreams, apps=range(20)):
 
 
 async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path, registry, names):
-    registry.rate = 3 * MIB
+    registry.rate = MIB / 2  # far slower than the display of a busy machine
     config = configured(tmp_path, {"docker.io": registry.url})
     terminal = Terminal()
     await terminal.start("warm", "--config", config, "--file", names)
@@ -232,12 +232,14 @@ async def test_a_process_of_the_mirror_that_is_gone_is_passed_over(tmp_path, reg
 
 
 async def test_an_image_pulled_while_clients_pull_it_comes_from_upstream_once(tmp_path, registry):
-    registry.rate = 4 * MIB
+    registry.hold(128 * 1024)
     async with running(tmp_path / "cache", {"docker.io": registry.url}) as served:
         path = f"/v2/library/app6/blobs/{APPS[6].digests[2]}"
-        (pulled,), answer = await asyncio.gather(
-            warmed(tmp_path, registry, ["app6:1"]), served.get(path)
-        )
+        warming = asyncio.create_task(warmed(tmp_path, registry, ["app6:1"]))
+        asking = asyncio.create_task(served.get(path))
+        await eventually(served, "mirror_clients_waiting", 3)
+        registry.release()
+        (pulled,), answer = await warming, await asking
     assert (pulled.reason, answer.body) == ("", APPS[6].blobs[2])
     assert registry.sent[APPS[6].digests[2]] == len(APPS[6].blobs[2])
 

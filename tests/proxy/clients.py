@@ -12,6 +12,7 @@ from yarl import URL
 
 from mirror.authority.files import ensure_authority
 from tests.running import Answer, Mirror
+from tests.waiting import limit
 
 
 def trusting(cache: Path) -> ssl.SSLContext:
@@ -38,7 +39,7 @@ class Raw:
         return await self.answer()
 
     async def answer(self) -> str:
-        async with asyncio.timeout(10):
+        async with limit():
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status = head.partition("\r\n")[0]
             if " 200 " in status:
@@ -47,11 +48,11 @@ class Raw:
             return f"{status}\n{(await self.reader.read()).decode()}"
 
     async def start_tls(self, context: ssl.SSLContext, name: str) -> None:
-        async with asyncio.timeout(10):
+        async with limit():
             await self.writer.start_tls(context, server_hostname=name)
 
     async def rest(self) -> bytes:
-        async with asyncio.timeout(10):
+        async with limit():
             return await self.reader.read()
 
 

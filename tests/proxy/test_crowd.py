@@ -7,6 +7,7 @@ import random
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.proxy.clients import ask, connected, trusting
 from tests.running import eventually, running
+from tests.waiting import limit
 
 LAYER = random_bytes(100_000)
 APP = image(LAYER)
@@ -41,7 +42,7 @@ async def test_a_crowd_of_all_kinds_leaves_nothing_behind(tmp_path, upstream: Fa
     place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     sections = {
         "proxy": {"listen": "127.0.0.1:0", "allow": [place]},
-        "limits": {"idle_timeout": "300ms", "connections_per_client": LIMIT},
+        "limits": {"idle_timeout": "2s", "connections_per_client": LIMIT},
     }
     async with server, running(tmp_path, {"docker.io": upstream.url}, **sections) as mirror:
         trust = trusting(tmp_path)
@@ -51,7 +52,7 @@ async def test_a_crowd_of_all_kinds_leaves_nothing_behind(tmp_path, upstream: Fa
             assert (await ask(mirror, trust, path)).body == LAYER
 
         async def talk() -> None:
-            async with connected(mirror) as raw, asyncio.timeout(20):
+            async with connected(mirror) as raw, limit():
                 assert " 200 " in await raw.connect(place)
                 await raw.send(LAYER)
                 assert await raw.reader.readexactly(len(LAYER)) == LAYER

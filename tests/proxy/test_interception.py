@@ -12,6 +12,7 @@ import trustme
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.proxy.clients import ask, connected, trusting
 from tests.running import running
+from tests.waiting import limit
 
 REPO = "team/app"
 LAYER = random_bytes(3_000_000)
@@ -114,7 +115,7 @@ async def test_the_same_bytes_mean_the_registry_that_was_connected_to(
                     for _ in range(2):
                         line = f"GET /v2/{REPO}/manifests/{app.digest} HTTP/1.1"
                         await raw.send(f"{line}\r\nHost: {name}\r\n\r\n".encode())
-                        async with asyncio.timeout(5):
+                        async with limit():
                             await raw.reader.readuntil(b"\r\n\r\n")
                             assert await raw.reader.readexactly(len(app.manifest)) == app.manifest
             answer = await mirror.get(f"/v2/{REPO}/manifests/1", Host="x")
@@ -140,7 +141,7 @@ async def test_a_client_that_does_not_trust_the_ca_is_told_of_in_the_log(office,
     caplog.set_level("INFO", "mirror.access")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     stranger = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=NAME)
-    async with connected(office) as raw, asyncio.timeout(10):
+    async with connected(office) as raw, limit():
         await raw.connect(f"{NAME}:443")
         with pytest.raises(ssl.SSLCertVerificationError):  # noqa: PT012
             while True:
@@ -150,7 +151,7 @@ async def test_a_client_that_does_not_trust_the_ca_is_told_of_in_the_log(office,
                 incoming.write(await raw.reader.read(65536))
         await raw.send(outgoing.read())  # the alert, which asyncio's own client keeps to itself
         await raw.rest()
-    async with asyncio.timeout(5):
+    async with limit():
         while not caplog.records:
             await asyncio.sleep(0.01)
     assert "mirror ca" in caplog.records[-1].detail
@@ -174,7 +175,7 @@ async def test_a_handshake_that_does_not_wait_for_the_answer_is_not_lost(office,
     tls = trust.wrap_bio(incoming, outgoing, server_hostname=NAME)
     with pytest.raises(ssl.SSLWantReadError):
         tls.do_handshake()
-    async with connected(office) as raw, asyncio.timeout(10):
+    async with connected(office) as raw, limit():
         await raw.connect(f"{NAME}:443", early=outgoing.read())
         while True:
             try:
@@ -205,7 +206,7 @@ async def test_what_is_no_tls_is_ended_and_disturbs_nobody(office, trust, garbag
 
 
 async def test_who_leaves_in_the_middle_leaves_nothing_behind(office, trust, second):
-    second.rate = 200_000
+    second.hold(64 * 1024)
     async with connected(office) as raw:
         await raw.connect(f"{NAME}:443")
         await raw.start_tls(trust, NAME)
@@ -213,7 +214,7 @@ async def test_who_leaves_in_the_middle_leaves_nothing_behind(office, trust, sec
         await raw.send(f"GET {path} HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
         await raw.reader.readuntil(b"\r\n\r\n")
         raw.writer.transport.abort()
-    second.rate = None
+    second.release()
     assert (await ask(office, trust, f"https://{NAME}{path}")).body == LAYER
 
 

@@ -17,6 +17,7 @@ from tests.peers.process import free_port
 from tests.proxy.clients import ask, trusting
 from tests.proxy.registry import recording
 from tests.running import running
+from tests.waiting import LIMIT_SECONDS, limit
 
 NOWHERE = {"docker.io": "http://127.0.0.1:9"}
 
@@ -32,7 +33,7 @@ async def test_it_may_be_a_unix_socket(tmp_path):
     async with running(tmp_path / "c", NOWHERE, proxy={"listen": f"unix:{path}"}):
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with limit():
             assert await reader.readline() == b"HTTP/1.1 200 Connection established\r\n"
         writer.transport.abort()
     assert not path.exists()
@@ -73,7 +74,7 @@ async def test_all_workers_show_certificates_of_one_ca(tmp_path, upstream: FakeR
         assert f"proxy   listens on 127.0.0.1:{port}" in mirror.output()
 
         def scraped() -> str:
-            with urllib.request.urlopen(f"{mirror.url}/metrics", timeout=10) as answer:
+            with urllib.request.urlopen(f"{mirror.url}/metrics", timeout=LIMIT_SECONDS) as answer:
                 return answer.read().decode()
 
         figures = await asyncio.to_thread(scraped)

@@ -13,6 +13,7 @@ from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.proxy.clients import ask, connected, trusting
 from tests.proxy.registry import Recorder, recording
 from tests.running import running
+from tests.waiting import limit
 
 NAME = "second.test"
 APP = image(b"layer")
@@ -89,7 +90,7 @@ async def test_an_upload_is_streamed_while_it_comes(office, trust, registry):
     uploading = asyncio.create_task(
         ask(office, trust, url("/v2/team/app/blobs/uploads/1"), "PATCH", data=chunks())
     )
-    async with asyncio.timeout(5):
+    async with limit():
         assert await registry.arrived.get() == b"first"
     go_on.set()
     assert (await uploading).status == 202
@@ -169,7 +170,7 @@ async def test_a_registry_that_hangs_costs_a_moment_and_no_pull(tmp_path, regist
     (tmp_path / "ca.pem").write_bytes(registry.ca)
     upstream = {"url": registry.url, "ca_file": str(tmp_path / "ca.pem")}
     table = {"docker.io": "http://127.0.0.1:9", NAME: upstream}
-    fetch, proxy = {"first_byte_timeout": "200ms"}, {"listen": "127.0.0.1:0"}
+    fetch, proxy = {"first_byte_timeout": "2s"}, {"listen": "127.0.0.1:0"}
     async with running(tmp_path / "cache", table, proxy=proxy, fetch=fetch) as mirror:
         trust = trusting(tmp_path / "cache")
         registry.answer = serving({"1": APP.manifest})
@@ -208,7 +209,7 @@ async def test_a_client_that_waits_to_be_told_to_go_on_is_told(office, trust, re
             b"PUT /v2/a/blobs/uploads/1 HTTP/1.1\r\nHost: second.test\r\nContent-Length: 5\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
-        async with asyncio.timeout(5):
+        async with limit():
             assert await raw.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             await raw.send(b"hello")
             assert b" 201 " in await raw.reader.readuntil(b"\r\n\r\n")
@@ -233,7 +234,7 @@ async def test_an_upload_that_is_broken_off_is_not_taken_for_the_whole(office, t
             b"PUT /v2/a/blobs/uploads/1 HTTP/1.1\r\nHost: second.test\r\n"
             b"Content-Length: 100\r\n\r\nhalf"
         )
-        async with asyncio.timeout(5):
+        async with limit():
             assert await registry.arrived.get() == b"half"
         raw.writer.transport.abort()
     assert (await ask(office, trust, url("/v2/"))).status == 200

@@ -5,6 +5,7 @@ import asyncio
 from tests.fakes import FakeRegistry, image
 from tests.proxy.clients import connected, trusting
 from tests.running import configured, running
+from tests.waiting import limit
 
 APP = image(b"layer")
 PATH = f"/v2/team/app/manifests/{APP.digest}"
@@ -28,11 +29,11 @@ async def test_rules_and_upstreams_change_under_connections_that_stay(
             await inside.start_tls(trusting(tmp_path), "second.test")
             request = f"GET {PATH} HTTP/1.1\r\nHost: second.test\r\n\r\n".encode()
             await inside.send(request)
-            async with asyncio.timeout(5):
+            async with limit():
                 assert b" 200 " in await inside.reader.readuntil(b"\r\n\r\n")
                 await inside.reader.readexactly(len(APP.manifest))
             await mirror.reload(configured(tmp_path, after, proxy={**proxy, "allow": []}))
-            async with asyncio.timeout(5):
+            async with limit():
                 await tunnel.send(b"still")
                 assert await reader.readexactly(5) == b"still"
                 await inside.send(request)

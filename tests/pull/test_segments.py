@@ -19,6 +19,7 @@ from mirror.upstream.errors import (
     UpstreamError,
 )
 from tests.fakes import random_bytes
+from tests.waiting import limit
 
 MIB = 1 << 20
 PIECE = MIB // 4
@@ -258,7 +259,7 @@ def test_whatever_the_connections_do_the_bytes_are_right(script, spare, start):
     way = Upstream(script, spare=spare)
 
     async def run() -> None:
-        async with asyncio.timeout(20):
+        async with limit():
             got, _ = await download(way, start)
         assert got == DATA[start:]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import inspect
 import os
 import re
@@ -17,6 +18,7 @@ from mirror.web.hot import HotAnswer, HotKey, HotTable
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST
 from tests.running import Mirror, eventually, running
+from tests.waiting import limit, until
 
 REPO = "library/app"
 APP = image(random_bytes(64 * 1024, 1), random_bytes(300 * 1024, 2))
@@ -41,7 +43,7 @@ class Client:
         return await self.answer(b"HEAD" if request.startswith(b"HEAD") else b"GET")
 
     async def answer(self, method: bytes = b"GET") -> bytes:
-        async with asyncio.timeout(10):
+        async with limit():
             head = await self.reader.readuntil(b"\r\n\r\n")
             told = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
             bodiless = method == b"HEAD" or b" 304 " in head.partition(b"\r\n")[0]
@@ -64,6 +66,15 @@ async def connected(mirror: Mirror):
 def request(path: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
     lines = [f"{method} {path} HTTP/{version}", "Host: mirror", *fields]
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+def open_files() -> list[str]:
+    """What this process has open, by name."""
+    names = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return names
 
 
 async def hits(mirror: Mirror) -> float:
@@ -120,7 +131,7 @@ async def test_the_whole_corpus_is_answered_alike_with_and_without(tmp_path, fil
         ):
             for each in _CORPUS:  # fetched, adopted and fresh: all that follows are hits
                 await client.ask(each)
-            await asyncio.sleep(0.2)
+            await eventually(it, "mirror_cache_objects", 3)
             answers.append([[await client.ask(each) for _ in range(3)] for each in _CORPUS])
     for sent, repeated, worked_out in zip(_CORPUS, *answers, strict=True):
         assert repeated == worked_out, sent
@@ -128,14 +139,16 @@ async def test_the_whole_corpus_is_answered_alike_with_and_without(tmp_path, fil
 
 
 async def test_who_asks_before_an_answer_is_over_gets_hot_answers_all_the_same(tmp_path, filled):
-    filled.rate = 1e6  # the large one takes a moment
     async with running(tmp_path, {"docker.io": filled.url}) as mirror, connected(mirror) as client:
         small, large = (request(f"/v2/{REPO}/blobs/{digest}") for digest in (SMALL, LARGE))
         await client.ask(small)
         await eventually(mirror, "mirror_cache_objects", 1)
+        filled.hold(64 * 1024)
         client.writer.write(large)
         await client.reader.readuntil(b"\r\n\r\n")
         client.writer.write(small)
+        await mirror.get("/v2/")  # it has come there by now
+        filled.release()
         await client.reader.readexactly(len(APP.blobs[2]))
         kept = await client.answer()
         (file,) = (tmp_path / "blobs").rglob(f"{SMALL.partition(':')[2]}.*")
@@ -150,9 +163,9 @@ async def test_hot_answers_are_counted_logged_and_keep_their_objects_in_use(
     caplog.set_level("INFO")
     upstreams = {"docker.io": filled.url}
     async with running(tmp_path, upstreams) as mirror, connected(mirror) as client:
-        for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{SMALL}"):
+        for objects, path in enumerate((f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{SMALL}"), 1):
             await mirror.get(path)
-            await asyncio.sleep(0.1)
+            await eventually(mirror, "mirror_cache_objects", objects)
             size = len((await client.ask(request(path))).partition(b"\r\n\r\n")[2])
             before, caplog.records[:] = await mirror.metrics(), []
             for _ in range(5):
@@ -202,10 +215,7 @@ async def test_what_leaves_the_cache_is_no_longer_repeated(tmp_path, filled):
         await mirror.get(f"/v2/{REPO}/blobs/{other}")
         await eventually(mirror, "mirror_cache_objects", 3)
         await mirror.get(f"/v2/{REPO}/blobs/{large}")  # makes room for itself
-        await asyncio.sleep(0.2)
-        descriptors = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-                       if os.path.exists(f"/proc/self/fd/{fd}")]  # fmt: skip
-        assert not any(SMALL.partition(":")[2] in name for name in descriptors)
+        await until(lambda: not any(SMALL.partition(":")[2] in name for name in open_files()))
         assert (await client.ask(ask)).endswith(APP.blobs[1])
         assert filled.count("blob") == seen + 4
 
@@ -275,14 +285,14 @@ async def test_access_rules_are_never_passed_by(tmp_path, filled, access):
 
 
 async def test_an_idle_connection_lives_by_its_last_hot_answer(tmp_path, filled):
-    limits = {"idle_timeout": "600ms"}
+    limits = {"idle_timeout": "3s"}
     upstreams = {"docker.io": filled.url}
     async with running(tmp_path, upstreams, limits=limits) as mirror, connected(mirror) as client:
-        for _ in range(8):
+        for _ in range(25):
             assert b" 200 " in await client.ask(request(f"/v2/{REPO}/manifests/1"))
-            await asyncio.sleep(0.25)
-        await asyncio.sleep(1.2)
-        assert await client.reader.read() == b""
+            await asyncio.sleep(0.15)
+        async with limit():
+            assert await client.reader.read() == b""
 
 
 # The table by itself.

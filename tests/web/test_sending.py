@@ -1,11 +1,11 @@
 """What is sent is what was asked for, to the byte, however many are being sent to."""
 
-import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
 
 from tests.fakes import random_bytes
+from tests.waiting import limit
 from tests.web.test_hot import connected, request
 
 MIB = 1 << 20
@@ -26,5 +26,5 @@ async def test_a_part_ends_where_it_should_while_many_clients_are_slow(mirror, u
             client.writer.write(request(path, f"Range: bytes=1000-{1000 + count - 1}"))
             head = await client.reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 206 "), head[:100]
-            async with asyncio.timeout(10):
+            async with limit():
                 assert await client.reader.readexactly(count) == BLOB[1000 : 1000 + count]
