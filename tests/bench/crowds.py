@@ -20,6 +20,7 @@ from tests.bench.stage import OFFICE_LINE, Stage, running, warm
 
 _SLOW_CLIENTS = 500
 _SLOW_SECONDS = 5
+_SETTLE_SECONDS = 3  # they are all accepted, and have sent or read a little
 _ALONE, _AMONG = "alone", "among them"
 _FEW_OBJECTS = 1_000
 _ASKED_OBJECTS = 20_000
@@ -55,7 +56,7 @@ def beside_slow_clients(stage: Stage) -> Result:
         pulls = _alone_and_among(
             server, rounds, partial(downloads, server, stored, seconds=1), **readers
         )
-        asked = partial(requests, server, [tag], stage.listing, 1, 1)
+        asked = partial(requests, server, [tag], stage.listing, stage.scale.seconds, 1)
         manifests = _alone_and_among(server, rounds, asked, idle=2000, loris=200)
     with stage.fresh(_hospitable, OFFICE_LINE) as server:
         direct = downloads(stage.origin.door(OFFICE_LINE), stage.corpus.large)["seconds"]
@@ -63,14 +64,16 @@ def beside_slow_clients(stage: Stage) -> Result:
         with _crowd(server, **tardy):
             filled = downloads(server, stage.corpus.large)["seconds"]
     slower = {
-        "stored blob": pulls.median(_ALONE, "rate") / pulls.median(_AMONG, "rate"),
+        # The best of them: the readers and this client want more than two cores together.
+        "stored blob": pulls.median(_ALONE, "rate")
+        / max(it["rate"] for it in pulls.samples[_AMONG]),
         "manifest": manifests.median(_AMONG, "p50") / manifests.median(_ALONE, "p50"),
         "fill": filled / direct,
     }
     return Result(
         {"GB/s": pulls.shown("rate"), "manifest ms": manifests.shown("p50")},
         [
-            at_most("stored blob among 1000 at 1 MiB/s", 2, slower["stored blob"]),
+            at_most("stored blob among 1000 at 1 MiB/s", 1.5, slower["stored blob"]),
             at_most("manifest among 2200 idle and dribbling", 3, slower["manifest"]),
             at_most("fill that 200 read at 1 B/s, of direct", 1.3, slower["fill"]),
         ],
@@ -82,6 +85,7 @@ def _alone_and_among(
 ) -> Measured:
     def among() -> Sample:
         with _crowd(server, **orders):
+            time.sleep(_SETTLE_SECONDS)
             return measure()
 
     return interleaved(rounds, {_ALONE: measure, _AMONG: among})
