@@ -8,8 +8,11 @@ help:          ## this list
 serve: $(VENV)/.serve  ## set up what is missing, then run the mirror (ARGS="--listen :5001" ...)
 	@$(BIN)/mirror serve $(ARGS)
 
-test: $(VENV)/.dev     ## every test that this machine can run
-	$(BIN)/pytest --numprocesses=auto --dist=loadgroup $(ARGS)
+test: $(VENV)/.dev     ## every test that this machine can run, in five minutes
+	$(BIN)/pytest --numprocesses=auto --dist=loadfile $(ARGS)
+
+quick: $(VENV)/.dev    ## the tests that start no programs, in a minute
+	$(BIN)/pytest --numprocesses=auto --dist=loadfile -m "not e2e and not slow" $(ARGS)
 
 check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rules, tests, coverage
 	$(BIN)/ruff format --check .
@@ -52,4 +55,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
-.PHONY: help serve test check fuzz soak conformance bench screenshots fix clean
+.PHONY: help serve test quick check fuzz soak conformance bench screenshots fix clean
