@@ -71,8 +71,15 @@ def slot_limits(config: Config) -> SlotLimits:
     """How many downloads at once."""
     limits = config.limits
     connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
-    downloads = bounds(config).downloads
-    return SlotLimits(downloads, limits.queue, limits.queue_timeout.seconds, connections)
+    patience = limits.queue_timeout.seconds
+    return SlotLimits(bounds(config).downloads, limits.queue, patience, connections, *shares(config))
+
+
+def shares(config: Config) -> tuple[float, float]:
+    """What one upstream may hold of the whole (a lone one: all), and what one client may."""
+    limits = config.limits
+    of_upstream = limits.upstream_share.share if len(config.enabled()) > 1 else 1.0
+    return of_upstream or 1.0, limits.client_share.share or 1.0
 
 
 def splitting(config: Config) -> Splitting:

@@ -80,6 +80,12 @@ def _worth_a_request(size: Size) -> Size:
     return size
 
 
+def _in_shares(size: Size) -> Size:
+    if not size.share:
+        raise ValueError("a share above zero such as 50%")
+    return size
+
+
 def _above_zero(duration: Duration) -> Duration:
     if duration.seconds <= 0:
         raise ValueError("a time above zero")
@@ -127,4 +133,5 @@ Network = Annotated[str, AfterValidator(_checked_network)]
 ProxyNetwork = Annotated[str, AfterValidator(_checked_proxy_network)]
 Bytes = Annotated[SizeField, AfterValidator(_in_bytes)]
 Rate = Annotated[SizeField, AfterValidator(_unshared)]
+Share = Annotated[SizeField, AfterValidator(_in_shares)]
 Segment = Annotated[SizeField, AfterValidator(_worth_a_request)]

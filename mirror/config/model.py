@@ -24,6 +24,7 @@ from mirror.config.fields import (
     Rate,
     ReadableFile,
     Segment,
+    Share,
     Timeout,
     WorkerTimeout,
     default_directory,
@@ -81,6 +82,8 @@ class LimitsConfig(_Table):
     connections: PositiveInt = 10_000
     connections_per_client: PositiveInt = 1_000
     downloads: PositiveInt = 100
+    upstream_share: Share = size("75%")
+    client_share: Share = size("50%")
     queue: NonNegativeInt = 1_000
     queue_timeout: Timeout = time("20s")
     idle_timeout: Timeout = time("75s")

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from mirror.shares import client_name
+
 _OVERRUN: Final = 1.25  # of the limit: up to it there is an answer, beyond it there is none
 
 
 class Crowd:
-    """Counts connections by the address they come from; sockets without one count together."""
+    """Counts connections by client: an address, or an IPv6 /64; sockets without one together."""
 
     def __init__(self, most: int, most_per_client: int) -> None:
         self._most = most
@@ -29,6 +31,7 @@ class Crowd:
 
     def enter(self, client: str) -> str:
         """One more connection; says why its requests are to be refused, empty if they are not."""
+        client = client and client_name(client)
         self._all += 1
         self._clients[client] += 1
         if self._all > self._most:
@@ -38,11 +41,12 @@ class Crowd:
     def leave(self, client: str) -> None:
         """One connection less."""
         self._all -= 1
-        self._forget(client)
+        self._forget(client and client_name(client))
 
     @contextmanager
     def visited(self, client: str) -> Iterator[str]:
         """A request of a client behind a proxy, whose connections are not its own, as ``enter``."""
+        client = client and client_name(client)
         self._clients[client] += 1
         try:
             yield self._excess(client, "requests at once")

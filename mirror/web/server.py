@@ -10,6 +10,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
+from mirror.shares import asking
 from mirror.spans import Tracer, entered
 from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import UpstreamError
@@ -109,7 +110,8 @@ class Server(web.Server):
         exchange.repeatable = key is not None and reception.table is not None
         exchange.connected = _entry(request).upstream
         try:
-            response = await self._answer(request, exchange, reception)
+            with asking(exchange.origin.client):
+                response = await self._answer(request, exchange, reception)
             exchange.status = response.status
             if not response.prepared:
                 for name, value in COMMON.items():
