@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from mirror.oci.digest import Digest
 from mirror.pull.content import Content, PassingContent, Source, StoredContent
@@ -152,20 +153,21 @@ class BlobPulls:
         return fresh, True
 
     async def _read(self, fill: Fill, source: Source, *, led: bool) -> BlobAnswer:
-        fill.enter()
+        self._fills.enter(fill)
         if not led:
             current().link(fill.span)
         try:
             verified = fill.growth.state is State.WHOLE  # joined between verification and adoption
             await fill.growth.started()
         except BaseException:
-            fill.leave()
+            self._fills.leave(fill)
             raise
         if fill.growth.kept:
             outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
-            content = GrowingContent(fill.growth, source, self._fills.ahead, fill.leave)
+            left = partial(self._fills.leave, fill)
+            content = GrowingContent(fill.growth, source, self._fills.ahead, left)
             return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
-        fill.leave()
+        self._fills.leave(fill)
         passing = PassingContent(source, fill.digest, fill.digest.hasher(), 0)
         await passing.open()
         return BlobAnswer(Outcome.MISS, passing, False)

@@ -4,9 +4,8 @@ A stored blob, a growing one and one that only passes through look the same from
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
     aclosing,
@@ -83,8 +82,12 @@ class Source:
             yield stream
 
     @asynccontextmanager
-    async def spread(self, digest: Digest, start: int) -> AsyncIterator[Segments]:
+    async def spread(
+        self, digest: Digest, start: int, arrived: Callable[[int], None]
+    ) -> AsyncIterator[Segments]:
         """Like :meth:`open`, over as many connections as make it faster.
+
+        ``arrived`` is told the size of each piece that comes, in whatever order.
 
         Raises:
             UpstreamError: the blob cannot be had.
@@ -92,7 +95,7 @@ class Source:
         clock = asyncio.get_running_loop().time
         async with (
             self.slots.taken(self.registry.name),
-            aclosing(Segments(_Way(self, digest), start, clock)) as stream,
+            aclosing(Segments(_Way(self, digest, arrived), start, clock)) as stream,
         ):
             await stream.open()
             yield stream
@@ -104,6 +107,7 @@ class _Way:
 
     source: Source
     digest: Digest
+    arrived: Callable[[int], None]
 
     @property
     def upstream(self) -> str:
@@ -113,14 +117,36 @@ class _Way:
     def splitting(self) -> Splitting:
         return self.source.slots.splitting
 
-    def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:
-        return self.source.registry.open_blob(self.source.repository, self.digest, start, stop)
+    @asynccontextmanager
+    async def open(self, start: int, stop: int | None) -> AsyncIterator["_Watched"]:
+        repository = self.source.repository
+        async with self.source.registry.open_blob(repository, self.digest, start, stop) as stream:
+            yield _Watched(stream, self.arrived)
 
     def further(self) -> AbstractContextManager[None] | None:
         return self.source.slots.try_taken(self.upstream)
 
     def calm(self) -> None:
         self.source.slots.calm(self.upstream)
+
+
+class _Watched:
+    """A stream that tells of each piece."""
+
+    def __init__(self, stream: BlobStream, arrived: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._arrived = arrived
+        self.offset, self.total, self.ranged = stream.offset, stream.total, stream.ranged
+
+    async def read(self) -> bytes:
+        """The next bytes, ``b""`` at the end.
+
+        Raises:
+            UpstreamError: the rest cannot be had from this stream.
+        """
+        piece = await self._stream.read()
+        self._arrived(len(piece))
+        return piece
 
 
 class StoredContent:

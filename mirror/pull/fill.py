@@ -22,6 +22,7 @@ from mirror.pull.policy import (
     BATCH_BYTES,
     GROWTH_STEP_BYTES,
     HOLD_BACK_BYTES,
+    UNWANTED_BYTES,
     UNWANTED_SECONDS,
     Backoff,
     nearly_done,
@@ -77,6 +78,8 @@ class Fill:
         self._blobs = blobs
         self._observer = observer
         self._readers = 0
+        self._allowance: int | None = None  # bytes that may still come, while there is no reader
+        self._timer: asyncio.TimerHandle | None = None
         self._resumed = False
         self._answered = False  # upstream has begun to send it
         self._task: asyncio.Task[None] | None = None
@@ -111,25 +114,44 @@ class Fill:
     def enter(self) -> None:
         """One more reader."""
         self._readers += 1
+        self._allowance = None
+        if self._timer is not None:
+            self._timer.cancel()
         self._observer.clients_waiting(+1)
 
-    def leave(self) -> None:
-        """One reader less; a fill that nobody wants stops after a moment."""
+    def leave(self) -> bool:
+        """One reader less; says whether the download goes on without any."""
         self._readers -= 1
         self._observer.clients_waiting(-1)
         self._close_unread()
-        if self._readers == 0:
-            asyncio.get_running_loop().call_later(UNWANTED_SECONDS, self._stop_unwanted)
+        return self._readers == 0 and self.growth.state in {State.ASKING, State.GROWING}
+
+    def linger(self) -> None:
+        """Go on for a moment without readers: for so long, and for so many bytes at most."""
+        self._allowance = UNWANTED_BYTES
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(UNWANTED_SECONDS, self._stop_lingering)
+
+    def give_up(self) -> None:
+        """Stop, since no client reads it; a client that comes now begins another fill."""
+        name = self.source.registry.name
+        if self._task is not None and self.growth.state in {State.ASKING, State.GROWING}:
+            self.growth.fail(UnavailableError(name, "the download was broken off"))
+            self._task.cancel()
 
     def _close_unread(self) -> None:
         if self._readers == 0 and self._task is not None and self._task.done():
             self.growth.close()
 
-    def _stop_unwanted(self) -> None:
-        growth = self.growth
-        unwanted = self._readers == 0 and growth.state in {State.ASKING, State.GROWING}
-        if unwanted and self._task and not nearly_done(growth.length, growth.total):
-            self._task.cancel()
+    def _stop_lingering(self) -> None:
+        if not nearly_done(self.growth.length, self.growth.total):
+            self.give_up()
+
+    def _arrived(self, count: int) -> None:
+        if self._allowance is not None:
+            self._allowance -= count
+            if self._allowance < 0:
+                self.give_up()
 
     async def _run(self) -> None:
         name = self.source.registry.name
@@ -246,7 +268,7 @@ class Fill:
         while not (partial.length and partial.verified()):
             opened = False
             try:
-                async with self.source.spread(self.digest, partial.length) as stream:
+                async with self.source.spread(self.digest, partial.length, self._arrived) as stream:
                     opened = True
                     await self._begin(stream, partial)
                     await self._copy(stream, partial)

@@ -4,12 +4,15 @@ They outlive a configuration: what was begun under one goes on under it, and who
 the next reads along instead of downloading the same blob again.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from mirror.oci.digest import Digest
 from mirror.pull.ahead import Ahead
 from mirror.pull.fill import Fill
 from mirror.pull.growth import State
+from mirror.pull.policy import UNWANTED_FILLS, UNWANTED_FILLS_OF_CLIENT
+from mirror.shares import asker
 
 
 class Fills:
@@ -19,6 +22,8 @@ class Fills:
         """Fetch parts that lie too far ahead of a fill by ``ahead``."""
         self.ahead = ahead
         self._running: dict[Digest, Fill] = {}
+        self._unread: dict[Fill, str] = {}  # and the client that left it last
+        self._unread_of: Counter[str] = Counter()
 
     def lookup(self, digest: Digest) -> Fill | None:
         """The fill of a blob, None where there is none that could be joined."""
@@ -30,8 +35,35 @@ class Fills:
         self._running[fill.digest] = fill
         fill.start(ended=lambda: self._end(fill, ended))
 
+    def enter(self, fill: Fill) -> None:
+        """One more reader."""
+        self._forget_unread(fill)
+        fill.enter()
+
+    def leave(self, fill: Fill) -> None:
+        """One reader less; of the fills without readers a few go on for a moment."""
+        if not fill.leave():
+            return
+        client = asker()
+        if (
+            len(self._unread) >= UNWANTED_FILLS
+            or self._unread_of[client] >= UNWANTED_FILLS_OF_CLIENT
+        ):
+            fill.give_up()
+            return
+        self._unread[fill] = client
+        self._unread_of[client] += 1
+        fill.linger()
+
+    def _forget_unread(self, fill: Fill) -> None:
+        client = self._unread.pop(fill, None)
+        if client is not None:
+            self._unread_of[client] -= 1
+            self._unread_of += Counter()  # without the clients that have left none
+
     def _end(self, fill: Fill, ended: Callable[[], None]) -> None:
         ended()
+        self._forget_unread(fill)
         # A failed fill may have been followed by another before it came to its end.
         if self._running.get(fill.digest) is fill:
             del self._running[fill.digest]

@@ -33,8 +33,16 @@ AHEAD_PIECE_BYTES: Final = 1024 * 1024
 #: What is fetched ahead of a fill may cost upstream this share of the blob, on top of it.
 AHEAD_SHARE: Final = 0.04
 
-#: How long a fill goes on that nobody wants any more, in seconds.
+#: How long a fill or a question goes on that no client waits for, in seconds: time enough for a
+#: client to come back after a broken connection or a time-out of its own.
 UNWANTED_SECONDS: Final = 3.0
+#: How many bytes a fill without readers may still bring.
+UNWANTED_BYTES: Final = 4 * 1024 * 1024
+#: How many fills go on without readers, of those that one client has left and in all.
+UNWANTED_FILLS_OF_CLIENT: Final = 4
+UNWANTED_FILLS: Final = 16
+#: How many questions of one kind go on that no client waits for.
+UNWANTED_QUESTIONS: Final = 8
 
 #: A window in which throughput is measured: long enough that pieces of 64 KiB do not matter.
 _WINDOW_SECONDS: Final = 0.1
@@ -52,7 +60,7 @@ _PROGRESS_BYTES: Final = 64 * 1024
 _FIRST_DELAY_SECONDS: Final = 0.1
 _MAX_DELAY_SECONDS: Final = 5.0
 _MAX_FRUITLESS: Final = 6
-_NEARLY_DONE: Final = 0.75
+_NEARLY_DONE: Final = 0.9
 
 
 def visible_bytes(length: int, total: int | None) -> int:
@@ -77,8 +85,10 @@ def ahead_allowance(total: int, share: float) -> int:
 
 
 def nearly_done(length: int, total: int | None) -> bool:
-    """Whether a fill that nobody wants any more is better finished than left."""
-    return total is not None and length >= total * _NEARLY_DONE
+    """Whether a fill without readers is better finished than left."""
+    return total is not None and total - length <= min(
+        UNWANTED_BYTES, int(total * (1 - _NEARLY_DONE))
+    )
 
 
 def usable_stale(seen: float, now: float, stale_if_error: float) -> bool:

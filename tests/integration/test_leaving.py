@@ -1,0 +1,106 @@
+"""What clients that leave have begun ends soon, and costs upstream little."""
+
+import asyncio
+from collections.abc import Callable
+
+from tests.fakes import FakeRegistry, Fault, random_bytes
+from tests.running import Mirror, running
+
+MIB = 1 << 20
+HUB = "docker.io"
+APP = "/v2/library/app"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def all_ended(mirror: Mirror) -> None:
+    async with asyncio.timeout(60):
+        while (await mirror.metrics())["mirror_fills_in_progress"]:
+            await asyncio.sleep(0.05)
+
+
+async def leave(pulls: list[asyncio.Task]) -> None:
+    for pull in pulls:
+        pull.cancel()
+    await asyncio.gather(*pulls, return_exceptions=True)
+
+
+async def begun(mirror: Mirror, upstream: FakeRegistry, digests: list[str]) -> list[asyncio.Task]:
+    """Pulls of which each has got a little."""
+    upstream.rate_per_connection = 64 * 1024
+    pulls = [asyncio.create_task(mirror.get(f"{APP}/blobs/{digest}")) for digest in digests]
+    await until(lambda: all(upstream.sent[digest] for digest in digests))
+    return pulls
+
+
+async def without_readers(mirror: Mirror) -> None:
+    async with asyncio.timeout(60):
+        while (await mirror.metrics())["mirror_clients_waiting"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_leaves_many_blobs_has_few_of_them_fetched(mirror, upstream):
+    count = 40
+    digests = [upstream.add_blob(random_bytes(5 * MIB, seed)) for seed in range(count)]
+    await leave(await begun(mirror, upstream, digests))
+    await without_readers(mirror)
+    upstream.rate_per_connection = None
+    await all_ended(mirror)
+    sent = sum(upstream.sent.values())
+    print(f"{sent / MIB:.1f} of {5 * count} MiB were fetched")
+    assert sent <= 4 * 5 * MIB + count * 256 * 1024
+
+
+async def test_a_fill_without_readers_brings_a_few_mib_more(mirror, upstream):
+    digest = upstream.add_blob(random_bytes(96 * MIB))
+    await leave(await begun(mirror, upstream, [digest]))
+    await without_readers(mirror)
+    upstream.rate_per_connection = None
+    await all_ended(mirror)
+    print(f"{upstream.sent[digest] / MIB:.1f} of 96 MiB were fetched")
+    assert upstream.sent[digest] < 32 * MIB, "4 MiB, and the buffers on the way"
+
+
+async def test_several_connections_for_one_blob_bring_no_more(tmp_path, upstream):
+    fill = {"connections": 4, "segment": "8MiB", "parallel_from": "16MiB"}
+    async with running(tmp_path, {HUB: upstream.url}, fill=fill) as mirror:
+        digest = upstream.add_blob(random_bytes(192 * MIB))
+        upstream.rate_per_connection = 8 * MIB
+        pull = asyncio.create_task(mirror.get(f"{APP}/blobs/{digest}"))
+        await until(lambda: upstream.connections == 4)
+        await leave([pull])
+        await without_readers(mirror)
+        sent, upstream.rate_per_connection = upstream.sent[digest], None
+        await all_ended(mirror)
+        more = upstream.sent[digest] - sent
+        print(f"{more / MIB:.1f} of {192 - sent / MIB:.1f} MiB were fetched")
+        assert more < 64 * MIB, "4 MiB, and the buffers on the way of four connections"
+
+
+async def test_a_fill_that_is_nearly_done_is_finished(mirror, upstream):
+    data = random_bytes(32 * MIB)
+    digest = upstream.add_blob(data)
+    upstream.faults.append(Fault(stall=30 * MIB))
+    pull = asyncio.create_task(mirror.get(f"{APP}/blobs/{digest}"))
+    await until(lambda: upstream.sent[digest] == 30 * MIB)
+    await asyncio.sleep(0.2)  # for the last bytes to cross the loopback
+    await leave([pull])
+    await asyncio.sleep(3.5)  # a little more than the moment that others have
+    assert (await mirror.metrics())["mirror_fills_in_progress"] == 1
+
+
+async def test_a_client_that_comes_back_gets_the_rest(mirror, upstream):
+    count = 12
+    blobs = [random_bytes(5 * MIB, seed) for seed in range(count)]
+    digests = [upstream.add_blob(blob) for blob in blobs]
+    pulls = await begun(mirror, upstream, digests)
+    upstream.rate_per_connection = None
+    for pull in pulls:
+        pull.cancel()
+    again = [asyncio.create_task(mirror.get(f"{APP}/blobs/{digest}")) for digest in digests]
+    assert [(await pull).body for pull in again] == blobs
+    assert sum(upstream.sent.values()) < 1.5 * count * 5 * MIB
