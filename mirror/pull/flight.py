@@ -4,23 +4,36 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from mirror.pull.policy import UNWANTED_QUESTIONS, UNWANTED_SECONDS
 from mirror.spans import Span, current, entered
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
+class _Flight(Generic[V]):
+    """A call under way and how many wait for it."""
+
+    def __init__(self, task: asyncio.Task[V], span: Span) -> None:
+        self.task = task
+        self.span = span
+        self.waiting = 0
+
+
 class Flights(Generic[K, V]):
     """Calls under way by key.
 
-    A call belongs to nobody who waits for it: a client that leaves cancels its own wait only.
+    A call belongs to no caller: a client that leaves cancels its own wait only.  A call that no
+    caller waits for goes on for a moment, since clients come back after a time-out of their own;
+    where many are left like that, it ends at once.
     """
 
     def __init__(self, what: str) -> None:
         """Each asks for a ``what``."""
         self._what = what
-        self._flying: dict[K, asyncio.Task[V]] = {}
-        self._spans: dict[K, Span] = {}
+        self._flying: dict[K, _Flight[V]] = {}
+        self._left: dict[K, asyncio.TimerHandle] = {}
+        self._ending: set[asyncio.Task[V]] = set()
 
     async def join(self, key: K, call: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
         """The result of the call for ``key``, and whether this caller led it.
@@ -28,28 +41,61 @@ class Flights(Generic[K, V]):
         Raises:
             whatever the call raised, to everybody who waits.
         """
-        task = self._flying.get(key)
-        led = task is None
-        if task is None:
-            span = current().child(f"flight {self._what}")
-            task = asyncio.create_task(_run(call, span), name=f"flight {key}")
-            self._flying[key], self._spans[key] = task, span
-            task.add_done_callback(lambda done: self._landed(key, done))
+        flight = self._flying.get(key)
+        led = flight is None
+        if flight is None:
+            flight = self._begin(key, call)
         else:
-            current().link(self._spans[key])
-        return await asyncio.shield(task), led
+            current().link(flight.span)
+            self._keep(key)
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task), led
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                self._leave(key)
+
+    def _begin(self, key: K, call: Callable[[], Awaitable[V]]) -> _Flight[V]:
+        span = current().child(f"flight {self._what}")
+        task = asyncio.create_task(_run(call, span), name=f"flight {key}")
+        flight = self._flying[key] = _Flight(task, span)
+        task.add_done_callback(lambda done: self._landed(key, done))
+        return flight
+
+    def _leave(self, key: K) -> None:
+        if len(self._left) >= UNWANTED_QUESTIONS:
+            self._end(key)
+        else:
+            loop = asyncio.get_running_loop()
+            self._left[key] = loop.call_later(UNWANTED_SECONDS, self._end, key)
+
+    def _keep(self, key: K) -> None:
+        timer = self._left.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _end(self, key: K) -> None:
+        """Cancel a call; who asks from now on begins another one."""
+        self._keep(key)
+        task = self._flying.pop(key).task
+        self._ending.add(task)
+        task.cancel()
 
     def _landed(self, key: K, task: asyncio.Task[V]) -> None:
-        del self._flying[key], self._spans[key]
+        if task in self._ending:
+            self._ending.remove(task)
+        else:
+            self._keep(key)
+            del self._flying[key]
         if not task.cancelled():
-            task.exception()  # everybody may have left: then nobody else looks at it
+            task.exception()  # every caller may have left: then no other code looks at it
 
     async def close(self) -> None:
         """Cancel what is under way."""
-        tasks = list(self._flying.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for key in list(self._flying):
+            self._end(key)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
 
 async def _run(call: Callable[[], Awaitable[V]], span: Span) -> V:

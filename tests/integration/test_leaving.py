@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from tests.fakes import FakeRegistry, Fault, random_bytes
+import pytest
+
+from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.running import Mirror, running
 
 MIB = 1 << 20
@@ -104,3 +106,40 @@ async def test_a_client_that_comes_back_gets_the_rest(mirror, upstream):
     again = [asyncio.create_task(mirror.get(f"{APP}/blobs/{digest}")) for digest in digests]
     assert [(await pull).body for pull in again] == blobs
     assert sum(upstream.sent.values()) < 1.5 * count * 5 * MIB
+
+
+async def broken_off(mirror: Mirror, at_least: int) -> int:
+    """How many requests to upstream had no answer, once there are so many."""
+    async with asyncio.timeout(20):  # less than the 30 s after which upstream is given up
+        while True:
+            figures = await mirror.metrics()
+            count = sum(
+                value
+                for name, value in figures.items()
+                if name.startswith("mirror_upstream_requests_total") and 'code="error"' in name
+            )
+            if count >= at_least:
+                return int(count)
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["tags", "referrers", "manifest", "size"])
+async def test_questions_that_no_client_waits_for_end(mirror, upstream, kind):
+    upstream.add_image("library/app", image(b"layer"), "1")
+    digest = upstream.add_blob(b"a blob")
+    paths = {
+        "tags": "tags/list?last=%d",
+        "referrers": f"referrers/{digest}?artifactType=%d",
+        "manifest": "manifests/tag-%d",
+        "size": "blobs/sha256:%064d",
+    }
+    method = "HEAD" if kind == "size" else "GET"
+    upstream.faults.append(Fault("", hang_before=True, times=999))
+    asked = [
+        asyncio.create_task(mirror.get(f"{APP}/{paths[kind] % number}", method))
+        for number in range(60)
+    ]
+    await until(lambda: len(upstream.seen) == 60)
+    await leave(asked)
+    assert await broken_off(mirror, at_least=52) <= 60, "at once but for a few"
+    assert await broken_off(mirror, at_least=60) == 60
