@@ -30,6 +30,7 @@ from mirror.web.visiting import Visiting
 
 _log = logging.getLogger(__name__)
 _PAGES: Final = 1_000
+_PAGES_BYTES: Final = 16 * 1024 * 1024
 _KEY_BYTES: Final = 32
 
 
@@ -56,7 +57,7 @@ async def opened_pulls(
     """Answer for content while the context is open."""
     refusals = Refusals(Negatives(backend, config.tags.negative_max_age.seconds))
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
-    freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES), max_age)
+    freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES, _PAGES_BYTES), max_age)
     store, metrics, begun = ground.store, ground.metrics, list[BlobPulls]()
     async with AsyncExitStack() as stack:
 

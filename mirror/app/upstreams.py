@@ -29,6 +29,7 @@ from mirror.upstream.trust import trusting
 from mirror.upstream.visitor import Verbatim, Visitor
 
 _TOKENS: Final = 10_000
+_TOKENS_BYTES: Final = 8 * 1024 * 1024
 #: What other rooms make of an upstream's table: it means nothing to the way there.
 _ELSEWHERE: Final = frozenset(
     {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
@@ -97,7 +98,7 @@ class Upstreams:
 
     async def _opened(self, name: str, upstream: UpstreamConfig, config: Config, way: Any) -> _Open:
         stack = AsyncExitStack()
-        backend = Backend(_TOKENS)
+        backend = Backend(_TOKENS, _TOKENS_BYTES)
         endpoints = await stack.enter_async_context(
             opened_upstream(name, upstream, config, backend, self._observer)
         )

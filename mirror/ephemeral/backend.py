@@ -9,55 +9,49 @@ from collections import OrderedDict
 from typing import Any, Final
 
 from aiocache import SimpleMemoryCache
-from aiocache.plugins import BasePlugin
 from aiocache.serializers import NullSerializer
 
 _LEAST_TTL_SECONDS: Final = 0.001
-
-
-class _Bound(BasePlugin):  # type: ignore[misc]  # aiocache ships no types
-    """Deletes the least recently used key past a number of keys."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-        self._order: OrderedDict[str, None] = OrderedDict()
-
-    async def post_get(self, client: Any, key: str, *_: object, **__: object) -> None:
-        if key in self._order:
-            self._order.move_to_end(key)
-
-    async def post_set(self, client: Any, key: str, *_: object, **__: object) -> None:
-        self._order[key] = None
-        self._order.move_to_end(key)
-        while len(self._order) > self._limit:
-            await client.delete(next(iter(self._order)))
-
-    async def post_delete(self, client: Any, key: str, *_: object, **__: object) -> None:
-        self._order.pop(key, None)
+#: What an entry takes besides its key and value: dictionaries, a timer, the objects themselves.
+_ENTRY_BYTES: Final = 512
 
 
 class Backend:
-    """Bytes by key, for a while."""
+    """Values by key, for a while."""
 
-    def __init__(self, limit: int) -> None:
-        """Hold at most ``limit`` keys; past that the least recently used goes."""
-        self._cache = SimpleMemoryCache(
-            serializer=NullSerializer(encoding=None), plugins=[_Bound(limit)], timeout=0
-        )
+    def __init__(self, limit: int, most_bytes: int = 32 * 1024 * 1024) -> None:
+        """Hold at most ``limit`` keys, and ``most_bytes`` with their values.
 
-    async def get(self, key: str) -> bytes | None:
+        Past that the least recently used go.
+        """
+        self._cache = SimpleMemoryCache(serializer=NullSerializer(encoding=None), timeout=0)
+        self._limit = limit
+        self._most_bytes = most_bytes
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # the least recently used first
+        self._bytes = 0
+
+    async def get(self, key: str) -> Any:
         """The value, or None when it is unknown, expired or crowded out."""
-        value: bytes | None = await self._cache.get(key)
-        return value
+        if key in self._sizes:
+            self._sizes.move_to_end(key)
+        return await self._cache.get(key)
 
-    async def set(self, key: str, value: bytes, ttl: float) -> None:
-        """Keep a value for ``ttl`` seconds; not at all when that is not positive."""
+    async def set(self, key: str, value: Any, ttl: float, size: int | None = None) -> None:
+        """Keep a value for ``ttl`` seconds; not at all when that is not positive.
+
+        ``size`` in bytes, where ``len`` does not tell it.
+        """
         if ttl <= 0:
-            await self._cache.delete(key)
+            await self.delete(key)
             return
         await self._cache.set(key, value, ttl=max(ttl, _LEAST_TTL_SECONDS))
+        weight = len(key) + (len(value) if size is None else size) + _ENTRY_BYTES
+        self._bytes += weight - self._sizes.pop(key, 0)
+        self._sizes[key] = weight
+        while len(self._sizes) > self._limit or self._bytes > self._most_bytes:
+            await self.delete(next(iter(self._sizes)))
 
     async def delete(self, key: str) -> None:
         """Drop a key; it need not be there."""
+        self._bytes -= self._sizes.pop(key, 0)
         await self._cache.delete(key)

@@ -1,8 +1,7 @@
 """Pages of listings (tags, referrers), while they are fresh."""
 
-import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from mirror.ephemeral.backend import Backend
 
@@ -17,17 +16,13 @@ class Pages:
         self._backend = backend
         self._max_age = max_age
 
-    async def lookup(self, name: str) -> tuple[bytes, Mapping[str, str]] | None:
+    async def lookup(self, name: str) -> tuple[bytes, Mapping[str, Any]] | None:
         """The page, or None."""
-        record = await self._backend.get(f"page {name}")
-        if record is None:
-            return None
-        fields, _, body = record.partition(b"\n")
-        return body, json.loads(fields)
+        page: tuple[bytes, Mapping[str, Any]] | None = await self._backend.get(f"page {name}")
+        return page
 
-    async def put(self, name: str, body: bytes, fields: Mapping[str, str]) -> None:
+    async def put(self, name: str, body: bytes, fields: Mapping[str, Any]) -> None:
         """Upstream has just said so."""
-        if len(body) > _MAX_BYTES:
-            return
-        record = json.dumps(dict(fields)).encode() + b"\n" + body
-        await self._backend.set(f"page {name}", record, self._max_age)
+        if len(body) <= _MAX_BYTES:
+            page = body, dict(fields)
+            await self._backend.set(f"page {name}", page, self._max_age, len(body))

@@ -32,6 +32,26 @@ async def test_past_the_limit_the_least_recently_used_goes():
     assert [await backend.get(key) for key in "abcd"] == [b"1", None, b"1", b"1"]
 
 
+async def test_past_the_limit_in_bytes_the_least_recently_used_go():
+    backend = Backend(1000, most_bytes=10_000)
+    for number in range(100):
+        await backend.set(str(number), b"x" * 1000, 60)
+    kept = [number for number in range(100) if await backend.get(str(number)) is not None]
+    assert kept == list(range(94, 100)), "a key and 512 bytes are counted with each"
+    await backend.set("a", b"x" * 20_000, 60)
+    assert await backend.get("a") is None
+    await backend.set("b", b"x", 60)
+    assert await backend.get("b") == b"x"
+
+
+async def test_long_keys_count():
+    backend = Backend(1000, most_bytes=10_000)
+    for number in range(100):
+        await backend.set(f"{number:04000}", b"", 60)
+    assert await backend.get(f"{99:04000}") == b""
+    assert await backend.get(f"{97:04000}") is None
+
+
 async def test_writing_again_starts_the_time_anew():
     backend = Backend(10)
     await backend.set("a", b"1", 0.03)
