@@ -1,9 +1,11 @@
 """Small records by name, such as what a tag last meant, in a database of their own."""
 
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from mirror.store.database import LARGEST, Bounds, inode_of, limit_log, opened, translated
+
+_CACHE_PAGES: Final = 512  # of 4 KiB
 
 
 class RecordIndex:
@@ -27,6 +29,10 @@ class RecordIndex:
                 size_limit=bounds.record_bytes,
                 cull_limit=0,
                 statistics=0,
+                # diskcache's 32 MiB and 64 MiB for each of three databases would be most of what
+                # a worker takes.
+                sqlite_cache_size=_CACHE_PAGES,
+                sqlite_mmap_size=0,
             )
             self._trim()
         self._directory = directory
