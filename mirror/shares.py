@@ -88,6 +88,10 @@ class Limits:
         return _part(self.size, self.client_share)
 
 
+#: Answers up to this size are not counted: a connection costs as much.
+SMALL_BYTES: Final = 32 * 1024
+
+
 class _Owner(NamedTuple):
     upstream: str
     client: str
@@ -172,10 +176,18 @@ class Shares:
             FullError: too many wait already, or not enough came free in time.
         """
         owner = _Owner(upstream, asker())
-        if not self._may_have(owner, amount) or self._is_short(amount) or self._is_awaited():
-            await self._wait(owner, amount)
-        else:
+        if self._is_free(owner, amount):
             self._take(owner, amount)
+        else:
+            await self._wait(owner, amount)
+        return Hold(self, owner, amount)
+
+    def try_hold(self, upstream: str, amount: int = 1) -> Hold | None:
+        """Take ``amount`` units, None where it would have to wait for them."""
+        owner = _Owner(upstream, asker())
+        if not self._is_free(owner, amount):
+            return None
+        self._take(owner, amount)
         return Hold(self, owner, amount)
 
     def take_now(self, owner: _Owner, amount: int) -> None:
@@ -253,6 +265,12 @@ class Shares:
         self._by_upstream[owner.upstream] += amount
         self._by_client[owner.client] += amount
 
+    def _is_free(self, owner: _Owner, amount: int) -> bool:
+        """Whether an owner may have units now, without passing one that waits for them."""
+        if not self._may_have(owner, amount) or self._is_short(amount):
+            return False
+        return not any(self._may_have(each, line[0].amount) for each, line in self._lines.items())
+
     def _is_short(self, amount: int) -> bool:
         return bool(self._taken) and self._taken + amount > self.limits.size
 
@@ -270,10 +288,6 @@ class Shares:
     def _is_over(self, most: int, held: int, amount: int) -> bool:
         # What is larger than a share can only be had alone.
         return most < self.limits.size and bool(held) and held + amount > most
-
-    def _is_awaited(self) -> bool:
-        """Whether some owner in line lacks nothing but free units."""
-        return any(self._may_have(owner, line[0].amount) for owner, line in self._lines.items())
 
     def _is_crowded(self, owner: _Owner) -> bool:
         limits = self.limits
@@ -296,6 +310,18 @@ class Shares:
             key = "max_connections" if named else "[limits] upstream_share"
             return f"{owner.upstream} holds {held} of its share of {most}: {key}"
         return f"{self._taken} of {limits.size} are taken: [limits] {self._noun}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What there is for small answers: ``questions`` to upstreams at once, bytes of ``answers``.
+
+    An answer of more than ``SMALL_BYTES`` is counted from before it is read until no client has
+    any of it to come.
+    """
+
+    questions: Shares
+    answers: Shares
 
 
 def _part(whole: int, share: float) -> int:

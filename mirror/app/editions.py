@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from mirror.app.edition import Edition, opened_edition
-from mirror.app.ground import Ground, slot_limits, splitting
+from mirror.app.ground import Ground, splitting
+from mirror.app.limits import answer_limits, question_limits, slot_limits
 from mirror.config.model import Config
 from mirror.web.reception import Reception
 
@@ -49,6 +50,9 @@ class Editions:
         """Put an edition in force; the former one ends when nothing goes by it any more."""
         former, self._current = self._current, edition
         self._ground.slots.change(slot_limits(edition.config), splitting(edition.config))
+        rooms = self._ground.store.rooms
+        rooms.questions.change(question_limits(edition.config))
+        rooms.answers.change(answer_limits(edition.config))
         for receive in self._receivers:
             receive(edition.reception)
         self._ground.table.close()

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.app.files import bounds
+from mirror.app.limits import slot_limits
 from mirror.app.store import Store
 from mirror.app.teller import UpstreamTeller
 from mirror.app.upstreams import Upstreams
@@ -17,7 +17,7 @@ from mirror.metrics import Metrics
 from mirror.pull.ahead import Ahead
 from mirror.pull.fills import Fills
 from mirror.pull.policy import AHEAD_SHARE, Splitting
-from mirror.pull.slots import SlotLimits, Slots
+from mirror.pull.slots import Slots
 from mirror.threads import Threads
 from mirror.web.hot import HotTable
 
@@ -53,7 +53,7 @@ async def opened_ground(
     stopping: asyncio.Event,
 ) -> AsyncIterator[Ground]:
     """What the first configuration and all to come stand on."""
-    upstreams = Upstreams(UpstreamTeller(metrics, books))
+    upstreams = Upstreams(UpstreamTeller(metrics, books), store.rooms)
     slots = Slots(slot_limits(config), splitting(config))
     share = AHEAD_SHARE / config.server.processes()
     public, private = (Fills(Ahead(share)) for _ in range(2))  # each of its own: it keeps bytes
@@ -65,21 +65,6 @@ async def opened_ground(
         finally:
             await public.ahead.close()
             await private.ahead.close()
-
-
-def slot_limits(config: Config) -> SlotLimits:
-    """How many downloads at once."""
-    limits = config.limits
-    connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
-    patience = limits.queue_timeout.seconds
-    return SlotLimits(bounds(config).downloads, limits.queue, patience, connections, *shares(config))
-
-
-def shares(config: Config) -> tuple[float, float]:
-    """What one upstream may hold of the whole (a lone one: all), and what one client may."""
-    limits = config.limits
-    of_upstream = limits.upstream_share.share if len(config.enabled()) > 1 else 1.0
-    return of_upstream or 1.0, limits.client_share.share or 1.0
 
 
 def splitting(config: Config) -> Splitting:

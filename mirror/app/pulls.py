@@ -75,7 +75,8 @@ async def opened_pulls(
                 metrics,
                 stale,
             )
-            listings = ListingPulls(registries, pages, kept.listings, refusals, stale)
+            answers = store.rooms.answers
+            listings = ListingPulls(registries, pages, kept.listings, refusals, answers, stale)
             for pulls in (blobs, manifests, listings):
                 stack.push_async_callback(pulls.close)
             return blobs, manifests, listings

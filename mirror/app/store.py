@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from mirror.app.errors import StartError
+from mirror.app.limits import answer_limits, question_limits
 from mirror.config.model import Config
 from mirror.metrics import Metrics
+from mirror.shares import Rooms, Shares
 from mirror.store.blobs import Blobs
 from mirror.store.catalogue import Catalogue, Section
 from mirror.store.database import IndexUnavailableError
@@ -47,8 +49,9 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What is kept on disk."""
+    """What is kept on disk; ``rooms`` bound what of it, and of other answers, is in memory."""
 
+    rooms: Rooms
     layout: Layout
     objects: Objects
     blobs: Blobs
@@ -93,7 +96,9 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
     except OSError as error:
         raise _directory_error(config, error) from error
     reading = Threads(_READING_THREADS, "catalogue")
-    store = _store(layout, limits, objects, threads, reading)
+    questions = Shares("question", question_limits(config))
+    rooms = Rooms(questions, Shares("answer", answer_limits(config)))
+    store = _store(layout, limits, objects, (threads, reading), rooms)
     await store.heal()
     await _warn_of_databases(config, objects)
     try:
@@ -120,25 +125,32 @@ async def _warn_of_databases(config: Config, objects: Objects) -> None:
 
 
 def _store(
-    layout: Layout, limits: Limits, objects: Objects, threads: Executor, reading: Executor
+    layout: Layout,
+    limits: Limits,
+    objects: Objects,
+    executors: tuple[Executor, Executor],
+    rooms: Rooms,
 ) -> Store:
+    threads, reading = executors
     parts = (layout, objects, threads)
     places = (layout.tags, layout.listings, layout.private)
     notes = tags, listings, private = tuple(Notes(place, limits.bounds) for place in places)
     hidden = Private(
         Blobs(*parts, private=True),
-        Manifests(*parts, private=True),
+        Manifests(*parts, private=True, answers=rooms.answers),
         Tags(private),
         Listings(private),
         Links(private),
     )
-    manifests, public = Manifests(*parts), Section.public(Tags(tags))
+    manifests = Manifests(*parts, answers=rooms.answers)
+    public = Section.public(Tags(tags))
     sections = (public, Section.private(hidden.tags))
     catalogue = Catalogue(objects, sections, reading)
     keeping = Keeping(objects, catalogue)
     for section, stored in zip(sections, (manifests, hidden.manifests), strict=True):
         keeping.watch(section, stored)
     return Store(
+        rooms,
         layout,
         objects,
         Blobs(*parts),

@@ -14,6 +14,7 @@ from mirror.app.proxies import upstream_proxies
 from mirror.config.model import Config, UpstreamConfig
 from mirror.ephemeral.backend import Backend
 from mirror.ephemeral.tokens import Tokens
+from mirror.shares import Rooms
 from mirror.upstream.answers import Pace
 from mirror.upstream.authorization import (
     Authorization,
@@ -60,8 +61,9 @@ class Upstreams:
     tokens, and what is known of it (out of reach, or asking for silence).
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, rooms: Rooms) -> None:
         self._observer = observer
+        self._rooms = rooms
         self._open: list[_Open] = []
 
     @asynccontextmanager
@@ -100,7 +102,7 @@ class Upstreams:
         stack = AsyncExitStack()
         backend = Backend(_TOKENS, _TOKENS_BYTES)
         endpoints = await stack.enter_async_context(
-            opened_upstream(name, upstream, config, backend, self._observer)
+            opened_upstream(name, upstream, config, backend, self._observer, self._rooms)
         )
         self._open.append(_Open(way, endpoints, stack))
         return self._open[-1]
@@ -130,7 +132,12 @@ def check_upstreams(config: Config) -> None:
 
 @asynccontextmanager
 async def opened_upstream(
-    name: str, upstream: UpstreamConfig, config: Config, backend: Backend, observer: Observer
+    name: str,
+    upstream: UpstreamConfig,
+    config: Config,
+    backend: Backend,
+    observer: Observer,
+    rooms: Rooms,
 ) -> AsyncIterator[Endpoints]:
     """Open an upstream with its mirrors.
 
@@ -157,14 +164,8 @@ async def opened_upstream(
             gate = Gate(name)
             registries.append(
                 Registry(
-                    name,
-                    url,
-                    transport,
-                    authorization,
-                    gate,
-                    observer,
-                    max_bytes,
-                    pace,
+                    *(name, url, transport, authorization, gate, observer),
+                    *(rooms, max_bytes, pace),
                     replaceable=len(registries) < len(upstream.mirrors),
                 )
             )

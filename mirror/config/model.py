@@ -82,6 +82,8 @@ class LimitsConfig(_Table):
     connections: PositiveInt = 10_000
     connections_per_client: PositiveInt = 1_000
     downloads: PositiveInt = 100
+    questions: PositiveInt = 200
+    answers: Bytes = size("64MiB")
     upstream_share: Share = size("75%")
     client_share: Share = size("50%")
     queue: NonNegativeInt = 1_000
@@ -208,6 +210,8 @@ class Config(_Table):
                 "connections": part(self.limits.connections),
                 "downloads": part(self.limits.downloads),
                 "queue": part(self.limits.queue),
+                "questions": part(self.limits.questions),
+                "answers": Size.parse(part(self.limits.answers.bytes)),
             }
         )
         upstreams = {

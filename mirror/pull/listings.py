@@ -8,15 +8,16 @@ is none of a manifest's referrers, by which clients know to look for a tag inste
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from mirror.oci.digest import Digest
 from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
-from mirror.store.listings import Listings, Page
+from mirror.shares import FullError, Shares
+from mirror.store.listings import MOST_PAGE_BYTES, Listings, Page
 from mirror.upstream.answers import Listing
 from mirror.upstream.directory import Target
 from mirror.upstream.endpoints import Endpoints
@@ -29,16 +30,18 @@ from mirror.upstream.errors import (
 )
 
 _log = logging.getLogger(__name__)
-_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError)
+_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
+#: The fields of a listing that are written down beside its body.
+_FIELDS = ("next_query", "filters_applied")
 
 
 class Pages(Protocol):
     """Pages of listings, while they are fresh: a body and its header fields by name."""
 
-    async def lookup(self, name: str) -> tuple[bytes, Mapping[str, str]] | None:
+    async def lookup(self, name: str) -> tuple[bytes, Mapping[str, Any]] | None:
         """The page, or None."""
 
-    async def put(self, name: str, body: bytes, fields: Mapping[str, str]) -> None:
+    async def put(self, name: str, body: bytes, fields: Mapping[str, Any]) -> None:
         """Upstream has just said so."""
 
 
@@ -83,14 +86,19 @@ class ListingPulls:
         pages: Pages,
         kept: Listings,
         refusals: Refusals,
+        answers: Shares,
         stale_if_error: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Serve a listing stale for ``stale_if_error`` seconds while upstream cannot answer."""
+        """Serve a listing stale for ``stale_if_error`` seconds while upstream cannot answer.
+
+        ``answers`` is the room for what is read from the disk.
+        """
         self._registries = registries
         self._pages = pages
         self._kept = kept
         self._refusals = refusals
+        self._answers = answers
         self._stale_if_error = stale_if_error
         self._clock = clock
         self._flights: Flights[str, Listing] = Flights("listing")
@@ -149,22 +157,26 @@ class ListingPulls:
         except NotFoundError:
             await self._kept.put(wanted.record, Page(None, {}, self._clock()))
             raise
-        fields = asdict(listing)
-        body = fields.pop("body")
-        await self._pages.put(wanted.name, body, fields)
+        body, fields = listing.body, {name: getattr(listing, name) for name in _FIELDS}
+        await self._pages.put(wanted.name, body, {**fields, "hold": listing.hold})
         await self._kept.put(wanted.record, Page(body, fields, self._clock()))
         return listing
 
-    async def _stale(self, wanted: _Wanted, error: UpstreamError) -> ListingAnswer:
+    async def _stale(self, wanted: _Wanted, error: UpstreamError | FullError) -> ListingAnswer:
         """What upstream last said, where that is not too long ago; else raise ``error``."""
+        hold = await self._answers.hold(wanted.target.upstream, MOST_PAGE_BYTES)
         page = await self._kept.lookup(wanted.record)
+        body = None if page is None else page.body
+        # Released where it is not handed on: an error keeps its frames, and what they refer to.
+        hold.shrink(len(body or b""))
         if page is None or not usable_stale(page.seen, self._clock(), self._stale_if_error):
+            hold.release()
             raise error
-        if page.body is not None:
+        if body is not None:
             _log.info("serving %s stale: %s", wanted.record, error)
             # A record of a former version has upstream's Content-Type as well.
             fields = {name: page.fields[name] for name in page.fields if name != "media_type"}
-            listing = Listing(page.body, **fields)
+            listing = Listing(body, **fields, hold=hold)
             return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
         if wanted.kind == "referrers":
             raise NotFoundError(

@@ -36,6 +36,7 @@ from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
+from mirror.shares import FullError
 from mirror.store.database import IndexUnavailableError
 from mirror.store.manifests import Manifest, Manifests
 from mirror.store.partial import PartialBusyError
@@ -56,7 +57,7 @@ from mirror.upstream.errors import (
 V = TypeVar("V")
 _log = logging.getLogger(__name__)
 _KNOWN_TYPES: Final = 10_000
-_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError)
+_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
 
 
 class Observer(Protocol):
@@ -238,7 +239,10 @@ class ManifestPulls:
         if len(possible) > 1 and said not in possible:
             link = await self._tags.lookup(link_name(_image(target, digest)))
             said = "" if link is None else link.descriptor.media_type
-        return replace(stored, media_type=said if said in possible else possible[0])
+        media_type = said if said in possible else possible[0]
+        # The same object where it may be: a large manifest is in memory once for all who read it.
+        same = media_type == stored.media_type
+        return stored if same else replace(stored, media_type=media_type)
 
     def _possible(self, manifest: Manifest) -> tuple[str, ...]:
         """The media types that a manifest may have; reading one of 10 KiB takes 50 us."""
@@ -283,7 +287,7 @@ class ManifestPulls:
             raise NotFoundError(upstream, f"has only {error}") from error
         except NotAManifest as error:
             raise NonsenseError(upstream, f"answered no manifest: {error}") from error
-        return Manifest(expected, media_type, answer.body)
+        return Manifest(expected, media_type, answer.body, answer.hold)
 
     async def _note_origin(self, target: Target, manifest: Manifest) -> None:
         """Write down what the manifest is called, for people who ask what is cached."""

@@ -1,5 +1,6 @@
 """What each listing said when upstream was last asked: what the mirror knows with upstream gone."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from mirror.store.database import IndexUnavailableError
 from mirror.store.notes import Notes
 
 _log = logging.getLogger(__name__)
-_MAX_BYTES: Final = 256 * 1024  # a page of tags is a few KiB, the whole list of a busy one 100
+MOST_PAGE_BYTES: Final = 256 * 1024  # a page of tags is a few KiB, the whole list of a busy one 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Listings:
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
+        self._writing = asyncio.Lock()  # no more than one copy of a page waits for the disk
 
     async def lookup(self, name: str) -> Page | None:
         """What upstream last said, or None."""
@@ -43,11 +45,12 @@ class Listings:
     async def put(self, name: str, page: Page) -> None:
         """Remember what upstream just said, if it is no giant and can be written."""
         body = page.body or b""
-        if len(body) > _MAX_BYTES:
+        if len(body) > MOST_PAGE_BYTES:
             return
         found = page.body is not None
         head = json.dumps({"found": found, "fields": dict(page.fields), "seen": page.seen})
         try:
-            await self._notes.put(f"listing {name}", head.encode() + b"\n" + body)
+            async with self._writing:
+                await self._notes.put(f"listing {name}", head.encode() + b"\n" + body)
         except IndexUnavailableError as error:
             _log.info("a listing could not be written down: %s", error)

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 from mirror.oci.digest import Digest
+from mirror.shares import Hold, Limits, Shares
 from mirror.store.known import OpenObject
 from mirror.store.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
 from mirror.store.objects import Objects
@@ -20,15 +23,17 @@ Watcher = Callable[[ObjectKey], Awaitable[None]]
 
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
 _SMALL_BYTES: Final = 64 * 1024
+_UNBOUNDED: Final = Limits(sys.maxsize, 0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Manifest:
-    """A whole manifest, byte for byte as upstream gave it."""
+    """A whole manifest, byte for byte as upstream gave it; ``hold`` is its place in memory."""
 
     digest: Digest
     media_type: str
     body: bytes
+    hold: Hold | None = field(default=None, compare=False, repr=False)
 
 
 class Manifests:
@@ -42,8 +47,15 @@ class Manifests:
         *,
         private: bool = False,
         origin: str = "",
+        answers: Shares | None = None,
     ) -> None:
-        """Use ``threads`` for what reads, writes or hashes; the rest as for blobs."""
+        """Use ``threads`` for what reads, writes or hashes; the rest as for blobs.
+
+        ``answers`` is the room for large manifests, where that is bounded.
+        """
+        self._answers = answers or Shares("answer", _UNBOUNDED)
+        self._large: WeakValueDictionary[ObjectKey, Manifest] = WeakValueDictionary()
+        self._reading: WeakValueDictionary[ObjectKey, asyncio.Lock] = WeakValueDictionary()
         self._private = private
         self._origin = origin
         self._layout = layout
@@ -60,7 +72,7 @@ class Manifests:
         if not self._private:
             return self
         parts = (self._layout, self._objects, self._threads)
-        own = Manifests(*parts, private=True, origin=origin_mark(upstream))
+        own = Manifests(*parts, private=True, origin=origin_mark(upstream), answers=self._answers)
         own._watchers = self._watchers  # who hears of these hears of those
         return own
 
@@ -79,6 +91,8 @@ class Manifests:
         if key.kind != MANIFESTS and stored.origin != self._origin:
             stored.close()
             return None
+        if stored.size > _SMALL_BYTES:
+            return await self._lookup_large(key, stored)
         # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
         try:
             body = _at_hand(stored)
@@ -90,6 +104,33 @@ class Manifests:
             await self._objects.forget(key)
             return None
         return Manifest(digest, stored.media_type, body)
+
+    async def _lookup_large(self, key: ObjectKey, stored: OpenObject) -> Manifest | None:
+        """A large manifest: read once for all who want it at the same time."""
+        reading = self._reading.setdefault(key, asyncio.Lock())
+        try:
+            async with reading:
+                hold = self._answers.try_hold("", stored.size)
+                if hold is not None or key in self._large:
+                    return await self._shared(key, stored, hold)
+            # Out of the lock: a client at its limit keeps no other one waiting.
+            hold = await self._answers.hold("", stored.size)
+            async with reading:
+                return await self._shared(key, stored, hold)
+        finally:
+            stored.close()
+
+    async def _shared(
+        self, key: ObjectKey, stored: OpenObject, hold: Hold | None
+    ) -> Manifest | None:
+        if (shared := self._large.get(key)) is not None:
+            return shared
+        body = await self._run(lambda: _checked(stored, key.digest))
+        if body is None:
+            await self._objects.forget(key)
+            return None
+        manifest = self._large[key] = Manifest(key.digest, stored.media_type, body, hold)
+        return manifest
 
     def _key(self, digest: Digest) -> ObjectKey:
         return ObjectKey(PRIVATE_MANIFESTS if self._private else MANIFESTS, digest)
@@ -147,6 +188,12 @@ def _at_hand(stored: OpenObject) -> bytes | None:
     except OSError:  # it is not, or the file system cannot tell
         return None
     return bytes(buffer) if whole else None
+
+
+def _checked(stored: OpenObject, digest: Digest) -> bytes | None:
+    """The bytes of a manifest, None where they no longer hash to its digest."""
+    body = _read(stored)
+    return body if Digest.of(body, digest.algorithm) == digest else None
 
 
 def _read(stored: OpenObject) -> bytes:

@@ -9,6 +9,7 @@ from typing import Final
 import aiohttp
 
 from mirror.oci.digest import Digest
+from mirror.shares import Hold
 from mirror.upstream.errors import OversizedError
 from mirror.upstream.passing import end_to_end
 from mirror.upstream.proxies import Proxy
@@ -34,20 +35,28 @@ class ManifestHead:
 
 @dataclass(frozen=True, slots=True)
 class ManifestBody:
-    """A manifest as it came, not yet verified; ``digest`` is what upstream says it is."""
+    """A manifest as it came, not yet verified; ``digest`` is what upstream says it is.
+
+    ``hold`` is its place in memory.
+    """
 
     body: bytes
     media_type: str
     digest: Digest | None
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A page of a listing, and the query of the next page (empty: this is the last)."""
+    """A page of a listing, and the query of the next page (empty: this is the last).
+
+    ``hold`` is its place in memory.
+    """
 
     body: bytes
     next_query: str
     filters_applied: str
+    hold: Hold | None = None
 
 
 class Pace:

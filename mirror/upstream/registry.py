@@ -12,6 +12,7 @@ from yarl import URL
 from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
+from mirror.shares import SMALL_BYTES, Hold, Rooms
 from mirror.upstream.answers import (
     BlobStream,
     Listing,
@@ -33,13 +34,15 @@ from mirror.upstream.errors import (
 from mirror.upstream.gate import Gate
 from mirror.upstream.passing import Outgoing
 from mirror.upstream.translation import place
-from mirror.upstream.transport import READ_BUFFER_BYTES, Observer, Request, Transport
+from mirror.upstream.transport import Observer, Request, Transport
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
 _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
+#: What an answer of unknown size is given at first.
+_FIRST_BYTES: Final = 1024 * 1024
 _NO_HEAD: Final = {405, 501}  # a registry that only knows GET
 
 
@@ -54,6 +57,7 @@ class Registry:
         authorization: Introduction,
         gate: Gate,
         observer: Observer,
+        rooms: Rooms,
         max_blob_bytes: int,
         pace: Pace | None = None,
         *,
@@ -66,6 +70,7 @@ class Registry:
         self._transport = transport
         self._authorization = authorization
         self._observer = observer
+        self._rooms = rooms
         self._max_blob_bytes = max_blob_bytes
         self._pace = pace
         self._replaceable = replaceable
@@ -84,6 +89,7 @@ class Registry:
             introduction,
             Gate(self.name),
             self._observer,
+            self._rooms,
             self._max_blob_bytes,
             self._pace,
         )
@@ -163,9 +169,9 @@ class Registry:
         """
         path = f"{repository}/manifests/{reference}"
         async with self._ask("GET", repository, path, "manifest", accept=accept) as response:
-            body = await self._transport.read(response, "manifest", _MAX_MANIFEST_BYTES)
+            body, hold = await self._read(response, "manifest", _MAX_MANIFEST_BYTES)
             media_type = response.headers.get("Content-Type", "")
-            return ManifestBody(body, media_type, _digest(response.headers))
+            return ManifestBody(body, media_type, _digest(response.headers), hold)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
         """The size of a blob in bytes, None where upstream does not say.
@@ -190,7 +196,7 @@ class Registry:
             UpstreamError: it cannot be had.
         """
         path = f"{repository}/blobs/{digest}"
-        asking = self._ask(
+        asking = self._exchange(
             "GET", repository, path, "blob", span=(start, stop), buffer_bytes=buffer_bytes
         )
         async with asking as response:
@@ -230,13 +236,14 @@ class Registry:
 
     async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
         async with self._ask("GET", repository, path, kind, query=query) as response:
-            body = await self._transport.read(response, kind, _MAX_LISTING_BYTES)
+            body, hold = await self._read(response, kind, _MAX_LISTING_BYTES)
             if not _is_listing(body, "manifests" if kind == "referrers" else "tags"):
                 raise NonsenseError(self.name, "answered a listing that is not JSON of one")
             return Listing(
                 body,
                 _next_query(response),
                 _field(response.headers, "OCI-Filters-Applied"),
+                hold,
             )
 
     @asynccontextmanager
@@ -250,7 +257,30 @@ class Registry:
         accept: str = "*/*",
         query: str = "",
         span: tuple[int, int | None] = (0, None),
-        buffer_bytes: int = READ_BUFFER_BYTES,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask for something small, when it is this client's turn."""
+        turn = await self._rooms.questions.hold(self.name)
+        try:
+            asking = self._exchange(
+                method, repository, path, kind, accept=accept, query=query, span=span
+            )
+            async with asking as response:
+                yield response
+        finally:
+            turn.release()
+
+    @asynccontextmanager
+    async def _exchange(
+        self,
+        method: str,
+        repository: str,
+        path: str,
+        kind: str,
+        *,
+        accept: str = "*/*",
+        query: str = "",
+        span: tuple[int, int | None] = (0, None),
+        buffer_bytes: int = SMALL_BYTES,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
         self._gate.check()
@@ -302,6 +332,33 @@ class Registry:
             raise DeniedError(self.name, f"denies access to {repository or 'whoever asks'}")
         server = place(response.url, self._transport.lookup_proxy(response.url))
         raise UnavailableError(self.name, f"{server} answered {status} for {repository}")
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, kind: str, limit: int
+    ) -> tuple[bytes, Hold | None]:
+        """A body of at most ``limit`` bytes, and the hold of one that is not small."""
+        size = response.content_length
+        hold: Hold | None = None
+        if size is None or SMALL_BYTES < size <= limit:
+            hold = await self._rooms.answers.hold(self.name, size or _FIRST_BYTES)
+        received = 0
+
+        def arrived(count: int) -> None:
+            nonlocal received
+            received += count
+            while hold is not None and received > hold.amount:
+                hold.grow(hold.amount)
+
+        try:
+            body = await self._transport.read(response, kind, limit, arrived)
+            if hold is not None and len(body) > SMALL_BYTES:
+                hold.shrink(len(body))
+                kept, hold = hold, None
+                return body, kept
+            return body, None
+        finally:
+            if hold is not None:  # an error keeps its frames, and all that they refer to
+                hold.release()
 
     def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
         if response.status == 200:

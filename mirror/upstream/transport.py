@@ -8,6 +8,7 @@ and Authorization never goes to another origin than the one it was made for.
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -186,8 +187,16 @@ class Transport:
             url = self._target(url, location)
         raise UnavailableError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
 
-    async def read(self, response: aiohttp.ClientResponse, kind: str, limit: int) -> bytes:
+    async def read(
+        self,
+        response: aiohttp.ClientResponse,
+        kind: str,
+        limit: int,
+        arrived: Callable[[int], None] = lambda _: None,
+    ) -> bytes:
         """The whole body of an answer that is small: at most ``limit`` bytes.
+
+        ``arrived`` is told of every piece, in bytes, before more is read.
 
         All of it has to arrive within ``idle_timeout``; a time-out counts for the breaker.
 
@@ -195,12 +204,17 @@ class Transport:
             NonsenseError: it is too large.
             UnavailableError, TimedOutError: it broke off, or did not arrive in time.
         """
+
+        def count_piece(count: int) -> None:
+            self._observer.upstream_bytes(self._upstream, kind, count)
+            arrived(count)
+
         try:
             async with asyncio.timeout(self._settings.idle_timeout):
                 body = await read_up_to(
                     response.content,
                     limit + 1,
-                    lambda count: self._observer.upstream_bytes(self._upstream, kind, count),
+                    count_piece,
                 )
         # RuntimeError: aiohttp's word for a body that is read on a connection that is gone.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:

@@ -27,6 +27,7 @@ from mirror.pull.listings import ListingAnswer, ListingPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.outcome import Outcome
 from mirror.pull.visits import VisitedBlobs, VisitedListings, VisitedManifests
+from mirror.shares import SMALL_BYTES
 from mirror.upstream.directory import Directory, Target
 from mirror.upstream.errors import RefusedError
 from mirror.web.exchange import EXCHANGE, Kept
@@ -34,7 +35,7 @@ from mirror.web.hot import SMALL_FILE_BYTES
 from mirror.web.parts import Parts, wanted_ranges
 from mirror.web.responses import API_VERSION, cache_status, digest_fields, not_modified
 from mirror.web.sending import Sender
-from mirror.web.streaming import stream
+from mirror.web.streaming import answer_with, stream
 from mirror.web.visiting import Visiting
 
 #: For shared caches in between that keep what was asked for with Authorization (RFC 9111, 5.2.2.7).
@@ -138,13 +139,13 @@ class RegistryFace:
         if not_modified(request, digest):
             return web.Response(status=304, headers=headers)
         headers |= {"Content-Type": media_type, "Content-Length": str(size)}
-        exchange.sent_bytes = len(body)
         # What was pushed through another process is looked for, and so not repeated blindly.
         lasting = until == math.inf or not exchange.connected
-        if exchange.repeatable and outcome is Outcome.HIT and until and lasting:
+        small = len(body) <= SMALL_BYTES  # what is repeated waits in memory for each client
+        if exchange.repeatable and outcome is Outcome.HIT and until and lasting and small:
             used = partial(self.manifests.touch, digest)
             exchange.kept = Kept(digest, until, used, body, size=len(body))
-        return web.Response(body=body, headers=headers)
+        return await answer_with(request, headers, body, self.sender)
 
     async def _blob(
         self, request: web.BaseRequest, target: Target, digest: Digest
@@ -216,8 +217,8 @@ class RegistryFace:
         exchange = request[EXCHANGE]
         exchange.come_by(answer.outcome, private=answer.private)
         exchange.detail = answer.detail
-        exchange.sent_bytes = len(answer.listing.body)
-        return _listing_response(request, answer, media_type)
+        headers = _listing_fields(request, answer, media_type)
+        return await answer_with(request, headers, answer.listing.body, self.sender)
 
 
 def raw_path(request: web.BaseRequest) -> str:
@@ -268,9 +269,9 @@ def _kept_query(request: web.BaseRequest) -> str:
     return kept
 
 
-def _listing_response(
+def _listing_fields(
     request: web.BaseRequest, answer: ListingAnswer, media_type: str
-) -> web.Response:
+) -> dict[str, str]:
     listing = answer.listing
     headers = {
         **API_VERSION,
@@ -286,4 +287,4 @@ def _listing_response(
         if "ns" in request.rel_url.query:
             query += f"&{URL.build(query={'ns': request.rel_url.query['ns']}).raw_query_string}"
         headers["Link"] = f'<{raw_path(request)}?{query}>; rel="next"'
-    return web.Response(body=listing.body, headers=headers)
+    return headers

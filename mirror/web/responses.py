@@ -11,6 +11,7 @@ from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
 from mirror.pull.errors import OverloadedError
 from mirror.pull.outcome import Outcome
+from mirror.shares import FullError
 from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import (
     DeniedError,
@@ -86,12 +87,12 @@ def error_of(error: Exception, kind: str) -> OciError:
             f"this mirror does not give out {error.repository}; its operator allows it with "
             f'allow and deny of [upstreams."{error.upstream}"] in the configuration',
         )
-    if isinstance(error, UpstreamError):
+    if isinstance(error, UpstreamError | FullError):
         return _upstream_error(error, kind)
     return OciError(ErrorCode.UNKNOWN, "the mirror failed to answer; its log says why", status=500)
 
 
-def _upstream_error(error: UpstreamError, kind: str) -> OciError:
+def _upstream_error(error: UpstreamError | FullError, kind: str) -> OciError:
     message = str(error)
     if isinstance(error, NotFoundError):
         return OciError(_NOT_FOUND.get(kind, ErrorCode.NAME_UNKNOWN), message, status=404)
@@ -103,7 +104,7 @@ def _upstream_error(error: UpstreamError, kind: str) -> OciError:
     if isinstance(error, RateLimitedError):
         headers = _retry_after(error.retry_after)
         return OciError(ErrorCode.TOOMANYREQUESTS, message, status=429, headers=headers)
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | FullError):
         return overloaded(message, error.retry_after)
     status = 504 if isinstance(error, TimedOutError) else 502
     return OciError(ErrorCode.UNAVAILABLE, message, status=status)

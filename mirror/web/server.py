@@ -10,7 +10,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
-from mirror.shares import asking
+from mirror.shares import FullError, asking
 from mirror.spans import Tracer, entered
 from mirror.upstream.directory import ForbiddenError, UnknownRegistryError
 from mirror.upstream.errors import UpstreamError
@@ -36,7 +36,7 @@ _UNUSUAL = frozenset(
 )
 #: Tokens, and addresses of uploads, are as long as registries make them.
 _INSIDE: Mapping[str, int] = {"max_field_size": 64 * 1024, "max_line_size": 64 * 1024}
-_EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError)
+_EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError, FullError)
 
 
 class Server(web.Server):

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Final
 
@@ -12,6 +12,7 @@ from aiohttp import web
 
 from mirror.pull.content import FilePiece, Piece
 from mirror.pull.errors import BrokenOffError
+from mirror.shares import SMALL_BYTES
 from mirror.web.exchange import EXCHANGE, Exchange
 from mirror.web.sending import Sender
 
@@ -42,6 +43,27 @@ async def stream(
         exchange.detail = str(error)
         exchange.whole = False
         reset(request)
+
+
+async def answer_with(
+    request: web.BaseRequest, headers: Mapping[str, str], body: bytes, sender: Sender
+) -> web.StreamResponse:
+    """Answer with a body in memory; of a large one the transport never has a copy of its own.
+
+    The caller must keep the body's hold until this returns.
+    """
+    if len(body) <= SMALL_BYTES:
+        request[EXCHANGE].sent_bytes = len(body)
+        return web.Response(body=body, headers=headers)
+    response = web.StreamResponse(headers=headers)
+    response.content_length = len(body)
+    await stream(request, response, _slices(body), sender)
+    return response
+
+
+async def _slices(body: bytes) -> AsyncGenerator[Piece, None]:
+    for start in range(0, len(body), SMALL_BYTES):
+        yield body[start : start + SMALL_BYTES]
 
 
 async def _send(
