@@ -85,9 +85,13 @@ class Way(Protocol):
 
 
 class _Segment:
-    """A stretch from ``start`` to ``stop`` that waits in memory; ``received`` up to there."""
+    """A stretch from ``start`` to ``stop`` that waits in memory; ``received`` up to there.
 
-    def __init__(self, start: int, stop: int) -> None:
+    ``slot`` is held until all of it was taken: it stands for the memory as for the connection.
+    """
+
+    def __init__(self, start: int, stop: int, slot: ExitStack) -> None:
+        self.slot = slot
         self.start = self.received = start
         self.stop = stop
         self._pieces: deque[bytes] = deque()
@@ -185,7 +189,8 @@ class Segments:
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
-        self._ahead.clear()
+        for segment in list(self._ahead):
+            self._drop(segment)
         await self._connection.aclose()
         for error in ended:
             if isinstance(error, Exception):
@@ -275,16 +280,19 @@ class Segments:
         if stop is None:
             return False
         own = not self._fronting and self._own_task is None
-        slot = ExitStack() if own else self._way.further()
-        if slot is None:
-            return False
+        slot = ExitStack()
+        if not own:
+            further = self._way.further()
+            if further is None:
+                return False
+            slot.enter_context(further)
         self._planned = stop
-        self._start(_Segment(start, stop), slot, own=own)
+        self._start(_Segment(start, stop, slot), own=own)
         return True
 
-    def _start(self, segment: _Segment, slot: AbstractContextManager[object], *, own: bool) -> None:
+    def _start(self, segment: _Segment, *, own: bool) -> None:
         self._ahead.append(segment)
-        task = asyncio.create_task(self._get(segment, slot), name=f"segment {segment.start}")
+        task = asyncio.create_task(self._get(segment), name=f"segment {segment.start}")
         self._tasks[task] = segment
         if own:
             self._own_task = task
@@ -297,16 +305,15 @@ class Segments:
         del self._tasks[task]
         self._arrange()
 
-    async def _get(self, segment: _Segment, slot: AbstractContextManager[object]) -> None:
+    async def _get(self, segment: _Segment) -> None:
         """Bring a segment to its end, or end it where upstream does."""
         backoff = Backoff(segment.start)
         try:
-            with slot:
-                while segment.received < segment.stop:
-                    try:
-                        await self._receive(segment)
-                    except UpstreamError as error:
-                        await asyncio.sleep(self._delay(segment, backoff, error))
+            while segment.received < segment.stop:
+                try:
+                    await self._receive(segment)
+                except UpstreamError as error:
+                    await asyncio.sleep(self._delay(segment, backoff, error))
         except UpstreamError as error:
             _log.info("%s; going back to one connection", error)
             self._retreat()
@@ -327,6 +334,7 @@ class Segments:
     def _drop(self, segment: _Segment) -> None:
         if segment in self._ahead:
             self._ahead.remove(segment)
+        segment.slot.close()
 
     def _delay(self, segment: _Segment, backoff: Backoff, error: UpstreamError) -> float:
         """Seconds until the segment may go on where it broke off.

@@ -16,6 +16,8 @@ __all__ = ["SlotLimits", "Slots"]
 #: Further connections for one blob are at most this share of all downloads: each holds a segment
 #: in memory, and many blobs at once fill the line by themselves.
 _FURTHER_SHARE: Final = 0.25
+#: What the segments of all blobs together may take in memory, at their full size.
+_FURTHER_BYTES: Final = 128 * 1024 * 1024
 #: How long an upstream that minded a further connection is not asked for another.
 _CALM_SECONDS: Final = 60.0
 
@@ -61,6 +63,7 @@ class Slots:
         spare = (
             now >= self._calm_until.get(upstream, 0.0)
             and further.total() < limits.size * _FURTHER_SHARE
+            and further.total() < max(1, _FURTHER_BYTES // self.splitting.segment_bytes)
             and further.total() + shares.taken < limits.size
             and further[upstream] + shares.held_for(upstream) < limits.of_upstream(upstream)
             and not shares.waiting

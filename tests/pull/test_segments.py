@@ -213,6 +213,32 @@ async def test_a_first_connection_that_breaks_costs_none_of_what_waits():
     assert way.sent <= 1.05 * len(DATA)
 
 
+async def test_a_slot_is_held_as_long_as_its_segment_is_in_memory():
+    way = Upstream()
+
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    async with aclosing(Segments(way, 0, lambda: ticks * 0.05)) as stream:
+        await stream.open()
+        while way.now < 3:
+            assert await stream.read()
+        for _ in range(100_000):  # nothing is taken meanwhile
+            if way.now == 1:
+                break
+            await asyncio.sleep(0)
+        assert way.now == 1, "the segments are there, and wait for the first connection"
+        assert way.held >= 2
+    assert way.held == 0
+    ticking.cancel()
+
+
 async def test_a_slow_connection_does_not_fill_the_memory():
     """One connection crawls: the others wait when four segments are there."""
     way = Upstream([Connection(), Connection(), Connection(rounds=100)])

@@ -1,7 +1,7 @@
 """How many downloads at once, also while somebody changes how many that are."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
@@ -80,6 +80,17 @@ async def test_who_gives_up_waiting_takes_no_place(leaver):
         stack.callback(late[1].set)
         await settled()
         assert line.running == ["d"]
+
+
+async def test_further_connections_are_bounded_by_what_their_segments_take():
+    for segment_bytes, most in [(16 << 20, 8), (128 << 20, 1), (1 << 30, 1), (1 << 20, 25)]:
+        slots = Slots(SlotLimits(100, 10, 10.0), Splitting(4, segment_bytes, 1))
+        with ExitStack() as stack:
+            taken = 0
+            while (slot := slots.try_taken("hub")) is not None:
+                stack.enter_context(slot)
+                taken += 1
+            assert taken == most
 
 
 async def test_a_line_that_is_too_long_or_too_slow_is_refused():
