@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _MOST_VISITS: Final = 2000
+_MOST_REFERENCES: Final = 64  # of one visit: tags and digests of one repository
+_MOST_REPEATS: Final = 10_000
 
 #: From the best to the worst that can happen to a pull.
 _RESULTS: Final = (
@@ -103,16 +105,20 @@ class Visit:
         if request.kind == "manifest":
             heads, gets = (count, 0) if request.head else (0, count)
             asked = Asked(heads, gets, request.digest, request.content_bytes)
-            self.asked.setdefault(request.reference, Asked()).absorb(asked)
+            self._ask(request.reference, asked)
         self.sent_bytes += request.size * count
         self.missed_bytes += request.size * count if request.result == _MISSED else 0
         self.result = worse(self.result, request.result)
+
+    def _ask(self, reference: str, more: Asked) -> None:
+        if reference in self.asked or len(self.asked) < _MOST_REFERENCES:
+            self.asked.setdefault(reference, Asked()).absorb(more)
 
     def absorb(self, later: "Visit") -> None:
         """Add what came after."""
         self.first, self.last = min(self.first, later.first), max(self.last, later.last)
         for reference, more in later.asked.items():
-            self.asked.setdefault(reference, Asked()).absorb(more)
+            self._ask(reference, more)
         self.sent_bytes += later.sent_bytes
         self.missed_bytes += later.missed_bytes
         self.result = worse(self.result, later.result)
@@ -173,6 +179,8 @@ class Batch:
         """A request was answered once more, in no time: as cheap as can be, 300 ns."""
         repeats = self._repeats.get((request, client))
         if repeats is None:
+            if len(self._repeats) >= _MOST_REPEATS:
+                self.settle()
             self._repeats[request, client] = _Repeats(1, now, now)
         else:
             repeats.count += 1

@@ -18,7 +18,9 @@ from mirror.upstream.visitor import Visitor
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
-_MOST_VISITORS: Final = 1_000  # what is known of one is found out again if it was forgotten
+#: What is known of a visitor is found out again if it was forgotten.
+_MOST_VISITORS: Final = 1_000
+_MOST_VISITOR_BYTES: Final = 4 * 1024 * 1024  # of what they sent: up to 64 KiB each
 
 
 class Endpoints:
@@ -41,6 +43,7 @@ class Endpoints:
         self._introduce = introduce
         self._doubts = Doubts()
         self._visited: OrderedDict[Visitor, Endpoints] = OrderedDict()
+        self._visited_bytes = 0
 
     def known_as(self, visitor: Visitor | None) -> "Endpoints":
         """The upstream as a visitor sees it: the registry itself, which its credentials are for."""
@@ -50,8 +53,10 @@ class Endpoints:
         if visited is None:
             registry = self._registry.known_as(self._introduce(visitor))
             visited = self._visited[visitor] = Endpoints(self.name, [registry], self._introduce)
-            if len(self._visited) > _MOST_VISITORS:
-                self._visited.popitem(last=False)
+            self._visited_bytes += len(visitor.authorization)
+            while len(self._visited) > _MOST_VISITORS or self._visited_bytes > _MOST_VISITOR_BYTES:
+                gone, _ = self._visited.popitem(last=False)
+                self._visited_bytes -= len(gone.authorization)
         self._visited.move_to_end(visitor)
         return visited
 
