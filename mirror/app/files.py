@@ -65,17 +65,18 @@ def fitted(wanted: Bounds, files: int) -> Bounds:
     return Bounds(connections, downloads, tunnels, hot)
 
 
-def allow_open_files(config: Config) -> None:
-    """Use what the system allows: the usual soft limit of 1024 is for programs that use select.
-
-    One line says what of the configuration does not fit.
-    """
+def allow_open_files() -> None:
+    """Use what the system allows: the usual soft limit of 1024 is for programs that use select."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:  # macOS says that there is no limit, and has one
             _log.debug("the limit on open files stays at %d: %s", soft, error)
+
+
+def say_what_is_cut(config: Config) -> None:
+    """Write one line into the log where the configuration does not fit into the open files."""
     wanted, given = _configured(config), bounds(config)
     cut = [
         f"{key} {ours} instead of {theirs}"
@@ -91,7 +92,7 @@ def allow_open_files(config: Config) -> None:
         _log.warning(
             "the system allows a process %d open files, so that it has %s; raise LimitNOFILE "
             "(ulimit -Hn, docker run --ulimit nofile) to %d",
-            hard,
+            _allowed(),
             ", ".join(cut).replace("False instead of True", "off"),
             wanted.files,
         )

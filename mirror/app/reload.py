@@ -14,7 +14,7 @@ from pathlib import Path
 from mirror.app.door import certificate, certificate_error, opened_admission
 from mirror.app.editions import Editions
 from mirror.app.errors import StartError
-from mirror.app.files import allow_open_files
+from mirror.app.files import say_what_is_cut
 from mirror.app.housekeeping import Housekeeping
 from mirror.app.notify import Supervisor
 from mirror.app.scrubbing import Scrubbing
@@ -119,7 +119,7 @@ async def reload_when_told(
         try:
             before, read = running.config, reread()
             await running.reload(read)
-            allow_open_files(read)
+            say_what_is_cut(read)
         except (ConfigError, StartError) as error:
             tell_mistakes(error)
         except Exception:  # or nobody would be there for the next time

@@ -19,7 +19,7 @@ from mirror.app.commands import commands
 from mirror.app.control import opened_control
 from mirror.app.door import certificate, listen
 from mirror.app.editions import Editions, opened_editions
-from mirror.app.files import allow_open_files, say_seldom_what_is_exhausted
+from mirror.app.files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
 from mirror.app.ground import opened_ground
 from mirror.app.housekeeping import Housekeeping
 from mirror.app.notify import supervised
@@ -57,7 +57,7 @@ async def run(config: Config, reread: Reread) -> None:
         StartError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
-    allow_open_files(config)
+    allow_open_files()
     stopping, reloading = asyncio.Event(), asyncio.Event()
     heed(stopping, reloading)
     async with (
@@ -65,6 +65,7 @@ async def run(config: Config, reread: Reread) -> None:
         serving(config, stopping) as running,
     ):
         announce(config, running.listeners)
+        say_what_is_cut(config)
         _settle()
         supervisor.ready()
         told = reload_when_told(reloading, running.reloadable, reread, supervisor)

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Final
 
 from mirror.app.errors import StartError
-from mirror.app.files import allow_open_files
+from mirror.app.files import allow_open_files, say_what_is_cut
 from mirror.app.notify import Supervisor
 from mirror.app.process import announce
 from mirror.app.reload import Reread, tell_changes, tell_mistakes, try_out
@@ -61,7 +61,7 @@ class _Watch:
         self._hangup = False
         self._reloaded: tuple[Config, Config] | None = None  # before and after, until all have it
         self._looked = time.monotonic()
-        allow_open_files(self._share)
+        allow_open_files()
 
     def run(self) -> None:
         """Watch over the workers until told to stop.
@@ -184,7 +184,7 @@ class _Watch:
         configure(config.log.level, config.log.format, access=config.log.access)
         self._reloaded = (self._config, read)
         self._config, self._share = config, config.share(len(self._workers))
-        allow_open_files(self._share)
+        say_what_is_cut(self._share)
         for worker in self._workers:
             worker.go_by(self._share)
 
@@ -192,6 +192,7 @@ class _Watch:
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
             announce(self._config, self._workers[0].listeners)
+            say_what_is_cut(self._share)
             self._systemd.ready()
 
     def _tell(self, number: int) -> None:
