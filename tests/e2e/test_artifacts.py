@@ -23,7 +23,7 @@ from tests.waiting import LIMIT_SECONDS
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
-LINE = 8 * MIB  # bytes a second from upstream, where it is slow
+LINE = 3 * MIB  # bytes a second from upstream, where it is slow
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,14 @@ import sys
 import aiohttp
 import pytest
 
-from tests.fakes import FakeRegistry, random_bytes
+from tests.fakes import random_bytes
 from tests.peers.mirror import MirrorProcess
-from tests.waiting import LIMIT_SECONDS
+from tests.peers.process import accepts
+from tests.waiting import LIMIT_SECONDS, until
 
 pytestmark = [pytest.mark.e2e]
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def slow():
-    async with FakeRegistry(rate=16 * MIB) as upstream:
-        yield upstream
 
 
 def serve(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -39,46 +34,52 @@ async def test_it_says_where_it_listens_and_how_to_point_docker_there(tmp_path, 
     assert f'{{"registry-mirrors": ["{mirror.url}"]}}' in output
 
 
-async def test_sigterm_finishes_what_is_being_sent_and_sigkill_loses_nothing_whole(tmp_path, slow):
+async def test_sigterm_finishes_what_is_being_sent_and_sigkill_loses_nothing_whole(
+    tmp_path, upstream
+):
     data = random_bytes(16 * MIB)
-    digest = slow.add_blob(data)
-    mirror = MirrorProcess(tmp_path, {"docker.io": slow.url})
+    digest = upstream.add_blob(data)
+    upstream.hold(MIB)
+    mirror = MirrorProcess(tmp_path, {"docker.io": upstream.url})
     await asyncio.to_thread(mirror.start)
     url = f"{mirror.url}/v2/library/app/blobs/{digest}"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         stopping = asyncio.create_task(asyncio.to_thread(mirror.terminate))
+        await until(lambda: not accepts(mirror.port))
+        upstream.release()
         assert await response.read() == data
     assert await stopping == 0
 
     await asyncio.to_thread(mirror.start)
     mirror.kill()
-    await slow.stop()
+    await upstream.stop()
     await asyncio.to_thread(mirror.start)
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         assert await response.read() == data
     await asyncio.to_thread(mirror.terminate)
-    await slow.start()
+    await upstream.start()
 
 
-async def test_a_killed_mirror_goes_on_from_what_had_arrived(tmp_path, slow):
+async def test_a_killed_mirror_goes_on_from_what_had_arrived(tmp_path, upstream):
     data = random_bytes(32 * MIB)
-    digest = slow.add_blob(data)
-    mirror = MirrorProcess(tmp_path, {"docker.io": slow.url})
+    digest = upstream.add_blob(data)
+    upstream.hold(16 * MIB)
+    mirror = MirrorProcess(tmp_path, {"docker.io": upstream.url})
     await asyncio.to_thread(mirror.start)
     url = f"{mirror.url}/v2/library/app/blobs/{digest}"
     async with aiohttp.ClientSession() as session:
         async with session.get(url) as response:
-            while slow.sent[digest] < 16 * MIB:
-                await response.content.readany()
+            await response.content.readexactly(12 * MIB)
             mirror.kill()
             with pytest.raises(aiohttp.ClientError):
                 await response.read()
-        slow.sent.clear()
+        upstream.release()
         await asyncio.to_thread(mirror.start)
         async with session.get(url) as response:
             assert await response.read() == data
     await asyncio.to_thread(mirror.terminate)
-    assert slow.sent[digest] < 0.7 * len(data)
+    asked = upstream.seen[-1].headers["Range"].removeprefix("bytes=").partition("-")[0]
+    assert 12 * MIB <= int(asked) <= 16 * MIB
 
 
 def test_a_port_that_is_taken_is_one_line_and_exit_1(tmp_path):
