@@ -50,8 +50,9 @@ def told(mirror: MirrorProcess) -> list[str]:
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_reload_under_load_drops_nothing_and_says_what_changed(tmp_path, workers):
     data = random_bytes(4 * MIB)
-    async with FakeRegistry(rate=8 * MIB) as upstream:
+    async with FakeRegistry() as upstream:
         digest = upstream.add_blob(data)
+        upstream.hold(MIB)
         upstream.add_image(REPO, APP, "1")
         with started(tmp_path, upstream.url, workers) as mirror:
             async with aiohttp.ClientSession() as session:
@@ -66,6 +67,7 @@ async def test_a_reload_under_load_drops_nothing_and_says_what_changed(tmp_path,
                 await until(lambda: "reloaded: " in mirror.output())
                 rewritten(mirror, "[log]\naccess = false\n[server]\n")
                 await until(lambda: "not reloaded" in mirror.output())
+                upstream.release()
                 stop.set()
                 assert sum(await asyncio.gather(*loads)) > 0
                 assert await pull == data

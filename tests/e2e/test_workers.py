@@ -66,11 +66,17 @@ async def get(url: str) -> bytes:
 
 async def test_a_crowd_spread_over_workers_costs_one_download(tmp_path):
     data = random_bytes(16 * MIB)
-    async with FakeRegistry(rate=16 * MIB) as upstream:
+    async with FakeRegistry() as upstream:
         digest = upstream.add_blob(data)
+        upstream.hold(MIB)
         with started(tmp_path, upstream.url) as mirror:
             assert len(workers_of(mirror)) == 3
-            got = await asyncio.gather(*(get(mirror.url + BLOB + digest) for _ in range(24)))
+            asking = [asyncio.create_task(get(mirror.url + BLOB + digest)) for _ in range(24)]
+            async with limit():
+                while (await asyncio.to_thread(mirror.metrics))["mirror_clients_waiting"] < 24:
+                    await asyncio.sleep(0.05)
+            upstream.release()
+            got = await asyncio.gather(*asking)
             assert {digest_of(each) for each in got} == {digest}
             assert upstream.sent[digest] == len(data)
             again = await asyncio.gather(*(get(mirror.url + BLOB + digest) for _ in range(24)))
