@@ -37,10 +37,10 @@ AHEAD_SHARE: Final = 0.04
 #: client to come back after a broken connection or a time-out of its own.
 UNWANTED_SECONDS: Final = 3.0
 #: How many bytes a fill without readers may still bring.
-UNWANTED_BYTES: Final = 4 * 1024 * 1024
+UNWANTED_BYTES: Final = 8 * 1024 * 1024
 #: How many fills go on without readers, of those that one client has left and in all.
-UNWANTED_FILLS_OF_CLIENT: Final = 4
-UNWANTED_FILLS: Final = 16
+UNWANTED_FILLS_OF_CLIENT: Final = 3
+UNWANTED_FILLS: Final = 12
 #: How many questions of one kind go on that no client waits for.
 UNWANTED_QUESTIONS: Final = 8
 
