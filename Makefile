@@ -22,19 +22,19 @@ check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rule
 	$(MAKE) test ARGS="--cov --cov-report=term $(ARGS)"
 
 fuzz: $(VENV)/.dev     ## three minutes of what no client or upstream should send (ARGS="--minutes 10")
-	$(BIN)/python -m tests.fuzz $(ARGS)
+	$(BIN)/python -m tools.fuzz $(ARGS)
 
 soak: $(VENV)/.dev     ## ten minutes of 300 clients, faults and eviction (ARGS="--minutes 3")
-	$(BIN)/python -m tests.soak $(ARGS)
+	$(BIN)/python -m tools.soak $(ARGS)
 
 conformance: $(VENV)/.dev  ## the OCI distribution spec's own tests; needs Go and docker-registry
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tools.conformance
 
 bench: $(VENV)/.dev    ## beside docker-registry and nginx, in ten minutes (ARGS="--only small,large-1")
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m tools.bench $(ARGS)
 
 screenshots: $(VENV)/.dev  ## pictures of the status page, into config/screenshots
-	$(BIN)/python -m tests.screenshots $(ARGS)
+	$(BIN)/python -m tools.screenshots $(ARGS)
 
 fix: $(VENV)/.dev      ## format, and mend what the linter can
 	$(BIN)/ruff format .

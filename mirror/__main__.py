@@ -1,5 +1,5 @@
 """``python -m mirror``."""
 
-from mirror.cli import main
+from mirror.cli.root import main
 
 main()

@@ -22,7 +22,7 @@ from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from mirror.web.exchange import Ending
+from mirror.http.exchange import Ending
 
 _STDOUT: Final = 1
 _STDERR: Final = 2

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from mirror.app import serving
 from mirror.config import Config, load
+from mirror.server import serving
 from tests.waiting import limit
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")

@@ -6,10 +6,10 @@ from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
 from mirror.doctor.daemon import Daemon, SilentDaemonError, ask
 from mirror.doctor.files import Tree
 from mirror.doctor.inspection import Inspection
+from mirror.doctor.probes import walk_all
 from mirror.doctor.proxied import walk_through
 from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
 from mirror.doctor.target import Likeness, Target
-from mirror.doctor.walking import walk_all
 
 
 async def examine(root: Path, url: str | None, own: str, home: str = "/root") -> Report:

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 
 from mirror.oci.digest import Digest
-from mirror.pull.content import Content, PassingContent, Source, StoredContent
+from mirror.pull.body import Content, PassingContent, Source, StoredContent
 from mirror.pull.fill import Fill, Observer
+from mirror.pull.fill_reader import GrowingContent, State
 from mirror.pull.fills import Fills
-from mirror.pull.flight import Flights
-from mirror.pull.growth import GrowingContent, State
 from mirror.pull.outcome import Outcome
 from mirror.pull.refusals import Refusals
+from mirror.pull.singleflight import Flights
 from mirror.pull.slots import Slots
 from mirror.spans import current
-from mirror.store.blobs import Blobs
-from mirror.upstream.directory import Target
+from mirror.store.local.blobs import Blobs
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UpstreamError
+from mirror.upstream.routing import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mirror.oci.digest import Digest
-from mirror.pull.content import Source
+from mirror.pull.body import Source
 from mirror.pull.errors import DigestMismatchError
+from mirror.pull.fill_reader import Growth, State
 from mirror.pull.follow import Following
-from mirror.pull.growth import Growth, State
+from mirror.pull.parallel import Stream
 from mirror.pull.policy import (
     BATCH_BYTES,
     GROWTH_STEP_BYTES,
@@ -27,13 +28,12 @@ from mirror.pull.policy import (
     Backoff,
     nearly_done,
 )
-from mirror.pull.segments import Stream
 from mirror.spans import NOTHING, current, entered
-from mirror.store.blobs import Blobs
-from mirror.store.database import IndexUnavailableError
-from mirror.store.known import OpenObject
-from mirror.store.partial import Partial, PartialBusyError
-from mirror.store.space import NoRoomError
+from mirror.store.local.blobs import Blobs
+from mirror.store.local.entry_cache import OpenObject
+from mirror.store.local.eviction import NoRoomError
+from mirror.store.local.partial import Partial, PartialBusyError
+from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.upstream.errors import (
     NonsenseError,
     RangeRefusedError,

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from mirror.oci.digest import Digest
-from mirror.pull.ahead import Ahead
 from mirror.pull.fill import Fill
-from mirror.pull.growth import State
+from mirror.pull.fill_reader import State
 from mirror.pull.policy import UNWANTED_FILLS, UNWANTED_FILLS_OF_CLIENT
+from mirror.pull.range_fetch import Ahead
 from mirror.shares import asker
 
 

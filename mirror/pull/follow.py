@@ -10,9 +10,9 @@ from typing import Final
 
 from mirror.descriptor import Descriptor
 from mirror.oci.digest import Digest
-from mirror.pull.growth import Growth, State
-from mirror.store.blobs import Blobs
-from mirror.store.partial import Glance, Tail
+from mirror.pull.fill_reader import Growth, State
+from mirror.store.local.blobs import Blobs
+from mirror.store.local.partial import Glance, Tail
 
 #: How often to look: as long as readers of a growing file wait for more anyway.
 _LOOK_SECONDS: Final = 0.02

@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mirror.oci.digest import Digest
-from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
+from mirror.pull.singleflight import Flights
 from mirror.shares import FullError, Shares
-from mirror.store.listings import MOST_PAGE_BYTES, Listings, Page
-from mirror.upstream.answers import Listing
-from mirror.upstream.directory import Target
+from mirror.store.metadata.listings import MOST_PAGE_BYTES, Listings, Page
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NotFoundError,
@@ -28,6 +26,8 @@ from mirror.upstream.errors import (
     UnavailableError,
     UpstreamError,
 )
+from mirror.upstream.responses import Listing
+from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
 _CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)

@@ -32,18 +32,16 @@ from mirror.oci.media_types import (
 )
 from mirror.oci.reference import Tag
 from mirror.pull.errors import DigestMismatchError
-from mirror.pull.flight import Flights
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
+from mirror.pull.singleflight import Flights
 from mirror.shares import FullError
-from mirror.store.database import IndexUnavailableError
-from mirror.store.manifests import Manifest, Manifests
-from mirror.store.partial import PartialBusyError
-from mirror.store.space import NoRoomError
-from mirror.store.tags import Link, Tags, link_name
-from mirror.upstream.answers import ManifestBody
-from mirror.upstream.directory import Target
+from mirror.store.local.eviction import NoRoomError
+from mirror.store.local.manifests import Manifest, Manifests
+from mirror.store.local.partial import PartialBusyError
+from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.metadata.tags import Link, Tags, link_name
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NonsenseError,
@@ -53,6 +51,8 @@ from mirror.upstream.errors import (
     UnavailableError,
     UpstreamError,
 )
+from mirror.upstream.responses import ManifestBody
+from mirror.upstream.routing import Target
 
 V = TypeVar("V")
 _log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ Knows errors.  Must not know what was asked for: callers choose names that tell 
 
 from typing import Final, Protocol
 
-from mirror.upstream.directory import Target
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
@@ -13,6 +12,7 @@ from mirror.upstream.errors import (
     UnauthorizedError,
     UpstreamError,
 )
+from mirror.upstream.routing import Target
 
 
 class Negatives(Protocol):

@@ -7,14 +7,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
-from mirror.upstream.answers import BlobStream, Listing, ManifestBody, ManifestHead, PassedAnswer
-from mirror.upstream.authorization import Introduction
+from mirror.upstream.auth import Introduction
+from mirror.upstream.credentials import Visitor
 from mirror.upstream.doubts import Doubts
 from mirror.upstream.errors import NonsenseError, UpstreamError
-from mirror.upstream.passing import Outgoing
+from mirror.upstream.passthrough import Outgoing
 from mirror.upstream.registry import Registry
+from mirror.upstream.responses import BlobStream, Listing, ManifestBody, ManifestHead, PassedAnswer
 from mirror.upstream.transport import READ_BUFFER_BYTES
-from mirror.upstream.visitor import Visitor
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)

@@ -13,15 +13,7 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
-from mirror.upstream.answers import (
-    BlobStream,
-    Listing,
-    ManifestBody,
-    ManifestHead,
-    Pace,
-    PassedAnswer,
-)
-from mirror.upstream.authorization import Introduction
+from mirror.upstream.auth import Introduction
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
@@ -31,8 +23,16 @@ from mirror.upstream.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from mirror.upstream.gate import Gate
-from mirror.upstream.passing import Outgoing
+from mirror.upstream.passthrough import Outgoing
+from mirror.upstream.rate_limit import Gate
+from mirror.upstream.responses import (
+    BlobStream,
+    Listing,
+    ManifestBody,
+    ManifestHead,
+    Pace,
+    PassedAnswer,
+)
 from mirror.upstream.translation import place
 from mirror.upstream.transport import Observer, Request, Transport
 

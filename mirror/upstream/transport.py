@@ -21,11 +21,11 @@ from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.body import read_up_to
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
-from mirror.upstream.passing import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
+from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.resolver import GuardedResolver
+from mirror.upstream.tls import trusting
 from mirror.upstream.translation import translated
-from mirror.upstream.trust import trusting
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5

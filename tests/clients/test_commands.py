@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mirror.cli_client import app
+from mirror.cli.clients import app
 
 CLIENTS = [
     ("docker",), ("docker", "--store", "containerd"), ("containerd",), ("k3s",), ("podman",),

@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from mirror.cli import app
+from mirror.cli.root import app
 from mirror.config import Config, load
 from tests.deploy.files import CONFIG, yaml_of
 from tests.peers.requirements import need

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mirror.cli_client import app
+from mirror.cli.clients import app
 from tests.peers.process import free_port
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
+from tests.cli.test_images import for_platform
 from tests.fakes import FakeRegistry, image, random_bytes
-from tests.operate.test_images import for_platform
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
 from tests.waiting import LIMIT_SECONDS

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.front import front
-from tests.conformance.stage import Stage, staged
-from tests.conformance.suite import Suite, lost
 from tests.peers.requirements import lacking, need
+from tools.conformance.front import front
+from tools.conformance.stage import Stage, staged
+from tools.conformance.suite import Suite, lost
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

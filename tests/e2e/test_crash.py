@@ -21,11 +21,11 @@ from typing import Any
 
 import aiohttp
 
-from mirror.app import serving
 from mirror.config import load as configured
 from mirror.config.wellknown import WELL_KNOWN
 from mirror.oci.digest import Digest
-from mirror.store.layout import BLOBS, MANIFESTS, Layout, ObjectKey
+from mirror.server import serving
+from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey
 from tests.fakes import FakeRegistry, random_bytes
 from tests.fakes.content import OCI_MANIFEST, image
 from tests.fakes.faults import Fault

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from typer.testing import CliRunner
 
-from mirror.cli import app
+from mirror.cli.root import app
 from tests.peers.containerd import Containerd
 from tests.peers.distribution import Distribution
 from tests.peers.dockerd import Dockerd

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes import FakeRegistry
 from tests.peers.mirror import MirrorProcess
-from tests.soak.scarce import (
+from tools.soak.scarce import (
     EXTRA,
     Crowd,
     Tally,

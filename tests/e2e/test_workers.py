@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from mirror.store.reading import read_statement
+from mirror.stats.queries import read_statement
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import digest_of
 from tests.peers.mirror import MirrorProcess

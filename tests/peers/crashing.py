@@ -156,8 +156,8 @@ def _names_an_object(name: str) -> bool:
 def main() -> None:
     """Obey: ``start <seed>`` answers with a pid, ``reap`` with the exit code."""
     # In here, and not for whoever only wants the other side of this module.
-    from mirror.app import serving  # noqa: PLC0415
     from mirror.config import load  # noqa: PLC0415
+    from mirror.server import serving  # noqa: PLC0415
 
     config = load(None, json.loads(sys.argv[1]))
 

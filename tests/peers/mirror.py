@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mirror.store.reading import read_statement
+from mirror.stats.queries import read_statement
 from tests.peers.process import Process, free_port
 from tests.waiting import LIMIT_SECONDS
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 from yarl import URL
 
-from mirror.authority.files import ensure_authority
+from mirror.ca.files import ensure_authority
 from tests.running import Answer, Mirror
 from tests.waiting import limit
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mirror.web.proxy.destination import (
+from mirror.proxy.destination import (
     Destination,
     InvalidDestination,
     parse_absolute,

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mirror.app import StartError
-from mirror.authority.files import ensure_authority
+from mirror.ca.files import ensure_authority
+from mirror.server import StartError
 from tests.fakes import FakeRegistry, image
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.peers.mirror import MirrorProcess

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from mirror.app import StartError
+from mirror.server import StartError
 from tests.peers.process import free_port
 from tests.proxy.clients import connected
 from tests.running import running

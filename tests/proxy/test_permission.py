@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from mirror.web.proxy.connecting import Connector
-from mirror.web.proxy.destination import Destination, parse_connect
-from mirror.web.proxy.errors import TunnelError
-from mirror.web.proxy.permission import Permission, check_address, leads_inside, parse_rule
+from mirror.proxy.connecting import Connector
+from mirror.proxy.destination import Destination, parse_connect
+from mirror.proxy.errors import TunnelError
+from mirror.proxy.permission import Permission, check_address, leads_inside, parse_rule
 
 
 def permission(*rules: str, **more) -> Permission:

@@ -8,8 +8,8 @@ import pytest
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import digest_of
 from tests.fakes.office import EVERYBODY, Office, basic
-from tests.integration.test_credentials import serving
 from tests.running import Answer, Mirror, running
+from tests.upstream.test_auth import serving
 
 TEAM, MINE, OPEN = "team/app", "eve/app", "open/app"
 NAME = "registry.lan:5000"

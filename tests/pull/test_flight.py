@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from mirror.pull.flight import Flights
 from mirror.pull.policy import UNWANTED_QUESTIONS
+from mirror.pull.singleflight import Flights
 
 
 class Calls:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirror.store.layout import Layout
+from mirror.store.local.layout import Layout
 
 
 @pytest.fixture

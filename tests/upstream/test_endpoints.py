@@ -1,7 +1,7 @@
 """What is known of visitors stays small, whatever they send."""
 
+from mirror.upstream.credentials import Verbatim, Visitors
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.visitor import Verbatim, Visitors
 
 
 class Registry:

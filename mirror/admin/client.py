@@ -1,0 +1,138 @@
+"""The mirror that runs on a cache directory, reached through the control sockets of its processes.
+
+Knows how to ask and how to tell.  Must not know what is asked.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from mirror.admin.errors import OperateError
+from mirror.server.control_sockets import Meeting
+from mirror.store.local.layout import Layout
+
+_CONNECT_SECONDS: Final = 10.0
+#: An answer of any length, as long as it goes on: a whole cache may have to be looked through.
+_SILENCE_SECONDS: Final = 300.0
+_TOLD_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One process; ``session`` has its socket as base, for the registry API and for commands."""
+
+    name: str
+    session: aiohttp.ClientSession
+
+    async def command(
+        self,
+        path: str,
+        members: Mapping[str, Any] | None = None,
+        timeout: float = _SILENCE_SECONDS,  # noqa: ASYNC109  # the client's own
+    ) -> Any:
+        """Give a command, by POST where there is something to tell, and return what it answers.
+
+        It may take ``timeout`` seconds to begin its answer, and as many to send it.
+
+        Raises:
+            OperateError: it is refused.
+            aiohttp.ClientError, TimeoutError: the process is gone, or is silent.
+        """
+        method = "GET" if members is None else "POST"
+        limit = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=timeout)
+        async with self.session.request(method, path, json=members, timeout=limit) as answer:
+            async with asyncio.timeout(timeout):  # the answer is ready before its first byte
+                if answer.status != 200:
+                    raise OperateError(await _refusal(answer))
+                return await answer.json()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The processes of a running mirror; at least one."""
+
+    workers: Sequence[Worker]
+
+    async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> Any:
+        """Ask any one; another only where nothing has been asked yet.
+
+        Raises:
+            OperateError: it refuses or breaks off, or none takes commands any more.
+        """
+        for worker in self.workers:
+            try:
+                return await worker.command(path, members)
+            except aiohttp.ClientConnectorError:
+                continue
+            except TimeoutError as error:
+                text = f"it has been silent for {_SILENCE_SECONDS:.0f} s, and may still be at it"
+                raise OperateError(f"the running mirror does not answer: {text}") from error
+            except aiohttp.ClientError as error:
+                raise OperateError(f"the running mirror broke off: {error}") from error
+        raise OperateError("the mirror that ran here has just ended; give the command again")
+
+    async def tell(self, path: str, members: Mapping[str, Any]) -> list[Any]:
+        """Tell all something that is done in no time; one that has ended need not know.
+
+        Raises:
+            OperateError: one refuses, or does not answer in time.
+        """
+        answers = []
+        for worker in self.workers:
+            try:
+                answers.append(await worker.command(path, members, _TOLD_SECONDS))
+            except TimeoutError as error:
+                raise OperateError(f"a process of the mirror ({worker.name}) hangs") from error
+            except aiohttp.ClientError:
+                continue
+        return answers
+
+
+@asynccontextmanager
+async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
+    """The mirror that runs on an absolute cache directory, None where none does.
+
+    Raises:
+        OperateError: there is one that may not be asked.
+    """
+    place = Layout(directory).control
+    async with AsyncExitStack() as stack:
+        try:
+            meeting = Meeting.open(place)
+        except (FileNotFoundError, NotADirectoryError):
+            yield None
+            return
+        except OSError as error:
+            raise OperateError(
+                f"{place} cannot be opened: {error.strerror}; run this as the mirror's user or root"
+            ) from error
+        stack.callback(meeting.close)
+        workers = [
+            Worker(name, await stack.enter_async_context(_session(meeting.address(name))))
+            for name in meeting.live()
+        ]
+        yield Running(workers) if workers else None
+
+
+def _session(address: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        "http://mirror",  # a name is needed, and nobody looks at it
+        connector=aiohttp.UnixConnector(address, limit=0),
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
+        ),
+        auto_decompress=False,
+    )
+
+
+async def _refusal(answer: aiohttp.ClientResponse) -> str:
+    """The message of the spec's error body."""
+    with contextlib.suppress(aiohttp.ClientError, ValueError, LookupError, TypeError):
+        return str((await answer.json())["errors"][0]["message"])
+    return f"the running mirror answers {answer.status}"

@@ -1,0 +1,121 @@
+"""Listing, dropping and verifying what is cached.
+
+A running mirror does it itself; where none runs it is done here.  What was dropped is forgotten by
+all processes of the mirror before the command ends.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from mirror.admin.client import Running, lookup_running
+from mirror.admin.errors import OperateError
+from mirror.config.model import Config
+from mirror.inventory.errors import UpkeepError
+from mirror.inventory.listing import listing
+from mirror.inventory.open_cache import opened_cache
+from mirror.inventory.removal import removal
+from mirror.inventory.statistics import statistics
+from mirror.inventory.verification import Verification, verify
+from mirror.stats.queries import read_statement
+from mirror.store.local.layout import Layout, ObjectKey
+
+_MOST_TOLD: Final = 2000  # names at once, well below what a request may have
+
+
+async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
+    """The images that one of the patterns means (all, without any): see ``upkeep.listing``.
+
+    Raises:
+        OperateError: the cache cannot be looked into, or a pattern is none.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask(
+                "/control/images", {"patterns": list(patterns)}
+            )
+            return answer
+    try:
+        async with opened_cache(config) as cache:
+            return await listing(cache, patterns)
+    except UpkeepError as error:
+        raise OperateError(str(error)) from error
+
+
+async def stats(config: Config) -> dict[str, Any]:
+    """What the mirror has done and how full its cache is: see ``upkeep.statistics``.
+
+    ``running`` says which mirror runs there, in how many processes; None: none does.
+
+    Raises:
+        OperateError: the cache cannot be looked into.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask("/control/stats")
+            answer["running"]["processes"] = len(running.workers)
+            return answer
+    said = read_statement(Layout(config.cache.directory.absolute()).ledger, time.time())
+    try:
+        async with opened_cache(config) as cache:
+            return {**await statistics(cache, replace(said, fills=())), "running": None}
+    except UpkeepError as error:
+        raise OperateError(str(error)) from error
+
+
+async def removed(
+    config: Config, targets: Sequence[str], *, dry_run: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Drop images, or say what would be dropped: see ``upkeep.removal``.
+
+    Raises:
+        OperateError: they are not there, or kept, or the cache cannot be used.
+    """
+    told = {"targets": list(targets), "dry_run": dry_run, "force": force}
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask("/control/remove", told)
+            if not dry_run:
+                keys = [f"{each['kind']}.{_dotted(each['digest'])}" for each in answer["objects"]]
+                await _forget(running, answer["links"], keys)
+            return answer
+    try:
+        async with opened_cache(config) as cache:
+            return await removal(cache, targets, dry_run=dry_run, force=force)
+    except UpkeepError as error:
+        raise OperateError(str(error)) from error
+
+
+async def verified(
+    config: Config, expected: Callable[[int], None], advanced: Callable[[int], None]
+) -> Verification:
+    """Hash everything and drop what is damaged, in this process even where a mirror runs.
+
+    Raises:
+        OperateError: the cache cannot be used.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+
+        async def dropped(key: ObjectKey) -> None:
+            if running is not None:
+                with contextlib.suppress(OperateError):  # one that hangs gives out nothing either
+                    await running.tell("/control/forget", {"links": [], "objects": [str(key)]})
+
+        try:
+            async with opened_cache(config) as cache:
+                return await verify(cache, expected, advanced, dropped)
+        except UpkeepError as error:
+            raise OperateError(str(error)) from error
+
+
+async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -> None:
+    for start in range(0, max(len(links), len(keys)), _MOST_TOLD):
+        end = start + _MOST_TOLD
+        told = {"links": links[start:end], "objects": keys[start:end]}
+        await running.tell("/control/forget", told)
+
+
+def _dotted(digest: str) -> str:
+    return digest.replace(":", ".")

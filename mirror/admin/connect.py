@@ -1,0 +1,69 @@
+"""A mirror on a cache directory: the one that runs there, else one of our own for a while.
+
+So that there is one way in which images are pulled, verified and stored.  Must not know what is
+asked of the mirror.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from mirror.admin.client import lookup_running
+from mirror.admin.errors import OperateError
+from mirror.admin.ownership import check_owner
+from mirror.config.model import AccessConfig, Config, ServerConfig
+from mirror.config.proxy import ProxyConfig
+from mirror.server import StartError, serving
+from mirror.threads import NoThreadError
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A mirror that takes requests by ``sessions``, one for each of its processes.
+
+    ``own``: it ends with this command.
+    """
+
+    sessions: Sequence[aiohttp.ClientSession]
+    own: bool
+
+
+@asynccontextmanager
+async def reached(config: Config) -> AsyncIterator[Reached]:
+    """Reach a mirror on the configured cache directory.
+
+    Raises:
+        OperateError: there is none and none can be started, or one that may not be asked.
+    """
+    directory = config.cache.directory.absolute()
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(lookup_running(directory))
+        own = running is None
+        if running is None:
+            check_owner(directory)
+            try:
+                await stack.enter_async_context(serving(_private(config), asyncio.Event()))
+            except (StartError, NoThreadError) as error:
+                raise OperateError(str(error)) from error
+            running = await stack.enter_async_context(lookup_running(directory))
+        if running is None:
+            raise OperateError(
+                f"the cache directory {directory} cannot be written to; "
+                "choose another with --cache-dir or [cache] directory"
+            )
+        yield Reached([worker.session for worker in running.workers], own)
+
+
+def _private(config: Config) -> Config:
+    """The same mirror for nobody but us: it listens on its control socket alone."""
+    server = ServerConfig.model_validate({"drain": "0s", "hot": False})
+    nobody = {
+        "server": server.model_copy(update={"listen": ()}),
+        "proxy": ProxyConfig(),
+        "access": AccessConfig(),
+        "warm": (),
+    }
+    return config.model_copy(update=nobody)

@@ -1,0 +1,290 @@
+"""The registry API: one small handler per kind of request.  No decisions, only translation."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from aiohttp import web
+from yarl import URL
+
+from mirror.api.client_credentials import Visiting
+from mirror.api.parts import Parts, wanted_ranges
+from mirror.http.body import answer_with, stream
+from mirror.http.exchange import EXCHANGE, Kept
+from mirror.http.response_cache import SMALL_FILE_BYTES
+from mirror.http.responses import API_VERSION, cache_status, digest_fields, not_modified
+from mirror.http.sendfile import Sender
+from mirror.oci.digest import Digest
+from mirror.oci.endpoint import (
+    BlobEndpoint,
+    ManifestEndpoint,
+    Ping,
+    ReferrersEndpoint,
+    TagsEndpoint,
+    parse_endpoint,
+)
+from mirror.oci.endpoint import Content as ContentEndpoint
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.oci.media_types import OCI_INDEX
+from mirror.pull.blobs import BlobPulls
+from mirror.pull.body import Content, StoredContent
+from mirror.pull.listings import ListingAnswer, ListingPulls
+from mirror.pull.manifests import ManifestPulls
+from mirror.pull.outcome import Outcome
+from mirror.pull.private import VisitedBlobs, VisitedListings, VisitedManifests
+from mirror.shares import SMALL_BYTES
+from mirror.upstream.errors import RefusedError
+from mirror.upstream.routing import Directory, Target
+
+#: For shared caches in between that keep what was asked for with Authorization (RFC 9111, 5.2.2.7).
+_FOR_ONE_CLIENT = {"Cache-Control": "private"}
+_MOST_QUERY_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryFace:
+    """Answers below ``/v2/``; without ``visiting`` nobody's credentials are looked at.
+
+    ``pushed`` says of a target's record when there was a push through this mirror, if any can be.
+    """
+
+    directory: Directory
+    blobs: BlobPulls | VisitedBlobs
+    manifests: ManifestPulls | VisitedManifests
+    listings: ListingPulls | VisitedListings
+    sender: Sender
+    visiting: Visiting | None = None
+    pushed: Callable[[str], str] | None = None
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request of the registry API.
+
+        Raises:
+            OciError, InvalidName, UnknownRegistryError, UpstreamError: see ``responses.error_of``.
+        """
+        exchange = request[EXCHANGE]
+        endpoint = parse_endpoint(request.method, raw_path(request))
+        exchange.kind = endpoint.kind
+        try:
+            if isinstance(endpoint, Ping):
+                return await self._ping(request, endpoint)
+            target = self._target(request, endpoint)
+            exchange.upstream, exchange.repository = target.upstream, target.repository
+            return await self._content(request, target, endpoint)
+        except RefusedError as error:
+            if self.visiting is None or exchange.first_byte is not None:
+                raise
+            given = request.headers.get("Authorization", "")
+            raise self.visiting.refusal(exchange, error, given) from error
+
+    async def _content(
+        self, request: web.BaseRequest, target: Target, endpoint: ContentEndpoint
+    ) -> web.StreamResponse:
+        if isinstance(endpoint, ManifestEndpoint):
+            return await self._manifest(request, target, endpoint)
+        if isinstance(endpoint, BlobEndpoint):
+            return await self._blob(request, target, endpoint.digest)
+        return await self._listing(request, target, endpoint)
+
+    async def _ping(self, request: web.BaseRequest, endpoint: Ping) -> web.Response:
+        exchange = request[EXCHANGE]
+        named = self.directory.upstream(endpoint.prefix) if endpoint.prefix else ""
+        if self.visiting is not None:
+            meant = named or self.visiting.upstream(exchange)
+            given = request.headers.get("Authorization", "")
+            await self.visiting.ping(exchange, meant, given)
+        return web.json_response({}, headers=API_VERSION)
+
+    def _target(self, request: web.BaseRequest, endpoint: ContentEndpoint) -> Target:
+        exchange = request[EXCHANGE]
+        target = self.directory.resolve(
+            endpoint.name,
+            prefix=endpoint.prefix,
+            namespace=_namespace(request),
+            host=exchange.origin.host,
+            connected=exchange.connected,
+        )
+        if self.pushed is not None:
+            target = replace(target, since=self.pushed(target.record))
+        if self.visiting is None:
+            return target
+        given = request.headers.get("Authorization", "")
+        visitor = self.visiting.visitor(exchange, target.upstream, given)
+        return target if visitor is None else replace(target, visitor=visitor)
+
+    async def _manifest(
+        self, request: web.BaseRequest, target: Target, endpoint: ManifestEndpoint
+    ) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        exchange.reference = str(endpoint.reference)
+        accept = ", ".join(request.headers.getall("Accept", []))
+        if request.method == "HEAD":
+            known = await self.manifests.head(target, endpoint.reference, accept)
+            body, descriptor = b"", known.descriptor
+            outcome, detail, until = known.outcome, known.detail, known.until
+            private = known.private
+            digest, media_type, size = descriptor.digest, descriptor.media_type, descriptor.size
+        else:
+            answer = await self.manifests.get(target, endpoint.reference, accept)
+            manifest, outcome, detail = answer.manifest, answer.outcome, answer.detail
+            until, private, exchange.manifest = answer.until, answer.private, manifest
+            digest, media_type, body = manifest.digest, manifest.media_type, manifest.body
+            size = len(body)
+        exchange.come_by(outcome, private=private)
+        exchange.detail, exchange.digest = detail, str(digest)
+        stored = request.method == "GET"
+        headers = _fields(request, digest, cache_status(outcome, stored=stored, detail=detail))
+        if not_modified(request, digest):
+            return web.Response(status=304, headers=headers)
+        headers |= {"Content-Type": media_type, "Content-Length": str(size)}
+        # What was pushed through another process is looked for, and so not repeated blindly.
+        lasting = until == math.inf or not exchange.connected
+        small = len(body) <= SMALL_BYTES  # what is repeated waits in memory for each client
+        if exchange.repeatable and outcome is Outcome.HIT and until and lasting and small:
+            used = partial(self.manifests.touch, digest)
+            exchange.kept = Kept(digest, until, used, body, size=len(body))
+        return await answer_with(request, headers, body, self.sender)
+
+    async def _blob(
+        self, request: web.BaseRequest, target: Target, digest: Digest
+    ) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        exchange.reference = str(digest)
+        if request.method == "HEAD":
+            head = await self.blobs.head(target, digest)
+            exchange.come_by(head.outcome, private=head.private)
+            fields = _fields(request, digest, cache_status(head.outcome))
+            return _blob_response(200, fields, head.size)
+        answer = await self.blobs.get(target, digest)
+        exchange.come_by(answer.outcome, private=answer.private)
+        fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
+        content = answer.content
+        try:
+            if exchange.repeatable and isinstance(content, StoredContent):
+                exchange.kept = self._kept(digest, content)
+            return await self._send_blob(request, answer.content, digest, fields)
+        finally:
+            await answer.content.close()
+
+    def _kept(self, digest: Digest, content: StoredContent) -> Kept | None:
+        if content.size > SMALL_FILE_BYTES:
+            return None
+        used = partial(self.blobs.touch, digest)
+        try:
+            file = os.dup(content.descriptor)
+        except OSError:  # too many are open: what is not repeated is worked out again
+            return None
+        return Kept(digest, math.inf, used, file=file, size=content.size)
+
+    async def _send_blob(
+        self, request: web.BaseRequest, content: Content, digest: Digest, fields: dict[str, str]
+    ) -> web.StreamResponse:
+        if not_modified(request, digest):
+            return web.Response(status=304, headers=fields)
+        size = content.size
+        ranges = () if size is None else wanted_ranges(request, digest, size)
+        if size is None or not ranges:
+            response = _blob_response(200, fields, size)
+            if size is None:
+                response.enable_chunked_encoding()
+            body = content.pieces(0, None)
+        elif len(ranges) > 1:
+            parts = Parts(ranges, size)
+            response = _blob_response(206, fields, parts.length)
+            response.headers["Content-Type"] = parts.content_type
+            body = parts.pieces(content)
+        else:
+            (wanted,) = ranges
+            response = _blob_response(206, fields, wanted.length)
+            response.headers["Content-Range"] = wanted.content_range(size)
+            # Who asks for whatever there is takes it as it comes, verified at the end.
+            body = content.pieces(wanted.start, None if wanted.open_ended else wanted.stop)
+        await stream(request, response, body, self.sender)
+        return response
+
+    async def _listing(
+        self, request: web.BaseRequest, target: Target, endpoint: TagsEndpoint | ReferrersEndpoint
+    ) -> web.StreamResponse:
+        query = _kept_query(request)
+        if isinstance(endpoint, TagsEndpoint):
+            media_type = "application/json"
+            answer = await self.listings.tags(target, query)
+        else:
+            media_type = OCI_INDEX
+            answer = await self.listings.referrers(target, endpoint.digest, query)
+        exchange = request[EXCHANGE]
+        exchange.come_by(answer.outcome, private=answer.private)
+        exchange.detail = answer.detail
+        headers = _listing_fields(request, answer, media_type)
+        return await answer_with(request, headers, answer.listing.body, self.sender)
+
+
+def raw_path(request: web.BaseRequest) -> str:
+    """The path as it stood on the wire: decoding is where one path becomes two."""
+    target = request.raw_path.partition("?")[0]
+    if target.startswith("/") or "://" not in target:
+        return target
+    return "/" + target.partition("://")[2].partition("/")[2]
+
+
+def _namespace(request: web.BaseRequest) -> str | None:
+    """The registry that a client names apart from the path.
+
+    In a field it comes from snapshotters that can be told to send one, but send no ``ns``.
+    """
+    return request.rel_url.query.get("ns") or request.headers.get("OCI-Namespace")
+
+
+def _fields(request: web.BaseRequest, digest: Digest, status: str) -> dict[str, str]:
+    fields = {**API_VERSION, **digest_fields(digest), "Cache-Status": status}
+    if request[EXCHANGE].private:
+        fields |= _FOR_ONE_CLIENT
+    namespace = _namespace(request)
+    return fields | {"OCI-Namespace": namespace} if namespace else fields
+
+
+def _blob_response(status: int, fields: dict[str, str], length: int | None) -> web.StreamResponse:
+    headers = {**fields, "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = length
+    return response
+
+
+def _kept_query(request: web.BaseRequest) -> str:
+    """What of the query goes upstream: all but ``ns``, for registries turn pages by their own keys.
+
+    Raises:
+        OciError: it makes no sense.
+    """
+    query = request.rel_url.query
+    count = query.get("n", "0")
+    if not (count.isascii() and count.isdecimal()):
+        text = "n is how many there may be on a page, a number"
+        raise OciError(ErrorCode.UNSUPPORTED, text, status=400)
+    kept = URL.build(query=[pair for pair in query.items() if pair[0] != "ns"]).raw_query_string
+    if len(kept) > _MOST_QUERY_BYTES:
+        raise OciError(ErrorCode.UNSUPPORTED, "a query of that length is no page", status=400)
+    return kept
+
+
+def _listing_fields(
+    request: web.BaseRequest, answer: ListingAnswer, media_type: str
+) -> dict[str, str]:
+    listing = answer.listing
+    headers = {
+        **API_VERSION,
+        "Content-Type": media_type,
+        "Cache-Status": cache_status(answer.outcome, detail=answer.detail),
+    }
+    if answer.private:
+        headers |= _FOR_ONE_CLIENT
+    if listing.filters_applied:
+        headers["OCI-Filters-Applied"] = listing.filters_applied
+    if listing.next_query:
+        query = listing.next_query
+        if "ns" in request.rel_url.query:
+            query += f"&{URL.build(query={'ns': request.rel_url.query['ns']}).raw_query_string}"
+        headers["Link"] = f'<{raw_path(request)}?{query}>; rel="next"'
+    return headers

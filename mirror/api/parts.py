@@ -1,0 +1,62 @@
+"""Parts of a blob: which a client wants, and several of them as one body (RFC 9110, 14)."""
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from aiohttp import web
+
+from mirror.oci.byterange import ByteRange, RangeNotSatisfiable, parse_ranges
+from mirror.oci.digest import Digest
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.pull.body import Content, Piece
+
+
+def wanted_ranges(request: web.BaseRequest, digest: Digest, size: int) -> tuple[ByteRange, ...]:
+    """What to send of a blob of ``size`` bytes; nothing means the whole.
+
+    Raises:
+        OciError: none of it is in the blob.
+    """
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition != f'"{digest}"':
+        return ()
+    try:
+        return parse_ranges(request.headers.get("Range"), size)
+    except RangeNotSatisfiable as error:
+        raise OciError(
+            ErrorCode.RANGE_INVALID,
+            str(error),
+            status=416,
+            headers={"Content-Range": f"bytes */{size}"},
+        ) from error
+
+
+class Parts:
+    """Several stretches of a blob of ``size`` bytes, each with its own header fields."""
+
+    def __init__(self, ranges: Sequence[ByteRange], size: int) -> None:
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/byteranges; boundary={boundary}"
+        self._ranges = ranges
+        self._heads = [
+            f"\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n"
+            f"Content-Range: {wanted.content_range(size)}\r\n\r\n".encode()
+            for wanted in ranges
+        ]
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+        headers = sum(map(len, self._heads)) + len(self._tail)
+        self.length = headers + sum(wanted.length for wanted in ranges)
+
+    async def pieces(self, content: Content) -> AsyncGenerator[Piece, None]:
+        """The body, as the blob's bytes become available.
+
+        Raises:
+            BrokenOffError: see :meth:`Content.pieces`.
+        """
+        for head, wanted in zip(self._heads, self._ranges, strict=True):
+            yield head
+            async with aclosing(content.pieces(wanted.start, wanted.stop)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        yield self._tail

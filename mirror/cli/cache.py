@@ -1,0 +1,195 @@
+"""The commands for what is cached: list it, drop it, verify it."""
+
+import json
+import sys
+import time
+from collections.abc import Coroutine
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from mirror import threads
+from mirror.cli.stats import print_statistics
+from mirror.cli.table import ago, print_table, size
+from mirror.config import Config, ConfigError, load
+from mirror.logs import configure
+
+R = TypeVar("R")
+
+_FAILED = 1
+_USAGE = 2
+
+app = typer.Typer(rich_markup_mode=None)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Whose images; else as in the configuration.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines: bytes, and RFC 3339.")]
+
+
+class Order(StrEnum):
+    """What comes first in a list."""
+
+    NAME = "name"
+    SIZE = "size"
+    USED = "used"
+
+
+@app.command("ls")
+def list_images(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Names or globs such as alpine or 'ghcr.io/**:1.*'.")
+    ] = None,
+    sort: Annotated[Order, typer.Option(help="The largest, or what was used last, first.")] = (
+        Order.NAME
+    ),
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """List the images in the cache: how much of each is there, and when it was last pulled."""
+    settings = _load(config, cache_dir)
+    from mirror.admin.commands import listed  # noqa: PLC0415  # late: it loads half of the server
+
+    found = _done(listed(settings, patterns or []))
+    images = sorted(found["images"], key=_SORTED[sort])
+    if as_json:
+        print(json.dumps({**found, "images": images}, indent=2))
+        return
+    if images:
+        print_table(
+            ("IMAGE", "PLATFORM", "SIZE", "THERE", "USED"), list(map(_row, images)), {"SIZE"}
+        )
+    total, cache = found["total"], found["cache"]
+    noun = "image" if total["images"] == 1 else "images"
+    print(
+        f"{total['images']} {noun}, {size(total['bytes'])} (what they share counted once); "
+        f"the cache has {size(cache['bytes'])} of {size(cache['max_bytes'])}"
+    )
+
+
+@app.command("stats")
+def print_stats(
+    as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
+) -> None:
+    """Say what the mirror has saved, how full its cache is, and how its upstreams are."""
+    settings = _load(config, cache_dir)
+    from mirror.admin.commands import stats  # noqa: PLC0415  # late, as above
+
+    found = _done(stats(settings))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_statistics(found)
+
+
+@app.command("rm")
+def remove_images(
+    images: Annotated[
+        list[str], typer.Argument(help="Images, globs in quotes ('alpine:3.*'), or digests.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what [[keep]] keeps.")] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Drop images from the cache, with what no other cached image uses.
+
+    What is being sent is sent to its end; the next pull comes from upstream.
+    """
+    settings = _load(config, cache_dir)
+    from mirror.admin.commands import removed  # noqa: PLC0415  # late, as above
+
+    gone = _done(removed(settings, images, dry_run=dry_run, force=force))
+    if as_json:
+        print(json.dumps(gone, indent=2))
+        return
+    for image in gone["images"]:
+        print(f"{'would drop' if dry_run else 'dropped'} {image['name']}")
+    count = len(gone["objects"])
+    print(
+        f"{count} {'object' if count == 1 else 'objects'}, {size(gone['bytes'])}"
+        f"{' would be' if dry_run else ''} freed"
+    )
+
+
+@app.command()
+def verify(
+    as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
+) -> None:
+    """Hash everything in the cache and drop what is damaged; a mirror may run meanwhile.
+
+    Exits with 1 where something was damaged.
+    """
+    settings = _load(config, cache_dir)
+    from mirror.admin.commands import verified  # noqa: PLC0415  # late, as above
+    from mirror.cli.progress import ByteProgress  # noqa: PLC0415
+
+    with ByteProgress("verifying") as progress:
+        found = _done(verified(settings, progress.expect, progress.advance))
+    if as_json:
+        damaged = [{"kind": each.kind, "digest": str(each.digest)} for each in found.damaged]
+        told = {"objects": found.objects, "bytes": found.bytes, "damaged": damaged}
+        print(json.dumps(told, indent=2))
+    else:
+        for key in found.damaged:
+            print(f"damaged, dropped: {key}")
+        print(f"{found.objects} objects, {size(found.bytes)}: {len(found.damaged)} damaged")
+    if found.damaged:
+        raise typer.Exit(_FAILED)
+
+
+_SORTED = {
+    Order.NAME: lambda image: image["name"],
+    Order.SIZE: lambda image: -image["bytes"],
+    Order.USED: lambda image: -_seconds(image["last_used"]),
+}
+
+
+def _row(image: dict[str, Any]) -> tuple[str, ...]:
+    platforms = [each["platform"] or "?" for each in image["platforms"]]
+    lacking = f"lacks {size(image['missing_bytes'])}" if platforms else "no platform"
+    return (
+        image["name"],
+        ", ".join(platforms) or "-",
+        size(image["bytes"]),
+        ("whole" if image["whole"] else lacking) + (", kept" if image["kept"] else ""),
+        ago(time.time() - _seconds(image["last_used"])),
+    )
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def _done(work: Coroutine[Any, Any, R]) -> R:
+    """What came out of a command; or one line, and 1."""
+    from mirror.admin.errors import OperateError  # noqa: PLC0415  # late, as above
+
+    try:
+        return threads.run(work)
+    except (OperateError, threads.NoThreadError) as error:
+        _fail(str(error), _FAILED)
+
+
+def _load(file: Path | None, cache_dir: Path | None) -> Config:
+    flags = {"cache": {} if cache_dir is None else {"directory": str(cache_dir)}}
+    try:
+        settings = load(file, flags)
+    except ConfigError as error:
+        _fail("\n".join(error.problems), _USAGE)
+    configure("error", settings.log.format, access=False)
+    return settings
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("\n".join(f"mirror: {line}" for line in message.splitlines()), file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,53 @@
+"""Which images a command means: what was typed, and lists of it."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from mirror.admin.errors import OperateError
+from mirror.oci.image_name import ImageName, parse_image, parse_list
+
+
+class NamesError(Exception):
+    """Names that are none: ``problems`` has one line for each, which says where it stands."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def typed_images(texts: Iterable[str]) -> list[ImageName]:
+    """What stands on the command line.
+
+    Raises:
+        NamesError: some of it names no image.
+    """
+    images, problems = [], []
+    for text in texts:
+        try:
+            images.append(parse_image(text))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise NamesError(problems)
+    return images
+
+
+def listed_images(name: str, lines: TextIO | None = None) -> list[ImageName]:
+    """What stands in a list, one image per line; ``lines`` where it is open already.
+
+    Raises:
+        NamesError: some of it names no image.
+        OperateError: the list cannot be read.
+    """
+    try:
+        text = Path(name).read_text(encoding="utf-8") if lines is None else lines.read()
+    except OSError as error:
+        raise OperateError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise OperateError(f"{name}: is no list of images: no UTF-8") from error
+    found = list(parse_list(text.splitlines()))
+    problems = [f"{name}:{line.number}: {line.mistake}" for line in found if line.image is None]
+    if problems:
+        raise NamesError(problems)
+    return [line.image for line in found if line.image is not None]

@@ -1,0 +1,181 @@
+"""How far many images have come: bars on a terminal, plain lines now and then in a log.
+
+On a terminal there is a bar for each image under way, one for all together, and a line for each
+that has ended.  Bytes that were in the cache already count for the bar and not for the rate.
+"""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TaskID
+from rich.table import Column
+from rich.text import Text
+
+from mirror.registry_client.plan import Wanted
+from mirror.registry_client.pull import Pulled
+
+_LINE_SECONDS: Final = 10.0
+_RATE_SECONDS: Final = 10.0
+_LEAST_SECONDS: Final = 0.5
+
+
+class Rate:
+    """Bytes a second, over the last ten seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began: float | None = None
+        self._seen: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, size: int) -> None:
+        """``size`` bytes came just now."""
+        if self._began is None:  # what went before was no downloading
+            self._began = self._clock()
+        self._seen.append((self._clock(), size))
+        self._sum += size
+
+    def now(self) -> float:
+        """What it is now."""
+        now = self._clock()
+        while self._seen and self._seen[0][0] < now - _RATE_SECONDS:
+            self._sum -= self._seen.popleft()[1]
+        elapsed = 0.0 if self._began is None else now - self._began
+        return self._sum / min(max(elapsed, _LEAST_SECONDS), _RATE_SECONDS)
+
+    def left(self, size: int) -> str:
+        """How long ``size`` bytes more will take, as a person says it; empty: nobody knows."""
+        rate = self.now()
+        return _spoken(size / rate) if rate else ""
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """How fast it comes from upstream, and how long it still takes."""
+        rate: Rate = task.fields["rate"]
+        now = rate.now()
+        left = rate.left(int((task.total or 0) - task.completed))
+        return Text(f"{decimal(int(now))}/s {left}" if now and not task.finished else "")
+
+
+class ImagesProgress:
+    """Told by a puller; says it on standard error."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count = self._ended = 0
+        self._bytes = self._done = 0
+        self._rate = Rate(clock)
+        self._told = clock()
+        self._tasks: dict[Wanted, TaskID] = {}
+        self._rates: dict[Wanted, Rate] = {}
+        self._sizes: dict[Wanted, int] = {}
+        console = Console(stderr=True, highlight=False)
+        self.bars = console.is_terminal
+        self._progress = Progress(
+            _NameColumn(table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=10)),
+            DownloadColumn(table_column=Column(no_wrap=True)),
+            _RateColumn(table_column=Column(no_wrap=True, min_width=16)),
+            console=console,
+            expand=True,
+            transient=True,
+            disable=not self.bars,
+        )
+        self._total = self._progress.add_task(self._all(), total=None, rate=self._rate)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def expected(self, images: int) -> None:
+        """So many images are to come."""
+        self._count = images
+        self._progress.update(self._total, description=self._all())
+
+    def planned(self, wanted: Wanted, size: int) -> None:
+        """It is known how large an image is."""
+        self._bytes += size
+        self._sizes[wanted] = size
+        self._progress.update(self._total, total=self._bytes)
+
+    def began(self, wanted: Wanted) -> None:
+        """A bar for it, below the one for all."""
+        rate = self._rates[wanted] = Rate(self._clock)
+        task = self._progress.add_task(wanted.typed, total=self._sizes[wanted], rate=rate)
+        self._tasks[wanted] = task
+
+    def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None:
+        """So many bytes more of it are there."""
+        self._done += size
+        if fetched:
+            self._rate.add(size)
+            self._rates[wanted].add(size)
+        self._progress.advance(self._tasks[wanted], size)
+        self._progress.advance(self._total, size)
+        if not self.bars and self._clock() - self._told >= _LINE_SECONDS:
+            self._tell(self._line())
+
+    def ended(self, pulled: Pulled) -> None:
+        """A line instead of its bar."""
+        self._ended += 1
+        task = self._tasks.pop(pulled.wanted, None)
+        if task is not None:
+            self._progress.remove_task(task)
+        self._progress.update(self._total, description=self._all())
+        self._tell(described(pulled))
+
+    def _all(self) -> str:
+        return f"{self._ended} of {self._count} image{'' if self._count == 1 else 's'}"
+
+    def _line(self) -> str:
+        left = self._rate.left(self._bytes - self._done)
+        more = f", {left} left" if left else ""
+        rate = f"{decimal(int(self._rate.now()))}/s{more}"
+        return f"{self._all()}, {decimal(self._done)} of {decimal(self._bytes)}, {rate}"
+
+    def _tell(self, line: str) -> None:
+        self._told = self._clock()
+        if self.bars:
+            self._progress.console.print(line, markup=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+class _NameColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """The name of an image, as it was typed; nothing in it is markup."""
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+def described(pulled: Pulled) -> str:
+    """How it went with one image, as one line."""
+    name = pulled.wanted.typed
+    if pulled.reason:
+        return f"{name}: failed: {pulled.reason}"
+    size = decimal(pulled.plan.blob_bytes if pulled.plan else 0)
+    came = f"{decimal(pulled.fetched)} fetched" if pulled.fetched else "all of it was there"
+    stale = pulled.plan is not None and pulled.plan.stale
+    return f"{name}: {size}, {came}{', as last known: upstream cannot answer' if stale else ''}"
+
+
+def _spoken(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,117 @@
+"""The command line.  Says what went wrong in one line; decides nothing else."""
+
+import atexit
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mirror import __version__, threads
+from mirror.cli import cache, clients, images, proxy
+from mirror.config import Config, ConfigError, load
+from mirror.config.dump import dump_toml
+from mirror.metrics.multiprocess import shared_figures
+
+_FAILED = 1
+_USAGE = 2
+
+app = typer.Typer(
+    help="A pull-through cache for container images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes are no lines that a log or grep could use
+)
+app.add_typer(cache.app)  # ls, rm, stats, verify
+app.add_typer(clients.app)  # client, doctor
+app.add_typer(proxy.app)  # ca
+app.add_typer(images.app)  # warm
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+]
+
+
+def main() -> None:
+    """The ``mirror`` command."""
+    app(prog_name="mirror")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mirror {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT, :PORT or unix:/PATH to listen on; may be repeated."),
+    ] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where blobs are kept.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="How much, e.g. 50GiB or 80%.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes on the same port; 0 = one per core.")
+    ] = None,
+) -> None:
+    """Run the mirror until SIGTERM or Ctrl-C; on SIGHUP it reads its configuration again."""
+    flags: dict[str, dict[str, Any]] = {"server": {}, "cache": {}}
+    if listen:
+        flags["server"]["listen"] = listen[0] if len(listen) == 1 else listen
+    if cache_dir is not None:
+        flags["cache"]["directory"] = str(cache_dir)
+    if max_size is not None:
+        flags["cache"]["max_size"] = max_size
+    if workers is not None:
+        flags["server"]["workers"] = workers
+    settings = _load(config, flags)
+
+    def reread() -> Config:
+        return load(config, flags)
+
+    processes = settings.server.processes()
+    with shared_figures(processes):
+        # Late, so that `check` and `client` do not pay for the server's imports.
+        from mirror.logs import queue_output  # noqa: PLC0415
+        from mirror.server import StartError, run  # noqa: PLC0415
+        from mirror.workers.supervisor import supervise  # noqa: PLC0415
+
+        atexit.register(queue_output().drain)  # after a traceback of the interpreter's too
+        try:
+            if processes == 1:
+                threads.run(run(settings, reread))
+            else:
+                supervise(settings, reread)
+        except (StartError, threads.NoThreadError) as error:
+            _fail(str(error), _FAILED)
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Print the configuration with its defaults, or its mistakes."""
+    print(dump_toml(_load(config, {})))
+
+
+def _load(file: Path | None, flags: dict[str, Any]) -> Config:
+    try:
+        return load(file, flags)
+    except ConfigError as error:
+        _fail("\n".join(error.problems), _USAGE)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("\n".join(f"mirror: {line}" for line in message.splitlines()), file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,82 @@
+"""``mirror stats`` for people."""
+
+import time
+from datetime import datetime
+from typing import Any
+
+from mirror.cli.table import ago, print_table, share, size
+
+
+def print_statistics(found: dict[str, Any]) -> None:
+    """Print what ``upkeep.statistics`` says, and which mirror runs."""
+    print(_running(found["running"]))
+    if found["trouble"]:
+        print(f"the figures are not kept at the moment: {found['trouble']}")
+    print()
+    total, today = found["total"], found["today"]
+    rows: list[tuple[str, ...]] = [
+        ("requests", f"{total['requests']:,}", f"{today['requests']:,}"),
+        ("without a download", share(total["hit_rate"]), share(today["hit_rate"])),
+        *(
+            (name, size(total[key]), size(today[key]))
+            for name, key in (
+                ("served", "served_bytes"),
+                ("from upstream", "upstream_bytes"),
+                ("saved", "saved_bytes"),
+            )
+        ),
+        ("saved of what was served", share(total["byte_hit_rate"]), share(today["byte_hit_rate"])),
+    ]
+    since = f"SINCE {found['since'][:10]}" if found["since"] else "IN ALL"
+    print_table(("", since, "TODAY"), rows, {since, "TODAY"})
+    cache = found["cache"]
+    kept = f", {size(cache['kept_bytes'])} of it kept" if cache["kept_bytes"] else ""
+    print(
+        f"\ncache: {size(cache['bytes'])} of {size(cache['max_bytes'])} "
+        f"in {cache['objects']:,} objects{kept}\n"
+    )
+    asked = [each for each in found["upstreams"] if each["up"] is not None]
+    if asked:
+        names = ("UPSTREAM", "HEALTH", "REQUESTS", "HITS", "SAVED", "RATE LIMIT")
+        print_table(names, list(map(_upstream, asked)), {"REQUESTS", "HITS", "SAVED"})
+    others = [each["name"] for each in found["upstreams"] if each["up"] is None]
+    if others:
+        print(f"not asked yet: {', '.join(others)}")
+    if found["fills"]:
+        print()
+        columns = ("DOWNLOADING", "DONE", "OF", "RATE", "CLIENTS")
+        print_table(columns, list(map(_fill, found["fills"])), set(columns[1:]))
+
+
+def _running(running: dict[str, Any] | None) -> str:
+    if running is None:
+        return "no mirror runs on this cache directory"
+    processes = running["processes"]
+    started = ago(time.time() - datetime.fromisoformat(running["started"]).timestamp())
+    several = f" in {processes} processes" if processes > 1 else ""
+    return f"mirror {running['version']} runs{several}, started {started}"
+
+
+def _upstream(account: dict[str, Any]) -> tuple[str, ...]:
+    health = "up" if account["up"] else f"down ({account['last_answer']})"
+    left, limit = account["rate_limit_remaining"], account["rate_limit"]
+    total = account["total"]
+    return (
+        account["name"],
+        health,
+        f"{total['requests']:,}",
+        share(total["hit_rate"]),
+        size(total["saved_bytes"]),
+        "-" if left is None or limit is None else f"{left:,.0f} of {limit:,.0f} left",
+    )
+
+
+def _fill(fill: dict[str, Any]) -> tuple[str, ...]:
+    total = fill["total_bytes"]
+    return (
+        f"{fill['upstream']}/{fill['repository']} {fill['digest'][:19]}",
+        size(fill["bytes"]),
+        "?" if total is None else size(total),
+        f"{size(fill['bytes_per_second'])}/s",
+        str(fill["clients"]),
+    )

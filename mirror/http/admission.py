@@ -1,0 +1,79 @@
+"""Who gets in: room, network, password.  Health checks always do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from mirror.http.forwarded import Network, lookup_address
+from mirror.http.htpasswd import Htpasswd
+from mirror.http.responses import overloaded
+from mirror.http.turns import LineFullError
+from mirror.oci.authorization import parse_basic
+from mirror.oci.errors import ErrorCode, OciError
+
+_OPEN: Final = frozenset({"/healthz", "/readyz"})
+_RETRY_SECONDS: Final = 5.0
+_CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mirror", charset="UTF-8"'}
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The rules: an empty list of networks is everyone, no password file is no question."""
+
+    networks: Sequence[Network]
+    users: Htpasswd | None
+
+    async def check(self, request: web.BaseRequest, client: str, refusal: str) -> None:
+        """Let a client's request in, or not; ``refusal`` is why it is one too many.
+
+        Raises:
+            OciError: it is not let in.
+        """
+        if request.raw_path in _OPEN and not refusal:
+            return
+        self._check_place(client, refusal)
+        if not await self._is_known(request.headers.get("Authorization", ""), client):
+            text = "this mirror asks for user and password (docker login, or auths of your client)"
+            raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
+
+    async def check_proxied(self, request: web.BaseRequest, client: str, refusal: str) -> None:
+        """Let a request to the proxy in, or not, as ``check``.
+
+        Raises:
+            OciError: it is not let in.
+        """
+        self._check_place(client, refusal)
+        if not await self._is_known(request.headers.get("Proxy-Authorization", ""), client):
+            text = "this proxy asks for user and password (HTTPS_PROXY=http://user:password@...)"
+            headers = {"Proxy-Authenticate": _CHALLENGE["WWW-Authenticate"]}
+            raise OciError(ErrorCode.UNAUTHORIZED, text, status=407, headers=headers)
+
+    def _check_place(self, client: str, refusal: str) -> None:
+        if refusal:
+            raise overloaded(refusal, _RETRY_SECONDS)
+        if self.networks and not self._is_near(client):
+            text = f"{client} is not in a network that may use this mirror"
+            raise OciError(ErrorCode.DENIED, f"{text} ([access] networks)", status=403)
+
+    def is_open_to(self, client: str) -> bool:
+        """Whether all requests from an address are let in without another look."""
+        return self.users is None and (not self.networks or self._is_near(client))
+
+    def _is_near(self, client: str) -> bool:
+        if not client:  # a unix socket: whoever can open it
+            return True
+        address = lookup_address(client)
+        return address is not None and any(address in network for network in self.networks)
+
+    async def _is_known(self, authorization: str, client: str) -> bool:
+        if self.users is None:
+            return True
+        given = parse_basic(authorization)
+        try:
+            return given is not None and await self.users.knows(*given, client)
+        except LineFullError as error:
+            text = f"too many passwords from {client or 'a unix socket'} wait to be checked"
+            headers = {"Retry-After": f"{_RETRY_SECONDS:.0f}"}
+            raise OciError(ErrorCode.TOOMANYREQUESTS, text, status=429, headers=headers) from error

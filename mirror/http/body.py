@@ -1,0 +1,113 @@
+"""Bodies on their way to a client: from a stored file, a growing one, or straight through."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Final
+
+from aiohttp import web
+
+from mirror.http.exchange import EXCHANGE, Exchange
+from mirror.http.sendfile import Sender
+from mirror.pull.body import FilePiece, Piece
+from mirror.pull.errors import BrokenOffError
+from mirror.shares import SMALL_BYTES
+
+_COPY_BYTES: Final = 256 * 1024
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger {l_onoff, l_linger}
+
+
+async def stream(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    body: AsyncGenerator[Piece, None],
+    sender: Sender,
+) -> None:
+    """Send a body after the response's headers.
+
+    What breaks off on the way ends in a reset connection: a clean end would pass for the whole
+    with clients that do not count.
+    """
+    exchange = request[EXCHANGE]
+    await response.prepare(request)
+    exchange.answered()
+    try:
+        async with aclosing(body) as pieces:
+            async for piece in pieces:
+                await _send(request, response, piece, sender)
+        await response.write_eof()
+    except (BrokenOffError, OSError) as error:
+        exchange.detail = str(error)
+        exchange.whole = False
+        reset(request)
+
+
+async def answer_with(
+    request: web.BaseRequest, headers: Mapping[str, str], body: bytes, sender: Sender
+) -> web.StreamResponse:
+    """Answer with a body in memory; of a large one the transport never has a copy of its own.
+
+    The caller must keep the body's hold until this returns.
+    """
+    if len(body) <= SMALL_BYTES:
+        request[EXCHANGE].sent_bytes = len(body)
+        return web.Response(body=body, headers=headers)
+    response = web.StreamResponse(headers=headers)
+    response.content_length = len(body)
+    await stream(request, response, _slices(body), sender)
+    return response
+
+
+async def _slices(body: bytes) -> AsyncGenerator[Piece, None]:
+    for start in range(0, len(body), SMALL_BYTES):
+        yield body[start : start + SMALL_BYTES]
+
+
+async def _send(
+    request: web.BaseRequest, response: web.StreamResponse, piece: Piece, sender: Sender
+) -> None:
+    exchange = request[EXCHANGE]
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has gone")
+    if isinstance(piece, bytes):
+        async with sender.patience():
+            await response.write(piece)
+        exchange.sent_bytes += len(piece)
+    elif response.chunked or not sender.can_send(transport):
+        await _copy(response, piece, exchange, sender)
+    else:
+        await sender.send(transport, piece, exchange.more)
+
+
+async def _copy(
+    response: web.StreamResponse, piece: FilePiece, exchange: Exchange, sender: Sender
+) -> None:
+    """For TLS, and for bodies of unknown length, whose chunk headers sendfile knows nothing of."""
+    position, stop = piece.offset, piece.offset + piece.count
+    while position < stop:
+        count = min(_COPY_BYTES, stop - position)
+        read = await sender.read(piece, position, count)
+        async with sender.patience():
+            await response.write(read)
+        position += len(read)
+        exchange.sent_bytes += len(read)
+
+
+def reset(request: web.BaseRequest) -> None:
+    """Break the connection so that no client takes what it has for the whole."""
+    if request.transport is not None:
+        break_off(request.transport)
+
+
+def break_off(transport: asyncio.BaseTransport) -> None:
+    """End a connection with a reset, whatever is still on its way."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        with contextlib.suppress(OSError):  # it is gone already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    if isinstance(transport, asyncio.Transport):
+        transport.abort()

@@ -1,0 +1,143 @@
+"""Answers: header fields and error bodies.  No decisions, no I/O."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from aiohttp import web
+
+from mirror.oci.digest import Digest
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.oci.reference import InvalidName
+from mirror.pull.errors import OverloadedError
+from mirror.pull.outcome import Outcome
+from mirror.shares import FullError
+from mirror.upstream.errors import (
+    DeniedError,
+    NotFoundError,
+    RateLimitedError,
+    TimedOutError,
+    UnauthorizedError,
+    UpstreamError,
+)
+from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
+
+#: The fields of every answer of the mirror's own. Content comes from anywhere, and a browser must
+#: neither run it nor guess what it is.
+COMMON: Mapping[str, str] = MappingProxyType(
+    {
+        "Server": "mirror",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    }
+)
+_NONE: Mapping[str, str] = MappingProxyType({})
+API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", **COMMON}
+
+_NOT_FOUND = {
+    "manifest": ErrorCode.MANIFEST_UNKNOWN,
+    "blob": ErrorCode.BLOB_UNKNOWN,
+}
+
+_CACHE_STATUS = {
+    Outcome.HIT: "mirror; hit",
+    Outcome.MISS: "mirror; fwd=miss",
+    Outcome.COALESCED: "mirror; fwd=miss; collapsed",
+    Outcome.REVALIDATED: "mirror; fwd=stale; detail=revalidated",
+    Outcome.STALE: "mirror; fwd=stale",
+    Outcome.NEGATIVE: "mirror; fwd=miss; detail=negative",
+}
+
+
+def cache_status(outcome: Outcome, *, stored: bool = False, detail: str = "") -> str:
+    """The Cache-Status field (RFC 9211)."""
+    status = _CACHE_STATUS[outcome]
+    if stored and outcome is Outcome.MISS:
+        status += "; stored"
+    return f"{status}; detail={detail}" if detail else status
+
+
+def digest_fields(digest: Digest) -> dict[str, str]:
+    """The fields that identify content by digest."""
+    return {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"'}
+
+
+def not_modified(request: web.BaseRequest, digest: Digest) -> bool:
+    """Whether If-None-Match names this content (RFC 9110, 13.1.2)."""
+    matches = request.headers.get("If-None-Match", "")
+    tags = {tag.strip().removeprefix("W/") for tag in matches.split(",")}
+    return "*" in tags or f'"{digest}"' in tags
+
+
+def error_of(error: Exception, kind: str) -> OciError:
+    """What a client is told of an error; the message is for people."""
+    if isinstance(error, OciError):
+        return error
+    if isinstance(error, InvalidName):
+        return OciError(ErrorCode.NAME_INVALID, str(error))
+    if isinstance(error, UnknownRegistryError):
+        return OciError(
+            ErrorCode.DENIED,
+            f"this mirror is not configured for {error.name}; "
+            f'its operator allows it with [upstreams."{error.name}"] in the configuration',
+        )
+    if isinstance(error, ForbiddenError):
+        return OciError(
+            ErrorCode.DENIED,
+            f"this mirror does not give out {error.repository}; its operator allows it with "
+            f'allow and deny of [upstreams."{error.upstream}"] in the configuration',
+        )
+    if isinstance(error, UpstreamError | FullError):
+        return _upstream_error(error, kind)
+    return OciError(ErrorCode.UNKNOWN, "the mirror failed to answer; its log says why", status=500)
+
+
+def _upstream_error(error: UpstreamError | FullError, kind: str) -> OciError:
+    message = str(error)
+    if isinstance(error, NotFoundError):
+        return OciError(_NOT_FOUND.get(kind, ErrorCode.NAME_UNKNOWN), message, status=404)
+    if isinstance(error, UnauthorizedError):
+        # No challenge: dockerd would answer one with the credentials it has for Docker Hub.
+        return OciError(ErrorCode.UNAUTHORIZED, message, status=401)
+    if isinstance(error, DeniedError):
+        return OciError(ErrorCode.DENIED, message, status=403)
+    if isinstance(error, RateLimitedError):
+        headers = _retry_after(error.retry_after)
+        return OciError(ErrorCode.TOOMANYREQUESTS, message, status=429, headers=headers)
+    if isinstance(error, OverloadedError | FullError):
+        return overloaded(message, error.retry_after)
+    status = 504 if isinstance(error, TimedOutError) else 502
+    return OciError(ErrorCode.UNAVAILABLE, message, status=status)
+
+
+def overloaded(message: str, seconds: float) -> OciError:
+    """A full house: 503, and when to come again."""
+    return OciError(ErrorCode.UNAVAILABLE, message, status=503, headers=_retry_after(seconds))
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def outcome_of(error: OciError) -> Outcome:
+    """How a request that ended in an error is counted."""
+    if error.status == 404:
+        return Outcome.NEGATIVE
+    return Outcome.DENIED if error.status in {401, 403} else Outcome.ERROR
+
+
+def error_response(error: OciError) -> web.Response:
+    """The spec's error body (OCI distribution spec, error codes)."""
+    headers = {**API_VERSION, **error.headers}
+    if error.status == 404:
+        headers["Cache-Status"] = cache_status(Outcome.NEGATIVE)
+    return web.Response(
+        status=error.status, body=error.body(), content_type="application/json", headers=headers
+    )
+
+
+def plain_response(status: int, message: str, headers: Mapping[str, str] = _NONE) -> web.Response:
+    """The answer of a proxy that fails: one line, after which the connection ends."""
+    response = web.Response(status=status, text=f"{message}\n", headers={**COMMON, **headers})
+    response.force_close()
+    return response

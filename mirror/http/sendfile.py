@@ -1,0 +1,288 @@
+"""Files to sockets, at nginx's cost per byte.
+
+``os.sendfile`` is called in a thread per writable event and for a bounded piece, so that no fast
+reader and no page that is still on the disk holds the loop, and no slow one a thread.  TCP_CORK
+fills the segments: sendfile without it costs 1.6 times the CPU.
+"""
+
+import asyncio
+import contextlib
+import math
+import os
+import select
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import Final, Self
+
+from mirror.descriptor import Descriptor
+from mirror.pull.body import FilePiece
+
+_PIECE_BYTES: Final = 16 * 1024 * 1024  # of one call: a fast reader would never let it end
+#: So long a client has a thread, where there are threads for everybody, and where there are not: a
+#: hop through the loop after each piece cost a single fast client a fifth of its throughput.
+_TURN_SECONDS: Final = 0.05
+_SHORT_TURN_SECONDS: Final = 0.01
+_FEW: Final = 4
+_INLINE_BYTES: Final = 128 * 1024  # below it the hop to a thread costs more than the copy
+#: So long a thread waits for a client, rather than for its turn on the loop: one that has kept up
+#: so far, and any other.
+_FAST_MS: Final = 10
+_BRIEF_MS: Final = 2
+_SLOW_BYTES: Final = 256 * 1024
+_CORK: Final = getattr(socket, "TCP_CORK", None)  # Linux
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
+_DRAIN_SECONDS: Final = 0.002
+_UNSENT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux, macOS
+#: What may wait in the kernel for all clients together, and for each.  By itself it would keep up
+#: to 4 MiB for each: a thousand slow ones use up the host's memory for TCP, and then every
+#: connection waits for seconds.
+_UNSENT_BYTES: Final = 256 * 1024 * 1024
+_LEAST_UNSENT_BYTES: Final = 128 * 1024
+_MOST_UNSENT_BYTES: Final = 4 * 1024 * 1024  # less wakes the thread oftener: a third more CPU
+_MANY: Final = 32  # clients that are slow, or their shares would be: threads gain nothing then
+
+
+class StalledError(OSError):
+    """The client takes nothing any more."""
+
+
+class Sender:
+    """Sends stretches of files to clients."""
+
+    def __init__(self, threads: Executor, stall_seconds: float) -> None:
+        """Give up on a client that takes nothing for ``stall_seconds``."""
+        self._threads = threads
+        self._stall_seconds = stall_seconds
+        self._sending = 0
+
+    @staticmethod
+    def can_send(transport: asyncio.Transport) -> bool:
+        """Whether it is a plain socket: TLS has to encrypt what sendfile never sees."""
+        encrypted = transport.get_extra_info("sslcontext") is not None
+        return not encrypted and transport.get_extra_info("socket") is not None
+
+    async def send(
+        self, transport: asyncio.Transport, piece: FilePiece, sent: Callable[[int], None]
+    ) -> None:
+        """Send a piece; ``sent`` is told the bytes of each step.
+
+        Raises:
+            OSError: the client is gone, has stalled, or the file is shorter than the piece.
+        """
+        async with self._raw(transport) as (connection, out):
+            position, end = piece.offset, piece.offset + piece.count
+            slow, wait_ms = self._sending > _MANY, _FAST_MS
+            with _Patience(self._stall_seconds) as patience:
+                while position < end:
+                    span = position, end
+                    step, full = await self._step(out, piece.fd, span, wait_ms, slow=slow)
+                    position += step
+                    sent(step)
+                    if full:
+                        self._share(connection)
+                        await patience.writable(out.fileno())
+                    slow = full and self._sending > _MANY
+                    wait_ms = _BRIEF_MS if full else _FAST_MS
+
+    @asynccontextmanager
+    async def _raw(
+        self, transport: asyncio.Transport
+    ) -> AsyncIterator[tuple[socket.socket, Descriptor]]:
+        """The client's socket, and a descriptor of it that the loop does not know yet."""
+        while transport.get_write_buffer_size():  # headers that did not fit: once in a blue moon
+            if transport.is_closing():
+                raise ConnectionResetError("the client has gone")
+            await asyncio.sleep(_DRAIN_SECONDS)
+        connection = transport.get_extra_info("socket")
+        if connection is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        out = Descriptor(os.dup(connection.fileno()))
+        self._sending += 1
+        self._share(connection)
+        try:
+            with _corked(connection):
+                yield connection, out
+        finally:
+            self._sending -= 1
+            out.close()
+
+    def _share(self, connection: socket.socket) -> None:
+        """Bound what waits in the kernel for this client to its share of the whole."""
+        if _UNSENT is not None and connection.family != socket.AF_UNIX:
+            share = max(_UNSENT_BYTES // self._sending, _LEAST_UNSENT_BYTES)
+            share = min(share, _MOST_UNSENT_BYTES)
+            connection.setsockopt(socket.IPPROTO_TCP, _UNSENT, share)
+
+    async def _step(
+        self, out: Descriptor, fd: Descriptor, span: tuple[int, int], wait_ms: int, *, slow: bool
+    ) -> tuple[int, bool]:
+        """Send some of a stretch; the bytes sent, and whether the socket takes no more now.
+
+        On the loop where that is little and at hand, for a hop to a thread costs as much as
+        copying 100 KiB; a page that is still on the disk is a thread's to wait for.
+        """
+        offset, count = span[0], span[1] - span[0]
+        little = count if count <= _INLINE_BYTES else min(count, _SLOW_BYTES) if slow else 0
+        if little and _at_hand(fd, offset, little):
+            return _sendfile(out, fd, offset, little)
+        turn = _TURN_SECONDS if self._sending <= _FEW else _SHORT_TURN_SECONDS
+        step = asyncio.get_running_loop().run_in_executor(
+            self._threads, _sendfile, out, fd, offset, count, wait_ms, turn
+        )
+        try:
+            return await asyncio.shield(step)
+        except asyncio.CancelledError:
+            await _ended(step)  # the next request on the connection must not be sent in between
+            raise
+
+    async def read(self, piece: FilePiece, position: int, count: int) -> bytes:
+        """Bytes of a piece's file, for a connection that sendfile cannot serve.
+
+        Raises:
+            OSError: the file cannot be read, or is shorter.
+        """
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._threads, _read, piece.fd, position, count)
+        if not data:
+            raise OSError("the file is shorter than it was")
+        return data
+
+    @asynccontextmanager
+    async def patience(self) -> AsyncIterator[None]:
+        """Wait inside for a client, but not for ever.
+
+        Raises:
+            StalledError: it took nothing.
+        """
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                yield
+        except TimeoutError as error:
+            raise StalledError(f"took nothing for {self._stall_seconds:g} s") from error
+
+
+async def _ended(step: asyncio.Future[tuple[int, bool]]) -> None:
+    """Wait for a thread, whoever cancels meanwhile: it never waits for the client."""
+    while not step.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([step])
+    step.exception()  # nobody else looks at it
+
+
+def _read(fd: Descriptor, position: int, count: int) -> bytes:
+    with fd as file:
+        return os.pread(file, count, position)
+
+
+def _sendfile(
+    out: Descriptor,
+    fd: Descriptor,
+    offset: int,
+    count: int,
+    wait_ms: int = 0,
+    turn: float = math.inf,
+) -> tuple[int, bool]:
+    """Send what the socket takes within a turn (seconds); says whether it takes no more now.
+
+    A reader that makes room within ``wait_ms`` is served on without a hop through the loop.
+    """
+    with out as client, fd as file:
+        return _sent(client, file, offset, count, wait_ms, turn)
+
+
+def _sent(
+    out: int, fd: int, offset: int, count: int, wait_ms: int, turn: float
+) -> tuple[int, bool]:
+    sent = 0
+    until = time.monotonic() + turn
+    while sent < count:
+        try:
+            step = os.sendfile(out, fd, offset + sent, min(count - sent, _PIECE_BYTES))
+        except BlockingIOError:
+            if not wait_ms or not _writable_within(out, wait_ms):
+                return sent, True
+            continue
+        if step == 0:
+            raise OSError("the file is shorter than it was")
+        sent += step
+        if time.monotonic() >= until:
+            break
+    return sent, False
+
+
+def _writable_within(out: int, milliseconds: int) -> bool:
+    poll = select.poll()
+    poll.register(out, select.POLLOUT)
+    return bool(poll.poll(milliseconds))
+
+
+def _at_hand(fd: Descriptor, offset: int, count: int) -> bool:
+    """Whether a stretch is in the page cache, as far as its end tells."""
+    if _NOWAIT is None:
+        return True
+    try:
+        with fd as file:
+            os.preadv(file, [bytearray(1)], offset + count - 1, _NOWAIT)
+    except OSError:  # not at hand, or a file system that cannot tell
+        return False
+    return True
+
+
+class _Patience:
+    """Waits for one client; a timer for all of a piece, since one per wait costs as much as it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
+        self._waits = self._seen = 0
+        self._writable: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._timer = self._loop.call_later(self._seconds, self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    async def writable(self, out: int) -> None:
+        """Wait until the socket takes more.
+
+        Raises:
+            StalledError: it took nothing for once to twice the time.
+        """
+        self._waits += 1
+        future = self._writable = self._loop.create_future()
+        self._loop.add_writer(out, _resolve, future)
+        try:
+            await future
+        finally:
+            self._loop.remove_writer(out)
+            self._writable = None
+
+    def _look(self) -> None:
+        waiting = self._writable
+        if waiting is not None and not waiting.done() and self._waits == self._seen:
+            waiting.set_exception(StalledError(f"took nothing for {self._seconds:g} s"))
+        self._seen = self._waits
+        self._timer = self._loop.call_later(self._seconds, self._look)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+@contextlib.contextmanager
+def _corked(connection: socket.socket) -> Iterator[None]:
+    if _CORK is None or connection.family == socket.AF_UNIX:
+        yield
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it may be closed by now
+            connection.setsockopt(socket.IPPROTO_TCP, _CORK, 0)

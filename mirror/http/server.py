@@ -1,0 +1,242 @@
+"""The server: every request is timed, answered, counted; every failure becomes the spec's JSON."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.web_protocol import RequestHandler
+
+from mirror.http.body import reset
+from mirror.http.connection import Connection
+from mirror.http.connection_context import DIRECT, Entry
+from mirror.http.connection_limiter import Crowd
+from mirror.http.exchange import EXCHANGE, Ending, Exchange, Observer
+from mirror.http.forwarded import Origin
+from mirror.http.response_cache import MOST_REQUEST_BYTES, HotAnswer, HotKey
+from mirror.http.responses import COMMON, error_of, error_response, outcome_of, plain_response
+from mirror.http.server_options import Reception
+from mirror.http.traced import UNTRACED, describe
+from mirror.oci.errors import OciError
+from mirror.oci.reference import InvalidName
+from mirror.shares import FullError, asking
+from mirror.spans import Tracer, entered
+from mirror.upstream.errors import UpstreamError
+from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
+
+_log = logging.getLogger(__name__)
+_UNUSUAL = frozenset(
+    {
+        *("authorization", "cookie", "expect", "transfer-encoding", "upgrade"),
+        *("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"),
+        *("if-range", "range"),
+        "traceparent",  # is another one each time
+    }
+)
+#: Tokens, and addresses of uploads, are as long as registries make them.
+_INSIDE: Mapping[str, int] = {"max_field_size": 64 * 1024, "max_line_size": 64 * 1024}
+_EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError, FullError)
+
+
+class Server(web.Server):
+    """Connections in, answers out."""
+
+    def __init__(
+        self,
+        reception: Reception,
+        observer: Observer,
+        tracer: Tracer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Receive clients as told; must be called in a running loop."""
+        limits = reception.limits
+        super().__init__(
+            self._handle,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,  # no body of a client's is ever looked at
+            keepalive_timeout=limits.idle_seconds,
+        )
+        self._crowd = Crowd(limits.connections, limits.connections_per_client)
+        self.reception = reception
+        self._observer = observer
+        self._tracer = tracer
+        self._clock = clock
+
+    def __call__(self) -> RequestHandler:
+        """The handler of a new connection."""
+        return self.connection(DIRECT)
+
+    def connection(self, entry: Entry) -> Connection:
+        """The handler of a new connection that came in this way."""
+        sizes = _INSIDE if entry.upstream else {}
+        settings = {**self._kwargs, **sizes}
+        return Connection(self, self._crowd, entry, loop=self._loop, **settings)
+
+    def receive_by(self, reception: Reception) -> None:
+        """Receive by other rules from the next request on; connections stay."""
+        limits = reception.limits
+        self.reception = reception
+        self._crowd.limit(limits.connections, limits.connections_per_client)
+        self._kwargs["keepalive_timeout"] = limits.idle_seconds
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  # aiohttp's
+        """End all connections, after what is being sent: at most the time of the limits."""
+        await super().shutdown(self.reception.limits.drain_seconds)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        reception = self.reception
+        if isinstance(request.protocol, Connection):
+            request.protocol.go_by(reception)
+        with reception.requests.one():
+            if self._tracer is None or request.path in UNTRACED:
+                return await self._timed(request, reception)
+            return await self._traced(self._tracer, request, reception)
+
+    async def _traced(
+        self, tracer: Tracer, request: web.BaseRequest, reception: Reception
+    ) -> web.StreamResponse:
+        traceparent = request.headers.get("traceparent", "")
+        with entered(tracer.request(request.method, traceparent)) as span:
+            try:
+                return await self._timed(request, reception)
+            finally:
+                describe(span, request)
+
+    async def _timed(self, request: web.BaseRequest, reception: Reception) -> web.StreamResponse:
+        exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, reception))
+        key = _hot_key(request, exchange.origin)
+        exchange.repeatable = key is not None and reception.table is not None
+        exchange.connected = _entry(request).upstream
+        try:
+            with asking(exchange.origin.client):
+                response = await self._answer(request, exchange, reception)
+            exchange.status = response.status
+            if not response.prepared:
+                for name, value in COMMON.items():
+                    response.headers.setdefault(name, value)
+                await response.prepare(request)
+                exchange.answered()
+            if key is not None and reception is self.reception:
+                self._remember(key, request, response, exchange)
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            exchange.whole = False
+            raise
+        finally:
+            if exchange.kept is not None:
+                exchange.kept.close()
+            self._observer.request_ended(self._ending(request, exchange))
+
+    async def _answer(
+        self, request: web.BaseRequest, exchange: Exchange, reception: Reception
+    ) -> web.StreamResponse:
+        try:
+            return await self._admitted(request, exchange.origin, reception)
+        except _EXPECTED as error:
+            answer = error_of(error, exchange.kind)
+            exchange.detail = answer.message
+        except ConnectionError:  # the client has gone
+            raise
+        except Exception as error:
+            _log.exception("answering %s %s failed", request.method, request.path)
+            answer = error_of(error, exchange.kind)
+        if exchange.first_byte is not None:  # never an error in the middle of a body
+            reset(request)
+            raise ConnectionAbortedError(answer.message)
+        exchange.outcome = outcome_of(answer)
+        if _entry(request).proxy and request.method == hdrs.METH_CONNECT:
+            return plain_response(answer.status, answer.message, answer.headers)
+        return error_response(answer)
+
+    async def _admitted(
+        self, request: web.BaseRequest, origin: Origin, reception: Reception
+    ) -> web.StreamResponse:
+        protocol, entry = request.protocol, _entry(request)
+        refusal = protocol.refusal if isinstance(protocol, Connection) else ""
+        with self._crowd.visited(origin.client if origin.told else "") as excess:
+            if not entry.upstream:  # else the proxy's port let it in already
+                admission = reception.admission
+                check = admission.check_proxied if entry.proxy else admission.check
+                await check(request, origin.client, refusal or excess)
+            routes = reception.routes if entry == DIRECT else reception.proxy
+            assert routes is not None, "there is no such way in without its handlers"
+            return await routes.handler(request)(request)
+
+    def _remember(
+        self,
+        key: HotKey,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        exchange: Exchange,
+    ) -> None:
+        kept, table = exchange.kept, self.reception.table
+        if kept is None or table is None:
+            return
+        if not (response.keep_alive and exchange.whole):
+            return
+        body = b"" if request.method == "HEAD" else kept.body
+        first, rest = _head(response)
+        file, kept.file = kept.file, None  # from here on it is the table's
+        exchange.kept = None
+        ended = self._observer.repeated(self._ending(request, exchange), kept.used)
+        if exchange.origin.told:
+            ended = _of(exchange.origin.client, ended)
+        answer = HotAnswer(first, rest, body, file, kept.size, kept.until, kept.digest, ended)
+        table.put(key, answer)
+
+    def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
+        return Ending(
+            exchange=exchange,
+            method=request.method,
+            path=request.raw_path,
+            client=exchange.origin.client,
+            agent=request.headers.get("User-Agent", ""),
+            seconds=self._clock() - exchange.started,
+        )
+
+
+def _entry(request: web.BaseRequest) -> Entry:
+    return request.protocol.entry if isinstance(request.protocol, Connection) else DIRECT
+
+
+def _origin(request: web.BaseRequest, reception: Reception) -> Origin:
+    protocol = request.protocol
+    client = protocol.client if isinstance(protocol, Connection) else request.remote or ""
+    seen = Origin(client, request.scheme, request.headers.get("Host", ""))
+    trusted = isinstance(protocol, Connection) and protocol.proxied
+    return reception.proxies.origin(seen, request.headers) if trusted else seen
+
+
+def _hot_key(request: web.BaseRequest, origin: Origin) -> HotKey | None:
+    """The key to repeat the answer by; None if the next such request may mean another one."""
+    protocol = request.protocol
+    if not isinstance(protocol, Connection) or not _is_plain(request):
+        return None
+    # What a proxy says of nobody would mean another client from the next proxy.
+    if protocol.proxied and not origin.told:
+        return None
+    key = protocol.hot_key(request._message, request.content)  # noqa: SLF001  # what was parsed
+    return key if key is not None and key.size <= MOST_REQUEST_BYTES else None
+
+
+def _of(client: str, ended: Callable[[str, float], None]) -> Callable[[str, float], None]:
+    """Tells of the client that a proxy named, and not of the proxy."""
+    return lambda _, seconds: ended(client, seconds)
+
+
+def _is_plain(request: web.BaseRequest) -> bool:
+    """Whether the request has no field that makes its answer another one each time."""
+    return request.version == HttpVersion11 and _UNUSUAL.isdisjoint(
+        name.lower() for name in request.headers
+    )
+
+
+def _head(response: web.StreamResponse) -> tuple[bytes, bytes]:
+    """Status line and fields as aiohttp writes them, cut where the date stands."""
+    fields = [f"{name}: {value}\r\n" for name, value in response.headers.items()]
+    head = f"HTTP/1.1 {response.status} {response.reason}\r\n" + "".join(fields)
+    first, date, rest = head.partition(f"Date: {response.headers['Date']}")
+    assert date, "aiohttp gives every answer a date"
+    return f"{first}Date: ".encode(), f"{rest}\r\n".encode()

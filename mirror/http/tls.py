@@ -1,0 +1,125 @@
+"""The mirror's own port with TLS: its certificate, read again when its files change, and a site."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from mirror.http.forwarded import plain_address
+from mirror.http.handshake import Handshakes
+
+_log = logging.getLogger(__name__)
+_HANDSHAKE_SECONDS: Final = 30.0
+_MOST_GREETED: Final = 10_000  # connections before their handshake: [limits] count those after it
+
+
+class Certificate:
+    """A certificate chain and its key, as files that somebody else renews."""
+
+    def __init__(self, chain: Path, key: Path) -> None:
+        """Read the files.
+
+        Raises:
+            OSError: they cannot be read, or do not belong together (``ssl.SSLError`` is one).
+        """
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.set_alpn_protocols(["http/1.1"])
+        self._files = (chain, key)
+        self._read = self._changed()
+        self.context.load_cert_chain(chain, key)
+
+    def reload(self) -> None:
+        """Use the files as they are now for connections to come; a mistake leaves all as it was."""
+        chain, key = self._files
+        try:
+            changed = self._changed()
+            if changed == self._read:
+                return
+            # Try it on the side: a context is left half changed by a key that does not fit.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+            self.context.load_cert_chain(chain, key)
+        except OSError as error:
+            _log.error("%s: %s; the former certificate stays", chain, error)
+        else:
+            self._read = changed
+            _log.info("%s: read again", chain)
+
+    def use(self, chain: Path, key: Path) -> None:
+        """Use other files for connections to come.
+
+        Raises:
+            OSError: as for the first ones; then the former stay.
+        """
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+        self._files = (chain, key)
+        self._read = self._changed()
+        self.context.load_cert_chain(chain, key)
+
+    def _changed(self) -> tuple[int, ...]:
+        return tuple(file.stat().st_mtime_ns for file in self._files)
+
+
+class TlsSite(web.SockSite):
+    """A socket whose clients speak TLS; before their handshake they cost little."""
+
+    def __init__(
+        self, runner: web.ServerRunner, raw: socket.socket, context: ssl.SSLContext, backlog: int
+    ) -> None:
+        super().__init__(runner, raw, backlog=backlog)
+        self._context = context
+        self._handshakes = Handshakes(_HANDSHAKE_SECONDS)
+        self._greeted: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Let clients in."""
+        await web.BaseSite.start(self)
+        loop = asyncio.get_running_loop()
+        make = partial(_Arrival, self._arrived)
+        self._server = await loop.create_server(make, sock=self._sock, backlog=self._backlog)
+
+    async def stop(self) -> None:
+        """Let no others in, and end the handshakes under way."""
+        await super().stop()
+        for task in self._greeted:
+            task.cancel()
+
+    def _arrived(self, transport: asyncio.Transport) -> None:
+        if len(self._greeted) >= _MOST_GREETED:
+            transport.abort()
+            return
+        transport.pause_reading()
+        task = asyncio.create_task(self._greet(transport))
+        self._greeted.add(task)
+        task.add_done_callback(self._greeted.discard)
+
+    async def _greet(self, transport: asyncio.Transport) -> None:
+        server = self._runner.server
+        assert server is not None, "the runner is set up before its sites"
+        client = plain_address(transport.get_extra_info("peername")[0])
+        try:
+            await self._handshakes.speak_tls(transport, b"", self._context, client, server)
+        except OSError as error:
+            _log.debug("no TLS with %s: %s", client, error)
+        except asyncio.CancelledError:
+            transport.abort()
+            raise
+        else:
+            return
+        transport.close()
+
+
+class _Arrival(asyncio.Protocol):
+    """A connection whose client has said nothing yet."""
+
+    def __init__(self, arrived: Callable[[asyncio.Transport], None]) -> None:
+        self._arrived = arrived
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport), "it is a stream"
+        self._arrived(transport)

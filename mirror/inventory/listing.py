@@ -1,0 +1,105 @@
+"""The images of a cache, for people and machines.
+
+What is answered is JSON: ``mirror ls --json`` prints it as it is, so its names are there to stay.
+Sizes are bytes, times RFC 3339.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from mirror.inventory.errors import UpkeepError
+from mirror.inventory.open_cache import Cache
+from mirror.inventory.timestamps import rfc3339
+from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob
+from mirror.store.images.image import CachedImage
+from mirror.store.local.layout import ObjectKey
+
+
+class _Bill:
+    """A sum over objects that counts each once, and remembers little of a million of them."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self.bytes = 0
+
+    def put(self, objects: Mapping[ObjectKey, int]) -> None:
+        for key, size in objects.items():
+            mark = int(key.digest.hex[:15], 16)  # as good as the whole, and a quarter of its size
+            if mark not in self._seen:
+                self._seen.add(mark)
+                self.bytes += size
+
+
+async def listing(cache: Cache, patterns: Sequence[str]) -> dict[str, Any]:
+    """The images that one of the patterns means (all, without any), and what they take together.
+
+    Raises:
+        UpkeepError: a pattern is none.
+        IndexUnavailableError: the cache cannot be read.
+    """
+    globs = [parse_glob(pattern, cache) for pattern in patterns]
+    images, bill, named = [], _Bill(), set[Digest]()
+    async for image in cache.catalogue.images(lambda name: _is_in(globs, name)):
+        assert image.name is not None
+        named |= {key.digest for key in image.manifests}
+        if not globs or any(glob.matches(image.name) for glob in globs):
+            images.append(told(image, kept=cache.keeps(image.name)))
+            bill.put(image.objects)
+    if not globs:
+        async for image in cache.catalogue.nameless(named):
+            images.append(told(image, kept=False))
+            bill.put(image.objects)
+    usage = await cache.objects.usage()
+    return {
+        "images": sorted(images, key=lambda each: str(each["name"])),
+        "total": {"images": len(images), "bytes": bill.bytes},
+        "cache": {
+            "bytes": usage.used_bytes,
+            "max_bytes": usage.max_bytes,
+            "objects": usage.objects,
+        },
+    }
+
+
+def parse_glob(text: str, cache: Cache, tag: str = "*") -> ImageGlob:
+    """What somebody typed to name images.
+
+    Raises:
+        UpkeepError: it names none.
+    """
+    try:
+        return ImageGlob.parse(text, cache.naming, tag)
+    except InvalidGlob as error:
+        raise UpkeepError(f"found {text!r}, allowed: {error}") from error
+
+
+def _is_in(globs: Collection[ImageGlob], name: FullName) -> bool:
+    return not globs or any(glob.is_in(name) for glob in globs)
+
+
+def told(image: CachedImage, *, kept: bool) -> dict[str, Any]:
+    """An image as JSON."""
+    return {
+        "name": str(image),
+        "registry": image.name.registry if image.name else None,
+        "repository": image.name.repository if image.name else None,
+        "tag": image.name.reference if image.name and not image.name.by_digest else None,
+        "digest": str(image.digest),
+        "media_type": image.media_type,
+        "platforms": [
+            {
+                "platform": platform.platform or None,
+                "digest": str(platform.digest),
+                "bytes": platform.size,
+                "missing_bytes": platform.missing,
+            }
+            for platform in image.platforms
+        ],
+        "bytes": image.size,
+        "missing_bytes": image.missing,
+        "whole": image.whole,
+        "private": image.private,
+        "kept": kept,
+        "last_used": rfc3339(image.used),
+    }

@@ -1,0 +1,132 @@
+"""Dropping images from a cache, or saying what would be dropped.
+
+What is answered is JSON: ``mirror rm --json`` prints it as it is.  Sizes are bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.inventory.errors import UpkeepError
+from mirror.inventory.listing import parse_glob
+from mirror.inventory.open_cache import Cache
+from mirror.oci.digest import Digest, InvalidDigest
+from mirror.oci.image_glob import FullName, ImageGlob, is_glob
+from mirror.store.images.catalogue import BLOB_KINDS, Named
+from mirror.store.images.removal import Removal, carry_out, planned
+from mirror.store.local.layout import ObjectKey
+
+
+@dataclass(slots=True)
+class _Target:
+    """What somebody wants dropped: a digest, or whatever a glob means."""
+
+    text: str
+    digest: Digest | None
+    glob: ImageGlob | None
+    met: bool = False
+
+    def means(self, named: Named) -> bool:
+        """Whether it means what has that name."""
+        if self.glob is None:
+            meant = named.digest == self.digest
+        else:
+            meant = self.glob.matches(named.name)
+            if self.glob.by_digest:  # a tag is what it leads to
+                name = FullName(named.name.registry, named.name.repository, str(named.digest))
+                meant = self.glob.matches(name)
+        self.met = self.met or meant
+        return meant
+
+
+async def removal(
+    cache: Cache, texts: Sequence[str], *, dry_run: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Drop images by names, globs and digests; without ``force`` none that is kept.
+
+    Raises:
+        UpkeepError: one of the texts means nothing that is here, or something that is kept.
+        IndexUnavailableError, OSError: the cache cannot be used.
+    """
+    targets = [_target(text, cache) for text in texts]
+    digests = [target.digest for target in targets if target.digest is not None]
+
+    def dropped(named: Named) -> bool:
+        return sum(target.means(named) for target in targets) > 0  # each is to know
+
+    plan = await planned(cache.catalogue, dropped, digests)
+    plan.objects |= await _blobs(cache, digests)
+    found = {image.digest for image in plan.images} | {key.digest for key in plan.objects}
+    for target in targets:
+        if not target.met and target.digest not in found:
+            raise UpkeepError(await _unknown(target, cache))
+    if not force:
+        await _refuse_kept(plan, cache)
+    if not dry_run:
+        await carry_out(plan, cache.objects)
+    return _told(plan, dry_run=dry_run)
+
+
+def _target(text: str, cache: Cache) -> _Target:
+    try:
+        return _Target(text, Digest.parse(text), None)
+    except InvalidDigest:
+        tag = "*" if is_glob(text) else "latest"  # a name alone means what it does to Docker
+        return _Target(text, None, parse_glob(text, cache, tag))
+
+
+async def _blobs(cache: Cache, digests: Sequence[Digest]) -> dict[ObjectKey, int]:
+    keys = [ObjectKey(kind, digest) for kind in BLOB_KINDS for digest in digests]
+    held = await cache.objects.consult(lambda index: index.held(keys))
+    return {key: each.size for key, each in held.items()}
+
+
+async def _refuse_kept(plan: Removal, cache: Cache) -> None:
+    """Drop nothing that a rule keeps.
+
+    Raises:
+        UpkeepError: something of it is.
+    """
+    kept = [str(each.name) for each in plan.names if cache.keeps(each.name)]
+    if not kept:
+        marked = await cache.objects.consult(lambda index: index.kept.among(list(plan.objects)))
+        kept = [str(key.digest) for key in marked]
+    if kept:
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        raise UpkeepError(
+            f"{min(kept)}{more}: kept by [[keep]] in the configuration; --force drops it anyway"
+        )
+
+
+async def _unknown(target: _Target, cache: Cache) -> str:
+    """What is not there, and what is there instead."""
+    if target.glob is None:
+        return f"{target.text} is not cached"
+    exact = target.glob.exact
+    text = f"{target.text} is not cached" if exact is None else f"{exact} is not cached"
+    beside = [
+        str(each.name)
+        async for page in cache.catalogue.names()
+        for each in page
+        if exact is not None and each.name.place == exact.place and not each.name.by_digest
+    ]
+    return f"{text}; there is {', '.join(sorted(beside)[:5])}" if beside else text
+
+
+def _told(plan: Removal, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "dry_run": dry_run,
+        "images": sorted(
+            (
+                {"name": str(image), "digest": str(image.digest), "bytes": image.size}
+                for image in plan.images
+            ),
+            key=lambda each: str(each["name"]),
+        ),
+        "objects": [
+            {"kind": key.kind, "digest": str(key.digest), "bytes": size}
+            for key, size in plan.objects.items()
+        ],
+        "links": [each.link for each in plan.names],
+        "bytes": plan.bytes,
+    }

@@ -1,0 +1,83 @@
+"""What a mirror has done and what its cache holds, for people and machines.
+
+What is answered is JSON: ``mirror stats --json`` prints it as it is, so its names are there to
+stay.  Sizes are bytes, rates shares of one, times RFC 3339.
+"""
+
+from typing import Any
+
+from mirror.inventory.open_cache import Cache
+from mirror.inventory.timestamps import rfc3339
+from mirror.stats.report import Figures, Filling, Statement, UpstreamAccount
+
+
+async def statistics(cache: Cache, said: Statement) -> dict[str, Any]:
+    """The figures of a ledger, and how full the cache is.
+
+    Raises:
+        IndexUnavailableError, OSError: the cache cannot be read.
+    """
+    usage = await cache.objects.usage()
+    kept = await cache.objects.consult(lambda index: index.kept.bytes())
+    accounts = {account.name: account for account in said.upstreams}
+    never = (UpstreamAccount(name, Figures(), Figures()) for name in cache.upstreams)
+    return {
+        "since": _moment(said.since),
+        "total": _figures(said.total),
+        "today": _figures(said.today),
+        "cache": {
+            "bytes": usage.used_bytes,
+            "max_bytes": usage.max_bytes,
+            "kept_bytes": kept,
+            "objects": usage.objects,
+        },
+        "upstreams": [
+            _upstream(account)
+            for account in ({each.name: each for each in never} | accounts).values()
+        ],
+        "fills": [_fill(fill) for fill in said.fills],
+        "trouble": said.trouble,
+    }
+
+
+def _figures(figures: Figures) -> dict[str, Any]:
+    served = figures.served_bytes
+    return {
+        "requests": figures.answered,
+        "hits": figures.spared,
+        "hit_rate": figures.hit_rate,
+        "byte_hit_rate": figures.saved_bytes / served if served else None,
+        "served_bytes": served,
+        "upstream_bytes": figures.upstream_bytes,
+        "saved_bytes": figures.saved_bytes,
+        "results": dict(figures.requests),
+    }
+
+
+def _upstream(account: UpstreamAccount) -> dict[str, Any]:
+    return {
+        "name": account.name,
+        "up": account.up,
+        "last_answer": account.code or None,
+        "answered_at": _moment(account.answered_at),
+        "rate_limit": account.allowed,
+        "rate_limit_remaining": account.remaining,
+        "total": _figures(account.total),
+        "today": _figures(account.today),
+    }
+
+
+def _fill(fill: Filling) -> dict[str, Any]:
+    return {
+        "upstream": fill.upstream,
+        "repository": fill.repository,
+        "digest": fill.digest,
+        "bytes": fill.length,
+        "total_bytes": fill.total,
+        "bytes_per_second": round(fill.rate),
+        "clients": fill.waiting,
+    }
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else rfc3339(seconds)

@@ -1,0 +1,260 @@
+"""Every metric of the mirror, in one table.
+
+Labels are bounded: never a repository, a tag, a digest or a client's address.  The methods below
+the table are what the rooms call; none of them knows Prometheus.
+"""
+
+import logging
+import math
+import struct
+from collections.abc import Callable
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    values,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from mirror.http.exchange import NO_PULLS, Ending, Exchange
+from mirror.metrics import multiprocess
+from mirror.metrics.batch import Batch, Tallies
+from mirror.metrics.shared_files import FigureFiles, figure_values
+
+_FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+_log = logging.getLogger(__name__)
+
+GaugeMode = Literal["livesum", "max", "mostrecent"]
+
+
+class Metrics:
+    """The figures of one process, which renders the sums over all workers."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
+        if multiprocess.are_shared():  # which the library asks of no argument
+            values.ValueClass = figure_values(FigureFiles(multiprocess.directory()))
+        registry = self.registry = CollectorRegistry()
+        self.tallies = Tallies(_FIRST_BYTE_BUCKETS)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(
+            name: str, text: str, *labels: str, over_workers: GaugeMode = "mostrecent"
+        ) -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode=over_workers)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=_FIRST_BYTE_BUCKETS)
+
+        self._requests = counter(
+            "mirror_requests_total", "Requests of clients.", "upstream", "kind", "result"
+        )
+        self._request_seconds = histogram(
+            "mirror_request_seconds", "Seconds to the first byte of an answer.", "kind", "result"
+        )
+        self._served_bytes = counter(
+            "mirror_served_bytes_total", "Body bytes sent to clients.", "upstream", "kind"
+        )
+        self._upstream_bytes = counter(
+            "mirror_upstream_bytes_total", "Body bytes got from upstream.", "upstream", "kind"
+        )
+        self._upstream_requests = counter(
+            "mirror_upstream_requests_total",
+            "Requests to upstream, its token service and where it redirects.",
+            "upstream",
+            "kind",
+            "method",
+            "code",
+        )
+        self._upstream_seconds = histogram(
+            "mirror_upstream_request_seconds",
+            "Seconds to the first byte of upstream's answer.",
+            "upstream",
+            "kind",
+        )
+        self._fills = counter("mirror_fills_total", "Downloads ended.", "upstream", "result")
+        self._filling = gauge(
+            "mirror_fills_in_progress", "Downloads under way.", over_workers="livesum"
+        )
+        self._waiting = gauge(
+            "mirror_clients_waiting",
+            "Clients reading a blob as it arrives.",
+            over_workers="livesum",
+        )
+        self._cache_bytes = gauge(
+            "mirror_cache_bytes",
+            "Bytes of blobs, manifests and partial files, in whole blocks of the disk.",
+        )
+        self._cache_overhead_bytes = gauge(
+            "mirror_cache_overhead_bytes",
+            "Bytes of databases and directories; with mirror_cache_bytes all that max_size bounds.",
+        )
+        self._cache_max_bytes = gauge("mirror_cache_max_bytes", "Bytes the cache may have.")
+        self._cache_objects = gauge("mirror_cache_objects", "Blobs and manifests in the cache.")
+        self._evictions = counter("mirror_evictions_total", "Objects evicted to make room.")
+        self._evicted_bytes = counter("mirror_evicted_bytes_total", "Bytes evicted to make room.")
+        self._limit = gauge(
+            "mirror_upstream_ratelimit_limit",
+            "Pulls upstream allows per window.",
+            "upstream",
+        )
+        self._remaining = gauge(
+            "mirror_upstream_ratelimit_remaining",
+            "Pulls upstream still allows.",
+            "upstream",
+        )
+        self._up = gauge(
+            "mirror_upstream_up",
+            "Whether upstream's last answer was one (1) or not (0).",
+            "upstream",
+        )
+        self._proxy_connections = counter(
+            "mirror_proxy_connections_total",
+            "Servers that clients asked the proxy for; upstream where the mirror answers for it.",
+            "upstream",
+            "result",
+        )
+        self._tunnels = gauge(
+            "mirror_tunnels", "Connections that are let through.", over_workers="livesum"
+        )
+        self._tunnel_bytes = counter(
+            "mirror_tunnel_bytes_total", "Bytes that were let through.", "direction"
+        )
+        self._log_dropped = counter(
+            "mirror_log_dropped_total",
+            "Log records that were not written: standard error was full, or failed.",
+        )
+        self._log_dropped_told = 0
+        build = gauge("mirror_build_info", "The version that runs.", "version", over_workers="max")
+        build.labels(version).set(1)
+
+    def request_ended(self, ending: Ending) -> None:
+        """A request was answered, or its connection is gone."""
+        exchange = ending.exchange
+        if exchange.outcome is None or exchange.kind in NO_PULLS:
+            return
+        result = exchange.outcome.value
+        self._requests.labels(exchange.upstream, exchange.kind, result).inc()
+        self._served_bytes.labels(exchange.upstream, exchange.kind).inc(exchange.sent_bytes)
+        if exchange.first_byte is not None:
+            seconds = exchange.first_byte - exchange.started
+            self._request_seconds.labels(exchange.kind, result).observe(seconds)
+
+    def repeated(self, exchange: Exchange) -> Callable[[Batch], None]:
+        """Counts an answer that is given again, many at a time; made once for many.
+
+        Finding the children of three metrics by their labels costs 3 us.
+        """
+        result = "" if exchange.outcome is None else exchange.outcome.value
+        requests = self._requests.labels(exchange.upstream, exchange.kind, result)
+        served = self._served_bytes.labels(exchange.upstream, exchange.kind)
+        seconds = self._request_seconds.labels(exchange.kind, result)
+        size = exchange.sent_bytes
+
+        def count(batch: Batch) -> None:
+            requests.inc(batch.count)
+            served.inc(size * batch.count)
+            # As `observe` does it, for all at once; tests/test_metrics.py compares the two.
+            seconds._sum.inc(batch.seconds)
+            for bucket, more in zip(seconds._buckets, batch.buckets, strict=True):
+                if more:
+                    bucket.inc(more)
+
+        return count
+
+    def upstream_answered(
+        self, upstream: str, kind: str, method: str, code: str, seconds: float
+    ) -> None:
+        """One exchange with upstream; ``code`` is ``error`` when there was no answer."""
+        self._upstream_requests.labels(upstream, kind, method, code).inc()
+        self._upstream_seconds.labels(upstream, kind).observe(seconds)
+        self._up.labels(upstream).set(0 if code == "error" or code.startswith("5") else 1)
+
+    def upstream_gone(self, upstream: str) -> None:
+        """It is asked no more; what was last known of it would be alerted on for ever."""
+        for gauge in (self._up, self._limit, self._remaining):
+            if multiprocess.are_shared():  # what several processes have written cannot be removed
+                gauge.labels(upstream).set(math.nan)
+            else:
+                gauge.remove(upstream)
+
+    def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
+        """Body bytes arrived."""
+        self._upstream_bytes.labels(upstream, kind).inc(count)
+
+    def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
+        """Upstream told how many pulls it allows and how many are left."""
+        self._limit.labels(upstream).set(limit)
+        self._remaining.labels(upstream).set(remaining)
+
+    def fill_started(self) -> None:
+        """A download began."""
+        self._filling.inc()
+
+    def fill_ended(self, upstream: str, result: str) -> None:
+        """A download ended."""
+        self._filling.dec()
+        self._fills.labels(upstream, result).inc()
+
+    def manifest_mismatched(self, upstream: str) -> None:
+        """A manifest did not hash to its digest."""
+        self._fills.labels(upstream, "digest_mismatch").inc()
+
+    def clients_waiting(self, change: int) -> None:
+        """More or fewer clients read a growing blob."""
+        self._waiting.inc(change)
+
+    def evicted(self, size: int) -> None:
+        """An object went to make room."""
+        self._evictions.inc()
+        self._evicted_bytes.inc(size)
+
+    def cache_holds(
+        self, used_bytes: int, overhead_bytes: int, objects: int, max_bytes: int
+    ) -> None:
+        """How full the cache is."""
+        self._cache_bytes.set(used_bytes)
+        self._cache_overhead_bytes.set(overhead_bytes)
+        self._cache_objects.set(objects)
+        self._cache_max_bytes.set(max_bytes)
+
+    def log_dropped(self, total: int) -> None:
+        """So many log records were dropped since the start of the process."""
+        self._log_dropped.inc(total - self._log_dropped_told)
+        self._log_dropped_told = total
+
+    def proxy_connected(self, upstream: str, result: str) -> None:
+        """A client asked the proxy for a server: intercepted, tunnelled, denied, or failed."""
+        self._proxy_connections.labels(upstream, result).inc()
+
+    def tunnels_open(self, change: int) -> None:
+        """More or fewer connections are let through."""
+        self._tunnels.inc(change)
+
+    def tunnel_ended(self, to_client: int, to_server: int) -> None:
+        """So many bytes were let through one."""
+        self._tunnel_bytes.labels("to_client").inc(to_client)
+        self._tunnel_bytes.labels("to_server").inc(to_server)
+
+    def rendered(self) -> tuple[bytes, str]:
+        """The figures in Prometheus's text format, and its content type."""
+        self.tallies.flush()
+        encode, content_type = choose_encoder("")
+        if multiprocess.are_shared():
+            try:
+                registry = CollectorRegistry()
+                MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # has no types
+                if told := encode(registry):
+                    return told, content_type
+            except (OSError, ValueError, RuntimeError, struct.error) as error:
+                _log.warning("/metrics has the figures of one worker: %s", error)
+        return encode(self.registry), content_type

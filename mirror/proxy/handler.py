@@ -1,0 +1,270 @@
+"""The proxy's port: CONNECT, and requests with the whole address.  Translation only."""
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from aiohttp import HttpVersion10, hdrs, web
+
+from mirror.ca.errors import AuthorityError
+from mirror.http.connection import Connection
+from mirror.http.connection_context import Entry
+from mirror.http.exchange import EXCHANGE
+from mirror.http.handshake import Handshakes
+from mirror.http.responses import plain_response
+from mirror.http.server_options import Handler
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.proxy.connecting import Connector
+from mirror.proxy.destination import (
+    Destination,
+    InvalidDestination,
+    parse_absolute,
+    parse_authority,
+    parse_connect,
+)
+from mirror.proxy.errors import TunnelError
+from mirror.proxy.permission import HTTPS_PORT, Permission
+from mirror.proxy.registries import Registries
+from mirror.proxy.tunnel import ESTABLISHED, Tunnel
+from mirror.upstream.routing import Directory
+
+if TYPE_CHECKING:
+    from mirror.ca.issuer import Mint
+
+_HTTP_PORT: Final = 80
+_HANDSHAKE_SECONDS: Final = 30.0
+
+
+class Observer(Protocol):
+    """Who wants to know of connections through the proxy."""
+
+    def proxy_connected(self, upstream: str, result: str) -> None:
+        """A client asked for a server: ``upstream`` where the mirror stands in for it."""
+
+    def tunnels_open(self, change: int) -> None:
+        """More or fewer are open."""
+
+    def tunnel_ended(self, to_client: int, to_server: int) -> None:
+        """So many bytes went through one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelLimits:
+    """How many at once; seconds one may be idle."""
+
+    tunnels: int
+    idle_seconds: float
+
+
+class ProxyFace:
+    """Answers clients whose proxy the mirror is."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        registries: Registries,
+        mint: "Mint",
+        permission: Permission,
+        connector: Connector,
+        limits: TunnelLimits,
+        observer: Observer,
+    ) -> None:
+        self._directory = directory
+        self._registries = registries
+        self._mint = mint
+        self._permission = permission
+        self._connector = connector
+        self._limits = limits
+        self._observer = observer
+        self._open = 0
+        self._handshakes = Handshakes(_HANDSHAKE_SECONDS)
+
+    def handler(self, request: web.BaseRequest) -> Handler:
+        """The handler of a request."""
+        if request[EXCHANGE].connected:
+            return self._inside
+        return self._connect if request.method == hdrs.METH_CONNECT else self._forward
+
+    async def _inside(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer what is asked of the registry that the client connected to, and of no other.
+
+        Raises:
+            OciError: the request is for another server (RFC 9110, 7.4), or does not say for which.
+        """
+        exchange = request[EXCHANGE]
+        upstream = self._directory.upstream(exchange.connected)
+        hosts = request.headers.getall(hdrs.HOST, [])
+        if len(hosts) > 1 or (not hosts and request.version > HttpVersion10):
+            text = "a request has one Host field (RFC 9112, 3.2)"
+            raise OciError(ErrorCode.UNSUPPORTED, text, status=400)
+        try:
+            places = [parse_authority(host, HTTPS_PORT) for host in hosts]
+            if "://" in request.raw_path and not request.raw_path.startswith("/"):
+                place, _ = parse_absolute(request.raw_path, HTTPS_PORT, "https://")
+                places.append(place)
+        except InvalidDestination as error:
+            raise OciError(ErrorCode.UNSUPPORTED, str(error), status=400) from error
+        for place in places:
+            if self._directory.lookup_place(place.host, place.port, HTTPS_PORT) != upstream:
+                text = f"this connection was made to {upstream}, and {place} is not that registry"
+                raise OciError(ErrorCode.DENIED, text, status=421)
+        return await self._registries.answer(request)
+
+    async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer ``GET http://registry/v2/...``: plain http is for registries alone."""
+        try:
+            destination, _ = parse_absolute(request.raw_path, _HTTP_PORT)
+        except InvalidDestination as error:
+            return _refused(request, TunnelError(400, str(error)))
+        upstream = self._directory.lookup_place(destination.host, destination.port, _HTTP_PORT)
+        if upstream is None:
+            return _refused(request, TunnelError(403, _no_registry(destination)))
+        exchange = request[EXCHANGE]
+        exchange.connected = upstream
+        # The address is what counts, and not the Host field (RFC 9112, 3.2.2).
+        usual = destination.port == _HTTP_PORT
+        host = str(destination).removesuffix(f":{_HTTP_PORT}") if usual else str(destination)
+        exchange.origin = replace(exchange.origin, host=host)
+        return await self._registries.answer(request)
+
+    async def _connect(self, request: web.BaseRequest) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        exchange.kind = "tunnel"
+        upstream = ""
+        try:
+            destination = _destination(request)
+            exchange.reference = str(destination)
+            place = destination.host, destination.port
+            upstream = self._directory.lookup_place(*place, HTTPS_PORT) or ""
+            if upstream:
+                return await self._stand_in(request, upstream, destination.host)
+            return await self._let_through(request, destination)
+        except TunnelError as error:
+            self._observer.proxy_connected(upstream, "denied" if error.status < 500 else "failed")
+            return _refused(request, error)
+
+    async def _stand_in(
+        self, request: web.BaseRequest, upstream: str, host: str
+    ) -> web.StreamResponse:
+        """Speak TLS in the name of a registry, and answer what is asked inside."""
+        exchange, connection = request[EXCHANGE], _connection(request)
+        exchange.upstream = upstream
+        try:
+            context = self._mint.context(host)
+        except AuthorityError as error:
+            raise TunnelError(502, str(error)) from error
+        self._observer.proxy_connected(upstream, "intercepted")
+        client, ended = exchange.origin.client, asyncio.Event()
+
+        def inside() -> Connection:
+            made = connection.inside(Entry(upstream=upstream, client=client))
+            made.when_ended = ended.set
+            return made
+
+        transport, early = connection.give_away()
+        try:
+            transport.write(ESTABLISHED)
+            await self._handshakes.speak_tls(transport, early, context, client, inside)
+            await ended.wait()
+        except OSError as error:
+            exchange.detail = _no_tls(error)
+            exchange.whole = False
+        finally:
+            transport.close()
+            connection.let_go()
+        return _Given()
+
+    async def _let_through(
+        self, request: web.BaseRequest, destination: Destination
+    ) -> web.StreamResponse:
+        exchange, connection = request[EXCHANGE], _connection(request)
+        private = self._permission.check(destination, exchange.origin.client)
+        with self._counted():
+            server = await self._connector.connect(destination, private=private)
+            self._observer.proxy_connected("", "tunnelled")
+            tunnel = Tunnel(self._limits.idle_seconds)
+            transport, early = connection.give_away(tunnel.wind_down)
+            try:
+                await tunnel.run(transport, server, early)
+            finally:
+                exchange.sent_bytes = tunnel.to_client
+                self._observer.tunnel_ended(tunnel.to_client, tunnel.to_server)
+                connection.let_go()
+        return _Given()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        most = self._limits.tunnels
+        if self._open >= most:
+            raise TunnelError(
+                503, f"too many connections are let through ([proxy] tunnels = {most})"
+            )
+        self._open += 1
+        self._observer.tunnels_open(1)
+        try:
+            yield
+        finally:
+            self._open -= 1
+            self._observer.tunnels_open(-1)
+
+
+class _Given(web.StreamResponse):
+    """Stands for an answer that is over: its connection was given away."""
+
+    @property
+    def prepared(self) -> bool:
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> None:  # noqa: ARG002  # aiohttp's
+        self.force_close()
+
+    async def write_eof(self, data: Any = b"") -> None:
+        pass
+
+
+def _connection(request: web.BaseRequest) -> Connection:
+    assert isinstance(request.protocol, Connection), "the server makes no others"
+    return request.protocol
+
+
+def _destination(request: web.BaseRequest) -> Destination:
+    """What a CONNECT asks for.
+
+    Raises:
+        TunnelError: it asks for nothing, or says more than it may.
+    """
+    if hdrs.TRANSFER_ENCODING in request.headers or request.headers.get(
+        hdrs.CONTENT_LENGTH, "0"
+    ) not in {"0", ""}:
+        raise TunnelError(400, "a CONNECT has no body (RFC 9110, 9.3.6)")
+    if request.version < HttpVersion10:
+        raise TunnelError(400, "a CONNECT ends in HTTP/1.1")
+    try:
+        return parse_connect(request.raw_path)
+    except InvalidDestination as error:
+        raise TunnelError(400, f"CONNECT: {error}") from error
+
+
+def _refused(request: web.BaseRequest, error: TunnelError) -> web.Response:
+    request[EXCHANGE].detail = error.message
+    return plain_response(error.status, error.message)
+
+
+def _no_registry(destination: Destination) -> str:
+    return (
+        f"over plain http this proxy leads to the registries of its upstreams alone, and "
+        f'{destination} is none; its operator adds it with [upstreams."{destination}"]'
+    )
+
+
+def _no_tls(error: OSError) -> str:
+    """Why a client and the mirror did not come together, for the log."""
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or str(error)
+        if "ALERT" in reason:
+            return f"the client does not trust the CA of this mirror (mirror ca): {reason}"
+        return f"the client speaks no TLS, or none that is spoken here: {reason}"
+    return "the client left before it had shaken hands"

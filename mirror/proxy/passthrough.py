@@ -1,0 +1,125 @@
+"""A client's own requests to a registry, passed on as they are, and what it answers.
+
+Nothing of it is kept.  Bodies are streamed both ways, as fast as the slower side takes them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final
+
+from aiohttp import HttpVersion11, hdrs, web
+from multidict import CIMultiDict
+
+from mirror.http.body import reset
+from mirror.http.exchange import EXCHANGE
+from mirror.http.sendfile import Sender
+from mirror.oci.challenge import parse_challenges
+from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.errors import UpstreamError
+from mirror.upstream.passthrough import Outgoing, end_to_end
+from mirror.upstream.responses import PassedAnswer
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
+_BODILESS: Final = frozenset({204, 304})
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """Passes requests on to the registries of the upstreams."""
+
+    registries: Mapping[str, Endpoints]
+    sender: Sender
+    stall_seconds: float
+
+    async def ask(
+        self,
+        request: web.BaseRequest,
+        target: str,
+        host: str,
+        without: Collection[str] = (),
+    ) -> PassedAnswer:
+        """The registry's answer to ``target`` (path and query), the caller's to close.
+
+        ``host`` is what the client calls the registry: what it answers is made for that name.
+        Fields ``without`` (in lower case) are left out.
+
+        Raises:
+            UpstreamError: there is none.
+        """
+        headers = end_to_end(request.headers)
+        for name in without:
+            headers.popall(name, None)
+        if host:  # else a client of HTTP/1.0, and it is what the url says
+            headers[hdrs.HOST] = host
+        body = self._body(request) if request.body_exists else None
+        outgoing = Outgoing(request.method, target, headers, body)
+        return await self.registries[request[EXCHANGE].connected].pass_on(outgoing)
+
+    async def realms(self, upstream: str, host: str) -> list[str]:
+        """Where the registry's challenge sends clients for a token.
+
+        Raises:
+            UpstreamError: the registry cannot be asked.
+        """
+        headers = CIMultiDict({hdrs.HOST: host}) if host else CIMultiDict[str]()
+        answer = await self.registries[upstream].pass_on(Outgoing("GET", "/v2/", headers))
+        answer.close()
+        fields = answer.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
+        challenges = chain.from_iterable(map(parse_challenges, fields))
+        return [challenge.parameters.get("realm", "") for challenge in challenges]
+
+    async def relay(self, request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
+        """Send the registry's answer; closes it."""
+        exchange = request[EXCHANGE]
+        exchange.kind = "passed"
+        try:
+            response = _response(request, answer)
+            await response.prepare(request)
+            exchange.answered()
+            if request.method != hdrs.METH_HEAD and answer.status not in _BODILESS:
+                while piece := await answer.read():
+                    async with self.sender.patience():
+                        await response.write(piece)
+                    exchange.sent_bytes += len(piece)
+            await response.write_eof()
+        except (UpstreamError, OSError) as error:
+            if exchange.first_byte is None:
+                raise
+            exchange.detail = str(error)
+            exchange.whole = False
+            reset(request)
+            raise ConnectionAbortedError(str(error)) from error
+        finally:
+            answer.close()
+        return response
+
+    async def _body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """What the client sends, as it comes."""
+        transport = request.transport
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and transport is not None:
+            transport.write(_CONTINUE)
+        while piece := await self._piece(request):
+            yield piece
+
+    async def _piece(self, request: web.BaseRequest) -> bytes:
+        async with asyncio.timeout(self.stall_seconds):
+            return await request.content.readany()
+
+
+def _response(request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
+    headers = CIMultiDict(answer.headers)
+    length = headers.get(hdrs.CONTENT_LENGTH, "")
+    headers.popall(hdrs.CONTENT_LENGTH, None)  # aiohttp's to write
+    headers.setdefault(hdrs.SERVER, "mirror")  # it would put in its own name
+    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    if length.isascii() and length.isdigit():
+        response.content_length = int(length)
+    elif request.method != hdrs.METH_HEAD and answer.status not in _BODILESS:
+        if request.version >= HttpVersion11:
+            response.enable_chunked_encoding()
+        else:
+            response.force_close()
+    return response

@@ -1,0 +1,297 @@
+"""The body of a blob as the web hands it out: parts of a file, or bytes as they pass through.
+
+A stored blob, a growing one and one that only passes through look the same from outside.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.descriptor import Descriptor
+from mirror.oci.digest import Digest, Hasher
+from mirror.pull.errors import BrokenOffError, DigestMismatchError
+from mirror.pull.parallel import Segments
+from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
+from mirror.pull.slots import Slots
+from mirror.store.local.entry_cache import OpenObject
+from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
+from mirror.upstream.responses import BlobStream
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """``count`` bytes of an open file from ``offset`` on."""
+
+    fd: Descriptor
+    offset: int
+    count: int
+
+
+Piece = FilePiece | bytes
+
+
+class Content(Protocol):
+    """A body; ``size`` in bytes, None while nobody knows."""
+
+    @property
+    def size(self) -> int | None:
+        """The size of the whole blob."""
+
+    def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """The bytes from ``start`` to ``stop`` (to the end where None), as they become available.
+
+        Raises:
+            BrokenOffError: the rest cannot be had, or must not be given out.
+        """
+
+    async def close(self) -> None:
+        """Let go of what the body holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a blob comes from: a repository of an upstream."""
+
+    registry: Endpoints
+    repository: str
+    slots: Slots
+
+    @asynccontextmanager
+    async def open(
+        self, digest: Digest, start: int, stop: int | None = None
+    ) -> AsyncIterator[BlobStream]:
+        """Ask upstream for a blob that passes through, when there is a slot; see ``open_blob``.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        async with (
+            self.slots.taken(self.registry.name),
+            self.registry.open_blob(
+                self.repository, digest, start, stop, PASSING_BUFFER_BYTES
+            ) as stream,
+        ):
+            yield stream
+
+    @asynccontextmanager
+    async def spread(
+        self, digest: Digest, start: int, arrived: Callable[[int], None]
+    ) -> AsyncIterator[Segments]:
+        """Like :meth:`open`, over as many connections as make it faster.
+
+        ``arrived`` is told the size of each piece that comes, in whatever order.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        clock = asyncio.get_running_loop().time
+        async with (
+            self.slots.taken(self.registry.name),
+            aclosing(Segments(_Way(self, digest, arrived), start, clock)) as stream,
+        ):
+            await stream.open()
+            yield stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a fill comes by parts of its blob."""
+
+    source: Source
+    digest: Digest
+    arrived: Callable[[int], None]
+
+    @property
+    def upstream(self) -> str:
+        return self.source.registry.name
+
+    @property
+    def splitting(self) -> Splitting:
+        return self.source.slots.splitting
+
+    @asynccontextmanager
+    async def open(self, start: int, stop: int | None) -> AsyncIterator["_Watched"]:
+        repository = self.source.repository
+        async with self.source.registry.open_blob(repository, self.digest, start, stop) as stream:
+            yield _Watched(stream, self.arrived)
+
+    def further(self) -> AbstractContextManager[None] | None:
+        return self.source.slots.try_taken(self.upstream)
+
+    def calm(self) -> None:
+        self.source.slots.calm(self.upstream)
+
+
+class _Watched:
+    """A stream that tells of each piece."""
+
+    def __init__(self, stream: BlobStream, arrived: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._arrived = arrived
+        self.offset, self.total, self.ranged = stream.offset, stream.total, stream.ranged
+
+    async def read(self) -> bytes:
+        """The next bytes, ``b""`` at the end.
+
+        Raises:
+            UpstreamError: the rest cannot be had from this stream.
+        """
+        piece = await self._stream.read()
+        self._arrived(len(piece))
+        return piece
+
+
+class StoredContent:
+    """A blob from the cache."""
+
+    def __init__(self, stored: OpenObject) -> None:
+        self._stored = stored
+
+    @property
+    def size(self) -> int:
+        """The size of the blob, in bytes."""
+        return self._stored.size
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, to be duplicated by who keeps it."""
+        return self._stored.fd.fileno()
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """The whole stretch at once."""
+        end = self.size if stop is None else stop
+        yield FilePiece(self._stored.fd, start, end - start)
+
+    async def close(self) -> None:
+        """Close the file."""
+        self._stored.close()
+
+
+class PassingContent:
+    """A blob that cannot be kept and passes through, verified on the way.
+
+    For one client alone: without a file there is nothing that others could read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        digest: Digest,
+        hasher: Hasher,
+        start: int,
+        total: int | None = None,
+    ) -> None:
+        """Go on at byte ``start``, of which ``hasher`` has seen everything before.
+
+        ``total`` is the size of the blob, where it is known already.
+        """
+        self._source = source
+        self._digest = digest
+        self._hasher = hasher
+        self._start = start
+        self._total = total
+        self._stream: BlobStream | None = None
+        self._connection = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Ask upstream, so that the size is known.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        await self._open(self._start)
+
+    async def _open(self, start: int, stop: int | None = None) -> BlobStream:
+        opening = self._source.open(self._digest, start, stop)
+        stream = await self._connection.enter_async_context(opening)
+        if self._total is not None and stream.total not in {None, self._total}:
+            name = self._source.registry.name
+            raise NonsenseError(name, "now gives the blob another size")
+        self._total = stream.total if self._total is None else self._total
+        self._stream = stream
+        return stream
+
+    @property
+    def size(self) -> int | None:
+        """The size of the blob, in bytes, once it is known."""
+        return self._total
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """What upstream sends; of a whole blob the last piece only once it is verified."""
+        whole = start == self._start and stop in {None, self.size}
+        try:
+            async for piece in self._verified() if whole else self._stretch(start, stop):
+                yield piece
+        except UpstreamError as error:
+            raise BrokenOffError(str(error)) from error
+
+    async def _verified(self) -> AsyncIterator[bytes]:
+        held = b""
+        async for piece in self._stretch(self._start, None):
+            self._hasher.update(piece)
+            if held:
+                yield held
+            held = piece
+        if not self._digest.matches(self._hasher):
+            registry = self._source.registry
+            registry.blame(self._digest)
+            raise DigestMismatchError(registry.name, f"sent bytes that are not {self._digest}")
+        if held:
+            yield held
+
+    async def _stretch(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
+        """The bytes from ``start`` to ``stop``; a broken connection is gone on from there."""
+        position = start
+        backoff = Backoff(start)
+        while True:
+            opened = False
+            try:
+                stream = await self._at(position, stop)
+                opened = True
+                async for piece in _cut(stream, position, stop):
+                    position += len(piece)
+                    yield piece
+                end = stream.total if stop is None else stop
+                if end is None or position >= end:
+                    return
+                raise UnavailableError(self._source.registry.name, "ended early")
+            except UpstreamError as error:
+                if (opened and position == backoff.reached) or isinstance(error, NonsenseError):
+                    self._source.registry.blame(self._digest)
+                delay = backoff.next_delay(position)
+                if not error.transient or delay is None:
+                    raise
+                await self._connection.aclose()
+                self._stream = None
+                await asyncio.sleep(delay)
+
+    async def _at(self, position: int, stop: int | None) -> BlobStream:
+        if self._stream is not None and self._stream.offset <= position == self._start:
+            return self._stream
+        await self._connection.aclose()
+        return await self._open(position, stop)
+
+    async def close(self) -> None:
+        """Close the connection to upstream."""
+        await self._connection.aclose()
+
+
+async def _cut(stream: BlobStream, start: int, stop: int | None) -> AsyncIterator[bytes]:
+    """The bytes from ``start`` to ``stop`` of a stream that may begin earlier."""
+    position = stream.offset
+    while piece := await stream.read():
+        end = position + len(piece)
+        wanted = piece[max(0, start - position) : None if stop is None else stop - position]
+        position = end
+        if wanted:
+            yield wanted
+        if stop is not None and position >= stop:
+            return

@@ -1,0 +1,271 @@
+"""A blob while it grows: what its readers may have so far, and how they learn of more.
+
+One side is the fill's (:meth:`Growth.begin` to :meth:`Growth.fail`, plain state changes), the
+other the readers' (:meth:`Growth.started` to :meth:`Growth.remainder`).  Readers see the file up
+to :attr:`Growth.visible`, which stays short of the end until the digest is verified.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from enum import Enum, auto
+
+from mirror.descriptor import Descriptor
+from mirror.oci.digest import Digest, Hasher
+from mirror.pull.body import FilePiece, PassingContent, Piece, Source
+from mirror.pull.errors import BrokenOffError
+from mirror.pull.policy import (
+    HOLD_BACK_BYTES,
+    PART_LOOK_SECONDS,
+    PART_PATIENCE_SECONDS,
+    WAKE_BYTES,
+    WAKE_SECONDS,
+    arrival_seconds,
+    visible_bytes,
+)
+from mirror.pull.range_fetch import Ahead
+from mirror.upstream.errors import UpstreamError
+
+
+class State(Enum):
+    """How far a blob has come."""
+
+    ASKING = auto()  # upstream's headers have not arrived
+    GROWING = auto()
+    WHOLE = auto()  # verified; adoption may still be under way
+    DECLINED = auto()  # ends here on disk, readers go on by themselves
+    FAILED = auto()
+
+
+class Growth:
+    """The state of one growing blob."""
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self.state = State.ASKING
+        self.total: int | None = None
+        self.length = 0
+        self.visible = 0
+        self._fd: Descriptor | None = None
+        self._hasher: Hasher = digest.hasher()
+        self._error: UpstreamError | None = None
+        self._changed = asyncio.Event()
+        self._announced = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._began: tuple[float, int] | None = None  # when, and with how many bytes
+
+    # The fill's side.
+
+    def own(self, fd: Descriptor) -> None:
+        """Take over the descriptor that readers read from; not once something is visible."""
+        self.close()
+        self._fd = fd
+
+    def begin(self, total: int | None, length: int) -> None:
+        """Upstream's headers have arrived; ``length`` bytes are here already."""
+        self.total = self.total if total is None else total
+        self.state = State.GROWING
+        self._began = self._began or (asyncio.get_running_loop().time(), length)
+        self.show(length)
+
+    def show(self, length: int) -> None:
+        """The file has grown to ``length`` bytes."""
+        self.length = length
+        self.visible = max(self.visible, visible_bytes(length, self.total))
+        if self._announced == 0 or self.visible - self._announced >= WAKE_BYTES:
+            self._notify()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(WAKE_SECONDS, self._notify)
+
+    def be_whole(self, size: int) -> None:
+        """The digest is verified."""
+        self.total = self.visible = self.length = size
+        self.state = State.WHOLE
+        self._notify()
+
+    def decline(self, length: int, hasher: Hasher) -> None:
+        """The file ends at ``length``, short of the blob's end; ``hasher`` has seen all of it."""
+        self.visible, self._hasher = length, hasher
+        self.state = State.DECLINED
+        self._notify()
+
+    def fail(self, error: UpstreamError) -> None:
+        """There will be no more."""
+        if self.state not in {State.WHOLE, State.DECLINED}:
+            self.state, self._error = State.FAILED, error
+        self._notify()
+
+    def close(self) -> None:
+        """Close the descriptor; nobody reads any more."""
+        if self._fd is not None:
+            self._fd.close()
+            self._fd = None
+
+    def _notify(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._announced = self.visible
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # The readers' side.
+
+    async def started(self) -> None:
+        """Wait for upstream's headers, or for whatever comes instead of them.
+
+        Raises:
+            UpstreamError: the blob cannot be had.
+        """
+        while self.state is State.ASKING:
+            await self._changed.wait()
+        if self.state is State.FAILED and self.visible == 0 and self._error is not None:
+            raise self._error
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is, or will be, anything on disk to read."""
+        return self.state is not State.DECLINED or self.visible > 0
+
+    async def advance(self, position: int, stop: int | None) -> int:
+        """Wait until there is more than ``position`` bytes; return how many there are.
+
+        Of the stretch up to ``stop`` its end, too, waits for the verification: whoever asked for
+        a part must be able to tell that it was broken off.
+
+        Returns:
+            ``position`` itself at the end of the blob, or of what the disk took (see
+            :meth:`remainder`).
+
+        Raises:
+            BrokenOffError: the fill failed.
+        """
+        while (readable := self._readable(stop)) <= position:
+            if self.state is State.FAILED:
+                raise BrokenOffError(str(self._error)) from self._error
+            if self.state in {State.WHOLE, State.DECLINED}:
+                return position
+            await self._changed.wait()
+        return readable
+
+    def _readable(self, stop: int | None) -> int:
+        if stop is None or self.state in {State.WHOLE, State.DECLINED}:
+            return self._announced
+        return min(self._announced, stop - HOLD_BACK_BYTES)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the blob is verified, or will not be."""
+        return self.state in {State.WHOLE, State.DECLINED, State.FAILED}
+
+    async def ends_soon(self) -> bool:
+        """Whether a part of it can wait for the verification."""
+        if self.total is None:
+            return True  # then nobody can ask for parts
+        return await self._soon(lambda: self.ended, self.total)
+
+    async def reach(self, position: int) -> int:
+        """How many bytes there are, if more than ``position`` before long; else ``position``.
+
+        Unlike :meth:`advance` it holds nothing back of what ends here.
+        """
+        await self._soon(lambda: self.ended or self._announced > position, position)
+        return max(position, self._announced)
+
+    async def _soon(self, ready: Callable[[], bool], target: int) -> bool:
+        """Whether it is ``ready`` soon; waits unless it takes long to come to byte ``target``."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + PART_PATIENCE_SECONDS
+        while not ready():
+            left, expected = deadline - clock(), self._expected(target, clock())
+            if left <= 0 or (expected is not None and expected > left):
+                return False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, PART_LOOK_SECONDS)):
+                    await self._changed.wait()
+        return True
+
+    def _expected(self, target: int, now: float) -> float | None:
+        if self._began is None:
+            return None
+        since, before = self._began
+        return arrival_seconds(target - self.length, self.length - before, now - since)
+
+    def piece(self, start: int, stop: int) -> FilePiece:
+        """A stretch of the file."""
+        assert self._fd is not None, "nothing is visible before there is a file"
+        return FilePiece(self._fd, start, stop - start)
+
+    def remainder(self, source: Source) -> PassingContent | None:
+        """What the disk did not take, None if it took everything."""
+        if self.state is not State.DECLINED:
+            return None
+        hasher = self._hasher.copy()
+        return PassingContent(source, self.digest, hasher, self.visible, self.total)
+
+
+class GrowingContent:
+    """One client's view of a growing blob; ``left`` is called when the client is done."""
+
+    def __init__(
+        self, growth: Growth, source: Source, ahead: Ahead, left: Callable[[], None]
+    ) -> None:
+        self._growth = growth
+        self._source = source
+        self._ahead = ahead
+        self._left = left
+        self._remainder: PassingContent | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The size of the blob, in bytes, None where upstream did not say."""
+        return self._growth.total
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """The file as it grows, then whatever the disk did not take.
+
+        A part that would take too long comes as upstream sends it, unverified.
+        """
+        position = start
+        if stop is not None:
+            async with aclosing(self._relayed(start, stop)) as relayed:
+                async for piece in relayed:
+                    yield piece
+                    position += piece.count if isinstance(piece, FilePiece) else len(piece)
+        while stop is None or position < stop:
+            visible = await self._growth.advance(position, stop)
+            if visible == position:
+                break
+            end = visible if stop is None else min(visible, stop)
+            yield self._growth.piece(position, end)
+            position = end
+        self._remainder = self._remainder or self._growth.remainder(self._source)
+        if self._remainder is not None and (stop is None or position < stop):
+            async for piece in self._remainder.pieces(position, stop):
+                yield piece
+
+    async def _relayed(self, start: int, stop: int) -> AsyncGenerator[Piece, None]:
+        """What need not wait for the verification of the whole, which takes too long."""
+        growth, position = self._growth, start
+        while position < stop and not await growth.ends_soon():
+            here = min(await growth.reach(position), stop)
+            if here > position:
+                yield growth.piece(position, here)
+                position = here
+                continue
+            assert growth.total is not None, "else it would be said to end soon"
+            piece = await self._ahead.lookup(
+                self._source, growth.digest, position, stop, growth.total
+            )
+            if piece is None:
+                await growth.advance(position, None)
+                continue
+            yield piece
+            position += len(piece)
+
+    async def close(self) -> None:
+        """Leave the blob to others."""
+        if self._remainder is not None:
+            await self._remainder.close()
+        self._left()

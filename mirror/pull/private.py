@@ -1,0 +1,154 @@
+"""Pulls for clients with credentials of their own, beside those for everybody.
+
+Each kind of pull is there twice: for everybody, and for what is private, with a store, freshness
+and flights apart.  Here they are one from outside, which asks :class:`Rights` whom a request of a
+visitor goes to.
+"""
+
+from dataclasses import dataclass, replace
+
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Tag
+from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
+from mirror.pull.listings import ListingAnswer, ListingPulls
+from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
+from mirror.pull.outcome import Outcome
+from mirror.pull.private_access import Rights, Thing
+from mirror.upstream.routing import Target
+
+#: What was got without a word of upstream's.
+_UNASKED = {Outcome.HIT, Outcome.STALE}
+
+
+@dataclass(frozen=True, slots=True)
+class VisitedBlobs:
+    """Answers for blobs, as :class:`BlobPulls`."""
+
+    rights: Rights
+    public: BlobPulls
+    private: BlobPulls
+
+    async def get(self, target: Target, digest: Digest) -> BlobAnswer:
+        """See :meth:`BlobPulls.get`."""
+        if target.visitor is None:
+            return await self.public.get(target, digest)
+
+        async def private(target: Target) -> BlobAnswer:
+            return replace(await self.private.get(target, digest), private=True)
+
+        return await self.rights.visited(
+            target, Thing("blob", digest), lambda open_to: self.public.get(open_to, digest), private
+        )
+
+    async def head(self, target: Target, digest: Digest) -> BlobHead:
+        """See :meth:`BlobPulls.head`."""
+        if target.visitor is None:
+            return await self.public.head(target, digest)
+
+        async def private(target: Target) -> BlobHead:
+            return replace(await self.private.head(target, digest), private=True)
+
+        return await self.rights.visited(
+            target,
+            Thing("blob", digest),
+            lambda open_to: self.public.head(open_to, digest),
+            private,
+        )
+
+    def touch(self, digest: Digest) -> None:
+        """See :meth:`BlobPulls.touch`."""
+        self.public.touch(digest)
+
+
+@dataclass(frozen=True, slots=True)
+class VisitedManifests:
+    """Answers for manifests, as :class:`ManifestPulls`."""
+
+    rights: Rights
+    public: ManifestPulls
+    private: ManifestPulls
+
+    async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
+        """See :meth:`ManifestPulls.get`."""
+        if target.visitor is None:
+            return await self.public.get(target, reference, accept)
+
+        async def private(target: Target) -> ManifestAnswer:
+            answer = await self.private.get(target, reference, accept)
+            await self._link(target, answer.manifest.digest, answer.outcome)
+            return replace(answer, private=True)
+
+        return await self.rights.visited(
+            target,
+            Thing("manifest", reference),
+            lambda open_to: self.public.get(open_to, reference, accept),
+            private,
+        )
+
+    async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
+        """See :meth:`ManifestPulls.head`."""
+        if target.visitor is None:
+            return await self.public.head(target, reference, accept)
+
+        async def private(target: Target) -> Resolution:
+            answer = await self.private.head(target, reference, accept)
+            await self._link(target, answer.descriptor.digest, answer.outcome)
+            return replace(answer, private=True)
+
+        return await self.rights.visited(
+            target,
+            Thing("manifest", reference),
+            lambda open_to: self.public.head(open_to, reference, accept),
+            private,
+        )
+
+    async def _link(self, target: Target, digest: Digest, outcome: Outcome) -> None:
+        if outcome not in _UNASKED:
+            await self.rights.link(target, Thing("manifest", digest))
+
+    def touch(self, digest: Digest) -> None:
+        """See :meth:`ManifestPulls.touch`."""
+        self.public.touch(digest)
+
+    async def forget(self, name: str) -> None:
+        """See :meth:`ManifestPulls.forget`; what single visitors were told ages by itself."""
+        await self.public.forget(name)
+
+
+@dataclass(frozen=True, slots=True)
+class VisitedListings:
+    """Answers for listings, as :class:`ListingPulls`."""
+
+    rights: Rights
+    public: ListingPulls
+    private: ListingPulls
+
+    async def tags(self, target: Target, query: str) -> ListingAnswer:
+        """See :meth:`ListingPulls.tags`."""
+        if target.visitor is None:
+            return await self.public.tags(target, query)
+
+        async def private(target: Target) -> ListingAnswer:
+            return replace(await self.private.tags(target, query), private=True)
+
+        return await self.rights.visited(
+            target,
+            Thing("tags", query=query),
+            lambda open_to: self.public.tags(open_to, query),
+            private,
+        )
+
+    async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
+        """See :meth:`ListingPulls.referrers`."""
+        if target.visitor is None:
+            return await self.public.referrers(target, digest, query)
+
+        async def private(target: Target) -> ListingAnswer:
+            return replace(await self.private.referrers(target, digest, query), private=True)
+
+        return await self.rights.visited(
+            target,
+            Thing("referrers", digest, query),
+            lambda open_to: self.public.referrers(open_to, digest, query),
+            private,
+        )

@@ -1,0 +1,131 @@
+"""Parts of a blob that lie too far ahead of its fill, fetched by themselves.
+
+Whoever mounts an image lazily (eStargz, zstd:chunked) reads the end of a layer first, and then a
+little here and there; on a slow line each would wait for the whole.  What comes this way is
+nobody's to verify before the blob is whole, so it is relayed, kept in memory for a moment for
+others who ask for the same, and never stored.  A budget per blob bounds what it costs upstream.
+"""
+
+import logging
+from collections import OrderedDict
+from contextlib import AbstractContextManager
+from typing import Final
+
+from mirror.oci.digest import Digest
+from mirror.pull.body import Source
+from mirror.pull.policy import AHEAD_PIECE_BYTES, PASSING_BUFFER_BYTES, ahead_allowance
+from mirror.pull.singleflight import Flights
+from mirror.upstream.errors import (
+    RangeRefusedError,
+    RateLimitedError,
+    UnavailableError,
+    UpstreamError,
+)
+
+_log = logging.getLogger(__name__)
+_Key = tuple[Digest, int, int, str]
+
+#: What is kept of all blobs together.
+_KEPT_BYTES: Final = 32 * 1024 * 1024
+#: What a failure may have cost, since upstream sends what fits into the buffers on the way.
+_FAILURE_BYTES: Final = 256 * 1024
+#: Of so many blobs it is remembered what they have cost.
+_BLOBS: Final = 4096
+
+
+class Ahead:
+    """Pieces of blobs by digest, start, stop and upstream; each is fetched once, however many ask.
+
+    Nobody has verified them: what one upstream sent is not given out as another's.
+    """
+
+    def __init__(self, share: float) -> None:
+        """Spend at most this ``share`` of a blob on top of it."""
+        self._share = share
+        self._spent: OrderedDict[Digest, int] = OrderedDict()
+        self._kept: OrderedDict[_Key, bytes] = OrderedDict()
+        self._kept_bytes = 0
+        self._flights: Flights[_Key, bytes | None] = Flights("part")
+
+    async def lookup(
+        self, source: Source, digest: Digest, start: int, stop: int, total: int
+    ) -> bytes | None:
+        """The first bytes of a stretch of a blob of ``total`` bytes, at most 1 MiB of them.
+
+        None where they are not to be had this way: then the fill has to bring them.
+        """
+        key = (digest, start, min(stop, start + AHEAD_PIECE_BYTES), source.registry.name)
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        piece, _ = await self._flights.join(key, lambda: self._fetch(source, key, total))
+        return piece
+
+    def forget(self, digest: Digest, *, spent: bool) -> None:
+        """The fill has ended; what the blob has cost is forgotten too if it was ``spent`` well."""
+        for key in [key for key in self._kept if key[0] == digest]:
+            self._kept_bytes -= len(self._kept.pop(key))
+        if spent:
+            self._spent.pop(digest, None)
+
+    async def close(self) -> None:
+        """Break off what is under way."""
+        await self._flights.close()
+
+    async def _fetch(self, source: Source, key: _Key, total: int) -> bytes | None:
+        digest, start, stop, _ = key
+        slot = self._slot(source, key, total)
+        if slot is None:
+            return None
+        try:
+            with slot:
+                piece = await self._read(source, key, total)
+        except UpstreamError as error:
+            _log.info("%s; bytes %d-%d of %s wait for the fill", error, start, stop, digest)
+            if isinstance(error, RateLimitedError):
+                source.slots.calm(source.registry.name)
+            refused = isinstance(error, RangeRefusedError)
+            cost = ahead_allowance(total, self._share) if refused else _FAILURE_BYTES
+            self._spend(digest, self._spent.get(digest, 0) + cost)
+            return None
+        self._keep(key, piece)
+        return piece
+
+    def _slot(self, source: Source, key: _Key, total: int) -> AbstractContextManager[None] | None:
+        """Leave for one more connection, None where it would cost too much."""
+        digest, start, stop, _ = key
+        cost = self._spent.get(digest, 0) + stop - start
+        if cost > ahead_allowance(total, self._share):
+            return None
+        slot = source.slots.try_taken(source.registry.name)
+        if slot is not None:
+            self._spend(digest, cost)
+        return slot
+
+    def _spend(self, digest: Digest, cost: int) -> None:
+        self._spent[digest] = cost
+        self._spent.move_to_end(digest)
+        if len(self._spent) > _BLOBS:
+            self._spent.popitem(last=False)
+
+    async def _read(self, source: Source, key: _Key, total: int) -> bytes:
+        digest, start, stop, _ = key
+        opening = source.registry.open_blob(
+            source.repository, digest, start, stop, PASSING_BUFFER_BYTES
+        )
+        piece = bytearray()
+        async with opening as stream:
+            if stream.offset != start or stream.total != total:
+                raise RangeRefusedError(source.registry.name, "gives no parts of the blob")
+            while len(piece) < stop - start and (arrived := await stream.read()):
+                piece += arrived
+        if len(piece) != stop - start:
+            raise UnavailableError(source.registry.name, "sent another part than was asked for")
+        return bytes(piece)
+
+    def _keep(self, key: _Key, piece: bytes) -> None:
+        self._kept[key] = piece
+        self._kept_bytes += len(piece)
+        while self._kept_bytes > _KEPT_BYTES:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= len(dropped)

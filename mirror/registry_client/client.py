@@ -1,0 +1,216 @@
+"""The registry API of a mirror as a client sees it: manifests, and blobs piece by piece.
+
+Knows requests and answers.  Must not know what an image is made of.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+
+from mirror import __version__
+from mirror.oci.digest import Digest
+from mirror.oci.media_types import ACCEPT_MANIFESTS
+from mirror.oci.reference import Reference, Repository
+from mirror.registry_client.errors import BrokenOffError, PullError, RefusedError
+from mirror.upstream.body import read_up_to
+
+PIECE_BYTES: Final = 1024 * 1024
+#: A manifest or an error has to arrive whole within this time.
+_BODY_SECONDS: Final = 60.0
+_MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # as from upstream
+_MAX_ERROR_BYTES: Final = 64 * 1024
+_FULL_HOUSE: Final = 503
+_TRIES: Final = 5
+_MAX_PATIENCE_SECONDS: Final = 30.0
+_AGENT: Final = f"mirror-warm/{__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A repository, by the name that the mirror has for its registry."""
+
+    upstream: str
+    repository: Repository
+
+    def __str__(self) -> str:
+        return f"{self.upstream}/{self.repository}"
+
+
+@dataclass(frozen=True, slots=True)
+class PulledManifest:
+    """A manifest as the mirror gave it; ``stale``: upstream could not be asked whether it holds."""
+
+    digest: Digest
+    media_type: str
+    body: bytes
+    stale: bool
+
+
+class MirrorClient:
+    """Asks one mirror: the first of its processes that answers, each with its base address."""
+
+    def __init__(
+        self,
+        sessions: Sequence[aiohttp.ClientSession],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._sessions = sessions
+        self._sleep = sleep
+
+    async def manifest(self, place: Place, reference: Reference) -> PulledManifest:
+        """The manifest of a tag or digest, verified.
+
+        Raises:
+            PullError: it cannot be had.
+        """
+        path = f"/v2/{place.repository}/manifests/{reference}"
+        async with self._asked(path, place, {"Accept": ACCEPT_MANIFESTS}) as answer:
+            body = await _whole(answer)
+            headers = answer.headers
+        said = headers.get("Docker-Content-Digest", "")
+        digest = reference if isinstance(reference, Digest) else _digest(said)
+        if Digest.of(body, digest.algorithm) != digest:
+            raise PullError(f"{path}: what the mirror sent is not {digest}")
+        return PulledManifest(digest, headers.get("Content-Type", ""), body, _is_stale(headers))
+
+    async def holds(self, place: Place, digest: Digest) -> bool:
+        """Whether the cache has a blob; no byte of it is sent.
+
+        Where it has not, the mirror begins to download it, and goes on if it is asked for at once.
+
+        Raises:
+            PullError: the blob cannot be had.
+        """
+        headers = {"If-None-Match": f'"{digest}"'}
+        async with self._asked(_blob_path(place, digest), place, headers) as answer:
+            return _is_hit(answer.headers)
+
+    async def keeps(self, place: Place, digest: Digest) -> bool:
+        """Whether a blob that was just downloaded is in the cache.
+
+        Raises:
+            PullError: nobody can tell.
+        """
+        async with self._asked(_blob_path(place, digest), place, {}, "HEAD") as answer:
+            return _is_hit(answer.headers)
+
+    async def blob(self, place: Place, digest: Digest) -> AsyncGenerator[bytes, None]:
+        """The bytes of a blob as they come, of which the mirror verifies the last.
+
+        Raises:
+            BrokenOffError: it ended before its end.
+            PullError: it cannot be had.
+        """
+        async with self._asked(_blob_path(place, digest), place, {}) as answer:
+            try:
+                async for piece in answer.content.iter_chunked(PIECE_BYTES):
+                    yield piece
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise BrokenOffError(f"{digest} broke off") from error
+
+    @asynccontextmanager
+    async def _asked(
+        self, path: str, place: Place, headers: Mapping[str, str], method: str = "GET"
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask, again where the house was full."""
+        for last in (*[False] * (_TRIES - 1), True):
+            async with self._once(path, place, headers, method) as answer:
+                if answer.status < 400:
+                    yield answer
+                    return
+                refusal = await _refusal(answer)
+            if last or refusal.status != _FULL_HOUSE:
+                raise refusal
+            await self._sleep(min(refusal.retry_after or 1.0, _MAX_PATIENCE_SECONDS))
+
+    @asynccontextmanager
+    async def _once(
+        self, path: str, place: Place, headers: Mapping[str, str], method: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        async with await self._answer(
+            path, place, {"User-Agent": _AGENT, **headers}, method
+        ) as got:
+            yield got
+
+    async def _answer(
+        self, path: str, place: Place, headers: Mapping[str, str], method: str
+    ) -> aiohttp.ClientResponse:
+        trouble: Exception | None = None
+        for session in self._sessions:
+            try:
+                return await session.request(
+                    method,
+                    path,
+                    params={"ns": place.upstream},
+                    headers=headers,
+                    allow_redirects=False,
+                )
+            except aiohttp.ClientConnectionError as error:  # that process is gone
+                trouble = error
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise PullError(f"the mirror does not answer: {_reason(error)}") from error
+        assert trouble is not None, "a mirror has a process at least"
+        raise PullError(f"the mirror does not answer: {_reason(trouble)}") from trouble
+
+
+def _blob_path(place: Place, digest: Digest) -> str:
+    return f"/v2/{place.repository}/blobs/{digest}"
+
+
+def _is_hit(headers: Mapping[str, str]) -> bool:
+    return headers.get("Cache-Status", "").startswith("mirror; hit")
+
+
+def _is_stale(headers: Mapping[str, str]) -> bool:
+    status = headers.get("Cache-Status", "")
+    return status.startswith("mirror; fwd=stale") and not status.endswith("detail=revalidated")
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise PullError(f"the mirror does not say what it sent: {error}") from error
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await read_up_to(answer.content, _MAX_MANIFEST_BYTES + 1)
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise PullError(f"the mirror does not answer: {_reason(error)}") from error
+    if len(body) > _MAX_MANIFEST_BYTES:
+        raise PullError(f"the mirror sent a manifest over {_MAX_MANIFEST_BYTES} bytes")
+    return body
+
+
+async def _refusal(answer: aiohttp.ClientResponse) -> RefusedError:
+    """The message of the spec's error body."""
+    message = f"the mirror answers {answer.status}"
+    with contextlib.suppress(
+        aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError
+    ):
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await read_up_to(answer.content, _MAX_ERROR_BYTES)
+        message = str(json.loads(body)["errors"][0]["message"])
+    seconds = answer.headers.get("Retry-After", "")
+    return RefusedError(message, answer.status, float(seconds) if seconds.isdecimal() else None)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it is silent"
+    return str(error) or type(error).__name__

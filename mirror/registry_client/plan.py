@@ -1,0 +1,152 @@
+"""What of an image is wanted: its manifests for the chosen platforms, and the blobs they name.
+
+Knows how indexes, manifests and blobs hang together.  Must not know how bytes come here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.oci.digest import Digest
+from mirror.oci.image_name import joined
+from mirror.oci.manifest import Descriptor, NotAManifest, index_entries, references
+from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
+from mirror.oci.platform import NoSuchPlatform, Platform, choose
+from mirror.oci.reference import Reference
+from mirror.registry_client.client import MirrorClient, Place, PulledManifest
+from mirror.registry_client.errors import PullError
+
+_INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+MAX_DEPTH: Final = 3  # an index in an index is rare, and one more has never been seen
+#: What all manifests of an image may name together: some seconds of work.
+MAX_REFERENCES: Final = 200_000
+_MAX_MANIFESTS: Final = 10_000
+#: Layers that no registry gives out (Windows base layers were such, once).
+_FOREIGN: Final = ("nondistributable", "foreign")
+
+#: Everything that an index names, attestations too.
+EVERYTHING: Final[tuple[Platform, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An image; ``typed`` is how somebody wrote it."""
+
+    typed: str
+    place: Place
+    reference: Reference
+
+    @property
+    def full_name(self) -> str:
+        """With the registry, and nothing left out."""
+        return joined(str(self.place), self.reference)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What there is to pull; ``stale``: upstream could not be asked whether the tag still holds.
+
+    ``references`` counts what its manifests name, each time that they do.
+    """
+
+    wanted: Wanted
+    root: Descriptor
+    stale: bool
+    manifests: dict[Digest, PulledManifest] = field(default_factory=dict)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    references: int = 0
+
+    @property
+    def blob_bytes(self) -> int:
+        """What its blobs have together."""
+        return sum(blob.size for blob in self.blobs.values())
+
+    def runnable(self) -> bytes | None:
+        """The manifest of the first image that Docker could run, None where there is none."""
+        for pulled in self.manifests.values():
+            parts = () if is_index(pulled.media_type) else references(pulled.body)
+            if parts and parts[0].media_type in _CONFIGS and not _is_attestation(parts):
+                return pulled.body
+        return None
+
+
+async def planned(client: MirrorClient, wanted: Wanted, platforms: Iterable[Platform]) -> Plan:
+    """Pull the manifests of an image, and find out what blobs it has.
+
+    Args:
+        client: the mirror.
+        wanted: the image.
+        platforms: which of an index's images; :data:`EVERYTHING` for all that it names.
+
+    Raises:
+        PullError: it cannot be had, or has nothing for one of the platforms.
+    """
+    pulled = await client.manifest(wanted.place, wanted.reference)
+    root = Descriptor(pulled.media_type, pulled.digest, len(pulled.body))
+    plan = Plan(wanted, root, pulled.stale)
+    try:
+        await _include(plan, client, pulled, tuple(platforms), MAX_DEPTH)
+    except (NotAManifest, NoSuchPlatform) as error:
+        raise PullError(f"{wanted.full_name}: {error}") from error
+    return plan
+
+
+async def _include(
+    plan: Plan,
+    client: MirrorClient,
+    pulled: PulledManifest,
+    platforms: tuple[Platform, ...],
+    depth: int,
+) -> None:
+    plan.manifests[pulled.digest] = pulled
+    if pulled.media_type not in _INDEXES:
+        blobs = blobs_of(pulled.body)
+        plan.blobs |= blobs
+        _count(plan, len(blobs))
+        return
+    if depth == 0:
+        raise NotAManifest("an index of indexes without end")
+    entries = index_entries(pulled.body)
+    _count(plan, len(entries))
+    for entry in choose(entries, platforms) if platforms else entries:
+        digest = entry.descriptor.digest
+        if digest not in plan.manifests:
+            below = await client.manifest(plan.wanted.place, digest)
+            await _include(plan, client, below, platforms, depth - 1)
+
+
+def _count(plan: Plan, references: int) -> None:
+    plan.references += references
+    if plan.references > MAX_REFERENCES or len(plan.manifests) > _MAX_MANIFESTS:
+        raise NotAManifest(
+            f"more than {_MAX_MANIFESTS} manifests, or {MAX_REFERENCES} that they name"
+        )
+
+
+def blobs_of(manifest: bytes) -> Mapping[Digest, Descriptor]:
+    """The config and layers of an image, but for those that no registry gives out.
+
+    Raises:
+        NotAManifest: it is none.
+    """
+    return {
+        descriptor.digest: descriptor
+        for descriptor in references(manifest)
+        if not any(word in descriptor.media_type for word in _FOREIGN)
+    }
+
+
+def is_index(media_type: str) -> bool:
+    """Whether a manifest is an index of others."""
+    return media_type in _INDEXES
+
+
+def _is_attestation(parts: Iterable[Descriptor]) -> bool:
+    """BuildKit gives what is said about an image the config of one."""
+    return any("in-toto" in part.media_type for part in parts)

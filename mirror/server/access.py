@@ -1,0 +1,96 @@
+"""Where clients come in, and who may."""
+
+import contextlib
+import ipaddress
+import ssl
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from aiohttp import web
+
+from mirror.config.fields import UNIX_PROXIES
+from mirror.config.model import Config, ServerConfig
+from mirror.http.admission import Admission
+from mirror.http.forwarded import Proxies
+from mirror.http.htpasswd import Htpasswd, HtpasswdError
+from mirror.http.server_options import ServerLimits
+from mirror.http.tls import Certificate, TlsSite
+from mirror.server.errors import StartError
+from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
+from mirror.server.open_files import bounds
+from mirror.threads import NoThreadError
+
+
+async def listen(
+    runner: web.ServerRunner, listeners: Iterable[Listener], context: ssl.SSLContext | None
+) -> None:
+    """Let clients in, with TLS where there is a context; a unix socket never needs it."""
+    for listener in listeners:
+        if context is not None and listener.over_tcp:
+            await TlsSite(runner, listener.raw, context, ACCEPTED_AT_ONCE).start()
+        else:
+            await web.SockSite(runner, listener.raw, backlog=ACCEPTED_AT_ONCE).start()
+        listener.queue_many()
+
+
+@contextlib.contextmanager
+def opened_admission(config: Config) -> Iterator[Admission]:
+    """The rules for who gets in.
+
+    Raises:
+        StartError: the password file cannot be used.
+    """
+    networks = [ipaddress.ip_network(text) for text in config.access.networks]
+    if not config.access.htpasswd_file:
+        yield Admission(networks, None)
+        return
+    try:
+        users = Htpasswd(Path(config.access.htpasswd_file))
+    except NoThreadError as error:
+        raise StartError(str(error)) from error
+    except (OSError, HtpasswdError) as error:
+        raise StartError(f"{config.access.htpasswd_file}: {error}") from error
+    with contextlib.closing(users):
+        yield Admission(networks, users)
+
+
+def proxies(config: Config) -> Proxies:
+    """Who is believed about other clients."""
+    trusted = config.server.trusted_proxies
+    networks = [ipaddress.ip_network(text) for text in trusted if text != UNIX_PROXIES]
+    return Proxies(networks, UNIX_PROXIES in trusted)
+
+
+def certificate(config: Config) -> Certificate | None:
+    """The certificate to serve with, None for plain HTTP.
+
+    Raises:
+        StartError: it cannot be used.
+    """
+    server = config.server
+    if not server.tls_certificate:
+        return None
+    try:
+        return Certificate(Path(server.tls_certificate), Path(server.tls_key))
+    except OSError as error:
+        raise certificate_error(server, error) from error
+
+
+def certificate_error(server: ServerConfig, error: OSError) -> StartError:
+    """Why the certificate cannot be used."""
+    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    return StartError(
+        f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
+        f"cannot be used: {reason}"
+    )
+
+
+def server_limits(config: Config) -> ServerLimits:
+    """What a crowd may take."""
+    limits = config.limits
+    return ServerLimits(
+        bounds(config).connections,
+        limits.connections_per_client,
+        limits.idle_timeout.seconds,
+        config.server.drain.seconds,
+    )

@@ -1,0 +1,75 @@
+"""The operator's commands, as a process of the mirror obeys them.  Translation only."""
+
+import os
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any
+
+from mirror import __version__
+from mirror.api.control import Command, CommandError, Commands
+from mirror.inventory.errors import UpkeepError
+from mirror.inventory.listing import listing
+from mirror.inventory.open_cache import Cache
+from mirror.inventory.removal import removal
+from mirror.inventory.statistics import statistics
+from mirror.inventory.timestamps import rfc3339
+from mirror.server.generations import Editions
+from mirror.server.recorder import Bookkeeper
+from mirror.server.store import Store
+from mirror.store.local.layout import ObjectKey
+from mirror.store.local.sqlite import IndexUnavailableError
+
+
+def commands(store: Store, books: Bookkeeper, editions: Editions, started: float) -> Commands:
+    """What this process, which was ``started`` then (Unix seconds), does when it is told to."""
+
+    def cache() -> Cache:
+        return Cache.of(editions.current.config, store.objects, store.catalogue)
+
+    async def about(_: Mapping[str, Any]) -> Any:
+        return {"version": __version__, "pid": os.getpid(), "started": rfc3339(started)}
+
+    async def stats(_: Mapping[str, Any]) -> Any:
+        said = await books.ledger.state()
+        return {**await statistics(cache(), said), "running": await about({})}
+
+    async def images(told: Mapping[str, Any]) -> Any:
+        return await listing(cache(), told["patterns"])
+
+    async def remove(told: Mapping[str, Any]) -> Any:
+        dry_run, force = told["dry_run"], told["force"]
+        return await removal(cache(), told["targets"], dry_run=dry_run, force=force)
+
+    async def forget(told: Mapping[str, Any]) -> Any:
+        """Nothing of it is known any more when this has been answered."""
+        for link in told["links"]:
+            await editions.current.pulls.manifests.forget(link)
+        for key in told["objects"]:
+            store.objects.let_go(ObjectKey.parse(key))
+        return {}
+
+    return {
+        ("GET", "/control/about"): about,
+        ("GET", "/control/stats"): _obeyed(stats),
+        ("POST", "/control/images"): _obeyed(images),
+        ("POST", "/control/remove"): _obeyed(remove),
+        ("POST", "/control/forget"): _obeyed(forget),
+    }
+
+
+def _obeyed(command: Command) -> Command:
+    """The command, with what goes wrong as one line for whoever gave it."""
+
+    @wraps(command)
+    async def obey(told: Mapping[str, Any]) -> Any:
+        try:
+            return await command(told)
+        except (UpkeepError, IndexUnavailableError) as error:
+            raise CommandError(str(error)) from error
+        except OSError as error:
+            raise CommandError(f"the cache directory: {error.strerror}") from error
+        except (LookupError, TypeError, ValueError) as error:
+            text = f"the command and this mirror are two versions: {type(error).__name__} {error}"
+            raise CommandError(text) from error
+
+    return obey

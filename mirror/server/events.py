@@ -1,0 +1,69 @@
+"""Who is told of what happens: metrics, access log, ledger."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mirror.http.exchange import Ending
+from mirror.logs import AccessLog
+from mirror.metrics.batch import Batch
+from mirror.metrics.metrics import Metrics
+from mirror.server.recorder import Bookkeeper
+
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Tells of requests."""
+
+    metrics: Metrics
+    log: AccessLog
+    books: Bookkeeper
+
+    def request_ended(self, ending: Ending) -> None:
+        """A request was answered, or its connection is gone."""
+        self.metrics.request_ended(ending)
+        self.books.request_ended(ending)
+        self.log.request_ended(ending)
+
+    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
+        """What to tell of every repetition: the client, and seconds to the first byte."""
+        count = self.metrics.repeated(ending.exchange)
+        book = self.books.repeated(ending)
+
+        def tell(batch: Batch) -> None:
+            used()
+            count(batch)
+
+        add = self.metrics.tallies.tally(tell).add
+
+        def ended(client: str, seconds: float) -> None:
+            add(seconds)
+            book(client)
+            if self.log.wanted:
+                self.log.request_ended(replace(ending, client=client, seconds=seconds))
+
+        return ended
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTeller:
+    """Tells of exchanges with upstreams."""
+
+    metrics: Metrics
+    books: Bookkeeper
+
+    def upstream_answered(
+        self, upstream: str, kind: str, method: str, code: str, seconds: float
+    ) -> None:
+        """One exchange with upstream; ``code`` is ``error`` when there was no answer."""
+        self.metrics.upstream_answered(upstream, kind, method, code, seconds)
+        self.books.upstream_answered(upstream, code)
+
+    def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
+        """Body bytes arrived."""
+        self.metrics.upstream_bytes(upstream, kind, count)
+        self.books.upstream_bytes(upstream, count)
+
+    def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
+        """Upstream told how many pulls it allows and how many are left."""
+        self.metrics.upstream_rate_limit(upstream, limit, remaining)
+        self.books.upstream_rate_limit(upstream, limit, remaining)

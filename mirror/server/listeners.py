@@ -1,0 +1,295 @@
+"""The sockets that clients come in through: opened, named, closed.  Knows no HTTP.
+
+Several processes can share them: sockets over TCP are opened by each with ``reuse_port``, the
+others are opened by one and inherited.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from mirror.config.listen import Address, TcpAddress, UnixAddress
+from mirror.config.model import Config
+from mirror.server.activation import activated_sockets
+from mirror.server.errors import StartError
+
+BACKLOG: Final = 1024
+#: asyncio takes its ``backlog`` for both, and a thousand connections at once need as many files
+#: before the first of them is counted.
+ACCEPTED_AT_ONCE: Final = 16
+_ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # IPv6 is switched off
+_PROBE_SECONDS: Final = 1.0
+
+
+class ListenError(StartError):
+    """Nobody can listen there: what failed, and what to do."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what
+
+
+class Listener:
+    """A bound and listening socket that never blocks, and where it is."""
+
+    def __init__(
+        self,
+        address: Address,
+        raw: socket.socket,
+        file: os.stat_result | None,
+        *,
+        proxy: bool = False,
+    ) -> None:
+        """``file`` is what was made in the file system, and is to go in the end.
+
+        ``proxy``: whoever comes in there has the mirror as a proxy.
+        """
+        self.proxy = proxy
+        self.address = address
+        self.raw = raw
+        self._file = file
+
+    @property
+    def over_tcp(self) -> bool:
+        """Whether TLS is spoken there, where it is configured."""
+        return isinstance(self.address, TcpAddress)
+
+    def twin(self) -> "Listener":
+        """Another socket in the very same place, for another process.
+
+        Raises:
+            StartError: nobody else can listen there.
+        """
+        raw = socket.socket(self.raw.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if raw.family == socket.AF_INET6:
+                alone = self.raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
+            raw.bind(self.raw.getsockname())
+            return Listener(self.address, _listening(raw), None, proxy=self.proxy)
+        except OSError as error:
+            raw.close()
+            raise _refused(self.address, error) from error
+
+    def queue_many(self) -> None:
+        """Let many wait for their turn, although asyncio accepts a few at once."""
+        self.raw.listen(BACKLOG)
+
+    def withdraw(self) -> None:
+        """Remove the socket file, while the socket is open: then no other can pass for it."""
+        made, self._file = self._file, None
+        if made is None or not isinstance(self.address, UnixAddress):
+            return
+        with contextlib.suppress(OSError):  # it is gone, or a read-only directory now
+            if os.path.samestat(made, self.address.path.lstat()):
+                self.address.path.unlink()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.withdraw()
+        self.raw.close()
+
+
+@contextlib.contextmanager
+def opened_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[list[Listener]]:
+    """All sockets of a configuration: those of systemd where it passed some, else ``listen``.
+
+    Raises:
+        StartError: one cannot be opened.
+    """
+    with contextlib.ExitStack() as stack:
+        listeners = []
+        for listener in open_listeners(config, reuse_port=reuse_port):
+            listeners.append(listener)
+            stack.callback(listener.close)
+        yield listeners
+
+
+@contextlib.contextmanager
+def opened_worker_listeners(config: Config, workers: int) -> Iterator[list[list[Listener]]]:
+    """The sockets of each of several processes: its own over TCP, where clients are spread by the
+    system (SO_REUSEPORT), the same ones for all elsewhere.
+
+    Raises:
+        StartError: one cannot be opened.
+    """
+    with opened_listeners(config, reuse_port=True) as first, contextlib.ExitStack() as stack:
+        places = [list(first)]
+        for _ in range(1, workers):
+            place: list[Listener] = []
+            for listener in first:
+                own = [listener]
+                if isinstance(listener.address, TcpAddress) and _spread(listener.raw):
+                    own = [listener.twin()]
+                    stack.callback(own[0].close)
+                place += own
+            places.append(place)
+        yield places
+
+
+def _spread(raw: socket.socket) -> bool:
+    return bool(raw.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[Listener]:
+    """Open one after the other.
+
+    Raises:
+        StartError: one cannot be opened.
+    """
+    if activated := activated_sockets(os.environ, os.getpid()):
+        yield from map(_activated, activated)
+    else:
+        yield from _open_all(config, config.server.addresses(), reuse_port=reuse_port)
+    try:
+        for listener in _open_all(config, config.proxy.addresses(), reuse_port=reuse_port):
+            listener.proxy = True
+            yield listener
+    except ListenError as error:
+        raise ListenError(error.what, "choose another with [proxy] listen") from error
+
+
+def _open_all(
+    config: Config, addresses: Iterable[Address], *, reuse_port: bool
+) -> Iterator[Listener]:
+    for address in addresses:
+        if isinstance(address, TcpAddress):
+            if reuse_port:  # else another program's port would be shared without a word
+                for probe in open_tcp(address):
+                    probe.close()
+            yield from open_tcp(address, reuse_port=reuse_port)
+        else:
+            yield open_unix(address, int(config.server.socket_mode, 8))
+
+
+def open_tcp(address: TcpAddress, *, reuse_port: bool = False) -> list[Listener]:
+    """Listen over TCP; several sockets where a name has several addresses.
+
+    Raises:
+        StartError: nobody can listen there.
+    """
+    opened: list[Listener] = []
+    absent: OSError | None = None
+    try:
+        for family, place in _places(address):
+            try:
+                raw = _bound(family, place, both=not address.host, reuse_port=reuse_port)
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                absent = error
+            else:
+                opened.append(Listener(_address_of(raw, address.host), raw, None))
+        if absent is not None and not opened:
+            raise absent
+    except OSError as error:
+        for listener in opened:
+            listener.close()
+        raise _refused(address, error) from error
+    return opened
+
+
+def open_unix(address: UnixAddress, mode: int) -> Listener:
+    """Listen in the file system; the socket of a process that is gone is replaced.
+
+    Raises:
+        StartError: nobody can listen there.
+    """
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _make_way(address.path)
+        raw.bind(str(address.path))
+        address.path.chmod(mode)  # before it listens, so nobody got in who may not
+        return Listener(address, _listening(raw), address.path.lstat())
+    except OSError as error:
+        raw.close()
+        raise _refused(address, error) from error
+
+
+def _places(address: TcpAddress) -> Iterable[tuple[int, tuple[object, ...]]]:
+    """Families and addresses to bind; both families are one socket where the system can."""
+    if not address.host:
+        both = [(socket.AF_INET6, ("::", address.port))] if socket.has_ipv6 else []
+        if both and socket.has_dualstack_ipv6():
+            return both
+        return [(socket.AF_INET, ("0.0.0.0", address.port)), *both]  # noqa: S104  # as asked for
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return dict.fromkeys((family, place) for family, *_, place in found)
+
+
+def _bound(
+    family: int, place: tuple[object, ...], *, both: bool, reuse_port: bool
+) -> socket.socket:
+    # With its protocol: asyncio sets TCP_NODELAY only where that is said.
+    raw = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            alone = not (both and socket.has_dualstack_ipv6())
+            raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
+        raw.bind(place)
+        return _listening(raw)
+    except OSError:
+        raw.close()
+        raise
+
+
+def _listening(raw: socket.socket) -> socket.socket:
+    raw.listen(BACKLOG)
+    raw.setblocking(False)
+    return raw
+
+
+def _activated(raw: socket.socket) -> Listener:
+    raw.setblocking(False)
+    if raw.family == socket.AF_UNIX:  # systemd's to remove
+        return Listener(UnixAddress(Path(raw.getsockname())), raw, None)
+    v6 = raw.family == socket.AF_INET6
+    both = v6 and not raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    host = raw.getsockname()[0]
+    return Listener(_address_of(raw, "" if both and host == "::" else host), raw, None)
+
+
+def _address_of(raw: socket.socket, host: str) -> TcpAddress:
+    """As it was written, with the port that it became."""
+    return TcpAddress(host, raw.getsockname()[1])
+
+
+def _make_way(path: Path) -> None:
+    """Remove the socket of a process that is gone, and nothing else.
+
+    Raises:
+        OSError: something is there, and in use or no socket.
+    """
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(there.st_mode):
+        raise OSError(errno.EEXIST, "there is something else, which is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except TimeoutError as error:  # a queue that is full is somebody's
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _refused(address: Address, error: OSError) -> StartError:
+    reason = error.strerror or str(error)
+    return ListenError(f"cannot listen on {address}: {reason}", "choose another with --listen")

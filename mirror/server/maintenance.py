@@ -1,0 +1,85 @@
+"""What a mirror does for its cache by itself: keep what is to be kept, drop what is old.
+
+Every process marks what it stores; of several only the first reviews all of it and drops anything.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Final
+
+from mirror.config.keep import kept_images
+from mirror.config.model import Config
+from mirror.oci.image_glob import FullName
+from mirror.server.store import Store, cache_limits
+from mirror.store.images.keep import Rule, nothing
+from mirror.store.local.expiry import Aging
+from mirror.store.local.sqlite import IndexUnavailableError
+
+_REVIEW_SECONDS: Final = 600.0
+_LOOK_SECONDS: Final = 10.0
+_MUCH: Final = 0.8  # of max_size
+
+_log = logging.getLogger(__name__)
+
+
+def keeping_rule(config: Config) -> Rule:
+    """Which images are kept."""
+    globs = kept_images(config)
+
+    def is_kept(image: FullName) -> bool:
+        return any(glob.matches(image) for glob in globs)
+
+    return is_kept if globs else nothing
+
+
+class Housekeeping:
+    """The rules in force, and the tasks that go by them."""
+
+    def __init__(self, store: Store, *, first: bool) -> None:
+        self._store = store
+        self._first = first
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def go_by(self, config: Config) -> None:
+        """Keep and drop as ``config`` says from now on."""
+        self.close()
+        self._store.keeping.rule = keeping_rule(config)
+        if not self._first:
+            return
+        self._tasks.append(asyncio.create_task(self._review(config), name="keep"))
+        if config.cache.max_age.seconds:
+            aging = Aging(
+                self._store.objects, config.cache.max_age.seconds, self._store.keeping.is_settled
+            )
+            self._tasks.append(asyncio.create_task(aging.run(), name="max_age"))
+
+    def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+
+    async def _review(self, config: Config) -> None:
+        """Again and again: a tag moves, and what it meant is kept no more; an index is lost."""
+        keeping, due, warned = self._store.keeping, 0.0, False
+        while True:
+            with contextlib.suppress(OSError, IndexUnavailableError):  # it is healed meanwhile
+                if time.monotonic() >= due or not await keeping.is_settled():
+                    kept = await keeping.review()
+                    due = time.monotonic() + _REVIEW_SECONDS
+                    warned = warned or _warned(kept, cache_limits(config).max_bytes)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _warned(kept: int, most: int) -> bool:
+    """Whether the log had to be told that there is little room beside what is kept."""
+    if kept > _MUCH * most:
+        _log.warning(
+            "[[keep]] keeps %d of at most %d bytes: there is little room for anything else; "
+            "raise max_size, or keep less",
+            kept,
+            most,
+        )
+    return kept > _MUCH * most

@@ -1,0 +1,133 @@
+"""How many files may be open, and what of the configured bounds fits into that.
+
+Where clients, downloads and hot answers can take no more than there is, none of them takes what
+another one needs to be finished.
+"""
+
+import asyncio
+import errno
+import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mirror.config.model import Config
+from mirror.server.listeners import ACCEPTED_AT_ONCE
+
+#: Databases, sockets that listen, logs, names that are being resolved; and connections that were
+#: just accepted, over some turns of the loop, before they are counted.
+_OWN: Final = 64 + 4 * ACCEPTED_AT_ONCE
+_HOT: Final = 512
+#: A client that is sent a blob: its connection, another descriptor of that, and the file.  Up to a
+#: quarter more clients are there, with a connection each, to be told that there are too many.
+_QUARTERS_PER_CLIENT: Final = 13
+_PER_DOWNLOAD: Final = 3  # from upstream, into the file, out of the file
+_LEAST_FOR_HOT: Final = 4 * _HOT
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_SILENCE_SECONDS: Final = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one process may have at once; ``hot``: whether answers are kept with their files."""
+
+    connections: int
+    downloads: int
+    tunnels: int
+    hot: bool
+
+    @property
+    def files(self) -> int:
+        """Descriptors that all of it takes."""
+        clients = -(-self.connections * _QUARTERS_PER_CLIENT // 4)
+        return _OWN + _HOT * self.hot + clients + _PER_DOWNLOAD * self.downloads + self.tunnels
+
+
+def bounds(config: Config) -> Bounds:
+    """The bounds of a configuration, as far as they fit into what the system allows."""
+    return fitted(_configured(config), _allowed())
+
+
+def fitted(wanted: Bounds, files: int) -> Bounds:
+    """What of the ``wanted`` bounds fits into so many open files."""
+    if wanted.files <= files:
+        return wanted
+    hot = wanted.hot and files >= _LEAST_FOR_HOT
+    left = max(files - _OWN - _HOT * hot, 0)
+    downloads = max(1, min(wanted.downloads, left // (4 * _PER_DOWNLOAD)))
+    tunnels = min(wanted.tunnels, max(1, left // 8))
+    left -= _PER_DOWNLOAD * downloads + tunnels
+    connections = max(1, min(wanted.connections, left * 4 // _QUARTERS_PER_CLIENT))
+    return Bounds(connections, downloads, tunnels, hot)
+
+
+def allow_open_files() -> None:
+    """Use what the system allows: the usual soft limit of 1024 is for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as error:  # macOS says that there is no limit, and has one
+            _log.debug("the limit on open files stays at %d: %s", soft, error)
+
+
+def say_what_is_cut(config: Config) -> None:
+    """Write one line into the log where the configuration does not fit into the open files."""
+    wanted, given = _configured(config), bounds(config)
+    cut = [
+        f"{key} {ours} instead of {theirs}"
+        for key, ours, theirs in (
+            ("[limits] connections", given.connections, wanted.connections),
+            ("[limits] downloads", given.downloads, wanted.downloads),
+            ("[proxy] tunnels", given.tunnels, wanted.tunnels),
+            ("[server] hot", given.hot, wanted.hot),
+        )
+        if ours != theirs
+    ]
+    if cut:
+        _log.warning(
+            "the system allows a process %d open files, so that it has %s; raise LimitNOFILE "
+            "(ulimit -Hn, docker run --ulimit nofile) to %d",
+            _allowed(),
+            ", ".join(cut).replace("False instead of True", "off"),
+            wanted.files,
+        )
+
+
+def _configured(config: Config) -> Bounds:
+    tunnels = config.proxy.tunnels if config.proxy.listen else 0
+    return Bounds(config.limits.connections, config.limits.downloads, tunnels, config.server.hot)
+
+
+def _allowed() -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return hard if hard != resource.RLIM_INFINITY else 1 << 30
+
+
+def say_seldom_what_is_exhausted(
+    loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Have ``loop`` log once a minute that it cannot let clients in, not for every attempt.
+
+    asyncio tries again once a second, a thousand times each.
+    """
+    silent_until = 0.0
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal silent_until
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+            loop.default_exception_handler(context)
+        elif clock() >= silent_until:
+            silent_until = clock() + _SILENCE_SECONDS
+            _log.error(
+                "%s: new clients wait until there is room; raise LimitNOFILE (ulimit -Hn), or "
+                "lower [limits] connections",
+                error.strerror,
+            )
+
+    loop.set_exception_handler(handle)

@@ -1,0 +1,57 @@
+"""Which proxy leads to what: by the configuration, or else by the environment."""
+
+import os
+
+from mirror.config.model import Config
+from mirror.server.errors import StartError
+from mirror.upstream.proxies import (
+    InvalidProxyError,
+    Proxies,
+    configured_proxies,
+    environment_proxies,
+)
+
+
+def upstream_proxies(config: Config, name: str) -> Proxies:
+    """The proxies for an upstream, its token service and where it redirects.
+
+    Raises:
+        StartError: the environment names one that cannot be used.
+    """
+    if own := config.upstreams[name].proxy:
+        return configured_proxies(own, f'[upstreams."{name}"] proxy')
+    return general_proxies(config)
+
+
+def general_proxies(config: Config) -> Proxies:
+    """The proxies for everything that has none of its own.
+
+    Raises:
+        StartError: the environment names one that cannot be used.
+    """
+    if config.fetch.proxy:
+        return configured_proxies(config.fetch.proxy, "[fetch] proxy")
+    return from_environment()
+
+
+def from_environment() -> Proxies:
+    """The proxies of this process's environment.
+
+    Raises:
+        StartError: it names one that cannot be used.
+    """
+    try:
+        return environment_proxies(os.environ)
+    except InvalidProxyError as error:
+        raise StartError(str(error)) from error
+
+
+def named_proxies(config: Config) -> list[str]:
+    """Every proxy that an upstream may be reached through, each once, for people.
+
+    Raises:
+        StartError: the environment names one that cannot be used.
+    """
+    tables = [upstream_proxies(config, name) for name in config.enabled()]
+    named = (str(proxy) for table in tables for proxy in table.by_scheme.values())
+    return list(dict.fromkeys(named))

@@ -1,0 +1,164 @@
+"""Proxy mode: what it is built of, and its sockets."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+from mirror import clients
+from mirror.api.handlers import RegistryFace
+from mirror.ca.errors import AuthorityError
+from mirror.config.listen import TcpAddress
+from mirror.config.model import Config, UpstreamConfig
+from mirror.http.connection_context import PROXY
+from mirror.http.response_cache import HotTable
+from mirror.http.server import Server
+from mirror.metrics.metrics import Metrics
+from mirror.oci.image_glob import FullName
+from mirror.proxy.connecting import Connector
+from mirror.proxy.destination import Destination
+from mirror.proxy.handler import ProxyFace, TunnelLimits
+from mirror.proxy.passthrough import Passing
+from mirror.proxy.permission import Permission, parse_rule
+from mirror.proxy.pushes import Pushes
+from mirror.proxy.registries import Registries
+from mirror.server.errors import StartError
+from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
+from mirror.server.open_files import bounds
+from mirror.server.outgoing_proxies import general_proxies, upstream_proxies
+from mirror.server.store import Store
+from mirror.store.local.layout import Layout
+from mirror.store.metadata.tags import link_name
+from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.proxies import Proxies, Proxy
+from mirror.upstream.routing import Target, is_limited
+
+_PATIENCE_SECONDS: Final = 5.0
+_PUSH_SECONDS: Final = 3600.0  # by which clocks and flights may be late
+
+Pushed = Callable[[Target, str], Awaitable[None]]
+
+
+def opened_pushes(config: Config, layout: Layout) -> Pushes | None:
+    """What is known of pushes; None where none can come through here."""
+    tags = config.tags
+    believed = max(tags.max_age.seconds, tags.negative_max_age.seconds)
+    return Pushes(layout.pushed, believed + _PUSH_SECONDS) if config.proxy.listen else None
+
+
+def note_of(pushes: Pushes, store: Store, table: HotTable) -> Pushed:
+    """What is to be done after a push: nothing that was known before is fresh any more."""
+
+    async def pushed(target: Target, reference: str) -> None:
+        pushes.note(target.record)
+        image = FullName(target.upstream, target.repository, reference)
+        link = await store.tags.lookup(link_name(image))
+        if link is not None:
+            table.forget(link.descriptor.digest)
+
+    return pushed
+
+
+def proxy_face(
+    config: Config,
+    face: RegistryFace,
+    registries: Mapping[str, Endpoints],
+    metrics: Metrics,
+    pushed: Pushed,
+) -> ProxyFace:
+    """What answers those whose proxy the mirror is.
+
+    Raises:
+        StartError: the CA cannot be used.
+    """
+    # Late, since it costs 8 MiB that only those should pay who use proxy mode.
+    from mirror.ca.files import ensure_authority  # noqa: PLC0415
+    from mirror.ca.issuer import Mint  # noqa: PLC0415
+
+    proxy = config.proxy
+    _check_loop(config)
+    directory = proxy.authority_directory(config.cache.directory).absolute()
+    try:
+        authority = ensure_authority(directory, f"mirror CA ({socket.gethostname()})")
+    except AuthorityError as error:
+        raise StartError(str(error)) from error
+    known = frozenset(name for name, upstream in config.enabled().items() if upstream.username)
+    patience = min(config.fetch.first_byte_timeout.seconds, _PATIENCE_SECONDS)
+    passing = Passing(registries, face.sender, config.limits.stall_timeout.seconds)
+    return ProxyFace(
+        face.directory,
+        Registries(face, passing, known, pushed, patience),
+        Mint(authority),
+        _permission(config),
+        Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(general_proxies(config))),
+        TunnelLimits(bounds(config).tunnels, proxy.idle_timeout.seconds),
+        metrics,
+    )
+
+
+def _check_loop(config: Config) -> None:
+    """The mirror must not be its own proxy: it would ask itself for what it lacks.
+
+    Raises:
+        StartError: it is.
+    """
+    listening = [each for each in config.proxy.addresses() if isinstance(each, TcpAddress)]
+    ports = {address.port for address in listening}
+    hosts = {socket.gethostname(), *(address.host for address in listening)}
+    tables = [
+        general_proxies(config),
+        *(upstream_proxies(config, each) for each in config.enabled()),
+    ]
+    for proxy in (proxy for table in tables for proxy in table.by_scheme.values()):
+        host = proxy.url.host or ""
+        if proxy.url.port in ports and (host in hosts or clients.is_loopback(host)):
+            text = f"{proxy.source} leads to this mirror's own proxy: name another, or none"
+            raise StartError(text)
+
+
+def _parent_by(proxies: Proxies) -> Callable[[Destination], Proxy | None]:
+    """The proxy that leads to a server, as for upstreams."""
+    return lambda destination: proxies.lookup("https", destination.host, destination.port)
+
+
+def _permission(config: Config) -> Permission:
+    barred: set[str] = set()
+    limited: set[str] = set()
+    for name, upstream in config.upstreams.items():
+        if not upstream.enabled:
+            barred |= _hosts(name, upstream)
+        elif is_limited(upstream.allow, upstream.deny):
+            limited |= _hosts(name, upstream)
+    return Permission(
+        [parse_rule(text) for text in config.proxy.allow],
+        config.proxy.private,
+        frozenset(barred),
+        near=not config.access.networks,
+        limited=frozenset(limited),
+    )
+
+
+def _hosts(name: str, upstream: UpstreamConfig) -> set[str]:
+    """The hosts of a registry, by its names and its url."""
+    names = (name, *upstream.aliases, *upstream.hosts, urlsplit(upstream.url).netloc)
+    return {host for text in names if (host := urlsplit(f"//{text}").hostname)}
+
+
+@asynccontextmanager
+async def listening(server: Server, listeners: Iterable[Listener]) -> AsyncIterator[None]:
+    """Let those in whose proxy the mirror is, while the context is open."""
+    loop = asyncio.get_running_loop()
+    opened: list[asyncio.Server] = []
+    try:
+        for listener in listeners:
+            handler = partial(server.connection, PROXY)
+            opening = loop.create_server(handler, sock=listener.raw, backlog=ACCEPTED_AT_ONCE)
+            opened.append(await opening)  # so that what is open is closed, come what may
+            listener.queue_many()
+        yield
+    finally:
+        for each in opened:
+            each.close()

@@ -1,0 +1,115 @@
+"""The pulls: for everybody, and where clients bring credentials of their own, for them as well."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.api.client_credentials import Visiting
+from mirror.config.agreement import taking_credentials, without_host
+from mirror.config.listen import TcpAddress
+from mirror.config.model import Config
+from mirror.pull.blobs import BlobPulls
+from mirror.pull.fills import Fills
+from mirror.pull.listings import ListingPulls
+from mirror.pull.manifests import ManifestPulls
+from mirror.pull.private import VisitedBlobs, VisitedListings, VisitedManifests
+from mirror.pull.private_access import Rights
+from mirror.pull.refusals import Refusals
+from mirror.server.shared_state import Ground
+from mirror.server.store import Private, Store
+from mirror.ttl_cache.backend import Backend
+from mirror.ttl_cache.freshness import Freshness
+from mirror.ttl_cache.grants import Grants
+from mirror.ttl_cache.negative import Negatives
+from mirror.ttl_cache.pages import Pages
+from mirror.upstream.credentials import Visitors
+from mirror.upstream.endpoints import Endpoints
+
+_log = logging.getLogger(__name__)
+_PAGES: Final = 1_000
+_PAGES_BYTES: Final = 16 * 1024 * 1024
+_KEY_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pulls:
+    """What answers for content; ``visiting`` says whose credentials are whose, if anybody's are."""
+
+    begun: Sequence[BlobPulls]
+    blobs: BlobPulls | VisitedBlobs
+    manifests: ManifestPulls | VisitedManifests
+    listings: ListingPulls | VisitedListings
+    visiting: Visiting | None = None
+
+    async def finish(self) -> None:
+        """Wait for the end of all fills that were begun here."""
+        for blobs in self.begun:
+            await blobs.finish()
+
+
+@asynccontextmanager
+async def opened_pulls(
+    config: Config, registries: Mapping[str, Endpoints], ground: Ground, backend: Backend
+) -> AsyncIterator[Pulls]:
+    """Answer for content while the context is open."""
+    refusals = Refusals(Negatives(backend, config.tags.negative_max_age.seconds))
+    max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
+    freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES, _PAGES_BYTES), max_age)
+    store, metrics, begun = ground.store, ground.metrics, list[BlobPulls]()
+    async with AsyncExitStack() as stack:
+
+        def made(
+            kept: Store | Private, fills: Fills
+        ) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
+            blobs = BlobPulls(registries, kept.blobs, refusals, metrics, ground.slots, fills)
+            begun.append(blobs)
+            manifests = ManifestPulls(
+                registries,
+                kept.manifests,
+                kept.tags,
+                freshness,
+                refusals,
+                metrics,
+                stale,
+            )
+            answers = store.rooms.answers
+            listings = ListingPulls(registries, pages, kept.listings, refusals, answers, stale)
+            for pulls in (blobs, manifests, listings):
+                stack.push_async_callback(pulls.close)
+            return blobs, manifests, listings
+
+        public = made(store, ground.fills)
+        stack.enter_context(ground.books.watching(public[0]))  # the ledger is for all to see
+        if not (taking_credentials(config.upstreams) or config.proxy.listen):
+            yield Pulls(begun, *public)
+            return
+        private = made(store.private, ground.private_fills)
+        grants = Grants(backend, config.access.grant_max_age.seconds)
+        rights = Rights(registries, grants, store.private.links, refusals)
+        stack.push_async_callback(rights.close)
+        yield Pulls(
+            begun,
+            VisitedBlobs(rights, public[0], private[0]),
+            VisitedManifests(rights, public[1], private[1]),
+            VisitedListings(rights, public[2], private[2]),
+            _visiting(config, rights),
+        )
+
+
+def _visiting(config: Config, rights: Rights) -> Visiting:
+    server = config.server
+    open_to_all = any(
+        isinstance(place, TcpAddress) and not place.is_local for place in server.addresses()
+    )
+    taking = frozenset(taking_credentials(config.upstreams))
+    if taking and open_to_all and not (server.tls_certificate or server.trusted_proxies):
+        _log.warning("clients send their passwords in the clear: set [server] tls_certificate")
+    hosts = {
+        host.lower(): name for name, upstream in config.enabled().items() for host in upstream.hosts
+    }
+    visitors = Visitors(secrets.token_bytes(_KEY_BYTES))
+    otherwise = next(iter(without_host(config.upstreams)), "")
+    return Visiting(hosts, taking, otherwise, visitors, rights.greet)

@@ -1,0 +1,115 @@
+"""Tells the ledger what happened.  Decides what is told: never a credential, a query, a header.
+
+Of the User-Agent only which program it is, of a client's address only that two are the same, and of
+what is private no name: the ledger is for everybody to see.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from mirror.api.user_agents import client_type
+from mirror.http.exchange import NO_PULLS, Ending
+from mirror.oci.manifest import NotAManifest, references
+from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
+from mirror.pull.blobs import BlobPulls
+from mirror.pull.rates import Speeds
+from mirror.stats.buffer import Answer, RateLimit, Request
+from mirror.stats.ledger import Ledger
+from mirror.store.local.manifests import Manifest
+
+_INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+_PRIVATE: Final = "(private)"
+_KNOWN_SIZES: Final = 1000
+_WRITE_SECONDS: Final = 1.0
+
+
+class Bookkeeper:
+    """Writes into one ledger; ``clock`` gives Unix seconds."""
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
+        self.ledger = ledger
+        self._clock = clock
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._pulls: list[BlobPulls] = []
+        self._speeds = Speeds()
+
+    async def run(self) -> None:
+        """Write every second what has happened and what is under way."""
+        while True:
+            await asyncio.sleep(_WRITE_SECONDS)
+            fills = [fill for pulls in self._pulls for fill in pulls.under_way()]
+            await self.ledger.flush(self._speeds.fillings(fills, time.monotonic()))
+
+    @contextmanager
+    def watching(self, pulls: BlobPulls) -> Iterator[None]:
+        """Tell of the downloads of ``pulls`` while the context is open."""
+        self._pulls.append(pulls)
+        try:
+            yield
+        finally:
+            self._pulls.remove(pulls)
+
+    def request_ended(self, ending: Ending) -> None:
+        """A request was answered, or its connection is gone."""
+        exchange = ending.exchange
+        if exchange.outcome is None or exchange.kind in NO_PULLS:
+            return
+        now = self._clock()
+        self.ledger.batch.add(self._request(ending), ending.client, now - ending.seconds, now)
+
+    def repeated(self, ending: Ending) -> Callable[[str], None]:
+        """Counts an answer that is given again, by client; made once for many."""
+        ledger, request, clock = self.ledger, self._request(ending), self._clock
+
+        def count(client: str) -> None:
+            ledger.batch.repeat(request, client, clock())
+
+        return count
+
+    def upstream_answered(self, upstream: str, code: str) -> None:
+        """An upstream answered with a status, or with none (``error``)."""
+        self.ledger.batch.answers[upstream] = Answer(code, self._clock())
+
+    def upstream_bytes(self, upstream: str, count: int) -> None:
+        """Body bytes arrived."""
+        self.ledger.batch.got(upstream, count)
+
+    def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
+        """Upstream told how many pulls it allows and how many are left."""
+        self.ledger.batch.limits[upstream] = RateLimit(limit, remaining)
+
+    def _request(self, ending: Ending) -> Request:
+        exchange = ending.exchange
+        is_tag = exchange.kind == "manifest" and ":" not in exchange.reference
+        return Request(
+            upstream=exchange.upstream,
+            repository=_PRIVATE if exchange.private else exchange.repository,
+            reference=_PRIVATE if exchange.private and is_tag else exchange.reference,
+            kind=exchange.kind,
+            result="" if exchange.outcome is None else exchange.outcome.value,
+            agent=client_type(ending.agent),
+            size=exchange.sent_bytes,
+            head=ending.method == "HEAD",
+            digest=exchange.digest,
+            content_bytes=self._content_bytes(exchange.manifest),
+        )
+
+    def _content_bytes(self, manifest: Manifest | None) -> int:
+        """What config and layers come to; reading a manifest of 10 KiB takes 50 us."""
+        if manifest is None or manifest.media_type in _INDEXES:
+            return 0
+        name = str(manifest.digest)
+        size = self._sizes.get(name)
+        if size is None:
+            try:
+                size = sum(part.size for part in references(manifest.body))
+            except NotAManifest:
+                size = 0
+            self._sizes[name] = min(size, 2**62)  # SQLite's integers end at 2**63
+            if len(self._sizes) > _KNOWN_SIZES:
+                self._sizes.popitem(last=False)
+        return min(size, 2**62)

@@ -1,0 +1,129 @@
+"""The configuration read again while the mirror serves: on SIGHUP, for one process or for all.
+
+Either all of a new configuration is in force afterwards or, with one line per mistake, none of it.
+No connection is dropped: what is under way ends under the configuration it began with.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.config.changes import changes, in_force
+from mirror.config.errors import ConfigError
+from mirror.config.model import Config
+from mirror.http.tls import Certificate
+from mirror.logs import configure
+from mirror.server.access import certificate, certificate_error, opened_admission
+from mirror.server.errors import StartError
+from mirror.server.generations import Editions
+from mirror.server.maintenance import Housekeeping
+from mirror.server.notify import Supervisor
+from mirror.server.open_files import say_what_is_cut
+from mirror.server.scrub import Scrubbing
+from mirror.server.store import Store, cache_limits
+from mirror.server.upstreams import check_upstreams
+from mirror.server.warming import Warming
+from mirror.store.local.sqlite import IndexUnavailableError
+
+_log = logging.getLogger(__name__)
+
+#: Reads the configuration from where it came at the start; raises ConfigError.
+Reread = Callable[[], Config]
+
+
+@dataclass(frozen=True, slots=True)
+class Reloadable:
+    """All of a running mirror that goes by its configuration."""
+
+    editions: Editions
+    store: Store
+    scrubbing: Scrubbing
+    housekeeping: Housekeeping
+    warming: Warming
+    certificate: Certificate | None
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.editions.current.config
+
+    async def reload(self, config: Config) -> None:
+        """Go by ``config`` from now on, but for what has to wait for a restart.
+
+        Raises:
+            StartError: something that it names cannot be used; then nothing has changed.
+        """
+        config = in_force(self.config, config)
+        edition = await self.editions.open(config)
+        try:
+            self._use_certificate(config)
+        except StartError:
+            await self.editions.drop(edition)
+            raise
+        configure(config.log.level, config.log.format, access=config.log.access)
+        self.editions.begin(edition)
+        self.scrubbing.every(config.cache.scrub.seconds)
+        self.housekeeping.go_by(config)
+        self.warming.by(config)
+        with contextlib.suppress(OSError, IndexUnavailableError):  # it is told, and healed, already
+            await self.store.limit(cache_limits(config))
+
+    def _use_certificate(self, config: Config) -> None:
+        if self.certificate is None:
+            return
+        server = config.server
+        try:
+            self.certificate.use(Path(server.tls_certificate), Path(server.tls_key))
+        except OSError as error:
+            raise certificate_error(server, error) from error
+
+
+def try_out(config: Config) -> None:
+    """Look whether everything that a configuration names could be used, in a process that does not.
+
+    Raises:
+        StartError: something cannot.
+    """
+    check_upstreams(config)
+    certificate(config)
+    with opened_admission(config):
+        pass
+
+
+def tell_changes(running: Config, read: Config) -> None:
+    """Write into the log what a reload has changed, and what has to wait."""
+    told = changes(running, read)
+    for change in told:
+        _log.log(logging.WARNING if change.waits else logging.INFO, "reload: %s", change)
+    waiting = sum(change.waits for change in told)
+    _log.info("reloaded: %d changed, %d wait for a restart", len(told) - waiting, waiting)
+
+
+def tell_mistakes(error: ConfigError | StartError) -> None:
+    """Write into the log why nothing has changed."""
+    for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+        _log.error("not reloaded, the former configuration stays: %s", line)
+
+
+async def reload_when_told(
+    told: asyncio.Event, running: Reloadable, reread: Reread, systemd: Supervisor
+) -> None:
+    """Read the configuration again whenever ``told`` is set."""
+    while True:
+        await told.wait()
+        told.clear()
+        systemd.reloading()
+        try:
+            before, read = running.config, reread()
+            await running.reload(read)
+            say_what_is_cut(read)
+        except (ConfigError, StartError) as error:
+            tell_mistakes(error)
+        except Exception:  # or nobody would be there for the next time
+            _log.exception("not reloaded: the mirror failed")
+        else:
+            tell_changes(before, read)
+        systemd.ready()

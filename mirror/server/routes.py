@@ -1,0 +1,32 @@
+"""Which handler answers which path: one table, and the registry API for everything else."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from mirror.api.handlers import RegistryFace, raw_path
+from mirror.api.health import HealthFace
+from mirror.http.server_options import Handler
+from mirror.ui.status import StatusFace
+
+
+class Routes:
+    """Finds the handler of a request."""
+
+    def __init__(self, registry: RegistryFace, health: HealthFace, status: StatusFace) -> None:
+        self._registry: Handler = registry.answer
+        self._table: Mapping[str, Handler] = {
+            "/": status.page,
+            "/live": status.live,
+            "/clients": status.clients,
+            **{f"/{name}": status.asset for name in status.assets},
+            "/healthz": health.alive,
+            "/readyz": health.ready,
+            "/metrics": health.metrics,
+        }
+
+    def handler(self, request: web.BaseRequest) -> Handler:
+        """The handler of a request; what the registry API does not know it refuses itself."""
+        if request.method in {"GET", "HEAD"}:
+            return self._table.get(raw_path(request), self._registry)
+        return self._registry

@@ -1,0 +1,212 @@
+"""Builds everything leaf to root, owns the order of start and stop."""
+
+import asyncio
+import contextlib
+import gc
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from mirror import __version__
+from mirror.config.model import Config
+from mirror.http.response_cache import HotTable
+from mirror.http.server import Server
+from mirror.http.tls import Certificate
+from mirror.logs import AccessLog, configure, dropped
+from mirror.metrics.metrics import Metrics
+from mirror.server.access import certificate, listen
+from mirror.server.books import opened_books
+from mirror.server.commands import commands
+from mirror.server.control import opened_control
+from mirror.server.events import Teller
+from mirror.server.generations import Editions, opened_editions
+from mirror.server.listeners import Listener, opened_listeners
+from mirror.server.maintenance import Housekeeping
+from mirror.server.notify import supervised
+from mirror.server.open_files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
+from mirror.server.process import (
+    announce,
+    heed,
+    say_stopping,
+)
+from mirror.server.proxy import listening
+from mirror.server.reload import Reloadable, Reread, reload_when_told
+from mirror.server.scrub import Scrubbing
+from mirror.server.shared_state import opened_ground
+from mirror.server.store import Store, opened_store
+from mirror.server.tracing import opened_tracing
+from mirror.server.warming import Warming
+from mirror.server.worker_channel import Tether
+from mirror.store.local.sqlite import IndexUnavailableError
+
+_TEND_SECONDS: Final = 5.0
+_UNSEEN_SECONDS: Final = 10.0  # so long a worker may hold the file of what another evicted
+_GC_THRESHOLDS: Final = (20_000, 20, 50)
+
+
+async def run(config: Config, reread: Reread) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is being sent; ``reread`` on SIGHUP.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    configure(config.log.level, config.log.format, access=config.log.access)
+    allow_open_files()
+    stopping, reloading = asyncio.Event(), asyncio.Event()
+    heed(stopping, reloading)
+    async with (
+        supervised(os.environ, os.getpid()) as supervisor,
+        serving(config, stopping) as running,
+    ):
+        announce(config, running.listeners)
+        say_what_is_cut(config)
+        _settle()
+        supervisor.ready()
+        told = reload_when_told(reloading, running.reloadable, reread, supervisor)
+        telling = asyncio.create_task(told, name="reload")
+        await stopping.wait()
+        telling.cancel()
+        supervisor.stopping()
+        say_stopping(running.reloadable.config)
+
+
+async def run_worker(
+    config: Config, listeners: Sequence[Listener], number: int, tether: Tether
+) -> None:
+    """Serve as one of several processes, until told to stop or the first process is gone.
+
+    ``config`` holds this worker's share of what is bounded; ``tether`` ties it to the first
+    process.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    stopping = asyncio.Event()
+    heed(stopping)
+    first, unseen = number == 0, _UNSEEN_SECONDS
+    async with (
+        tether.held(stopping),
+        _serving_on(listeners, config, stopping, first=first, unseen=unseen) as reloadable,
+    ):
+        _settle()
+        tether.ready()
+        obeying = asyncio.create_task(tether.obey(reloadable.reload), name="reload")
+        await stopping.wait()
+        obeying.cancel()
+
+
+def _settle() -> None:
+    """Keep what is there now: with a thousand clients the collector took half of the time."""
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A mirror that serves: what it listens on, and what of it goes by its configuration."""
+
+    listeners: list[Listener]
+    reloadable: Reloadable
+
+
+@asynccontextmanager
+async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[Running]:
+    """Serve while the context is open.
+
+    ``stopping`` makes ``/readyz`` say so, for whoever balances load.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    with opened_listeners(config) as listeners:
+        async with _serving_on(listeners, config, stopping) as reloadable:
+            yield Running(listeners, reloadable)
+
+
+@asynccontextmanager
+async def _serving_on(
+    listeners: Sequence[Listener],
+    config: Config,
+    stopping: asyncio.Event,
+    *,
+    first: bool = True,
+    unseen: float = math.inf,
+) -> AsyncIterator[Reloadable]:
+    """Serve on what is open already.
+
+    Of several processes one is the ``first``, which does what is done once; what others evict may
+    be given for so many ``unseen`` seconds.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    say_seldom_what_is_exhausted(asyncio.get_running_loop())
+    metrics = Metrics(__version__)
+    async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(opened_tracing(config))  # the last to end
+        store = await stack.enter_async_context(opened_store(config, metrics))
+        table = stack.enter_context(_opened_table(store, unseen))
+        books = await stack.enter_async_context(opened_books(store))
+        ground = await stack.enter_async_context(
+            opened_ground(config, store, metrics, books, table, stopping)
+        )
+        editions = await stack.enter_async_context(opened_editions(config, ground))
+        chain = certificate(config)
+        reception = editions.current.reception
+        server = Server(reception, Teller(metrics, AccessLog(), books), tracing)
+        runner = web.ServerRunner(server)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        obeyed = commands(store, books, editions, time.time())
+        control = opened_control(store.layout.control, reception, obeyed)
+        for receiver in (server.receive_by, await stack.enter_async_context(control)):
+            editions.tell(receiver)
+        tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")
+        stack.callback(tending.cancel)
+        scrubbing = stack.enter_context(contextlib.closing(Scrubbing(store, first=first)))
+        scrubbing.every(config.cache.scrub.seconds)
+        housekeeping = stack.enter_context(contextlib.closing(Housekeeping(store, first=first)))
+        housekeeping.go_by(config)
+        warming = stack.enter_context(contextlib.closing(Warming(first=first)))
+        warming.by(config)
+        rereading = asyncio.create_task(_reread_regularly(chain, editions), name="reread")
+        stack.callback(rereading.cancel)
+        direct = [listener for listener in listeners if not listener.proxy]
+        await listen(runner, direct, None if chain is None else chain.context)
+        proxies = [listener for listener in listeners if listener.proxy]
+        await stack.enter_async_context(listening(server, proxies))
+        for listener in listeners:
+            stack.callback(listener.withdraw)
+        yield Reloadable(editions, store, scrubbing, housekeeping, warming, chain)
+
+
+@contextlib.contextmanager
+def _opened_table(store: Store, unseen: float) -> Iterator[HotTable]:
+    with contextlib.closing(HotTable(unseen)) as table:
+        store.objects.watch(lambda key: table.forget(key.digest))
+        yield table
+
+
+async def _reread_regularly(chain: Certificate | None, editions: Editions) -> None:
+    while True:
+        await asyncio.sleep(_TEND_SECONDS)
+        for part in (chain, editions.current.reception.admission.users):
+            if part is not None:
+                part.reload()
+
+
+async def _tend_regularly(store: Store, metrics: Metrics, *, first: bool) -> None:
+    while True:
+        await asyncio.sleep(_TEND_SECONDS)
+        metrics.log_dropped(dropped())  # another process may be the one that is asked for figures
+        await store.objects.flush_touches()
+        await store.heal()
+        if first:
+            with contextlib.suppress(OSError, IndexUnavailableError):  # told, and healed, already
+                await store.objects.make_room(0)  # databases, and what else is on the disk, grow

@@ -1,0 +1,242 @@
+"""The upstreams and all their names."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from yarl import URL
+
+from mirror import __version__
+from mirror.config.model import Config, UpstreamConfig
+from mirror.server.errors import StartError
+from mirror.server.outgoing_proxies import upstream_proxies
+from mirror.shares import Rooms
+from mirror.ttl_cache.backend import Backend
+from mirror.ttl_cache.tokens import Tokens
+from mirror.upstream.auth import (
+    Authorization,
+    Credentials,
+    Introduction,
+)
+from mirror.upstream.credentials import Verbatim, Visitor
+from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.rate_limit import Gate
+from mirror.upstream.registry import Registry
+from mirror.upstream.responses import Pace
+from mirror.upstream.routing import Directory, Names, UnknownRegistryError
+from mirror.upstream.tls import trusting
+from mirror.upstream.transport import Observer, Transport, TransportSettings
+
+_TOKENS: Final = 10_000
+_TOKENS_BYTES: Final = 8 * 1024 * 1024
+#: What other rooms make of an upstream's table: it means nothing to the way there.
+_ELSEWHERE: Final = frozenset(
+    {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
+)
+
+
+@dataclass(slots=True)
+class _Open:
+    """An upstream that is open, and how many configurations use it; ``way``: how it is reached."""
+
+    way: Any
+    endpoints: Endpoints
+    opened: AsyncExitStack
+    users: int = 0
+
+
+class _Known(dict[str, Endpoints]):
+    """Upstreams by name; one may be gone that a connection through the proxy was made for."""
+
+    def __missing__(self, name: str) -> Endpoints:
+        raise UnknownRegistryError(name)
+
+
+class Upstreams:
+    """Every upstream that some configuration uses.
+
+    One that the next configuration reaches in the same way is passed on: with its connections, its
+    tokens, and what is known of it (out of reach, or asking for silence).
+    """
+
+    def __init__(self, observer: Observer, rooms: Rooms) -> None:
+        self._observer = observer
+        self._rooms = rooms
+        self._open: list[_Open] = []
+
+    @asynccontextmanager
+    async def used(self, config: Config) -> AsyncIterator[Mapping[str, Endpoints]]:
+        """The upstreams of a configuration by name; the last who uses one closes it.
+
+        Raises:
+            StartError: a password or CA file cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            yield _Known(
+                {
+                    name: await stack.enter_async_context(self._used(name, upstream, config))
+                    for name, upstream in config.enabled().items()
+                }
+            )
+
+    @asynccontextmanager
+    async def _used(
+        self, name: str, upstream: UpstreamConfig, config: Config
+    ) -> AsyncIterator[Endpoints]:
+        way = _way(name, upstream, config)
+        found = next((each for each in self._open if each.way == way), None)
+        if found is None:
+            found = await self._opened(name, upstream, config, way)
+        found.users += 1
+        try:
+            yield found.endpoints
+        finally:
+            found.users -= 1
+            if not found.users:
+                self._open.remove(found)
+                await found.opened.aclose()
+
+    async def _opened(self, name: str, upstream: UpstreamConfig, config: Config, way: Any) -> _Open:
+        stack = AsyncExitStack()
+        backend = Backend(_TOKENS, _TOKENS_BYTES)
+        endpoints = await stack.enter_async_context(
+            opened_upstream(name, upstream, config, backend, self._observer, self._rooms)
+        )
+        self._open.append(_Open(way, endpoints, stack))
+        return self._open[-1]
+
+
+def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
+    """All that decides how an upstream is reached, to be compared.
+
+    Raises:
+        StartError: its password or CA file cannot be read.
+    """
+    with _using_ca_files(name):
+        trust = trusting(_ca_files(config, upstream))  # the same one while the files stay the same
+    table = upstream.model_dump(exclude=set(_ELSEWHERE))
+    return (name, table, _secret(name, upstream), config.fetch, trust)
+
+
+def check_upstreams(config: Config) -> None:
+    """Look whether all upstreams could be opened.
+
+    Raises:
+        StartError: a password or CA file cannot be used.
+    """
+    for name, upstream in config.enabled().items():
+        _way(name, upstream, config)
+
+
+@asynccontextmanager
+async def opened_upstream(
+    name: str,
+    upstream: UpstreamConfig,
+    config: Config,
+    backend: Backend,
+    observer: Observer,
+    rooms: Rooms,
+) -> AsyncIterator[Endpoints]:
+    """Open an upstream with its mirrors.
+
+    Raises:
+        StartError: its password or CA file cannot be used.
+    """
+    secret = _secret(name, upstream)
+    credentials = Credentials(upstream.username, secret) if upstream.username else None
+    # The credentials are the registry's: a mirror of it is asked as nobody.
+    addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
+    settings = _transport_settings(name, config, upstream)
+    rate = upstream.max_rate.bytes
+    pace = Pace(rate) if rate else None
+    async with AsyncExitStack() as stack:
+        registries = list[Registry]()
+        for address, known_as in addresses:
+            url = URL(address)
+            transport = Transport(name, url.host or "", settings, observer)
+            with _using_ca_files(name):
+                await stack.enter_async_context(transport)
+            tokens = Tokens(backend)
+            authorization = Authorization(name, url, transport, tokens, known_as)
+            max_bytes = config.fetch.max_blob_size.bytes
+            gate = Gate(name)
+            registries.append(
+                Registry(
+                    *(name, url, transport, authorization, gate, observer),
+                    *(rooms, max_bytes, pace),
+                    replaceable=len(registries) < len(upstream.mirrors),
+                )
+            )
+        # The last one is the registry itself, whose credentials a visitor's are.
+        yield Endpoints(
+            name,
+            registries,
+            lambda visitor: _introduction(visitor, name, url, transport, tokens),
+        )
+
+
+def _introduction(
+    visitor: Visitor, name: str, url: URL, transport: Transport, tokens: Tokens
+) -> Introduction:
+    """Who a visitor is to the registry at ``url``."""
+    credentials = visitor.credentials()
+    if credentials is None:
+        return Verbatim(visitor)
+    return Authorization(name, url, transport, tokens, credentials, visitor.identity)
+
+
+@contextmanager
+def _using_ca_files(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        text = f"upstream {name}: ca_file holds no certificate: {error}"
+        raise StartError(text) from error
+
+
+def _ca_files(config: Config, upstream: UpstreamConfig) -> tuple[str, ...]:
+    return tuple(file for file in (config.fetch.ca_file, upstream.ca_file) if file)
+
+
+def _secret(name: str, upstream: UpstreamConfig) -> str:
+    try:
+        return upstream.secret()
+    except OSError as error:
+        raise StartError(f"upstream {name}: password_file: {error.strerror}") from error
+
+
+def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> TransportSettings:
+    return TransportSettings(
+        connect_timeout=config.fetch.connect_timeout.seconds,
+        first_byte_timeout=config.fetch.first_byte_timeout.seconds,
+        idle_timeout=config.fetch.idle_timeout.seconds,
+        proxies=upstream_proxies(config, name),
+        private_redirects=upstream.private_redirects,
+        ca_files=_ca_files(config, upstream),
+        user_agent=f"mirror/{__version__}",
+    )
+
+
+def directory(config: Config) -> Directory:
+    """All names of all upstreams."""
+    names = [
+        Names(
+            name,
+            upstream.aliases,
+            upstream.hosts,
+            upstream.library,
+            upstream.allow,
+            upstream.deny,
+            _place(upstream.url),
+        )
+        for name, upstream in config.enabled().items()
+    ]
+    return Directory(names, config.default_upstream())
+
+
+def _place(url: str) -> str:
+    """Where clients would find the registry; what is behind a path is somebody else's place."""
+    parts = urlsplit(url)
+    return "" if parts.path.strip("/") else parts.netloc

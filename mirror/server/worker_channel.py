@@ -1,0 +1,97 @@
+"""What ties a worker to the first process: a pipe over which each tells the other how it is.
+
+The worker says that its loop turns, that it serves, or why it cannot; the first process says by
+which configuration to go from now on.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from multiprocessing.connection import Connection
+from typing import Final
+
+from mirror.config.model import Config
+from mirror.server.errors import StartError
+from mirror.server.process import until_orphaned
+
+_log = logging.getLogger(__name__)
+
+#: How often a worker says that its loop turns.
+BEAT_SECONDS: Final = 1.0
+
+
+class News(Enum):
+    """What a worker has to say."""
+
+    ALIVE = auto()
+    READY = auto()
+    FAILED = auto()
+    RELOADED = auto()
+    REFUSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One message of a worker; ``text`` says why, where it cannot."""
+
+    news: News
+    text: str = ""
+
+
+class Tether:
+    """The worker's end of it."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._told: asyncio.Queue[Config] = asyncio.Queue()
+
+    def failed(self, error: Exception) -> None:
+        """It cannot start."""
+        self._say(News.FAILED, str(error))
+
+    def ready(self) -> None:
+        """It serves."""
+        self._say(News.READY)
+
+    @asynccontextmanager
+    async def held(self, stopping: asyncio.Event) -> AsyncIterator[None]:
+        """Say that the loop turns while the context is open; stop when nobody hears it any more."""
+        tasks = [asyncio.create_task(each) for each in (self._beat(), until_orphaned(stopping))]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def obey(self, reload: Callable[[Config], Awaitable[None]]) -> None:
+        """Call ``reload`` with every configuration that the first process sends."""
+        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._hear)
+        while True:
+            try:
+                await reload(await self._told.get())
+            except StartError as error:
+                self._say(News.REFUSED, str(error))
+            except Exception:  # or nobody would be there for the next time
+                _log.exception("not reloaded: the mirror failed")
+                self._say(News.REFUSED, "it failed, see above")
+            else:
+                self._say(News.RELOADED)
+
+    def _hear(self) -> None:
+        try:
+            self._told.put_nowait(self._pipe.recv())
+        except EOFError:  # orphaned, which is noticed elsewhere
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+
+    async def _beat(self) -> None:
+        while True:
+            self._say(News.ALIVE)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _say(self, news: News, text: str = "") -> None:
+        with contextlib.suppress(BrokenPipeError):  # orphaned, which is noticed elsewhere
+            self._pipe.send(Word(news, text))

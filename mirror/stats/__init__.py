@@ -1,0 +1,1 @@
+"""Totals over restarts: what was served, pulled and saved, in a small database."""

@@ -1,0 +1,128 @@
+"""The ledger: what the mirror has done, over restarts and for every process that asks.
+
+Nothing here is on the way of a pull: what happens is collected in memory and written by a thread
+of its own, a second later.  Where it cannot be written it waits, and the pulls go on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from mirror.stats.buffer import Batch
+from mirror.stats.db import Book, day_of, discard, is_damage
+from mirror.stats.queries import read_statement, statement_of
+from mirror.stats.report import Filling, Statement
+from mirror.threads import Threads
+
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """The ledger of a cache directory, as one of the processes that write it has it."""
+
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
+        """Keep it in ``directory``; ``clock`` gives Unix seconds."""
+        self._directory = directory
+        self._clock = clock
+        self._process = secrets.token_hex(8)
+        self._thread = Threads(1, "ledger")
+        self._book: Book | None = None
+        self._unwritten: Batch | None = None
+        self._filling = False
+        self._trouble = ""
+        self.batch = self._new_batch()
+
+    async def flush(self, fills: Sequence[Filling] = ()) -> None:
+        """Write what has happened, and which ``fills`` are under way; to be called every second.
+
+        Nothing is lost where it cannot be written: it is the next time.
+        """
+        batch, self.batch = self.batch, self._new_batch()
+        if batch or fills or self._filling or self._unwritten:
+            await self._run(lambda: self._write(batch, fills))
+
+    async def state(self, *, recent: int = 50, images: int = 10) -> Statement:
+        """What the ledger says, this process's own doings up to now."""
+        batch, self.batch = self.batch, self._new_batch()
+        return await self._run(lambda: self._state(batch, recent, images))
+
+    async def close(self) -> None:
+        """Write what is left, and close it."""
+        await self.flush()
+        await self._run(self._close)
+        self._thread.shutdown()
+
+    def _new_batch(self) -> Batch:
+        return Batch(day_of(self._clock()))
+
+    async def _run(self, function: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    # On the ledger's thread.
+
+    def _write(self, batch: Batch, fills: Sequence[Filling] | None) -> None:
+        batch.settle()
+        if self._unwritten is not None:
+            self._unwritten.absorb(batch)
+            batch = self._unwritten
+        self._unwritten = batch
+        try:
+            book = self._opened()
+            if batch:
+                book.write(batch, self._clock())
+            self._unwritten = None
+            if fills is not None and (fills or self._filling):
+                book.write_fills(self._process, fills, self._clock())
+                self._filling = bool(fills)
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+        else:
+            self._trouble = ""
+
+    def _state(self, batch: Batch, recent: int, images: int) -> Statement:
+        if batch or self._unwritten:
+            self._write(batch, None)
+        try:
+            connection = self._opened().connection
+            said = statement_of(connection, self._clock(), recent=recent, images=images)
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+            said = read_statement(self._directory, self._clock(), recent=recent, images=images)
+        return replace(said, trouble=self._trouble)
+
+    def _opened(self) -> Book:
+        if self._book is not None and not self._book.in_place():
+            self._close()
+        if self._book is None:
+            self._book = Book(self._directory, self._clock())
+        return self._book
+
+    def _fail(self, error: OSError | sqlite3.Error) -> None:
+        """Say once what is wrong; a damaged database is begun anew the next time."""
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            self._close()
+            with contextlib.suppress(OSError):
+                discard(self._directory)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        known, self._trouble = self._trouble, reason
+        if not known:
+            _log.warning(
+                "ledger %s: %s; pulls go on, and their figures are written once it can be written",
+                self._directory,
+                reason,
+            )
+
+    def _close(self) -> None:
+        book, self._book = self._book, None
+        if book is not None:
+            with contextlib.suppress(sqlite3.Error):
+                book.close()

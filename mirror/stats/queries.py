@@ -1,0 +1,133 @@
+"""Reads the ledger: from the process that writes it, from another one, or with no mirror running.
+
+Only reads, and needs nothing but the database.
+"""
+
+import sqlite3
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+from mirror.stats.db import FILL_SECONDS, day_of, opened_for_reading
+from mirror.stats.report import Figures, Filling, Image, Pull, Statement, UpstreamAccount
+
+_RECENT: Final = 50
+_IMAGES: Final = 10
+_BYTES: Final = ("served_bytes", "upstream_bytes")
+_IMAGE: Final = "SELECT upstream, repository, reference, pulls, last, digest, size FROM images"
+
+
+def read_statement(
+    directory: Path, now: float, *, recent: int = _RECENT, images: int = _IMAGES
+) -> Statement:
+    """What the ledger in a directory says at ``now`` (Unix seconds), mirrors running or not.
+
+    ``recent`` is how many pulls there may be, ``images`` how many in each list.  One that cannot
+    be read says nothing but why; where there is none, that there is none.
+    """
+    if not directory.exists():
+        return Statement()
+    try:
+        with opened_for_reading(directory) as connection:
+            return statement_of(connection, now, recent=recent, images=images)
+    except (OSError, sqlite3.Error) as error:
+        return Statement(trouble=f"the ledger cannot be read: {error}")
+
+
+def read_images(directory: Path) -> tuple[Image, ...]:
+    """Every image that the ledger knows, the most pulled first; none where it cannot be read."""
+    try:
+        with opened_for_reading(directory) as connection:
+            return _images(connection, "ORDER BY pulls DESC, last DESC", -1)
+    except (OSError, sqlite3.Error):
+        return ()
+
+
+def statement_of(
+    connection: sqlite3.Connection, now: float, *, recent: int = _RECENT, images: int = _IMAGES
+) -> Statement:
+    """What the ledger says, all of it at one moment.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    connection.execute("BEGIN")
+    try:
+        return Statement(
+            since=connection.execute("SELECT value FROM meta WHERE name = 'since'").fetchone()[0],
+            upstreams=_upstreams(connection, day_of(now)),
+            days=_days(connection),
+            recent=_pulls(connection, recent),
+            most_pulled=_images(connection, "ORDER BY pulls DESC, last DESC", images),
+            largest=_images(connection, "WHERE size > 0 ORDER BY size DESC, last DESC", images),
+            longest_unused=_images(connection, "ORDER BY last", images),
+            fills=_fills(connection, now),
+        )
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _figures(rows: list[tuple[str, int]]) -> Figures:
+    named = dict(rows)
+    served, got = (named.pop(name, 0) for name in _BYTES)
+    return Figures(named, served, got)
+
+
+def _upstreams(connection: sqlite3.Connection, today: str) -> tuple[UpstreamAccount, ...]:
+    rows: defaultdict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
+    for day, upstream, name, value in connection.execute(
+        "SELECT day, upstream, name, value FROM figures WHERE day IN ('', ?)", (today,)
+    ):
+        rows[upstream, day].append((name, value))
+    said = {
+        name: rest
+        for name, *rest in connection.execute(
+            "SELECT name, code, answered_at, allowed, remaining FROM upstreams"
+        )
+    }
+    names = sorted({name for name, _ in rows} | said.keys())
+    return tuple(
+        UpstreamAccount(
+            name, _figures(rows[name, ""]), _figures(rows[name, today]), *said.get(name, ())
+        )
+        for name in names
+    )
+
+
+def _days(connection: sqlite3.Connection) -> tuple[tuple[str, Figures], ...]:
+    rows: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    for day, name, value in connection.execute(
+        "SELECT day, name, sum(value) FROM figures WHERE day != '' GROUP BY day, name ORDER BY day"
+    ):
+        rows[day].append((name, value))
+    return tuple((day, _figures(figures)) for day, figures in rows.items())
+
+
+def _pulls(connection: sqlite3.Connection, most: int) -> tuple[Pull, ...]:
+    return tuple(
+        Pull(*row)
+        for row in connection.execute(
+            "SELECT upstream, repository, reference, client, first, last - first, "
+            "max(heads, gets, 1), result, sent_bytes, missed_bytes FROM pulls "
+            "WHERE fetched = 1 ORDER BY last DESC LIMIT ?",
+            (most,),
+        )
+    )
+
+
+def _images(connection: sqlite3.Connection, which: str, most: int) -> tuple[Image, ...]:
+    found = connection.execute(f"{_IMAGE} {which} LIMIT ?", (most,))
+    return tuple(Image(*row) for row in found)
+
+
+def _fills(connection: sqlite3.Connection, now: float) -> tuple[Filling, ...]:
+    """Each download once, as the process that has most of it sees it, with everybody's clients."""
+    return tuple(
+        Filling(*row)
+        for row in connection.execute(
+            # SQLite takes the other columns from the row that has the maximum.
+            "SELECT digest, upstream, repository, max(length), total, rate, sum(waiting) "
+            "FROM fills WHERE seen > ? GROUP BY digest ORDER BY upstream, repository, digest",
+            (now - FILL_SECONDS,),
+        )
+    )

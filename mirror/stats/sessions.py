@@ -1,0 +1,193 @@
+"""What a pull is, and how the requests of a client become pulls.  Runs in a transaction.
+
+A registry sees requests, not pulls.  The rule:
+
+*A pull is what one client gets of one image without pausing for a minute: it begins with a
+request for a manifest, and the blobs that the client asks of the same repository belong to it.
+How many pulls that were is how often it asked for the image by its name, by HEAD or by GET,
+whichever is more.  Who only asks (HEAD) and gets no manifest has not pulled.*
+
+So dockerd's HEAD, GET of the tag and GET of its platform are one pull, and a job that pulls the
+same tag ten times in a minute is one line that says ten.  A name is a tag, or a digest where no
+tag of the repository was asked for; two clients behind one address that run the same program are
+taken for one.  Several processes see parts of one pull, in no order; here they meet.
+"""
+
+import hashlib
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.stats.buffer import Asked, Visit, Visitor, worse
+
+_PAUSE_SECONDS: Final = 60.0
+#: How much later than its blobs a manifest may be written, by another process.
+_LATE_SECONDS: Final = 5.0
+
+_COLUMNS: Final = (
+    "id, reference, means, first, last, heads, gets, fetched, result, sent_bytes, missed_bytes"
+)
+
+
+@dataclass(slots=True)
+class _Row:
+    id: int
+    reference: str
+    means: str
+    first: float
+    last: float
+    heads: int
+    gets: int
+    fetched: int
+    result: str
+    sent_bytes: int
+    missed_bytes: int
+
+    @property
+    def pulls(self) -> int:
+        return max(self.heads, self.gets) if self.fetched else 0
+
+    @property
+    def named(self) -> bool:
+        """Whether a tag is what it was asked for by."""
+        return self.reference != "" and ":" not in self.reference
+
+
+class Visits:
+    """Writes visits as pulls and images."""
+
+    def __init__(self, connection: sqlite3.Connection, key: bytes) -> None:
+        """Clients are told apart by a hash under ``key``: their addresses are not kept."""
+        self._connection = connection
+        self._key = key
+
+    def write(self, visitor: Visitor, visit: Visit) -> None:
+        """Add what a client did to the pulls it belongs to."""
+        rows = self._under_way(visitor, visit)
+        tags = {name: asked for name, asked in visit.asked.items() if ":" not in name}
+        digests = {name: asked for name, asked in visit.asked.items() if ":" in name}
+        for tag, asked in tags.items():
+            row = self._row_of_tag(visitor, visit, rows, tag)
+            row.means = asked.digest or row.means
+            self._ask(visitor, row, asked, own=True)
+        for digest, asked in digests.items():
+            meant = [row for row in rows if digest in {row.means, row.reference}]
+            for row in meant or [self._latest(visitor, visit, rows, digest)]:
+                self._ask(visitor, row, asked, own=row.reference == digest)
+        self._add(visitor, visit, self._latest(visitor, visit, rows, ""))
+
+    def _under_way(self, visitor: Visitor, visit: Visit) -> list[_Row]:
+        """The pulls that a visit may belong to, the latest last."""
+        found = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM pulls WHERE visitor = ? AND upstream = ? AND repository = ? "  # noqa: S608  # a constant
+            "AND last >= ? AND first <= ? ORDER BY id",
+            (
+                self._hash(visitor),
+                visitor.upstream,
+                visitor.repository,
+                visit.first - _PAUSE_SECONDS,
+                visit.last + _LATE_SECONDS,
+            ),
+        )
+        return [_Row(*row) for row in found]
+
+    def _row_of_tag(self, visitor: Visitor, visit: Visit, rows: list[_Row], tag: str) -> _Row:
+        same = [row for row in rows if row.reference == tag]
+        if same:
+            return same[-1]
+        for row in reversed(rows):
+            # What it got of the image was written before what it is called.
+            if not row.named and row.first >= visit.first - _LATE_SECONDS:
+                self._rename(visitor, row, tag)
+                return row
+        return self._new(visitor, visit, rows, tag)
+
+    def _latest(self, visitor: Visitor, visit: Visit, rows: list[_Row], reference: str) -> _Row:
+        if not rows:
+            return self._new(visitor, visit, rows, reference)
+        row = rows[-1]
+        if reference and not row.reference:
+            self._rename(visitor, row, reference)
+        return row
+
+    def _new(self, visitor: Visitor, visit: Visit, rows: list[_Row], reference: str) -> _Row:
+        done = self._connection.execute(
+            "INSERT INTO pulls (visitor, upstream, repository, reference, client, first, last) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._hash(visitor),
+                visitor.upstream,
+                visitor.repository,
+                reference,
+                visitor.agent,
+                visit.first,
+                visit.first,
+            ),
+        )
+        number = done.lastrowid or 0
+        rows.append(_Row(number, reference, "", visit.first, visit.first, 0, 0, 0, "", 0, 0))
+        return rows[-1]
+
+    def _rename(self, visitor: Visitor, row: _Row, reference: str) -> None:
+        self._count(visitor, row, -row.pulls)
+        row.reference, row.heads, row.gets = reference, 0, 0
+
+    def _ask(self, visitor: Visitor, row: _Row, asked: Asked, *, own: bool) -> None:
+        """Add what was asked for, ``own``: by the name that the pull has."""
+        before = row.pulls
+        row.heads += asked.heads if own else 0
+        row.gets += asked.gets if own else 0
+        row.fetched = int(row.fetched or asked.gets > 0)
+        self._save(row)
+        self._count(visitor, row, row.pulls - before)
+        if asked.content_bytes:
+            self._connection.execute(
+                "UPDATE images SET digest = ?, size = ? "
+                "WHERE upstream = ? AND repository = ? AND reference = ?",
+                (asked.digest, asked.content_bytes, *_name(visitor, row)),
+            )
+
+    def _add(self, visitor: Visitor, visit: Visit, row: _Row) -> None:
+        row.first, row.last = min(row.first, visit.first), max(row.last, visit.last)
+        row.result = worse(row.result, visit.result)
+        row.sent_bytes += visit.sent_bytes
+        row.missed_bytes += visit.missed_bytes
+        self._save(row)
+        self._connection.execute(
+            "UPDATE images SET last = max(last, ?) "
+            "WHERE upstream = ? AND repository = ? AND reference = ?",
+            (visit.last, *_name(visitor, row)),
+        )
+
+    def _save(self, row: _Row) -> None:
+        self._connection.execute(
+            "UPDATE pulls SET reference = ?, means = ?, first = ?, last = ?, heads = ?, gets = ?, "
+            "fetched = ?, result = ?, sent_bytes = ?, missed_bytes = ? WHERE id = ?",
+            (
+                *(row.reference, row.means, row.first, row.last, row.heads, row.gets),
+                *(row.fetched, row.result, row.sent_bytes, row.missed_bytes, row.id),
+            ),
+        )
+
+    def _count(self, visitor: Visitor, row: _Row, pulls: int) -> None:
+        if not pulls:
+            return
+        self._connection.execute(
+            "INSERT INTO images (upstream, repository, reference, pulls, last) "
+            "VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, repository, reference) "
+            "DO UPDATE SET pulls = pulls + excluded.pulls",
+            (*_name(visitor, row), pulls, row.last),
+        )
+        self._connection.execute(
+            "DELETE FROM images WHERE upstream = ? AND repository = ? AND reference = ? "
+            "AND pulls <= 0",
+            _name(visitor, row),
+        )
+
+    def _hash(self, visitor: Visitor) -> bytes:
+        text = f"{visitor.client} {visitor.agent}".encode(errors="replace")
+        return hashlib.blake2b(text, key=self._key, digest_size=8).digest()
+
+
+def _name(visitor: Visitor, row: _Row) -> tuple[str, str, str]:
+    return visitor.upstream, visitor.repository, row.reference

@@ -1,0 +1,1 @@
+"""Images put together from what is stored."""

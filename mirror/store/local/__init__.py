@@ -1,0 +1,1 @@
+"""The disk: objects, their index, room for them."""

@@ -1,0 +1,172 @@
+"""Blobs: open what is stored, stage what arrives, adopt what is verified."""
+
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TypeVar
+
+from mirror.oci.digest import Digest, Hasher
+from mirror.store.local.entry_cache import OpenObject
+from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
+from mirror.store.local.objects import Objects
+from mirror.store.local.opening import kept
+from mirror.store.local.partial import Partial, Tail
+from mirror.store.local.reservations import Expectations
+
+R = TypeVar("R")
+
+
+class Blobs:
+    """The blobs of the cache, and the files in which they grow."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        objects: Objects,
+        threads: Executor,
+        *,
+        private: bool = False,
+        origin: str = "",
+    ) -> None:
+        """Use ``threads`` for what hashes, writes or flushes.
+
+        What grows here is for everybody, or ``private``: then it is that of one upstream
+        (``origin``), and looked up beside everybody's, never the other way round.
+        """
+        self.private = private
+        self._origin = origin
+        self._layout = layout
+        self._objects = objects
+        self._threads = threads
+
+    def of(self, upstream: str) -> "Blobs":
+        """The blobs that an upstream has a say in: what is private is so by its own word alone."""
+        if not self.private:
+            return self
+        parts = (self._layout, self._objects, self._threads)
+        return Blobs(*parts, private=True, origin=origin_mark(upstream))
+
+    async def lookup(self, digest: Digest) -> OpenObject | None:
+        """Open a stored blob, or None."""
+        stored = await self._objects.lookup(ObjectKey(BLOBS, digest))
+        if stored is not None or not self.private:
+            return stored
+        stored = await self._objects.lookup(self._key(digest))
+        if stored is not None and stored.origin != self._origin:
+            stored.close()
+            return None
+        return stored
+
+    def _key(self, digest: Digest) -> ObjectKey:
+        return ObjectKey(PRIVATE_BLOBS if self.private else BLOBS, digest)
+
+    def _partial_of(self, digest: Digest) -> Path:
+        return self._layout.partial_of(self._key(digest), self._origin)
+
+    async def stage(self, digest: Digest) -> Partial:
+        """Take the lead in filling a blob, from where the last leader stopped.
+
+        Raises:
+            PartialBusyError: another process has it.
+            OSError: the disk says no.
+        """
+        path = self._partial_of(digest)
+
+        async def staged() -> Partial:
+            return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
+
+        try:
+            return await staged()
+        except OSError as error:
+            # A disk without inodes does not even take an empty file: room has to be made before.
+            if error.errno != errno.ENOSPC or not await self._objects.make_room(0):
+                raise
+        return await staged()
+
+    def _staged(self, path: Path, digest: Digest) -> Partial:
+        partial = Partial(path, digest)
+        Expectations(self._layout.expected).forget(path.name)  # what a dead leader expected
+        return partial
+
+    async def tail(self, digest: Digest) -> Tail | None:
+        """What another process fills, to be read meanwhile; None when it has just ended.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        path = self._partial_of(digest)
+        expected = Expectations(self._layout.expected)
+
+        def total() -> int | None:
+            expectation = expected.lookup(path.name)
+            return None if expectation is None else expectation.total
+
+        try:
+            return await kept(self._run(lambda: Tail(path, total)), Tail.close)
+        except FileNotFoundError:
+            return None
+
+    async def hashed(self, tail: Tail, digest: Digest, length: int) -> Hasher:
+        """What the first ``length`` bytes of a followed file hash to.
+
+        Raises:
+            OSError: the disk says no, or there are fewer.
+        """
+        return await self._run(lambda: tail.hashed(digest, length))
+
+    async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
+        """Make room for a partial file to grow to ``size`` bytes; False: there is none.
+
+        ``total`` is what the whole blob has, None where nobody knows.
+
+        Raises:
+            OSError, IndexUnavailableError: the disk or the index cannot be used.
+        """
+        return await self._objects.reserve(partial, size, total)
+
+    async def append(self, partial: Partial, pieces: Sequence[bytes]) -> None:
+        """Write and hash the next bytes.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        await self._run(lambda: partial.append(pieces))
+
+    async def restart(self, partial: Partial) -> None:
+        """Throw away what has arrived; only while nobody reads it.
+
+        Raises:
+            OSError: the disk says no.
+        """
+        await self._run(partial.restart)
+
+    async def adopt(self, partial: Partial) -> None:
+        """Flush a verified partial file and make it a stored blob.
+
+        Raises:
+            OSError, IndexUnavailableError: it could not be kept.
+        """
+        await self._run(partial.flush)
+        key = self._key(partial.digest)
+        await self._objects.adopt(key, partial, origin=self._origin)
+
+    async def release(self, partial: Partial, *, discard: bool = False) -> None:
+        """End a fill: keep the bytes for the next leader, or discard them."""
+        await self._objects.release(partial)
+        if discard:
+            await self._run(partial.discard)
+        await self._run(partial.close)
+
+    def touch(self, digest: Digest) -> None:
+        """Note that it was used."""
+        self._objects.touch(self._key(digest))
+
+    async def forget(self, digest: Digest) -> bool:
+        """Drop a stored blob; say whether it was there."""
+        return await self._objects.forget(self._key(digest))
+
+    async def _run(self, function: Callable[[], R]) -> R:
+        with self._objects.alarm.watching():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -1,0 +1,356 @@
+"""The index: which objects there are, how large, and when each was last used.
+
+A file and its row cannot change in one step, so the intent is noted first: a hard link in
+``pending/`` named after the act.  After a crash :meth:`ObjectIndex.repair` finishes what those
+links say, in time proportional to what was under way and not to what is stored.
+
+Not safe for several threads: one thread owns an index (``store.objects`` sees to that).
+Several processes may share one, on a local disk.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, cast
+
+from mirror.store.local.disk_usage import block_bytes, in_blocks
+from mirror.store.local.kept import Kept
+from mirror.store.local.layout import Layout, ObjectKey
+from mirror.store.local.sqlite import (
+    LARGEST,
+    Adoption,
+    Bounds,
+    described,
+    inode_of,
+    limit_log,
+    opened,
+    translated,
+)
+
+_TOUCHED: Final = 200
+_ADOPT: Final = "adopt"
+_EVICT: Final = "evict"
+
+MediaTypeOf = Callable[[Path], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored object; ``size`` in bytes, ``media_type`` empty for blobs.
+
+    ``modified`` is the file's modification time (ns since 1970) when its bytes were verified: a
+    file that has another one has to be verified anew.
+    """
+
+    key: ObjectKey
+    path: Path
+    size: int
+    media_type: str = ""
+    modified: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Which object stands in which row; ``size`` is what it takes on the disk, in bytes."""
+
+    number: int
+    key: ObjectKey
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A stored object as people ask for it; ``used`` is when it last was (Unix seconds).
+
+    Many are asked for at a time: what is not looked at is not worked out.
+    """
+
+    root: Path
+    name: str
+    size: int
+    used: float
+    told: str
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.root / self.name
+
+    @property
+    def media_type(self) -> str:
+        """What a manifest is, empty for a blob."""
+        return str(json.loads(self.told)["mediaType"])
+
+
+class ObjectIndex:
+    """Rows of objects by key, in order of last use."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        removed: Callable[[ObjectKey], None] = lambda _: None,
+        bounds: Bounds = LARGEST,
+    ) -> None:
+        """Open or create the index; ``removed`` is told of every object whose file goes.
+
+        Raises:
+            OSError: the file system cannot be asked.
+            IndexUnavailableError: the database cannot be opened or written.
+        """
+        self._layout = layout
+        self._removed = removed
+        with translated():
+            self._cache = opened(
+                layout.root,
+                bounds.log_bytes,
+                eviction_policy="least-recently-used",
+                cull_limit=0,
+                statistics=0,
+            )
+            # The policy above made the SQL index on access_time; from here on `get` must not
+            # write.  Only this instance forgets the policy, the database keeps it.
+            self._cache.reset("eviction_policy", "none", update=False)
+        self.kept = Kept(self._cache)
+        self._block = block_bytes(layout.root)
+        self._count_blocks()
+        self._inode = inode_of(layout.root)
+
+    def _count_blocks(self) -> None:
+        """Have the sizes of rows in whole blocks; earlier versions wrote them in bytes."""
+        with translated():
+            if self._cache._sql("PRAGMA user_version").fetchone()[0] == self._block:
+                return
+            with self._cache.transact():
+                self._cache._sql(
+                    "UPDATE Cache SET size = (json_extract(value, '$.size') + ?1 - 1) / ?1 * ?1"
+                    " WHERE filename IS NOT NULL",
+                    (self._block,),
+                )
+            self._cache._sql(f"PRAGMA user_version = {self._block}")
+
+    def limit(self, bounds: Bounds) -> None:
+        """Keep the log of changes within other bounds from now on."""
+        with translated():
+            limit_log(self._cache, bounds.log_bytes)
+
+    def in_place(self) -> bool:
+        """Whether the open database is still the one in the cache directory."""
+        return self._inode is not None and self._inode == inode_of(self._layout.root)
+
+    def lookup(self, key: ObjectKey) -> Entry | None:
+        """The entry of a key, or None.  Reads only."""
+        with translated():
+            found = self._cache.get(str(key))
+        if found is None:
+            return None
+        path, told = cast("tuple[Path, dict[str, Any]]", found)
+        modified = told.get("modified", 0)  # version 0.1 did not write it
+        return Entry(key, path, told["size"], told["mediaType"], modified)
+
+    def adopt(
+        self, key: ObjectKey, staged: Path, size: int, media_type: str = "", origin: str = ""
+    ) -> Entry:
+        """Take over a whole, verified, flushed file by rename; what the key had goes.
+
+        So does what is private of the same bytes, where they are everybody's now.
+
+        Raises:
+            OSError: the file cannot be moved.
+            IndexUnavailableError: the row cannot be written; the file waits in ``pending/``.
+        """
+        # By itself diskcache removes the former file after its row, with no link to finish it by.
+        self.remove(key)
+        if key.private_twin is not None:
+            self.remove(key.private_twin)
+        name = key.new_name(origin)
+        pending = self._pending(_ADOPT, key, name)
+        os.rename(staged, pending)
+        modified = pending.stat().st_mtime_ns
+        self._insert(key, Adoption(pending, name, size, media_type, modified))
+        return Entry(key, self._layout.root / name, size, media_type, modified)
+
+    def _insert(self, key: ObjectKey, adoption: Adoption) -> None:
+        adoption = replace(adoption, taken=in_blocks(adoption.size, self._block))
+        with translated():
+            self._cache.set(str(key), adoption)
+        if adoption.pending is not None:
+            adoption.pending.unlink()
+
+    def include(self, names: Iterable[str], media_type_of: MediaTypeOf) -> int:
+        """Make rows for files whose rows were lost; remove those that another file has replaced.
+
+        Args:
+            names: of files, relative to the root.
+            media_type_of: reads the media type out of a manifest's file.
+
+        Returns:
+            how many rows there are more.
+
+        Raises:
+            IndexUnavailableError: the rows cannot be written.
+        """
+        with translated(), self._cache.transact():
+            return sum(self._included(name, media_type_of) for name in names)
+
+    def _included(self, name: str, media_type_of: MediaTypeOf) -> bool:
+        path = self._layout.root / name
+        try:
+            key, there = ObjectKey.of_name(name), path.stat()
+        except (ValueError, FileNotFoundError):
+            return False
+        if there.st_nlink > 1:  # it has a second name in pending/: somebody is at it
+            return False
+        entry = self.lookup(key)
+        if entry is not None:
+            if entry.path != path:
+                path.unlink(missing_ok=True)
+            return False
+        media_type = media_type_of(path) if key.is_manifest else ""
+        self._insert(key, Adoption(None, name, there.st_size, media_type, 0))
+        self.touch({key: there.st_mtime})
+        return True
+
+    def vouch(self, entry: Entry, modified: int) -> None:
+        """Note that an object's bytes were verified when its file was last modified then.
+
+        Raises:
+            IndexUnavailableError: it could not be noted.
+        """
+        name = str(entry.path.relative_to(self._layout.root))
+        text = described(Adoption(None, name, entry.size, entry.media_type, modified))
+        statement = "UPDATE Cache SET value = ? WHERE key = ? AND filename = ?"
+        with translated():
+            self._cache._sql(statement, (text, str(entry.key), name))
+
+    def rows_after(self, row: int, limit: int) -> list[Row]:
+        """The rows after number ``row``, in the order they were made.
+
+        Raises:
+            IndexUnavailableError: they cannot be read.
+        """
+        statement = "SELECT rowid, key, size FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        with translated():
+            rows = self._cache._sql(statement, (row, limit)).fetchall()
+        return [Row(number, ObjectKey.parse(key), size) for number, key, size in rows]
+
+    def held(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Held]:
+        """Those of the objects that are stored.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        statement = (
+            "SELECT key, filename, json_extract(value, '$.size'), access_time, value FROM Cache "
+            "WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
+        )
+        named, root = {str(key): key for key in keys}, self._layout.root
+        with translated():
+            rows = self._cache._sql(statement, (json.dumps([*named]),)).fetchall()
+        return {named[key]: Held(root, *rest) for key, *rest in rows}
+
+    def keys_after(self, kind: str, name: str, limit: int) -> list[ObjectKey]:
+        """The objects of a kind whose key, as text, comes after ``name``, in that order.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        statement = "SELECT key FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+        start, end = max(name, f"{kind}."), f"{kind}/"  # a slash comes right after a dot
+        with translated():
+            rows = self._cache._sql(statement, (start, end, limit)).fetchall()
+        return [ObjectKey.parse(key) for (key,) in rows]
+
+    def remove(self, key: ObjectKey) -> int:
+        """Drop an object, row and file; return the bytes it had (0: it was not there)."""
+        entry = self.lookup(key)
+        if entry is None:
+            return 0
+        pending = self._pending(_EVICT, key, entry.path.name)
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            os.link(entry.path, pending)
+        with translated():
+            self._cache.delete(str(key))
+        pending.unlink(missing_ok=True)
+        self._removed(key)
+        return entry.size
+
+    def unlink(self, key: ObjectKey) -> None:
+        """Remove an object's file but not its row: a miss, as soon as somebody asks for it."""
+        entry = self.lookup(key)
+        if entry is not None:
+            entry.path.unlink(missing_ok=True)
+            self._removed(key)
+
+    def touch(self, used: Mapping[ObjectKey, float]) -> None:
+        """Note when objects were last used (Unix seconds), some in one transaction."""
+        statement = "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1"
+        noted = iter(used.items())
+        while some := list(islice(noted, _TOUCHED)):  # all in one would make a log of any size
+            with translated(), self._cache.transact():
+                for key, when in some:
+                    self._cache._sql(statement, (when, str(key)))
+
+    def oldest(self, limit: int) -> list[tuple[ObjectKey, float]]:
+        """The least recently used objects that may go, and when that was (Unix seconds)."""
+        statement = (
+            "SELECT key, access_time FROM Cache WHERE access_count = 0 ORDER BY access_time LIMIT ?"
+        )
+        with translated():
+            rows = self._cache._sql(statement, (limit,)).fetchall()
+        return [(ObjectKey.parse(key), when) for key, when in rows]
+
+    def total_bytes(self) -> int:
+        """What all objects take on the disk, in whole blocks; kept by triggers, so it is cheap."""
+        with translated():
+            return int(self._cache.reset("size"))
+
+    def count(self) -> int:
+        """How many objects there are; kept by triggers, so it is cheap."""
+        with translated():
+            return len(self._cache)
+
+    def repair(self, media_type_of: MediaTypeOf, before: float = math.inf) -> None:
+        """Finish what a crash left in ``pending/``.
+
+        Args:
+            media_type_of: reads the media type out of a manifest's file.
+            before: leave alone what was noted since then (Unix seconds), for another may be at it.
+        """
+        for pending in sorted(self._layout.pending.iterdir()):
+            with contextlib.suppress(FileNotFoundError):  # another is done with it
+                if pending.stat().st_ctime < before:
+                    self._finish(pending, media_type_of)
+
+    def _finish(self, pending: Path, media_type_of: MediaTypeOf) -> None:
+        act, key_text, suffix = _split_pending(pending.name)
+        key = ObjectKey.parse(key_text)
+        name = f"{Path(key.new_name()).parent}/{key.digest.hex}.{suffix}"
+        entry = self.lookup(key)
+        if entry is not None and entry.path == self._layout.root / name:
+            pending.unlink()  # the row stands: adopted after all, or not yet evicted
+        elif act == _ADOPT:
+            media_type = media_type_of(pending) if key.is_manifest else ""
+            there = pending.stat()
+            adoption = Adoption(pending, name, there.st_size, media_type, there.st_mtime_ns)
+            self._insert(key, adoption)
+        else:
+            (self._layout.root / name).unlink(missing_ok=True)
+            pending.unlink()
+
+    def close(self) -> None:
+        """Close the calling thread's connection, the only one there is."""
+        self._cache.close()
+
+    def _pending(self, act: str, key: ObjectKey, name: str) -> Path:
+        return self._layout.pending / f"{act}.{key}.{name.rpartition('.')[2]}"
+
+
+def _split_pending(name: str) -> tuple[str, str, str]:
+    act, _, rest = name.partition(".")
+    key_text, _, suffix = rest.rpartition(".")
+    return act, key_text, suffix

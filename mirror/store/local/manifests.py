@@ -1,0 +1,201 @@
+"""Manifests by digest: small, immutable, verified once more whenever they leave the disk."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
+
+from mirror.oci.digest import Digest
+from mirror.shares import Hold, Limits, Shares
+from mirror.store.local.entry_cache import OpenObject
+from mirror.store.local.eviction import NoRoomError
+from mirror.store.local.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
+from mirror.store.local.objects import Objects
+from mirror.store.local.opening import kept
+from mirror.store.local.partial import Partial
+
+R = TypeVar("R")
+Watcher = Callable[[ObjectKey], Awaitable[None]]
+
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
+_SMALL_BYTES: Final = 64 * 1024
+_UNBOUNDED: Final = Limits(sys.maxsize, 0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Manifest:
+    """A whole manifest, byte for byte as upstream gave it; ``hold`` is its place in memory."""
+
+    digest: Digest
+    media_type: str
+    body: bytes
+    hold: Hold | None = field(default=None, compare=False, repr=False)
+
+
+class Manifests:
+    """The manifests of the cache."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        objects: Objects,
+        threads: Executor,
+        *,
+        private: bool = False,
+        origin: str = "",
+        answers: Shares | None = None,
+    ) -> None:
+        """Use ``threads`` for what reads, writes or hashes; the rest as for blobs.
+
+        ``answers`` is the room for large manifests, where that is bounded.
+        """
+        self._answers = answers or Shares("answer", _UNBOUNDED)
+        self._large: WeakValueDictionary[ObjectKey, Manifest] = WeakValueDictionary()
+        self._reading: WeakValueDictionary[ObjectKey, asyncio.Lock] = WeakValueDictionary()
+        self._private = private
+        self._origin = origin
+        self._layout = layout
+        self._objects = objects
+        self._threads = threads
+        self._watchers: list[Watcher] = []
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have ``watcher`` told of every manifest that was stored."""
+        self._watchers.append(watcher)
+
+    def of(self, upstream: str) -> "Manifests":
+        """The manifests that an upstream has a say in, as for blobs."""
+        if not self._private:
+            return self
+        parts = (self._layout, self._objects, self._threads)
+        own = Manifests(*parts, private=True, origin=origin_mark(upstream), answers=self._answers)
+        own._watchers = self._watchers  # who hears of these hears of those
+        return own
+
+    async def lookup(self, digest: Digest) -> Manifest | None:
+        """The manifest of that digest, or None; one that no longer hashes to it is dropped."""
+        found = await self._lookup(ObjectKey(MANIFESTS, digest))
+        if found is not None or not self._private:
+            return found
+        return await self._lookup(self._key(digest))
+
+    async def _lookup(self, key: ObjectKey) -> Manifest | None:
+        digest = key.digest
+        stored = await self._objects.lookup(key)
+        if stored is None:
+            return None
+        if key.kind != MANIFESTS and stored.origin != self._origin:
+            stored.close()
+            return None
+        if stored.size > _SMALL_BYTES:
+            return await self._lookup_large(key, stored)
+        # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
+        try:
+            body = _at_hand(stored)
+            if body is None:
+                body = await self._run(lambda: _read(stored))
+        finally:
+            stored.close()
+        if Digest.of(body, digest.algorithm) != digest:
+            await self._objects.forget(key)
+            return None
+        return Manifest(digest, stored.media_type, body)
+
+    async def _lookup_large(self, key: ObjectKey, stored: OpenObject) -> Manifest | None:
+        """A large manifest: read once for all who want it at the same time."""
+        reading = self._reading.setdefault(key, asyncio.Lock())
+        try:
+            async with reading:
+                hold = self._answers.try_hold("", stored.size)
+                if hold is not None or key in self._large:
+                    return await self._shared(key, stored, hold)
+            # Out of the lock: a client at its limit keeps no other one waiting.
+            hold = await self._answers.hold("", stored.size)
+            async with reading:
+                return await self._shared(key, stored, hold)
+        finally:
+            stored.close()
+
+    async def _shared(
+        self, key: ObjectKey, stored: OpenObject, hold: Hold | None
+    ) -> Manifest | None:
+        if (shared := self._large.get(key)) is not None:
+            return shared
+        body = await self._run(lambda: _checked(stored, key.digest))
+        if body is None:
+            await self._objects.forget(key)
+            return None
+        manifest = self._large[key] = Manifest(key.digest, stored.media_type, body, hold)
+        return manifest
+
+    def _key(self, digest: Digest) -> ObjectKey:
+        return ObjectKey(PRIVATE_MANIFESTS if self._private else MANIFESTS, digest)
+
+    async def put(self, manifest: Manifest) -> None:
+        """Store a manifest whose digest the caller has verified.
+
+        Raises:
+            NoRoomError, OSError, IndexUnavailableError, PartialBusyError: it could not be kept.
+        """
+        key = self._key(manifest.digest)
+        if not await self._objects.make_room(len(manifest.body)):
+            raise NoRoomError(f"no room for {key}")
+        with self._objects.alarm.watching():
+            writing = self._run(lambda: self._write(key, manifest))
+            partial = await kept(writing, Partial.close)
+        try:
+            await self._objects.adopt(key, partial, manifest.media_type, self._origin)
+        finally:
+            await self._run(partial.close)
+        for watcher in self._watchers:
+            await watcher(key)
+
+    def _write(self, key: ObjectKey, manifest: Manifest) -> Partial:
+        partial = Partial(self._layout.partial_of(key, self._origin), manifest.digest)
+        try:
+            partial.restart()
+            partial.append([manifest.body])
+        except OSError:
+            partial.discard()
+            partial.close()
+            raise
+        return partial
+
+    def touch(self, digest: Digest) -> None:
+        """Note that it was used."""
+        self._objects.touch(self._key(digest))
+
+    async def forget(self, digest: Digest) -> bool:
+        """Drop a stored manifest; say whether it was there."""
+        return await self._objects.forget(self._key(digest))
+
+    async def _run(self, function: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _at_hand(stored: OpenObject) -> bytes | None:
+    """Read a small manifest that is in the page cache; a hop to a thread costs ten times that."""
+    if _NOWAIT is None or stored.size > _SMALL_BYTES:
+        return None
+    buffer = bytearray(stored.size)
+    try:
+        with stored.fd as number:
+            whole = os.preadv(number, [buffer], 0, _NOWAIT) == stored.size
+    except OSError:  # it is not, or the file system cannot tell
+        return None
+    return bytes(buffer) if whole else None
+
+
+def _checked(stored: OpenObject, digest: Digest) -> bytes | None:
+    """The bytes of a manifest, None where they no longer hash to its digest."""
+    body = _read(stored)
+    return body if Digest.of(body, digest.algorithm) == digest else None
+
+
+def _read(stored: OpenObject) -> bytes:
+    with stored.fd as number:
+        return os.pread(number, stored.size, 0)

@@ -1,0 +1,206 @@
+"""The index and the room it speaks for, through whatever happens to the directory they are in.
+
+A directory that is full, read-only or gone does not keep the mirror from running: until
+:meth:`Shelf.heal` finds it sound again, whoever asks is told that the index is not available.
+Runs on the index's thread.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from mirror.oci.manifest import NotAManifest, identify
+from mirror.store.local.disk_health import TROUBLES, Alarm
+from mirror.store.local.disk_usage import taken_by
+from mirror.store.local.eviction import Limits, Observer, Space
+from mirror.store.local.index import ObjectIndex
+from mirror.store.local.layout import Layout, ObjectKey
+from mirror.store.local.reservations import Expectations
+from mirror.store.local.sqlite import (
+    IndexDamagedError,
+    IndexUnavailableError,
+    discard,
+    inode_of,
+)
+
+_log = logging.getLogger(__name__)
+#: No process that lives takes so long between two steps of an adoption or eviction.
+_ABANDONED_SECONDS: Final = 60.0
+
+
+class Shelf:
+    """An index that is opened again when it must be."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        limits: Limits,
+        observer: Observer,
+        alarm: Alarm,
+        removed: Callable[[ObjectKey], None],
+    ) -> None:
+        """Tell ``removed`` of every object whose file goes."""
+        self._removed = removed
+        self.reserved: dict[str, int] = {}
+        self._layout = layout
+        self._limits = limits
+        self._directory_bytes = 0
+        self._observer = observer
+        self._alarm = alarm
+        self._told_crowded = False
+        self._index: ObjectIndex | None = None
+        self._lock: int | None = None
+
+    @property
+    def index(self) -> ObjectIndex:
+        """The index.
+
+        Raises:
+            IndexUnavailableError: there is none at the moment.
+        """
+        if self._index is None:
+            raise IndexUnavailableError(self._alarm.reason or "the cache directory is not open")
+        return self._index
+
+    @property
+    def space(self) -> Space:
+        """The room that objects and fills share.
+
+        Raises:
+            IndexUnavailableError: there is no index at the moment.
+        """
+        return Space(
+            self._layout,
+            self.index,
+            self._limits,
+            self._observer,
+            self.reserved,
+            self._tell_crowded,
+            self._directory_bytes,
+        )
+
+    def _tell_crowded(self, kept: int) -> None:
+        """Say once why there is no room."""
+        if not self._told_crowded:
+            self._told_crowded = True
+            _log.warning(
+                "kept images take %d of at most %d bytes: what does not fit beside them passes "
+                "through; raise max_size, or keep less with [[keep]]",
+                kept,
+                self._limits.max_bytes,
+            )
+
+    def limit(self, limits: Limits) -> None:
+        """Go by other limits from now on.
+
+        Raises:
+            IndexUnavailableError: the index cannot be used now; it will go by them later on.
+        """
+        self._limits = limits
+        self._directory_bytes = taken_by(self._layout.all_directories())
+        self.index.limit(limits.bounds)
+
+    def open(self) -> None:
+        """Open the index, repair what a crash left.
+
+        Raises:
+            OSError: the directory is not one that could ever be used.
+        """
+        try:
+            self._open()
+        except (OSError, IndexUnavailableError) as error:
+            if isinstance(error, OSError) and error.errno not in TROUBLES:
+                raise
+            self._alarm.failing(error)
+
+    def heal(self) -> None:
+        """Open again what was damaged, removed, or could not be opened.
+
+        What another process was at when it died is finished too, after a while.
+        """
+        if self._sound():
+            self._directory_bytes = taken_by(self._layout.all_directories())
+            with contextlib.suppress(OSError, IndexUnavailableError):
+                self.index.repair(media_type_of, before=time.time() - _ABANDONED_SECONDS)
+            return
+        try:
+            self._open()
+        except (OSError, IndexUnavailableError) as error:
+            self._alarm.failing(error)
+        else:
+            self._alarm.working()
+
+    def _sound(self) -> bool:
+        directories = (self._layout.partial, self._layout.expected, self._layout.pending)
+        in_place = self._index is not None and self._index.in_place()
+        return in_place and all(directory.is_dir() for directory in directories)
+
+    def _open(self) -> None:
+        self.close()
+        self._layout.ensure()
+        alone = self._locked()
+        if inode_of(self._layout.root) is None and any(self._layout.directories()):
+            self._layout.rebuild.touch(0o600)
+        try:
+            self._index = self._repaired(alone=alone)
+        except IndexDamagedError as error:
+            _log.error("cache directory %s: %s; it is made anew", self._layout.root, error)
+            self._layout.rebuild.touch(0o600)
+            discard(self._layout.root)
+            self._index = self._repaired(alone=alone)
+        self._directory_bytes = taken_by(self._layout.all_directories())
+        assert self._lock is not None, "the directory was locked above"
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def _locked(self) -> bool:
+        """Lock the directory; say whether nobody else uses it, who might be in mid-adoption."""
+        self._lock = os.open(self._layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another repairs
+            return False
+        return True
+
+    def _repaired(self, *, alone: bool) -> ObjectIndex:
+        index = ObjectIndex(self._layout, self._removed, self._limits.bounds)
+        try:
+            if alone:
+                index.repair(media_type_of)
+        except BaseException:
+            index.close()
+            raise
+        return index
+
+    def release(self, partial: Path) -> None:
+        """A fill is over; said here, since it may end while there is no index."""
+        self.reserved.pop(partial.name, None)
+        Expectations(self._layout.expected).forget(partial.name)
+
+    def damaged(self, error: IndexDamagedError) -> None:
+        """The index turned out to be damaged: do without it until it is healed."""
+        self.close()
+        self._alarm.failing(error)
+
+    def close(self) -> None:
+        """Close the index."""
+        index, self._index = self._index, None
+        if index is not None:
+            with contextlib.suppress(IndexUnavailableError):
+                index.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def media_type_of(manifest: Path) -> str:
+    """The media type that a manifest's file speaks of, empty where it is no manifest."""
+    try:
+        return identify(manifest.read_bytes(), "")
+    except NotAManifest:
+        return ""

@@ -1,0 +1,60 @@
+"""Hashes all that is stored, slowly, over and over: media rot, and nobody else would notice."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from mirror.store.local.objects import Objects
+from mirror.store.local.sqlite import IndexUnavailableError
+
+_log = logging.getLogger(__name__)
+_WAIT_SECONDS = 60.0  # an empty cache, or one whose index is not available
+
+
+class Scrub:
+    """One round over the cache in ``period`` seconds; goes on after a restart."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        progress: Path,
+        period: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep in the file ``progress`` how far it has come."""
+        self._objects = objects
+        self._progress = progress
+        self._period = period
+        self._sleep = sleep
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Go on for ever."""
+        while True:
+            with contextlib.suppress(OSError, IndexUnavailableError):
+                await self._round()
+            await self._sleep(_WAIT_SECONDS)
+
+    async def _round(self) -> None:
+        sound = damaged = 0
+        async for row in self._objects.rows(after=self._reached()):
+            started = self._clock()
+            verdict = await self._objects.verify(row.key)
+            sound += verdict is True
+            damaged += verdict is False
+            self._progress.write_text(f"{row.number}\n")
+            usage = await self._objects.usage()
+            due = self._period * row.size / max(usage.used_bytes, row.size, 1)
+            await self._sleep(max(0.0, due - (self._clock() - started)))
+        self._progress.write_text("0\n")
+        _log.info("scrub: %d objects are sound, %d were damaged and dropped", sound, damaged)
+
+    def _reached(self) -> int:
+        try:
+            return int(self._progress.read_text())
+        except (OSError, ValueError):
+            return 0

@@ -1,0 +1,1 @@
+"""Small durable records: what a tag meant, what a listing said."""

@@ -1,0 +1,129 @@
+"""Whether all of an image is in the store, so that a name for it leads somewhere."""
+
+from mirror.oci.digest import Digest
+from mirror.oci.image_layout import NotALayout
+from mirror.oci.manifest import Descriptor, NotAManifest, identify, index_entries
+from mirror.oci.media_types import MANIFEST_TYPES
+from mirror.registry_client.plan import MAX_DEPTH, MAX_REFERENCES, blobs_of, is_index
+from mirror.store.local.blobs import Blobs
+from mirror.store.local.manifests import Manifests
+from mirror.transfer.layout_files import store_blob, whole
+
+
+class LackingError(Exception):
+    """Something that an image needs is not there."""
+
+
+class TooManyReferences(NotALayout):  # says what it is
+    """The manifests of an image name more than is looked through."""
+
+
+#: A digest, the media type it is referred to by, and how many levels may be below.
+_Visit = tuple[Digest, str, int]
+
+
+class Completeness:
+    """Looks images through, each manifest of a layout once, however many others name it."""
+
+    def __init__(self, blobs: Blobs, manifests: Manifests) -> None:
+        self._blobs = blobs
+        self._manifests = manifests
+        self._visited: dict[_Visit, tuple[Descriptor, int] | str] = {}
+        self._there: set[Digest] = set()
+        self._references = 0
+
+    async def completed(self, root: Descriptor) -> tuple[Descriptor, int]:
+        """Look an image through, and put right what was taken for something else while it was read.
+
+        Of an index one image has to be there: layouts are often made for one platform.
+
+        Returns:
+            what its name means, and how many bytes its blobs have.
+
+        Raises:
+            LackingError: it is not whole.
+            TooManyReferences: its manifests name more than is looked through.
+            OSError, NoRoomError, IndexUnavailableError: the store cannot be used.
+        """
+        self._references = 0
+        return await self._completed(root, MAX_DEPTH)
+
+    async def _completed(self, root: Descriptor, depth: int) -> tuple[Descriptor, int]:
+        media_type = root.media_type if root.media_type in MANIFEST_TYPES else ""
+        visit = root.digest, media_type, depth
+        found = self._visited.get(visit)
+        if found is None:
+            try:
+                found = await self._looked_through(root.digest, media_type, depth)
+            except LackingError as error:
+                found = str(error)
+            self._visited[visit] = found
+        if isinstance(found, str):
+            raise LackingError(found)
+        return found
+
+    async def _looked_through(
+        self, digest: Digest, sent_as: str, depth: int
+    ) -> tuple[Descriptor, int]:
+        manifest = await self._manifests.lookup(digest)
+        if manifest is None:
+            raise LackingError(f"lacks its manifest {digest}")
+        body = manifest.body
+        try:
+            media_type = identify(body, sent_as)
+            if not is_index(media_type):
+                size = await self._blobs_there(body)
+            elif depth:
+                size = await self._images_there(body, depth - 1)
+            else:
+                raise LackingError("is an index of indexes without end")
+        except NotAManifest as error:
+            raise LackingError(f"{digest}: {error}") from error
+        return Descriptor(media_type, digest, len(body)), size
+
+    async def _images_there(self, index: bytes, depth: int) -> int:
+        entries = index_entries(index)
+        self._count(len(entries))
+        images = {entry.descriptor.digest: entry.descriptor for entry in entries}
+        size, lacking = 0, LackingError("is an index of nothing")
+        found = False
+        for image in images.values():
+            try:
+                size += (await self._completed(image, depth))[1]
+                found = True
+            except LackingError as error:
+                lacking = error
+        if not found:
+            raise lacking
+        return size
+
+    async def _blobs_there(self, image: bytes) -> int:
+        needed = blobs_of(image)
+        self._count(len(needed))
+        for digest in needed:
+            if not await self._is_there(digest):
+                raise LackingError(
+                    f"lacks {digest}; where a mirror downloads it, import it once more"
+                )
+        return sum(blob.size for blob in needed.values())
+
+    async def _is_there(self, digest: Digest) -> bool:
+        if digest in self._there:
+            return True
+        stored = await self._blobs.lookup(digest)
+        if stored is not None:
+            stored.close()
+        else:
+            manifest = await self._manifests.lookup(digest)  # it was taken for one: it is a blob
+            if manifest is None:
+                return False
+            await store_blob(self._blobs, digest, len(manifest.body), whole(manifest.body))
+        self._there.add(digest)
+        return True
+
+    def _count(self, references: int) -> None:
+        self._references += references
+        if self._references > MAX_REFERENCES:
+            raise TooManyReferences(
+                f"the manifests of an image name more than {MAX_REFERENCES} manifests and blobs"
+            )

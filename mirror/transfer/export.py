@@ -1,0 +1,121 @@
+"""Images written out of the cache, for where no registry can be reached."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, aclosing
+from typing import Protocol
+
+from mirror.admin.connect import reached
+from mirror.admin.errors import OperateError
+from mirror.config.model import Config
+from mirror.oci.image_layout import written_archive
+from mirror.oci.image_name import ImageName
+from mirror.oci.manifest import Descriptor
+from mirror.oci.platform import Platform
+from mirror.registry_client.client import MirrorClient, Place
+from mirror.registry_client.errors import PullError
+from mirror.registry_client.plan import Plan
+from mirror.registry_client.pull import Pulled, Puller, Watcher
+from mirror.server.images import located_all
+from mirror.store.local.layout import left_in
+from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified
+
+
+class Pulling(Watcher, AbstractContextManager[object], Protocol):
+    """Shows how far the pulling has come."""
+
+
+class Writing(AbstractContextManager[object], Protocol):
+    """Shows how far the writing has come, in bytes."""
+
+    def expect(self, total: int) -> None:
+        """So much is to be written."""
+
+    def advance(self, size: int) -> None:
+        """So much more was."""
+
+
+class ExportError(OperateError):
+    """Images that cannot be had: one line for each."""
+
+
+async def export(
+    config: Config,
+    images: Iterable[ImageName],
+    platforms: Sequence[Platform],
+    parallel: int,
+    target: str,
+    pulling: Pulling,
+    writing: Writing,
+) -> list[Plan]:
+    """Write images as an OCI image layout; what the cache does not have is pulled first.
+
+    Args:
+        config: the mirror's.
+        images: their names.
+        platforms: which of an index's images; all that it names where none is given.
+        parallel: how many downloads at once.
+        target: a file for a tar, a directory, or ``-``.
+        pulling: shows how far the pulling has come.
+        writing: shows how far the writing has come.
+
+    Returns:
+        what was written.
+
+    Raises:
+        OperateError: one cannot be had, or written; nothing is left half done.
+    """
+    wanted, failed = located_all(config, images)
+    _check(failed)
+    async with reached(config) as mirror:
+        client = MirrorClient(mirror.sessions)
+        left_of = left_in(config.cache.directory.absolute())
+        with pulling:
+            pulled = await Puller(client, left_of, pulling, parallel).pull(wanted, platforms)
+        _check(pulled)
+        plans = [image.plan for image in pulled if image.plan is not None]
+        with opened_layout(target) as layout, writing:
+            await _write(client, plans, layout, writing)
+    return plans
+
+
+def _check(pulled: Iterable[Pulled]) -> None:
+    failed = [f"{image.wanted.typed}: {image.reason}" for image in pulled if image.reason]
+    if failed:
+        raise ExportError("\n".join([*failed, "nothing was written"]))
+
+
+async def _write(
+    client: MirrorClient, plans: Sequence[Plan], layout: LayoutWriter, writing: Writing
+) -> None:
+    manifests = {digest: pulled for plan in plans for digest, pulled in plan.manifests.items()}
+    blobs = {
+        digest: (plan.wanted.place, blob) for plan in plans for digest, blob in plan.blobs.items()
+    }
+    writing.expect(sum(blob.size for _, blob in blobs.values()))
+    named = [(plan, plan.wanted.full_name) for plan in plans]
+    images = [(body, name) for plan, name in named if (body := plan.runnable()) is not None]
+    await layout.begin([(plan.root, name) for plan, name in named], written_archive(images))
+    for digest, pulled in manifests.items():
+        await layout.add(digest, len(pulled.body), _whole(pulled.body))
+    for digest, (place, blob) in blobs.items():
+        if digest in manifests:  # one file for both
+            continue
+        async with aclosing(_pieces(client, place, blob, writing.advance)) as pieces:
+            await layout.add(digest, blob.size, pieces)
+    await layout.finish()
+
+
+async def _whole(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def _pieces(
+    client: MirrorClient, place: Place, blob: Descriptor, advanced: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
+    try:
+        async with aclosing(client.blob(place, blob.digest)) as pieces:
+            async for piece in verified(pieces, blob):
+                yield piece
+                advanced(len(piece))
+    except PullError as error:
+        raise OperateError(f"{place}: {error}") from error

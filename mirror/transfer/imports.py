@@ -1,0 +1,177 @@
+"""Images taken into the cache from a layout, for where no registry can be reached.
+
+Every byte is verified while it is read.  Names are written down last, once everything that they
+need is in the cache: a layout that is damaged leaves nothing behind that could be pulled by name.
+It may run beside a mirror, which sees the objects at once: they share the index.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mirror import __version__
+from mirror.admin.client import lookup_running
+from mirror.admin.errors import OperateError
+from mirror.admin.ownership import check_owner
+from mirror.config.model import Config
+from mirror.metrics.metrics import Metrics
+from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName
+from mirror.oci.image_layout import NamedRoot, NotALayout
+from mirror.oci.image_name import ImageName
+from mirror.registry_client.errors import PullError
+from mirror.server.errors import StartError
+from mirror.server.images import located
+from mirror.server.maintenance import keeping_rule
+from mirror.server.store import Store, opened_store
+from mirror.store.local.eviction import NoRoomError
+from mirror.store.local.layout import MANIFESTS, ObjectKey
+from mirror.store.local.partial import PartialBusyError
+from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.metadata.tags import Link, link_name
+from mirror.threads import NoThreadError
+from mirror.transfer.completeness import Completeness, LackingError
+from mirror.transfer.layout_files import Taking
+from mirror.transfer.layout_reader import opened_files
+from mirror.transfer.tar import DamagedTar
+
+
+class Reading(Protocol):
+    """Shows how much was read, in bytes."""
+
+    def expect(self, total: int) -> None:
+        """So much is to be read."""
+
+    def advance(self, size: int) -> None:
+        """So much more was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """How it went with one image; ``size`` in bytes, ``reason`` is empty where it is there."""
+
+    name: str
+    digest: Digest
+    size: int = 0
+    reason: str = ""
+
+    def document(self) -> dict[str, str | int | None]:
+        """The same for machines."""
+        return {
+            "name": self.name,
+            "digest": str(self.digest),
+            "bytes": self.size,
+            "error": self.reason or None,
+        }
+
+
+@dataclass(slots=True)
+class _Moved:
+    """Names that were written down (``store.tags``), and the manifests that they meant before."""
+
+    links: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
+
+
+async def import_layout(
+    config: Config,
+    source: str,
+    called: ImageName | None,
+    reading: Reading,
+    clock: Callable[[], float] = time.time,
+) -> list[Imported]:
+    """Take images into the cache.
+
+    Args:
+        config: the mirror's.
+        source: a tar, compressed or not, a directory, or ``-``.
+        called: the name of the only image, whatever the layout calls it.
+        reading: shows how much was read.
+        clock: Unix seconds.
+
+    Returns:
+        how it went with each image of the layout's index.
+
+    Raises:
+        OperateError: the layout is damaged or none, or the cache cannot take it.
+    """
+    check_owner(config.cache.directory.absolute())
+    try:
+        async with opened_store(config, Metrics(__version__)) as store:
+            store.keeping.rule = keeping_rule(config)
+            roots = await _taken(store, source, reading)
+            if called is not None and len(roots) != 1:
+                raise OperateError(f"{source}: one name for an image, and it has {len(roots)}")
+            moved, complete = _Moved(), Completeness(store.blobs, store.manifests)
+            for root in roots:  # all of them before the first name is written down
+                with contextlib.suppress(LackingError):
+                    await complete.completed(root.descriptor)
+            found = [
+                await _named(config, store, complete, root, called, clock(), moved)
+                for root in roots
+            ]
+        await _tell(config, moved)
+        return found
+    except (StartError, NoThreadError) as error:
+        raise OperateError(str(error)) from error
+    except (NotALayout, DamagedTar) as error:
+        raise OperateError(f"{source}: {error}") from error
+    except (NoRoomError, IndexUnavailableError, PartialBusyError) as error:
+        raise OperateError(f"the cache {config.cache.directory} cannot take it: {error}") from error
+    except OSError as error:
+        text = f"the cache {config.cache.directory} cannot take it: {error.strerror}"
+        raise OperateError(text) from error
+
+
+async def _taken(store: Store, source: str, reading: Reading) -> Sequence[NamedRoot]:
+    taking = Taking(store.blobs, store.manifests)
+    with opened_files(source, reading.advance) as (files, total):
+        if total is not None:
+            reading.expect(total)
+        while (file := await asyncio.to_thread(next, files, None)) is not None:
+            await taking.take(file)
+    return taking.roots()
+
+
+async def _named(
+    config: Config,
+    store: Store,
+    complete: Completeness,
+    root: NamedRoot,
+    called: ImageName | None,
+    now: float,
+    moved: _Moved,
+) -> Imported:
+    """Write down what an image is called, if all of it is there."""
+    digest, image = root.descriptor.digest, called or root.image
+    name = str(digest) if image is None else str(image)
+    try:
+        descriptor, size = await complete.completed(root.descriptor)
+        wanted = None if image is None else located(config, image)
+    except (LackingError, PullError) as error:
+        return Imported(name, digest, reason=str(error))
+    if wanted is None:
+        return Imported(name, digest, size, "has no name; say with --as what it is called")
+    if isinstance(wanted.reference, Digest) and wanted.reference != digest:
+        return Imported(name, digest, size, f"is not {wanted.reference}")
+    place, link = wanted.place, Link(descriptor, now, imported=True)
+    for reference in {str(digest), str(wanted.reference)}:  # as a pull would write them down
+        written = link_name(FullName(place.upstream, place.repository, reference))
+        former = await store.tags.lookup(written)
+        if former is not None:
+            moved.objects.append(str(ObjectKey(MANIFESTS, former.descriptor.digest)))
+        await store.tags.put(written, link)
+        moved.links.append(written)
+    return Imported(wanted.full_name, digest, size)
+
+
+async def _tell(config: Config, moved: _Moved) -> None:
+    """Have a running mirror look anew at names of which it remembers something."""
+    told = {"links": moved.links, "objects": moved.objects}
+    with contextlib.suppress(OperateError):  # it does so by itself after max_age
+        async with lookup_running(config.cache.directory.absolute()) as running:
+            if running is not None and moved.links:
+                await running.tell("/control/forget", told)

@@ -1,0 +1,145 @@
+"""The files of a layout on their way into the store, each verified before it is kept.
+
+What is a manifest and what a blob only the index tells, which may come last: what reads as a
+manifest is stored as one, and ``completeness`` makes it a blob as well where it is meant as one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from mirror.oci.digest import Digest
+from mirror.oci.image_layout import (
+    INDEX_FILE,
+    MARKER_FILE,
+    NamedRoot,
+    NotALayout,
+    check_marker,
+    parse_index,
+)
+from mirror.oci.manifest import NotAManifest, identify
+from mirror.store.local.blobs import Blobs
+from mirror.store.local.eviction import NoRoomError
+from mirror.store.local.manifests import Manifest, Manifests
+from mirror.store.local.partial import PartialBusyError
+from mirror.transfer.layout_reader import LayoutFile
+
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # as much as is taken from an upstream
+_PIECE_BYTES: Final = 1024 * 1024
+_OTHER: Final = "its {} has other bytes than it names"
+
+
+class DamagedLayout(NotALayout):  # says what it is
+    """A file of a layout has other bytes than its name says."""
+
+
+class Taking:
+    """Takes the files of one layout."""
+
+    def __init__(self, blobs: Blobs, manifests: Manifests) -> None:
+        self._blobs = blobs
+        self._manifests = manifests
+        self._roots: Sequence[NamedRoot] | None = None
+
+    def roots(self) -> Sequence[NamedRoot]:
+        """What the layout's index said; once all files were taken.
+
+        Raises:
+            NotALayout: there was none, or one of nothing.
+        """
+        if self._roots is None:
+            raise NotALayout(f"has no {INDEX_FILE}")
+        if not self._roots:
+            raise NotALayout("has no image in it")
+        return self._roots
+
+    async def take(self, file: LayoutFile) -> None:
+        """Take the next file.
+
+        Raises:
+            NotALayout, DamagedTar: it is not what it should be.
+            OSError, NoRoomError, IndexUnavailableError: it cannot be kept.
+        """
+        if isinstance(file.what, Digest):
+            await self._object(file.what, file)
+        elif file.what == MARKER_FILE:
+            check_marker(await _small(file))
+        else:
+            self._roots = parse_index(await _small(file))
+
+    async def _object(self, digest: Digest, file: LayoutFile) -> None:
+        if file.size > MAX_MANIFEST_BYTES:
+            await store_blob(self._blobs, digest, file.size, _pieces(file))
+            return
+        body = await _small(file)
+        if Digest.of(body, digest.algorithm) != digest:
+            raise DamagedLayout(_OTHER.format(digest))
+        try:
+            media_type = identify(body, "") if body[:1] == b"{" else ""
+        except NotAManifest:
+            media_type = ""
+        if media_type:
+            await self._manifests.put(Manifest(digest, media_type, body))
+        else:
+            await store_blob(self._blobs, digest, len(body), whole(body))
+
+
+async def store_blob(blobs: Blobs, digest: Digest, size: int, pieces: AsyncIterator[bytes]) -> None:
+    """Verify a blob and store it; one that is there, or on its way, is only verified.
+
+    Raises:
+        DamagedLayout: it has other bytes than its name says.
+        OSError, NoRoomError, IndexUnavailableError: it cannot be kept.
+    """
+    stored = await blobs.lookup(digest)
+    if stored is not None:
+        stored.close()
+        await _verify(digest, pieces)
+        return
+    try:
+        partial = await blobs.stage(digest)
+    except PartialBusyError:  # a mirror downloads it right now
+        await _verify(digest, pieces)
+        return
+    adopted = False
+    try:
+        await blobs.restart(partial)
+        if not await blobs.reserve(partial, size, size):
+            raise NoRoomError(f"no room for {digest}: look at max_size, min_free and the disk")
+        async for piece in pieces:
+            await blobs.append(partial, [piece])
+        if not partial.verified():
+            raise DamagedLayout(_OTHER.format(digest))
+        await blobs.adopt(partial)
+        adopted = True
+    finally:
+        await asyncio.shield(blobs.release(partial, discard=not adopted))
+
+
+async def whole(body: bytes) -> AsyncIterator[bytes]:
+    """All of it in one piece."""
+    yield body
+
+
+async def _verify(digest: Digest, pieces: AsyncIterator[bytes]) -> None:
+    hasher = digest.hasher()
+    async for piece in pieces:
+        hasher.update(piece)
+    if not digest.matches(hasher):
+        raise DamagedLayout(_OTHER.format(digest))
+
+
+async def _pieces(file: LayoutFile) -> AsyncIterator[bytes]:
+    left = file.size
+    while left:
+        piece = await asyncio.to_thread(file.read, min(left, _PIECE_BYTES))
+        if not piece:
+            raise DamagedLayout(f"{file.what} became shorter")
+        left -= len(piece)
+        yield piece
+
+
+async def _small(file: LayoutFile) -> bytes:
+    if file.size > MAX_MANIFEST_BYTES:
+        raise NotALayout(f"its {file.what} is too large to be one")
+    return b"".join([piece async for piece in _pieces(file)])

@@ -1,0 +1,274 @@
+"""The pages for the person who opens the mirror in a browser: what it does, how to use it.
+
+Translates only: what there is to say comes from the ledger, how it looks from ``pages``.
+"""
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from aiohttp import web
+
+from mirror.http.exchange import EXCHANGE
+from mirror.http.forwarded import Origin
+from mirror.stats.report import Figures, Image, Statement, UpstreamAccount
+from mirror.store.local.objects import Usage
+from mirror.ui import formatting
+from mirror.ui.templates import Pages, health
+
+_RECENT: Final = 20
+_LISTED: Final = 8
+_LOOKED_AT: Final = 50  # of the largest and the longest unused; some are no longer in the cache
+_LIVE_SECONDS: Final = 0.5  # it takes 4 ms to make, and every open tab asks
+_DAYS: Final = 30
+_BAR: Final = 30
+#: What may stand in a configuration file; a Host field may be anything.
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
+_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect")),
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_FIELDS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class _File(Protocol):
+    @property
+    def path(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+class Snippet(Protocol):
+    """What to paste into a client."""
+
+    @property
+    def files(self) -> Sequence[_File]:
+        """Each with its path."""
+
+    @property
+    def advice(self) -> Sequence[str]:
+        """Lines about what to do with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """How one kind of client is pointed at a mirror of a given address.
+
+    ``command`` is what stands after ``mirror client``; ``covers`` which registries it is for;
+    ``by_proxy``: the mirror is the client's proxy, at another port and always over plain http.
+    """
+
+    key: str
+    name: str
+    command: str
+    covers: str
+    snippet: Callable[[str], Snippet]
+    by_proxy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the pages get what they say.
+
+    ``state`` is asked for so many recent pulls and images; ``usage`` is None while nobody knows;
+    ``held`` says which of some images are in the cache; ``trouble`` why nothing is kept, if so.
+    """
+
+    state: Callable[[int, int], Awaitable[Statement]]
+    usage: Callable[[], Awaitable[Usage | None]]
+    held: Callable[[Sequence[Image]], Awaitable[Sequence[Image]]]
+    trouble: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    day: str
+    saved: int
+    height: int
+
+
+class StatusFace:
+    """Everything that is for people."""
+
+    def __init__(
+        self,
+        version: str,
+        upstreams: Sequence[str],
+        default: str,
+        source: Source,
+        guides: Sequence[Guide],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Show ``upstreams`` in their order; ``clock`` gives Unix seconds."""
+        self._version = version
+        self._upstreams = tuple(upstreams)
+        self._default = default
+        self._source = source
+        self._guides = {guide.key: guide for guide in guides}
+        self._clock = clock
+        self._monotonic = monotonic
+        self._pages = Pages()
+        self._making = asyncio.Lock()
+        self._live = ""
+        self._live_until = -math.inf
+
+    async def page(self, request: web.BaseRequest) -> web.Response:
+        """HTML for browsers, plain text for everybody else."""
+        if not _wants_html(request):
+            return await self._text(request)
+        return self._html(request, "status.html", page="status", **await self._said())
+
+    async def live(self, request: web.BaseRequest) -> web.Response:
+        """The part of the page that changes, for its script; made once for all who ask at once."""
+        async with self._making:
+            if self._monotonic() >= self._live_until:
+                self._live = self._pages.render("live.html", **await self._said())
+                self._live_until = self._monotonic() + _LIVE_SECONDS
+        return _sent_html(self._live)
+
+    async def clients(self, request: web.BaseRequest) -> web.Response:
+        """How to point a client at the mirror, at the address where the reader found it."""
+        url = _url_of(request[EXCHANGE].origin)
+        asked = request.rel_url.query.get("client", "")
+        chosen = self._guides.get(asked) or next(iter(self._guides.values()))
+        return self._html(
+            request,
+            "clients.html",
+            page="clients",
+            url=url,
+            secure=url.startswith("https:"),
+            guides=self._guides.values(),
+            chosen=chosen,
+            snippet=chosen.snippet(url),
+        )
+
+    async def asset(self, request: web.BaseRequest) -> web.Response:
+        """Style, script and icon; kept by browsers under the address that names their version."""
+        asset = self._pages.assets[request.path.rpartition("/")[2]]
+        kept = "max-age=604800" if request.rel_url.raw_query_string else "no-cache"
+        headers = {**_FIELDS, "Cache-Control": kept}
+        return web.Response(
+            body=asset.body, content_type=asset.content_type, charset="utf-8", headers=headers
+        )
+
+    @property
+    def assets(self) -> Sequence[str]:
+        """Names of the files that the pages need."""
+        return tuple(self._pages.assets)
+
+    def _html(self, request: web.BaseRequest, template: str, **values: object) -> web.Response:
+        host = request[EXCHANGE].origin.host or "localhost"
+        text = self._pages.render(template, host=host, version=self._version, **values)
+        return _sent_html(text)
+
+    async def _said(self) -> Mapping[str, object]:
+        said = await self._source.state(_RECENT, _LOOKED_AT)
+        largest = await self._source.held(said.largest)
+        unused = await self._source.held(said.longest_unused)
+        bars = _bars(said.days[-_DAYS:])
+        accounts = self._accounts(said)
+        shown = [account for account in accounts if account.code] or accounts[:1]
+        return {
+            "said": replace(
+                said,
+                most_pulled=said.most_pulled[:_LISTED],
+                largest=tuple(largest[:_LISTED]),
+                longest_unused=tuple(unused[:_LISTED]),
+            ),
+            "total": said.total,
+            "today": said.today,
+            "accounts": shown,
+            "unasked": [account.name for account in accounts if account not in shown],
+            "default": self._default,
+            "usage": await self._source.usage(),
+            "condition": self._condition(),
+            "bars": bars,
+            "most_saved": max((bar.saved for bar in bars), default=0),
+            "now": self._clock(),
+        }
+
+    def _condition(self) -> str:
+        trouble = self._source.trouble()
+        return f"Nothing is kept at the moment: {trouble}. Pulls go straight through" * bool(
+            trouble
+        )
+
+    def _accounts(self, said: Statement) -> list[UpstreamAccount]:
+        """Those that are configured, asked or not."""
+        known = {account.name: account for account in said.upstreams}
+        blank = Figures()
+        return [known.get(name) or UpstreamAccount(name, blank, blank) for name in self._upstreams]
+
+    async def _text(self, request: web.BaseRequest) -> web.Response:
+        said = await self._source.state(0, 0)
+        accounts = self._accounts(said)
+        width = max(len(account.name) for account in accounts)
+        url = _url_of(request[EXCHANGE].origin)
+        lines = [
+            f"mirror {self._version}: a pull-through cache for container images",
+            "",
+            "Serves",
+            *(f"  {each.name:{width}}  {health(each).word}" for each in accounts),
+            "",
+            (
+                f"Hit rate {formatting.share(said.total.hit_rate)}, saved "
+                f"{formatting.size(said.today.saved_bytes)} today, "
+                f"{formatting.size(said.total.saved_bytes)} in all"
+            ),
+            "",
+            f"Docker, {self._default} (/etc/docker/daemon.json, then restart Docker):",
+            f'  {{"registry-mirrors": ["{url}"]}}',
+            "",
+            f"Other clients: mirror client --help, or {url}/clients in a browser",
+            f"Figures: {url}/metrics",
+            "",
+        ]
+        text = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+        return web.Response(text=text, headers={"Vary": "Accept", "Cache-Control": "no-store"})
+
+
+def _sent_html(text: str) -> web.Response:
+    headers = {**_FIELDS, "Cache-Control": "no-store", "Vary": "Accept"}
+    return web.Response(text=text, content_type="text/html", headers=headers)
+
+
+def _wants_html(request: web.BaseRequest) -> bool:
+    """Whether a browser asks: whoever takes HTML names it (RFC 9110, 12.5.1)."""
+    ranges = ",".join(request.headers.getall("Accept", [])).lower().split(",")
+    named = [each.partition(";") for each in ranges]
+    return any(
+        kind.strip() == "text/html" and parameters.replace(" ", "") not in {"q=0", "q=0.0"}
+        for kind, _, parameters in named
+    )
+
+
+def _url_of(origin: Origin) -> str:
+    """The mirror as its reader sees it."""
+    host = origin.host if _HOST.fullmatch(origin.host) else "localhost"
+    return f"{origin.scheme}://{host}"
+
+
+def _bars(days: Sequence[tuple[str, Figures]]) -> list[_Bar]:
+    """Bytes saved by day, to be drawn."""
+    most = max((figures.saved_bytes for _, figures in days), default=0)
+    if len(days) <= 1 or most <= 0:
+        return []
+    return [
+        _Bar(day, figures.saved_bytes, max(round(_BAR * figures.saved_bytes / most), 1))
+        for day, figures in days
+    ]

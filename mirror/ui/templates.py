@@ -1,0 +1,123 @@
+"""Templates made into HTML.  The only module that knows Jinja.
+
+Whatever is put into a template is escaped, since names of images and programs come from anybody.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final, Protocol
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from mirror.oci.familiar import familiar_reference, familiar_repository, short_digest
+from mirror.stats.report import Pull, UpstreamAccount
+from mirror.ui import formatting
+
+_PLACE: Final = files("mirror.ui") / "page"
+_TEMPLATES: Final = ("layout.html", "status.html", "live.html", "clients.html")
+_TYPES: Final = {
+    "status.css": "text/css",
+    "status.js": "text/javascript",
+    "status.svg": "image/svg+xml",
+}
+_GOOD: Final = frozenset({"hit", "revalidated"})
+_BAD: Final = frozenset({"error", "denied", "negative"})
+_TOO_MANY: Final = "429"
+
+
+class _Named(Protocol):
+    """Anything that is in a repository of an upstream."""
+
+    @property
+    def upstream(self) -> str: ...
+    @property
+    def repository(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How an upstream is, in a word, and whether that is good, fair, bad or idle."""
+
+    word: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file that a page needs, as it is sent."""
+
+    body: bytes
+    content_type: str
+
+
+class Pages:
+    """All pages and what they need; read once."""
+
+    def __init__(self) -> None:
+        sources = {name: (_PLACE / name).read_text("utf-8") for name in _TEMPLATES}
+        self._environment = Environment(
+            loader=DictLoader(sources),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {
+            **{name: getattr(formatting, name) for name in _NUMBERS},
+            "repository": _repository,
+            "reference": familiar_reference,
+            "breakable": _breakable,
+            "digest": short_digest,
+            "health": health,
+            "kind": _kind,
+            "kept": _kept,
+        }
+        self.assets = {
+            name: Asset((_PLACE / name).read_bytes(), content_type)
+            for name, content_type in _TYPES.items()
+        }
+        bodies = b"".join(asset.body for asset in self.assets.values())
+        # Part of their address, so that browsers may keep them and still notice a new version.
+        self._edition = hashlib.sha256(bodies).hexdigest()[:8]
+
+    def render(self, template: str, **values: object) -> str:
+        """A page as HTML."""
+        return self._environment.get_template(template).render(edition=self._edition, **values)
+
+
+_NUMBERS: Final = ("size", "number", "share", "duration", "age", "moment", "date")
+
+
+def health(account: UpstreamAccount) -> Health:
+    """How an upstream is, by its last answer."""
+    if account.up is None:
+        return Health("not asked yet", "idle")
+    if account.code == _TOO_MANY:
+        return Health("limits us", "fair")
+    if account.up:
+        return Health("up", "good")
+    return Health("no answer" if account.code == "error" else f"fails ({account.code})", "bad")
+
+
+def _repository(named: _Named) -> str:
+    return familiar_repository(named.upstream, named.repository)
+
+
+def _breakable(name: str) -> Markup:
+    """A long name may go on in the next line after a slash."""
+    return escape(name).replace("/", Markup("/<wbr>"))
+
+
+def _kind(result: str) -> str:
+    if result in _GOOD:
+        return "good"
+    if result in _BAD:
+        return "bad"
+    return "fair" if result == "stale" else "idle"
+
+
+def _kept(pull: Pull) -> str:
+    """How much of a pull was here already."""
+    return formatting.share(1 - pull.missed_bytes / pull.sent_bytes if pull.sent_bytes else None)

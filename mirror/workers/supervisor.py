@@ -1,0 +1,234 @@
+"""Several processes on one port and one cache directory, and the one that watches over them.
+
+Each worker is the mirror as it runs alone, with its share of what is bounded.  Its sockets are
+opened here and stay open here: what connects while a worker is being replaced waits in its queue.
+A worker that ends is replaced, and so is one whose loop stands still.  The configuration is read
+again here, and handed to all of them.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Final
+
+from mirror.config.changes import in_force
+from mirror.config.errors import ConfigError
+from mirror.config.model import Config
+from mirror.logs import configure
+from mirror.server.errors import StartError
+from mirror.server.listeners import opened_worker_listeners
+from mirror.server.notify import Supervisor
+from mirror.server.open_files import allow_open_files, say_what_is_cut
+from mirror.server.process import announce
+from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
+from mirror.server.worker_channel import News
+from mirror.workers.worker import SIGNALS, Worker
+
+_WAIT_SECONDS: Final = 1.0
+#: What a worker may take longer than ``drain`` to end.
+_GRACE_SECONDS: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+def supervise(config: Config, reread: Reread) -> None:
+    """Serve with several workers until SIGTERM or SIGINT; ``reread`` on SIGHUP.
+
+    Raises:
+        StartError: the mirror cannot start.
+    """
+    configure(config.log.level, config.log.format, access=config.log.access)
+    with opened_worker_listeners(config, config.server.processes()) as places:
+        workers = [Worker(number, listeners) for number, listeners in enumerate(places)]
+        _Watch(config, workers, reread).run()
+
+
+class _Watch:
+    """Starts workers, replaces those that die, ends all of them."""
+
+    def __init__(self, config: Config, workers: list[Worker], reread: Reread) -> None:
+        self._config = config
+        self._reread = reread
+        self._share = config.share(len(workers))
+        self._workers = workers
+        self._systemd = Supervisor(os.environ, os.getpid())
+        self._stopping = False
+        self._announced = False
+        self._hangup = False
+        self._reloaded: tuple[Config, Config] | None = None  # before and after, until all have it
+        self._looked = time.monotonic()
+        allow_open_files()
+
+    def run(self) -> None:
+        """Watch over the workers until told to stop.
+
+        Raises:
+            StartError: none of them can start.
+        """
+        with _signals_on(self._tell) as woken:
+            try:
+                while not self._stopping:
+                    self._start_due()
+                    self._look(woken)
+                    self._announce_when_ready()
+                    self._kill_hung()
+                    self._reload()
+                    self._systemd.alive()
+                _log.info("stopping: finishing what is being sent")
+                self._systemd.stopping()
+            finally:
+                self._end()
+
+    def _start_due(self) -> None:
+        for worker in self._workers:
+            if worker.process is None and time.monotonic() >= worker.due:
+                others = [each for other in self._workers for each in other.listeners]
+                try:
+                    worker.start(self._share, others)
+                except OSError as error:
+                    self._refused(worker, error)
+
+    def _refused(self, worker: Worker, error: OSError) -> None:
+        """The system has no process for a worker; the others serve meanwhile.
+
+        Raises:
+            StartError: it is one of the first.
+        """
+        text = (
+            f"worker {worker.number} cannot start: {error.strerror}; raise the limit on processes "
+            "(--pids-limit, TasksMax, ulimit -u), on open files, or on memory"
+        )
+        if not self._announced:
+            raise StartError(text) from error
+        worker.put_off()
+        _log.error("%s", text)
+
+    def _look(self, woken: int) -> None:
+        """Wait for something to happen, and see to it."""
+        by_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
+        happened = wait([*by_pipe, woken], self._next_seconds())
+        if woken in happened:
+            os.read(woken, 4096)
+        for pipe in happened:
+            if isinstance(pipe, Connection):
+                self._hear(by_pipe[pipe])
+
+    def _next_seconds(self) -> float:
+        now = time.monotonic()
+        due = [worker.due - now for worker in self._workers if worker.process is None]
+        return max(0.0, min([_WAIT_SECONDS, *due]))
+
+    def _hear(self, worker: Worker) -> None:
+        """A worker is ready, cannot start, goes by a new configuration, or is gone.
+
+        Raises:
+            StartError: it cannot start, and none has before.
+        """
+        word = worker.hear()
+        if word is None:
+            worker.lay_down()
+        elif word.news is News.READY:
+            worker.serves()
+        elif word.news is News.FAILED:
+            if not self._announced:
+                raise StartError(word.text)
+            _log.error("worker %d cannot start: %s", worker.number, word.text)
+        elif word.news is not News.ALIVE:
+            worker.reloading = False
+            if word.news is News.REFUSED:
+                text = "worker %d goes by the former configuration: %s"
+                _log.error(text, worker.number, word.text)
+
+    def _kill_hung(self) -> None:
+        """End workers that have said nothing for too long, so that others can take their places."""
+        now = time.monotonic()
+        # Where all processes stood still (a machine that slept) nobody has hung.
+        elapsed, self._looked = min(now - self._looked, 2 * _WAIT_SECONDS), now
+        patience = self._config.server.worker_timeout
+        for worker in self._workers:
+            worker.silent += elapsed
+            process = worker.process
+            if 0 < patience.seconds < worker.silent and process is not None:
+                text = "worker %d (pid %d) has hung for more than %s, and is killed"
+                _log.error(text, worker.number, process.pid, patience.text)
+                worker.silent = 0.0
+                process.kill()
+
+    def _reload(self) -> None:
+        """Read the configuration again where that was asked for, and tell when all go by it."""
+        if self._hangup and self._announced:
+            self._hangup = False
+            self._systemd.reloading()
+            try:
+                self._hand_on(self._reread())
+            except (ConfigError, StartError) as error:
+                tell_mistakes(error)
+                self._systemd.ready()
+        if self._reloaded is not None and not any(worker.reloading for worker in self._workers):
+            tell_changes(*self._reloaded)
+            self._reloaded = None
+            self._systemd.ready()
+
+    def _hand_on(self, read: Config) -> None:
+        """Have all workers go by a configuration.
+
+        Raises:
+            StartError: something that it names cannot be used.
+        """
+        config = in_force(self._config, read)
+        try_out(config)
+        configure(config.log.level, config.log.format, access=config.log.access)
+        self._reloaded = (self._config, read)
+        self._config, self._share = config, config.share(len(self._workers))
+        say_what_is_cut(self._share)
+        for worker in self._workers:
+            worker.go_by(self._share)
+
+    def _announce_when_ready(self) -> None:
+        if not self._announced and all(worker.ready for worker in self._workers):
+            self._announced = True
+            announce(self._config, self._workers[0].listeners)
+            say_what_is_cut(self._share)
+            self._systemd.ready()
+
+    def _tell(self, number: int) -> None:
+        """A signal came."""
+        if number == signal.SIGHUP:
+            self._hangup = True
+        else:
+            self._stopping = True
+
+    def _send(self, number: int) -> None:
+        for worker in self._workers:
+            worker.send(number)
+
+    def _end(self) -> None:
+        self._send(signal.SIGTERM)
+        deadline = time.monotonic() + self._config.server.drain.seconds + _GRACE_SECONDS
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        self._send(signal.SIGKILL)
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.join()
+
+
+@contextlib.contextmanager
+def _signals_on(tell: Callable[[int], None]) -> Iterator[int]:
+    """Signals tell, and make the descriptor that is given readable."""
+    woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda got, _: tell(got)) for number in SIGNALS}
+    former = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    try:
+        yield woken
+    finally:
+        signal.set_wakeup_fd(former)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(woken)
+        os.close(waking)

@@ -1,0 +1,164 @@
+"""One place for a worker: its sockets stay, its processes may follow one another."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from typing import Final
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from mirror import threads
+from mirror.config.model import Config
+from mirror.logs import configure, queue_output
+from mirror.metrics import multiprocess
+from mirror.server.errors import StartError
+from mirror.server.listeners import Listener
+from mirror.server.serve import run_worker
+from mirror.server.worker_channel import Tether, Word
+
+#: What the first process handles itself, and a worker must not inherit.
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SHORT_LIFE_SECONDS: Final = 5.0
+_FIRST_DELAY_SECONDS: Final = 0.5
+_MAX_DELAY_SECONDS: Final = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Worker:
+    """The first process's view of it."""
+
+    number: int
+    listeners: list[Listener]
+    process: ForkProcess | None = None
+    pipe: Connection | None = None
+    ready: bool = False
+    reloading: bool = False
+    silent: float = 0.0  # seconds since it was heard of
+    due: float = 0.0  # monotonic time of its next start
+    _started: float = 0.0
+    _delay: float = 0.0
+
+    def start(self, config: Config, others: list[Listener]) -> None:
+        """Start a process, which closes the sockets of ``others``.
+
+        Raises:
+            OSError: the system has none.
+        """
+        context = multiprocessing.get_context("fork")
+        pipe, telling = context.Pipe()
+        process = context.Process(
+            target=_work,
+            args=(config, self, [each for each in others if each not in self.listeners], telling),
+            name=f"mirror {self.number}",
+        )
+        # A signal that comes before the worker has its own handlers must not be lost on it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            process.start()
+        except OSError:
+            pipe.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            telling.close()
+        self.process, self.pipe = process, pipe
+        self.ready, self.reloading = False, False
+        self.silent, self._started = 0.0, time.monotonic()
+
+    def hear(self) -> Word | None:
+        """What it says, None where it has ended."""
+        assert self.pipe is not None, "only what was started says something"
+        try:
+            word: Word = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        self.silent = 0.0
+        return word
+
+    def serves(self) -> None:
+        """It has come up."""
+        self.ready, self._delay = True, 0.0
+
+    def go_by(self, config: Config) -> None:
+        """Have it go by another configuration."""
+        if self.pipe is not None:
+            with contextlib.suppress(OSError):  # it has just ended: the next one will know
+                self.pipe.send(config)
+                self.reloading = True
+
+    def lay_down(self) -> None:
+        """Its process has ended; when another one is due."""
+        process, pipe = self.process, self.pipe
+        assert process is not None, "only what was started ends"
+        assert pipe is not None, "and has a pipe"
+        process.join()
+        if multiprocess.are_shared():
+            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # has no types
+        if time.monotonic() - self._started < _SHORT_LIFE_SECONDS:
+            self.put_off()
+        else:
+            self.due, self._delay = time.monotonic(), 0.0
+        text = "worker %d (pid %d) ended with %s; another one starts"
+        _log.error(text, self.number, process.pid, process.exitcode)
+        pipe.close()
+        self.process = self.pipe = None
+        self.reloading = False
+
+    def put_off(self) -> None:
+        """Start the next process later, and later each time."""
+        self._delay = min(max(2 * self._delay, _FIRST_DELAY_SECONDS), _MAX_DELAY_SECONDS)
+        self.due = time.monotonic() + self._delay
+
+    def send(self, number: int) -> None:
+        """Send a signal to its process, if there is one."""
+        if self.process is not None and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+
+def _work(config: Config, worker: Worker, others: list[Listener], telling: Connection) -> None:
+    """What a worker does; runs in its process."""
+    output = queue_output()  # the thread of the first process's queue is not in this one
+    configure(config.log.level, config.log.format, access=config.log.access)
+    # The files of sockets are the parent's to remove.
+    listeners = [
+        Listener(each.address, each.raw, None, proxy=each.proxy) for each in worker.listeners
+    ]
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    os.environ.pop("NOTIFY_SOCKET", None)  # the parent speaks for all
+    for listener in others:
+        listener.raw.close()
+    # A terminal that goes sends it to all processes; the first one decides what it means.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    tether = Tether(telling)
+    try:
+        threads.run(_serve(config, listeners, worker.number, tether))
+    except (StartError, threads.NoThreadError) as error:
+        tether.failed(error)
+        sys.exit(1)
+    except Exception:  # noqa: BLE001  # multiprocessing would print it after the drain
+        _log.exception("worker %d failed", worker.number)
+        sys.exit(1)
+    finally:
+        output.drain()
+
+
+async def _serve(config: Config, listeners: list[Listener], number: int, tether: Tether) -> None:
+    try:
+        await run_worker(config, listeners, number, tether)
+    finally:
+        # asyncio closes what signals wake it by before it lets go of them, and complains.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)

@@ -1,0 +1,67 @@
+"""What Prometheus sees after a known sequence of pulls."""
+
+from mirror.store.local.disk_usage import in_blocks
+from tests.fakes import image, random_bytes
+
+HUB = 'upstream="docker.io"'
+
+
+async def test_each_counter_has_the_value_that_the_sequence_implies(mirror, upstream):
+    app = image(random_bytes(200_000), random_bytes(300_000, seed=1))
+    upstream.add_image("library/app", app, "1")
+    size = sum(map(len, app.blobs))
+
+    async def pull() -> None:
+        """As dockerd does it: HEAD and GET the tag's manifest, then every blob."""
+        await mirror.get("/v2/", "GET")
+        head = await mirror.get("/v2/library/app/manifests/1", "HEAD")
+        digest = head.headers["Docker-Content-Digest"]
+        await mirror.get(f"/v2/library/app/manifests/{digest}")
+        for blob in upstream.blobs:
+            await mirror.get(f"/v2/library/app/blobs/{blob}")
+
+    for _ in range(3):
+        await pull()
+    await mirror.get("/v2/library/app/manifests/2")
+    await mirror.get("/v2/elsewhere.example.com/app/manifests/1")
+    figures = await mirror.metrics()
+
+    def requests(kind: str, result: str) -> float:
+        return figures[f'mirror_requests_total{{kind="{kind}",result="{result}",{HUB}}}']
+
+    assert requests("manifest", "miss") == 2, "the first HEAD and the first GET"
+    assert requests("manifest", "hit") == 4
+    assert requests("manifest", "negative") == 1
+    assert requests("blob", "miss") == 3
+    assert requests("blob", "hit") == 6
+    assert figures['mirror_requests_total{kind="manifest",result="denied",upstream=""}'] == 1
+    assert figures[f'mirror_served_bytes_total{{kind="blob",{HUB}}}'] == 3 * size
+    assert figures[f'mirror_upstream_bytes_total{{kind="blob",{HUB}}}'] == size
+    assert figures[f'mirror_served_bytes_total{{kind="manifest",{HUB}}}'] == 3 * len(app.manifest)
+    assert figures[f'mirror_upstream_bytes_total{{kind="manifest",{HUB}}}'] == len(app.manifest)
+    sent = 'mirror_upstream_requests_total{code="%s",kind="%s",method="%s",upstream="docker.io"}'
+    assert figures[sent % (200, "manifest", "HEAD")] == 1
+    assert figures[sent % (404, "manifest", "HEAD")] == 1
+    assert figures[sent % (200, "manifest", "GET")] == 1
+    assert figures[sent % (200, "blob", "GET")] == 3
+    assert figures['mirror_request_seconds_count{kind="blob",result="hit"}'] == 6
+    assert figures[f"mirror_upstream_up{{{HUB}}}"] == 1
+    assert figures[f'mirror_fills_total{{result="stored",{HUB}}}'] == 3
+    assert figures["mirror_fills_in_progress"] == figures["mirror_clients_waiting"] == 0
+    assert figures["mirror_cache_objects"] == 4
+    assert figures["mirror_cache_bytes"] == sum(
+        in_blocks(len(each), 4096) for each in (*upstream.blobs.values(), app.manifest)
+    )
+
+
+async def test_the_health_of_the_mirror_does_not_hang_on_upstream(mirror, upstream):
+    await upstream.stop()
+    assert (await mirror.get("/healthz")).status == 200
+    assert (await mirror.get("/readyz")).status == 200
+    assert (await mirror.get("/v2/")).headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    await upstream.start()
+
+
+async def test_the_page_for_people_says_how_to_point_docker_here(mirror):
+    page = await mirror.get("/")
+    assert f'{{"registry-mirrors": ["{mirror.url}"]}}'.encode() in page.body

@@ -1,0 +1,45 @@
+"""What is counted in batches comes to what it would have been counted one by one."""
+
+import asyncio
+
+from mirror.http.exchange import Ending, Exchange
+from mirror.http.forwarded import Origin
+from mirror.metrics.batch import Batch, Tallies
+from mirror.metrics.metrics import Metrics
+from mirror.pull.outcome import Outcome
+from tests.waiting import limit
+
+TIMES = [0.0, 0.0005, 0.001, 0.0011, 0.025, 3.0, 30.0, 31.0, 1e6]
+
+
+def exchange(seconds: float = 0.0) -> Exchange:
+    told = Exchange(0.0, Origin("", "http", ""), upstream="docker.io", kind="blob")
+    told.outcome, told.sent_bytes, told.first_byte = Outcome.HIT, 70, seconds
+    return told
+
+
+async def test_a_batch_is_counted_as_its_answers_would_have_been():
+    one_by_one, at_once = Metrics("1"), Metrics("1")
+    for seconds in TIMES:
+        one_by_one.request_ended(Ending(exchange(seconds), "GET", "/", "", "", seconds))
+    tally = at_once.tallies.tally(at_once.repeated(exchange()))
+    for seconds in TIMES:
+        tally.add(seconds)
+    assert at_once.rendered() == one_by_one.rendered()
+
+
+async def test_what_is_counted_is_told_soon_and_once():
+    told: list[Batch] = []
+    heard = asyncio.Event()
+    tally = Tallies([1.0]).tally(lambda batch: (told.append(batch), heard.set()))
+    for seconds in (0.5, 2.0, 1.0):
+        tally.add(seconds)
+    assert not told
+    async with limit():
+        await heard.wait()
+    assert told == [Batch(3, 3.5, [2, 1])]
+    heard.clear()
+    tally.add(4.0)
+    async with limit():
+        await heard.wait()
+    assert told[1:] == [Batch(1, 4.0, [0, 1])]

@@ -1,0 +1,195 @@
+"""Objects, manifests and tags as the rest of the program uses them, with the disk against us."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import pytest
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.media_types import OCI_MANIFEST
+from mirror.store.local.blobs import Blobs
+from mirror.store.local.eviction import Limits, NoRoomError
+from mirror.store.local.index import ObjectIndex
+from mirror.store.local.layout import MANIFESTS, ObjectKey
+from mirror.store.local.manifests import Manifest, Manifests
+from mirror.store.local.objects import Objects
+from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.tags import Link, Tags
+from tests.store.local.test_eviction import Evictions
+
+MOST = 10_000_000
+DATA = b"some content"
+DIGEST = Digest.of(DATA)
+BODY = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
+MANIFEST = Manifest(Digest.of(BODY), OCI_MANIFEST, BODY)
+
+
+@pytest.fixture
+async def objects(layout, threads):
+    objects = Objects(layout, Limits(MOST, 0), Evictions(), threads)
+    await objects.open()
+    yield objects
+    await objects.close()
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+@pytest.fixture
+async def blobs(layout, objects, threads):
+    blobs = Blobs(layout, objects, threads)
+    partial = await blobs.stage(DIGEST)
+    await blobs.append(partial, [DATA])
+    await blobs.adopt(partial)
+    await blobs.release(partial)
+    return blobs
+
+
+def file_of(layout, kind: str):
+    (file,) = [file for file in (layout.root / kind).rglob("*") if file.is_file()]
+    return file
+
+
+async def test_who_looks_something_up_does_not_wait_until_thousands_are_evicted(
+    layout, objects, blobs, threads
+):
+    manifests = Manifests(layout, objects, threads)
+    bodies = [BODY + b" " * at for at in range(1, 70)]
+    for body in bodies:
+        await manifests.put(Manifest(Digest.of(body), OCI_MANIFEST, body))
+    most = MOST - objects._shelf.space._reserved_overhead()
+    evicting = asyncio.create_task(objects.make_room(most // 4096 * 4096 - 10 * 4096))
+    found = await objects.lookup(ObjectKey(MANIFESTS, Digest.of(bodies[-1])))
+    assert found is not None
+    found.close()
+    assert not evicting.done()
+    assert await evicting
+    assert (await objects.usage()).objects <= 20
+
+
+async def test_lower_limits_hold_at_once(layout, objects, blobs, threads):
+    manifests = Manifests(layout, objects, threads)
+    for at in range(1, 90):
+        body = BODY + b" " * at
+        await manifests.put(Manifest(Digest.of(body), OCI_MANIFEST, body))
+    await objects.heal()  # measures the directories
+    before = await objects.usage()
+    most = (before.overhead_bytes + before.used_bytes // 2) * 400 // 351
+    await objects.limit(Limits(most, 0))
+    usage = await objects.usage()
+    assert 0 < usage.used_bytes < before.used_bytes
+    assert usage.used_bytes + usage.overhead_bytes <= most
+
+
+async def test_a_file_removed_behind_our_back_is_a_miss_and_no_longer_counted(
+    layout, objects, blobs
+):
+    file_of(layout, "blobs").unlink()
+    assert await blobs.lookup(DIGEST) is None
+    assert (await objects.usage()).objects == 0
+
+
+async def test_a_file_truncated_behind_our_back_is_a_miss_and_no_longer_counted(
+    layout, objects, blobs
+):
+    file_of(layout, "blobs").write_bytes(DATA[:-1])
+    assert await blobs.lookup(DIGEST) is None
+    assert (await objects.usage()).objects == 0
+
+
+async def test_forgetting_says_whether_there_was_anything(objects, blobs):
+    assert await blobs.forget(DIGEST)
+    assert not await blobs.forget(DIGEST)
+
+
+async def test_a_manifest_is_hashed_again_whenever_it_leaves_the_disk(layout, objects, threads):
+    manifests = Manifests(layout, objects, threads)
+    await manifests.put(MANIFEST)
+    assert await manifests.lookup(MANIFEST.digest) == MANIFEST
+    file_of(layout, "manifests").write_bytes(BODY.replace(b"2", b"3"))
+    assert await manifests.lookup(MANIFEST.digest) is None
+    assert (await objects.usage()).objects == 0
+    await manifests.put(MANIFEST)
+    assert await manifests.forget(MANIFEST.digest)
+
+
+async def test_a_manifest_written_halfway_by_a_crash_does_not_stay_in_the_way(
+    layout, objects, threads
+):
+    layout.partial_of(ObjectKey(MANIFESTS, MANIFEST.digest)).write_bytes(b"{half")
+    manifests = Manifests(layout, objects, threads)
+    await manifests.put(MANIFEST)
+    assert await manifests.lookup(MANIFEST.digest) == MANIFEST
+
+
+async def test_a_manifest_without_room_is_refused(layout, threads):
+    objects = Objects(layout, Limits(10, 0), Evictions(), threads)
+    await objects.open()
+    with pytest.raises(NoRoomError):
+        await Manifests(layout, objects, threads).put(MANIFEST)
+    await objects.close()
+
+
+@asynccontextmanager
+async def opened(notes: Notes) -> AsyncIterator[Notes]:
+    await notes.heal()
+    yield notes
+    await notes.close()
+
+
+async def test_tags_survive_and_can_be_forgotten(layout):
+    link = Link(Descriptor(OCI_MANIFEST, DIGEST, 7), 123.5)
+    async with opened(Notes(layout.tags)) as notes:
+        await Tags(notes).put("hub app:1", link)
+    async with opened(Notes(layout.tags)) as notes:
+        again = Tags(notes)
+        assert await again.lookup("hub app:1") == link
+        await again.forget("hub app:1")
+        assert await again.lookup("hub app:1") is None
+
+
+async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threads):
+    """Touches are written in batches, at the latest when the store closes."""
+    clock = iter([5e9, 6e9])
+    objects = Objects(layout, Limits(MOST, 0), Evictions(), threads, clock=lambda: next(clock))
+    await objects.open()
+    stored = await Blobs(layout, objects, threads).lookup(DIGEST)
+    assert stored is not None
+    stored.close()
+    await objects.close()
+    ((_, used),) = ObjectIndex(layout).oldest(1)
+    assert used == 5e9
+
+
+async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
+    layout, objects, blobs, threads
+):
+    manifests = Manifests(layout, objects, threads)
+    await manifests.put(MANIFEST)
+    other = Digest.of(b"never stored")
+    before = len(os.listdir("/proc/self/fd"))
+    for ask in (
+        lambda: blobs.lookup(DIGEST),
+        lambda: manifests.lookup(MANIFEST.digest),
+        lambda: blobs.stage(other),
+    ):
+        for turns in range(12):
+            asking = asyncio.ensure_future(ask())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if asking.cancel():
+                await asyncio.wait([asking])
+            else:
+                getattr(asking.result(), "close", str)()
+            await asyncio.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) == before
+    partial = await blobs.stage(other)  # its lock is free
+    partial.close()

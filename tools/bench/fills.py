@@ -1,0 +1,105 @@
+"""Rows about what has to come from upstream first."""
+
+from collections.abc import Callable
+from functools import partial
+
+from tools.bench.comparison import (
+    DIRECT,
+    MIRROR,
+    P1,
+    P2,
+    Gate,
+    NotAvailableError,
+    Result,
+    at_least,
+    at_most,
+    interleaved,
+)
+from tools.bench.load import Sample, downloads
+from tools.bench.servers import Distribution, Mirror, ProxyCache, mirror_knows
+from tools.bench.stage import OFFICE_LINE, SLOW_LINE, Stage
+
+_KINDS = {MIRROR: Mirror, P1: Distribution, P2: ProxyCache}
+
+
+def cold_one_client(stage: Stage) -> Result:
+    """A blob that nobody has pulled yet, at 256 MB/s from upstream."""
+    contestants = _cold(stage, stage.corpus.large, 1, OFFICE_LINE)
+    few = stage.scale.few_rounds
+    measured = interleaved(stage.scale.rounds, contestants, fewer={P1: 2, P2: 1, DIRECT: few})
+    return Result(
+        {
+            "s": measured.shown("seconds"),
+            "CPU-s": measured.shown("cpu"),
+            "first byte ms": measured.shown("first_byte", "{:.0f}"),
+            "times from upstream": measured.shown("fetched"),
+        },
+        [
+            at_most("time, of a direct download", 1.05, measured.ratio("seconds", MIRROR, DIRECT)),
+            at_most("server CPU", 2.5, measured.median(MIRROR, "cpu"), "s"),
+        ],
+    )
+
+
+def cold_many_clients(stage: Stage) -> Result:
+    """The same blob for 16 clients at once; directly, each of them asks upstream."""
+    contestants = _cold(stage, stage.corpus.large, 16, OFFICE_LINE)
+    few = stage.scale.few_rounds
+    measured = interleaved(few, contestants, fewer={P1: 2, P2: 1, DIRECT: 2})
+    fetched = [sample["fetched"] for sample in measured.samples[MIRROR]]
+    return Result(
+        {
+            "s": measured.shown("seconds"),
+            "CPU-s": measured.shown("cpu"),
+            "last first byte ms": measured.shown("first_byte", "{:.0f}"),
+            "times from upstream": measured.shown("fetched"),
+        },
+        [
+            Gate("once from upstream", f"{max(fetched):g}", set(fetched) == {1.0}),
+            at_most("last first byte", 100, measured.median(MIRROR, "first_byte"), "ms"),
+            at_most("time, of direct", 1.1, measured.ratio("seconds", MIRROR, DIRECT)),
+            at_most("CPU, of P1", 0.5, measured.ratio("cpu", MIRROR, P1)),
+        ],
+    )
+
+
+def cold_segments(stage: Stage) -> Result:
+    """An upstream that is slow per connection."""
+    if not any(mirror_knows(**{f"{table}__connections": "4"}) for table in ("fetch", "fill")):
+        raise NotAvailableError("this mirror has no [fetch] connections")
+    contestants = _cold(stage, stage.corpus.middle, 1, SLOW_LINE)
+    wanted = {name: contestants[name] for name in (MIRROR, DIRECT)}
+    # One connection takes what nginx lets it take, the same every time: once is enough.
+    measured = interleaved(stage.scale.few_rounds, wanted, fewer={DIRECT: 1})
+    faster = measured.median(DIRECT, "seconds") / measured.median(MIRROR, "seconds")
+    return Result(
+        {
+            "s": measured.shown("seconds"),
+            "CPU-s": measured.shown("cpu"),
+            "times from upstream": measured.shown("fetched"),
+        },
+        [at_least("speed, of one connection", 3.5, faster)],
+    )
+
+
+def _cold(stage: Stage, path: str, clients: int, rate: int) -> dict[str, Callable[[], Sample]]:
+    """Everybody with an empty cache, and the clients without anything between."""
+    cached: dict[str, Callable[[], Sample]] = {
+        name: partial(_through, stage, name, path, clients, rate) for name in _KINDS
+    }
+    return cached | {DIRECT: partial(_directly, stage, path, clients, rate)}
+
+
+def _through(stage: Stage, name: str, path: str, clients: int, rate: int) -> Sample:
+    before = stage.origin.sent(path)
+    with stage.fresh(_KINDS[name], rate) as server:
+        sample = downloads(server, path, clients)
+    # Counted when the server has ended, for then upstream has ended with it too.
+    size = (stage.corpus.root / path[1:]).stat().st_size
+    return sample | {"fetched": (stage.origin.sent(path) - before) / size}
+
+
+def _directly(stage: Stage, path: str, clients: int, rate: int) -> Sample:
+    sample = downloads(stage.origin.door(rate), path, clients)
+    del sample["cpu"], sample["cpu_gib"]  # upstream's, as it always pays it
+    return sample | {"fetched": float(clients)}

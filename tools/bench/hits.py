@@ -1,0 +1,143 @@
+"""Rows about what is in the cache already."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from tools.bench.comparison import (
+    MIRROR,
+    P1,
+    P2,
+    P3,
+    Gate,
+    Measured,
+    NotAvailableError,
+    Result,
+    at_least,
+    at_most,
+    interleaved,
+)
+from tools.bench.load import Sample, downloads, pings_beside_downloads, requests
+from tools.bench.servers import FULL_SPEED, Mirror, mirror_knows
+from tools.bench.stage import Stage, warm
+
+
+def large_one_client(stage: Stage) -> Result:
+    """A large blob, one client."""
+    measured = _large(stage, stage.corpus.large, 1, stage.scale.seconds)
+    return _large_result(
+        measured,
+        at_least("throughput, of P3", 0.85, measured.ratio("rate", MIRROR, P3)),
+        at_most("CPU per GiB, of P3", 1.15, measured.ratio("cpu_gib", MIRROR, P3)),
+    )
+
+
+def large_many_clients(stage: Stage) -> Result:
+    """Large blobs, 16 clients, one worker each."""
+    measured = _large(stage, stage.corpus.middle, 16, 0)
+    return _large_result(
+        measured,
+        at_least("throughput, of P3", 1.2, measured.ratio("rate", MIRROR, P3)),
+        at_least("throughput, of P1", 1.4, measured.ratio("rate", MIRROR, P1)),
+    )
+
+
+def _large(stage: Stage, path: str, clients: int, seconds: float) -> Measured:
+    contestants = {
+        name: partial(downloads, server, path, clients, seconds)
+        for name, server in stage.warm(path).items()
+    }
+    return interleaved(stage.scale.rounds, contestants)
+
+
+def _large_result(measured: Measured, *gates: Gate) -> Result:
+    figures = {"GB/s": measured.shown("rate"), "CPU-s/GiB": measured.shown("cpu_gib")}
+    return Result(figures, list(gates))
+
+
+def small_blobs(stage: Stage) -> Result:
+    """64 KiB blobs, 32 connections."""
+    return _small(stage, stage.corpus.small, {P2: 1.5})
+
+
+def manifest_by_digest(stage: Stage) -> Result:
+    """A manifest by its digest."""
+    return _small(stage, [stage.corpus.manifest[0]], {P2: 1.5})
+
+
+def manifest_by_tag(stage: Stage) -> Result:
+    """A manifest by a tag that is still fresh."""
+    return _small(stage, [stage.corpus.manifest[1]], {P2: 1.5})
+
+
+def _small(stage: Stage, paths: Sequence[str], asked: dict[str, float]) -> Result:
+    servers = stage.warm(*paths)
+    measured = interleaved(
+        stage.scale.rounds,
+        {
+            name: partial(requests, one, paths, stage.listing, stage.scale.seconds)
+            for name, one in servers.items()
+        },
+    )
+    return Result(
+        {
+            "requests/s": measured.shown("rate", "{:.0f}"),
+            "p99 ms": measured.shown("p99"),
+            "CPU us/request": measured.shown("cpu_request", "{:.1f}"),
+        },
+        [
+            at_least(f"requests/s, of {peer}", limit, measured.ratio("rate", MIRROR, peer))
+            for peer, limit in asked.items()
+        ],
+    )
+
+
+def manifest_beside_pull(stage: Stage) -> Result:
+    """How long a manifest takes while somebody pulls a large blob."""
+    small, large = stage.corpus.manifest[0], stage.corpus.large
+    servers = stage.warm(small, large)
+    measured = interleaved(
+        stage.scale.few_rounds,
+        {
+            name: partial(pings_beside_downloads, one, small, large, 2 * stage.scale.seconds)
+            for name, one in servers.items()
+        },
+    )
+    return Result(
+        {"p99 ms": measured.shown("p99"), "max ms": measured.shown("max")},
+        [at_most("p99", 20, measured.median(MIRROR, "p99"), "ms")],
+    )
+
+
+def two_workers(stage: Stage) -> Result:
+    """Two workers against one, where the hot table does not help."""
+    if not mirror_knows(server__workers="2"):
+        raise NotAvailableError("this mirror has no [server] workers")
+    cold_table = {"MIRROR_SERVER__HOT": "false"} if mirror_knows(server__hot="false") else {}
+    both = cold_table | {"MIRROR_SERVER__WORKERS": "2"}
+    kinds = {"64 KiB": stage.corpus.small, "manifest": [stage.corpus.manifest[0]]}
+    with (
+        stage.fresh(partial(Mirror, settings=cold_table), FULL_SPEED) as one,
+        stage.fresh(partial(Mirror, settings=both), FULL_SPEED) as two,
+    ):
+        contestants: dict[str, Callable[[], Sample]] = {}
+        for kind, paths in kinds.items():
+            for name, server in {"1 worker": one, "2 workers": two}.items():
+                warm(server, paths)
+                contestants[f"{name}, {kind}"] = partial(
+                    requests, server, paths, stage.listing, stage.scale.seconds
+                )
+        measured = interleaved(stage.scale.rounds, contestants)
+    return Result(
+        {
+            "requests/s": measured.shown("rate", "{:.0f}"),
+            "CPU us/request": measured.shown("cpu_request", "{:.1f}"),
+        },
+        [
+            at_least(
+                f"{kind}, 2 workers of 1",
+                1.6,
+                measured.ratio("rate", f"2 workers, {kind}", f"1 worker, {kind}"),
+            )
+            for kind in kinds
+        ],
+    )

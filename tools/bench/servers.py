@@ -1,0 +1,297 @@
+"""The programs side by side: nginx in three roles, distribution, the mirror.
+
+Each as fast as its documentation makes it, none with an access log: that is compared too, but not
+here.  nginx runs with one worker, as the mirror does.
+"""
+
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tests.peers.process import Process, accepts, free_port
+from tools.bench.corpus import MANIFEST_TYPE, REPOSITORY, Corpus
+
+FULL_SPEED = 0
+
+
+class Answering(Protocol):
+    """What a client sees of a server, and what its processes are found by."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def pid(self) -> int: ...
+
+
+class Server(Answering, Protocol):
+    """A program that answers on a port of the loopback."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Door:
+    """One port of a server with several."""
+
+    port: int
+    pid: int
+
+
+_NGINX = """\
+{user}
+daemon off;
+pid {directory}/pid;
+error_log {directory}/error.log;
+worker_processes {workers};
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    sendfile on;
+    keepalive_requests 1000000000;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+{http}
+}}
+"""
+
+_STATIC = """\
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        root {root};
+        tcp_nopush on;
+        limit_rate {limit_rate};
+        {log}
+        location = /v2/ {{
+            add_header Docker-Distribution-Api-Version registry/2.0;
+            return 200 "{{}}";
+        }}
+        location /v2/{repository}/manifests/ {{
+            types {{}}
+            default_type {manifest_type};
+            {header}
+        }}
+        location /v2/ {{ types {{}} default_type application/octet-stream; }}
+    }}
+"""
+_OPEN_FILES = "    open_file_cache max=10000 inactive=1h;\n    open_file_cache_valid 1h;\n"
+_ORIGIN = """\
+    log_format origin '$server_port $request_method $uri $body_bytes_sent';
+    map $uri $digest {{
+        "~(?<named>sha256:[0-9a-f]+)$" $named;
+        {tag} {digest};
+    }}
+"""
+
+# tcp_nopush stays off: with it small answers wait 40 ms for the client's delayed acknowledgement.
+_PROXY = """\
+    proxy_cache_path {directory}/cache levels=1:2 keys_zone=bench:16m inactive=1d
+                     max_size=100g use_temp_path=off;
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        aio threads;
+        location / {{
+            proxy_pass http://127.0.0.1:{upstream};
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_cache bench;
+            proxy_cache_valid 200 1d;
+            proxy_cache_lock on;
+            proxy_cache_lock_age 10m;
+            proxy_cache_lock_timeout 10m;
+        }}
+    }}
+"""
+
+_REGISTRY = """\
+version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {directory}/data}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+proxy: {{remoteurl: "http://127.0.0.1:{upstream}"}}
+"""
+
+
+class _Nginx:
+    def __init__(self, directory: Path, ports: list[int], workers: int) -> None:
+        self.directory = directory
+        self.port = ports[0]
+        self._ports = ports
+        self._workers = workers
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "nginx.conf"
+        user = "user root;" if os.geteuid() == 0 else ""  # www-data may not read our directory
+        config.write_text(
+            _NGINX.format(
+                user=user, directory=self.directory, workers=self._workers, http=self._http()
+            )
+        )
+        self._process = Process(["nginx", "-c", str(config)], self.directory / "log")
+        self._process.wait_until(lambda: all(map(accepts, self._ports)))
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _http(self) -> str:
+        raise NotImplementedError
+
+
+class StaticFiles(_Nginx):
+    """P3: nginx serves the files of the corpus by sendfile."""
+
+    def __init__(self, directory: Path, root: Path) -> None:
+        super().__init__(directory, [free_port()], workers=1)
+        self._root = root
+
+    def _http(self) -> str:
+        return _OPEN_FILES + _static(self.port, self._root, FULL_SPEED)
+
+
+class Origin(_Nginx):
+    """The upstream: the same files, on a port for each speed, and it notes what it sent."""
+
+    def __init__(self, directory: Path, corpus: Corpus, rates: list[int]) -> None:
+        """``rates`` in bytes a second and connection."""
+        self._rates = {rate: free_port() for rate in rates}
+        super().__init__(directory, list(self._rates.values()), workers=2)
+        self._corpus = corpus
+
+    def door(self, rate: int) -> Door:
+        """Where it sends with that speed."""
+        return Door(self._rates[rate], self.pid)
+
+    def sent(self, path: str) -> int:
+        """How many bytes of an object were sent since the start, over all ports."""
+        lines = (self.directory / "requests.log").read_text().splitlines()
+        return sum(int(line.rpartition(" ")[2]) for line in lines if f" {path} " in line)
+
+    def _http(self) -> str:
+        by_digest, by_tag = self._corpus.manifest
+        log = f"access_log {self.directory}/requests.log origin;"
+        header = "add_header Docker-Content-Digest $digest;"
+        return _ORIGIN.format(tag=by_tag, digest=by_digest.rpartition("/")[2]) + "".join(
+            _static(port, self._corpus.root, rate, log, header)
+            for rate, port in self._rates.items()
+        )
+
+
+def _static(port: int, root: Path, limit_rate: int, log: str = "", header: str = "") -> str:
+    return _STATIC.format(
+        port=port,
+        root=root,
+        limit_rate=limit_rate,
+        log=log,
+        header=header,
+        repository=REPOSITORY,
+        manifest_type=MANIFEST_TYPE,
+    )
+
+
+class ProxyCache(_Nginx):
+    """P2: nginx proxy_cache."""
+
+    def __init__(self, directory: Path, upstream: int) -> None:
+        super().__init__(directory, [free_port()], workers=1)
+        self._upstream = upstream
+
+    def _http(self) -> str:
+        return _PROXY.format(directory=self.directory, port=self.port, upstream=self._upstream)
+
+
+@dataclass
+class Distribution:
+    """P1: Debian's docker-registry as a pull-through cache."""
+
+    directory: Path
+    upstream: int
+    port: int = field(default_factory=free_port)
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "config.yml"
+        config.write_text(
+            _REGISTRY.format(directory=self.directory, port=self.port, upstream=self.upstream)
+        )
+        command = ["docker-registry", "serve", str(config)]
+        self._process = Process(command, self.directory / "log")
+        self._process.wait_until(lambda: accepts(self.port))
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+
+@dataclass
+class Mirror:
+    """The mirror, one worker and no access log if ``settings`` do not say otherwise."""
+
+    directory: Path
+    upstream: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        own = {
+            "MIRROR_CONFIG": os.devnull,  # not what this machine may have in /etc
+            "MIRROR_SERVER__LISTEN": f"127.0.0.1:{self.port}",
+            "MIRROR_CACHE__DIRECTORY": str(self.directory / "cache"),
+            "MIRROR_CACHE__MIN_FREE": "0",
+            "MIRROR_TAGS__MAX_AGE": "1d",
+            "MIRROR_LOG__ACCESS": "false",
+            "MIRROR_UPSTREAMS__DOCKER_IO__URL": f"http://127.0.0.1:{self.upstream}",
+        }
+        command = [sys.executable, "-m", "mirror", "serve"]
+        environment = _environment() | own | dict(self.settings)
+        self._process = Process(command, self.directory / "log", environment)
+        self._process.wait_until(self._ready)
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as said:
+                return bool(said.status == 200)
+        except OSError:
+            return False
+
+
+def mirror_knows(**settings: str) -> bool:
+    """Whether this mirror has such keys (``server__workers="2"``)."""
+    keys = {f"MIRROR_{name.upper()}": value for name, value in settings.items()}
+    environment = _environment() | {"MIRROR_CONFIG": os.devnull} | keys
+    command = [sys.executable, "-m", "mirror", "check"]
+    return (
+        subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but no coverage and no settings of a mirror that this machine may run."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("COV", "MIRROR_"))
+    }

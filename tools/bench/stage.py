@@ -1,0 +1,158 @@
+"""Where the rows play: the files, the upstream, and servers with warm caches.
+
+All of it comes into being when a row first asks for it, and ends with the stage.
+"""
+
+import hashlib
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
+
+from tools.bench.comparison import MIRROR, P1, P2, P3, NotAvailableError
+from tools.bench.corpus import ACCEPT, MIB, Corpus
+from tools.bench.load import ClientError
+from tools.bench.processes import settled_cpu_seconds
+from tools.bench.servers import (
+    FULL_SPEED,
+    Answering,
+    Distribution,
+    Mirror,
+    Origin,
+    ProxyCache,
+    Server,
+    StaticFiles,
+)
+
+
+class Startable(Protocol):
+    """What runs for a while."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+AnyServer = TypeVar("AnyServer", bound=Startable)
+
+OFFICE_LINE = 256_000_000  # bytes a second: upstream over a good line
+SLOW_LINE = 16 * MIB
+GIGABIT_LINE = 41_000_000  # for each of the three connections that dockerd makes
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: full for figures, small to see whether all of it works."""
+
+    large_bytes: int = 1024 * MIB
+    objects: int = 1_000_000
+    seconds: int = 1
+    rounds: int = 5
+    few_rounds: int = 3
+
+
+QUICK = Scale(large_bytes=128 * MIB, objects=20_000, rounds=2, few_rounds=1)
+
+
+class Stage:
+    """Owns a directory and every process of a run."""
+
+    def __init__(self, directory: Path, scale: Scale) -> None:
+        need("nginx", "docker-registry", "wrk")
+        self.directory = directory
+        self.scale = scale
+        self.corpus = Corpus(directory / "www", scale.large_bytes)
+        self.listing = directory / "paths"
+        self._ending = ExitStack()
+        self._numbers = count(1)
+        self._warm_paths: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.close()
+
+    @cached_property
+    def origin(self) -> Origin:
+        rates = [FULL_SPEED, OFFICE_LINE, SLOW_LINE, GIGABIT_LINE]
+        return self._running(Origin(self.new_directory(), self.corpus, rates))
+
+    @cached_property
+    def static(self) -> StaticFiles:
+        return self._running(StaticFiles(self.new_directory(), self.corpus.root))
+
+    @cached_property
+    def servers(self) -> dict[str, Server]:
+        """The mirror and its peers; they run from the first row that wants them to the end."""
+        upstream = self.origin.door(FULL_SPEED).port
+        return {
+            MIRROR: self._running(Mirror(self.new_directory(), upstream)),
+            P1: self._running(Distribution(self.new_directory(), upstream)),
+            P2: self._running(ProxyCache(self.new_directory(), upstream)),
+            P3: self.static,
+        }
+
+    def warm(self, *paths: str) -> dict[str, Server]:
+        """The servers, with these paths in their caches."""
+        missing = [path for path in paths if path not in self._warm_paths]
+        for server in self.servers.values():
+            warm(server, missing)
+        self._warm_paths.update(missing)
+        return self.servers
+
+    def new_directory(self) -> Path:
+        return self.directory / str(next(self._numbers))
+
+    @contextmanager
+    def fresh(self, build: Callable[[Path, int], AnyServer], rate: int) -> Iterator[AnyServer]:
+        """A server with an empty cache, which goes with it; ``rate`` is upstream's."""
+        directory = self.new_directory()
+        server = build(directory, self.origin.door(rate).port)
+        try:
+            with running(server):
+                yield server
+        finally:
+            shutil.rmtree(directory)
+
+    def _running(self, server: AnyServer) -> AnyServer:
+        return self._ending.enter_context(running(server))
+
+
+@contextmanager
+def running(server: AnyServer) -> Iterator[AnyServer]:
+    """Start it, and stop it in the end."""
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def warm(server: Answering, paths: Iterable[str]) -> None:
+    """Pull each path once and see that it is what its name says.
+
+    Returns when the server is at rest: distribution stores what it sent only afterwards.
+    """
+    for path in paths:
+        digest = hashlib.sha256()
+        url = f"http://127.0.0.1:{server.port}{path}"
+        request = urllib.request.Request(url, headers={"Accept": ACCEPT})
+        with urllib.request.urlopen(request, timeout=120) as body:
+            while piece := body.read(MIB):
+                digest.update(piece)
+        if "sha256:" in path and not path.endswith(digest.hexdigest()):
+            raise ClientError(f"{path} has the digest {digest.hexdigest()}")
+    settled_cpu_seconds(server.pid)
+
+
+def need(*programs: str) -> None:
+    """Raise unless the programs are there."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        raise NotAvailableError(f"needs {', '.join(missing)}: apt-get install them")

@@ -1,0 +1,138 @@
+"""A day at the office, in a few seconds: registries, and clients that pull what people pull."""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.api.user_agents import client_type
+from mirror.stats.buffer import Request
+from mirror.stats.ledger import Ledger
+from tests.fakes import FakeRegistry, Fault, Image, image, random_bytes
+from tests.running import Mirror
+
+HUB = "docker.io"
+MIB = 1 << 20
+DAY = 24 * 3600
+
+DOCKER = "docker/28.3.2 go/go1.24.4 os/linux arch/amd64"
+CONTAINERD = "containerd/v2.1.3"
+PODMAN = "libpod/5.4.2"
+BUILDKIT = "buildkit/v0.23"
+SKOPEO = "skopeo/1.18.0"
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An image: where it is from, MiB of its layers, who pulls it how often."""
+
+    upstream: str
+    repository: str
+    tag: str
+    layers: Sequence[float]
+    agents: Sequence[str]
+
+
+IMAGES = (
+    Pulled(HUB, "library/postgres", "17", (28, 11, 64, 0.4), (DOCKER,)),
+    Pulled("quay.io", "prometheus/prometheus", "v3.5.0", (1.9, 42, 37), (CONTAINERD,)),
+    Pulled(HUB, "grafana/grafana", "12.0.2", (3.6, 9, 71), (DOCKER, PODMAN)),
+    Pulled(HUB, "library/redis", "8-alpine", (3.5, 12), (CONTAINERD,) * 3),
+    Pulled(
+        "ghcr.io", "astral-sh/uv", "0.8-python3.13-bookworm-slim", (27, 12, 16), (BUILDKIT,) * 4
+    ),
+    Pulled("registry.k8s.io", "pause", "3.10", (0.3,), (CONTAINERD,) * 7),
+    Pulled(HUB, "library/nginx", "1.29", (27, 38, 0.1), (DOCKER,) * 3),
+    Pulled("registry.k8s.io", "ingress-nginx/controller", "v1.13.0", (4, 58, 21), (CONTAINERD,)),
+    Pulled(HUB, "library/python", "3.13-slim", (28, 3.4, 12), (BUILDKIT,) * 5),
+    Pulled(HUB, "library/alpine", "3.22", (3.5,), (BUILDKIT, DOCKER) * 5),
+    Pulled("ghcr.io", "renovatebot/renovate", "41", (29, 88), (SKOPEO,)),
+    Pulled(HUB, "library/node", "22-alpine", (3.5, 48, 1.2), (DOCKER,) * 2),
+)
+FILLING = (
+    Pulled("mcr.microsoft.com", "dotnet/sdk", "9.0", (150,), (DOCKER,) * 3),
+    Pulled(HUB, "pytorch/pytorch", "2.7.1-cuda12.8", (420,), (CONTAINERD,)),
+    Pulled("quay.io", "keycloak/keycloak", "26.3", (94,), (PODMAN,) * 2),
+)
+UPSTREAMS = tuple(dict.fromkeys(each.upstream for each in (*IMAGES, *FILLING)))
+
+
+def fill_registries(hub: FakeRegistry, others: FakeRegistry) -> None:
+    """Put all images there; Docker Hub has a rate limit."""
+    for number, each in enumerate((*IMAGES, *FILLING)):
+        registry = hub if each.upstream == HUB else others
+        registry.add_image(each.repository, _image(number, each), each.tag)
+    told = {"ratelimit-limit": "200;w=21600", "ratelimit-remaining": "143;w=21600"}
+    hub.faults.append(Fault(kind="manifest", times=1000, headers=told))
+
+
+def _image(number: int, pulled: Pulled) -> Image:
+    layers = [
+        random_bytes(round(size * MIB), 100 * number + at) for at, size in enumerate(pulled.layers)
+    ]
+    return image(*layers, marker=f"{pulled.repository}:{pulled.tag}")
+
+
+async def write_history(directory: Path) -> None:
+    """The weeks before, as the ledger would have them."""
+    now, chance = time.time(), random.Random(7)
+    for day in range(29, -1, -1):
+        moment = now - day * DAY - 60
+        ledger = Ledger(directory, lambda moment=moment: moment)
+        weekend = time.localtime(moment).tm_wday >= 5
+        for upstream in UPSTREAMS:
+            pulls = chance.randint(40, 90) if weekend else chance.randint(380, 700)
+            pulls = pulls if upstream == HUB else pulls // 6
+            missed = chance.uniform(0.01, 0.06)
+            for result, part, size in (("hit", 1 - missed, 9 * MIB), ("miss", missed, 14 * MIB)):
+                request = Request(upstream, "", "", "blob", result, "", size)
+                for _ in range(round(pulls * part)):
+                    ledger.batch.add(request, "", moment, moment)
+                if result == "miss":
+                    ledger.batch.got(upstream, round(pulls * part) * size)
+        for each in IMAGES:
+            await _pull_before(ledger, each, moment)
+        await ledger.close()
+
+
+async def _pull_before(ledger: Ledger, pulled: Pulled, moment: float) -> None:
+    for number, agent in enumerate(pulled.agents):
+        request = Request(
+            *(
+                pulled.upstream,
+                pulled.repository,
+                pulled.tag,
+                "manifest",
+                "hit",
+                client_type(agent),
+                0,
+            )
+        )
+        ledger.batch.add(request, f"10.1.0.{number}", moment, moment)
+
+
+async def work(mirror: Mirror) -> None:
+    """Everybody pulls what they pull."""
+    for each in IMAGES:
+        for agent in each.agents:
+            await pull(mirror, each, agent)
+
+
+async def pull(mirror: Mirror, pulled: Pulled, agent: str) -> None:
+    """As dockerd does it: the tag, then the blobs it names."""
+    base = f"/{pulled.upstream}/v2/{pulled.repository}"
+    await mirror.get(f"{base}/manifests/{pulled.tag}", "HEAD", User_Agent=agent)
+    answer = await mirror.get(f"{base}/manifests/{pulled.tag}", User_Agent=agent)
+    manifest = json.loads(answer.body)
+    for blob in (manifest["config"], *manifest["layers"]):
+        await mirror.get(f"{base}/blobs/{blob['digest']}", User_Agent=agent)
+
+
+def begin_filling(mirror: Mirror) -> list[asyncio.Task[None]]:
+    """Pulls that take a while."""
+    return [
+        asyncio.create_task(pull(mirror, each, agent)) for each in FILLING for agent in each.agents
+    ]
