@@ -22,7 +22,7 @@ from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from mirror.http.exchange import Ending
+from mirror.http.exchange import AccessRecord
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -314,7 +314,7 @@ class AccessLog:
         """Whether anybody reads it."""
         return _access.isEnabledFor(logging.INFO)
 
-    def request_ended(self, ending: Ending) -> None:
+    def request_ended(self, ending: AccessRecord) -> None:
         """Write the line."""
         if not self.wanted:
             return

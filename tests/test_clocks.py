@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mirror.ca.issuer import Mint
+from mirror.ca.issuer import CertificateIssuer
 from mirror.ca.signing import new_authority
 from mirror.server.warming import Warming
 from tests.ca.test_issuer import handshake, trusting
@@ -45,7 +45,7 @@ def test_a_certificate_made_while_the_clock_was_ahead_is_made_again():
     now = datetime.now(UTC)
     authority = new_authority("mirror", now)
     reading = [now + timedelta(days=30)]
-    mint = Mint(authority, lambda: reading[0])
+    mint = CertificateIssuer(authority, lambda: reading[0])
     early = mint.context("r.example")
     reading[0] = now
     context = mint.context("r.example")

@@ -14,7 +14,7 @@ from typing import Any, Final
 import aiohttp
 
 from mirror.admin.errors import OperateError
-from mirror.server.control_sockets import Meeting
+from mirror.server.control_sockets import ControlDirectory
 from mirror.store.local.layout import Layout
 
 _CONNECT_SECONDS: Final = 10.0
@@ -24,7 +24,7 @@ _TOLD_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class MirrorProcess:
     """One process; ``session`` has its socket as base, for the registry API and for commands."""
 
     name: str
@@ -57,7 +57,7 @@ class Worker:
 class Running:
     """The processes of a running mirror; at least one."""
 
-    workers: Sequence[Worker]
+    workers: Sequence[MirrorProcess]
 
     async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> Any:
         """Ask any one; another only where nothing has been asked yet.
@@ -104,7 +104,7 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
     place = Layout(directory).control
     async with AsyncExitStack() as stack:
         try:
-            meeting = Meeting.open(place)
+            meeting = ControlDirectory.open(place)
         except (FileNotFoundError, NotADirectoryError):
             yield None
             return
@@ -114,7 +114,7 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
             ) from error
         stack.callback(meeting.close)
         workers = [
-            Worker(name, await stack.enter_async_context(_session(meeting.address(name))))
+            MirrorProcess(name, await stack.enter_async_context(_session(meeting.address(name))))
             for name in meeting.live()
         ]
         yield Running(workers) if workers else None

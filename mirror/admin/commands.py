@@ -19,7 +19,7 @@ from mirror.inventory.open_cache import opened_cache
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
-from mirror.stats.queries import read_statement
+from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
 
 _MOST_TOLD: Final = 2000  # names at once, well below what a request may have
@@ -57,7 +57,7 @@ async def stats(config: Config) -> dict[str, Any]:
             answer: dict[str, Any] = await running.ask("/control/stats")
             answer["running"]["processes"] = len(running.workers)
             return answer
-    said = read_statement(Layout(config.cache.directory.absolute()).ledger, time.time())
+    said = read_report(Layout(config.cache.directory.absolute()).ledger, time.time())
     try:
         async with opened_cache(config) as cache:
             return {**await statistics(cache, replace(said, fills=())), "running": None}

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from mirror.http.exchange import Exchange
 from mirror.oci.errors import ErrorCode, OciError
-from mirror.upstream.credentials import NOBODY, Visitor, Visitors
+from mirror.upstream.credentials import NOBODY, Principal, Principals
 from mirror.upstream.errors import DeniedError, RefusedError, UnauthorizedError
 
 
 @dataclass(frozen=True, slots=True)
-class Visiting:
+class ClientCredentials:
     """The rule, and the answers that go with it.
 
     ``hosts`` are all upstreams by the Host that means them, ``taking`` those that take clients'
@@ -28,8 +28,8 @@ class Visiting:
     hosts: Mapping[str, str]
     taking: Set[str]
     otherwise: str
-    visitors: Visitors
-    greet: Callable[[str, Visitor], Awaitable[None]]
+    principals: Principals
+    greet: Callable[[str, Principal], Awaitable[None]]
 
     def upstream(self, exchange: Exchange) -> str:
         """Whom the credentials in a request are for, empty where nobody looks at them."""
@@ -38,12 +38,12 @@ class Visiting:
         meant = self.hosts.get(exchange.origin.host.lower(), self.otherwise)
         return meant if meant in self.taking else ""
 
-    def visitor(self, exchange: Exchange, upstream: str, authorization: str) -> Visitor | None:
+    def principal(self, exchange: Exchange, upstream: str, authorization: str) -> Principal | None:
         """Who asks something of an upstream; None where it is asked as ever."""
         if not upstream or upstream != self.upstream(exchange):
             return None
         if authorization:
-            return self.visitors.visitor(authorization)
+            return self.principals.principal(authorization)
         return NOBODY if exchange.connected else None
 
     async def ping(self, exchange: Exchange, upstream: str, authorization: str) -> None:
@@ -56,7 +56,7 @@ class Visiting:
             return
         if not authorization:
             raise _asked_for(upstream, f"the credentials you have for {upstream} are asked for")
-        await self.greet(upstream, self.visitors.visitor(authorization))
+        await self.greet(upstream, self.principals.principal(authorization))
 
     def refusal(self, exchange: Exchange, error: RefusedError, authorization: str) -> Exception:
         """What a client is told that upstream has something against."""

@@ -9,10 +9,10 @@ from functools import partial
 from aiohttp import web
 from yarl import URL
 
-from mirror.api.client_credentials import Visiting
+from mirror.api.client_credentials import ClientCredentials
 from mirror.api.parts import Parts, wanted_ranges
 from mirror.http.body import answer_with, stream
-from mirror.http.exchange import EXCHANGE, Kept
+from mirror.http.exchange import EXCHANGE, CacheableResponse
 from mirror.http.response_cache import SMALL_FILE_BYTES
 from mirror.http.responses import API_VERSION, cache_status, digest_fields, not_modified
 from mirror.http.sendfile import Sender
@@ -33,10 +33,10 @@ from mirror.pull.body import Content, StoredContent
 from mirror.pull.listings import ListingAnswer, ListingPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.outcome import Outcome
-from mirror.pull.private import VisitedBlobs, VisitedListings, VisitedManifests
+from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
 from mirror.shares import SMALL_BYTES
 from mirror.upstream.errors import RefusedError
-from mirror.upstream.routing import Directory, Target
+from mirror.upstream.routing import Router, Target
 
 #: For shared caches in between that keep what was asked for with Authorization (RFC 9111, 5.2.2.7).
 _FOR_ONE_CLIENT = {"Cache-Control": "private"}
@@ -44,18 +44,18 @@ _MOST_QUERY_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class RegistryFace:
+class RegistryHandler:
     """Answers below ``/v2/``; without ``visiting`` nobody's credentials are looked at.
 
     ``pushed`` says of a target's record when there was a push through this mirror, if any can be.
     """
 
-    directory: Directory
-    blobs: BlobPulls | VisitedBlobs
-    manifests: ManifestPulls | VisitedManifests
-    listings: ListingPulls | VisitedListings
+    directory: Router
+    blobs: BlobPulls | AuthorizedBlobs
+    manifests: ManifestPulls | AuthorizedManifests
+    listings: ListingPulls | AuthorizedListings
     sender: Sender
-    visiting: Visiting | None = None
+    client_credentials: ClientCredentials | None = None
     pushed: Callable[[str], str] | None = None
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -74,10 +74,10 @@ class RegistryFace:
             exchange.upstream, exchange.repository = target.upstream, target.repository
             return await self._content(request, target, endpoint)
         except RefusedError as error:
-            if self.visiting is None or exchange.first_byte is not None:
+            if self.client_credentials is None or exchange.first_byte is not None:
                 raise
             given = request.headers.get("Authorization", "")
-            raise self.visiting.refusal(exchange, error, given) from error
+            raise self.client_credentials.refusal(exchange, error, given) from error
 
     async def _content(
         self, request: web.BaseRequest, target: Target, endpoint: ContentEndpoint
@@ -91,10 +91,10 @@ class RegistryFace:
     async def _ping(self, request: web.BaseRequest, endpoint: Ping) -> web.Response:
         exchange = request[EXCHANGE]
         named = self.directory.upstream(endpoint.prefix) if endpoint.prefix else ""
-        if self.visiting is not None:
-            meant = named or self.visiting.upstream(exchange)
+        if self.client_credentials is not None:
+            meant = named or self.client_credentials.upstream(exchange)
             given = request.headers.get("Authorization", "")
-            await self.visiting.ping(exchange, meant, given)
+            await self.client_credentials.ping(exchange, meant, given)
         return web.json_response({}, headers=API_VERSION)
 
     def _target(self, request: web.BaseRequest, endpoint: ContentEndpoint) -> Target:
@@ -108,11 +108,11 @@ class RegistryFace:
         )
         if self.pushed is not None:
             target = replace(target, since=self.pushed(target.record))
-        if self.visiting is None:
+        if self.client_credentials is None:
             return target
         given = request.headers.get("Authorization", "")
-        visitor = self.visiting.visitor(exchange, target.upstream, given)
-        return target if visitor is None else replace(target, visitor=visitor)
+        principal = self.client_credentials.principal(exchange, target.upstream, given)
+        return target if principal is None else replace(target, principal=principal)
 
     async def _manifest(
         self, request: web.BaseRequest, target: Target, endpoint: ManifestEndpoint
@@ -132,7 +132,7 @@ class RegistryFace:
             until, private, exchange.manifest = answer.until, answer.private, manifest
             digest, media_type, body = manifest.digest, manifest.media_type, manifest.body
             size = len(body)
-        exchange.come_by(outcome, private=private)
+        exchange.set_outcome(outcome, private=private)
         exchange.detail, exchange.digest = detail, str(digest)
         stored = request.method == "GET"
         headers = _fields(request, digest, cache_status(outcome, stored=stored, detail=detail))
@@ -144,7 +144,7 @@ class RegistryFace:
         small = len(body) <= SMALL_BYTES  # what is repeated waits in memory for each client
         if exchange.repeatable and outcome is Outcome.HIT and until and lasting and small:
             used = partial(self.manifests.touch, digest)
-            exchange.kept = Kept(digest, until, used, body, size=len(body))
+            exchange.kept = CacheableResponse(digest, until, used, body, size=len(body))
         return await answer_with(request, headers, body, self.sender)
 
     async def _blob(
@@ -154,11 +154,11 @@ class RegistryFace:
         exchange.reference = str(digest)
         if request.method == "HEAD":
             head = await self.blobs.head(target, digest)
-            exchange.come_by(head.outcome, private=head.private)
+            exchange.set_outcome(head.outcome, private=head.private)
             fields = _fields(request, digest, cache_status(head.outcome))
             return _blob_response(200, fields, head.size)
         answer = await self.blobs.get(target, digest)
-        exchange.come_by(answer.outcome, private=answer.private)
+        exchange.set_outcome(answer.outcome, private=answer.private)
         fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
         content = answer.content
         try:
@@ -168,7 +168,7 @@ class RegistryFace:
         finally:
             await answer.content.close()
 
-    def _kept(self, digest: Digest, content: StoredContent) -> Kept | None:
+    def _kept(self, digest: Digest, content: StoredContent) -> CacheableResponse | None:
         if content.size > SMALL_FILE_BYTES:
             return None
         used = partial(self.blobs.touch, digest)
@@ -176,7 +176,7 @@ class RegistryFace:
             file = os.dup(content.descriptor)
         except OSError:  # too many are open: what is not repeated is worked out again
             return None
-        return Kept(digest, math.inf, used, file=file, size=content.size)
+        return CacheableResponse(digest, math.inf, used, file=file, size=content.size)
 
     async def _send_blob(
         self, request: web.BaseRequest, content: Content, digest: Digest, fields: dict[str, str]
@@ -215,7 +215,7 @@ class RegistryFace:
             media_type = OCI_INDEX
             answer = await self.listings.referrers(target, endpoint.digest, query)
         exchange = request[EXCHANGE]
-        exchange.come_by(answer.outcome, private=answer.private)
+        exchange.set_outcome(answer.outcome, private=answer.private)
         exchange.detail = answer.detail
         headers = _listing_fields(request, answer, media_type)
         return await answer_with(request, headers, answer.listing.body, self.sender)

@@ -15,7 +15,7 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class HealthFace:
+class HealthHandler:
     """``/healthz``, ``/readyz`` and ``/metrics``.
 
     ``figures`` renders the metrics and names their content type.

@@ -21,7 +21,7 @@ def _now() -> datetime:
     return datetime.fromtimestamp(time.time(), UTC)
 
 
-class Mint:
+class CertificateIssuer:
     """Makes what servers of TLS need, and keeps it; the caller bounds how many hosts there are."""
 
     def __init__(self, authority: Authority, clock: Callable[[], datetime] = _now) -> None:

@@ -26,7 +26,7 @@ client_app = typer.Typer(
 app.add_typer(client_app, name="client", no_args_is_help=True)
 
 
-class Store(StrEnum):
+class ImageStore(StrEnum):
     """Where Docker keeps images, and so which configuration it goes by."""
 
     CLASSIC = "classic"
@@ -63,7 +63,8 @@ ConfigOption = Annotated[
     typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
 ]
 StoreOption = Annotated[
-    Store, typer.Option("--store", help="containerd: hosts.toml for every registry (Engine 28).")
+    ImageStore,
+    typer.Option("--store", help="containerd: hosts.toml for every registry (Engine 28)."),
 ]
 ProxyOption = Annotated[
     ProxyForm | None,
@@ -78,7 +79,7 @@ RootOption = Annotated[
 def client_docker(
     url: UrlOption = None,
     ca_file: CaOption = None,
-    store: StoreOption = Store.CLASSIC,
+    store: StoreOption = ImageStore.CLASSIC,
     proxy: ProxyOption = None,
     write: WriteOption = None,
     config: ConfigOption = None,
@@ -92,7 +93,7 @@ def client_docker(
         }
         _show(forms[proxy], _seen(settings, url or _proxy_url(settings), ca_file), write)
         return
-    by_store = {Store.CLASSIC: clients.docker, Store.CONTAINERD: clients.docker_hosts}
+    by_store = {ImageStore.CLASSIC: clients.docker, ImageStore.CONTAINERD: clients.docker_hosts}
     _show(by_store[store], _mirror(settings, url, ca_file), write)
 
 

@@ -5,13 +5,13 @@ from typing import Any, Final
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
 from mirror.doctor.inspection import Inspection, Trust, Walk, Way
 from mirror.doctor.report import Finding, ok, wrong
-from mirror.doctor.target import Target
+from mirror.doctor.target import MirrorAddress
 
 _FILE: Final = "/etc/buildkit/buildkitd.toml"
 _RESTART: Final = "systemctl restart buildkit"
 
 
-def inspect(tree: Tree, target: Target) -> Inspection:
+def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
     """Look at every registry whose mirror is ours."""
     try:
         config = tree.toml(_FILE) or {}
@@ -26,7 +26,7 @@ def inspect(tree: Tree, target: Target) -> Inspection:
 
 
 def _mirror(
-    tree: Tree, name: str, mirror: str, registries: dict[str, Any], target: Target
+    tree: Tree, name: str, mirror: str, registries: dict[str, Any], target: MirrorAddress
 ) -> Inspection:
     netloc, _, path = mirror.rpartition("://")[2].partition("/")
     if not target.is_at(netloc):
@@ -43,7 +43,7 @@ def _mirror(
 
 
 def _faults(
-    name: str, mirror: str, path: str, how: dict[str, Any], target: Target
+    name: str, mirror: str, path: str, how: dict[str, Any], target: MirrorAddress
 ) -> list[Finding]:
     found = []
     right = f"{target.netloc}/{name}"

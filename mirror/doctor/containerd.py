@@ -7,7 +7,7 @@ from mirror.doctor import hosts
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
 from mirror.doctor.inspection import Inspection
 from mirror.doctor.report import Finding, note, ok, wrong
-from mirror.doctor.target import Target
+from mirror.doctor.target import MirrorAddress
 
 _FILE: Final = "/etc/containerd/config.toml"
 CERTS: Final = "/etc/containerd/certs.d"
@@ -20,7 +20,7 @@ _TABLES: Final = (
 _RESTART: Final = "systemctl restart containerd"
 
 
-def inspect(tree: Tree, target: Target) -> Inspection:
+def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
     """Look at containerd, where it is pointed anywhere."""
     try:
         config = tree.toml(_FILE)

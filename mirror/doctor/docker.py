@@ -10,7 +10,7 @@ from mirror.doctor.inspection import Inspection, Trust, Walk, Way
 from mirror.doctor.proxied import lookup_through
 from mirror.doctor.proxy import goes_direct
 from mirror.doctor.report import Finding, note, ok, wrong
-from mirror.doctor.target import Likeness, Target
+from mirror.doctor.target import Likeness, MirrorAddress
 
 HUB: Final = "docker.io"
 _FILE: Final = "/etc/docker/daemon.json"
@@ -19,7 +19,7 @@ _WHO: Final = "the Docker daemon"
 _RESTART: Final = "systemctl restart docker"
 
 
-def inspect(tree: Tree, target: Target, daemon: Daemon | None) -> Inspection:
+def inspect(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspection:
     """Look at Docker, where there is one."""
     by_hosts = hosts.inspect(tree, _CERTS, target, "Docker")
     if daemon is None and not by_hosts.findings and not tree.exists(_FILE):
@@ -64,7 +64,7 @@ def _unread_hosts(by_hosts: Inspection, daemon: Daemon | None) -> list[Finding]:
 
 
 def _registry_mirrors(
-    tree: Tree, target: Target, settings: dict[str, Any], daemon: Daemon | None
+    tree: Tree, target: MirrorAddress, settings: dict[str, Any], daemon: Daemon | None
 ) -> Inspection:
     written = settings.get("registry-mirrors", [])
     if not isinstance(written, list) or strings(written) != written:
@@ -90,7 +90,7 @@ def _restarts(written: list[str], daemon: Daemon | None) -> list[Finding]:
     return [wrong(_WHO, what, f"{_RESTART} (it reads the file when it starts)")]
 
 
-def _misses(urls: list[str], source: str, target: Target) -> list[Finding]:
+def _misses(urls: list[str], source: str, target: MirrorAddress) -> list[Finding]:
     """What stands in ``registry-mirrors`` instead of the mirror."""
     mend = f'"registry-mirrors": ["{target.url}"] in {_FILE}, then {_RESTART}'
     for url in urls:
@@ -102,7 +102,9 @@ def _misses(urls: list[str], source: str, target: Target) -> list[Finding]:
     return [wrong(source, f"registry-mirrors does not name {target.url}{others}", mend)]
 
 
-def _plain_http(target: Target, settings: dict[str, Any], daemon: Daemon | None) -> list[Finding]:
+def _plain_http(
+    target: MirrorAddress, settings: dict[str, Any], daemon: Daemon | None
+) -> list[Finding]:
     """Pulls by path, of the registries that ``registry-mirrors`` is not for."""
     if not target.plain or target.local:
         return []
@@ -124,7 +126,7 @@ def _plain_http(target: Target, settings: dict[str, Any], daemon: Daemon | None)
     return [wrong(_FILE, what, mend)]
 
 
-def _proxies(target: Target, daemon: Daemon) -> list[Finding]:
+def _proxies(target: MirrorAddress, daemon: Daemon) -> list[Finding]:
     proxy = daemon.http_proxy if target.plain else daemon.https_proxy
     if not proxy or goes_direct(daemon.no_proxy, target.host, target.port):
         return []
@@ -137,7 +139,7 @@ def _proxies(target: Target, daemon: Daemon) -> list[Finding]:
     return [wrong(_WHO, what, mend)]
 
 
-def _trust(tree: Tree, target: Target, settings: dict[str, Any]) -> Trust:
+def _trust(tree: Tree, target: MirrorAddress, settings: dict[str, Any]) -> Trust:
     directory = f"{_CERTS}/{target.netloc}"
     files = tuple(
         str(tree.at(f"{directory}/{name}"))

@@ -9,7 +9,7 @@ from mirror.doctor.inspection import Inspection
 from mirror.doctor.probes import walk_all
 from mirror.doctor.proxied import walk_through
 from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
-from mirror.doctor.target import Likeness, Target
+from mirror.doctor.target import Likeness, MirrorAddress
 
 
 async def examine(root: Path, url: str | None, own: str, home: str = "/root") -> Report:
@@ -23,7 +23,7 @@ async def examine(root: Path, url: str | None, own: str, home: str = "/root") ->
     """
     tree = Tree(root, home)
     findings: list[Finding] = []
-    target = Target(url or _guessed(tree, own))
+    target = MirrorAddress(url or _guessed(tree, own))
     if url is None:
         findings.append(note(target.url, "is taken for the mirror; name another with --url"))
     daemon: Daemon | None = None
@@ -42,7 +42,7 @@ async def examine(root: Path, url: str | None, own: str, home: str = "/root") ->
     return Report(target.url, tuple(findings))
 
 
-def _inspected(tree: Tree, target: Target, daemon: Daemon | None) -> Inspection:
+def _inspected(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspection:
     inspection = docker.inspect(tree, target, daemon)
     for client in (containerd, k3s, podman, buildkit):
         inspection.take(client.inspect(tree, target))
@@ -56,11 +56,11 @@ def _guessed(tree: Tree, own: str) -> str:
         named += hosts.named(tree, directory)
     named += k3s.named(tree) + podman.named(tree)
     addresses = [url.rstrip("/") for url in named if url.startswith(("http://", "https://"))]
-    if not addresses or any(Target(own).likeness(url) is Likeness.SAME for url in addresses):
+    if not addresses or any(MirrorAddress(own).likeness(url) is Likeness.SAME for url in addresses):
         return own
     return addresses[0]
 
 
-def _nobody(target: Target) -> Finding:
+def _nobody(target: MirrorAddress) -> Finding:
     what = f"no Docker, containerd, k3s, Podman or BuildKit is pointed at {target.url}"
     return wrong("this machine", what, f"mirror client docker --url {target.url}")

@@ -7,14 +7,14 @@ from mirror.config.secrecy import masked
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
 from mirror.doctor.inspection import Inspection, Trust, Walk, Way
 from mirror.doctor.report import Finding, note, ok, wrong
-from mirror.doctor.target import Likeness, Target
+from mirror.doctor.target import Likeness, MirrorAddress
 
 _HUB: Final = "docker.io"
 _HUB_ADDRESSES: Final = ("registry-1.docker.io", "index.docker.io", "hub.docker.com")
 _NEEDED: Final = ("pull", "resolve")
 
 
-def inspect(tree: Tree, directory: str, target: Target, client: str) -> Inspection:
+def inspect(tree: Tree, directory: str, target: MirrorAddress, client: str) -> Inspection:
     """Look at every ``hosts.toml`` below ``directory``."""
     inspection = Inspection()
     for name in tree.names(directory):
@@ -49,7 +49,7 @@ class _File:
     tree: Tree
     path: str
     registry: str
-    target: Target
+    target: MirrorAddress
     client: str
 
     def inspect(self) -> Inspection:

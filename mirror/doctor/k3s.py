@@ -8,13 +8,13 @@ from mirror.doctor import hosts
 from mirror.doctor.files import Tree, UnusableFileError
 from mirror.doctor.inspection import Inspection
 from mirror.doctor.report import Finding, ok, wrong
-from mirror.doctor.target import Likeness, Target
+from mirror.doctor.target import Likeness, MirrorAddress
 
 _PROGRAMS: Final = ("k3s", "rke2")
 _ADDRESS: Final = re.compile(r"^[^#\n]*?(https?://[^\s\"',\]}]+)", re.MULTILINE)
 
 
-def inspect(tree: Tree, target: Target) -> Inspection:
+def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
     """Look at k3s and RKE2, where they are told of registries."""
     inspection = Inspection()
     for program in _PROGRAMS:
@@ -37,7 +37,7 @@ def _yaml(program: str) -> str:
     return f"/etc/rancher/{program}/registries.yaml"
 
 
-def _inspect(tree: Tree, target: Target, program: str) -> Inspection:
+def _inspect(tree: Tree, target: MirrorAddress, program: str) -> Inspection:
     path = _yaml(program)
     try:
         text = tree.text(path)
@@ -60,7 +60,7 @@ def _inspect(tree: Tree, target: Target, program: str) -> Inspection:
     return inspection
 
 
-def _miss(path: str, addresses: list[str], target: Target) -> Finding:
+def _miss(path: str, addresses: list[str], target: MirrorAddress) -> Finding:
     others = f" but {masked(', '.join(addresses))}" if addresses else ""
     mend = f'mirrors: {{"docker.io": {{endpoint: ["{target.url}"]}}}}, then restart'
     return wrong(path, f"does not name {target.url}{others}", mend)

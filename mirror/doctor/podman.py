@@ -6,7 +6,7 @@ from typing import Any, Final
 from mirror.doctor.files import Tree, UnusableFileError, tables
 from mirror.doctor.inspection import Inspection, Trust, Walk, Way
 from mirror.doctor.report import Finding, note, ok, wrong
-from mirror.doctor.target import Target
+from mirror.doctor.target import MirrorAddress
 
 _SYSTEM: Final = "/etc/containers"
 _USER: Final = ".config/containers"
@@ -14,7 +14,7 @@ _CERTS: Final = ("/etc/containers/certs.d", "/etc/docker/certs.d")
 _HUB: Final = "docker.io"
 
 
-def inspect(tree: Tree, target: Target) -> Inspection:
+def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
     """Look at every table that names the mirror."""
     inspection = Inspection()
     for path in _paths(tree):
@@ -53,7 +53,7 @@ def _paths(tree: Tree) -> list[str]:
     return [f"{place}/registries.conf", *found]
 
 
-def _inspect(tree: Tree, path: str, registry: dict[str, Any], target: Target) -> Inspection:
+def _inspect(tree: Tree, path: str, registry: dict[str, Any], target: MirrorAddress) -> Inspection:
     prefix = str(registry.get("prefix") or registry.get("location") or "")
     inspection = Inspection()
     for mirror in tables(registry.get("mirror")):
@@ -80,7 +80,7 @@ class _Rule:
     prefix: str
     registry: dict[str, Any]
     mirror: dict[str, Any]
-    target: Target
+    target: MirrorAddress
 
     @property
     def mend(self) -> str:

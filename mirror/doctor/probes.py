@@ -10,7 +10,7 @@ from yarl import URL
 
 from mirror.doctor.inspection import Trust, Walk, Way
 from mirror.doctor.report import Finding, note, ok, wrong
-from mirror.doctor.target import Target
+from mirror.doctor.target import MirrorAddress
 from mirror.doctor.unreachable import explained, no_authority
 from mirror.oci.media_types import CURRENT_TYPES
 from mirror.upstream.body import read_up_to
@@ -23,7 +23,7 @@ _NOT_CONFIGURED: Final = "not configured for"
 _FOR_HUB: Final = f"credentials you have for {_HUB}"
 
 
-async def walk_all(target: Target, walks: list[Walk]) -> list[Finding]:
+async def walk_all(target: MirrorAddress, walks: list[Walk]) -> list[Finding]:
     """Walk them; where a client cannot even say hello, that is all that is said for it."""
     findings: list[Finding] = []
     by_trust: dict[Trust, list[Walk]] = {}
@@ -37,7 +37,7 @@ async def walk_all(target: Target, walks: list[Walk]) -> list[Finding]:
 
 
 async def _walk(
-    session: aiohttp.ClientSession, target: Target, trust: Trust, walks: list[Walk]
+    session: aiohttp.ClientSession, target: MirrorAddress, trust: Trust, walks: list[Walk]
 ) -> list[Finding]:
     try:
         asker = _Asker(session, target, _context(trust))
@@ -87,7 +87,7 @@ class _Reply:
 @dataclass(frozen=True, slots=True)
 class _Asker:
     session: aiohttp.ClientSession
-    target: Target
+    target: MirrorAddress
     context: ssl.SSLContext
 
     async def ask(self, method: str, path: str) -> _Reply:
@@ -122,13 +122,13 @@ async def _hidden(asker: _Asker) -> bool:
         return False
 
 
-def _stranger(target: Target, hello: _Reply) -> Finding:
+def _stranger(target: MirrorAddress, hello: _Reply) -> Finding:
     who = f" ({hello.server})" if hello.server else ""
     what = f"something else than a mirror answers there{who}, with status {hello.status}"
     return wrong(target.url, what, "see what listens on that port, and where the mirror does")
 
 
-def _refusal(target: Target, hello: _Reply) -> Finding | None:
+def _refusal(target: MirrorAddress, hello: _Reply) -> Finding | None:
     if hello.status == 401 and _FOR_HUB in hello.message:
         what = "/v2/ asks for a password for Docker Hub: Docker without one pulls past the mirror"
         return note(target.url, what)

@@ -11,7 +11,7 @@ from mirror.config.secrecy import masked
 from mirror.doctor.daemon import Daemon
 from mirror.doctor.files import Tree, table
 from mirror.doctor.report import Finding, note, ok, wrong
-from mirror.doctor.target import Target
+from mirror.doctor.target import MirrorAddress
 from mirror.upstream.proxies import InvalidProxyError, parse_proxy
 
 _SECONDS: Final = 15
@@ -39,7 +39,7 @@ class Through:
 
 
 def lookup_through(
-    tree: Tree, target: Target, settings: dict[str, Any], daemon: Daemon | None
+    tree: Tree, target: MirrorAddress, settings: dict[str, Any], daemon: Daemon | None
 ) -> Through | None:
     """The proxy of Docker where it is at the mirror, None where it is another or there is none."""
     written = str(table(settings, "proxies").get("https-proxy", ""))

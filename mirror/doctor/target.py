@@ -22,7 +22,7 @@ class Likeness(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class MirrorAddress:
     """The mirror that clients ought to be pointed at."""
 
     url: str

@@ -9,14 +9,14 @@ import aiohttp
 
 from mirror.doctor.inspection import Trust
 from mirror.doctor.report import Finding, wrong
-from mirror.doctor.target import Target
+from mirror.doctor.target import MirrorAddress
 
 _SECONDS: Final = 5
 _EXPIRED: Final = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 _OTHER_NAME: Final = (62, 64)  # ..._HOSTNAME_MISMATCH, ..._IP_ADDRESS_MISMATCH
 
 
-async def explained(target: Target, trust: Trust, error: Exception) -> Finding:
+async def explained(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:
     """A failure to say hello as a finding."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _certificate(target, trust, error.certificate_error)
@@ -35,13 +35,13 @@ async def explained(target: Target, trust: Trust, error: Exception) -> Finding:
     return wrong(target.url, f"does not answer: {error or 'no answer in time'}", mend)
 
 
-def no_authority(target: Target, trust: Trust, error: OSError) -> Finding:
+def no_authority(target: MirrorAddress, trust: Trust, error: OSError) -> Finding:
     """A file that the client takes its CA from is none; ``ssl.SSLError`` is an OSError too."""
     files = ", ".join(trust.ca_files)
     return wrong(target.url, f"no CA can be read from {files}: {error}", trust.mend)
 
 
-def _certificate(target: Target, trust: Trust, error: Exception) -> Finding:
+def _certificate(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:
     code = getattr(error, "verify_code", 0)
     if code == _EXPIRED:
         mend = "renew [server] tls_certificate of the mirror"
@@ -52,7 +52,7 @@ def _certificate(target: Target, trust: Trust, error: Exception) -> Finding:
     return wrong(target.url, "its certificate is from a CA that is not trusted here", trust.mend)
 
 
-async def _no_http(target: Target) -> Finding:
+async def _no_http(target: MirrorAddress) -> Finding:
     if target.plain and await _speaks_tls(target):
         mend = f"https://{target.netloc} in the configuration of the client"
         return wrong(target.url, "speaks https, not http", mend)
@@ -60,7 +60,7 @@ async def _no_http(target: Target) -> Finding:
     return wrong(target.url, "something else than a mirror answers there, and no HTTP", mend)
 
 
-async def _speaks_tls(target: Target) -> bool:
+async def _speaks_tls(target: MirrorAddress) -> bool:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

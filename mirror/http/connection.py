@@ -21,12 +21,12 @@ from aiohttp.http_parser import HttpParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
-from mirror.http.connection_context import Entry
-from mirror.http.connection_limiter import Crowd
+from mirror.http.connection_context import ConnectionContext
+from mirror.http.connection_limiter import ConnectionLimiter
 from mirror.http.forwarded import plain_address
-from mirror.http.response_cache import HotAnswer, HotKey, HotTable
+from mirror.http.response_cache import CachedResponse, HotKey, ResponseCache
 from mirror.http.responses import error_response, plain_response
-from mirror.http.server_options import Reception
+from mirror.http.server_options import ServerOptions
 from mirror.oci.errors import ErrorCode, OciError
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_counted",
-        "_crowd",
+        "_limiter",
+        "_options",
         "_raw_socket",
-        "_reception",
         "_server",
         "_table",
         "_winding_down",
@@ -89,17 +89,17 @@ class Connection(RequestHandler):
     def __init__(
         self,
         server: "Server",
-        crowd: Crowd,
-        entry: Entry,
+        limiter: ConnectionLimiter,
+        entry: ConnectionContext,
         **settings: Any,
     ) -> None:
         super().__init__(server, **settings)
         assert self._parser is not None, "there is no connection yet that could be lost"
         self._parser = cast("HttpParser[Any]", _Parser(self._parser, self._repeated))
         self._server = server
-        self._crowd = crowd
-        self._reception = server.reception
-        self._table: HotTable | None = None  # of answers that need no handler
+        self._limiter = limiter
+        self._options = server.options
+        self._table: ResponseCache | None = None  # of answers that need no handler
         self._counted = ""  # whose it is; empty for a proxy's, which are those of all its clients
         self._raw_socket: socket.socket | None = None
         self._winding_down: Callable[[], None] | None = None
@@ -117,28 +117,28 @@ class Connection(RequestHandler):
             return
         peer = transport.get_extra_info("peername")
         self.client = plain_address(peer[0]) if isinstance(peer, tuple) else ""
-        self.proxied = self._reception.proxies.trusts(self.client)
+        self.proxied = self._options.proxies.trusts(self.client)
         self._counted = "" if self.proxied else self.client
-        self.refusal = self._crowd.enter(self._counted)
+        self.refusal = self._limiter.enter(self._counted)
         self._table = self._allowed_table()
         if transport.get_extra_info("sslcontext") is None:
             self._raw_socket = getattr(transport.get_extra_info("socket"), "_sock", None)
-        if self._crowd.overrun and isinstance(transport, asyncio.Transport):
+        if self._limiter.overrun and isinstance(transport, asyncio.Transport):
             transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self.entry.upstream:
-            self._crowd.leave(self._counted)
+            self._limiter.leave(self._counted)
         self._raw_socket = None
         super().connection_lost(exc)
         if self.when_ended is not None:
             self.when_ended()
 
-    def inside(self, entry: Entry) -> "Connection":
+    def inside(self, entry: ConnectionContext) -> "Connection":
         """The handler of a connection that is made inside this one."""
         return self._server.connection(entry)
 
-    def give_away(
+    def detach_transport(
         self, wind_down: Callable[[], None] | None = None
     ) -> tuple[asyncio.Transport, bytes]:
         """Leave the transport to somebody else, with what came right behind the request.
@@ -166,28 +166,28 @@ class Connection(RequestHandler):
             self._winding_down()
         await super().shutdown(timeout)
 
-    def go_by(self, reception: Reception) -> None:
+    def apply_options(self, options: ServerOptions) -> None:
         """Be treated by other rules from the next request on, if these are others."""
-        if reception is self._reception:
+        if options is self._options:
             return
-        self._reception = reception
+        self._options = options
         if not self.entry.upstream:  # else who asks was found out by the proxy's port
-            self.proxied = reception.proxies.trusts(self.client)
+            self.proxied = options.proxies.trusts(self.client)
         self._table = self._allowed_table()
 
-    def _allowed_table(self) -> HotTable | None:
+    def _allowed_table(self) -> ResponseCache | None:
         """The table, where ``Server`` lets every request of this connection in."""
         if self.refusal or self.entry.proxy:
             return None
         # Inside the proxy no request is checked: its port let the connection in.
-        return self._reception.table if self.entry.upstream or self._is_open() else None
+        return self._options.table if self.entry.upstream or self._is_open() else None
 
     def _is_open(self) -> bool:
         # Behind a proxy each answer is kept for the client it was for, who had been let in.
         return (
-            self._reception.admission.users is None
+            self._options.admission.users is None
             if self.proxied
-            else self._reception.admission.is_open_to(self.client)
+            else self._options.admission.is_open_to(self.client)
         )
 
     def hot_key(self, message: RawRequestMessage, payload: StreamReader) -> HotKey | None:
@@ -204,8 +204,8 @@ class Connection(RequestHandler):
         )
 
     def data_received(self, data: bytes) -> None:
-        if self._server.reception is not self._reception:
-            self.go_by(self._server.reception)
+        if self._server.options is not self._options:
+            self.apply_options(self._server.options)
         super().data_received(data)
 
     def _idle_transport(self) -> asyncio.Transport | None:
@@ -236,7 +236,7 @@ class Connection(RequestHandler):
         answer.ended(self.client, ended - started)
         return True
 
-    def _sent_file(self, transport: asyncio.Transport, answer: HotAnswer, file: int) -> bool:
+    def _sent_file(self, transport: asyncio.Transport, answer: CachedResponse, file: int) -> bool:
         """Send head and body at once; what the socket does not take waits in the transport."""
         if self._raw_socket is None:
             return False

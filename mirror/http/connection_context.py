@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ConnectionContext:
     """A way in.
 
     ``proxy``: the proxy's port, where a request names the server that it is for.
@@ -17,5 +17,5 @@ class Entry:
     client: str = ""
 
 
-DIRECT = Entry()
-PROXY = Entry(proxy=True)
+DIRECT = ConnectionContext()
+PROXY = ConnectionContext(proxy=True)

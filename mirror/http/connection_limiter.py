@@ -10,7 +10,7 @@ from mirror.shares import client_name
 _OVERRUN: Final = 1.25  # of the limit: up to it there is an answer, beyond it there is none
 
 
-class Crowd:
+class ConnectionLimiter:
     """Counts connections by client: an address, or an IPv6 /64; sockets without one together."""
 
     def __init__(self, most: int, most_per_client: int) -> None:

@@ -18,7 +18,7 @@ NO_PULLS: Final = frozenset({"", "ping", "passed", "tunnel"})
 
 
 @dataclass(slots=True)
-class Kept:
+class CacheableResponse:
     """What of an answer may be given again, until when (monotonic seconds), and what it is.
 
     The body is in ``body`` or is the ``size`` bytes of ``file``, a descriptor of its own; ``used``
@@ -64,10 +64,10 @@ class Exchange:
     first_byte: float | None = None
     whole: bool = True
     repeatable: bool = False  # its answer may be kept
-    kept: Kept | None = None
+    kept: CacheableResponse | None = None
     private: bool = False
 
-    def come_by(self, outcome: Outcome, *, private: bool) -> None:
+    def set_outcome(self, outcome: Outcome, *, private: bool) -> None:
         """There is an answer; what is private is never repeated to others."""
         self.outcome, self.private = outcome, private
         self.repeatable = self.repeatable and not private
@@ -83,7 +83,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class AccessRecord:
     """An exchange when it is over."""
 
     exchange: Exchange
@@ -97,10 +97,12 @@ class Ending:
 class Observer(Protocol):
     """Who wants to know of requests."""
 
-    def request_ended(self, ending: Ending) -> None:
+    def request_ended(self, ending: AccessRecord) -> None:
         """A request was answered, or its connection is gone."""
 
-    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
+    def repeated(
+        self, ending: AccessRecord, used: Callable[[], None]
+    ) -> Callable[[str, float], None]:
         """What to tell of every repetition: the client, and seconds to the first byte."""
 
 

@@ -57,7 +57,7 @@ class HotKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class HotAnswer:
+class CachedResponse:
     """An answer in the parts it is sent in; the Date goes between ``first`` and ``rest``.
 
     ``file`` is the descriptor of a body that is not in ``body``, the table's to close; ``until``
@@ -80,18 +80,18 @@ class HotAnswer:
         return len(self.first) + len(self.rest) + len(self.body)
 
 
-class HotTable:
+class ResponseCache:
     """The answers, the least recently used going first."""
 
     def __init__(self, lifetime: float = math.inf) -> None:
         """No answer is given for more than ``lifetime`` seconds: for where others evict unseen."""
         self._lifetime = lifetime
-        self._answers: OrderedDict[HotKey, HotAnswer] = OrderedDict()
+        self._answers: OrderedDict[HotKey, CachedResponse] = OrderedDict()
         self._by_digest: dict[Digest, set[HotKey]] = {}
         self._bytes = 0
         self._files = 0
 
-    def get(self, request: HotKey, now: float) -> HotAnswer | None:
+    def get(self, request: HotKey, now: float) -> CachedResponse | None:
         """The answer to a request, None where there is none or it is no longer fresh."""
         answer = self._answers.get(request)
         if answer is None:
@@ -102,7 +102,7 @@ class HotTable:
         self._answers.move_to_end(request)
         return answer
 
-    def put(self, request: HotKey, answer: HotAnswer) -> None:
+    def put(self, request: HotKey, answer: CachedResponse) -> None:
         """Keep an answer; what is too much goes."""
         self._drop(request)
         if self._lifetime < math.inf:

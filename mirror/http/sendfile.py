@@ -75,7 +75,7 @@ class Sender:
         async with self._raw(transport) as (connection, out):
             position, end = piece.offset, piece.offset + piece.count
             slow, wait_ms = self._sending > _MANY, _FAST_MS
-            with _Patience(self._stall_seconds) as patience:
+            with _StallTimer(self._stall_seconds) as patience:
                 while position < end:
                     span = position, end
                     step, full = await self._step(out, piece.fd, span, wait_ms, slow=slow)
@@ -231,7 +231,7 @@ def _at_hand(fd: Descriptor, offset: int, count: int) -> bool:
     return True
 
 
-class _Patience:
+class _StallTimer:
     """Waits for one client; a timer for all of a piece, since one per wait costs as much as it."""
 
     def __init__(self, seconds: float) -> None:

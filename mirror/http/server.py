@@ -10,13 +10,13 @@ from aiohttp.web_protocol import RequestHandler
 
 from mirror.http.body import reset
 from mirror.http.connection import Connection
-from mirror.http.connection_context import DIRECT, Entry
-from mirror.http.connection_limiter import Crowd
-from mirror.http.exchange import EXCHANGE, Ending, Exchange, Observer
+from mirror.http.connection_context import DIRECT, ConnectionContext
+from mirror.http.connection_limiter import ConnectionLimiter
+from mirror.http.exchange import EXCHANGE, AccessRecord, Exchange, Observer
 from mirror.http.forwarded import Origin
-from mirror.http.response_cache import MOST_REQUEST_BYTES, HotAnswer, HotKey
+from mirror.http.response_cache import MOST_REQUEST_BYTES, CachedResponse, HotKey
 from mirror.http.responses import COMMON, error_of, error_response, outcome_of, plain_response
-from mirror.http.server_options import Reception
+from mirror.http.server_options import ServerOptions
 from mirror.http.traced import UNTRACED, describe
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
@@ -44,13 +44,13 @@ class Server(web.Server):
 
     def __init__(
         self,
-        reception: Reception,
+        options: ServerOptions,
         observer: Observer,
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Receive clients as told; must be called in a running loop."""
-        limits = reception.limits
+        limits = options.limits
         super().__init__(
             self._handle,
             handler_cancellation=True,
@@ -58,8 +58,8 @@ class Server(web.Server):
             auto_decompress=False,  # no body of a client's is ever looked at
             keepalive_timeout=limits.idle_seconds,
         )
-        self._crowd = Crowd(limits.connections, limits.connections_per_client)
-        self.reception = reception
+        self._limiter = ConnectionLimiter(limits.connections, limits.connections_per_client)
+        self.options = options
         self._observer = observer
         self._tracer = tracer
         self._clock = clock
@@ -68,57 +68,57 @@ class Server(web.Server):
         """The handler of a new connection."""
         return self.connection(DIRECT)
 
-    def connection(self, entry: Entry) -> Connection:
+    def connection(self, entry: ConnectionContext) -> Connection:
         """The handler of a new connection that came in this way."""
         sizes = _INSIDE if entry.upstream else {}
         settings = {**self._kwargs, **sizes}
-        return Connection(self, self._crowd, entry, loop=self._loop, **settings)
+        return Connection(self, self._limiter, entry, loop=self._loop, **settings)
 
-    def receive_by(self, reception: Reception) -> None:
+    def receive_by(self, options: ServerOptions) -> None:
         """Receive by other rules from the next request on; connections stay."""
-        limits = reception.limits
-        self.reception = reception
-        self._crowd.limit(limits.connections, limits.connections_per_client)
+        limits = options.limits
+        self.options = options
+        self._limiter.limit(limits.connections, limits.connections_per_client)
         self._kwargs["keepalive_timeout"] = limits.idle_seconds
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  # aiohttp's
         """End all connections, after what is being sent: at most the time of the limits."""
-        await super().shutdown(self.reception.limits.drain_seconds)
+        await super().shutdown(self.options.limits.drain_seconds)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        reception = self.reception
+        options = self.options
         if isinstance(request.protocol, Connection):
-            request.protocol.go_by(reception)
-        with reception.requests.one():
+            request.protocol.apply_options(options)
+        with options.requests.one():
             if self._tracer is None or request.path in UNTRACED:
-                return await self._timed(request, reception)
-            return await self._traced(self._tracer, request, reception)
+                return await self._timed(request, options)
+            return await self._traced(self._tracer, request, options)
 
     async def _traced(
-        self, tracer: Tracer, request: web.BaseRequest, reception: Reception
+        self, tracer: Tracer, request: web.BaseRequest, options: ServerOptions
     ) -> web.StreamResponse:
         traceparent = request.headers.get("traceparent", "")
         with entered(tracer.request(request.method, traceparent)) as span:
             try:
-                return await self._timed(request, reception)
+                return await self._timed(request, options)
             finally:
                 describe(span, request)
 
-    async def _timed(self, request: web.BaseRequest, reception: Reception) -> web.StreamResponse:
-        exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, reception))
+    async def _timed(self, request: web.BaseRequest, options: ServerOptions) -> web.StreamResponse:
+        exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, options))
         key = _hot_key(request, exchange.origin)
-        exchange.repeatable = key is not None and reception.table is not None
+        exchange.repeatable = key is not None and options.table is not None
         exchange.connected = _entry(request).upstream
         try:
             with asking(exchange.origin.client):
-                response = await self._answer(request, exchange, reception)
+                response = await self._answer(request, exchange, options)
             exchange.status = response.status
             if not response.prepared:
                 for name, value in COMMON.items():
                     response.headers.setdefault(name, value)
                 await response.prepare(request)
                 exchange.answered()
-            if key is not None and reception is self.reception:
+            if key is not None and options is self.options:
                 self._remember(key, request, response, exchange)
             return response
         except (asyncio.CancelledError, ConnectionError):
@@ -130,10 +130,10 @@ class Server(web.Server):
             self._observer.request_ended(self._ending(request, exchange))
 
     async def _answer(
-        self, request: web.BaseRequest, exchange: Exchange, reception: Reception
+        self, request: web.BaseRequest, exchange: Exchange, options: ServerOptions
     ) -> web.StreamResponse:
         try:
-            return await self._admitted(request, exchange.origin, reception)
+            return await self._admitted(request, exchange.origin, options)
         except _EXPECTED as error:
             answer = error_of(error, exchange.kind)
             exchange.detail = answer.message
@@ -151,16 +151,16 @@ class Server(web.Server):
         return error_response(answer)
 
     async def _admitted(
-        self, request: web.BaseRequest, origin: Origin, reception: Reception
+        self, request: web.BaseRequest, origin: Origin, options: ServerOptions
     ) -> web.StreamResponse:
         protocol, entry = request.protocol, _entry(request)
         refusal = protocol.refusal if isinstance(protocol, Connection) else ""
-        with self._crowd.visited(origin.client if origin.told else "") as excess:
+        with self._limiter.visited(origin.client if origin.told else "") as excess:
             if not entry.upstream:  # else the proxy's port let it in already
-                admission = reception.admission
+                admission = options.admission
                 check = admission.check_proxied if entry.proxy else admission.check
                 await check(request, origin.client, refusal or excess)
-            routes = reception.routes if entry == DIRECT else reception.proxy
+            routes = options.routes if entry == DIRECT else options.proxy
             assert routes is not None, "there is no such way in without its handlers"
             return await routes.handler(request)(request)
 
@@ -171,7 +171,7 @@ class Server(web.Server):
         response: web.StreamResponse,
         exchange: Exchange,
     ) -> None:
-        kept, table = exchange.kept, self.reception.table
+        kept, table = exchange.kept, self.options.table
         if kept is None or table is None:
             return
         if not (response.keep_alive and exchange.whole):
@@ -183,11 +183,11 @@ class Server(web.Server):
         ended = self._observer.repeated(self._ending(request, exchange), kept.used)
         if exchange.origin.told:
             ended = _of(exchange.origin.client, ended)
-        answer = HotAnswer(first, rest, body, file, kept.size, kept.until, kept.digest, ended)
+        answer = CachedResponse(first, rest, body, file, kept.size, kept.until, kept.digest, ended)
         table.put(key, answer)
 
-    def _ending(self, request: web.BaseRequest, exchange: Exchange) -> Ending:
-        return Ending(
+    def _ending(self, request: web.BaseRequest, exchange: Exchange) -> AccessRecord:
+        return AccessRecord(
             exchange=exchange,
             method=request.method,
             path=request.raw_path,
@@ -197,16 +197,16 @@ class Server(web.Server):
         )
 
 
-def _entry(request: web.BaseRequest) -> Entry:
+def _entry(request: web.BaseRequest) -> ConnectionContext:
     return request.protocol.entry if isinstance(request.protocol, Connection) else DIRECT
 
 
-def _origin(request: web.BaseRequest, reception: Reception) -> Origin:
+def _origin(request: web.BaseRequest, options: ServerOptions) -> Origin:
     protocol = request.protocol
     client = protocol.client if isinstance(protocol, Connection) else request.remote or ""
     seen = Origin(client, request.scheme, request.headers.get("Host", ""))
     trusted = isinstance(protocol, Connection) and protocol.proxied
-    return reception.proxies.origin(seen, request.headers) if trusted else seen
+    return options.proxies.origin(seen, request.headers) if trusted else seen
 
 
 def _hot_key(request: web.BaseRequest, origin: Origin) -> HotKey | None:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mirror.http.admission import Admission
 from mirror.http.forwarded import Proxies
-from mirror.http.response_cache import HotTable
+from mirror.http.response_cache import ResponseCache
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -61,7 +61,7 @@ class Requests:
 
 
 @dataclass(frozen=True, slots=True)
-class Reception:
+class ServerOptions:
     """All that a server asks about a request; made of one configuration, and whole for a request.
 
     What is answered from ``table`` is what was answered before; None: nothing is.  ``proxy`` has
@@ -72,6 +72,6 @@ class Reception:
     admission: Admission
     proxies: Proxies
     limits: ServerLimits
-    table: HotTable | None
+    table: ResponseCache | None
     requests: Requests
     proxy: Handlers | None = None

@@ -16,7 +16,7 @@ from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import Layout
 from mirror.store.local.objects import Objects
 from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.tags import Tags
 from mirror.threads import NoThreadError, Threads
 
@@ -61,7 +61,8 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
         with Threads(workers(), "files") as threads:
             objects = Objects(layout, limits, _Nobody(), threads)
             notes = public, private = (
-                Notes(directory, limits.bounds) for directory in (layout.tags, layout.private)
+                KeyValueStore(directory, limits.bounds)
+                for directory in (layout.tags, layout.private)
             )
             await objects.open()
             for each in notes:

@@ -8,10 +8,10 @@ from typing import Any
 
 from mirror.inventory.open_cache import Cache
 from mirror.inventory.timestamps import rfc3339
-from mirror.stats.report import Figures, Filling, Statement, UpstreamAccount
+from mirror.stats.report import Figures, Filling, StatsReport, UpstreamAccount
 
 
-async def statistics(cache: Cache, said: Statement) -> dict[str, Any]:
+async def statistics(cache: Cache, said: StatsReport) -> dict[str, Any]:
     """The figures of a ledger, and how full the cache is.
 
     Raises:

@@ -15,7 +15,7 @@ _WAIT_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class MetricBatch:
     """``count`` events that took ``seconds`` together, ``buckets`` of them up to each bound."""
 
     count: int
@@ -23,16 +23,16 @@ class Batch:
     buckets: Sequence[int]
 
 
-class Tallies:
+class MetricBatcher:
     """All that is being counted in one process; ``bounds`` of buckets, in seconds, ascending."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
-        self._waiting: list[Tally] = []
+        self._waiting: list[BatchedMetric] = []
 
-    def tally(self, tell: Callable[[Batch], None]) -> "Tally":
+    def tally(self, tell: Callable[[MetricBatch], None]) -> "BatchedMetric":
         """Count something; ``tell`` is told of it in batches."""
-        return Tally(self, tell)
+        return BatchedMetric(self, tell)
 
     def flush(self) -> None:
         """Tell all that is waiting."""
@@ -40,19 +40,19 @@ class Tallies:
         for tally in waiting:
             tally.flush()
 
-    def wait(self, tally: "Tally") -> None:
+    def wait(self, tally: "BatchedMetric") -> None:
         """Have a tally flushed soon; must be called in a running loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(_WAIT_SECONDS, self.flush)
         self._waiting.append(tally)
 
 
-class Tally:
+class BatchedMetric:
     """One thing that is counted."""
 
     __slots__ = ("_all", "_bounds", "_buckets", "_count", "_seconds", "_tell")
 
-    def __init__(self, tallies: Tallies, tell: Callable[[Batch], None]) -> None:
+    def __init__(self, tallies: MetricBatcher, tell: Callable[[MetricBatch], None]) -> None:
         self._all = tallies
         self._bounds = tallies.bounds
         self._tell = tell
@@ -69,7 +69,7 @@ class Tally:
 
     def flush(self) -> None:
         """Tell of it and begin anew."""
-        batch = Batch(self._count, self._seconds, self._buckets)
+        batch = MetricBatch(self._count, self._seconds, self._buckets)
         self._count, self._seconds = 0, 0.0
         self._buckets = [0] * (len(self._bounds) + 1)
         self._tell(batch)

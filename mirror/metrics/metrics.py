@@ -21,9 +21,9 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from mirror.http.exchange import NO_PULLS, Ending, Exchange
+from mirror.http.exchange import NO_PULLS, AccessRecord, Exchange
 from mirror.metrics import multiprocess
-from mirror.metrics.batch import Batch, Tallies
+from mirror.metrics.batch import MetricBatch, MetricBatcher
 from mirror.metrics.shared_files import FigureFiles, figure_values
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -42,7 +42,7 @@ class Metrics:
         if multiprocess.are_shared():  # which the library asks of no argument
             values.ValueClass = figure_values(FigureFiles(multiprocess.directory()))
         registry = self.registry = CollectorRegistry()
-        self.tallies = Tallies(_FIRST_BYTE_BUCKETS)
+        self.tallies = MetricBatcher(_FIRST_BYTE_BUCKETS)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
@@ -137,7 +137,7 @@ class Metrics:
         build = gauge("mirror_build_info", "The version that runs.", "version", over_workers="max")
         build.labels(version).set(1)
 
-    def request_ended(self, ending: Ending) -> None:
+    def request_ended(self, ending: AccessRecord) -> None:
         """A request was answered, or its connection is gone."""
         exchange = ending.exchange
         if exchange.outcome is None or exchange.kind in NO_PULLS:
@@ -149,7 +149,7 @@ class Metrics:
             seconds = exchange.first_byte - exchange.started
             self._request_seconds.labels(exchange.kind, result).observe(seconds)
 
-    def repeated(self, exchange: Exchange) -> Callable[[Batch], None]:
+    def repeated(self, exchange: Exchange) -> Callable[[MetricBatch], None]:
         """Counts an answer that is given again, many at a time; made once for many.
 
         Finding the children of three metrics by their labels costs 3 us.
@@ -160,7 +160,7 @@ class Metrics:
         seconds = self._request_seconds.labels(exchange.kind, result)
         size = exchange.sent_bytes
 
-        def count(batch: Batch) -> None:
+        def count(batch: MetricBatch) -> None:
             requests.inc(batch.count)
             served.inc(size * batch.count)
             # As `observe` does it, for all at once; tests/test_metrics.py compares the two.

@@ -11,7 +11,7 @@ from aiohttp import HttpVersion10, hdrs, web
 
 from mirror.ca.errors import AuthorityError
 from mirror.http.connection import Connection
-from mirror.http.connection_context import Entry
+from mirror.http.connection_context import ConnectionContext
 from mirror.http.exchange import EXCHANGE
 from mirror.http.handshake import Handshakes
 from mirror.http.responses import plain_response
@@ -29,10 +29,10 @@ from mirror.proxy.errors import TunnelError
 from mirror.proxy.permission import HTTPS_PORT, Permission
 from mirror.proxy.registries import Registries
 from mirror.proxy.tunnel import ESTABLISHED, Tunnel
-from mirror.upstream.routing import Directory
+from mirror.upstream.routing import Router
 
 if TYPE_CHECKING:
-    from mirror.ca.issuer import Mint
+    from mirror.ca.issuer import CertificateIssuer
 
 _HTTP_PORT: Final = 80
 _HANDSHAKE_SECONDS: Final = 30.0
@@ -59,14 +59,14 @@ class TunnelLimits:
     idle_seconds: float
 
 
-class ProxyFace:
+class ProxyHandler:
     """Answers clients whose proxy the mirror is."""
 
     def __init__(
         self,
-        directory: Directory,
+        directory: Router,
         registries: Registries,
-        mint: "Mint",
+        mint: "CertificateIssuer",
         permission: Permission,
         connector: Connector,
         limits: TunnelLimits,
@@ -160,11 +160,11 @@ class ProxyFace:
         client, ended = exchange.origin.client, asyncio.Event()
 
         def inside() -> Connection:
-            made = connection.inside(Entry(upstream=upstream, client=client))
+            made = connection.inside(ConnectionContext(upstream=upstream, client=client))
             made.when_ended = ended.set
             return made
 
-        transport, early = connection.give_away()
+        transport, early = connection.detach_transport()
         try:
             transport.write(ESTABLISHED)
             await self._handshakes.speak_tls(transport, early, context, client, inside)
@@ -186,7 +186,7 @@ class ProxyFace:
             server = await self._connector.connect(destination, private=private)
             self._observer.proxy_connected("", "tunnelled")
             tunnel = Tunnel(self._limits.idle_seconds)
-            transport, early = connection.give_away(tunnel.wind_down)
+            transport, early = connection.detach_transport(tunnel.wind_down)
             try:
                 await tunnel.run(transport, server, early)
             finally:

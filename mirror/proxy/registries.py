@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from mirror.api.handlers import RegistryFace, raw_path
+from mirror.api.handlers import RegistryHandler, raw_path
 from mirror.http.exchange import EXCHANGE
 from mirror.http.responses import API_VERSION
 from mirror.oci.digest import Digest
@@ -57,7 +57,7 @@ class Registries:
     for a registry it is given ``patience`` (seconds): Docker itself has no more than 15 s.
     """
 
-    registry: RegistryFace
+    registry: RegistryHandler
     passing: Passing
     known: frozenset[str]
     pushed: Callable[[Target, str], Awaitable[None]]

@@ -11,7 +11,7 @@ from mirror.pull.fill_reader import GrowingContent, State
 from mirror.pull.fills import Fills
 from mirror.pull.outcome import Outcome
 from mirror.pull.refusals import Refusals
-from mirror.pull.singleflight import Flights
+from mirror.pull.singleflight import SingleFlight
 from mirror.pull.slots import Slots
 from mirror.spans import current
 from mirror.store.local.blobs import Blobs
@@ -62,7 +62,7 @@ class BlobPulls:
         self._slots = slots
         self._fills = fills
         self._begun: set[Fill] = set()
-        self._heads: Flights[tuple[Target, Digest], int | None] = Flights("size")
+        self._heads: SingleFlight[tuple[Target, Digest], int | None] = SingleFlight("size")
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
         """Open a blob; it may still be growing.
@@ -97,11 +97,11 @@ class BlobPulls:
             stored.close()
             return BlobHead(Outcome.HIT, stored.size)
         fill = self._joinable(digest, target.upstream)
-        verified = fill is not None and fill.growth.state is State.WHOLE
+        verified = fill is not None and fill.reader.state is State.WHOLE
         # Before the digest is verified the size is the word of the upstream that sends the blob.
         own = fill is not None and fill.source.registry.name == target.upstream
-        if fill is not None and fill.growth.total is not None and (verified or own):
-            return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.growth.total)
+        if fill is not None and fill.reader.total is not None and (verified or own):
+            return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.reader.total)
         await self._refusals.check(target, _name(target, digest))
         registry = self._registry(target)
         try:
@@ -120,7 +120,7 @@ class BlobPulls:
     def under_way(self) -> list[Fill]:
         """The downloads that bring more, led here or elsewhere."""
         growing = {State.ASKING, State.GROWING}
-        return [fill for fill in self._begun if fill.growth.state in growing]
+        return [fill for fill in self._begun if fill.reader.state in growing]
 
     async def close(self) -> None:
         """Break off what is under way; it goes on after the next start."""
@@ -134,7 +134,7 @@ class BlobPulls:
             await fill.over()
 
     def _registry(self, target: Target) -> Endpoints:
-        return self._registries[target.upstream].known_as(target.visitor)
+        return self._registries[target.upstream].with_credentials(target.principal)
 
     def _joinable(self, digest: Digest, upstream: str) -> Fill | None:
         fill = self._fills.lookup(digest)
@@ -157,15 +157,15 @@ class BlobPulls:
         if not led:
             current().link(fill.span)
         try:
-            verified = fill.growth.state is State.WHOLE  # joined between verification and adoption
-            await fill.growth.started()
+            verified = fill.reader.state is State.WHOLE  # joined between verification and adoption
+            await fill.reader.started()
         except BaseException:
             self._fills.leave(fill)
             raise
-        if fill.growth.kept:
+        if fill.reader.kept:
             outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
             left = partial(self._fills.leave, fill)
-            content = GrowingContent(fill.growth, source, self._fills.ahead, left)
+            content = GrowingContent(fill.reader, source, self._fills.ahead, left)
             return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
         self._fills.leave(fill)
         passing = PassingContent(source, fill.digest, fill.digest.hasher(), 0)

@@ -95,14 +95,14 @@ class Source:
         clock = asyncio.get_running_loop().time
         async with (
             self.slots.taken(self.registry.name),
-            aclosing(Segments(_Way(self, digest, arrived), start, clock)) as stream,
+            aclosing(Segments(_BlobFetcher(self, digest, arrived), start, clock)) as stream,
         ):
             await stream.open()
             yield stream
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _BlobFetcher:
     """How a fill comes by parts of its blob."""
 
     source: Source

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
 from mirror.pull.errors import DigestMismatchError
-from mirror.pull.fill_reader import Growth, State
+from mirror.pull.fill_reader import FillReader, State
 from mirror.pull.follow import Following
 from mirror.pull.parallel import Stream
 from mirror.pull.policy import (
@@ -71,7 +71,7 @@ class Fill:
     def __init__(self, digest: Digest, source: Source, blobs: Blobs, observer: Observer) -> None:
         self.digest = digest
         self.source = source
-        self.growth = Growth(digest)
+        self.reader = FillReader(digest)
         self.found = False  # it was in the store after all
         self.followed = False  # another process has, or had, the lead
         self.span = NOTHING
@@ -97,7 +97,7 @@ class Fill:
     async def stop(self) -> None:
         """Break off; what has arrived stays on disk for the next fill, what is whole is adopted."""
         if self._task is not None:
-            if self.growth.state is not State.WHOLE:
+            if self.reader.state is not State.WHOLE:
                 self._task.cancel()
             await asyncio.wait([self._task])
 
@@ -124,7 +124,7 @@ class Fill:
         self._readers -= 1
         self._observer.clients_waiting(-1)
         self._close_unread()
-        return self._readers == 0 and self.growth.state in {State.ASKING, State.GROWING}
+        return self._readers == 0 and self.reader.state in {State.ASKING, State.GROWING}
 
     def linger(self) -> None:
         """Go on for a moment without readers: for so long, and for so many bytes at most."""
@@ -135,16 +135,16 @@ class Fill:
     def give_up(self) -> None:
         """Stop, since no client reads it; a client that comes now begins another fill."""
         name = self.source.registry.name
-        if self._task is not None and self.growth.state in {State.ASKING, State.GROWING}:
-            self.growth.fail(UnavailableError(name, "the download was broken off"))
+        if self._task is not None and self.reader.state in {State.ASKING, State.GROWING}:
+            self.reader.fail(UnavailableError(name, "the download was broken off"))
             self._task.cancel()
 
     def _close_unread(self) -> None:
         if self._readers == 0 and self._task is not None and self._task.done():
-            self.growth.close()
+            self.reader.close()
 
     def _stop_lingering(self) -> None:
-        if not nearly_done(self.growth.length, self.growth.total):
+        if not nearly_done(self.reader.length, self.reader.total):
             self.give_up()
 
     def _arrived(self, count: int) -> None:
@@ -155,17 +155,17 @@ class Fill:
 
     async def _run(self) -> None:
         name = self.source.registry.name
-        following = Following(self.digest, self.growth, self._blobs)
+        following = Following(self.digest, self.reader, self._blobs)
         try:
             with entered(self.span):
                 await self._fill(following)
         except UpstreamError as error:
-            self.growth.fail(error)
+            self.reader.fail(error)
         except asyncio.CancelledError:
-            self.growth.fail(UnavailableError(name, "the download was broken off"))
+            self.reader.fail(UnavailableError(name, "the download was broken off"))
         except Exception:
             _log.exception("fill of %s failed", self.digest)
-            self.growth.fail(UnavailableError(name, "the mirror failed, see its log"))
+            self.reader.fail(UnavailableError(name, "the mirror failed, see its log"))
         finally:
             following.close()
 
@@ -193,14 +193,14 @@ class Fill:
 
     async def _find(self, stored: OpenObject, following: Following) -> None:
         self.found = not self.followed
-        if self.growth.total not in {None, stored.size}:  # which its readers were told
+        if self.reader.total not in {None, stored.size}:  # which its readers were told
             stored.close()
             raise UpstreamError(self.source.registry.name, _OTHER_SIZE)
-        if not self.growth.visible:
-            self.growth.own(stored.fd)
-            self.growth.be_whole(stored.size)
+        if not self.reader.visible:
+            self.reader.own(stored.fd)
+            self.reader.be_whole(stored.size)
         elif following.leads_to(stored.fd):
-            self.growth.be_whole(stored.size)
+            self.reader.be_whole(stored.size)
             stored.close()
         else:
             stored.close()
@@ -230,20 +230,20 @@ class Fill:
             raise
         finally:
             self._observer.fill_ended(self.source.registry.name, count.result)
-            self.span.note({"mirror.result": count.result, "mirror.bytes": self.growth.length})
+            self.span.note({"mirror.result": count.result, "mirror.bytes": self.reader.length})
 
     async def _fill_partial(self, partial: Partial) -> str:
         discard = False
-        if not self.growth.visible:  # else it is the file that its readers have already
-            self.growth.own(partial.reader())
+        if not self.reader.visible:  # else it is the file that its readers have already
+            self.reader.own(partial.reader())
         self._resumed = partial.length > 0
         try:
             await self._download(partial)
-            self.growth.be_whole(partial.length)
+            self.reader.be_whole(partial.length)
             return await self._adopt(partial)
         except (OSError, IndexUnavailableError, NoRoomError) as error:
             _log.info("%s passes through uncached: %s", self.digest, error)
-            self.growth.decline(partial.length, partial.hasher)
+            self.reader.decline(partial.length, partial.hasher)
             discard = True
             return "failed"
         except (DigestMismatchError, RangeRefusedError):
@@ -276,13 +276,13 @@ class Fill:
                 return
             except RangeRefusedError:
                 # What an earlier mirror left is no part of the blob; nobody has read of it yet.
-                if self.growth.state is not State.ASKING or not partial.length:
+                if self.reader.state is not State.ASKING or not partial.length:
                     raise
                 _log.info("%s: beginning again, upstream refuses to go on", self.digest)
                 await self._restart(partial)
             except DigestMismatchError as error:
                 other = self.source.registry.blame(self.digest)
-                if self.growth.visible or not (other or inherited):
+                if self.reader.visible or not (other or inherited):
                     raise
                 _log.warning("%s; beginning again", error)
                 inherited = False
@@ -302,24 +302,24 @@ class Fill:
         """Throw away what has arrived, of which no reader has seen anything."""
         await self._blobs.restart(partial)
         self._resumed = False
-        if self.growth.state is State.ASKING:
-            self.growth.total = None
+        if self.reader.state is State.ASKING:
+            self.reader.total = None
 
     def _check(self, partial: Partial) -> None:
-        name, total = self.source.registry.name, self.growth.total
+        name, total = self.source.registry.name, self.reader.total
         if total is not None and partial.length < total:
             raise NonsenseError(name, f"ended {total - partial.length} bytes early")
         if not partial.verified():
             raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
 
     async def _begin(self, stream: Stream, partial: Partial) -> None:
-        known = self.growth.total
+        known = self.reader.total
         if known is not None and stream.total not in {None, known}:
             # Where nothing of the blob is here, which of the two addresses is right is not known.
             kind = NonsenseError if partial.length else UpstreamError
             raise kind(self.source.registry.name, _OTHER_SIZE)
         self._answered = True
-        self.growth.total = total = stream.total if known is None else known
+        self.reader.total = total = stream.total if known is None else known
         # Of a blob that small nothing is given out before it is verified. Where another address
         # may have to be asked, its size is not told before that either.
         small = self.source.registry.several and total is not None and total <= HOLD_BACK_BYTES
@@ -327,7 +327,7 @@ class Fill:
         if not await self._blobs.reserve(partial, expected, None if small else total):
             raise NoRoomError("there is no room for it (max_size, min_free)")
         if not small:
-            self.growth.begin(stream.total, partial.length)
+            self.reader.begin(stream.total, partial.length)
 
     async def _copy(self, stream: Stream, partial: Partial) -> None:
         """Collect what arrives while the disk is busy with what came before."""
@@ -356,13 +356,13 @@ class Fill:
         size = sum(map(len, batch))
         if not size:
             return
-        if self.growth.total is not None and partial.length + size > self.growth.total:
+        if self.reader.total is not None and partial.length + size > self.reader.total:
             name = self.source.registry.name
             raise DigestMismatchError(name, "sent more bytes than it had announced")
-        if self.growth.total is None and not await self._grow(partial, size):
+        if self.reader.total is None and not await self._grow(partial, size):
             raise NoRoomError("there is no room for more of it (max_size, min_free)")
         await self._blobs.append(partial, batch)
-        self.growth.show(partial.length)
+        self.reader.show(partial.length)
 
     async def _grow(self, partial: Partial, size: int) -> bool:
         before, after = partial.length, partial.length + size

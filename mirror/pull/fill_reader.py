@@ -1,8 +1,8 @@
-"""A blob while it grows: what its readers may have so far, and how they learn of more.
+"""The state of a growing blob: which bytes its readers may have, and how they learn of more.
 
-One side is the fill's (:meth:`Growth.begin` to :meth:`Growth.fail`, plain state changes), the
-other the readers' (:meth:`Growth.started` to :meth:`Growth.remainder`).  Readers see the file up
-to :attr:`Growth.visible`, which stays short of the end until the digest is verified.
+The fill changes the state (:meth:`FillReader.begin` to :meth:`FillReader.fail`); readers wait for
+it (:meth:`FillReader.started` to :meth:`FillReader.remainder`).  Readers see the file up to
+:attr:`FillReader.visible`, which stays short of the end until the digest is verified.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from mirror.pull.policy import (
     arrival_seconds,
     visible_bytes,
 )
-from mirror.pull.range_fetch import Ahead
+from mirror.pull.range_fetch import RangeFetches
 from mirror.upstream.errors import UpstreamError
 
 
@@ -37,7 +37,7 @@ class State(Enum):
     FAILED = auto()
 
 
-class Growth:
+class FillReader:
     """The state of one growing blob."""
 
     def __init__(self, digest: Digest) -> None:
@@ -209,9 +209,9 @@ class GrowingContent:
     """One client's view of a growing blob; ``left`` is called when the client is done."""
 
     def __init__(
-        self, growth: Growth, source: Source, ahead: Ahead, left: Callable[[], None]
+        self, reader: FillReader, source: Source, ahead: RangeFetches, left: Callable[[], None]
     ) -> None:
-        self._growth = growth
+        self._reader = reader
         self._source = source
         self._ahead = ahead
         self._left = left
@@ -220,7 +220,7 @@ class GrowingContent:
     @property
     def size(self) -> int | None:
         """The size of the blob, in bytes, None where upstream did not say."""
-        return self._growth.total
+        return self._reader.total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """The file as it grows, then whatever the disk did not take.
@@ -234,32 +234,32 @@ class GrowingContent:
                     yield piece
                     position += piece.count if isinstance(piece, FilePiece) else len(piece)
         while stop is None or position < stop:
-            visible = await self._growth.advance(position, stop)
+            visible = await self._reader.advance(position, stop)
             if visible == position:
                 break
             end = visible if stop is None else min(visible, stop)
-            yield self._growth.piece(position, end)
+            yield self._reader.piece(position, end)
             position = end
-        self._remainder = self._remainder or self._growth.remainder(self._source)
+        self._remainder = self._remainder or self._reader.remainder(self._source)
         if self._remainder is not None and (stop is None or position < stop):
             async for piece in self._remainder.pieces(position, stop):
                 yield piece
 
     async def _relayed(self, start: int, stop: int) -> AsyncGenerator[Piece, None]:
         """What need not wait for the verification of the whole, which takes too long."""
-        growth, position = self._growth, start
-        while position < stop and not await growth.ends_soon():
-            here = min(await growth.reach(position), stop)
+        reader, position = self._reader, start
+        while position < stop and not await reader.ends_soon():
+            here = min(await reader.reach(position), stop)
             if here > position:
-                yield growth.piece(position, here)
+                yield reader.piece(position, here)
                 position = here
                 continue
-            assert growth.total is not None, "else it would be said to end soon"
+            assert reader.total is not None, "else it would be said to end soon"
             piece = await self._ahead.lookup(
-                self._source, growth.digest, position, stop, growth.total
+                self._source, reader.digest, position, stop, reader.total
             )
             if piece is None:
-                await growth.advance(position, None)
+                await reader.advance(position, None)
                 continue
             yield piece
             position += len(piece)

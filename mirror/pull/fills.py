@@ -11,14 +11,14 @@ from mirror.oci.digest import Digest
 from mirror.pull.fill import Fill
 from mirror.pull.fill_reader import State
 from mirror.pull.policy import UNWANTED_FILLS, UNWANTED_FILLS_OF_CLIENT
-from mirror.pull.range_fetch import Ahead
+from mirror.pull.range_fetch import RangeFetches
 from mirror.shares import asker
 
 
 class Fills:
     """Fills by the digest of their blob, until they are over."""
 
-    def __init__(self, ahead: Ahead) -> None:
+    def __init__(self, ahead: RangeFetches) -> None:
         """Fetch parts that lie too far ahead of a fill by ``ahead``."""
         self.ahead = ahead
         self._running: dict[Digest, Fill] = {}
@@ -28,7 +28,7 @@ class Fills:
     def lookup(self, digest: Digest) -> Fill | None:
         """The fill of a blob, None where there is none that could be joined."""
         fill = self._running.get(digest)
-        return None if fill is None or fill.growth.state is State.FAILED else fill
+        return None if fill is None or fill.reader.state is State.FAILED else fill
 
     def begin(self, fill: Fill, ended: Callable[[], None]) -> None:
         """Start a fill, and keep it until it is over; ``ended`` is called then."""
@@ -67,4 +67,4 @@ class Fills:
         # A failed fill may have been followed by another before it came to its end.
         if self._running.get(fill.digest) is fill:
             del self._running[fill.digest]
-            self.ahead.forget(fill.digest, spent=fill.growth.state is State.WHOLE)
+            self.ahead.forget(fill.digest, spent=fill.reader.state is State.WHOLE)

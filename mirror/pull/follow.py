@@ -10,9 +10,9 @@ from typing import Final
 
 from mirror.descriptor import Descriptor
 from mirror.oci.digest import Digest
-from mirror.pull.fill_reader import Growth, State
+from mirror.pull.fill_reader import FillReader, State
 from mirror.store.local.blobs import Blobs
-from mirror.store.local.partial import Glance, Tail
+from mirror.store.local.partial import PartialReader, PartialStatus
 
 #: How often to look: as long as readers of a growing file wait for more anyway.
 _LOOK_SECONDS: Final = 0.02
@@ -24,11 +24,11 @@ _PATIENCE_SECONDS: Final = 120.0
 class Following:
     """What one fill sees of its leaders elsewhere; closed when the fill ends."""
 
-    def __init__(self, digest: Digest, growth: Growth, blobs: Blobs) -> None:
+    def __init__(self, digest: Digest, reader: FillReader, blobs: Blobs) -> None:
         self._digest = digest
-        self._growth = growth
+        self._reader = reader
         self._blobs = blobs
-        self._tail: Tail | None = None
+        self._tail: PartialReader | None = None
 
     async def follow(self) -> bool:
         """Show what the leader has until it leads no more; False: it gets no further.
@@ -41,16 +41,16 @@ class Following:
         loop = asyncio.get_running_loop()
         length, since = -1, loop.time()
         while self._tail is not None:
-            glance = self._tail.look()
-            self._show(self._tail, glance)
-            if not glance.led:
+            status = self._tail.look()
+            self._show(self._tail, status)
+            if not status.led:
                 break
-            if glance.length != length:
-                length, since = glance.length, loop.time()
+            if status.length != length:
+                length, since = status.length, loop.time()
             elif loop.time() - since > _PATIENCE_SECONDS:
                 return False
             await asyncio.sleep(_LOOK_SECONDS)
-        if not self._growth.visible:
+        if not self._reader.visible:
             self.close()  # nobody has read of it: whatever comes next will do as well
         return True
 
@@ -67,9 +67,9 @@ class Following:
         length, hasher = 0, self._digest.hasher()
         if self._tail is not None:
             # No more than readers may have had: the end stays back until all of it is verified.
-            length = self._growth.visible
+            length = self._reader.visible
             hasher = await self._blobs.hashed(self._tail, self._digest, length)
-        self._growth.decline(length, hasher)
+        self._reader.decline(length, hasher)
 
     def close(self) -> None:
         """Look no more."""
@@ -77,12 +77,12 @@ class Following:
             self._tail.close()
             self._tail = None
 
-    def _show(self, tail: Tail, glance: Glance) -> None:
-        growth = self._growth
-        if glance.total is None:
+    def _show(self, tail: PartialReader, status: PartialStatus) -> None:
+        reader = self._reader
+        if status.total is None:
             return  # it has no answer yet, or knows no end: then what it has could be the whole
-        if growth.state is State.ASKING:
-            growth.own(tail.reader())
-            growth.begin(glance.total, min(glance.length, glance.total))
-        elif glance.length > growth.length:
-            growth.show(min(glance.length, glance.total))
+        if reader.state is State.ASKING:
+            reader.own(tail.reader())
+            reader.begin(status.total, min(status.length, status.total))
+        elif status.length > reader.length:
+            reader.show(min(status.length, status.total))

@@ -15,7 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
-from mirror.pull.singleflight import Flights
+from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError, Shares
 from mirror.store.metadata.listings import MOST_PAGE_BYTES, Listings, Page
 from mirror.upstream.endpoints import Endpoints
@@ -101,7 +101,7 @@ class ListingPulls:
         self._answers = answers
         self._stale_if_error = stale_if_error
         self._clock = clock
-        self._flights: Flights[str, Listing] = Flights("listing")
+        self._flights: SingleFlight[str, Listing] = SingleFlight("listing")
 
     async def tags(self, target: Target, query: str) -> ListingAnswer:
         """A page of the tags of a repository; ``query`` goes to upstream as it is.
@@ -130,7 +130,7 @@ class ListingPulls:
         await self._flights.close()
 
     def _registry(self, target: Target) -> Endpoints:
-        return self._registries[target.upstream].known_as(target.visitor)
+        return self._registries[target.upstream].with_credentials(target.principal)
 
     async def _asked(
         self, wanted: _Wanted, call: Callable[[], Awaitable[Listing]]

@@ -35,7 +35,7 @@ from mirror.pull.errors import DigestMismatchError
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
-from mirror.pull.singleflight import Flights
+from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError
 from mirror.store.local.eviction import NoRoomError
 from mirror.store.local.manifests import Manifest, Manifests
@@ -151,8 +151,8 @@ class ManifestPulls:
         self._stale_if_error = stale_if_error
         self._clock = clock
         self._media_types: OrderedDict[Digest, tuple[str, ...]] = OrderedDict()
-        self._fetches: Flights[tuple[_Wanted, str], Manifest] = Flights("manifest")
-        self._questions: Flights[tuple[_Wanted, str], Resolution] = Flights("tag")
+        self._fetches: SingleFlight[tuple[_Wanted, str], Manifest] = SingleFlight("manifest")
+        self._questions: SingleFlight[tuple[_Wanted, str], Resolution] = SingleFlight("tag")
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
         """The manifest of a tag or digest, in a form the client accepts.
@@ -206,7 +206,7 @@ class ManifestPulls:
         await self._fetches.close()
 
     def _registry(self, target: Target) -> Endpoints:
-        return self._registries[target.upstream].known_as(target.visitor)
+        return self._registries[target.upstream].with_credentials(target.principal)
 
     def _kept(self, target: Target) -> Manifests:
         return self._manifests.of(target.upstream)
@@ -370,7 +370,7 @@ class ManifestPulls:
 
     async def _asked(
         self,
-        flights: Flights[tuple[_Wanted, str], V],
+        flights: SingleFlight[tuple[_Wanted, str], V],
         wanted: _Wanted,
         reference: str,
         call: Callable[[], Awaitable[V]],

@@ -63,7 +63,7 @@ class Ranged(Stream, Protocol):
         """Whether upstream can be asked for parts."""
 
 
-class Way(Protocol):
+class BlobFetcher(Protocol):
     """How to come by parts of one blob."""
 
     @property
@@ -130,7 +130,7 @@ class _Segment:
 class Segments:
     """A blob from byte ``start`` on, over as many connections as make it faster."""
 
-    def __init__(self, way: Way, start: int, clock: Callable[[], float]) -> None:
+    def __init__(self, way: BlobFetcher, start: int, clock: Callable[[], float]) -> None:
         self._way = way
         self._clock = clock
         self._splitting = way.splitting

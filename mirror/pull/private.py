@@ -1,8 +1,7 @@
-"""Pulls for clients with credentials of their own, beside those for everybody.
+"""Pulls for clients with credentials of their own.
 
-Each kind of pull is there twice: for everybody, and for what is private, with a store, freshness
-and flights apart.  Here they are one from outside, which asks :class:`Rights` whom a request of a
-visitor goes to.
+Each kind of pull exists twice: for public and for private content, with a store, freshness and
+flights of its own.  These classes join the two; :class:`PrivateAccess` decides which one answers.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
 from mirror.pull.listings import ListingAnswer, ListingPulls
 from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
 from mirror.pull.outcome import Outcome
-from mirror.pull.private_access import Rights, Thing
+from mirror.pull.private_access import PrivateAccess, Resource
 from mirror.upstream.routing import Target
 
 #: What was got without a word of upstream's.
@@ -21,28 +20,31 @@ _UNASKED = {Outcome.HIT, Outcome.STALE}
 
 
 @dataclass(frozen=True, slots=True)
-class VisitedBlobs:
+class AuthorizedBlobs:
     """Answers for blobs, as :class:`BlobPulls`."""
 
-    rights: Rights
+    rights: PrivateAccess
     public: BlobPulls
     private: BlobPulls
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
         """See :meth:`BlobPulls.get`."""
-        if target.visitor is None:
+        if target.principal is None:
             return await self.public.get(target, digest)
 
         async def private(target: Target) -> BlobAnswer:
             return replace(await self.private.get(target, digest), private=True)
 
         return await self.rights.visited(
-            target, Thing("blob", digest), lambda open_to: self.public.get(open_to, digest), private
+            target,
+            Resource("blob", digest),
+            lambda open_to: self.public.get(open_to, digest),
+            private,
         )
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
         """See :meth:`BlobPulls.head`."""
-        if target.visitor is None:
+        if target.principal is None:
             return await self.public.head(target, digest)
 
         async def private(target: Target) -> BlobHead:
@@ -50,7 +52,7 @@ class VisitedBlobs:
 
         return await self.rights.visited(
             target,
-            Thing("blob", digest),
+            Resource("blob", digest),
             lambda open_to: self.public.head(open_to, digest),
             private,
         )
@@ -61,16 +63,16 @@ class VisitedBlobs:
 
 
 @dataclass(frozen=True, slots=True)
-class VisitedManifests:
+class AuthorizedManifests:
     """Answers for manifests, as :class:`ManifestPulls`."""
 
-    rights: Rights
+    rights: PrivateAccess
     public: ManifestPulls
     private: ManifestPulls
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
         """See :meth:`ManifestPulls.get`."""
-        if target.visitor is None:
+        if target.principal is None:
             return await self.public.get(target, reference, accept)
 
         async def private(target: Target) -> ManifestAnswer:
@@ -80,14 +82,14 @@ class VisitedManifests:
 
         return await self.rights.visited(
             target,
-            Thing("manifest", reference),
+            Resource("manifest", reference),
             lambda open_to: self.public.get(open_to, reference, accept),
             private,
         )
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
         """See :meth:`ManifestPulls.head`."""
-        if target.visitor is None:
+        if target.principal is None:
             return await self.public.head(target, reference, accept)
 
         async def private(target: Target) -> Resolution:
@@ -97,14 +99,14 @@ class VisitedManifests:
 
         return await self.rights.visited(
             target,
-            Thing("manifest", reference),
+            Resource("manifest", reference),
             lambda open_to: self.public.head(open_to, reference, accept),
             private,
         )
 
     async def _link(self, target: Target, digest: Digest, outcome: Outcome) -> None:
         if outcome not in _UNASKED:
-            await self.rights.link(target, Thing("manifest", digest))
+            await self.rights.link(target, Resource("manifest", digest))
 
     def touch(self, digest: Digest) -> None:
         """See :meth:`ManifestPulls.touch`."""
@@ -116,16 +118,16 @@ class VisitedManifests:
 
 
 @dataclass(frozen=True, slots=True)
-class VisitedListings:
+class AuthorizedListings:
     """Answers for listings, as :class:`ListingPulls`."""
 
-    rights: Rights
+    rights: PrivateAccess
     public: ListingPulls
     private: ListingPulls
 
     async def tags(self, target: Target, query: str) -> ListingAnswer:
         """See :meth:`ListingPulls.tags`."""
-        if target.visitor is None:
+        if target.principal is None:
             return await self.public.tags(target, query)
 
         async def private(target: Target) -> ListingAnswer:
@@ -133,14 +135,14 @@ class VisitedListings:
 
         return await self.rights.visited(
             target,
-            Thing("tags", query=query),
+            Resource("tags", query=query),
             lambda open_to: self.public.tags(open_to, query),
             private,
         )
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
         """See :meth:`ListingPulls.referrers`."""
-        if target.visitor is None:
+        if target.principal is None:
             return await self.public.referrers(target, digest, query)
 
         async def private(target: Target) -> ListingAnswer:
@@ -148,7 +150,7 @@ class VisitedListings:
 
         return await self.rights.visited(
             target,
-            Thing("referrers", digest, query),
+            Resource("referrers", digest, query),
             lambda open_to: self.public.referrers(open_to, digest, query),
             private,
         )

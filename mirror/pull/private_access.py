@@ -18,8 +18,8 @@ from typing import Final, Protocol, TypeVar
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.pull.refusals import Refusals
-from mirror.pull.singleflight import Flights
-from mirror.upstream.credentials import NOBODY, Visitor
+from mirror.pull.singleflight import SingleFlight
+from mirror.upstream.credentials import NOBODY, Principal
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NotFoundError,
@@ -61,7 +61,7 @@ class Links(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class Resource:
     """What is asked for: a ``blob``, a ``manifest``, or a page of ``tags`` or ``referrers``."""
 
     kind: str
@@ -89,7 +89,7 @@ class Thing:
             await registry.referrers(repository, self.reference, self.query)
 
 
-class Rights:
+class PrivateAccess:
     """What upstream has said about visitors, and the questions to it."""
 
     def __init__(
@@ -103,20 +103,22 @@ class Rights:
         self._grants = grants
         self._links = links
         self._refusals = refusals
-        self._questions: Flights[Target, tuple[Thing, UpstreamError | None]] = Flights("grant")
+        self._questions: SingleFlight[Target, tuple[Resource, UpstreamError | None]] = SingleFlight(
+            "grant"
+        )
 
-    async def greet(self, upstream: str, visitor: Visitor) -> None:
+    async def greet(self, upstream: str, principal: Principal) -> None:
         """Ask an upstream whether it knows a visitor at all.
 
         Raises:
             UpstreamError: it does not, or cannot be asked.
         """
-        await self._registries[upstream].known_as(visitor).greet()
+        await self._registries[upstream].with_credentials(principal).greet()
 
     async def visited(
         self,
         target: Target,
-        thing: Thing,
+        thing: Resource,
         public: Callable[[Target], Awaitable[R]],
         private: Callable[[Target], Awaitable[R]],
     ) -> R:
@@ -128,9 +130,9 @@ class Rights:
         if not await self._grants.holds(str(target)):
             try:
                 try:
-                    return await public(replace(target, visitor=None))
+                    return await public(replace(target, principal=None))
                 except _NOT_FOR_ALL as error:
-                    if isinstance(error, RateLimitedError) and target.visitor == NOBODY:
+                    if isinstance(error, RateLimitedError) and target.principal == NOBODY:
                         raise  # the mirror was nobody, too
                 await self._admit(target, thing)
             except (UnavailableError, TimedOutError) as error:
@@ -144,11 +146,11 @@ class Rights:
             await self._grants.forget(str(target))
             raise
 
-    async def has(self, target: Target, thing: Thing) -> bool:
+    async def has(self, target: Target, thing: Resource) -> bool:
         """Whether upstream has said that the repository has a thing, if it need have said so."""
         return not thing.linked or await self._links.has(_name(target, thing))
 
-    async def link(self, target: Target, thing: Thing) -> None:
+    async def link(self, target: Target, thing: Resource) -> None:
         """Upstream has just told a visitor that the repository has a thing."""
         if not await self.has(target, thing):
             await self._links.put(_name(target, thing))
@@ -157,7 +159,7 @@ class Rights:
         """Break off what is under way."""
         await self._questions.close()
 
-    async def _admit(self, target: Target, thing: Thing) -> None:
+    async def _admit(self, target: Target, thing: Resource) -> None:
         """Have upstream let a visitor in: one question for all that it asks at once."""
         (asked, error), _ = await self._questions.join(
             target, lambda: self._asked_anew(target, thing)
@@ -172,7 +174,9 @@ class Rights:
             await self._confirm(target, thing)
             await self._grants.put(str(target))
 
-    async def _asked_anew(self, target: Target, thing: Thing) -> tuple[Thing, UpstreamError | None]:
+    async def _asked_anew(
+        self, target: Target, thing: Resource
+    ) -> tuple[Resource, UpstreamError | None]:
         # What is believed of a token was looked at when it was issued: that may be long ago.
         await self._registry(target).renew(target.repository)
         try:
@@ -182,7 +186,7 @@ class Rights:
         await self._grants.put(str(target))
         return thing, None
 
-    async def _confirm(self, target: Target, thing: Thing) -> None:
+    async def _confirm(self, target: Target, thing: Resource) -> None:
         """Ask upstream for a thing, as the visitor.
 
         Raises:
@@ -198,8 +202,8 @@ class Rights:
         await self.link(target, thing)
 
     def _registry(self, target: Target) -> Endpoints:
-        return self._registries[target.upstream].known_as(target.visitor)
+        return self._registries[target.upstream].with_credentials(target.principal)
 
 
-def _name(target: Target, thing: Thing) -> str:
+def _name(target: Target, thing: Resource) -> str:
     return f"{target.record} {thing.kind} {thing.reference}"

@@ -14,7 +14,7 @@ from typing import Final
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
 from mirror.pull.policy import AHEAD_PIECE_BYTES, PASSING_BUFFER_BYTES, ahead_allowance
-from mirror.pull.singleflight import Flights
+from mirror.pull.singleflight import SingleFlight
 from mirror.upstream.errors import (
     RangeRefusedError,
     RateLimitedError,
@@ -33,7 +33,7 @@ _FAILURE_BYTES: Final = 256 * 1024
 _BLOBS: Final = 4096
 
 
-class Ahead:
+class RangeFetches:
     """Pieces of blobs by digest, start, stop and upstream; each is fetched once, however many ask.
 
     Nobody has verified them: what one upstream sent is not given out as another's.
@@ -45,7 +45,7 @@ class Ahead:
         self._spent: OrderedDict[Digest, int] = OrderedDict()
         self._kept: OrderedDict[_Key, bytes] = OrderedDict()
         self._kept_bytes = 0
-        self._flights: Flights[_Key, bytes | None] = Flights("part")
+        self._flights: SingleFlight[_Key, bytes | None] = SingleFlight("part")
 
     async def lookup(
         self, source: Source, digest: Digest, start: int, stop: int, total: int

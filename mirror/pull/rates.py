@@ -19,7 +19,7 @@ class _Look:
     rate: float | None
 
 
-class Speeds:
+class DownloadRates:
     """Remembers how far each download had come."""
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class Speeds:
         """The downloads at ``now`` (monotonic seconds); the rate of a new one is 0."""
         fillings, looks = [], {}
         for fill in fills:
-            growth = fill.growth
-            look = looks[fill.digest] = self._look(fill.digest, growth.length, now)
+            reader = fill.reader
+            look = looks[fill.digest] = self._look(fill.digest, reader.length, now)
             registry, repository = fill.source.registry.name, fill.source.repository
             fillings.append(
                 Filling(
-                    *(str(fill.digest), registry, repository, growth.length, growth.total),
+                    *(str(fill.digest), registry, repository, reader.length, reader.total),
                     look.rate or 0.0,
                     fill.waiting,
                 )

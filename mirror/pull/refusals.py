@@ -54,7 +54,7 @@ class Refusals:
 
     async def note(self, target: Target, name: str, error: UpstreamError) -> None:
         """Remember what upstream answered to ``name``, if that is a refusal."""
-        if isinstance(error, RefusedError) and target.visitor is not None:
+        if isinstance(error, RefusedError) and target.principal is not None:
             return
         for kind, refusal in _KINDS.items():
             if isinstance(error, refusal):

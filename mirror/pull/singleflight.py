@@ -20,7 +20,7 @@ class _Flight(Generic[V]):
         self.waiting = 0
 
 
-class Flights(Generic[K, V]):
+class SingleFlight(Generic[K, V]):
     """Calls under way by key.
 
     A call belongs to no caller: a client that leaves cancels its own wait only.  A call that no

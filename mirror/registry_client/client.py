@@ -24,7 +24,7 @@ from mirror import __version__
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Reference, Repository
-from mirror.registry_client.errors import BrokenOffError, PullError, RefusedError
+from mirror.registry_client.errors import BrokenOffError, ErrorAnswerError, PullError
 from mirror.upstream.body import read_up_to
 
 PIECE_BYTES: Final = 1024 * 1024
@@ -197,7 +197,7 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-async def _refusal(answer: aiohttp.ClientResponse) -> RefusedError:
+async def _refusal(answer: aiohttp.ClientResponse) -> ErrorAnswerError:
     """The message of the spec's error body."""
     message = f"the mirror answers {answer.status}"
     with contextlib.suppress(
@@ -207,7 +207,7 @@ async def _refusal(answer: aiohttp.ClientResponse) -> RefusedError:
             body = await read_up_to(answer.content, _MAX_ERROR_BYTES)
         message = str(json.loads(body)["errors"][0]["message"])
     seconds = answer.headers.get("Retry-After", "")
-    return RefusedError(message, answer.status, float(seconds) if seconds.isdecimal() else None)
+    return ErrorAnswerError(message, answer.status, float(seconds) if seconds.isdecimal() else None)
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ class PullError(Exception):
     """An image, or a part of it, cannot be had; one line that says why."""
 
 
-class RefusedError(PullError):
+class ErrorAnswerError(PullError):
     """The mirror answered with an error; ``retry_after`` in seconds where it said when to come."""
 
     def __init__(self, message: str, status: int, retry_after: float | None) -> None:

@@ -13,18 +13,20 @@ from mirror.inventory.open_cache import Cache
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
 from mirror.inventory.timestamps import rfc3339
-from mirror.server.generations import Editions
-from mirror.server.recorder import Bookkeeper
+from mirror.server.generations import Generations
+from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.store.local.layout import ObjectKey
 from mirror.store.local.sqlite import IndexUnavailableError
 
 
-def commands(store: Store, books: Bookkeeper, editions: Editions, started: float) -> Commands:
+def commands(
+    store: Store, books: StatsRecorder, generations: Generations, started: float
+) -> Commands:
     """What this process, which was ``started`` then (Unix seconds), does when it is told to."""
 
     def cache() -> Cache:
-        return Cache.of(editions.current.config, store.objects, store.catalogue)
+        return Cache.of(generations.current.config, store.objects, store.catalogue)
 
     async def about(_: Mapping[str, Any]) -> Any:
         return {"version": __version__, "pid": os.getpid(), "started": rfc3339(started)}
@@ -43,7 +45,7 @@ def commands(store: Store, books: Bookkeeper, editions: Editions, started: float
     async def forget(told: Mapping[str, Any]) -> Any:
         """Nothing of it is known any more when this has been answered."""
         for link in told["links"]:
-            await editions.current.pulls.manifests.forget(link)
+            await generations.current.pulls.manifests.forget(link)
         for key in told["objects"]:
             store.objects.let_go(ObjectKey.parse(key))
         return {}

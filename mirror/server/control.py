@@ -18,12 +18,12 @@ from aiohttp import web
 
 from mirror.api.control import Commands, ControlRoutes
 from mirror.http.admission import Admission
-from mirror.http.exchange import Ending
+from mirror.http.exchange import AccessRecord
 from mirror.http.forwarded import Proxies
 from mirror.http.server import Server
-from mirror.http.server_options import Reception
+from mirror.http.server_options import ServerOptions
 from mirror.logs import AccessLog
-from mirror.server.control_sockets import Standing, stand
+from mirror.server.control_sockets import ControlSocket, stand
 from mirror.store.local.opening import kept
 
 _LOOK_SECONDS: Final = 5.0
@@ -36,24 +36,24 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def opened_control(
-    directory: Path, port: Reception, commands: Commands
-) -> AsyncIterator[Callable[[Reception], None]]:
+    directory: Path, port: ServerOptions, commands: Commands
+) -> AsyncIterator[Callable[[ServerOptions], None]]:
     """Take commands while the context is open, as long as there is a ``directory`` to do it in.
 
     ``port`` is what receives clients; what it serves is served here too.  Yields what is to be
     told of another one.
     """
 
-    def beside(port: Reception) -> Reception:
+    def beside(port: ServerOptions) -> ServerOptions:
         routes = ControlRoutes(port.routes, commands)
         everyone, nobody = Admission([], None), Proxies([], False)
         limits = replace(port.limits, drain_seconds=_SHUTDOWN_SECONDS)
-        return Reception(routes, everyone, nobody, limits, None, port.requests)
+        return ServerOptions(routes, everyone, nobody, limits, None, port.requests)
 
     server = Server(beside(port), _OperatorsLog(AccessLog()))
     runner = web.ServerRunner(server)
     await runner.setup()
-    door = _Door(directory, runner)
+    door = _ControlListener(directory, runner)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(door.shut)
@@ -69,10 +69,12 @@ class _OperatorsLog:
     def __init__(self, log: AccessLog) -> None:
         self._log = log
 
-    def request_ended(self, ending: Ending) -> None:
+    def request_ended(self, ending: AccessRecord) -> None:
         self._log.request_ended(replace(ending, client="operator"))
 
-    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
+    def repeated(
+        self, ending: AccessRecord, used: Callable[[], None]
+    ) -> Callable[[str, float], None]:
         def ended(_: str, seconds: float) -> None:
             used()
             self.request_ended(replace(ending, seconds=seconds))
@@ -80,13 +82,13 @@ class _OperatorsLog:
         return ended
 
 
-class _Door:
+class _ControlListener:
     """The socket of this process, opened again where its file is gone."""
 
     def __init__(self, directory: Path, runner: web.ServerRunner) -> None:
         self._directory = directory
         self._runner = runner
-        self._standing: Standing | None = None
+        self._standing: ControlSocket | None = None
         self._site: web.SockSite | None = None
         self._missed = False
 
@@ -103,7 +105,7 @@ class _Door:
         await self.shut()
         try:
             standing = asyncio.to_thread(stand, self._directory, os.getpid())
-            self._standing = await kept(standing, Standing.withdraw)
+            self._standing = await kept(standing, ControlSocket.withdraw)
         except OSError as error:
             if not self._missed:
                 _log.warning(

@@ -25,14 +25,14 @@ _PROBE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class ControlDirectory:
     """An open directory of sockets, the caller's to close."""
 
     path: Path
     fd: Descriptor
 
     @classmethod
-    def open(cls, path: Path) -> "Meeting":
+    def open(cls, path: Path) -> "ControlDirectory":
         """Open a directory.
 
         Raises:
@@ -110,7 +110,7 @@ class Meeting:
             number += 1
         return name
 
-    def listen(self, pid: int) -> "Standing":
+    def listen(self, pid: int) -> "ControlSocket":
         """Open the socket of a process, for the owner alone.
 
         Raises:
@@ -126,14 +126,14 @@ class Meeting:
                 os.chmod(name, 0o600, dir_fd=self.fd.fileno())
                 raw.listen(_BACKLOG)
                 raw.setblocking(False)
-                return Standing(self.path / name, raw, os.lstat(self.path / name))
+                return ControlSocket(self.path / name, raw, os.lstat(self.path / name))
             except OSError:
                 raw.close()
                 raise
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ControlSocket:
     """A listening socket and its file."""
 
     path: Path
@@ -156,14 +156,14 @@ class Standing:
         self.raw.close()
 
 
-def stand(directory: Path, pid: int) -> Standing:
+def stand(directory: Path, pid: int) -> ControlSocket:
     """Listen in ``directory``, which is made where its parent is there.
 
     Raises:
         OSError: that cannot be.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
-    meeting = Meeting.open(directory)
+    meeting = ControlDirectory.open(directory)
     try:
         return meeting.listen(pid)
     finally:

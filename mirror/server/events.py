@@ -3,33 +3,35 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mirror.http.exchange import Ending
+from mirror.http.exchange import AccessRecord
 from mirror.logs import AccessLog
-from mirror.metrics.batch import Batch
+from mirror.metrics.batch import MetricBatch
 from mirror.metrics.metrics import Metrics
-from mirror.server.recorder import Bookkeeper
+from mirror.server.recorder import StatsRecorder
 
 
 @dataclass(frozen=True, slots=True)
-class Teller:
+class RequestEvents:
     """Tells of requests."""
 
     metrics: Metrics
     log: AccessLog
-    books: Bookkeeper
+    books: StatsRecorder
 
-    def request_ended(self, ending: Ending) -> None:
+    def request_ended(self, ending: AccessRecord) -> None:
         """A request was answered, or its connection is gone."""
         self.metrics.request_ended(ending)
         self.books.request_ended(ending)
         self.log.request_ended(ending)
 
-    def repeated(self, ending: Ending, used: Callable[[], None]) -> Callable[[str, float], None]:
+    def repeated(
+        self, ending: AccessRecord, used: Callable[[], None]
+    ) -> Callable[[str, float], None]:
         """What to tell of every repetition: the client, and seconds to the first byte."""
         count = self.metrics.repeated(ending.exchange)
-        book = self.books.repeated(ending)
+        database = self.books.repeated(ending)
 
-        def tell(batch: Batch) -> None:
+        def tell(batch: MetricBatch) -> None:
             used()
             count(batch)
 
@@ -37,7 +39,7 @@ class Teller:
 
         def ended(client: str, seconds: float) -> None:
             add(seconds)
-            book(client)
+            database(client)
             if self.log.wanted:
                 self.log.request_ended(replace(ending, client=client, seconds=seconds))
 
@@ -45,11 +47,11 @@ class Teller:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamTeller:
+class UpstreamEvents:
     """Tells of exchanges with upstreams."""
 
     metrics: Metrics
-    books: Bookkeeper
+    books: StatsRecorder
 
     def upstream_answered(
         self, upstream: str, kind: str, method: str, code: str, seconds: float

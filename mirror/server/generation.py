@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror import logs
-from mirror.api.handlers import RegistryFace
-from mirror.api.health import Condition, HealthFace
+from mirror.api.handlers import RegistryHandler
+from mirror.api.health import Condition, HealthHandler
 from mirror.config.model import Config
 from mirror.http.sendfile import Sender
-from mirror.http.server_options import Reception, Requests
+from mirror.http.server_options import Requests, ServerOptions
 from mirror.server.access import opened_admission, proxies, server_limits
 from mirror.server.open_files import bounds
-from mirror.server.proxy import note_of, opened_pushes, proxy_face
+from mirror.server.proxy import note_of, opened_pushes, proxy_handler
 from mirror.server.pulls import Pulls, opened_pulls
 from mirror.server.routes import Routes
-from mirror.server.shared_state import Ground
-from mirror.server.status import status_face
+from mirror.server.shared_state import SharedState
+from mirror.server.status import status_handler
 from mirror.server.upstreams import directory
 from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.ttl_cache.backend import Backend
@@ -30,21 +30,21 @@ _EPHEMERAL_KEYS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Edition:
+class Generation:
     """What is made of one configuration, and what of it has to come to its end."""
 
     config: Config
-    reception: Reception
+    options: ServerOptions
     pulls: Pulls
 
     async def over(self) -> None:
         """Wait until nothing that was begun under it is under way any more."""
-        await self.reception.requests.over()
+        await self.options.requests.over()
         await self.pulls.finish()
 
 
 @asynccontextmanager
-async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Edition]:
+async def opened_generation(config: Config, shared_state: SharedState) -> AsyncIterator[Generation]:
     """What receives clients as ``config`` says.
 
     Raises:
@@ -52,40 +52,42 @@ async def opened_edition(config: Config, ground: Ground) -> AsyncIterator[Editio
     """
     backend = Backend(_EPHEMERAL_KEYS)
     async with AsyncExitStack() as stack:
-        registries = await stack.enter_async_context(ground.upstreams.used(config))
-        pulls = await stack.enter_async_context(opened_pulls(config, registries, ground, backend))
-        pushes = opened_pushes(config, ground.store.layout)
-        face = RegistryFace(
+        registries = await stack.enter_async_context(shared_state.upstreams.used(config))
+        pulls = await stack.enter_async_context(
+            opened_pulls(config, registries, shared_state, backend)
+        )
+        pushes = opened_pushes(config, shared_state.store.layout)
+        handler = RegistryHandler(
             directory(config),
             pulls.blobs,
             pulls.manifests,
             pulls.listings,
-            Sender(ground.sending, config.limits.stall_timeout.seconds),
-            pulls.visiting,
+            Sender(shared_state.sending, config.limits.stall_timeout.seconds),
+            pulls.client_credentials,
             None if pushes is None else pushes.last,
         )
-        status = status_face(config, ground.books, ground.store.objects)
+        status = status_handler(config, shared_state.books, shared_state.store.objects)
         proxy = None
         if pushes is not None:
-            pushed = note_of(pushes, ground.store, ground.table)
-            proxy = proxy_face(config, face, registries, ground.metrics, pushed)
-        reception = Reception(
-            Routes(face, _health(ground), status),
+            pushed = note_of(pushes, shared_state.store, shared_state.table)
+            proxy = proxy_handler(config, handler, registries, shared_state.metrics, pushed)
+        options = ServerOptions(
+            Routes(handler, _health(shared_state), status),
             stack.enter_context(opened_admission(config)),
             proxies(config),
             server_limits(config),
-            ground.table if bounds(config).hot else None,
+            shared_state.table if bounds(config).hot else None,
             Requests(),
             proxy,
         )
-        yield Edition(config, reception, pulls)
+        yield Generation(config, options, pulls)
 
 
-def _health(ground: Ground) -> HealthFace:
-    store, metrics = ground.store, ground.metrics
+def _health(shared_state: SharedState) -> HealthHandler:
+    store, metrics = shared_state.store, shared_state.metrics
 
     def condition() -> Condition:
-        if ground.stopping.is_set():
+        if shared_state.stopping.is_set():
             return Condition(False, "stopping")
         trouble = store.objects.alarm.reason
         # A mirror that keeps nothing still serves: taking it out of service would break pulls.
@@ -99,4 +101,4 @@ def _health(ground: Ground) -> HealthFace:
         metrics.log_dropped(logs.dropped())
         return metrics.rendered()
 
-    return HealthFace(condition, figures)
+    return HealthHandler(condition, figures)

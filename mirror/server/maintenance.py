@@ -14,7 +14,7 @@ from mirror.config.model import Config
 from mirror.oci.image_glob import FullName
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
-from mirror.store.local.expiry import Aging
+from mirror.store.local.expiry import Expiry
 from mirror.store.local.sqlite import IndexUnavailableError
 
 _REVIEW_SECONDS: Final = 600.0
@@ -34,7 +34,7 @@ def keeping_rule(config: Config) -> Rule:
     return is_kept if globs else nothing
 
 
-class Housekeeping:
+class Maintenance:
     """The rules in force, and the tasks that go by them."""
 
     def __init__(self, store: Store, *, first: bool) -> None:
@@ -42,7 +42,7 @@ class Housekeeping:
         self._first = first
         self._tasks: list[asyncio.Task[None]] = []
 
-    def go_by(self, config: Config) -> None:
+    def apply_options(self, config: Config) -> None:
         """Keep and drop as ``config`` says from now on."""
         self.close()
         self._store.keeping.rule = keeping_rule(config)
@@ -50,7 +50,7 @@ class Housekeeping:
             return
         self._tasks.append(asyncio.create_task(self._review(config), name="keep"))
         if config.cache.max_age.seconds:
-            aging = Aging(
+            aging = Expiry(
                 self._store.objects, config.cache.max_age.seconds, self._store.keeping.is_settled
             )
             self._tasks.append(asyncio.create_task(aging.run(), name="max_age"))

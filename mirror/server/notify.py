@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 _MICROSECONDS: Final = 1_000_000
 
 
-class Supervisor:
+class SystemdNotifier:
     """Hears how the mirror is; where nobody started it that listens, nothing is said."""
 
     def __init__(self, environment: Mapping[str, str], pid: int) -> None:
@@ -59,9 +59,9 @@ class Supervisor:
 
 
 @asynccontextmanager
-async def supervised(environment: Mapping[str, str], pid: int) -> AsyncIterator[Supervisor]:
+async def supervised(environment: Mapping[str, str], pid: int) -> AsyncIterator[SystemdNotifier]:
     """Whoever supervises the process; its watchdog is kept quiet while the context is open."""
-    supervisor = Supervisor(environment, pid)
+    supervisor = SystemdNotifier(environment, pid)
     pinging = asyncio.create_task(supervisor.ping(), name="watchdog")
     try:
         yield supervisor

@@ -9,18 +9,18 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mirror import clients
-from mirror.api.handlers import RegistryFace
+from mirror.api.handlers import RegistryHandler
 from mirror.ca.errors import AuthorityError
 from mirror.config.listen import TcpAddress
 from mirror.config.model import Config, UpstreamConfig
 from mirror.http.connection_context import PROXY
-from mirror.http.response_cache import HotTable
+from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
 from mirror.metrics.metrics import Metrics
 from mirror.oci.image_glob import FullName
 from mirror.proxy.connecting import Connector
 from mirror.proxy.destination import Destination
-from mirror.proxy.handler import ProxyFace, TunnelLimits
+from mirror.proxy.handler import ProxyHandler, TunnelLimits
 from mirror.proxy.passthrough import Passing
 from mirror.proxy.permission import Permission, parse_rule
 from mirror.proxy.pushes import Pushes
@@ -49,7 +49,7 @@ def opened_pushes(config: Config, layout: Layout) -> Pushes | None:
     return Pushes(layout.pushed, believed + _PUSH_SECONDS) if config.proxy.listen else None
 
 
-def note_of(pushes: Pushes, store: Store, table: HotTable) -> Pushed:
+def note_of(pushes: Pushes, store: Store, table: ResponseCache) -> Pushed:
     """What is to be done after a push: nothing that was known before is fresh any more."""
 
     async def pushed(target: Target, reference: str) -> None:
@@ -62,13 +62,13 @@ def note_of(pushes: Pushes, store: Store, table: HotTable) -> Pushed:
     return pushed
 
 
-def proxy_face(
+def proxy_handler(
     config: Config,
-    face: RegistryFace,
+    handler: RegistryHandler,
     registries: Mapping[str, Endpoints],
     metrics: Metrics,
     pushed: Pushed,
-) -> ProxyFace:
+) -> ProxyHandler:
     """What answers those whose proxy the mirror is.
 
     Raises:
@@ -76,7 +76,7 @@ def proxy_face(
     """
     # Late, since it costs 8 MiB that only those should pay who use proxy mode.
     from mirror.ca.files import ensure_authority  # noqa: PLC0415
-    from mirror.ca.issuer import Mint  # noqa: PLC0415
+    from mirror.ca.issuer import CertificateIssuer  # noqa: PLC0415
 
     proxy = config.proxy
     _check_loop(config)
@@ -87,11 +87,11 @@ def proxy_face(
         raise StartError(str(error)) from error
     known = frozenset(name for name, upstream in config.enabled().items() if upstream.username)
     patience = min(config.fetch.first_byte_timeout.seconds, _PATIENCE_SECONDS)
-    passing = Passing(registries, face.sender, config.limits.stall_timeout.seconds)
-    return ProxyFace(
-        face.directory,
-        Registries(face, passing, known, pushed, patience),
-        Mint(authority),
+    passing = Passing(registries, handler.sender, config.limits.stall_timeout.seconds)
+    return ProxyHandler(
+        handler.directory,
+        Registries(handler, passing, known, pushed, patience),
+        CertificateIssuer(authority),
         _permission(config),
         Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(general_proxies(config))),
         TunnelLimits(bounds(config).tunnels, proxy.idle_timeout.seconds),

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.api.client_credentials import Visiting
+from mirror.api.client_credentials import ClientCredentials
 from mirror.config.agreement import taking_credentials, without_host
 from mirror.config.listen import TcpAddress
 from mirror.config.model import Config
@@ -15,17 +15,17 @@ from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import Fills
 from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
-from mirror.pull.private import VisitedBlobs, VisitedListings, VisitedManifests
-from mirror.pull.private_access import Rights
+from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
+from mirror.pull.private_access import PrivateAccess
 from mirror.pull.refusals import Refusals
-from mirror.server.shared_state import Ground
+from mirror.server.shared_state import SharedState
 from mirror.server.store import Private, Store
 from mirror.ttl_cache.backend import Backend
 from mirror.ttl_cache.freshness import Freshness
 from mirror.ttl_cache.grants import Grants
 from mirror.ttl_cache.negative import Negatives
 from mirror.ttl_cache.pages import Pages
-from mirror.upstream.credentials import Visitors
+from mirror.upstream.credentials import Principals
 from mirror.upstream.endpoints import Endpoints
 
 _log = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ class Pulls:
     """What answers for content; ``visiting`` says whose credentials are whose, if anybody's are."""
 
     begun: Sequence[BlobPulls]
-    blobs: BlobPulls | VisitedBlobs
-    manifests: ManifestPulls | VisitedManifests
-    listings: ListingPulls | VisitedListings
-    visiting: Visiting | None = None
+    blobs: BlobPulls | AuthorizedBlobs
+    manifests: ManifestPulls | AuthorizedManifests
+    listings: ListingPulls | AuthorizedListings
+    client_credentials: ClientCredentials | None = None
 
     async def finish(self) -> None:
         """Wait for the end of all fills that were begun here."""
@@ -52,19 +52,19 @@ class Pulls:
 
 @asynccontextmanager
 async def opened_pulls(
-    config: Config, registries: Mapping[str, Endpoints], ground: Ground, backend: Backend
+    config: Config, registries: Mapping[str, Endpoints], shared_state: SharedState, backend: Backend
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
     refusals = Refusals(Negatives(backend, config.tags.negative_max_age.seconds))
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
     freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES, _PAGES_BYTES), max_age)
-    store, metrics, begun = ground.store, ground.metrics, list[BlobPulls]()
+    store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
     async with AsyncExitStack() as stack:
 
         def made(
             kept: Store | Private, fills: Fills
         ) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
-            blobs = BlobPulls(registries, kept.blobs, refusals, metrics, ground.slots, fills)
+            blobs = BlobPulls(registries, kept.blobs, refusals, metrics, shared_state.slots, fills)
             begun.append(blobs)
             manifests = ManifestPulls(
                 registries,
@@ -81,25 +81,25 @@ async def opened_pulls(
                 stack.push_async_callback(pulls.close)
             return blobs, manifests, listings
 
-        public = made(store, ground.fills)
-        stack.enter_context(ground.books.watching(public[0]))  # the ledger is for all to see
+        public = made(store, shared_state.fills)
+        stack.enter_context(shared_state.books.watching(public[0]))  # the ledger is for all to see
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
             yield Pulls(begun, *public)
             return
-        private = made(store.private, ground.private_fills)
+        private = made(store.private, shared_state.private_fills)
         grants = Grants(backend, config.access.grant_max_age.seconds)
-        rights = Rights(registries, grants, store.private.links, refusals)
+        rights = PrivateAccess(registries, grants, store.private.links, refusals)
         stack.push_async_callback(rights.close)
         yield Pulls(
             begun,
-            VisitedBlobs(rights, public[0], private[0]),
-            VisitedManifests(rights, public[1], private[1]),
-            VisitedListings(rights, public[2], private[2]),
-            _visiting(config, rights),
+            AuthorizedBlobs(rights, public[0], private[0]),
+            AuthorizedManifests(rights, public[1], private[1]),
+            AuthorizedListings(rights, public[2], private[2]),
+            _client_credentials(config, rights),
         )
 
 
-def _visiting(config: Config, rights: Rights) -> Visiting:
+def _client_credentials(config: Config, rights: PrivateAccess) -> ClientCredentials:
     server = config.server
     open_to_all = any(
         isinstance(place, TcpAddress) and not place.is_local for place in server.addresses()
@@ -110,6 +110,6 @@ def _visiting(config: Config, rights: Rights) -> Visiting:
     hosts = {
         host.lower(): name for name, upstream in config.enabled().items() for host in upstream.hosts
     }
-    visitors = Visitors(secrets.token_bytes(_KEY_BYTES))
+    principals = Principals(secrets.token_bytes(_KEY_BYTES))
     otherwise = next(iter(without_host(config.upstreams)), "")
-    return Visiting(hosts, taking, otherwise, visitors, rights.greet)
+    return ClientCredentials(hosts, taking, otherwise, principals, rights.greet)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import Final
 
 from mirror.api.user_agents import client_type
-from mirror.http.exchange import NO_PULLS, Ending
+from mirror.http.exchange import NO_PULLS, AccessRecord
 from mirror.oci.manifest import NotAManifest, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.pull.blobs import BlobPulls
-from mirror.pull.rates import Speeds
+from mirror.pull.rates import DownloadRates
 from mirror.stats.buffer import Answer, RateLimit, Request
 from mirror.stats.ledger import Ledger
 from mirror.store.local.manifests import Manifest
@@ -27,7 +27,7 @@ _KNOWN_SIZES: Final = 1000
 _WRITE_SECONDS: Final = 1.0
 
 
-class Bookkeeper:
+class StatsRecorder:
     """Writes into one ledger; ``clock`` gives Unix seconds."""
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
@@ -35,7 +35,7 @@ class Bookkeeper:
         self._clock = clock
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._pulls: list[BlobPulls] = []
-        self._speeds = Speeds()
+        self._speeds = DownloadRates()
 
     async def run(self) -> None:
         """Write every second what has happened and what is under way."""
@@ -53,7 +53,7 @@ class Bookkeeper:
         finally:
             self._pulls.remove(pulls)
 
-    def request_ended(self, ending: Ending) -> None:
+    def request_ended(self, ending: AccessRecord) -> None:
         """A request was answered, or its connection is gone."""
         exchange = ending.exchange
         if exchange.outcome is None or exchange.kind in NO_PULLS:
@@ -61,7 +61,7 @@ class Bookkeeper:
         now = self._clock()
         self.ledger.batch.add(self._request(ending), ending.client, now - ending.seconds, now)
 
-    def repeated(self, ending: Ending) -> Callable[[str], None]:
+    def repeated(self, ending: AccessRecord) -> Callable[[str], None]:
         """Counts an answer that is given again, by client; made once for many."""
         ledger, request, clock = self.ledger, self._request(ending), self._clock
 
@@ -82,7 +82,7 @@ class Bookkeeper:
         """Upstream told how many pulls it allows and how many are left."""
         self.ledger.batch.limits[upstream] = RateLimit(limit, remaining)
 
-    def _request(self, ending: Ending) -> Request:
+    def _request(self, ending: AccessRecord) -> Request:
         exchange = ending.exchange
         is_tag = exchange.kind == "manifest" and ":" not in exchange.reference
         return Request(

@@ -18,11 +18,11 @@ from mirror.http.tls import Certificate
 from mirror.logs import configure
 from mirror.server.access import certificate, certificate_error, opened_admission
 from mirror.server.errors import StartError
-from mirror.server.generations import Editions
-from mirror.server.maintenance import Housekeeping
-from mirror.server.notify import Supervisor
+from mirror.server.generations import Generations
+from mirror.server.maintenance import Maintenance
+from mirror.server.notify import SystemdNotifier
 from mirror.server.open_files import say_what_is_cut
-from mirror.server.scrub import Scrubbing
+from mirror.server.scrub import ScrubTask
 from mirror.server.store import Store, cache_limits
 from mirror.server.upstreams import check_upstreams
 from mirror.server.warming import Warming
@@ -38,17 +38,17 @@ Reread = Callable[[], Config]
 class Reloadable:
     """All of a running mirror that goes by its configuration."""
 
-    editions: Editions
+    generations: Generations
     store: Store
-    scrubbing: Scrubbing
-    housekeeping: Housekeeping
+    scrubbing: ScrubTask
+    housekeeping: Maintenance
     warming: Warming
     certificate: Certificate | None
 
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self.editions.current.config
+        return self.generations.current.config
 
     async def reload(self, config: Config) -> None:
         """Go by ``config`` from now on, but for what has to wait for a restart.
@@ -57,16 +57,16 @@ class Reloadable:
             StartError: something that it names cannot be used; then nothing has changed.
         """
         config = in_force(self.config, config)
-        edition = await self.editions.open(config)
+        generation = await self.generations.open(config)
         try:
             self._use_certificate(config)
         except StartError:
-            await self.editions.drop(edition)
+            await self.generations.drop(generation)
             raise
         configure(config.log.level, config.log.format, access=config.log.access)
-        self.editions.begin(edition)
+        self.generations.begin(generation)
         self.scrubbing.every(config.cache.scrub.seconds)
-        self.housekeeping.go_by(config)
+        self.housekeeping.apply_options(config)
         self.warming.by(config)
         with contextlib.suppress(OSError, IndexUnavailableError):  # it is told, and healed, already
             await self.store.limit(cache_limits(config))
@@ -109,7 +109,7 @@ def tell_mistakes(error: ConfigError | StartError) -> None:
 
 
 async def reload_when_told(
-    told: asyncio.Event, running: Reloadable, reread: Reread, systemd: Supervisor
+    told: asyncio.Event, running: Reloadable, reread: Reread, systemd: SystemdNotifier
 ) -> None:
     """Read the configuration again whenever ``told`` is set."""
     while True:

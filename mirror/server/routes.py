@@ -4,16 +4,18 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from mirror.api.handlers import RegistryFace, raw_path
-from mirror.api.health import HealthFace
+from mirror.api.handlers import RegistryHandler, raw_path
+from mirror.api.health import HealthHandler
 from mirror.http.server_options import Handler
-from mirror.ui.status import StatusFace
+from mirror.ui.status import StatusHandler
 
 
 class Routes:
     """Finds the handler of a request."""
 
-    def __init__(self, registry: RegistryFace, health: HealthFace, status: StatusFace) -> None:
+    def __init__(
+        self, registry: RegistryHandler, health: HealthHandler, status: StatusHandler
+    ) -> None:
         self._registry: Handler = registry.answer
         self._table: Mapping[str, Handler] = {
             "/": status.page,

@@ -6,7 +6,7 @@ from mirror.server.store import Store
 from mirror.store.local.scrub import Scrub
 
 
-class Scrubbing:
+class ScrubTask:
     """Hashes the cache over and over, or not."""
 
     def __init__(self, store: Store, *, first: bool) -> None:

@@ -15,19 +15,19 @@ from aiohttp import web
 
 from mirror import __version__
 from mirror.config.model import Config
-from mirror.http.response_cache import HotTable
+from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
 from mirror.http.tls import Certificate
 from mirror.logs import AccessLog, configure, dropped
 from mirror.metrics.metrics import Metrics
 from mirror.server.access import certificate, listen
-from mirror.server.books import opened_books
+from mirror.server.books import opened_stats
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
-from mirror.server.events import Teller
-from mirror.server.generations import Editions, opened_editions
+from mirror.server.events import RequestEvents
+from mirror.server.generations import Generations, opened_generations
 from mirror.server.listeners import Listener, opened_listeners
-from mirror.server.maintenance import Housekeeping
+from mirror.server.maintenance import Maintenance
 from mirror.server.notify import supervised
 from mirror.server.open_files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
 from mirror.server.process import (
@@ -37,12 +37,12 @@ from mirror.server.process import (
 )
 from mirror.server.proxy import listening
 from mirror.server.reload import Reloadable, Reread, reload_when_told
-from mirror.server.scrub import Scrubbing
-from mirror.server.shared_state import opened_ground
+from mirror.server.scrub import ScrubTask
+from mirror.server.shared_state import opened_shared_state
 from mirror.server.store import Store, opened_store
 from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
-from mirror.server.worker_channel import Tether
+from mirror.server.worker_channel import WorkerChannel
 from mirror.store.local.sqlite import IndexUnavailableError
 
 _TEND_SECONDS: Final = 5.0
@@ -77,7 +77,7 @@ async def run(config: Config, reread: Reread) -> None:
 
 
 async def run_worker(
-    config: Config, listeners: Sequence[Listener], number: int, tether: Tether
+    config: Config, listeners: Sequence[Listener], number: int, channel: WorkerChannel
 ) -> None:
     """Serve as one of several processes, until told to stop or the first process is gone.
 
@@ -91,12 +91,12 @@ async def run_worker(
     heed(stopping)
     first, unseen = number == 0, _UNSEEN_SECONDS
     async with (
-        tether.held(stopping),
+        channel.held(stopping),
         _serving_on(listeners, config, stopping, first=first, unseen=unseen) as reloadable,
     ):
         _settle()
-        tether.ready()
-        obeying = asyncio.create_task(tether.obey(reloadable.reload), name="reload")
+        channel.ready()
+        obeying = asyncio.create_task(channel.obey(reloadable.reload), name="reload")
         await stopping.wait()
         obeying.cancel()
 
@@ -152,30 +152,30 @@ async def _serving_on(
         tracing = await stack.enter_async_context(opened_tracing(config))  # the last to end
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
-        books = await stack.enter_async_context(opened_books(store))
-        ground = await stack.enter_async_context(
-            opened_ground(config, store, metrics, books, table, stopping)
+        books = await stack.enter_async_context(opened_stats(store))
+        shared_state = await stack.enter_async_context(
+            opened_shared_state(config, store, metrics, books, table, stopping)
         )
-        editions = await stack.enter_async_context(opened_editions(config, ground))
+        generations = await stack.enter_async_context(opened_generations(config, shared_state))
         chain = certificate(config)
-        reception = editions.current.reception
-        server = Server(reception, Teller(metrics, AccessLog(), books), tracing)
+        options = generations.current.options
+        server = Server(options, RequestEvents(metrics, AccessLog(), books), tracing)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        obeyed = commands(store, books, editions, time.time())
-        control = opened_control(store.layout.control, reception, obeyed)
+        obeyed = commands(store, books, generations, time.time())
+        control = opened_control(store.layout.control, options, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
-            editions.tell(receiver)
+            generations.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")
         stack.callback(tending.cancel)
-        scrubbing = stack.enter_context(contextlib.closing(Scrubbing(store, first=first)))
+        scrubbing = stack.enter_context(contextlib.closing(ScrubTask(store, first=first)))
         scrubbing.every(config.cache.scrub.seconds)
-        housekeeping = stack.enter_context(contextlib.closing(Housekeeping(store, first=first)))
-        housekeeping.go_by(config)
+        housekeeping = stack.enter_context(contextlib.closing(Maintenance(store, first=first)))
+        housekeeping.apply_options(config)
         warming = stack.enter_context(contextlib.closing(Warming(first=first)))
         warming.by(config)
-        rereading = asyncio.create_task(_reread_regularly(chain, editions), name="reread")
+        rereading = asyncio.create_task(_reread_regularly(chain, generations), name="reread")
         stack.callback(rereading.cancel)
         direct = [listener for listener in listeners if not listener.proxy]
         await listen(runner, direct, None if chain is None else chain.context)
@@ -183,20 +183,20 @@ async def _serving_on(
         await stack.enter_async_context(listening(server, proxies))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        yield Reloadable(editions, store, scrubbing, housekeeping, warming, chain)
+        yield Reloadable(generations, store, scrubbing, housekeeping, warming, chain)
 
 
 @contextlib.contextmanager
-def _opened_table(store: Store, unseen: float) -> Iterator[HotTable]:
-    with contextlib.closing(HotTable(unseen)) as table:
+def _opened_table(store: Store, unseen: float) -> Iterator[ResponseCache]:
+    with contextlib.closing(ResponseCache(unseen)) as table:
         store.objects.watch(lambda key: table.forget(key.digest))
         yield table
 
 
-async def _reread_regularly(chain: Certificate | None, editions: Editions) -> None:
+async def _reread_regularly(chain: Certificate | None, generations: Generations) -> None:
     while True:
         await asyncio.sleep(_TEND_SECONDS)
-        for part in (chain, editions.current.reception.admission.users):
+        for part in (chain, generations.current.options.admission.users):
             if part is not None:
                 part.reload()
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.config.model import Config
-from mirror.http.response_cache import HotTable
+from mirror.http.response_cache import ResponseCache
 from mirror.metrics.metrics import Metrics
 from mirror.pull.fills import Fills
 from mirror.pull.policy import AHEAD_SHARE, Splitting
-from mirror.pull.range_fetch import Ahead
+from mirror.pull.range_fetch import RangeFetches
 from mirror.pull.slots import Slots
-from mirror.server.events import UpstreamTeller
+from mirror.server.events import UpstreamEvents
 from mirror.server.limits import slot_limits
-from mirror.server.recorder import Bookkeeper
+from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
 from mirror.threads import Threads
@@ -25,7 +25,7 @@ _SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class SharedState:
     """It, with the fills of what is everybody's and of what is private apart.
 
     ``stopping``: the mirror is about to end.
@@ -33,8 +33,8 @@ class Ground:
 
     store: Store
     metrics: Metrics
-    books: Bookkeeper
-    table: HotTable
+    books: StatsRecorder
+    table: ResponseCache
     slots: Slots
     fills: Fills
     private_fills: Fills
@@ -44,22 +44,24 @@ class Ground:
 
 
 @asynccontextmanager
-async def opened_ground(
+async def opened_shared_state(
     config: Config,
     store: Store,
     metrics: Metrics,
-    books: Bookkeeper,
-    table: HotTable,
+    books: StatsRecorder,
+    table: ResponseCache,
     stopping: asyncio.Event,
-) -> AsyncIterator[Ground]:
+) -> AsyncIterator[SharedState]:
     """What the first configuration and all to come stand on."""
-    upstreams = Upstreams(UpstreamTeller(metrics, books), store.rooms)
+    upstreams = Upstreams(UpstreamEvents(metrics, books), store.rooms)
     slots = Slots(slot_limits(config), splitting(config))
     share = AHEAD_SHARE / config.server.processes()
-    public, private = (Fills(Ahead(share)) for _ in range(2))  # each of its own: it keeps bytes
+    public, private = (
+        Fills(RangeFetches(share)) for _ in range(2)
+    )  # each of its own: it keeps bytes
     with Threads(_SENDING_THREADS, "send") as sending:
         try:
-            yield Ground(
+            yield SharedState(
                 store, metrics, books, table, slots, public, private, upstreams, sending, stopping
             )
         finally:

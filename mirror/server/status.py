@@ -10,12 +10,12 @@ from mirror.clients import Mirror, Snippet
 from mirror.config.listen import lookup_outermost
 from mirror.config.model import Config
 from mirror.oci.digest import Digest
-from mirror.server.recorder import Bookkeeper
-from mirror.stats.report import Image, Statement
+from mirror.server.recorder import StatsRecorder
+from mirror.stats.report import Image, StatsReport
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects, Usage
 from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.ui.status import Guide, Source, StatusFace
+from mirror.ui.status import Guide, Source, StatusHandler
 
 _EVERY: Final = "Every registry, by its usual names."
 _CLIENTS: Final = (
@@ -39,12 +39,12 @@ _CLIENTS: Final = (
 )
 
 
-def status_face(config: Config, books: Bookkeeper, objects: Objects) -> StatusFace:
+def status_handler(config: Config, books: StatsRecorder, objects: Objects) -> StatusHandler:
     """The pages for people."""
     default = config.default_upstream()
     names = [default, *(name for name in config.enabled() if name != default)]
     guides = _guides(config, tuple(names), default)
-    return StatusFace(__version__, names, default, _source(books, objects), guides)
+    return StatusHandler(__version__, names, default, _source(books, objects), guides)
 
 
 def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Guide]:
@@ -66,8 +66,8 @@ def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Gu
     return [*guides, docker]
 
 
-def _source(books: Bookkeeper, objects: Objects) -> Source:
-    async def state(recent: int, images: int) -> Statement:
+def _source(books: StatsRecorder, objects: Objects) -> Source:
+    async def state(recent: int, images: int) -> StatsReport:
         return await books.ledger.state(recent=recent, images=images)
 
     async def usage() -> Usage | None:

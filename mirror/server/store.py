@@ -16,7 +16,7 @@ from mirror.server.errors import StartError
 from mirror.server.limits import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
-from mirror.store.images.keep import Keeping
+from mirror.store.images.keep import KeptImages
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.disk_usage import total_inodes
 from mirror.store.local.eviction import Limits
@@ -24,7 +24,7 @@ from mirror.store.local.layout import Layout
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.links import Links
 from mirror.store.metadata.listings import Listings
 from mirror.store.metadata.tags import Tags
@@ -59,9 +59,9 @@ class Store:
     tags: Tags
     listings: Listings
     private: Private
-    notes: tuple[Notes, ...]
+    notes: tuple[KeyValueStore, ...]
     catalogue: Catalogue
-    keeping: Keeping
+    keeping: KeptImages
 
     async def heal(self) -> None:
         """Open again what was damaged, removed, or could not be opened; to be called often."""
@@ -134,7 +134,7 @@ def _store(
     threads, reading = executors
     parts = (layout, objects, threads)
     places = (layout.tags, layout.listings, layout.private)
-    notes = tags, listings, private = tuple(Notes(place, limits.bounds) for place in places)
+    notes = tags, listings, private = tuple(KeyValueStore(place, limits.bounds) for place in places)
     hidden = Private(
         Blobs(*parts, private=True),
         Manifests(*parts, private=True, answers=rooms.answers),
@@ -146,7 +146,7 @@ def _store(
     public = Section.public(Tags(tags))
     sections = (public, Section.private(hidden.tags))
     catalogue = Catalogue(objects, sections, reading)
-    keeping = Keeping(objects, catalogue)
+    keeping = KeptImages(objects, catalogue)
     for section, stored in zip(sections, (manifests, hidden.manifests), strict=True):
         keeping.watch(section, stored)
     return Store(

@@ -16,16 +16,16 @@ from mirror.shares import Rooms
 from mirror.ttl_cache.backend import Backend
 from mirror.ttl_cache.tokens import Tokens
 from mirror.upstream.auth import (
+    Authenticator,
     Authorization,
     Credentials,
-    Introduction,
 )
-from mirror.upstream.credentials import Verbatim, Visitor
+from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.rate_limit import Gate
+from mirror.upstream.rate_limit import RateLimitPause
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
-from mirror.upstream.routing import Directory, Names, UnknownRegistryError
+from mirror.upstream.routing import Names, Router, UnknownRegistryError
 from mirror.upstream.tls import trusting
 from mirror.upstream.transport import Observer, Transport, TransportSettings
 
@@ -153,15 +153,15 @@ async def opened_upstream(
     pace = Pace(rate) if rate else None
     async with AsyncExitStack() as stack:
         registries = list[Registry]()
-        for address, known_as in addresses:
+        for address, with_credentials in addresses:
             url = URL(address)
             transport = Transport(name, url.host or "", settings, observer)
             with _using_ca_files(name):
                 await stack.enter_async_context(transport)
             tokens = Tokens(backend)
-            authorization = Authorization(name, url, transport, tokens, known_as)
+            authorization = Authorization(name, url, transport, tokens, with_credentials)
             max_bytes = config.fetch.max_blob_size.bytes
-            gate = Gate(name)
+            gate = RateLimitPause(name)
             registries.append(
                 Registry(
                     *(name, url, transport, authorization, gate, observer),
@@ -173,18 +173,18 @@ async def opened_upstream(
         yield Endpoints(
             name,
             registries,
-            lambda visitor: _introduction(visitor, name, url, transport, tokens),
+            lambda principal: _introduction(principal, name, url, transport, tokens),
         )
 
 
 def _introduction(
-    visitor: Visitor, name: str, url: URL, transport: Transport, tokens: Tokens
-) -> Introduction:
+    principal: Principal, name: str, url: URL, transport: Transport, tokens: Tokens
+) -> Authenticator:
     """Who a visitor is to the registry at ``url``."""
-    credentials = visitor.credentials()
+    credentials = principal.credentials()
     if credentials is None:
-        return Verbatim(visitor)
-    return Authorization(name, url, transport, tokens, credentials, visitor.identity)
+        return Verbatim(principal)
+    return Authorization(name, url, transport, tokens, credentials, principal.identity)
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> 
     )
 
 
-def directory(config: Config) -> Directory:
+def directory(config: Config) -> Router:
     """All names of all upstreams."""
     names = [
         Names(
@@ -233,7 +233,7 @@ def directory(config: Config) -> Directory:
         )
         for name, upstream in config.enabled().items()
     ]
-    return Directory(names, config.default_upstream())
+    return Router(names, config.default_upstream())
 
 
 def _place(url: str) -> str:

@@ -26,7 +26,7 @@ from mirror.oci.platform import Platform
 from mirror.registry_client.client import MirrorClient
 from mirror.registry_client.plan import EVERYTHING, Wanted
 from mirror.registry_client.pull import Pulled, Puller
-from mirror.server.control_sockets import Meeting
+from mirror.server.control_sockets import ControlDirectory
 from mirror.server.images import located_all
 from mirror.server.schedule import until_first, until_next
 from mirror.store.local.layout import Layout, left_in
@@ -133,7 +133,7 @@ async def _own_session(place: Path) -> AsyncIterator[aiohttp.ClientSession]:
     Raises:
         OSError: it takes none on its control socket.
     """
-    meeting = Meeting.open(place)
+    meeting = ControlDirectory.open(place)
     try:
         names = await asyncio.to_thread(meeting.live)
         own = [name for name in names if name.partition(".")[0] == str(os.getpid())]

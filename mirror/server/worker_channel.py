@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 1.0
 
 
-class News(Enum):
+class MessageKind(Enum):
     """What a worker has to say."""
 
     ALIVE = auto()
@@ -35,14 +35,14 @@ class News(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class Message:
     """One message of a worker; ``text`` says why, where it cannot."""
 
-    news: News
+    news: MessageKind
     text: str = ""
 
 
-class Tether:
+class WorkerChannel:
     """The worker's end of it."""
 
     def __init__(self, pipe: Connection) -> None:
@@ -51,11 +51,11 @@ class Tether:
 
     def failed(self, error: Exception) -> None:
         """It cannot start."""
-        self._say(News.FAILED, str(error))
+        self._say(MessageKind.FAILED, str(error))
 
     def ready(self) -> None:
         """It serves."""
-        self._say(News.READY)
+        self._say(MessageKind.READY)
 
     @asynccontextmanager
     async def held(self, stopping: asyncio.Event) -> AsyncIterator[None]:
@@ -74,12 +74,12 @@ class Tether:
             try:
                 await reload(await self._told.get())
             except StartError as error:
-                self._say(News.REFUSED, str(error))
+                self._say(MessageKind.REFUSED, str(error))
             except Exception:  # or nobody would be there for the next time
                 _log.exception("not reloaded: the mirror failed")
-                self._say(News.REFUSED, "it failed, see above")
+                self._say(MessageKind.REFUSED, "it failed, see above")
             else:
-                self._say(News.RELOADED)
+                self._say(MessageKind.RELOADED)
 
     def _hear(self) -> None:
         try:
@@ -89,9 +89,9 @@ class Tether:
 
     async def _beat(self) -> None:
         while True:
-            self._say(News.ALIVE)
+            self._say(MessageKind.ALIVE)
             await asyncio.sleep(BEAT_SECONDS)
 
-    def _say(self, news: News, text: str = "") -> None:
+    def _say(self, news: MessageKind, text: str = "") -> None:
         with contextlib.suppress(BrokenPipeError):  # orphaned, which is noticed elsewhere
-            self._pipe.send(Word(news, text))
+            self._pipe.send(Message(news, text))

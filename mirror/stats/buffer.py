@@ -56,7 +56,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class PullClient:
     """A client at one repository; ``client`` is its address."""
 
     client: str
@@ -90,7 +90,7 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Visit:
+class Session:
     """What a client did at a repository, from ``first`` to ``last``."""
 
     first: float
@@ -114,7 +114,7 @@ class Visit:
         if reference in self.asked or len(self.asked) < _MOST_REFERENCES:
             self.asked.setdefault(reference, Asked()).absorb(more)
 
-    def absorb(self, later: "Visit") -> None:
+    def absorb(self, later: "Session") -> None:
         """Add what came after."""
         self.first, self.last = min(self.first, later.first), max(self.last, later.last)
         for reference, more in later.asked.items():
@@ -140,13 +140,13 @@ class RateLimit:
     remaining: float
 
 
-class Batch:
+class StatsBuffer:
     """What is to be written next, on a ``day``."""
 
     def __init__(self, day: str) -> None:
         self._repeats: dict[tuple[Request, str], _Repeats] = {}
         self.figures: Counter[tuple[str, str, str]] = Counter()  # by day, upstream, name
-        self.visits: dict[Visitor, Visit] = {}
+        self.visits: dict[PullClient, Session] = {}
         self.answers: dict[str, Answer] = {}
         self.limits: dict[str, RateLimit] = {}
         self._day = day
@@ -162,12 +162,12 @@ class Batch:
         self.figures[self._day, request.upstream, "served_bytes"] += request.size * count
         if not request.of_a_pull:
             return
-        visitor = Visitor(client, request.agent, request.upstream, request.repository)
-        visit = self.visits.get(visitor)
+        principal = PullClient(client, request.agent, request.upstream, request.repository)
+        visit = self.visits.get(principal)
         if visit is None:
             if len(self.visits) >= _MOST_VISITS:
                 return
-            visit = self.visits[visitor] = Visit(began, ended)
+            visit = self.visits[principal] = Session(began, ended)
         visit.first, visit.last = min(visit.first, began), max(visit.last, ended)
         visit.note(request, count)
 
@@ -192,17 +192,17 @@ class Batch:
             self.add(request, client, repeats.first, repeats.last, repeats.count)
         self._repeats = {}
 
-    def absorb(self, later: "Batch") -> None:
+    def absorb(self, later: "StatsBuffer") -> None:
         """Add another batch, settled like this one: it could not be written either."""
         self.figures.update(later.figures)
-        for visitor, visit in later.visits.items():
-            if visitor in self.visits:
-                self.visits[visitor].absorb(visit)
+        for principal, visit in later.visits.items():
+            if principal in self.visits:
+                self.visits[principal].absorb(visit)
             elif len(self.visits) < _MOST_VISITS:
-                self.visits[visitor] = visit
+                self.visits[principal] = visit
         self.answers |= later.answers
         self.limits |= later.limits
 
-    def in_order(self) -> Iterator[tuple[Visitor, Visit]]:
+    def in_order(self) -> Iterator[tuple[PullClient, Session]]:
         """The visits, as they began."""
         yield from sorted(self.visits.items(), key=lambda item: item[1].first)

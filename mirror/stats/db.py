@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from mirror.stats.buffer import Batch
+from mirror.stats.buffer import StatsBuffer
 from mirror.stats.report import Filling
-from mirror.stats.sessions import Visits
+from mirror.stats.sessions import SessionWriter
 
 DATABASE: Final = "ledger.db"
 
@@ -65,7 +65,7 @@ CREATE TABLE fills (
 """
 
 
-class Book:
+class StatsDatabase:
     """The opened database of one directory."""
 
     def __init__(self, directory: Path, now: float) -> None:
@@ -85,7 +85,7 @@ class Book:
             self._connection = _opened(self.path, now)
         self._inode = _inode_of(self.path)
         key = self._connection.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()[0]
-        self._visits = Visits(self._connection, key)
+        self._visits = SessionWriter(self._connection, key)
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -96,7 +96,7 @@ class Book:
         """Whether the open database is still the one in the directory."""
         return self._inode is not None and self._inode == _inode_of(self.path)
 
-    def write(self, batch: Batch, now: float) -> None:
+    def write(self, batch: StatsBuffer, now: float) -> None:
         """Write what happened until ``now`` (Unix seconds), and drop what is too much.
 
         Raises:
@@ -114,8 +114,8 @@ class Book:
                 ],
             )
             self._write_upstreams(batch)
-            for visitor, visit in batch.in_order():
-                self._visits.write(visitor, visit)
+            for principal, visit in batch.in_order():
+                self._visits.write(principal, visit)
             self._trim(now)
 
     def write_fills(self, process: str, fills: Iterable[Filling], now: float) -> None:
@@ -143,7 +143,7 @@ class Book:
         """Close it."""
         self._connection.close()
 
-    def _write_upstreams(self, batch: Batch) -> None:
+    def _write_upstreams(self, batch: StatsBuffer) -> None:
         self._connection.executemany(
             "INSERT INTO upstreams (name, code, answered_at) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET code = excluded.code, answered_at = excluded.answered_at",

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from mirror.stats.buffer import Batch
-from mirror.stats.db import Book, day_of, discard, is_damage
-from mirror.stats.queries import read_statement, statement_of
-from mirror.stats.report import Filling, Statement
+from mirror.stats.buffer import StatsBuffer
+from mirror.stats.db import StatsDatabase, day_of, discard, is_damage
+from mirror.stats.queries import read_report, report_of
+from mirror.stats.report import Filling, StatsReport
 from mirror.threads import Threads
 
 R = TypeVar("R")
@@ -35,8 +35,8 @@ class Ledger:
         self._clock = clock
         self._process = secrets.token_hex(8)
         self._thread = Threads(1, "ledger")
-        self._book: Book | None = None
-        self._unwritten: Batch | None = None
+        self._database: StatsDatabase | None = None
+        self._unwritten: StatsBuffer | None = None
         self._filling = False
         self._trouble = ""
         self.batch = self._new_batch()
@@ -50,7 +50,7 @@ class Ledger:
         if batch or fills or self._filling or self._unwritten:
             await self._run(lambda: self._write(batch, fills))
 
-    async def state(self, *, recent: int = 50, images: int = 10) -> Statement:
+    async def state(self, *, recent: int = 50, images: int = 10) -> StatsReport:
         """What the ledger says, this process's own doings up to now."""
         batch, self.batch = self.batch, self._new_batch()
         return await self._run(lambda: self._state(batch, recent, images))
@@ -61,50 +61,50 @@ class Ledger:
         await self._run(self._close)
         self._thread.shutdown()
 
-    def _new_batch(self) -> Batch:
-        return Batch(day_of(self._clock()))
+    def _new_batch(self) -> StatsBuffer:
+        return StatsBuffer(day_of(self._clock()))
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     # On the ledger's thread.
 
-    def _write(self, batch: Batch, fills: Sequence[Filling] | None) -> None:
+    def _write(self, batch: StatsBuffer, fills: Sequence[Filling] | None) -> None:
         batch.settle()
         if self._unwritten is not None:
             self._unwritten.absorb(batch)
             batch = self._unwritten
         self._unwritten = batch
         try:
-            book = self._opened()
+            database = self._opened()
             if batch:
-                book.write(batch, self._clock())
+                database.write(batch, self._clock())
             self._unwritten = None
             if fills is not None and (fills or self._filling):
-                book.write_fills(self._process, fills, self._clock())
+                database.write_fills(self._process, fills, self._clock())
                 self._filling = bool(fills)
         except (OSError, sqlite3.Error) as error:
             self._fail(error)
         else:
             self._trouble = ""
 
-    def _state(self, batch: Batch, recent: int, images: int) -> Statement:
+    def _state(self, batch: StatsBuffer, recent: int, images: int) -> StatsReport:
         if batch or self._unwritten:
             self._write(batch, None)
         try:
             connection = self._opened().connection
-            said = statement_of(connection, self._clock(), recent=recent, images=images)
+            said = report_of(connection, self._clock(), recent=recent, images=images)
         except (OSError, sqlite3.Error) as error:
             self._fail(error)
-            said = read_statement(self._directory, self._clock(), recent=recent, images=images)
+            said = read_report(self._directory, self._clock(), recent=recent, images=images)
         return replace(said, trouble=self._trouble)
 
-    def _opened(self) -> Book:
-        if self._book is not None and not self._book.in_place():
+    def _opened(self) -> StatsDatabase:
+        if self._database is not None and not self._database.in_place():
             self._close()
-        if self._book is None:
-            self._book = Book(self._directory, self._clock())
-        return self._book
+        if self._database is None:
+            self._database = StatsDatabase(self._directory, self._clock())
+        return self._database
 
     def _fail(self, error: OSError | sqlite3.Error) -> None:
         """Say once what is wrong; a damaged database is begun anew the next time."""
@@ -122,7 +122,7 @@ class Ledger:
             )
 
     def _close(self) -> None:
-        book, self._book = self._book, None
-        if book is not None:
+        database, self._database = self._database, None
+        if database is not None:
             with contextlib.suppress(sqlite3.Error):
-                book.close()
+                database.close()

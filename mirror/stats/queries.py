@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.stats.db import FILL_SECONDS, day_of, opened_for_reading
-from mirror.stats.report import Figures, Filling, Image, Pull, Statement, UpstreamAccount
+from mirror.stats.report import Figures, Filling, Image, Pull, StatsReport, UpstreamAccount
 
 _RECENT: Final = 50
 _IMAGES: Final = 10
@@ -17,21 +17,21 @@ _BYTES: Final = ("served_bytes", "upstream_bytes")
 _IMAGE: Final = "SELECT upstream, repository, reference, pulls, last, digest, size FROM images"
 
 
-def read_statement(
+def read_report(
     directory: Path, now: float, *, recent: int = _RECENT, images: int = _IMAGES
-) -> Statement:
+) -> StatsReport:
     """What the ledger in a directory says at ``now`` (Unix seconds), mirrors running or not.
 
     ``recent`` is how many pulls there may be, ``images`` how many in each list.  One that cannot
     be read says nothing but why; where there is none, that there is none.
     """
     if not directory.exists():
-        return Statement()
+        return StatsReport()
     try:
         with opened_for_reading(directory) as connection:
-            return statement_of(connection, now, recent=recent, images=images)
+            return report_of(connection, now, recent=recent, images=images)
     except (OSError, sqlite3.Error) as error:
-        return Statement(trouble=f"the ledger cannot be read: {error}")
+        return StatsReport(trouble=f"the ledger cannot be read: {error}")
 
 
 def read_images(directory: Path) -> tuple[Image, ...]:
@@ -43,9 +43,9 @@ def read_images(directory: Path) -> tuple[Image, ...]:
         return ()
 
 
-def statement_of(
+def report_of(
     connection: sqlite3.Connection, now: float, *, recent: int = _RECENT, images: int = _IMAGES
-) -> Statement:
+) -> StatsReport:
     """What the ledger says, all of it at one moment.
 
     Raises:
@@ -53,7 +53,7 @@ def statement_of(
     """
     connection.execute("BEGIN")
     try:
-        return Statement(
+        return StatsReport(
             since=connection.execute("SELECT value FROM meta WHERE name = 'since'").fetchone()[0],
             upstreams=_upstreams(connection, day_of(now)),
             days=_days(connection),

@@ -120,7 +120,7 @@ class Filling:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class StatsReport:
     """The whole ledger; ``since`` is when it was begun, None where there is none.
 
     ``trouble`` says why it is not kept at the moment, empty where all is well.

@@ -18,7 +18,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.stats.buffer import Asked, Visit, Visitor, worse
+from mirror.stats.buffer import Asked, PullClient, Session, worse
 
 _PAUSE_SECONDS: Final = 60.0
 #: How much later than its blobs a manifest may be written, by another process.
@@ -53,7 +53,7 @@ class _Row:
         return self.reference != "" and ":" not in self.reference
 
 
-class Visits:
+class SessionWriter:
     """Writes visits as pulls and images."""
 
     def __init__(self, connection: sqlite3.Connection, key: bytes) -> None:
@@ -61,65 +61,69 @@ class Visits:
         self._connection = connection
         self._key = key
 
-    def write(self, visitor: Visitor, visit: Visit) -> None:
+    def write(self, principal: PullClient, visit: Session) -> None:
         """Add what a client did to the pulls it belongs to."""
-        rows = self._under_way(visitor, visit)
+        rows = self._under_way(principal, visit)
         tags = {name: asked for name, asked in visit.asked.items() if ":" not in name}
         digests = {name: asked for name, asked in visit.asked.items() if ":" in name}
         for tag, asked in tags.items():
-            row = self._row_of_tag(visitor, visit, rows, tag)
+            row = self._row_of_tag(principal, visit, rows, tag)
             row.means = asked.digest or row.means
-            self._ask(visitor, row, asked, own=True)
+            self._ask(principal, row, asked, own=True)
         for digest, asked in digests.items():
             meant = [row for row in rows if digest in {row.means, row.reference}]
-            for row in meant or [self._latest(visitor, visit, rows, digest)]:
-                self._ask(visitor, row, asked, own=row.reference == digest)
-        self._add(visitor, visit, self._latest(visitor, visit, rows, ""))
+            for row in meant or [self._latest(principal, visit, rows, digest)]:
+                self._ask(principal, row, asked, own=row.reference == digest)
+        self._add(principal, visit, self._latest(principal, visit, rows, ""))
 
-    def _under_way(self, visitor: Visitor, visit: Visit) -> list[_Row]:
+    def _under_way(self, principal: PullClient, visit: Session) -> list[_Row]:
         """The pulls that a visit may belong to, the latest last."""
         found = self._connection.execute(
             f"SELECT {_COLUMNS} FROM pulls WHERE visitor = ? AND upstream = ? AND repository = ? "  # noqa: S608  # a constant
             "AND last >= ? AND first <= ? ORDER BY id",
             (
-                self._hash(visitor),
-                visitor.upstream,
-                visitor.repository,
+                self._hash(principal),
+                principal.upstream,
+                principal.repository,
                 visit.first - _PAUSE_SECONDS,
                 visit.last + _LATE_SECONDS,
             ),
         )
         return [_Row(*row) for row in found]
 
-    def _row_of_tag(self, visitor: Visitor, visit: Visit, rows: list[_Row], tag: str) -> _Row:
+    def _row_of_tag(
+        self, principal: PullClient, visit: Session, rows: list[_Row], tag: str
+    ) -> _Row:
         same = [row for row in rows if row.reference == tag]
         if same:
             return same[-1]
         for row in reversed(rows):
             # What it got of the image was written before what it is called.
             if not row.named and row.first >= visit.first - _LATE_SECONDS:
-                self._rename(visitor, row, tag)
+                self._rename(principal, row, tag)
                 return row
-        return self._new(visitor, visit, rows, tag)
+        return self._new(principal, visit, rows, tag)
 
-    def _latest(self, visitor: Visitor, visit: Visit, rows: list[_Row], reference: str) -> _Row:
+    def _latest(
+        self, principal: PullClient, visit: Session, rows: list[_Row], reference: str
+    ) -> _Row:
         if not rows:
-            return self._new(visitor, visit, rows, reference)
+            return self._new(principal, visit, rows, reference)
         row = rows[-1]
         if reference and not row.reference:
-            self._rename(visitor, row, reference)
+            self._rename(principal, row, reference)
         return row
 
-    def _new(self, visitor: Visitor, visit: Visit, rows: list[_Row], reference: str) -> _Row:
+    def _new(self, principal: PullClient, visit: Session, rows: list[_Row], reference: str) -> _Row:
         done = self._connection.execute(
             "INSERT INTO pulls (visitor, upstream, repository, reference, client, first, last) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                self._hash(visitor),
-                visitor.upstream,
-                visitor.repository,
+                self._hash(principal),
+                principal.upstream,
+                principal.repository,
                 reference,
-                visitor.agent,
+                principal.agent,
                 visit.first,
                 visit.first,
             ),
@@ -128,26 +132,26 @@ class Visits:
         rows.append(_Row(number, reference, "", visit.first, visit.first, 0, 0, 0, "", 0, 0))
         return rows[-1]
 
-    def _rename(self, visitor: Visitor, row: _Row, reference: str) -> None:
-        self._count(visitor, row, -row.pulls)
+    def _rename(self, principal: PullClient, row: _Row, reference: str) -> None:
+        self._count(principal, row, -row.pulls)
         row.reference, row.heads, row.gets = reference, 0, 0
 
-    def _ask(self, visitor: Visitor, row: _Row, asked: Asked, *, own: bool) -> None:
+    def _ask(self, principal: PullClient, row: _Row, asked: Asked, *, own: bool) -> None:
         """Add what was asked for, ``own``: by the name that the pull has."""
         before = row.pulls
         row.heads += asked.heads if own else 0
         row.gets += asked.gets if own else 0
         row.fetched = int(row.fetched or asked.gets > 0)
         self._save(row)
-        self._count(visitor, row, row.pulls - before)
+        self._count(principal, row, row.pulls - before)
         if asked.content_bytes:
             self._connection.execute(
                 "UPDATE images SET digest = ?, size = ? "
                 "WHERE upstream = ? AND repository = ? AND reference = ?",
-                (asked.digest, asked.content_bytes, *_name(visitor, row)),
+                (asked.digest, asked.content_bytes, *_name(principal, row)),
             )
 
-    def _add(self, visitor: Visitor, visit: Visit, row: _Row) -> None:
+    def _add(self, principal: PullClient, visit: Session, row: _Row) -> None:
         row.first, row.last = min(row.first, visit.first), max(row.last, visit.last)
         row.result = worse(row.result, visit.result)
         row.sent_bytes += visit.sent_bytes
@@ -156,7 +160,7 @@ class Visits:
         self._connection.execute(
             "UPDATE images SET last = max(last, ?) "
             "WHERE upstream = ? AND repository = ? AND reference = ?",
-            (visit.last, *_name(visitor, row)),
+            (visit.last, *_name(principal, row)),
         )
 
     def _save(self, row: _Row) -> None:
@@ -169,25 +173,25 @@ class Visits:
             ),
         )
 
-    def _count(self, visitor: Visitor, row: _Row, pulls: int) -> None:
+    def _count(self, principal: PullClient, row: _Row, pulls: int) -> None:
         if not pulls:
             return
         self._connection.execute(
             "INSERT INTO images (upstream, repository, reference, pulls, last) "
             "VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, repository, reference) "
             "DO UPDATE SET pulls = pulls + excluded.pulls",
-            (*_name(visitor, row), pulls, row.last),
+            (*_name(principal, row), pulls, row.last),
         )
         self._connection.execute(
             "DELETE FROM images WHERE upstream = ? AND repository = ? AND reference = ? "
             "AND pulls <= 0",
-            _name(visitor, row),
+            _name(principal, row),
         )
 
-    def _hash(self, visitor: Visitor) -> bytes:
-        text = f"{visitor.client} {visitor.agent}".encode(errors="replace")
+    def _hash(self, principal: PullClient) -> bytes:
+        text = f"{principal.client} {principal.agent}".encode(errors="replace")
         return hashlib.blake2b(text, key=self._key, digest_size=8).digest()
 
 
-def _name(visitor: Visitor, row: _Row) -> tuple[str, str, str]:
-    return visitor.upstream, visitor.repository, row.reference
+def _name(principal: PullClient, row: _Row) -> tuple[str, str, str]:
+    return principal.upstream, principal.repository, row.reference

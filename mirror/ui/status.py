@@ -15,7 +15,7 @@ from aiohttp import web
 
 from mirror.http.exchange import EXCHANGE
 from mirror.http.forwarded import Origin
-from mirror.stats.report import Figures, Image, Statement, UpstreamAccount
+from mirror.stats.report import Figures, Image, StatsReport, UpstreamAccount
 from mirror.store.local.objects import Usage
 from mirror.ui import formatting
 from mirror.ui.templates import Pages, health
@@ -88,7 +88,7 @@ class Source:
     ``held`` says which of some images are in the cache; ``trouble`` why nothing is kept, if so.
     """
 
-    state: Callable[[int, int], Awaitable[Statement]]
+    state: Callable[[int, int], Awaitable[StatsReport]]
     usage: Callable[[], Awaitable[Usage | None]]
     held: Callable[[Sequence[Image]], Awaitable[Sequence[Image]]]
     trouble: Callable[[], str]
@@ -101,7 +101,7 @@ class _Bar:
     height: int
 
 
-class StatusFace:
+class StatusHandler:
     """Everything that is for people."""
 
     def __init__(
@@ -208,7 +208,7 @@ class StatusFace:
             trouble
         )
 
-    def _accounts(self, said: Statement) -> list[UpstreamAccount]:
+    def _accounts(self, said: StatsReport) -> list[UpstreamAccount]:
         """Those that are configured, asked or not."""
         known = {account.name: account for account in said.upstreams}
         blank = Figures()

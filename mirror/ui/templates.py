@@ -80,11 +80,13 @@ class Pages:
         }
         bodies = b"".join(asset.body for asset in self.assets.values())
         # Part of their address, so that browsers may keep them and still notice a new version.
-        self._edition = hashlib.sha256(bodies).hexdigest()[:8]
+        self._generation = hashlib.sha256(bodies).hexdigest()[:8]
 
     def render(self, template: str, **values: object) -> str:
         """A page as HTML."""
-        return self._environment.get_template(template).render(edition=self._edition, **values)
+        return self._environment.get_template(template).render(
+            generation=self._generation, **values
+        )
 
 
 _NUMBERS: Final = ("size", "number", "share", "duration", "age", "moment", "date")

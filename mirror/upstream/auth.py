@@ -53,7 +53,7 @@ class Credentials:
         return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
-class Introduction(Protocol):
+class Authenticator(Protocol):
     """Says who asks, in the Authorization header for one upstream."""
 
     async def header(self, repository: str) -> str | None:
@@ -65,7 +65,7 @@ class Introduction(Protocol):
         """What to send after a 401 that refused ``refused``; None: there is nothing better."""
 
     @property
-    def is_curious(self) -> bool:
+    def needs_challenge(self) -> bool:
         """Whether it has something to say and does not know in which words."""
 
     def learn(self, challenges: list[Challenge]) -> None:
@@ -142,7 +142,7 @@ class Authorization:
         return "Bearer " + await self._token(challenge, _scope(repository))
 
     @property
-    def is_curious(self) -> bool:
+    def needs_challenge(self) -> bool:
         """Whether there are credentials, and upstream has not asked for them yet."""
         return self._challenge is None and self._credentials is not None
 

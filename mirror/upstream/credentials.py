@@ -15,7 +15,7 @@ _IDENTITY_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class Principal:
     """One client; ``authorization`` is the field as it was sent, empty for one that sent none."""
 
     identity: str
@@ -28,28 +28,28 @@ class Visitor:
 
 
 #: A client that sent nothing and is told what upstream would tell it.
-NOBODY: Final = Visitor("nobody")
+NOBODY: Final = Principal("nobody")
 
 
-class Visitors:
+class Principals:
     """Makes visitors of what clients send."""
 
     def __init__(self, key: bytes) -> None:
         """Tell them apart by a hash under ``key``, which nobody else has."""
         self._key = key
 
-    def visitor(self, authorization: str) -> Visitor:
+    def principal(self, authorization: str) -> Principal:
         """Who sent this Authorization field."""
         data = authorization.encode(errors="surrogateescape")
         hashed = hashlib.blake2b(data, digest_size=_IDENTITY_BYTES, key=self._key)
-        return Visitor(hashed.hexdigest(), authorization)
+        return Principal(hashed.hexdigest(), authorization)
 
 
 class Verbatim:
     """Sends upstream what a client sent, as it is, and nothing else."""
 
-    def __init__(self, visitor: Visitor) -> None:
-        self._header = visitor.authorization or None
+    def __init__(self, principal: Principal) -> None:
+        self._header = principal.authorization or None
 
     async def header(self, repository: str) -> str | None:
         """What the client sent."""
@@ -60,7 +60,7 @@ class Verbatim:
         return None
 
     @property
-    def is_curious(self) -> bool:
+    def needs_challenge(self) -> bool:
         """Never."""
         return False
 

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
-from mirror.upstream.auth import Introduction
-from mirror.upstream.credentials import Visitor
+from mirror.upstream.auth import Authenticator
+from mirror.upstream.credentials import Principal
 from mirror.upstream.doubts import Doubts
 from mirror.upstream.errors import NonsenseError, UpstreamError
 from mirror.upstream.passthrough import Outgoing
@@ -35,29 +35,29 @@ class Endpoints:
         self,
         name: str,
         registries: Sequence[Registry],
-        introduce: Callable[[Visitor], Introduction],
+        introduce: Callable[[Principal], Authenticator],
     ) -> None:
         """Ask ``registries`` in order; ``introduce`` says who a visitor is to the last of them."""
         self.name = name
         *self._mirrors, self._registry = registries
         self._introduce = introduce
         self._doubts = Doubts()
-        self._visited: OrderedDict[Visitor, Endpoints] = OrderedDict()
+        self._visited: OrderedDict[Principal, Endpoints] = OrderedDict()
         self._visited_bytes = 0
 
-    def known_as(self, visitor: Visitor | None) -> "Endpoints":
+    def with_credentials(self, principal: Principal | None) -> "Endpoints":
         """The upstream as a visitor sees it: the registry itself, which its credentials are for."""
-        if visitor is None:
+        if principal is None:
             return self
-        visited = self._visited.get(visitor)
+        visited = self._visited.get(principal)
         if visited is None:
-            registry = self._registry.known_as(self._introduce(visitor))
-            visited = self._visited[visitor] = Endpoints(self.name, [registry], self._introduce)
-            self._visited_bytes += len(visitor.authorization)
+            registry = self._registry.with_credentials(self._introduce(principal))
+            visited = self._visited[principal] = Endpoints(self.name, [registry], self._introduce)
+            self._visited_bytes += len(principal.authorization)
             while len(self._visited) > _MOST_VISITORS or self._visited_bytes > _MOST_VISITOR_BYTES:
                 gone, _ = self._visited.popitem(last=False)
                 self._visited_bytes -= len(gone.authorization)
-        self._visited.move_to_end(visitor)
+        self._visited.move_to_end(principal)
         return visited
 
     async def renew(self, repository: str) -> None:

@@ -12,7 +12,7 @@ _MAX_SECONDS: Final = 3600.0
 _MAX_DIGITS: Final = 10
 
 
-class Gate:
+class RateLimitPause:
     """Whether one upstream may be asked right now."""
 
     def __init__(self, upstream: str, clock: Callable[[], float] = time.monotonic) -> None:

@@ -13,7 +13,7 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
-from mirror.upstream.auth import Introduction
+from mirror.upstream.auth import Authenticator
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
@@ -24,7 +24,7 @@ from mirror.upstream.errors import (
     UnavailableError,
 )
 from mirror.upstream.passthrough import Outgoing
-from mirror.upstream.rate_limit import Gate
+from mirror.upstream.rate_limit import RateLimitPause
 from mirror.upstream.responses import (
     BlobStream,
     Listing,
@@ -54,8 +54,8 @@ class Registry:
         name: str,
         url: URL,
         transport: Transport,
-        authorization: Introduction,
-        gate: Gate,
+        authorization: Authenticator,
+        gate: RateLimitPause,
         observer: Observer,
         rooms: Rooms,
         max_blob_bytes: int,
@@ -80,14 +80,14 @@ class Registry:
         """Where it is."""
         return str(self._url.origin())
 
-    def known_as(self, introduction: Introduction) -> "Registry":
+    def with_credentials(self, introduction: Authenticator) -> "Registry":
         """The same registry for somebody else, whom it may limit otherwise."""
         return Registry(
             self.name,
             self._url,
             self._transport,
             introduction,
-            Gate(self.name),
+            RateLimitPause(self.name),
             self._observer,
             self._rooms,
             self._max_blob_bytes,
@@ -101,7 +101,7 @@ class Registry:
             UpstreamError: it cannot be asked.
         """
         await self._authorization.renew(repository)
-        if self._authorization.is_curious:
+        if self._authorization.needs_challenge:
             await self._learn()
 
     async def _learn(self) -> None:

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from mirror.oci.reference import Repository, parse_repository, split_registry
-from mirror.upstream.credentials import Visitor
+from mirror.upstream.credentials import Principal
 
 #: What Docker Hub is searched at: a name for it in images, and yet no registry.
 _HUB_INDEX: Final = "index.docker.io"
@@ -67,12 +67,14 @@ class Target:
 
     upstream: str
     repository: Repository
-    visitor: Visitor | None = None
+    principal: Principal | None = None
     since: str = ""
 
     def __str__(self) -> str:
         """A name for what is remembered: nothing that one visitor is told is told to another."""
-        name = self.record if self.visitor is None else f"{self.record} as {self.visitor.identity}"
+        name = (
+            self.record if self.principal is None else f"{self.record} as {self.principal.identity}"
+        )
         return f"{name} since {self.since}" if self.since else name
 
     @property
@@ -86,7 +88,7 @@ def is_limited(allow: Collection[str], deny: Collection[str]) -> bool:
     return bool(deny) or "*" not in allow
 
 
-class Directory:
+class Router:
     """The upstreams of this mirror by all their names."""
 
     def __init__(self, upstreams: Iterable[Names], default: str) -> None:

@@ -21,11 +21,11 @@ from mirror.config.model import Config
 from mirror.logs import configure
 from mirror.server.errors import StartError
 from mirror.server.listeners import opened_worker_listeners
-from mirror.server.notify import Supervisor
+from mirror.server.notify import SystemdNotifier
 from mirror.server.open_files import allow_open_files, say_what_is_cut
 from mirror.server.process import announce
 from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
-from mirror.server.worker_channel import News
+from mirror.server.worker_channel import MessageKind
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
@@ -44,10 +44,10 @@ def supervise(config: Config, reread: Reread) -> None:
     configure(config.log.level, config.log.format, access=config.log.access)
     with opened_worker_listeners(config, config.server.processes()) as places:
         workers = [Worker(number, listeners) for number, listeners in enumerate(places)]
-        _Watch(config, workers, reread).run()
+        _Supervisor(config, workers, reread).run()
 
 
-class _Watch:
+class _Supervisor:
     """Starts workers, replaces those that die, ends all of them."""
 
     def __init__(self, config: Config, workers: list[Worker], reread: Reread) -> None:
@@ -55,7 +55,7 @@ class _Watch:
         self._reread = reread
         self._share = config.share(len(workers))
         self._workers = workers
-        self._systemd = Supervisor(os.environ, os.getpid())
+        self._systemd = SystemdNotifier(os.environ, os.getpid())
         self._stopping = False
         self._announced = False
         self._hangup = False
@@ -130,16 +130,16 @@ class _Watch:
         """
         word = worker.hear()
         if word is None:
-            worker.lay_down()
-        elif word.news is News.READY:
+            worker.reap()
+        elif word.news is MessageKind.READY:
             worker.serves()
-        elif word.news is News.FAILED:
+        elif word.news is MessageKind.FAILED:
             if not self._announced:
                 raise StartError(word.text)
             _log.error("worker %d cannot start: %s", worker.number, word.text)
-        elif word.news is not News.ALIVE:
+        elif word.news is not MessageKind.ALIVE:
             worker.reloading = False
-            if word.news is News.REFUSED:
+            if word.news is MessageKind.REFUSED:
                 text = "worker %d goes by the former configuration: %s"
                 _log.error(text, worker.number, word.text)
 
@@ -186,7 +186,7 @@ class _Watch:
         self._config, self._share = config, config.share(len(self._workers))
         say_what_is_cut(self._share)
         for worker in self._workers:
-            worker.go_by(self._share)
+            worker.apply_options(self._share)
 
     def _announce_when_ready(self) -> None:
         if not self._announced and all(worker.ready for worker in self._workers):

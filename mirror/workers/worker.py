@@ -21,7 +21,7 @@ from mirror.metrics import multiprocess
 from mirror.server.errors import StartError
 from mirror.server.listeners import Listener
 from mirror.server.serve import run_worker
-from mirror.server.worker_channel import Tether, Word
+from mirror.server.worker_channel import Message, WorkerChannel
 
 #: What the first process handles itself, and a worker must not inherit.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -74,11 +74,11 @@ class Worker:
         self.ready, self.reloading = False, False
         self.silent, self._started = 0.0, time.monotonic()
 
-    def hear(self) -> Word | None:
+    def hear(self) -> Message | None:
         """What it says, None where it has ended."""
         assert self.pipe is not None, "only what was started says something"
         try:
-            word: Word = self.pipe.recv()
+            word: Message = self.pipe.recv()
         except (EOFError, OSError):
             return None
         self.silent = 0.0
@@ -88,14 +88,14 @@ class Worker:
         """It has come up."""
         self.ready, self._delay = True, 0.0
 
-    def go_by(self, config: Config) -> None:
+    def apply_options(self, config: Config) -> None:
         """Have it go by another configuration."""
         if self.pipe is not None:
             with contextlib.suppress(OSError):  # it has just ended: the next one will know
                 self.pipe.send(config)
                 self.reloading = True
 
-    def lay_down(self) -> None:
+    def reap(self) -> None:
         """Its process has ended; when another one is due."""
         process, pipe = self.process, self.pipe
         assert process is not None, "only what was started ends"
@@ -142,11 +142,11 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
         listener.raw.close()
     # A terminal that goes sends it to all processes; the first one decides what it means.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    tether = Tether(telling)
+    channel = WorkerChannel(telling)
     try:
-        threads.run(_serve(config, listeners, worker.number, tether))
+        threads.run(_serve(config, listeners, worker.number, channel))
     except (StartError, threads.NoThreadError) as error:
-        tether.failed(error)
+        channel.failed(error)
         sys.exit(1)
     except Exception:  # noqa: BLE001  # multiprocessing would print it after the drain
         _log.exception("worker %d failed", worker.number)
@@ -155,9 +155,11 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
         output.drain()
 
 
-async def _serve(config: Config, listeners: list[Listener], number: int, tether: Tether) -> None:
+async def _serve(
+    config: Config, listeners: list[Listener], number: int, channel: WorkerChannel
+) -> None:
     try:
-        await run_worker(config, listeners, number, tether)
+        await run_worker(config, listeners, number, channel)
     finally:
         # asyncio closes what signals wake it by before it lets go of them, and complains.
         for each in (signal.SIGTERM, signal.SIGINT):

@@ -10,7 +10,7 @@ import pytest
 
 from mirror.admin.client import lookup_running
 from mirror.admin.errors import OperateError
-from mirror.server.control_sockets import Meeting, stand
+from mirror.server.control_sockets import ControlDirectory, stand
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.running import running
 
@@ -126,7 +126,7 @@ async def test_what_is_no_socket_is_swept_away_like_one_of_the_dead(tmp_path):
 
 def test_two_processes_that_both_have_the_pid_1_both_stand(tmp_path):
     first, second = stand(tmp_path / "control", 1), stand(tmp_path / "control", 1)
-    with closing(Meeting.open(tmp_path / "control")) as meeting:
+    with closing(ControlDirectory.open(tmp_path / "control")) as meeting:
         assert meeting.live() == ["1.1.sock", "1.sock"]
         first.withdraw()
         assert meeting.live() == ["1.1.sock"]

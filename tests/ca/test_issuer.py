@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from mirror.ca.issuer import Mint
+from mirror.ca.issuer import CertificateIssuer
 from mirror.ca.signing import new_authority
 
 
@@ -51,7 +51,7 @@ def trusting(authority) -> ssl.SSLContext:
     "host", ["registry-1.docker.io", "127.0.0.1", "::1", "a" * 63 + "." + "b" * 63 + ".example"]
 )
 def test_a_client_that_trusts_the_ca_accepts_its_host_and_no_other(authority, host):
-    context = Mint(authority).context(host)
+    context = CertificateIssuer(authority).context(host)
     assert handshake(context, trusting(authority), host)
     with pytest.raises(ssl.SSLCertVerificationError, match=r"match|mismatch"):
         handshake(context, trusting(authority), "other.example.com")
@@ -60,13 +60,13 @@ def test_a_client_that_trusts_the_ca_accepts_its_host_and_no_other(authority, ho
 def test_a_client_that_trusts_another_ca_does_not(authority):
     other = new_authority("mirror", datetime.now(UTC))
     with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(Mint(authority).context("r.example"), trusting(other), "r.example")
+        handshake(CertificateIssuer(authority).context("r.example"), trusting(other), "r.example")
 
 
 def test_a_certificate_is_kept_until_shortly_before_its_end():
     now = datetime.now(UTC) - timedelta(days=61)
     authority = new_authority("mirror", now)
-    mint = Mint(authority, lambda: now)
+    mint = CertificateIssuer(authority, lambda: now)
     first = mint.context("r.example")
     now += timedelta(days=59)
     assert mint.context("r.example") is first
@@ -78,7 +78,9 @@ def test_a_certificate_is_kept_until_shortly_before_its_end():
 
 
 def test_what_it_signs_is_no_ca(authority):
-    shown = handshake(Mint(authority).context("r.example"), trusting(authority), "r.example")
+    shown = handshake(
+        CertificateIssuer(authority).context("r.example"), trusting(authority), "r.example"
+    )
     certificate = x509.load_der_x509_certificate(shown)
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     limits = authority.certificate.extensions.get_extension_for_class(x509.BasicConstraints)

@@ -11,9 +11,9 @@ from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
 from mirror.doctor.daemon import parsed
 from mirror.doctor.files import Tree
 from mirror.doctor.proxy import goes_direct
-from mirror.doctor.target import Target
+from mirror.doctor.target import MirrorAddress
 
-TARGET = Target("http://m.lan:5000")
+TARGET = MirrorAddress("http://m.lan:5000")
 WORDS = [
     "registry", "mirror", "mirrors", "prefix", "location", "insecure", "host", "server", "ca",
     "capabilities", "plugins", "cri", "config_path", "version", "docker.io", "blocked", "http",

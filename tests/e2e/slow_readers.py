@@ -47,7 +47,7 @@ class Reader:
 
 
 @dataclass
-class Crowd:
+class ConnectionLimiter:
     """All connections of this process."""
 
     orders: Orders
@@ -121,19 +121,19 @@ def main() -> None:
     orders = Orders(**json.loads(sys.argv[1]))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    crowd = Crowd(orders)
-    signal.signal(signal.SIGTERM, crowd.stop)
-    crowd.open()
+    limiter = ConnectionLimiter(orders)
+    signal.signal(signal.SIGTERM, limiter.stop)
+    limiter.open()
     print("ready", flush=True)
     began = time.monotonic()
-    crowd.run()
-    received = sorted(reader.received for reader in crowd.readers) or [0]
+    limiter.run()
+    received = sorted(reader.received for reader in limiter.readers) or [0]
     report = {
         "seconds": time.monotonic() - began,
         "total": sum(received),
         "least": received[0],
         "median": received[len(received) // 2],
-        "closed": sum(reader.closed for reader in crowd.readers),
+        "closed": sum(reader.closed for reader in limiter.readers),
         "cpu": time.process_time(),
     }
     print(json.dumps(report), flush=True)

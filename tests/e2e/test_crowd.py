@@ -57,9 +57,9 @@ async def test_a_crowd_on_a_cold_blob_costs_one_download(tmp_path, upstream):
             while (await asyncio.to_thread(mirror.metrics))["mirror_clients_waiting"] < CLIENTS:
                 await asyncio.sleep(0.05)
         upstream.release()
-        crowd = await downloading
+        limiter = await downloading
     finally:
         mirror.terminate()
-    assert [(client.status, client.size) for client in crowd] == [(200, SIZE)] * CLIENTS
+    assert [(client.status, client.size) for client in limiter] == [(200, SIZE)] * CLIENTS
     assert all(digest_of(file.read_bytes()) == digest for file in kept)
     assert upstream.sent[digest] == SIZE

@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from mirror.stats.queries import read_statement
+from mirror.stats.queries import read_report
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import digest_of
 from tests.peers.mirror import MirrorProcess
@@ -204,7 +204,7 @@ async def test_the_status_page_is_the_same_whichever_worker_answers(tmp_path):
                     await asyncio.sleep(0.1)
             for _ in range(12):
                 assert b"Hit rate 87.5 %" in await get(mirror.url)
-        state = read_statement(tmp_path / "cache" / "ledger", time.time())
+        state = read_report(tmp_path / "cache" / "ledger", time.time())
     (pull,) = state.recent
     assert (pull.times, pull.sent_bytes) == (8, 8 * (len(app.manifest) + sum(map(len, app.blobs))))
     assert (state.total.answered, state.total.spared) == (32, 28)

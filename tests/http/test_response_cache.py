@@ -13,7 +13,7 @@ from aiohttp import HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler
 
-from mirror.http.response_cache import HotAnswer, HotKey, HotTable
+from mirror.http.response_cache import CachedResponse, HotKey, ResponseCache
 from mirror.oci.digest import Digest
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST
@@ -302,13 +302,17 @@ def key(name: str) -> HotKey:
     return HotKey("", False, "GET", f"/{name}", HttpVersion11, ((b"Host", b"mirror"),))
 
 
-def answer(number: int, file: int | None = None, size: int = 10, until: float = 1e9) -> HotAnswer:
+def answer(
+    number: int, file: int | None = None, size: int = 10, until: float = 1e9
+) -> CachedResponse:
     digest = Digest.of(str(number % 3).encode())
-    return HotAnswer(b"first", b"rest", b"x" * size, file, size, until, digest, lambda *_: None)
+    return CachedResponse(
+        b"first", b"rest", b"x" * size, file, size, until, digest, lambda *_: None
+    )
 
 
 def test_the_table_is_bounded_in_number_bytes_and_files(tmp_path):
-    table = HotTable()
+    table = ResponseCache()
     for number in range(9000):
         table.put(key(f"{number}"), answer(number))
     assert table.get(key("0"), 0) is None
@@ -328,7 +332,7 @@ def test_the_table_is_bounded_in_number_bytes_and_files(tmp_path):
 
 
 def test_the_table_counts_the_memory_of_its_keys():
-    table = HotTable()
+    table = ResponseCache()
     for number in range(2000):  # the most fields of the fewest bytes
         fields = tuple((b"A", b"%d" % each) for each in range(128))
         table.put(key(f"{number}")._replace(fields=fields), answer(number))
@@ -337,7 +341,7 @@ def test_the_table_counts_the_memory_of_its_keys():
 
 
 def test_what_is_no_longer_fresh_goes():
-    table = HotTable()
+    table = ResponseCache()
     table.put(key("request"), answer(1, until=5.0))
     assert table.get(key("request"), 4.9) is not None
     assert table.get(key("request"), 5.0) is None

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from mirror.http.exchange import Ending, Exchange
+from mirror.http.exchange import AccessRecord, Exchange
 from mirror.http.forwarded import Origin
-from mirror.metrics.batch import Batch, Tallies
+from mirror.metrics.batch import MetricBatch, MetricBatcher
 from mirror.metrics.metrics import Metrics
 from mirror.pull.outcome import Outcome
 from tests.waiting import limit
@@ -21,7 +21,7 @@ def exchange(seconds: float = 0.0) -> Exchange:
 async def test_a_batch_is_counted_as_its_answers_would_have_been():
     one_by_one, at_once = Metrics("1"), Metrics("1")
     for seconds in TIMES:
-        one_by_one.request_ended(Ending(exchange(seconds), "GET", "/", "", "", seconds))
+        one_by_one.request_ended(AccessRecord(exchange(seconds), "GET", "/", "", "", seconds))
     tally = at_once.tallies.tally(at_once.repeated(exchange()))
     for seconds in TIMES:
         tally.add(seconds)
@@ -29,17 +29,17 @@ async def test_a_batch_is_counted_as_its_answers_would_have_been():
 
 
 async def test_what_is_counted_is_told_soon_and_once():
-    told: list[Batch] = []
+    told: list[MetricBatch] = []
     heard = asyncio.Event()
-    tally = Tallies([1.0]).tally(lambda batch: (told.append(batch), heard.set()))
+    tally = MetricBatcher([1.0]).tally(lambda batch: (told.append(batch), heard.set()))
     for seconds in (0.5, 2.0, 1.0):
         tally.add(seconds)
     assert not told
     async with limit():
         await heard.wait()
-    assert told == [Batch(3, 3.5, [2, 1])]
+    assert told == [MetricBatch(3, 3.5, [2, 1])]
     heard.clear()
     tally.add(4.0)
     async with limit():
         await heard.wait()
-    assert told[1:] == [Batch(1, 4.0, [0, 1])]
+    assert told[1:] == [MetricBatch(1, 4.0, [0, 1])]

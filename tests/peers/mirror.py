@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mirror.stats.queries import read_statement
+from mirror.stats.queries import read_report
 from tests.peers.process import Process, free_port
 from tests.waiting import LIMIT_SECONDS
 
@@ -76,7 +76,7 @@ class MirrorProcess:
         ):  # whoever looks has it written
             pass
         pulls: Counter[tuple[str, str]] = Counter()
-        said = read_statement(self.directory / "cache" / "ledger", time.time())
+        said = read_report(self.directory / "cache" / "ledger", time.time())
         for pull in said.recent:
             if (pull.upstream, pull.repository) == (upstream, repository):
                 pulls[pull.reference, pull.client] += pull.times

@@ -5,14 +5,14 @@ import asyncio
 import pytest
 
 from mirror.pull.policy import UNWANTED_QUESTIONS
-from mirror.pull.singleflight import Flights
+from mirror.pull.singleflight import SingleFlight
 
 
 class Calls:
     """Calls that end when told; counts how they went."""
 
     def __init__(self) -> None:
-        self.flights: Flights[str, int] = Flights("thing")
+        self.flights: SingleFlight[str, int] = SingleFlight("thing")
         self.begun = self.cancelled = 0
         self.answer = asyncio.Event()
 

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mirror.stats.queries import read_statement
+from mirror.stats.queries import read_report
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.office import EVERYBODY, Office, basic
@@ -639,7 +639,7 @@ async def test_the_ledger_names_no_private_repository(tmp_path, office):
         assert await pull(mirror, office, TEAM, ANN) == GOOD
         assert await pull(mirror, office, OPEN, ANN) == GOOD
         assert await pull(mirror, office, TEAM, EVE) == REFUSED
-    said = read_statement(tmp_path / "ledger", time.time())
+    said = read_report(tmp_path / "ledger", time.time())
     assert {(each.repository, each.reference) for each in said.recent} == {
         ("(private)", "(private)"),
         (OPEN, "1"),

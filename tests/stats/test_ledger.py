@@ -14,8 +14,8 @@ import pytest
 from mirror.stats.buffer import Answer, RateLimit, Request
 from mirror.stats.db import DATABASE
 from mirror.stats.ledger import Ledger
-from mirror.stats.queries import read_images, read_statement
-from mirror.stats.report import Filling, Statement
+from mirror.stats.queries import read_images, read_report
+from mirror.stats.report import Filling, StatsReport
 
 NOON = time.mktime((2026, 3, 14, 12, 0, 0, 0, 0, -1))
 INDEX = "sha256:" + "1" * 64
@@ -233,13 +233,13 @@ async def test_a_download_is_shown_once_with_the_clients_of_all(directory, clock
 
 async def test_anybody_may_read_while_mirrors_run_and_after(directory, clock):
     ledger = Ledger(directory, clock)
-    assert read_statement(directory, clock()) == Statement()
+    assert read_report(directory, clock()) == StatsReport()
     Client(clock, ledger).pull("1")
     state = await ledger.state()
-    assert read_statement(directory, clock()) == state
+    assert read_report(directory, clock()) == state
     assert read_images(directory) == state.most_pulled
     await ledger.close()
-    assert read_statement(directory, clock()) == state
+    assert read_report(directory, clock()) == state
 
 
 # What survives.
@@ -301,7 +301,7 @@ async def test_a_kill_loses_nothing_that_was_written(directory):
         os.kill(child.pid, signal.SIGKILL)
         for line in child.stdout:
             written = int(line)
-    state = read_statement(directory, 0.0)
+    state = read_report(directory, 0.0)
     assert state.trouble == ""
     assert state.total.requests["hit"] in {written, written + 1}
     assert [image.pulls for image in state.most_pulled] == [state.total.requests["hit"]]

@@ -5,8 +5,8 @@ import os
 import time
 from pathlib import Path
 
-from mirror.stats.queries import read_statement
-from mirror.stats.report import Statement
+from mirror.stats.queries import read_report
+from mirror.stats.report import StatsReport
 from tests.fakes import FakeRegistry, Image, image, random_bytes
 from tests.fakes.content import index
 from tests.running import Mirror, running
@@ -16,8 +16,8 @@ DOCKER = "docker/20.10.24 go/go1.19 UpstreamClient(Docker-Client/20.10.24 \\(lin
 PODMAN = "libpod/4.3.1"
 
 
-def said(directory: Path) -> Statement:
-    return read_statement(directory / "cache" / "ledger", time.time())
+def said(directory: Path) -> StatsReport:
+    return read_report(directory / "cache" / "ledger", time.time())
 
 
 async def pull(mirror: Mirror, app: Image, repository="library/app", tag="1", agent=DOCKER) -> None:
@@ -87,7 +87,7 @@ async def test_a_download_under_way_is_seen_until_it_ends(tmp_path):
         async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
 
             def fills() -> list[tuple[str, str, int | None, int, int]]:
-                state = read_statement(tmp_path / "cache" / "ledger", time.time())
+                state = read_report(tmp_path / "cache" / "ledger", time.time())
                 return [
                     (it.digest, it.repository, it.total, it.waiting, it.length)
                     for it in state.fills

@@ -1,22 +1,22 @@
 """What is known of visitors stays small, whatever they send."""
 
-from mirror.upstream.credentials import Verbatim, Visitors
+from mirror.upstream.credentials import Principals, Verbatim
 from mirror.upstream.endpoints import Endpoints
 
 
 class Registry:
-    def known_as(self, introduction: Verbatim) -> "Registry":
+    def with_credentials(self, introduction: Verbatim) -> "Registry":
         return self
 
 
 def test_visitors_that_send_much_are_forgotten_sooner():
     endpoints = Endpoints("hub", [Registry()], Verbatim)  # type: ignore[list-item]
-    visitors = Visitors(b"a key")
+    principals = Principals(b"a key")
 
-    def visitor(number: int):
-        return visitors.visitor(f"Bearer {number:060000}")
+    def principal(number: int):
+        return principals.principal(f"Bearer {number:060000}")
 
-    last = [endpoints.known_as(visitor(number)) for number in range(100)]
-    assert endpoints.known_as(visitor(99)) is last[99]
-    assert endpoints.known_as(visitor(40)) is last[40]
-    assert endpoints.known_as(visitor(0)) is not last[0]
+    last = [endpoints.with_credentials(principal(number)) for number in range(100)]
+    assert endpoints.with_credentials(principal(99)) is last[99]
+    assert endpoints.with_credentials(principal(40)) is last[40]
+    assert endpoints.with_credentials(principal(0)) is not last[0]

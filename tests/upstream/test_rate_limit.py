@@ -5,7 +5,7 @@ from email.utils import formatdate
 import pytest
 
 from mirror.upstream.errors import RateLimitedError
-from mirror.upstream.rate_limit import Gate
+from mirror.upstream.rate_limit import RateLimitPause
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_it_is_shut_for_as_long_as_upstream_asked_within_reason(retry_after, sec
         date = formatdate(theirs, usegmt=True)
         retry_after = formatdate(theirs + retry_after, usegmt=True)
     now = [1000.0]
-    gate = Gate("docker.io", clock=lambda: now[0])
+    gate = RateLimitPause("docker.io", clock=lambda: now[0])
     gate.check()
     assert gate.close(retry_after, date).retry_after == pytest.approx(seconds, abs=5)
     if seconds:

@@ -3,17 +3,17 @@
 import pytest
 
 from mirror.oci.reference import InvalidName
-from mirror.upstream.routing import Directory, Names, Target, UnknownRegistryError
+from mirror.upstream.routing import Names, Router, Target, UnknownRegistryError
 
 HUB, MCR = "docker.io", "mcr.microsoft.com"
 
 
 @pytest.fixture
-def directory() -> Directory:
+def directory() -> Router:
     hub = Names(HUB, aliases=("index.docker.io",), library=True)
     mcr = Names(MCR, hosts=("mcr.corp",))
     local = Names("localhost:5001")
-    return Directory([hub, mcr, local], HUB)
+    return Router([hub, mcr, local], HUB)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_registry_is_found_by_where_clients_connect_to():
     hub = Names("docker.io", ("index.docker.io", "registry-1.docker.io"), ("hub.lan:8443",))
     lan = Names("r.lan:5000", netloc="10.1.2.3:5000")
     behind = Names("b.lan", netloc="registry-1.docker.io")
-    directory = Directory([hub, lan, behind], "docker.io")
+    directory = Router([hub, lan, behind], "docker.io")
     found = {
         ("registry-1.docker.io", 443): "docker.io",
         ("docker.io", 443): "docker.io",
@@ -85,7 +85,7 @@ def test_a_registry_is_found_by_where_clients_connect_to():
 
 
 def test_inside_the_proxy_a_name_is_the_registrys_own():
-    directory = Directory([Names("docker.io", library=True), Names("quay.io")], "docker.io")
+    directory = Router([Names("docker.io", library=True), Names("quay.io")], "docker.io")
 
     def target(name: str, namespace: str | None = None) -> str:
         place = {"prefix": "", "namespace": namespace, "host": "docker.io", "connected": "quay.io"}

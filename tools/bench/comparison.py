@@ -62,7 +62,7 @@ def interleaved(
 
 
 @dataclass(frozen=True)
-class Gate:
+class RateLimitPause:
     """What is asked of a figure, what it came to."""
 
     asked: str
@@ -70,14 +70,14 @@ class Gate:
     met: bool
 
 
-def at_least(what: str, limit: float, got: float, unit: str = "x") -> Gate:
+def at_least(what: str, limit: float, got: float, unit: str = "x") -> RateLimitPause:
     """``what`` has to be ``limit`` or more."""
-    return Gate(f"{what} >= {limit:g} {unit}", f"{got:.3g} {unit}", got >= limit)
+    return RateLimitPause(f"{what} >= {limit:g} {unit}", f"{got:.3g} {unit}", got >= limit)
 
 
-def at_most(what: str, limit: float, got: float, unit: str = "x") -> Gate:
+def at_most(what: str, limit: float, got: float, unit: str = "x") -> RateLimitPause:
     """``what`` has to be ``limit`` or less."""
-    return Gate(f"{what} <= {limit:g} {unit}", f"{got:.3g} {unit}", got <= limit)
+    return RateLimitPause(f"{what} <= {limit:g} {unit}", f"{got:.3g} {unit}", got <= limit)
 
 
 @dataclass
@@ -85,4 +85,4 @@ class Result:
     """What a row came to: figures by their names and servers, and gates."""
 
     figures: dict[str, dict[str, str]] = field(default_factory=dict)
-    gates: list[Gate] = field(default_factory=list)
+    gates: list[RateLimitPause] = field(default_factory=list)

@@ -232,7 +232,7 @@ def _parts(fields: dict[bytes, bytes], body: bytes) -> list[tuple[bytes, bytes]]
 
 
 @asynccontextmanager
-async def _ground(*, guarded: bool) -> AsyncIterator[_Ground]:
+async def _shared_state(*, guarded: bool) -> AsyncIterator[_Ground]:
     """A mirror; ``guarded`` by a password."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
         root = Path(directory)
@@ -249,38 +249,40 @@ async def _ground(*, guarded: bool) -> AsyncIterator[_Ground]:
                 yield _Ground(root, upstream, mirror, login)
 
 
-async def _failure(ground: _Ground, case: Case, errors: list[str]) -> str:
+async def _failure(shared_state: _Ground, case: Case, errors: list[str]) -> str:
     """What is wrong with what the mirror does with a case; empty if nothing is."""
     before = len(errors)
     try:
-        await ground.check(case)
-        await ground.known()
-        ground.inside()
+        await shared_state.check(case)
+        await shared_state.known()
+        shared_state.inside()
     except Exception:
         return traceback.format_exc() + "".join(errors[before:])
     return "".join(errors[before:])
 
 
-async def _reduced(ground: _Ground, case: Case, errors: list[str]) -> Case:
+async def _reduced(shared_state: _Ground, case: Case, errors: list[str]) -> Case:
     for simpler in case.simpler():
-        if await _failure(ground, simpler, errors):
-            return await _reduced(ground, simpler, errors)
+        if await _failure(shared_state, simpler, errors):
+            return await _reduced(shared_state, simpler, errors)
     return case
 
 
 async def _run(report: Report, seconds: float, seed: int, *, guarded: bool) -> None:
     rng, stop = random.Random(seed), time.monotonic() + seconds
     with listening() as errors:
-        async with _ground(guarded=guarded) as ground:
+        async with _shared_state(guarded=guarded) as shared_state:
             # At least once: a busy machine may take longer to start the mirror than all of it.
             while (time.monotonic() < stop or not report.cases) and not report.findings:
                 cases = [_made(rng) for _ in range(_WORKERS)]
-                failures = await asyncio.gather(*(_failure(ground, case, errors) for case in cases))
+                failures = await asyncio.gather(
+                    *(_failure(shared_state, case, errors) for case in cases)
+                )
                 report.cases += len(cases)
                 for case in [case for case, why in zip(cases, failures, strict=True) if why]:
                     # Alone, because neighbours see each other's errors in the log.
-                    if why := await _failure(ground, case, errors):
-                        small = await _reduced(ground, case, errors)
+                    if why := await _failure(shared_state, case, errors):
+                        small = await _reduced(shared_state, case, errors)
                         report.findings.append(Finding(repr((small.bytes(), small.piece)), why))
                         break
                 else:

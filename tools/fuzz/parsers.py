@@ -43,8 +43,8 @@ from mirror.proxy.destination import InvalidDestination, parse_absolute, parse_c
 from mirror.transfer.tar import DamagedTar, header, padding, read_member
 from mirror.upstream.addresses import is_private
 from mirror.upstream.auth import _parse as parse_token
-from mirror.upstream.rate_limit import Gate
-from mirror.upstream.routing import Directory, ForbiddenError, Names, UnknownRegistryError
+from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.routing import ForbiddenError, Names, Router, UnknownRegistryError
 from mirror.upstream.transport import _leading_number as parse_number
 
 MAX_BYTES = 64 * 1024
@@ -225,7 +225,7 @@ def _accept(data: bytes) -> None:
 
 
 def _retry_after(data: bytes) -> None:
-    gate = Gate("registry", clock=lambda: 0.0)
+    gate = RateLimitPause("registry", clock=lambda: 0.0)
     error = gate.close(_text(data))
     assert 0 <= error.retry_after <= 3600
     assert isinstance(math.ceil(error.retry_after), int)
@@ -256,7 +256,7 @@ def _basic(data: bytes) -> None:
 def _directory(data: bytes) -> None:
     name, namespace, host, prefix = (_text(data).split("\n") + [""] * 4)[:4]
     hub = Names("docker.io", ("registry-1.docker.io",), ("hub.test",), library=True)
-    directory = Directory([hub, Names("quay.io", deny=("secret/*",))], "docker.io")
+    directory = Router([hub, Names("quay.io", deny=("secret/*",))], "docker.io")
     try:
         target = directory.resolve(name, prefix=prefix, namespace=namespace, host=host)
     except (UnknownRegistryError, InvalidName, ForbiddenError):

@@ -299,20 +299,22 @@ class _Run:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
             root = Path(directory) / "cache"
             async with server, running(root, tables, fetch=_FETCH) as mirror:
-                ground = _Ground(mirror, upstream, origin, self.numbers)
+                shared_state = _Ground(mirror, upstream, origin, self.numbers)
                 stop = min(self.stop, time.monotonic() + _ROUND_SECONDS)
-                await asyncio.gather(*(self._work(ground, names, stop) for _ in range(_WORKERS)))
+                await asyncio.gather(
+                    *(self._work(shared_state, names, stop) for _ in range(_WORKERS))
+                )
 
-    async def _work(self, ground: _Ground, names: list[str], stop: float) -> None:
+    async def _work(self, shared_state: _Ground, names: list[str], stop: float) -> None:
         name = names.pop()
         # At least one case: a busy machine may take longer to start the mirror than all of it.
         while (time.monotonic() < stop or not self.report.cases) and not self.report.findings:
-            case = _made(self.rng, next(self.numbers), ground.origin)
+            case = _made(self.rng, next(self.numbers), shared_state.origin)
             self.report.cases += 1
             self.recent[name] = case
             try:
-                await ground.check(case, name)
-                await ground.works(name)
+                await shared_state.check(case, name)
+                await shared_state.works(name)
             except _Retired:
                 if not names:
                     return

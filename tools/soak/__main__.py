@@ -22,8 +22,8 @@ from pathlib import Path
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
 from tools.soak.catalogue import MIB, Catalogue
-from tools.soak.clients import Tally, crowd
-from tools.soak.watch import Sample, growth, open_files, sample
+from tools.soak.clients import BatchedMetric, limiter
+from tools.soak.watch import Sample, open_files, reader, sample
 
 _SAMPLE_SECONDS = 5.0
 _LINE_SECONDS = 30.0
@@ -51,7 +51,7 @@ class Soak:
     seed: int
     clients: int
     pause: float
-    tally: Tally = field(default_factory=Tally)
+    tally: BatchedMetric = field(default_factory=BatchedMetric)
     samples: list[Sample] = field(default_factory=list)
     max_bytes: int = 0
 
@@ -73,7 +73,7 @@ class Soak:
     async def _crowd_for(self, seconds: float, seed: int) -> None:
         ends = time.monotonic() + seconds
         who = (self.clients, self.pause, seed)
-        async with crowd(self.mirror.url, self.catalogue, self.tally, *who):
+        async with limiter(self.mirror.url, self.catalogue, self.tally, *who):
             while time.monotonic() < ends:
                 await asyncio.sleep(_SAMPLE_SECONDS)
                 await self._look(seconds - (ends - time.monotonic()))
@@ -102,7 +102,7 @@ class Soak:
             for kind, count in open_files(self.mirror.pid).items()
             if kind.startswith(("blobs", "manifests", "partial"))
         }
-        grown, more = growth(during), after.descriptors - before.descriptors
+        grown, more = reader(during), after.descriptors - before.descriptors
         evicted = after.figure("mirror_evictions_total") - before.figure("mirror_evictions_total")
         checks = {
             f"{len(self.tally.wrong)} times wrong bytes: {self.tally.wrong[:5]}": self.tally.wrong,
@@ -136,7 +136,7 @@ def _line(seen: Sample) -> str:
     )
 
 
-def _table(tally: Tally, during: Sequence[Sample]) -> None:
+def _table(tally: BatchedMetric, during: Sequence[Sample]) -> None:
     by_kind: dict[str, Counter[str]] = {}
     for (kind, result), count in tally.results.items():
         by_kind.setdefault(kind, Counter())[result] += count
@@ -148,7 +148,7 @@ def _table(tally: Tally, during: Sequence[Sample]) -> None:
     for key, value in sorted(during[-1].figures.items()):
         if key.startswith(("mirror_fills_total", "mirror_requests_total")):
             print(f"  {key} {value:.0f}")
-    print(f"  RSS        {growth(during):.3f} times, last quarter to second")
+    print(f"  RSS        {reader(during):.3f} times, last quarter to second")
 
 
 def _arguments() -> argparse.Namespace:

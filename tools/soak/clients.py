@@ -42,7 +42,7 @@ class _WrongBytesError(Exception):
 
 
 @dataclass
-class Tally:
+class BatchedMetric:
     """What came of all requests."""
 
     results: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class Client:
 
     url: str
     catalogue: Catalogue
-    tally: Tally
+    tally: BatchedMetric
     draw: random.Random
     pause: float
 
@@ -233,8 +233,8 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def crowd(
-    url: str, catalogue: Catalogue, tally: Tally, count: int, pause: float, seed: int
+async def limiter(
+    url: str, catalogue: Catalogue, tally: BatchedMetric, count: int, pause: float, seed: int
 ) -> AsyncIterator[None]:
     """Run ``count`` clients; at the end each finishes what it does, for a while."""
     stopping = asyncio.Event()

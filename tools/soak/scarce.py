@@ -46,7 +46,7 @@ access = false
 
 
 @dataclass
-class Tally:
+class BatchedMetric:
     """What the clients got."""
 
     results: Counter[str] = field(default_factory=Counter)
@@ -55,13 +55,13 @@ class Tally:
 
 
 @dataclass
-class Crowd:
+class ConnectionLimiter:
     """Clients of a mirror, each of which knows every byte it may be given."""
 
     url: str
     office: Office
     owners: dict[str, str]  # the user a repository is for
-    tally: Tally
+    tally: BatchedMetric
     draw: random.Random
 
     async def run(self, clients: int, goes_on: Callable[[], bool]) -> None:
@@ -198,7 +198,7 @@ def no_more_memory(pid: int, spare: int) -> str:
 
 
 async def _soak(arguments: argparse.Namespace, directory: Path) -> list[str]:
-    tally = Tally()
+    tally = BatchedMetric()
     async with FakeRegistry(rate_per_connection=32 * MIB) as registry:
         office, owners = fill(registry)
         mirror = MirrorProcess(directory, {"docker.io": registry.url}, EXTRA, measured=False)
@@ -211,9 +211,11 @@ async def _soak(arguments: argparse.Namespace, directory: Path) -> list[str]:
                 else:
                     limit = no_more_memory(mirror.pid, (arguments.spare or _SPARE_MIB) * MIB)
                 print(f"{limit}, {threads_of(mirror.pid)} threads", flush=True)
-                crowd = Crowd(mirror.url, office, owners, tally, random.Random(arguments.seed))
+                limiter = ConnectionLimiter(
+                    mirror.url, office, owners, tally, random.Random(arguments.seed)
+                )
                 ends = time.monotonic() + arguments.minutes * 60
-                await crowd.run(arguments.clients, lambda: time.monotonic() < ends)
+                await limiter.run(arguments.clients, lambda: time.monotonic() < ends)
                 print(f"{threads_of(mirror.pid)} threads at the end")
             log, figures = mirror.output(), {}
             with contextlib.suppress(OSError):

@@ -81,7 +81,7 @@ def _kind_of(path: str) -> str:
     return (found[0] if found else path) + (" (deleted)" if path.endswith("(deleted)") else "")
 
 
-def growth(samples: Sequence[Sample]) -> float:
+def reader(samples: Sequence[Sample]) -> float:
     """The median RSS of the last quarter as a multiple of that of the second."""
     quarter = max(1, len(samples) // 4)
     second = statistics.median(one.rss for one in samples[quarter : 2 * quarter])

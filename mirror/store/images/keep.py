@@ -32,7 +32,7 @@ def nothing(_: FullName) -> bool:
     return False
 
 
-class Keeping:
+class KeptImages:
     """The kept images of one cache; ``rule`` says which they are."""
 
     def __init__(

@@ -12,8 +12,8 @@ from mirror.store.local.entry_cache import OpenObject
 from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
 from mirror.store.local.opening import kept
-from mirror.store.local.partial import Partial, Tail
-from mirror.store.local.reservations import Expectations
+from mirror.store.local.partial import Partial, PartialReader
+from mirror.store.local.reservations import Reservations
 
 R = TypeVar("R")
 
@@ -87,28 +87,28 @@ class Blobs:
 
     def _staged(self, path: Path, digest: Digest) -> Partial:
         partial = Partial(path, digest)
-        Expectations(self._layout.expected).forget(path.name)  # what a dead leader expected
+        Reservations(self._layout.expected).forget(path.name)  # what a dead leader expected
         return partial
 
-    async def tail(self, digest: Digest) -> Tail | None:
+    async def tail(self, digest: Digest) -> PartialReader | None:
         """What another process fills, to be read meanwhile; None when it has just ended.
 
         Raises:
             OSError: the disk says no.
         """
         path = self._partial_of(digest)
-        expected = Expectations(self._layout.expected)
+        expected = Reservations(self._layout.expected)
 
         def total() -> int | None:
             expectation = expected.lookup(path.name)
             return None if expectation is None else expectation.total
 
         try:
-            return await kept(self._run(lambda: Tail(path, total)), Tail.close)
+            return await kept(self._run(lambda: PartialReader(path, total)), PartialReader.close)
         except FileNotFoundError:
             return None
 
-    async def hashed(self, tail: Tail, digest: Digest, length: int) -> Hasher:
+    async def hashed(self, tail: PartialReader, digest: Digest, length: int) -> Hasher:
         """What the first ``length`` bytes of a followed file hash to.
 
         Raises:

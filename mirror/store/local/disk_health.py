@@ -32,7 +32,7 @@ _ADVICE: Final = {
 TROUBLES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
-class Alarm:
+class DiskHealth:
     """The state of the cache directory, as the log tells it: one line per change."""
 
     def __init__(self, directory: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.descriptor import Descriptor
-from mirror.store.local.index import Entry
+from mirror.store.local.index import ObjectEntry
 from mirror.store.local.layout import ObjectKey, origin_of
 
 _MOST: Final = 100_000  # some 500 bytes each
@@ -36,13 +36,13 @@ class OpenObject:
         self.fd.close()
 
 
-class Known:
+class EntryCache:
     """Entries by key, those remembered longest ago going first."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[ObjectKey, Entry] = OrderedDict()
+        self._entries: OrderedDict[ObjectKey, ObjectEntry] = OrderedDict()
 
-    def remember(self, entry: Entry) -> None:
+    def remember(self, entry: ObjectEntry) -> None:
         """Somebody looked it up, and its file is as it was verified."""
         self._entries[entry.key] = entry
         if len(self._entries) > _MOST:

@@ -16,7 +16,7 @@ from mirror.store.local.disk_usage import block_bytes, free_on, in_blocks, taken
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.partial import Partial
-from mirror.store.local.reservations import Expectation, Expectations
+from mirror.store.local.reservations import Reservation, Reservations
 from mirror.store.local.sqlite import Bounds, IndexUnavailableError, files_of
 
 _BATCH: Final = 32  # evictions before others may have the thread: a millisecond
@@ -69,7 +69,7 @@ class _Excess:
         return self.bytes <= size and self.inodes <= files
 
 
-class Space:
+class Evictor:
     """Decides whether more bytes fit, and makes them fit by evicting the least recently used."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Space:
         self._observer = observer
         self._reserved = reserved
         self._crowded = crowded
-        self._expected = Expectations(layout.expected)
+        self._expected = Reservations(layout.expected)
 
     def used_bytes(self) -> int:
         """Objects, partial files and what fills under way still expect."""
@@ -137,7 +137,7 @@ class Space:
             OSError: the disk says no.
         """
         self._reserved[partial.name] = size
-        expectation = Expectation(size, total)
+        expectation = Reservation(size, total)
         # Said first and counted then: of two processes that do so at once both see the other's.
         with contextlib.suppress(OSError):  # a full disk may have room for it afterwards
             self._expected.put(partial.name, expectation)

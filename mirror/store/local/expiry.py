@@ -18,7 +18,7 @@ _BATCH: Final = 32
 _log = logging.getLogger(__name__)
 
 
-class Aging:
+class Expiry:
     """Lets go what was last used more than ``max_age`` seconds ago."""
 
     def __init__(

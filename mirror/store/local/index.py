@@ -40,7 +40,7 @@ MediaTypeOf = Callable[[Path], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ObjectEntry:
     """One stored object; ``size`` in bytes, ``media_type`` empty for blobs.
 
     ``modified`` is the file's modification time (ns since 1970) when its bytes were verified: a
@@ -142,7 +142,7 @@ class ObjectIndex:
         """Whether the open database is still the one in the cache directory."""
         return self._inode is not None and self._inode == inode_of(self._layout.root)
 
-    def lookup(self, key: ObjectKey) -> Entry | None:
+    def lookup(self, key: ObjectKey) -> ObjectEntry | None:
         """The entry of a key, or None.  Reads only."""
         with translated():
             found = self._cache.get(str(key))
@@ -150,11 +150,11 @@ class ObjectIndex:
             return None
         path, told = cast("tuple[Path, dict[str, Any]]", found)
         modified = told.get("modified", 0)  # version 0.1 did not write it
-        return Entry(key, path, told["size"], told["mediaType"], modified)
+        return ObjectEntry(key, path, told["size"], told["mediaType"], modified)
 
     def adopt(
         self, key: ObjectKey, staged: Path, size: int, media_type: str = "", origin: str = ""
-    ) -> Entry:
+    ) -> ObjectEntry:
         """Take over a whole, verified, flushed file by rename; what the key had goes.
 
         So does what is private of the same bytes, where they are everybody's now.
@@ -172,7 +172,7 @@ class ObjectIndex:
         os.rename(staged, pending)
         modified = pending.stat().st_mtime_ns
         self._insert(key, Adoption(pending, name, size, media_type, modified))
-        return Entry(key, self._layout.root / name, size, media_type, modified)
+        return ObjectEntry(key, self._layout.root / name, size, media_type, modified)
 
     def _insert(self, key: ObjectKey, adoption: Adoption) -> None:
         adoption = replace(adoption, taken=in_blocks(adoption.size, self._block))
@@ -215,7 +215,7 @@ class ObjectIndex:
         self.touch({key: there.st_mtime})
         return True
 
-    def vouch(self, entry: Entry, modified: int) -> None:
+    def vouch(self, entry: ObjectEntry, modified: int) -> None:
         """Note that an object's bytes were verified when its file was last modified then.
 
         Raises:

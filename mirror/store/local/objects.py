@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
 from mirror.descriptor import Descriptor
-from mirror.store.local.disk_health import Alarm
-from mirror.store.local.entry_cache import Known, OpenObject
+from mirror.store.local.disk_health import DiskHealth
+from mirror.store.local.entry_cache import EntryCache, OpenObject
 from mirror.store.local.eviction import Limits, Observer
-from mirror.store.local.index import Entry, ObjectIndex, Row
+from mirror.store.local.index import ObjectEntry, ObjectIndex, Row
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial
 from mirror.store.local.rebuild import rebuild
-from mirror.store.local.recoverable_index import Shelf, media_type_of
+from mirror.store.local.recoverable_index import RecoverableIndex, media_type_of
 from mirror.store.local.sqlite import IndexDamagedError, IndexUnavailableError
 from mirror.store.local.verify import intact
 from mirror.threads import Threads
@@ -53,7 +53,7 @@ class Usage:
 class _Found:
     """An opened object; ``trusted``: nobody has written to its file since it was verified."""
 
-    entry: Entry
+    entry: ObjectEntry
     opened: OpenObject
     trusted: bool
 
@@ -70,7 +70,7 @@ class Objects:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Use ``threads`` for what hashes or walks the tree."""
-        self.alarm = Alarm(layout.root)
+        self.alarm = DiskHealth(layout.root)
         self._layout = layout
         self._limits = limits
         self._observer = observer
@@ -79,10 +79,10 @@ class Objects:
         self._touched: dict[ObjectKey, float] = {}
         self._verifying: dict[ObjectKey, asyncio.Task[bool | None]] = {}
         self._rebuilding: asyncio.Task[None] | None = None
-        self._known = Known()
+        self._known = EntryCache()
         self._watchers: list[Callable[[ObjectKey], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._shelf = Shelf(layout, limits, observer, self.alarm, self._removed)
+        self._recoverable = RecoverableIndex(layout, limits, observer, self.alarm, self._removed)
         self._thread = Threads(1, "index")
 
     # Opening, healing, closing.
@@ -94,12 +94,12 @@ class Objects:
             OSError: the directory is not one that could ever be used.
         """
         self._loop = asyncio.get_running_loop()
-        await self._visit(self._shelf.open)
+        await self._visit(self._recoverable.open)
         self._rebuild_if_lost()
 
     async def heal(self) -> None:
         """Open again what was damaged, removed, or could not be opened; to be called often."""
-        await self._visit(self._shelf.heal)
+        await self._visit(self._recoverable.heal)
         self._rebuild_if_lost()
 
     def _rebuild_if_lost(self) -> None:
@@ -117,7 +117,7 @@ class Objects:
             await asyncio.wait([self._rebuilding])
 
     async def _include(self, names: list[str]) -> int:
-        return await self._visit(lambda: self._shelf.index.include(names, media_type_of))
+        return await self._visit(lambda: self._recoverable.index.include(names, media_type_of))
 
     async def close(self) -> None:
         """Write down what was touched and close the index."""
@@ -126,7 +126,7 @@ class Objects:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.flush_touches()
-        await self._visit(self._shelf.close)
+        await self._visit(self._recoverable.close)
         self._thread.shutdown()
 
     async def limit(self, limits: Limits) -> None:
@@ -138,8 +138,8 @@ class Objects:
         self._limits = limits
         await self.flush_touches()
         with self.alarm.watching():
-            await self._visit(self._shelf.limit, limits)
-            await self._evicting(lambda: self._shelf.space.make_room(0))
+            await self._visit(self._recoverable.limit, limits)
+            await self._evicting(lambda: self._recoverable.space.make_room(0))
 
     # What is stored.
 
@@ -191,7 +191,7 @@ class Objects:
         return await kept(self._visit(self._lookup, key), _close)
 
     def _lookup(self, key: ObjectKey) -> _Found | None:
-        index = self._shelf.index
+        index = self._recoverable.index
         entry = index.lookup(key)
         if entry is None:
             return None
@@ -230,14 +230,14 @@ class Objects:
             task.exception()  # whoever asked may have left
 
     async def _verify(self, key: ObjectKey) -> bool | None:
-        entry = await self._visit(lambda: self._shelf.index.lookup(key))
+        entry = await self._visit(lambda: self._recoverable.index.lookup(key))
         if entry is None:
             return None
         modified = await self._run(lambda: intact(entry.path, key.digest))
         return await self._visit(self._note, entry, modified)
 
-    def _note(self, entry: Entry, modified: int | None) -> bool | None:
-        index = self._shelf.index
+    def _note(self, entry: ObjectEntry, modified: int | None) -> bool | None:
+        index = self._recoverable.index
         if index.lookup(entry.key) != entry:  # evicted or replaced in the meantime
             return None
         if modified is None:
@@ -256,7 +256,7 @@ class Objects:
         """
         wanted = list(keys)
         return await self._visit(
-            lambda: {key for key in wanted if self._shelf.index.lookup(key) is not None}
+            lambda: {key for key in wanted if self._recoverable.index.lookup(key) is not None}
         )
 
     async def rows(self, after: int = 0) -> AsyncGenerator[Row, None]:
@@ -271,7 +271,7 @@ class Objects:
             after = rows[-1].number
 
     def _rows_after(self, number: int) -> list[Row]:
-        return self._shelf.index.rows_after(number, _PAGE)
+        return self._recoverable.index.rows_after(number, _PAGE)
 
     async def consult(self, question: Callable[[ObjectIndex], R]) -> R:
         """Ask the index something, or have something done to it, on its thread.
@@ -279,7 +279,7 @@ class Objects:
         Raises:
             IndexUnavailableError: it cannot be used.
         """
-        return await self._visit(lambda: question(self._shelf.index))
+        return await self._visit(lambda: question(self._recoverable.index))
 
     # What is to be stored.
 
@@ -294,12 +294,12 @@ class Objects:
         await self.flush_touches()
         with self.alarm.watching():
             return await self._evicting(
-                lambda: self._shelf.space.reserve(partial.path, size, total)
+                lambda: self._recoverable.space.reserve(partial.path, size, total)
             )
 
     async def release(self, partial: Partial) -> None:
         """Give back what :meth:`reserve` promised."""
-        await self._visit(self._shelf.release, partial.path)
+        await self._visit(self._recoverable.release, partial.path)
 
     async def adopt(
         self, key: ObjectKey, partial: Partial, media_type: str = "", origin: str = ""
@@ -314,15 +314,15 @@ class Objects:
         self.alarm.working()
 
     def _adopt(self, key: ObjectKey, partial: Partial, media_type: str, origin: str) -> None:
-        shelf = self._shelf
-        shelf.space.release(partial.path)
-        shelf.index.adopt(key, partial.path, partial.length, media_type, origin)
+        recoverable = self._recoverable
+        recoverable.space.release(partial.path)
+        recoverable.index.adopt(key, partial.path, partial.length, media_type, origin)
 
     async def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; False when they never can."""
         await self.flush_touches()
         with self.alarm.watching():
-            return await self._evicting(lambda: self._shelf.space.make_room(incoming))
+            return await self._evicting(lambda: self._recoverable.space.make_room(incoming))
 
     async def _evicting(self, step: Callable[[], bool | None]) -> bool:
         """Take all steps; between two of them others have the thread: 100,000 take 2 s."""
@@ -332,24 +332,24 @@ class Objects:
 
     async def forget(self, key: ObjectKey) -> bool:
         """Drop an object; say whether it was there."""
-        return await self._visit(lambda: self._shelf.index.remove(key)) > 0
+        return await self._visit(lambda: self._recoverable.index.remove(key)) > 0
 
     async def usage(self) -> Usage:
         """What the cache holds right now."""
         return await self._visit(self._usage)
 
     def _usage(self) -> Usage:
-        shelf = self._shelf
-        space = shelf.space
+        recoverable = self._recoverable
+        space = recoverable.space
         sizes = space.used_bytes(), space.overhead_bytes()
-        return Usage(*sizes, shelf.index.count(), self._limits.max_bytes)
+        return Usage(*sizes, recoverable.index.count(), self._limits.max_bytes)
 
     async def flush_touches(self) -> None:
         """Tell the index what was used since the last call."""
         touched, self._touched = self._touched, {}
         if touched:
             with contextlib.suppress(IndexUnavailableError):  # LRU order is worth no failure
-                await self._visit(lambda: self._shelf.index.touch(touched))
+                await self._visit(lambda: self._recoverable.index.touch(touched))
 
     async def _visit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         loop = asyncio.get_running_loop()
@@ -361,7 +361,7 @@ class Objects:
         try:
             return function()
         except IndexDamagedError as error:
-            self._shelf.damaged(error)
+            self._recoverable.damaged(error)
             raise
 
     async def _run(self, function: Callable[[], R]) -> R:

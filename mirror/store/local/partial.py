@@ -20,7 +20,7 @@ _READ_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class PartialStatus:
     """A partial file at one moment: ``length`` of ``total`` bytes; somebody fills it, or not."""
 
     length: int
@@ -144,7 +144,7 @@ class Partial:
         self._fd.close()
 
 
-class Tail:
+class PartialReader:
     """A partial file as those see it who do not lead it: read-only, for as long as it is open."""
 
     def __init__(self, path: Path, expected: Callable[[], int | None]) -> None:
@@ -157,7 +157,7 @@ class Tail:
         self._fd = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         self.total: int | None = None
 
-    def look(self) -> Glance:
+    def look(self) -> PartialStatus:
         """How far it has come; three system calls on an open file, microseconds.
 
         Raises:
@@ -168,7 +168,7 @@ class Tail:
             length = os.fstat(number).st_size
         if self.total is None:
             self.total = self._expected()
-        return Glance(length, self.total, led)
+        return PartialStatus(length, self.total, led)
 
     def is_file_of(self, fd: Descriptor) -> bool:
         """Whether ``fd`` is open on this very file, wherever it lies by now."""

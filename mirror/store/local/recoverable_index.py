@@ -1,8 +1,8 @@
-"""The index and the room it speaks for, through whatever happens to the directory they are in.
+"""The index and its disk space, reopened after the cache directory was lost or damaged.
 
-A directory that is full, read-only or gone does not keep the mirror from running: until
-:meth:`Shelf.heal` finds it sound again, whoever asks is told that the index is not available.
-Runs on the index's thread.
+The mirror also runs while the directory is full, read-only or missing: until
+:meth:`RecoverableIndex.heal` finds the directory usable again, each call reports that the index
+is not available.  Runs on the index's thread.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from mirror.oci.manifest import NotAManifest, identify
-from mirror.store.local.disk_health import TROUBLES, Alarm
+from mirror.store.local.disk_health import TROUBLES, DiskHealth
 from mirror.store.local.disk_usage import taken_by
-from mirror.store.local.eviction import Limits, Observer, Space
+from mirror.store.local.eviction import Evictor, Limits, Observer
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
-from mirror.store.local.reservations import Expectations
+from mirror.store.local.reservations import Reservations
 from mirror.store.local.sqlite import (
     IndexDamagedError,
     IndexUnavailableError,
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 _ABANDONED_SECONDS: Final = 60.0
 
 
-class Shelf:
+class RecoverableIndex:
     """An index that is opened again when it must be."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Shelf:
         layout: Layout,
         limits: Limits,
         observer: Observer,
-        alarm: Alarm,
+        alarm: DiskHealth,
         removed: Callable[[ObjectKey], None],
     ) -> None:
         """Tell ``removed`` of every object whose file goes."""
@@ -68,13 +68,13 @@ class Shelf:
         return self._index
 
     @property
-    def space(self) -> Space:
+    def space(self) -> Evictor:
         """The room that objects and fills share.
 
         Raises:
             IndexUnavailableError: there is no index at the moment.
         """
-        return Space(
+        return Evictor(
             self._layout,
             self.index,
             self._limits,
@@ -180,7 +180,7 @@ class Shelf:
     def release(self, partial: Path) -> None:
         """A fill is over; said here, since it may end while there is no index."""
         self.reserved.pop(partial.name, None)
-        Expectations(self._layout.expected).forget(partial.name)
+        Reservations(self._layout.expected).forget(partial.name)
 
     def damaged(self, error: IndexDamagedError) -> None:
         """The index turned out to be damaged: do without it until it is healed."""

@@ -11,20 +11,20 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Expectation:
+class Reservation:
     """``size``: bytes a fill may grow to; ``total``: those of its blob, where upstream said so."""
 
     size: int
     total: int | None
 
 
-class Expectations:
+class Reservations:
     """What every fill in one cache directory expects, by the name of its partial file."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def put(self, name: str, expectation: Expectation) -> None:
+    def put(self, name: str, expectation: Reservation) -> None:
         """Say what a fill expects.
 
         Raises:
@@ -39,11 +39,11 @@ class Expectations:
         finally:
             os.close(fd)
 
-    def lookup(self, name: str) -> Expectation | None:
+    def lookup(self, name: str) -> Reservation | None:
         """What a fill expects, or None."""
         try:
             size, total = (self._directory / name).read_text().split()
-            return Expectation(int(size), None if total == "-" else int(total))
+            return Reservation(int(size), None if total == "-" else int(total))
         except (OSError, ValueError):
             return None
 

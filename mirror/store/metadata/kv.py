@@ -27,7 +27,7 @@ _PAGE: Final = 200
 _log = logging.getLogger(__name__)
 
 
-class Notes:
+class KeyValueStore:
     """Records by name in a database of their own."""
 
     def __init__(self, directory: Path, bounds: Bounds = LARGEST) -> None:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import Final
 
 from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)
 _KNOWN: Final = 10_000  # kept in memory: each layer of a private image is asked about at each pull
@@ -18,7 +18,7 @@ _KNOWN: Final = 10_000  # kept in memory: each layer of a private image is asked
 class Links:
     """Names of what repositories have; the caller chooses names that tell all of them apart."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: KeyValueStore) -> None:
         self._notes = notes
         self._known: OrderedDict[str, None] = OrderedDict()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)
 MOST_PAGE_BYTES: Final = 256 * 1024  # a page of tags is a few KiB, the whole list of a busy one 100
@@ -29,7 +29,7 @@ class Page:
 class Listings:
     """Pages by name; the caller chooses names that tell all of them apart."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: KeyValueStore) -> None:
         self._notes = notes
         self._writing = asyncio.Lock()  # no more than one copy of a page waits for the disk
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 
 Watcher = Callable[[FullName, Digest], Awaitable[None]]
 
@@ -27,7 +27,7 @@ class Link:
 class Tags:
     """Links by name (see :func:`link_name`)."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: KeyValueStore) -> None:
         self._notes = notes
         self._watchers: list[Watcher] = []
 

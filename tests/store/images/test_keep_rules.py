@@ -6,11 +6,11 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
 from mirror.store.images.catalogue import Catalogue, Section
-from mirror.store.images.keep import Keeping
+from mirror.store.images.keep import KeptImages
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.tags import Link, Tags, link_name
 from tests.fakes.content import OCI_MANIFEST
 from tests.store.local.test_eviction import Evictions
@@ -22,13 +22,13 @@ async def test_a_clock_set_back_in_the_middle_of_a_review_lets_nothing_go(layout
     with ThreadPoolExecutor(2) as threads:
         objects = Objects(layout, Limits(10_000_000, 0), Evictions(), threads)
         await objects.open()
-        notes = Notes(layout.tags)
+        notes = KeyValueStore(layout.tags)
         await notes.heal()
         section = Section.public(Tags(notes))
         link = Link(Descriptor(OCI_MANIFEST, digest, 13), 1e9)
         await section.tags.put(link_name(image), link)
         catalogue = Catalogue(objects, (section,), threads)
-        keeping = Keeping(objects, catalogue, lambda: next(readings, 1e9 - 3600))
+        keeping = KeptImages(objects, catalogue, lambda: next(readings, 1e9 - 3600))
         keeping.rule = lambda _: True
         await keeping.review()
         key = ObjectKey(MANIFESTS, digest)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.store.local.eviction import Limits, Space
+from mirror.store.local.eviction import Evictor, Limits
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import BLOBS, ObjectKey
 from mirror.store.local.partial import Partial
@@ -36,14 +36,14 @@ def limits(layout, index, wanted: int, min_free: int = 0) -> Limits:
     """Limits that leave room for so many bytes of objects beside the databases."""
     most = wanted
     for _ in range(20):  # what is reserved is a share of it
-        room = Space(layout, index, Limits(most, 0), Evictions(), {}, lambda _: None)
+        room = Evictor(layout, index, Limits(most, 0), Evictions(), {}, lambda _: None)
         most = wanted + room._reserved_overhead() + 20 * K
     return Limits(most, min_free)
 
 
-def space(layout, index, evictions, wanted: int, min_free: int = 0) -> Space:
+def space(layout, index, evictions, wanted: int, min_free: int = 0) -> Evictor:
     told = limits(layout, index, wanted, min_free)
-    return Space(layout, index, told, evictions, {}, lambda _: None)
+    return Evictor(layout, index, told, evictions, {}, lambda _: None)
 
 
 def adopt(layout, index, name: str, size: int, used: float) -> ObjectKey:
@@ -152,6 +152,6 @@ def test_min_free_evicts_as_max_size_does(layout, index, evictions, monkeypatch,
     allowed = Limits(**{"max_bytes": 10_000 * K, "min_free_bytes": 0} | limit)
     disk = {"f_frsize": 1, "f_files": 1000, "f_bavail": 1000 * K, "f_favail": 1000}
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(**disk | left))
-    room = Space(layout, index, allowed, evictions, {}, lambda _: None)
+    room = Evictor(layout, index, allowed, evictions, {}, lambda _: None)
     assert room.make_room(0) is (None if gone else True)
     assert evictions == [100 * K] * gone

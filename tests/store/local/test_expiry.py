@@ -9,7 +9,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.store.local.eviction import Limits
-from mirror.store.local.expiry import Aging
+from mirror.store.local.expiry import Expiry
 from mirror.store.local.layout import BLOBS, ObjectKey
 from mirror.store.local.objects import Objects
 from mirror.store.local.partial import Partial
@@ -70,7 +70,7 @@ async def never() -> bool:
 
 
 async def one_round(objects, clock, max_age: float, ready=always) -> None:
-    aging = asyncio.create_task(Aging(objects, max_age, ready, clock.sleep, clock).run())
+    aging = asyncio.create_task(Expiry(objects, max_age, ready, clock.sleep, clock).run())
     await asyncio.wait_for(clock.rounds.acquire(), 10)
     aging.cancel()
 

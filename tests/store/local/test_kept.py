@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.store.local.eviction import Space
+from mirror.store.local.eviction import Evictor
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import BLOBS, ObjectKey
 from mirror.store.local.sqlite import DATABASE
@@ -20,8 +20,8 @@ def index(layout):
     index.close()
 
 
-def room(layout, index, max_bytes: int, told: list[int]) -> Space:
-    return Space(layout, index, limits(layout, index, max_bytes), Evictions(), {}, told.append)
+def room(layout, index, max_bytes: int, told: list[int]) -> Evictor:
+    return Evictor(layout, index, limits(layout, index, max_bytes), Evictions(), {}, told.append)
 
 
 def test_what_is_kept_stays_however_long_nobody_used_it(layout, index):

@@ -18,7 +18,7 @@ from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.manifests import Manifest, Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.tags import Link, Tags
 from tests.store.local.test_eviction import Evictions
 
@@ -65,7 +65,7 @@ async def test_who_looks_something_up_does_not_wait_until_thousands_are_evicted(
     bodies = [BODY + b" " * at for at in range(1, 70)]
     for body in bodies:
         await manifests.put(Manifest(Digest.of(body), OCI_MANIFEST, body))
-    most = MOST - objects._shelf.space._reserved_overhead()
+    most = MOST - objects._recoverable.space._reserved_overhead()
     evicting = asyncio.create_task(objects.make_room(most // 4096 * 4096 - 10 * 4096))
     found = await objects.lookup(ObjectKey(MANIFESTS, Digest.of(bodies[-1])))
     assert found is not None
@@ -139,7 +139,7 @@ async def test_a_manifest_without_room_is_refused(layout, threads):
 
 
 @asynccontextmanager
-async def opened(notes: Notes) -> AsyncIterator[Notes]:
+async def opened(notes: KeyValueStore) -> AsyncIterator[KeyValueStore]:
     await notes.heal()
     yield notes
     await notes.close()
@@ -147,9 +147,9 @@ async def opened(notes: Notes) -> AsyncIterator[Notes]:
 
 async def test_tags_survive_and_can_be_forgotten(layout):
     link = Link(Descriptor(OCI_MANIFEST, DIGEST, 7), 123.5)
-    async with opened(Notes(layout.tags)) as notes:
+    async with opened(KeyValueStore(layout.tags)) as notes:
         await Tags(notes).put("hub app:1", link)
-    async with opened(Notes(layout.tags)) as notes:
+    async with opened(KeyValueStore(layout.tags)) as notes:
         again = Tags(notes)
         assert await again.lookup("hub app:1") == link
         await again.forget("hub app:1")

@@ -16,7 +16,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.store.local.blobs import Blobs
-from mirror.store.local.disk_health import Alarm
+from mirror.store.local.disk_health import DiskHealth
 from mirror.store.local.disk_usage import in_blocks
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import BLOBS, Layout, ObjectKey
@@ -24,7 +24,7 @@ from mirror.store.local.manifests import Manifest, Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.local.scrub import Scrub
 from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.kv import Notes
+from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.tags import Link, Tags
 from tests.store.local.test_eviction import Evictions
 from tests.store.local.test_objects import BODY, MANIFEST
@@ -316,7 +316,7 @@ async def test_a_mistaken_directory_does(layout, threads, monkeypatch):
 async def test_room_is_made_on_a_disk_too_full_for_the_index(filled, threads, monkeypatch):
     """The file goes first; a row without its file is a miss."""
     async with Store(filled, threads) as store:
-        index = store.objects._shelf.index
+        index = store.objects._recoverable.index
         link, failed = os.link, []
 
         def full(source, target):
@@ -327,7 +327,7 @@ async def test_room_is_made_on_a_disk_too_full_for_the_index(filled, threads, mo
 
         monkeypatch.setattr("os.link", full)
         await store.objects.flush_touches()
-        most = 10_000_000 - store.objects._shelf.space._reserved_overhead()
+        most = 10_000_000 - store.objects._recoverable.space._reserved_overhead()
         await store.objects.make_room(most // 4096 * 4096 - 4096)
         assert failed
         assert index.count() < 2
@@ -337,7 +337,7 @@ async def test_room_is_made_on_a_disk_too_full_for_the_index(filled, threads, mo
 @pytest.mark.parametrize("harm", ["remove", "damage"])
 async def test_a_lost_index_of_tags_is_made_again_without_them(layout, harm):
     link = Link(Descriptor(OCI_MANIFEST, MANIFEST.digest, 7), 123.5)
-    notes = Notes(layout.tags)
+    notes = KeyValueStore(layout.tags)
     await notes.heal()
     tags = Tags(notes)
     await tags.put("hub app:1", link)
@@ -357,7 +357,7 @@ async def test_a_lost_index_of_tags_is_made_again_without_them(layout, harm):
 
 
 def test_the_log_says_once_what_is_wrong_and_once_that_it_is_over(caplog):
-    alarm = Alarm(Path("/var/cache/mirror"))
+    alarm = DiskHealth(Path("/var/cache/mirror"))
     for _ in range(3):
         alarm.failing(OSError(errno.ENOSPC, "No space left on device"))
     alarm.working()
