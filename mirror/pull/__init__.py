@@ -1,1 +1,1 @@
-"""Hit, miss, coalesced, revalidated, stale, negative: the only place where these are decided."""
+"""Pulls through the cache.  Only this package decides the :class:`~mirror.pull.outcome.Outcome`."""

@@ -1,4 +1,4 @@
-"""Blobs: from the cache, from a fill, or passing through."""
+"""Pulls of blobs: from the cache, from a fill, or passed through from upstream."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from mirror.upstream.routing import Target
 
 @dataclass(frozen=True, slots=True)
 class BlobAnswer:
-    """A blob's body, the caller's to close, and how it was come by.
+    """A blob's body, which the caller closes, and its outcome.
 
-    ``private``: somebody else would not get it.
+    ``private``: only for clients to which upstream has given access.
     """
 
     outcome: Outcome
@@ -35,7 +35,7 @@ class BlobAnswer:
 
 @dataclass(frozen=True, slots=True)
 class BlobHead:
-    """A blob's size in bytes (None where upstream does not say), and how it was come by."""
+    """A blob's size in bytes (None where upstream does not give it) and the outcome."""
 
     outcome: Outcome
     size: int | None
@@ -43,7 +43,7 @@ class BlobHead:
 
 
 class BlobPulls:
-    """Answers for blobs of every upstream."""
+    """Answers pulls of blobs, for every upstream."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class BlobPulls:
         slots: Slots,
         fills: Fills,
     ) -> None:
-        """Join what is among ``fills``, and begin others there."""
+        """Join the running fills in ``fills``, and add new ones there."""
         self._registries = registries
         self._blobs = blobs
         self._refusals = refusals
@@ -65,32 +65,32 @@ class BlobPulls:
         self._heads: SingleFlight[tuple[Target, Digest], int | None] = SingleFlight("size")
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
-        """Open a blob; it may still be growing.
+        """Open a blob, which may still be growing.
 
         Raises:
-            UpstreamError: it is not in the cache and cannot be had.
+            UpstreamError: the blob is not in the cache, and upstream does not send it.
         """
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
         source = Source(self._registry(target), target.repository, self._slots)
         while True:
-            if self._joinable(digest, target.upstream) is None:  # else it comes without a question
+            if self._joinable(digest, target.upstream) is None:  # else no request goes upstream
                 await self._refusals.check(target, _name(target, digest))
             fill, led = self._join(digest, source)
             try:
                 return await self._read(fill, source, led=led)
             except UpstreamError as error:
-                # Another repository's refusal says nothing about this one: lead a fill of its own.
+                # Another repository's refusal says nothing about this one: begin a new fill.
                 if fill.source == source:
                     await self._refusals.note(target, _name(target, digest), error)
                     raise
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
-        """The size of a blob; upstream is asked where the cache does not know.
+        """Return the size of a blob; ask upstream if the cache does not know the size.
 
         Raises:
-            UpstreamError: it is not in the cache and cannot be had.
+            UpstreamError: the blob is not in the cache, and upstream refuses or fails.
         """
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
@@ -98,7 +98,7 @@ class BlobPulls:
             return BlobHead(Outcome.HIT, stored.size)
         fill = self._joinable(digest, target.upstream)
         verified = fill is not None and fill.reader.state is State.WHOLE
-        # Before the digest is verified the size is the word of the upstream that sends the blob.
+        # Before the digest is verified, only the upstream that sends the blob vouches for the size.
         own = fill is not None and fill.source.registry.name == target.upstream
         if fill is not None and fill.reader.total is not None and (verified or own):
             return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.reader.total)
@@ -114,22 +114,22 @@ class BlobPulls:
         return BlobHead(Outcome.MISS if led else Outcome.COALESCED, size)
 
     def touch(self, digest: Digest) -> None:
-        """A blob was given out without being asked for here."""
+        """Record a use of a blob that was served without a call of :meth:`get`."""
         self._blobs.touch(digest)
 
     def under_way(self) -> list[Fill]:
-        """The downloads that bring more, led here or elsewhere."""
+        """The downloads that still make progress, led by this process or by another one."""
         growing = {State.ASKING, State.GROWING}
         return [fill for fill in self._begun if fill.reader.state in growing]
 
     async def close(self) -> None:
-        """Break off what is under way; it goes on after the next start."""
+        """Cancel all downloads; the next start of the mirror resumes them."""
         await self._heads.close()
         for fill in list(self._begun):
             await fill.stop()
 
     async def finish(self) -> None:
-        """Wait for the end of what was begun here."""
+        """Wait until all fills that this object began have ended."""
         for fill in list(self._begun):
             await fill.over()
 
@@ -140,7 +140,7 @@ class BlobPulls:
         fill = self._fills.lookup(digest)
         if fill is None or not self._blobs.private or fill.source.registry.name == upstream:
             return fill
-        return None  # what one upstream gives in private is not had by another's word
+        return None  # one upstream must not grant access to private content of another
 
     def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
         upstream = source.registry.name
@@ -157,7 +157,7 @@ class BlobPulls:
         if not led:
             current().link(fill.span)
         try:
-            verified = fill.reader.state is State.WHOLE  # joined between verification and adoption
+            verified = fill.reader.state is State.WHOLE  # joined before the adoption
             await fill.reader.started()
         except BaseException:
             self._fills.leave(fill)

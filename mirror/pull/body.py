@@ -1,6 +1,6 @@
-"""The body of a blob as the web hands it out: parts of a file, or bytes as they pass through.
+"""The body of a blob, for the HTTP server: parts of a file, or bytes as they pass through.
 
-A stored blob, a growing one and one that only passes through look the same from outside.
+Stored, growing and passing blobs have one interface, :class:`Content`.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from mirror.upstream.responses import BlobStream
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    """``count`` bytes of an open file from ``offset`` on."""
+    """``count`` bytes of an open file, starting at ``offset``."""
 
     fd: Descriptor
     offset: int
@@ -39,26 +39,26 @@ Piece = FilePiece | bytes
 
 
 class Content(Protocol):
-    """A body; ``size`` in bytes, None while nobody knows."""
+    """The body of a blob."""
 
     @property
     def size(self) -> int | None:
-        """The size of the whole blob."""
+        """The size of the whole blob in bytes, None while it is unknown."""
 
     def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
-        """The bytes from ``start`` to ``stop`` (to the end where None), as they become available.
+        """Yield the bytes from ``start`` to ``stop`` (None: to the end) as they become available.
 
         Raises:
-            BrokenOffError: the rest cannot be had, or must not be given out.
+            BrokenOffError: the rest is unavailable, or failed verification.
         """
 
     async def close(self) -> None:
-        """Let go of what the body holds."""
+        """Release the file or the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a blob comes from: a repository of an upstream."""
+    """The source of a blob: a repository of an upstream."""
 
     registry: Endpoints
     repository: str
@@ -68,10 +68,10 @@ class Source:
     async def open(
         self, digest: Digest, start: int, stop: int | None = None
     ) -> AsyncIterator[BlobStream]:
-        """Ask upstream for a blob that passes through, when there is a slot; see ``open_blob``.
+        """Wait for a slot, then request a blob that passes through; see ``open_blob``.
 
         Raises:
-            UpstreamError: the blob cannot be had.
+            UpstreamError: upstream does not send the blob.
         """
         async with (
             self.slots.taken(self.registry.name),
@@ -85,12 +85,12 @@ class Source:
     async def spread(
         self, digest: Digest, start: int, arrived: Callable[[int], None]
     ) -> AsyncIterator[Segments]:
-        """Like :meth:`open`, over as many connections as make it faster.
+        """Like :meth:`open`, but add connections as long as they make the download faster.
 
-        ``arrived`` is told the size of each piece that comes, in whatever order.
+        ``arrived`` is called with the size of each piece that arrives, in any order.
 
         Raises:
-            UpstreamError: the blob cannot be had.
+            UpstreamError: upstream does not send the blob.
         """
         clock = asyncio.get_running_loop().time
         async with (
@@ -103,7 +103,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class _BlobFetcher:
-    """How a fill comes by parts of its blob."""
+    """Requests parts of a blob for its fill."""
 
     source: Source
     digest: Digest
@@ -131,7 +131,7 @@ class _BlobFetcher:
 
 
 class _Watched:
-    """A stream that tells of each piece."""
+    """A stream that reports the size of each piece."""
 
     def __init__(self, stream: BlobStream, arrived: Callable[[int], None]) -> None:
         self._stream = stream
@@ -139,10 +139,10 @@ class _Watched:
         self.offset, self.total, self.ranged = stream.offset, stream.total, stream.ranged
 
     async def read(self) -> bytes:
-        """The next bytes, ``b""`` at the end.
+        """Return the next bytes, ``b""`` at the end.
 
         Raises:
-            UpstreamError: the rest cannot be had from this stream.
+            UpstreamError: this stream cannot deliver the rest.
         """
         piece = await self._stream.read()
         self._arrived(len(piece))
@@ -162,11 +162,11 @@ class StoredContent:
 
     @property
     def descriptor(self) -> int:
-        """The open file, to be duplicated by who keeps it."""
+        """The open file; a caller that keeps the descriptor must duplicate it."""
         return self._stored.fd.fileno()
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
-        """The whole stretch at once."""
+        """Yield the whole range as one piece."""
         end = self.size if stop is None else stop
         yield FilePiece(self._stored.fd, start, end - start)
 
@@ -176,9 +176,9 @@ class StoredContent:
 
 
 class PassingContent:
-    """A blob that cannot be kept and passes through, verified on the way.
+    """A blob that cannot be stored: it passes through, and is verified on the way.
 
-    For one client alone: without a file there is nothing that others could read.
+    For one client only: other clients need a file to read from.
     """
 
     def __init__(
@@ -189,9 +189,9 @@ class PassingContent:
         start: int,
         total: int | None = None,
     ) -> None:
-        """Go on at byte ``start``, of which ``hasher`` has seen everything before.
+        """Continue at byte ``start``; ``hasher`` has seen all bytes before it.
 
-        ``total`` is the size of the blob, where it is known already.
+        ``total`` is the size of the blob, if it is known already.
         """
         self._source = source
         self._digest = digest
@@ -202,10 +202,10 @@ class PassingContent:
         self._connection = AsyncExitStack()
 
     async def open(self) -> None:
-        """Ask upstream, so that the size is known.
+        """Request the blob, so that its size is known.
 
         Raises:
-            UpstreamError: the blob cannot be had.
+            UpstreamError: upstream does not send the blob.
         """
         await self._open(self._start)
 
@@ -221,11 +221,11 @@ class PassingContent:
 
     @property
     def size(self) -> int | None:
-        """The size of the blob, in bytes, once it is known."""
+        """The size of the blob in bytes, None until it is known."""
         return self._total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
-        """What upstream sends; of a whole blob the last piece only once it is verified."""
+        """Yield what upstream sends; the last piece of a whole blob waits for the verification."""
         whole = start == self._start and stop in {None, self.size}
         try:
             async for piece in self._verified() if whole else self._stretch(start, stop):
@@ -248,7 +248,7 @@ class PassingContent:
             yield held
 
     async def _stretch(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
-        """The bytes from ``start`` to ``stop``; a broken connection is gone on from there."""
+        """Yield the bytes from ``start`` to ``stop``; resume after a broken connection."""
         position = start
         backoff = Backoff(start)
         while True:
@@ -285,7 +285,7 @@ class PassingContent:
 
 
 async def _cut(stream: BlobStream, start: int, stop: int | None) -> AsyncIterator[bytes]:
-    """The bytes from ``start`` to ``stop`` of a stream that may begin earlier."""
+    """Yield the bytes from ``start`` to ``stop`` of a stream that may begin before ``start``."""
     position = stream.offset
     while piece := await stream.read():
         end = position + len(piece)

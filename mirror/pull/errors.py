@@ -1,16 +1,16 @@
-"""What can go wrong between cache and upstream, beyond what upstream itself reports."""
+"""Errors of pulls that upstream itself does not report."""
 
 from mirror.upstream.errors import NonsenseError, UpstreamError
 
 
 class DigestMismatchError(NonsenseError):
-    """Upstream sent bytes that do not hash to the digest they were asked by."""
+    """Upstream sent bytes that do not match the requested digest."""
 
     transient = False
 
 
 class OverloadedError(UpstreamError):
-    """The mirror downloads as much as it may; ``retry_after`` is in seconds from now."""
+    """The mirror is at its limit of downloads; ``retry_after`` is in seconds from now."""
 
     def __init__(self, upstream: str, message: str, retry_after: float) -> None:
         super().__init__(upstream, message)
@@ -18,4 +18,4 @@ class OverloadedError(UpstreamError):
 
 
 class BrokenOffError(Exception):
-    """A body cannot be finished; its connection has to be reset."""
+    """A body cannot be completed; the client's connection must be reset."""

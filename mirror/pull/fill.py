@@ -1,9 +1,9 @@
-"""A fill: one download into the store, read by every client while it grows.
+"""A fill: one download into the store, which all clients read while it grows.
 
-The app owns it, no client does.  A fill that breaks off upstream goes on where it stopped; one
-that another process leads is followed, and taken over where that process stops; one that cannot
-be kept (no room, a failing disk) is *declined*, and its readers go on by themselves from where
-it ended.
+The process owns the fill, not a client.  A fill resumes after a broken connection to upstream.  If
+another process leads the download of the blob, the fill follows that process, and takes over when
+it stops.  If the blob cannot be stored (no room, a failing disk), the fill is *declined*: each
+reader fetches the rest itself, from the byte where the file ends.
 """
 
 import asyncio
@@ -46,21 +46,21 @@ _OTHER_SIZE: Final = "now gives the blob another size"
 
 
 class Observer(Protocol):
-    """Who wants to know of fills."""
+    """Receives the events of fills."""
 
     def fill_started(self) -> None:
         """A download began."""
 
     def fill_ended(self, upstream: str, result: str) -> None:
-        """``result`` is stored, resumed, digest_mismatch or failed."""
+        """A download ended; ``result`` is stored, resumed, digest_mismatch or failed."""
 
     def clients_waiting(self, change: int) -> None:
-        """More or fewer clients read a growing blob."""
+        """The number of clients that read a growing blob changed by ``change``."""
 
 
 @dataclass(slots=True)
 class _Count:
-    """How a fill that this process led has ended."""
+    """The result of a fill that this process led."""
 
     result: str = "failed"
 
@@ -72,20 +72,20 @@ class Fill:
         self.digest = digest
         self.source = source
         self.reader = FillReader(digest)
-        self.found = False  # it was in the store after all
-        self.followed = False  # another process has, or had, the lead
+        self.found = False  # the blob was in the store after all
+        self.followed = False  # another process leads or led the download
         self.span = NOTHING
         self._blobs = blobs
         self._observer = observer
         self._readers = 0
-        self._allowance: int | None = None  # bytes that may still come, while there is no reader
+        self._allowance: int | None = None  # bytes that may still arrive without a reader
         self._timer: asyncio.TimerHandle | None = None
         self._resumed = False
-        self._answered = False  # upstream has begun to send it
+        self._answered = False  # upstream has begun to send the blob
         self._task: asyncio.Task[None] | None = None
 
     def start(self, ended: Callable[[], None]) -> None:
-        """Begin; ``ended`` is called when the blob is adopted or given up."""
+        """Start the download; ``ended`` is called when the blob is adopted or given up."""
         self.span = current().child("fill")
         registry, repository = self.source.registry.name, self.source.repository
         self.span.note({"mirror.upstream": registry, "mirror.repository": repository})
@@ -95,7 +95,7 @@ class Fill:
         self._task.add_done_callback(lambda _: self._close_unread())
 
     async def stop(self) -> None:
-        """Break off; what has arrived stays on disk for the next fill, what is whole is adopted."""
+        """Stop the download: keep a partial blob for the next fill, adopt a whole one."""
         if self._task is not None:
             if self.reader.state is not State.WHOLE:
                 self._task.cancel()
@@ -103,7 +103,7 @@ class Fill:
 
     @property
     def waiting(self) -> int:
-        """Clients that read it."""
+        """The number of clients that read the blob."""
         return self._readers
 
     async def over(self) -> None:
@@ -112,7 +112,7 @@ class Fill:
             await asyncio.wait([self._task])
 
     def enter(self) -> None:
-        """One more reader."""
+        """Add a reader."""
         self._readers += 1
         self._allowance = None
         if self._timer is not None:
@@ -120,20 +120,20 @@ class Fill:
         self._observer.clients_waiting(+1)
 
     def leave(self) -> bool:
-        """One reader less; says whether the download goes on without any."""
+        """Remove a reader; return whether the download now runs without readers."""
         self._readers -= 1
         self._observer.clients_waiting(-1)
         self._close_unread()
         return self._readers == 0 and self.reader.state in {State.ASKING, State.GROWING}
 
     def linger(self) -> None:
-        """Go on for a moment without readers: for so long, and for so many bytes at most."""
+        """Continue without readers, for ``UNWANTED_SECONDS`` and ``UNWANTED_BYTES`` at most."""
         self._allowance = UNWANTED_BYTES
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(UNWANTED_SECONDS, self._stop_lingering)
 
     def give_up(self) -> None:
-        """Stop, since no client reads it; a client that comes now begins another fill."""
+        """Stop the download, since no client reads it; the next client begins a new fill."""
         name = self.source.registry.name
         if self._task is not None and self.reader.state in {State.ASKING, State.GROWING}:
             self.reader.fail(UnavailableError(name, "the download was broken off"))
@@ -171,7 +171,7 @@ class Fill:
 
     async def _fill(self, following: Following) -> None:
         while True:
-            # Again, now that nobody else can begin: the last fill may have ended in between.
+            # Look again: the last fill may have ended since, and no other begins in this process.
             stored = await self._blobs.lookup(self.digest)
             if stored is not None:
                 await self._find(stored, following)
@@ -182,7 +182,7 @@ class Fill:
                 self.followed = True
                 if await following.follow():
                     continue
-                await self._pass(following, "the process that fills it gets no further")
+                await self._pass(following, "the process that fills it makes no progress")
                 return
             except OSError as error:
                 with self._counted():
@@ -193,7 +193,7 @@ class Fill:
 
     async def _find(self, stored: OpenObject, following: Following) -> None:
         self.found = not self.followed
-        if self.reader.total not in {None, stored.size}:  # which its readers were told
+        if self.reader.total not in {None, stored.size}:  # the readers have the other size
             stored.close()
             raise UpstreamError(self.source.registry.name, _OTHER_SIZE)
         if not self.reader.visible:
@@ -204,7 +204,7 @@ class Fill:
             stored.close()
         else:
             stored.close()
-            await self._pass(following, "the process that filled it began again")
+            await self._pass(following, "the process that filled it started over")
 
     async def _pass(self, following: Following, reason: object) -> None:
         _log.info("%s passes through uncached: %s", self.digest, reason)
@@ -213,7 +213,7 @@ class Fill:
     async def _lead(self, partial: Partial, following: Following) -> None:
         if not following.leads_to(partial.fd):
             await asyncio.shield(self._blobs.release(partial, discard=partial.length == 0))
-            await self._pass(following, "the process that filled it began again")
+            await self._pass(following, "the process that filled it started over")
             return
         with self._counted() as count:
             count.result = await self._fill_partial(partial)
@@ -234,7 +234,7 @@ class Fill:
 
     async def _fill_partial(self, partial: Partial) -> str:
         discard = False
-        if not self.reader.visible:  # else it is the file that its readers have already
+        if not self.reader.visible:  # else the readers have this file already
             self.reader.own(partial.reader())
         self._resumed = partial.length > 0
         try:
@@ -257,14 +257,14 @@ class Fill:
         try:
             await self._blobs.adopt(partial)
         except (OSError, IndexUnavailableError) as error:
-            _log.info("%s is served but could not be kept: %s", self.digest, error)
+            _log.info("%s is served but could not be stored: %s", self.digest, error)
             return "failed"
         return "resumed" if self._resumed else "stored"
 
     async def _download(self, partial: Partial) -> None:
-        """Bring the partial file to its end and verify it."""
+        """Complete the partial file and verify it."""
         backoff = Backoff(partial.length)
-        inherited = partial.length > 0  # from whichever address a former fill asked
+        inherited = partial.length > 0  # from an unknown address of the upstream
         while not (partial.length and partial.verified()):
             opened = False
             try:
@@ -275,16 +275,16 @@ class Fill:
                 self._check(partial)
                 return
             except RangeRefusedError:
-                # What an earlier mirror left is no part of the blob; nobody has read of it yet.
+                # The file left on disk does not fit the blob; no client has read from it yet.
                 if self.reader.state is not State.ASKING or not partial.length:
                     raise
-                _log.info("%s: beginning again, upstream refuses to go on", self.digest)
+                _log.info("%s: upstream refuses to resume; starting over", self.digest)
                 await self._restart(partial)
             except DigestMismatchError as error:
                 other = self.source.registry.blame(self.digest)
                 if self.reader.visible or not (other or inherited):
                     raise
-                _log.warning("%s; beginning again", error)
+                _log.warning("%s; starting over", error)
                 inherited = False
                 await self._restart(partial)
             except UpstreamError as error:
@@ -294,12 +294,12 @@ class Fill:
                 delay = backoff.next_delay(partial.length)
                 if not error.transient or not self._answered or delay is None:
                     raise
-                _log.info("%s; going on from byte %d in %.1f s", error, partial.length, delay)
+                _log.info("%s; resuming at byte %d in %.1f s", error, partial.length, delay)
                 self._resumed = True
                 await asyncio.sleep(delay)
 
     async def _restart(self, partial: Partial) -> None:
-        """Throw away what has arrived, of which no reader has seen anything."""
+        """Discard the bytes of the partial file; no reader has seen any of them."""
         await self._blobs.restart(partial)
         self._resumed = False
         if self.reader.state is State.ASKING:
@@ -315,23 +315,23 @@ class Fill:
     async def _begin(self, stream: Stream, partial: Partial) -> None:
         known = self.reader.total
         if known is not None and stream.total not in {None, known}:
-            # Where nothing of the blob is here, which of the two addresses is right is not known.
+            # Without any bytes of the blob, nothing tells which of the two addresses is right.
             kind = NonsenseError if partial.length else UpstreamError
             raise kind(self.source.registry.name, _OTHER_SIZE)
         self._answered = True
         self.reader.total = total = stream.total if known is None else known
-        # Of a blob that small nothing is given out before it is verified. Where another address
-        # may have to be asked, its size is not told before that either.
+        # No byte of a small blob is served before the verification. If the upstream has several
+        # addresses, its size is not announced before then either: another address may be needed.
         small = self.source.registry.several and total is not None and total <= HOLD_BACK_BYTES
         expected = partial.length + GROWTH_STEP_BYTES if stream.total is None else stream.total
         if not await self._blobs.reserve(partial, expected, None if small else total):
-            raise NoRoomError("there is no room for it (max_size, min_free)")
+            raise NoRoomError("no room for the blob (max_size, min_free)")
         if not small:
             self.reader.begin(stream.total, partial.length)
 
     async def _copy(self, stream: Stream, partial: Partial) -> None:
-        """Collect what arrives while the disk is busy with what came before."""
-        skip = partial.length - stream.offset  # upstream ignored Range and began again
+        """Write the stream to the disk; collect the next batch while a write is running."""
+        skip = partial.length - stream.offset  # > 0: upstream ignored Range, and sends from byte 0
         batch: list[bytes] = []
         collected = 0
         writing = asyncio.create_task(_nothing())
@@ -360,7 +360,7 @@ class Fill:
             name = self.source.registry.name
             raise DigestMismatchError(name, "sent more bytes than it had announced")
         if self.reader.total is None and not await self._grow(partial, size):
-            raise NoRoomError("there is no room for more of it (max_size, min_free)")
+            raise NoRoomError("no room for the rest of the blob (max_size, min_free)")
         await self._blobs.append(partial, batch)
         self.reader.show(partial.length)
 
@@ -372,4 +372,4 @@ class Fill:
 
 
 async def _nothing() -> None:
-    """A write that is already done."""
+    """Stand in for a write that is already done."""

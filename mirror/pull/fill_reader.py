@@ -1,7 +1,7 @@
-"""The state of a growing blob: which bytes its readers may have, and how they learn of more.
+"""The state of a growing blob: how many bytes its readers may have, and how they learn of more.
 
 The fill changes the state (:meth:`FillReader.begin` to :meth:`FillReader.fail`); readers wait for
-it (:meth:`FillReader.started` to :meth:`FillReader.remainder`).  Readers see the file up to
+changes (:meth:`FillReader.started` to :meth:`FillReader.remainder`).  Readers see the file up to
 :attr:`FillReader.visible`, which stays short of the end until the digest is verified.
 """
 
@@ -28,12 +28,12 @@ from mirror.upstream.errors import UpstreamError
 
 
 class State(Enum):
-    """How far a blob has come."""
+    """The progress of a blob."""
 
     ASKING = auto()  # upstream's headers have not arrived
     GROWING = auto()
-    WHOLE = auto()  # verified; adoption may still be under way
-    DECLINED = auto()  # ends here on disk, readers go on by themselves
+    WHOLE = auto()  # verified; the adoption may still be running
+    DECLINED = auto()  # the file does not grow any more; readers fetch the rest themselves
     FAILED = auto()
 
 
@@ -52,24 +52,24 @@ class FillReader:
         self._changed = asyncio.Event()
         self._announced = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._began: tuple[float, int] | None = None  # when, and with how many bytes
+        self._began: tuple[float, int] | None = None  # the time and the length at the start
 
-    # The fill's side.
+    # Called by the fill.
 
     def own(self, fd: Descriptor) -> None:
-        """Take over the descriptor that readers read from; not once something is visible."""
+        """Take over the descriptor that readers read from; only while no byte is visible."""
         self.close()
         self._fd = fd
 
     def begin(self, total: int | None, length: int) -> None:
-        """Upstream's headers have arrived; ``length`` bytes are here already."""
+        """Record that upstream's headers have arrived; ``length`` bytes are on disk already."""
         self.total = self.total if total is None else total
         self.state = State.GROWING
         self._began = self._began or (asyncio.get_running_loop().time(), length)
         self.show(length)
 
     def show(self, length: int) -> None:
-        """The file has grown to ``length`` bytes."""
+        """Record that the file has grown to ``length`` bytes."""
         self.length = length
         self.visible = max(self.visible, visible_bytes(length, self.total))
         if self._announced == 0 or self.visible - self._announced >= WAKE_BYTES:
@@ -79,25 +79,25 @@ class FillReader:
             self._timer = loop.call_later(WAKE_SECONDS, self._notify)
 
     def be_whole(self, size: int) -> None:
-        """The digest is verified."""
+        """Record that the digest is verified."""
         self.total = self.visible = self.length = size
         self.state = State.WHOLE
         self._notify()
 
     def decline(self, length: int, hasher: Hasher) -> None:
-        """The file ends at ``length``, short of the blob's end; ``hasher`` has seen all of it."""
+        """End the file at ``length``, before the blob's end; ``hasher`` has seen the whole file."""
         self.visible, self._hasher = length, hasher
         self.state = State.DECLINED
         self._notify()
 
     def fail(self, error: UpstreamError) -> None:
-        """There will be no more."""
+        """Record that no more bytes will arrive."""
         if self.state not in {State.WHOLE, State.DECLINED}:
             self.state, self._error = State.FAILED, error
         self._notify()
 
     def close(self) -> None:
-        """Close the descriptor; nobody reads any more."""
+        """Close the descriptor, once all readers have ended."""
         if self._fd is not None:
             self._fd.close()
             self._fd = None
@@ -110,13 +110,13 @@ class FillReader:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    # The readers' side.
+    # Called by readers.
 
     async def started(self) -> None:
-        """Wait for upstream's headers, or for whatever comes instead of them.
+        """Wait for upstream's headers, or for the end of the fill.
 
         Raises:
-            UpstreamError: the blob cannot be had.
+            UpstreamError: the fill failed before the first byte.
         """
         while self.state is State.ASKING:
             await self._changed.wait()
@@ -125,17 +125,17 @@ class FillReader:
 
     @property
     def kept(self) -> bool:
-        """Whether there is, or will be, anything on disk to read."""
+        """Whether the file has, or will have, bytes to read."""
         return self.state is not State.DECLINED or self.visible > 0
 
     async def advance(self, position: int, stop: int | None) -> int:
-        """Wait until there is more than ``position`` bytes; return how many there are.
+        """Wait until more than ``position`` bytes are readable; return how many are.
 
-        Of the stretch up to ``stop`` its end, too, waits for the verification: whoever asked for
-        a part must be able to tell that it was broken off.
+        The end of a range up to ``stop`` waits for the verification too: a client that asked for
+        a part must be able to tell that the part was broken off.
 
         Returns:
-            ``position`` itself at the end of the blob, or of what the disk took (see
+            ``position`` itself at the end of the blob, or at the end of a declined file (see
             :meth:`remainder`).
 
         Raises:
@@ -156,25 +156,25 @@ class FillReader:
 
     @property
     def ended(self) -> bool:
-        """Whether the blob is verified, or will not be."""
+        """Whether the blob is verified, or will never be."""
         return self.state in {State.WHOLE, State.DECLINED, State.FAILED}
 
     async def ends_soon(self) -> bool:
-        """Whether a part of it can wait for the verification."""
+        """Whether the verification comes soon enough for a reader of a part to wait for it."""
         if self.total is None:
-            return True  # then nobody can ask for parts
+            return True  # then clients cannot ask for parts
         return await self._soon(lambda: self.ended, self.total)
 
     async def reach(self, position: int) -> int:
-        """How many bytes there are, if more than ``position`` before long; else ``position``.
+        """Return how many bytes are readable, if that soon exceeds ``position``; else ``position``.
 
-        Unlike :meth:`advance` it holds nothing back of what ends here.
+        Unlike :meth:`advance`, this does not hold back the end of a range.
         """
         await self._soon(lambda: self.ended or self._announced > position, position)
         return max(position, self._announced)
 
     async def _soon(self, ready: Callable[[], bool], target: int) -> bool:
-        """Whether it is ``ready`` soon; waits unless it takes long to come to byte ``target``."""
+        """Return whether ``ready`` holds soon; do not wait if byte ``target`` is too far off."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + PART_PATIENCE_SECONDS
         while not ready():
@@ -193,12 +193,12 @@ class FillReader:
         return arrival_seconds(target - self.length, self.length - before, now - since)
 
     def piece(self, start: int, stop: int) -> FilePiece:
-        """A stretch of the file."""
+        """The bytes of the file from ``start`` to ``stop``."""
         assert self._fd is not None, "nothing is visible before there is a file"
         return FilePiece(self._fd, start, stop - start)
 
     def remainder(self, source: Source) -> PassingContent | None:
-        """What the disk did not take, None if it took everything."""
+        """The rest of a declined blob, straight from upstream; None if it was not declined."""
         if self.state is not State.DECLINED:
             return None
         hasher = self._hasher.copy()
@@ -206,7 +206,7 @@ class FillReader:
 
 
 class GrowingContent:
-    """One client's view of a growing blob; ``left`` is called when the client is done."""
+    """The body of a growing blob for one client; ``left`` is called when the client is done."""
 
     def __init__(
         self, reader: FillReader, source: Source, ahead: RangeFetches, left: Callable[[], None]
@@ -219,13 +219,13 @@ class GrowingContent:
 
     @property
     def size(self) -> int | None:
-        """The size of the blob, in bytes, None where upstream did not say."""
+        """The size of the blob in bytes, None where upstream did not give it."""
         return self._reader.total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
-        """The file as it grows, then whatever the disk did not take.
+        """Yield the file as it grows, then the rest that could not be stored.
 
-        A part that would take too long comes as upstream sends it, unverified.
+        A part whose verification would take too long is relayed from upstream, unverified.
         """
         position = start
         if stop is not None:
@@ -246,7 +246,7 @@ class GrowingContent:
                 yield piece
 
     async def _relayed(self, start: int, stop: int) -> AsyncGenerator[Piece, None]:
-        """What need not wait for the verification of the whole, which takes too long."""
+        """Yield parts unverified while the verification of the whole blob is too far off."""
         reader, position = self._reader, start
         while position < stop and not await reader.ends_soon():
             here = min(await reader.reach(position), stop)
@@ -254,7 +254,7 @@ class GrowingContent:
                 yield reader.piece(position, here)
                 position = here
                 continue
-            assert reader.total is not None, "else it would be said to end soon"
+            assert reader.total is not None, "a blob of unknown size ends soon"
             piece = await self._ahead.lookup(
                 self._source, reader.digest, position, stop, reader.total
             )
@@ -265,7 +265,7 @@ class GrowingContent:
             position += len(piece)
 
     async def close(self) -> None:
-        """Leave the blob to others."""
+        """Leave the fill, and close this client's own connection to upstream."""
         if self._remainder is not None:
             await self._remainder.close()
         self._left()

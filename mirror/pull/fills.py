@@ -1,7 +1,7 @@
-"""The fills under way in this process, whoever began them.
+"""All running fills of this process.
 
-They outlive a configuration: what was begun under one goes on under it, and whoever comes under
-the next reads along instead of downloading the same blob again.
+They outlive a reload of the configuration.  A fill keeps the configuration that began it, and
+clients that arrive after the reload join it instead of downloading the same blob again.
 """
 
 from collections import Counter
@@ -16,32 +16,32 @@ from mirror.shares import asker
 
 
 class Fills:
-    """Fills by the digest of their blob, until they are over."""
+    """Running fills, by the digest of their blob."""
 
     def __init__(self, ahead: RangeFetches) -> None:
-        """Fetch parts that lie too far ahead of a fill by ``ahead``."""
+        """``ahead`` fetches the parts that lie too far ahead of a fill."""
         self.ahead = ahead
         self._running: dict[Digest, Fill] = {}
-        self._unread: dict[Fill, str] = {}  # and the client that left it last
+        self._unread: dict[Fill, str] = {}  # fill -> the client that left it last
         self._unread_of: Counter[str] = Counter()
 
     def lookup(self, digest: Digest) -> Fill | None:
-        """The fill of a blob, None where there is none that could be joined."""
+        """The fill of a blob that a client can join, or None."""
         fill = self._running.get(digest)
         return None if fill is None or fill.reader.state is State.FAILED else fill
 
     def begin(self, fill: Fill, ended: Callable[[], None]) -> None:
-        """Start a fill, and keep it until it is over; ``ended`` is called then."""
+        """Start a fill and hold it until it ends; ``ended`` is called then."""
         self._running[fill.digest] = fill
         fill.start(ended=lambda: self._end(fill, ended))
 
     def enter(self, fill: Fill) -> None:
-        """One more reader."""
+        """Add a reader to a fill."""
         self._forget_unread(fill)
         fill.enter()
 
     def leave(self, fill: Fill) -> None:
-        """One reader less; of the fills without readers a few go on for a moment."""
+        """Remove a reader from a fill; a few fills without readers continue for a moment."""
         if not fill.leave():
             return
         client = asker()
@@ -59,12 +59,12 @@ class Fills:
         client = self._unread.pop(fill, None)
         if client is not None:
             self._unread_of[client] -= 1
-            self._unread_of += Counter()  # without the clients that have left none
+            self._unread_of += Counter()  # drops the clients with a count of 0
 
     def _end(self, fill: Fill, ended: Callable[[], None]) -> None:
         ended()
         self._forget_unread(fill)
-        # A failed fill may have been followed by another before it came to its end.
+        # After a failure, a new fill may have begun before the task of this one ended.
         if self._running.get(fill.digest) is fill:
             del self._running[fill.digest]
             self.ahead.forget(fill.digest, spent=fill.reader.state is State.WHOLE)

@@ -1,8 +1,8 @@
-"""A fill that another process leads, read from this one while it grows.
+"""A fill that another process leads; this process reads the file while it grows.
 
-The partial file, its lock and what it is expected to become are all that the processes share:
-whoever follows looks at them a few times in a row, which costs less than a connection between
-the processes and cannot outlive any of them.
+The processes share only the partial file, its lock and the expected size.  The follower polls
+them, which costs less than a connection between the processes, and leaves nothing to clean up when
+one of them ends.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from mirror.pull.fill_reader import FillReader, State
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.partial import PartialReader, PartialStatus
 
-#: How often to look: as long as readers of a growing file wait for more anyway.
+#: The polling interval: readers of a growing file wait this long anyway (``WAKE_SECONDS``).
 _LOOK_SECONDS: Final = 0.02
-#: A leader that gets no further, stopped perhaps, is waited for so long; then its readers go on
-#: by themselves.  Longer than any leader waits for its upstream.
+#: How long to wait for a leader that makes no progress (it may be stopped); after that, readers
+#: fetch the rest themselves.  Longer than any leader waits for its upstream.
 _PATIENCE_SECONDS: Final = 120.0
 
 
 class Following:
-    """What one fill sees of its leaders elsewhere; closed when the fill ends."""
+    """Follows the processes that lead one fill; closed when the fill ends."""
 
     def __init__(self, digest: Digest, reader: FillReader, blobs: Blobs) -> None:
         self._digest = digest
@@ -31,10 +31,12 @@ class Following:
         self._tail: PartialReader | None = None
 
     async def follow(self) -> bool:
-        """Show what the leader has until it leads no more; False: it gets no further.
+        """Show readers the leader's bytes until it stops leading.
+
+        Return False if the leader makes no progress.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the partial file cannot be read.
         """
         if self._tail is None:
             self._tail = await self._blobs.tail(self._digest)
@@ -51,28 +53,28 @@ class Following:
                 return False
             await asyncio.sleep(_LOOK_SECONDS)
         if not self._reader.visible:
-            self.close()  # nobody has read of it: whatever comes next will do as well
+            self.close()  # no client has read from this file: the next one may differ
         return True
 
     def leads_to(self, fd: Descriptor) -> bool:
-        """Whether the file at ``fd`` is, or became of, the one whose bytes readers have."""
+        """Whether ``fd`` is the file that readers have bytes of, renamed or not."""
         return self._tail is None or self._tail.is_file_of(fd)
 
     async def decline(self) -> None:
-        """Leave the readers to themselves: the file they have read goes no further.
+        """Let readers fetch the rest themselves: their file will not grow any more.
 
         Raises:
-            OSError: what they have read is no longer there.
+            OSError: the bytes that they have read cannot be read again.
         """
         length, hasher = 0, self._digest.hasher()
         if self._tail is not None:
-            # No more than readers may have had: the end stays back until all of it is verified.
+            # Only the bytes that readers may have seen: the end is held back until verified.
             length = self._reader.visible
             hasher = await self._blobs.hashed(self._tail, self._digest, length)
         self._reader.decline(length, hasher)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop following."""
         if self._tail is not None:
             self._tail.close()
             self._tail = None
@@ -80,7 +82,7 @@ class Following:
     def _show(self, tail: PartialReader, status: PartialStatus) -> None:
         reader = self._reader
         if status.total is None:
-            return  # it has no answer yet, or knows no end: then what it has could be the whole
+            return  # no answer yet, or no known size: the bytes on disk could be the whole blob
         if reader.state is State.ASKING:
             reader.own(tail.reader())
             reader.begin(status.total, min(status.length, status.total))

@@ -1,8 +1,8 @@
 """Listings: the tags of a repository and the referrers of a manifest.
 
-They are upstream's to make; the mirror asks once for many and believes the answer for a while.
-When upstream cannot answer, what a listing last said is served, marked stale; so is it that there
-is none of a manifest's referrers, by which clients know to look for a tag instead.
+Upstream makes the listings; concurrent clients share one request, and its answer stays fresh for a
+while.  When upstream cannot answer, the last known page is served, marked stale.  A last known 404
+for the referrers of a manifest is repeated too: it tells clients to look for a tag instead.
 """
 
 import logging
@@ -31,7 +31,7 @@ from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
 _CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
-#: The fields of a listing that are written down beside its body.
+#: The fields of a listing that are stored beside its body.
 _FIELDS = ("next_query", "filters_applied")
 
 
@@ -39,17 +39,17 @@ class Pages(Protocol):
     """Pages of listings, while they are fresh: a body and its header fields by name."""
 
     async def lookup(self, name: str) -> tuple[bytes, Mapping[str, Any]] | None:
-        """The page, or None."""
+        """The page, None if none is fresh."""
 
     async def put(self, name: str, body: bytes, fields: Mapping[str, Any]) -> None:
-        """Upstream has just said so."""
+        """Remember a page that upstream has just sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListingAnswer:
-    """A page of a listing and how it was come by; ``detail`` says why it is stale.
+    """A page of a listing and its outcome; ``detail`` says why it is stale.
 
-    ``private``: somebody else would not get it.
+    ``private``: only for clients to which upstream has given access.
     """
 
     listing: Listing
@@ -60,7 +60,7 @@ class ListingAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """One page; ``rest`` is what else tells it apart."""
+    """One page; ``rest`` has the digest of the subject, if any, and the query."""
 
     target: Target
     kind: str
@@ -68,17 +68,17 @@ class _Wanted:
 
     @property
     def name(self) -> str:
-        """The name by which it is remembered what upstream said of it."""
+        """The key of the page in memory: fresh pages, refusals, requests."""
         return f"{self.kind} {self.target} {self.rest}"
 
     @property
     def record(self) -> str:
-        """The name by which the disk knows it, whatever is pushed."""
+        """The key of the page on disk, which a push does not change."""
         return f"{self.kind} {replace(self.target, since='')} {self.rest}"
 
 
 class ListingPulls:
-    """Answers for listings of every upstream."""
+    """Answers pulls of listings, for every upstream."""
 
     def __init__(
         self,
@@ -90,9 +90,9 @@ class ListingPulls:
         stale_if_error: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Serve a listing stale for ``stale_if_error`` seconds while upstream cannot answer.
+        """Serve stale listings while upstream cannot answer, for ``stale_if_error`` seconds.
 
-        ``answers`` is the room for what is read from the disk.
+        ``answers`` limits the bytes of pages that are read from the disk.
         """
         self._registries = registries
         self._pages = pages
@@ -104,20 +104,21 @@ class ListingPulls:
         self._flights: SingleFlight[str, Listing] = SingleFlight("listing")
 
     async def tags(self, target: Target, query: str) -> ListingAnswer:
-        """A page of the tags of a repository; ``query`` goes to upstream as it is.
+        """Return a page of the tags of a repository; ``query`` goes to upstream unchanged.
 
         Raises:
-            UpstreamError: it cannot be had.
+            UpstreamError: upstream does not send the page, and no stale one may be served.
+            FullError: a limit of the mirror is reached, and no stale page may be served.
         """
         registry = self._registry(target)
         wanted = _Wanted(target, "tags", query)
         return await self._asked(wanted, lambda: registry.tags(target.repository, query))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
-        """A page of what refers to a manifest; ``query`` goes to upstream as it is.
+        """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged.
 
         Raises:
-            UpstreamError: it cannot be had.
+            UpstreamError, FullError: as for :meth:`tags`.
         """
         registry = self._registry(target)
         wanted = _Wanted(target, "referrers", f"{digest} {query}")
@@ -126,7 +127,7 @@ class ListingPulls:
         )
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Cancel all requests."""
         await self._flights.close()
 
     def _registry(self, target: Target) -> Endpoints:
@@ -151,7 +152,7 @@ class ListingPulls:
         return ListingAnswer(listing, Outcome.MISS if led else Outcome.COALESCED)
 
     async def _question(self, wanted: _Wanted, call: Callable[[], Awaitable[Listing]]) -> Listing:
-        """Ask upstream, and write down what it says."""
+        """Ask upstream, and store its answer."""
         try:
             listing = await call()
         except NotFoundError:
@@ -163,18 +164,18 @@ class ListingPulls:
         return listing
 
     async def _stale(self, wanted: _Wanted, error: UpstreamError | FullError) -> ListingAnswer:
-        """What upstream last said, where that is not too long ago; else raise ``error``."""
+        """Return the last known page if it is recent enough; else raise ``error``."""
         hold = await self._answers.hold(wanted.target.upstream, MOST_PAGE_BYTES)
         page = await self._kept.lookup(wanted.record)
         body = None if page is None else page.body
-        # Released where it is not handed on: an error keeps its frames, and what they refer to.
+        # Released here, unless the listing takes it: an error keeps its frames and their objects.
         hold.shrink(len(body or b""))
         if page is None or not usable_stale(page.seen, self._clock(), self._stale_if_error):
             hold.release()
             raise error
         if body is not None:
             _log.info("serving %s stale: %s", wanted.record, error)
-            # A record of a former version has upstream's Content-Type as well.
+            # Records of earlier versions have upstream's Content-Type as well.
             fields = {name: page.fields[name] for name in page.fields if name != "media_type"}
             listing = Listing(body, **fields, hold=hold)
             return ListingAnswer(listing, Outcome.STALE, type(error).__name__)

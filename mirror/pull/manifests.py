@@ -1,9 +1,9 @@
-"""Manifests by digest and by tag.
+"""Pulls of manifests by digest and by tag.
 
-By digest they are immutable and upstream is asked once.  A tag is asked for with HEAD (which
-does not count against Docker Hub's limit) when it is no longer fresh, and a manifest is fetched
-only where the cache does not have it.  When upstream cannot answer, what the tag last meant is
-served, marked stale.
+A manifest by digest is immutable: upstream is asked once.  A tag that is not fresh any more is
+checked with HEAD (which does not count against Docker Hub's limit), and its manifest is fetched
+only if the cache does not have it.  When upstream cannot answer, the last known manifest of the
+tag is served, marked stale.
 """
 
 import logging
@@ -61,31 +61,31 @@ _CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
 
 
 class Observer(Protocol):
-    """Who wants to know of manifests that are not what they should be."""
+    """Receives the events of manifests."""
 
     def manifest_mismatched(self, upstream: str) -> None:
-        """Upstream sent a manifest that does not hash to its digest."""
+        """Upstream sent a manifest that does not match its digest."""
 
 
 class Freshness(Protocol):
-    """Which tags need not be asked about."""
+    """Fresh tags: those that upstream confirmed recently."""
 
     async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
-        """What the tag means, if that is fresh, and until when (monotonic seconds) it is."""
+        """The descriptor of a fresh tag and the end of its freshness (monotonic seconds)."""
 
     async def put(self, name: str, descriptor: Descriptor) -> None:
-        """Upstream has just said so."""
+        """Make a tag fresh: upstream has just sent ``descriptor``."""
 
     async def forget(self, name: str) -> None:
-        """Ask upstream next time."""
+        """Make a tag not fresh, so that the next request asks upstream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a tag means and how that was come by; ``detail`` says why it is stale.
+    """The descriptor that a reference resolves to; ``detail`` says why it is stale.
 
-    ``until`` is when a hit has to be asked about again (monotonic seconds), 0 for what is no hit.
-    ``private``: somebody else would not be told.
+    ``until``: the end of a hit's freshness (monotonic seconds); 0 for other outcomes.
+    ``private``: only for clients to which upstream has given access.
     """
 
     descriptor: Descriptor
@@ -97,7 +97,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest and how it was come by; the rest as for a resolution."""
+    """A manifest and its outcome; other fields as for :class:`Resolution`."""
 
     manifest: Manifest
     outcome: Outcome
@@ -108,7 +108,10 @@ class ManifestAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What one client asks for; ``narrow`` is the Accept header of a picky one, else empty."""
+    """The target and media types of a request.
+
+    ``narrow`` is the client's Accept header if that excludes some types, else empty.
+    """
 
     target: Target
     narrow: str
@@ -118,17 +121,17 @@ class _Wanted:
         return self.narrow or ACCEPT_MANIFESTS
 
     def name(self, reference: str) -> str:
-        """The name by which it is remembered what upstream said of it."""
+        """The key of a reference in memory: freshness and refusals."""
         return f"{self.target} {reference} {self.narrow}".rstrip()
 
     def record(self, tag: Tag) -> str:
-        """The name by which the disk knows a tag, whoever asks for it."""
+        """The key of a tag on disk, the same for all clients."""
         image = FullName(self.target.upstream, self.target.repository, tag)
         return link_name(image, self.narrow)
 
 
 class ManifestPulls:
-    """Answers for manifests of every upstream."""
+    """Answers pulls of manifests, for every upstream."""
 
     def __init__(
         self,
@@ -141,7 +144,7 @@ class ManifestPulls:
         stale_if_error: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Serve a tag stale for ``stale_if_error`` seconds while upstream cannot answer."""
+        """Serve stale tags while upstream cannot answer, for ``stale_if_error`` seconds."""
         self._registries = registries
         self._manifests = manifests
         self._tags = tags
@@ -155,10 +158,10 @@ class ManifestPulls:
         self._questions: SingleFlight[tuple[_Wanted, str], Resolution] = SingleFlight("tag")
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
-        """The manifest of a tag or digest, in a form the client accepts.
+        """Return the manifest of a tag or digest, of a media type that the client accepts.
 
         Raises:
-            UpstreamError: it is not in the cache and cannot be had.
+            UpstreamError: the manifest is not in the cache, and upstream does not send it.
         """
         wanted = _Wanted(target, narrow_accept(accept))
         if isinstance(reference, Digest):
@@ -168,7 +171,7 @@ class ManifestPulls:
         try:
             found = await self._by_digest(wanted, meant.digest, meant.media_type)
         except (NotFoundError, UnavailableError):
-            # A mirror may have named a digest that it does not have: ask the next address.
+            # This address of the upstream may lack the digest that it named: ask the next one.
             if not self._registry(target).blame(target.repository, reference):
                 raise
             await self._freshness.forget(wanted.name(reference))
@@ -180,10 +183,10 @@ class ManifestPulls:
         return found
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
-        """What a manifest is, without fetching it where that is not needed.
+        """Return the descriptor of a manifest; fetch the manifest only if necessary.
 
         Raises:
-            UpstreamError: it is not known and upstream does not say.
+            UpstreamError: the descriptor is unknown, and upstream does not send it.
         """
         wanted = _Wanted(target, narrow_accept(accept))
         if not isinstance(reference, Digest):
@@ -192,16 +195,16 @@ class ManifestPulls:
         return Resolution(_described(answer.manifest), answer.outcome, until=answer.until)
 
     def touch(self, digest: Digest) -> None:
-        """A manifest was given out without being asked for here."""
+        """Record a use of a manifest that was served without a call of :meth:`get`."""
         self._manifests.touch(digest)
 
     async def forget(self, name: str) -> None:
-        """Ask upstream next time what a link (see ``store.tags``) means, or whether it is there."""
+        """Forget that a link (see ``store.metadata.tags``) is fresh, or refused."""
         await self._freshness.forget(name)
         await self._refusals.forget(_question_of(name))
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Cancel all requests."""
         await self._questions.close()
         await self._fetches.close()
 
@@ -223,29 +226,29 @@ class ManifestPulls:
         return ManifestAnswer(manifest, Outcome.MISS if led else Outcome.COALESCED)
 
     async def _lookup(self, target: Target, digest: Digest, said: str = "") -> Manifest | None:
-        """The stored manifest as its repository sends it, or None.
+        """Return the stored manifest with the media type of its repository, or None.
 
-        Its bytes are the same in all repositories.  A media type that they do not state is not: it
-        is ``said``, or what this repository's own record says, as far as the bytes allow.
+        The bytes are the same in all repositories.  The media type may differ if the bytes do not
+        state one: it is ``said``, else the one recorded for this repository, if the bytes allow it.
         """
         stored = await self._kept(target).lookup(digest)
         if stored is None:
             return None
         try:
             possible = self._possible(stored)
-        except NotAManifest as error:  # of a former version, which took more for a manifest
+        except NotAManifest as error:  # stored by an earlier, less strict version
             _log.info("the stored manifest %s is not served: %s", digest, error)
             return None
         if len(possible) > 1 and said not in possible:
             link = await self._tags.lookup(link_name(_image(target, digest)))
             said = "" if link is None else link.descriptor.media_type
         media_type = said if said in possible else possible[0]
-        # The same object where it may be: a large manifest is in memory once for all who read it.
+        # The same object where possible: all readers share one copy of a large manifest in memory.
         same = media_type == stored.media_type
         return stored if same else replace(stored, media_type=media_type)
 
     def _possible(self, manifest: Manifest) -> tuple[str, ...]:
-        """The media types that a manifest may have; reading one of 10 KiB takes 50 us."""
+        """The media types that a manifest may have; cached, since parsing 10 KiB takes 50 us."""
         possible = self._media_types.get(manifest.digest)
         if possible is None:
             possible = self._media_types[manifest.digest] = media_types(manifest.body)
@@ -254,28 +257,28 @@ class ManifestPulls:
         return possible
 
     async def _fetch(self, wanted: _Wanted, reference: str, digest: Digest | None) -> Manifest:
-        """Fetch a manifest, verify it, store it."""
+        """Fetch, verify and store a manifest."""
         manifest = await self._registry(wanted.target).get_manifest(
             wanted.target.repository,
             reference,
             wanted.accept,
             lambda answer: self._verified(wanted.target.upstream, answer, digest),
         )
-        # The row in the index is for all repositories: it holds what the bytes say.
+        # All repositories share the row in the index: it has the media type that the bytes state.
         shared = replace(manifest, media_type=media_types(manifest.body)[0])
         try:
             await self._kept(wanted.target).put(shared)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
-            _log.info("manifest %s is served but could not be kept: %s", manifest.digest, error)
+            _log.info("manifest %s is served but could not be stored: %s", manifest.digest, error)
         else:
             await self._note_origin(wanted.target, manifest)
         return manifest
 
     def _verified(self, upstream: str, answer: ManifestBody, digest: Digest | None) -> Manifest:
-        """The manifest that an address sent.
+        """Return the manifest in an answer of upstream.
 
         Raises:
-            UpstreamError: it is none, or another one.
+            UpstreamError: the body is not a manifest, or does not match the digest.
         """
         expected = digest or answer.digest or Digest.of(answer.body)
         if Digest.of(answer.body, expected.algorithm) != expected:
@@ -286,11 +289,11 @@ class ManifestPulls:
         except Schema1Unsupported as error:
             raise NotFoundError(upstream, f"has only {error}") from error
         except NotAManifest as error:
-            raise NonsenseError(upstream, f"answered no manifest: {error}") from error
+            raise NonsenseError(upstream, f"did not send a manifest: {error}") from error
         return Manifest(expected, media_type, answer.body, answer.hold)
 
     async def _note_origin(self, target: Target, manifest: Manifest) -> None:
-        """Write down what the manifest is called, for people who ask what is cached."""
+        """Record the repository of a manifest, for listings of the cache."""
         link = Link(_described(manifest), self._clock())
         name = link_name(_image(target, manifest.digest))
         await self._write_down(self._tags.put(name, link))
@@ -310,7 +313,7 @@ class ManifestPulls:
         return Resolution(resolution.descriptor, Outcome.COALESCED)
 
     async def _question(self, wanted: _Wanted, tag: Tag) -> Resolution:
-        """Ask upstream what a tag means now, or fall back on what it last meant."""
+        """Ask upstream for the descriptor of a tag; fall back on the last known one."""
         name = wanted.record(tag)
         known = await self._known(wanted, tag)
         try:
@@ -330,7 +333,10 @@ class ManifestPulls:
         return Resolution(descriptor, Outcome.REVALIDATED if same else Outcome.MISS)
 
     async def _known(self, wanted: _Wanted, tag: Tag) -> Link | None:
-        """What a tag last meant, to this kind of client or else to all, where this one takes it."""
+        """The last known link of a tag, for this Accept header or else for unrestricted clients.
+
+        The latter counts only if this client accepts its media type.
+        """
         link = await self._tags.lookup(wanted.record(tag))
         if link is None and wanted.narrow:
             link = await self._tags.lookup(replace(wanted, narrow="").record(tag))
@@ -341,11 +347,11 @@ class ManifestPulls:
     async def _ask(self, wanted: _Wanted, tag: Tag) -> Descriptor:
         registry = self._registry(wanted.target)
         head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
-        if is_schema1(head.media_type):  # never advertised: it could not be served
+        if is_schema1(head.media_type):  # not announced, since GET could not serve it
             raise NotFoundError(registry.name, f"has only {Schema1Unsupported()}")
         if head.digest is not None and head.size is not None:
             stored = await self._lookup(wanted.target, head.digest, head.media_type)
-            if stored is not None:  # its bytes say more than the fields of an answer
+            if stored is not None:  # the bytes are more precise than the response headers
                 if stored.media_type != self._possible(stored)[0]:
                     await self._note_origin(wanted.target, stored)
                 return _described(stored)
@@ -354,7 +360,7 @@ class ManifestPulls:
         return _described(await self._fetch(wanted, tag, None))
 
     async def _servable(self, target: Target, link: Link) -> Manifest | None:
-        """What a tag last meant: it is only advertised stale where that can be served too."""
+        """The stored manifest of a stale link: HEAD must not announce one that GET cannot serve."""
         usable = usable_stale(link.seen, self._clock(), self._stale_if_error)
         if not (usable or link.imported):
             return None
@@ -375,7 +381,7 @@ class ManifestPulls:
         reference: str,
         call: Callable[[], Awaitable[V]],
     ) -> tuple[V, bool]:
-        """Ask upstream once for many, and remember for a while what it refuses."""
+        """Send one request for all concurrent callers; remember a refusal for a while."""
         name = _question_of(wanted.name(reference))
         await self._refusals.check(wanted.target, name)
         try:
@@ -386,12 +392,12 @@ class ManifestPulls:
 
 
 def _question_of(link: str) -> str:
-    """The name under which it is remembered that upstream refuses a manifest."""
+    """The key of a refusal of a manifest."""
     return f"manifest {link}"
 
 
 def _image(target: Target, digest: Digest) -> FullName:
-    """The name of a manifest by its digest in a repository."""
+    """The full name of a manifest by digest."""
     return FullName(target.upstream, target.repository, str(digest))
 
 

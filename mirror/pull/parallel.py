@@ -1,9 +1,9 @@
-"""One blob over several connections, handed out strictly in order.
+"""One blob over several connections; the bytes are returned strictly in order.
 
-Begins as one connection, read as it comes (*the front*).  Where that is slow, what lies further
-ahead is asked for over further connections, a *segment* each, and waits in memory until the front
-has come there; then the front is closed and the segments follow one another.  Whatever a segment
-cannot get, the front gets.  Knows no HTTP and no disk.
+The download begins with one connection, whose bytes are returned as they arrive (*the front*).  If
+that is slow, further connections each request a *segment* further ahead, which waits in memory
+until the front has reached it; then the front is closed, and the segments follow one another.  The
+front fetches the bytes that a segment fails to deliver.  This module knows neither HTTP nor disk.
 """
 
 import asyncio
@@ -28,43 +28,43 @@ from mirror.upstream.errors import (
 
 _log = logging.getLogger(__name__)
 
-#: A segment is gone on with after delays up to this one, in seconds; then the front takes over.
+#: A segment resumes after delays up to this one, in seconds; after that the front takes over.
 _MAX_DELAY_SECONDS: Final = 0.4
-#: Upstream may ask for so much quiet in the middle of a blob before the fill is given up.
+#: The longest Retry-After in the middle of a blob; the fill fails if upstream asks for more.
 _MAX_QUIET_SECONDS: Final = 60.0
-#: Whoever waits for a segment does so for so long; then it is asked for again, as the front.
+#: A reader waits for a segment this long; after that the front requests its bytes again.
 _PATIENCE_SECONDS: Final = 5.0
 
 
 class Stream(Protocol):
-    """The bytes of a blob from ``offset`` on; ``total`` is the blob's size."""
+    """The bytes of a blob, starting at ``offset``."""
 
     @property
     def offset(self) -> int:
-        """Where it begins."""
+        """The position of the first byte in the blob."""
 
     @property
     def total(self) -> int | None:
-        """The size of the whole blob, in bytes, where upstream said it."""
+        """The size of the whole blob in bytes, None where upstream did not give it."""
 
     async def read(self) -> bytes:
-        """The next bytes, ``b""`` at the end.
+        """Return the next bytes, ``b""`` at the end.
 
         Raises:
-            UpstreamError: the rest cannot be had from this stream.
+            UpstreamError: this stream cannot deliver the rest.
         """
 
 
 class Ranged(Stream, Protocol):
-    """A stream of one connection; ``ranged``: upstream says that it can be asked for parts."""
+    """A stream of one connection."""
 
     @property
     def ranged(self) -> bool:
-        """Whether upstream can be asked for parts."""
+        """Whether upstream says that it supports range requests."""
 
 
 class BlobFetcher(Protocol):
-    """How to come by parts of one blob."""
+    """Requests parts of one blob."""
 
     @property
     def upstream(self) -> str:
@@ -72,22 +72,22 @@ class BlobFetcher(Protocol):
 
     @property
     def splitting(self) -> Splitting:
-        """What is worth several connections."""
+        """The number of connections, and the sizes of blobs and segments."""
 
     def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[Ranged]:
-        """Ask for the bytes from ``start`` up to ``stop`` (None: the end)."""
+        """Request the bytes from ``start`` to ``stop`` (None: to the end)."""
 
     def further(self) -> AbstractContextManager[None] | None:
-        """A slot for one more connection, None if there is none to spare."""
+        """A slot for one more connection, None if all are taken."""
 
     def calm(self) -> None:
-        """Upstream minded a further connection."""
+        """Record that a further connection failed or was refused."""
 
 
 class _Segment:
-    """A stretch from ``start`` to ``stop`` that waits in memory; ``received`` up to there.
+    """The bytes from ``start`` to ``stop``, which wait in memory; ``received``: the end so far.
 
-    ``slot`` is held until all of it was taken: it stands for the memory as for the connection.
+    ``slot`` is held until all bytes are taken: it limits the memory as well as the connections.
     """
 
     def __init__(self, start: int, stop: int, slot: ExitStack) -> None:
@@ -98,22 +98,22 @@ class _Segment:
         self._changed = asyncio.Event()
 
     def put(self, piece: bytes) -> None:
-        """Add what arrived; what is more than was asked for is dropped."""
+        """Add a piece; drop bytes beyond ``stop``."""
         piece = piece[: self.stop - self.received]
         self._pieces.append(piece)
         self.received += len(piece)
         self._changed.set()
 
     def end(self) -> None:
-        """There will be no more: the segment ends here."""
+        """End the segment after the bytes received so far."""
         self.stop = self.received
         self._changed.set()
 
     async def take(self) -> bytes:
-        """The next bytes, ``b""`` at the end.
+        """Remove and return the next bytes, ``b""`` at the end.
 
         Raises:
-            TimeoutError: none came for a while.
+            TimeoutError: none arrived for ``_PATIENCE_SECONDS``.
         """
         while not self._pieces and self.received < self.stop:
             self._changed.clear()
@@ -123,12 +123,12 @@ class _Segment:
 
     @property
     def begun(self) -> bool:
-        """Whether any of it has arrived."""
+        """Whether any byte has arrived."""
         return self.received > self.start
 
 
 class Segments:
-    """A blob from byte ``start`` on, over as many connections as make it faster."""
+    """A blob from byte ``start`` on, over more connections as long as they make it faster."""
 
     def __init__(self, way: BlobFetcher, start: int, clock: Callable[[], float]) -> None:
         self._way = way
@@ -137,11 +137,11 @@ class Segments:
         self._ramp = Ramp(way.splitting.connections)
         self._position = self._planned = start
         self._front: Ranged | None = None
-        self._fronting = True  # there is a front, or it is being opened
+        self._fronting = True  # a front is open, or being opened
         self._connection = AsyncExitStack()  # the front's
         self._ahead: deque[_Segment] = deque()
         self._tasks: dict[asyncio.Task[None], _Segment] = {}
-        self._own_task: asyncio.Task[None] | None = None  # has the slot that was the front's
+        self._own_task: asyncio.Task[None] | None = None  # uses the former slot of the front
         self._mending = Backoff(start)
         self.offset = start
         self.total: int | None = None
@@ -150,7 +150,7 @@ class Segments:
         """Open the first connection.
 
         Raises:
-            UpstreamError: the blob cannot be had.
+            UpstreamError: upstream does not send the blob.
         """
         first = await self._connection.enter_async_context(self._way.open(self._position, None))
         self._front, self.offset, self.total = first, first.offset, first.total
@@ -160,10 +160,10 @@ class Segments:
             self._position = first.offset
 
     async def read(self) -> bytes:
-        """The next bytes, ``b""`` at the end.
+        """Return the next bytes, ``b""`` at the end.
 
         Raises:
-            UpstreamError: the rest cannot be had.
+            UpstreamError: upstream does not send the rest.
         """
         while True:
             self._arrange()
@@ -183,7 +183,7 @@ class Segments:
             return piece
 
     async def aclose(self) -> None:
-        """Close all connections; what waits in memory is dropped."""
+        """Close all connections; drop the segments in memory."""
         self._ramp.retreat()
         tasks = list(self._tasks)
         for task in tasks:
@@ -197,11 +197,11 @@ class Segments:
                 raise error
 
     async def _take(self, head: _Segment) -> bytes:
-        """The next bytes of the segment that is next, ``b""`` if there will be no more of it."""
+        """Return the next bytes of the first segment, ``b""`` if it has ended."""
         try:
             piece = await head.take()
         except TimeoutError:
-            _log.info("%s keeps a connection waiting; going back to one", self._way.upstream)
+            _log.info("%s: a connection is stalled; going back to one", self._way.upstream)
             piece = b""
             self._give_up(head)
         if not piece:
@@ -213,7 +213,7 @@ class Segments:
     async def _read_front(self) -> bytes:
         if self._front is None:
             await self._reopen()
-        assert self._front is not None, "it was opened just now"
+        assert self._front is not None, "_reopen has opened it"
         piece = await self._front.read()
         self._note(len(piece))
         if self._ahead and not piece:
@@ -223,17 +223,17 @@ class Segments:
             if self._ahead[0].begun:
                 await self._close_front()
                 return piece[:limit]
-            self._give_up(self._ahead[0])  # the front is here before it, and goes on
+            self._give_up(self._ahead[0])  # the front is faster, and continues
         return piece
 
     async def _reopen(self) -> None:
-        """Open another front for what no segment has; to the next segment if there is one."""
+        """Open a new front for bytes that no segment has, up to the next segment or the end."""
         self._fronting = True
         stop = self._ahead[0].start if self._ahead else None
         opening = self._way.open(self._position, stop)
         front = await self._connection.enter_async_context(opening)
         if front.offset != self._position or front.total != self.total:
-            raise UnavailableError(self._way.upstream, "no longer gives parts of the blob")
+            raise UnavailableError(self._way.upstream, "no longer sends the requested range")
         self._front = front
         self._planned = max(self._planned, self._position)
 
@@ -242,11 +242,11 @@ class Segments:
         await self._connection.aclose()
 
     async def _mend(self, error: UpstreamError) -> None:
-        """Go on after ``error`` here if that saves what waits in memory; else raise it."""
+        """Resume after ``error`` if that saves the segments in memory; else raise ``error``."""
         await self._close_front()
         delay = self._mending.next_delay(self._position)
         if isinstance(error, RateLimitedError):
-            # With one connection from the start there would have been nothing left to ask.
+            # The further connections caused it: a single one would have sent no further request.
             self._retreat()
             delay = None if delay is None else max(delay, error.retry_after)
         elif not (self._ahead and error.transient):
@@ -255,13 +255,13 @@ class Segments:
             if self._ahead:
                 self._retreat()
             raise error
-        _log.info("%s; going on from byte %d in %.1f s", error, self._position, delay)
+        _log.info("%s; resuming at byte %d in %.1f s", error, self._position, delay)
         await asyncio.sleep(delay)
 
     # The segments.
 
     def _arrange(self) -> None:
-        """Begin as many segments as there should be."""
+        """Begin new segments, up to the wanted number of connections."""
         while len(self._tasks) + self._fronting < self._ramp.wanted:
             if self._ramp.wanted == 1 or not self._begin():
                 return
@@ -301,12 +301,12 @@ class Segments:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._own_task = None if self._own_task is task else self._own_task
         if not task.cancelled() and task.exception() is not None:
-            return  # told by :meth:`aclose`, which finds it still here
+            return  # left in the list: :meth:`aclose` raises the exception
         del self._tasks[task]
         self._arrange()
 
     async def _get(self, segment: _Segment) -> None:
-        """Bring a segment to its end, or end it where upstream does."""
+        """Download a segment, or end it early where upstream ends it."""
         backoff = Backoff(segment.start)
         try:
             while segment.received < segment.stop:
@@ -320,10 +320,10 @@ class Segments:
         finally:
             segment.end()
             if not segment.begun:
-                self._drop(segment)  # the front goes on over it
+                self._drop(segment)  # the front fetches its bytes
 
     def _give_up(self, segment: _Segment) -> None:
-        """End a segment that takes too long; whatever it lacks, the front gets."""
+        """End a segment that takes too long; the front fetches the missing bytes."""
         self._ramp.retreat()
         for task, got in self._tasks.items():
             if got is segment:
@@ -337,10 +337,10 @@ class Segments:
         segment.slot.close()
 
     def _delay(self, segment: _Segment, backoff: Backoff, error: UpstreamError) -> float:
-        """Seconds until the segment may go on where it broke off.
+        """Return the delay in seconds before the segment resumes after ``error``.
 
         Raises:
-            UpstreamError: it may not.
+            UpstreamError: ``error`` itself, if the segment must not resume.
         """
         delay = backoff.next_delay(segment.received)
         began = segment.begun and not isinstance(error, TimedOutError)
@@ -352,8 +352,8 @@ class Segments:
         name = self._way.upstream
         async with self._way.open(segment.received, segment.stop) as stream:
             if stream.offset != segment.received or stream.total != self.total:
-                # It ignores Range, whatever it had said: as long as one connection does, fine.
-                raise UnavailableError(name, "answers another part than was asked for")
+                # Upstream ignores Range, though it announced support: one connection still works.
+                raise UnavailableError(name, "sent another part than was requested")
             while segment.received < segment.stop:
                 piece = await stream.read()
                 if not piece:

@@ -1,59 +1,61 @@
-"""The decisions that are numbers: pure, so that each is one line to read and to test."""
+"""Limits and numeric decisions of pulls, as pure functions that are easy to read and to test."""
 
 import math
 from dataclasses import dataclass
 from typing import Final
 
-#: Bytes given to nobody before the digest is verified: enough that no client can mistake what
-#: it has for the whole, little enough that nobody notices the wait.
+#: The last bytes of a blob, held back until the digest is verified.  Large enough that no client
+#: mistakes a partial body for the whole; small enough that clients do not notice the wait.
 HOLD_BACK_BYTES: Final = 64 * 1024
 
-#: How far a fill of unknown size may grow before it asks for room again.
+#: A fill of unknown size reserves disk space in steps of this size.
 GROWTH_STEP_BYTES: Final = 16 * 1024 * 1024
 
-#: How much is collected while the disk is busy with the piece before.
+#: The most bytes collected in memory while the disk is busy with the batch before.
 BATCH_BYTES: Final = 1024 * 1024
 
-#: Readers of a growing blob are woken when this much is new, or after this long: each wake-up
-#: costs a thread's turn per reader, and a crowd of them would starve the download they wait for.
-#: (A MiB instead costs 16 readers of a GiB half a second of CPU, one of them a tenth of all.)
+#: Readers of a growing blob are woken after this many new bytes, or after this long.  Each wake-up
+#: costs a turn in a thread per reader, and many readers would starve the download.  (With 1 MiB,
+#: 16 readers of a GiB need half a second more CPU; a single reader needs a tenth more.)
 WAKE_BYTES: Final = 4 * 1024 * 1024
 WAKE_SECONDS: Final = 0.02
 
-#: What passes through waits here for a client that may be slow; there may be a thousand of them.
+#: The buffer of a blob that passes through to a client, which may be slow.  Small, since there may
+#: be a thousand such clients.
 PASSING_BUFFER_BYTES: Final = 64 * 1024
 
-#: A part waits so long, in seconds, for its bytes and for the verification of the whole blob; where
-#: that takes longer it is relayed as upstream sends it.
+#: How long the request for a part waits for its bytes and for the verification of the whole blob.
+#: If that takes longer, the part is relayed from upstream.
 PART_PATIENCE_SECONDS: Final = 1.0
-#: So long a fill is watched before anything is said about how fast it is.
+#: How long the speed of a fill is measured before it is used for an estimate.
 PART_LOOK_SECONDS: Final = 0.25
-#: What is fetched ahead of a fill comes in pieces of this size, which wait in memory.
+#: The size of a piece fetched ahead of a fill; pieces wait in memory.
 AHEAD_PIECE_BYTES: Final = 1024 * 1024
-#: What is fetched ahead of a fill may cost upstream this share of the blob, on top of it.
+#: The most bytes fetched ahead of a fill, as a share of the blob; they are fetched twice.
 AHEAD_SHARE: Final = 0.04
 
-#: How long a fill or a question goes on that no client waits for, in seconds: time enough for a
+#: How long a fill or a request to upstream continues without a waiting client: long enough for a
 #: client to come back after a broken connection or a time-out of its own.
 UNWANTED_SECONDS: Final = 3.0
-#: How many bytes a fill without readers may still bring.
+#: How many bytes a fill without readers may still download.
 UNWANTED_BYTES: Final = 8 * 1024 * 1024
-#: How many fills go on without readers, of those that one client has left and in all.
+#: How many fills may continue without readers: per client that left them, and in all.
 UNWANTED_FILLS_OF_CLIENT: Final = 3
 UNWANTED_FILLS: Final = 12
-#: How many questions of one kind go on that no client waits for.
+#: How many requests of one kind may continue without a waiting client.
 UNWANTED_QUESTIONS: Final = 8
 
-#: A window in which throughput is measured: long enough that pieces of 64 KiB do not matter.
+#: The window of a throughput measurement: large enough that single pieces of 64 KiB do not matter.
 _WINDOW_SECONDS: Final = 0.1
 _WINDOW_BYTES: Final = 1024 * 1024
-#: What further connections must add to be kept; of many, half of what would be their share.
+#: The least gain in throughput that justifies a step; for many connections, half their fair share.
 _WORTH: Final = 0.15
-#: A line that never gets steady is judged all the same after so many windows.
+#: If throughput never gets steady, it is judged after this many windows.
 _PATIENCE_WINDOWS: Final = 10
-#: Who is done sooner than this, in seconds, needs no further connection.
+#: A download that ends sooner than this needs no further connection.
 _SOON_SECONDS: Final = 1.0
-#: Segments get smaller towards the end, so that all connections end together.
+#: The least size of a segment is 1/8 of the full size: segments get smaller towards the end, so
+#: that all connections end together.
 _LEAST_SHARE: Final = 8
 
 _PROGRESS_BYTES: Final = 64 * 1024
@@ -64,15 +66,15 @@ _NEARLY_DONE: Final = 0.9
 
 
 def visible_bytes(length: int, total: int | None) -> int:
-    """How much of a growing blob its readers may have before it is verified."""
+    """Return how many bytes of a growing blob readers may have before the verification."""
     held_back_from = length if total is None else total
     return max(0, min(length, held_back_from - HOLD_BACK_BYTES))
 
 
 def arrival_seconds(distance: int, grown: int, elapsed: float) -> float | None:
-    """How long ``distance`` further bytes take, after ``grown`` in ``elapsed`` seconds.
+    """Estimate the seconds for ``distance`` more bytes, after ``grown`` in ``elapsed`` seconds.
 
-    None while it is too early to tell.
+    None if it is too early for an estimate.
     """
     if elapsed < PART_LOOK_SECONDS:
         return None
@@ -80,29 +82,29 @@ def arrival_seconds(distance: int, grown: int, elapsed: float) -> float | None:
 
 
 def ahead_allowance(total: int, share: float) -> int:
-    """How many bytes of a blob may be fetched ahead of its fill, in all."""
+    """Return how many bytes of a blob may be fetched ahead of its fill, in all."""
     return int(total * share)
 
 
 def nearly_done(length: int, total: int | None) -> bool:
-    """Whether a fill without readers is better finished than left."""
+    """Return whether a fill without readers is so near its end that it should finish."""
     return total is not None and total - length <= min(
         UNWANTED_BYTES, int(total * (1 - _NEARLY_DONE))
     )
 
 
 def usable_stale(seen: float, now: float, stale_if_error: float) -> bool:
-    """Whether what upstream said at ``seen`` may be served while it cannot answer (RFC 5861, 4).
+    """Return whether an answer from ``seen`` may be served during an outage (RFC 5861, 4).
 
-    Both are readings of a clock that may have been set in between.  A time in the future says as
-    little as one in the past: without the bound it would hold until the clock comes there.
+    Both times are Unix seconds, and the clock may have been set in between.  A ``seen`` too far in
+    the future is refused too: otherwise the answer would be usable until the clock reaches it.
     """
     return abs(now - seen) <= stale_if_error
 
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """A blob of ``from_bytes`` and more may come over several connections, a segment each."""
+    """Blobs of ``from_bytes`` and more may use several connections, each for a segment."""
 
     connections: int
     segment_bytes: int
@@ -110,13 +112,13 @@ class Splitting:
 
     @property
     def least_bytes(self) -> int:
-        """No segment is smaller, but for the last: each costs a request."""
+        """The least size of a segment, except the last: each segment costs a request."""
         return self.segment_bytes // _LEAST_SHARE
 
     def segment(self, start: int, total: int, reach: int, connections: int) -> int | None:
-        """Where a segment from ``start`` on ends, None if it cannot begin yet.
+        """Return the end of a segment that starts at ``start``, None if it cannot begin yet.
 
-        ``reach``: what lies behind it would be too much for memory.
+        ``reach`` is the limit for the end: bytes beyond it would take too much memory.
         """
         fair = max((total - start) // (2 * connections), self.least_bytes)
         stop = min(start + min(fair, self.segment_bytes), total, reach)
@@ -126,10 +128,10 @@ class Splitting:
 
 
 class Ramp:
-    """How many connections one download should have: more as long as that makes it faster.
+    """The number of connections of one download: it grows while that makes the download faster.
 
-    Each step doubles them (four are reached after two looks); the step that brought too little
-    is taken back, and so is everything when upstream minds.
+    Each step doubles the number (four after two steps).  A step that gained too little is undone.
+    After an error of a further connection, the number is 1 again.
     """
 
     def __init__(self, limit: int) -> None:
@@ -143,8 +145,8 @@ class Ramp:
         self._windows = 0
 
     def note(self, now: float, count: int, working: int) -> None:
-        """``count`` more bytes arrived at ``now``; ``working`` connections have given some."""
-        if self._since is None:  # who has just been asked needs a moment to begin
+        """Record ``count`` new bytes at ``now``; ``working`` connections have delivered some."""
+        if self._since is None:  # wait until the new connections have delivered their first bytes
             if working >= self.wanted:
                 self._since, self._count, self._windows = now, 0, 0
             return
@@ -158,7 +160,7 @@ class Ramp:
                 self._judge((last + self._rate) / 2)
 
     def retreat(self) -> None:
-        """One connection from now on."""
+        """Use one connection from now on."""
         self.wanted, self._settled = 1, True
 
     def ends_soon(self, remaining: int) -> bool:
@@ -166,7 +168,7 @@ class Ramp:
         return remaining < self._rate * _SOON_SECONDS
 
     def _telling(self, last: float) -> bool:
-        # TCP starts slowly, buffers fill at once: what changes by itself says nothing yet.
+        # TCP starts slowly and buffers fill at once: only a steady rate tells the effect of a step.
         steady = abs(self._rate - last) < _WORTH * last
         return self._windows > 1 and (steady or self._windows >= _PATIENCE_WINDOWS)
 
@@ -184,13 +186,16 @@ class Ramp:
 
 @dataclass(slots=True)
 class Backoff:
-    """Delays between attempts to go on from byte ``reached``; fruitful ones do not count."""
+    """Delays between attempts to resume at byte ``reached``; progress resets the delay."""
 
     reached: int = 0
     _fruitless: int = 0
 
     def next_delay(self, reached: int) -> float | None:
-        """Seconds to wait after an attempt that ended at byte ``reached``; None: give up."""
+        """Return the seconds to wait after an attempt that ended at byte ``reached``.
+
+        None: give up.
+        """
         fruitful = reached - self.reached >= _PROGRESS_BYTES
         self.reached = reached
         self._fruitless = 0 if fruitful else self._fruitless + 1

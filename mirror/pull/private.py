@@ -1,7 +1,7 @@
-"""Pulls for clients with credentials of their own.
+"""Pulls for clients with their own credentials.
 
-Each kind of pull exists twice: for public and for private content, with a store, freshness and
-flights of its own.  These classes join the two; :class:`PrivateAccess` decides which one answers.
+Each kind of pull has two instances, one for public and one for private content, each with its own
+store, freshness and requests.  :class:`PrivateAccess` decides which one answers.
 """
 
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ from mirror.pull.outcome import Outcome
 from mirror.pull.private_access import PrivateAccess, Resource
 from mirror.upstream.routing import Target
 
-#: What was got without a word of upstream's.
+#: Outcomes without an answer from upstream.
 _UNASKED = {Outcome.HIT, Outcome.STALE}
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizedBlobs:
-    """Answers for blobs, as :class:`BlobPulls`."""
+    """:class:`BlobPulls` with access control."""
 
     rights: PrivateAccess
     public: BlobPulls
@@ -64,7 +64,7 @@ class AuthorizedBlobs:
 
 @dataclass(frozen=True, slots=True)
 class AuthorizedManifests:
-    """Answers for manifests, as :class:`ManifestPulls`."""
+    """:class:`ManifestPulls` with access control."""
 
     rights: PrivateAccess
     public: ManifestPulls
@@ -113,13 +113,13 @@ class AuthorizedManifests:
         self.public.touch(digest)
 
     async def forget(self, name: str) -> None:
-        """See :meth:`ManifestPulls.forget`; what single visitors were told ages by itself."""
+        """See :meth:`ManifestPulls.forget`; private answers are not forgotten, they expire."""
         await self.public.forget(name)
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizedListings:
-    """Answers for listings, as :class:`ListingPulls`."""
+    """:class:`ListingPulls` with access control."""
 
     rights: PrivateAccess
     public: ListingPulls

@@ -1,13 +1,15 @@
-"""Who may have what is private: upstream has the word, asked with the client's own credentials.
+"""Access to private content: upstream decides, asked with the client's own credentials.
 
-Two things must hold before a visitor is given anything that is not everybody's:
+A client gets private content only under two conditions:
 
-*grant*: upstream has let this visitor into this repository, at most ``grant_max_age`` ago and
-after a look at the credentials themselves; *link*: upstream has said that this repository has
-this very object.  Nobody gets an object by knowing its digest.
+*grant*: upstream has given this client access to this repository, at most ``grant_max_age`` ago,
+and has checked the credentials themselves (not a token issued earlier);
 
-What everybody may have goes the ordinary way, whatever a client sends: the mirror asks as itself
-first, and as the visitor only where that is refused.
+*link*: upstream has confirmed that this repository has this object.  Knowing a digest is not
+enough to get the object.
+
+Public content needs neither, even if the client sends credentials: the mirror first asks upstream
+as itself, and as the client only if upstream refuses.
 """
 
 import logging
@@ -33,36 +35,36 @@ from mirror.upstream.routing import Target
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
-#: What another may be given although the mirror itself is not.
+#: Errors without the client's credentials after which a request with them may succeed.
 _NOT_FOR_ALL: Final = (RefusedError, NotFoundError, RateLimitedError)
 
 
 class Grants(Protocol):
-    """Whom upstream has let into a repository of late."""
+    """Recent grants: a client's access to a repository."""
 
     async def holds(self, name: str) -> bool:
-        """Whether it has."""
+        """Whether the grant exists and has not expired."""
 
     async def put(self, name: str) -> None:
-        """It just has."""
+        """Store a grant that upstream has just given."""
 
     async def forget(self, name: str) -> None:
-        """It has not."""
+        """Remove a grant that upstream no longer gives."""
 
 
 class Links(Protocol):
-    """Which objects upstream says a repository has."""
+    """Links: upstream confirmed that a repository has an object."""
 
     async def has(self, name: str) -> bool:
-        """Whether it has said so."""
+        """Whether the link exists."""
 
     async def put(self, name: str) -> None:
-        """It has just said so."""
+        """Store a link that upstream has just confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What is asked for: a ``blob``, a ``manifest``, or a page of ``tags`` or ``referrers``."""
+    """A requested resource: a ``blob``, a ``manifest``, or a page of ``tags`` or ``referrers``."""
 
     kind: str
     reference: str | Digest = ""
@@ -70,14 +72,14 @@ class Resource:
 
     @property
     def linked(self) -> bool:
-        """Whether it is the same whoever asks, so that upstream need not be asked each time."""
+        """Whether the content is immutable, so that a link replaces a request to upstream."""
         return self.kind in {"blob", "manifest"} and isinstance(self.reference, Digest)
 
     async def confirm(self, registry: Endpoints, repository: str) -> None:
-        """Ask upstream for it, as whoever the registry was opened for.
+        """Request the resource from upstream, with the credentials of ``registry``.
 
         Raises:
-            UpstreamError: upstream does not give it.
+            UpstreamError: upstream refuses the resource, or fails.
         """
         if self.kind == "manifest":
             await registry.confirm_manifest(repository, str(self.reference), ACCEPT_MANIFESTS)
@@ -90,7 +92,7 @@ class Resource:
 
 
 class PrivateAccess:
-    """What upstream has said about visitors, and the questions to it."""
+    """Decides whether a client gets a resource, and asks upstream about it."""
 
     def __init__(
         self,
@@ -108,10 +110,10 @@ class PrivateAccess:
         )
 
     async def greet(self, upstream: str, principal: Principal) -> None:
-        """Ask an upstream whether it knows a visitor at all.
+        """Ask an upstream whether it accepts the credentials of a client.
 
         Raises:
-            UpstreamError: it does not, or cannot be asked.
+            UpstreamError: upstream refuses them, or fails.
         """
         await self._registries[upstream].with_credentials(principal).greet()
 
@@ -122,10 +124,12 @@ class PrivateAccess:
         public: Callable[[Target], Awaitable[R]],
         private: Callable[[Target], Awaitable[R]],
     ) -> R:
-        """Get a thing as everybody gets it, or else as the visitor that ``target`` names may.
+        """Return the result of ``public``, or else of ``private`` if the client may have it.
+
+        The client is the principal of ``target``.
 
         Raises:
-            UpstreamError: neither is to be had.
+            UpstreamError: upstream gives neither.
         """
         if not await self._grants.holds(str(target)):
             try:
@@ -133,10 +137,10 @@ class PrivateAccess:
                     return await public(replace(target, principal=None))
                 except _NOT_FOR_ALL as error:
                     if isinstance(error, RateLimitedError) and target.principal == NOBODY:
-                        raise  # the mirror was nobody, too
+                        raise  # the mirror has already asked without credentials
                 await self._admit(target, thing)
             except (UnavailableError, TimedOutError) as error:
-                text = "nor can it be asked who may have what is private"
+                text = "access to private content cannot be checked either"
                 raise type(error)(error.upstream, f"{error.message}; {text}") from error
         elif not await self.has(target, thing):
             await self._confirm(target, thing)
@@ -147,20 +151,20 @@ class PrivateAccess:
             raise
 
     async def has(self, target: Target, thing: Resource) -> bool:
-        """Whether upstream has said that the repository has a thing, if it need have said so."""
+        """Whether the repository has a link to the resource, or the resource needs none."""
         return not thing.linked or await self._links.has(_name(target, thing))
 
     async def link(self, target: Target, thing: Resource) -> None:
-        """Upstream has just told a visitor that the repository has a thing."""
+        """Record that upstream has just given the client the resource from this repository."""
         if not await self.has(target, thing):
             await self._links.put(_name(target, thing))
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Cancel all requests."""
         await self._questions.close()
 
     async def _admit(self, target: Target, thing: Resource) -> None:
-        """Have upstream let a visitor in: one question for all that it asks at once."""
+        """Get a grant from upstream, with one request for all concurrent requests of the client."""
         (asked, error), _ = await self._questions.join(
             target, lambda: self._asked_anew(target, thing)
         )
@@ -170,14 +174,14 @@ class PrivateAccess:
         elif asked == thing or not isinstance(error, NotFoundError):
             raise error
         else:
-            # That the other thing is not there says nothing: this one is asked for, link or not.
+            # A 404 for another resource says nothing: ask for this one, even if it has a link.
             await self._confirm(target, thing)
             await self._grants.put(str(target))
 
     async def _asked_anew(
         self, target: Target, thing: Resource
     ) -> tuple[Resource, UpstreamError | None]:
-        # What is believed of a token was looked at when it was issued: that may be long ago.
+        # Upstream checked the credentials when it issued the token, which may be long ago.
         await self._registry(target).renew(target.repository)
         try:
             await self._confirm(target, thing)
@@ -187,10 +191,10 @@ class PrivateAccess:
         return thing, None
 
     async def _confirm(self, target: Target, thing: Resource) -> None:
-        """Ask upstream for a thing, as the visitor.
+        """Request a resource from upstream with the client's credentials, and store the link.
 
         Raises:
-            UpstreamError: upstream does not give it to that visitor.
+            UpstreamError: upstream refuses the resource to this client, or fails.
         """
         name = f"{thing.kind} {target} {thing.reference}"
         await self._refusals.check(target, name)

@@ -1,9 +1,9 @@
-"""Parts of a blob that lie too far ahead of its fill, fetched by themselves.
+"""Fetches parts of a blob that lie too far ahead of its fill.
 
-Whoever mounts an image lazily (eStargz, zstd:chunked) reads the end of a layer first, and then a
-little here and there; on a slow line each would wait for the whole.  What comes this way is
-nobody's to verify before the blob is whole, so it is relayed, kept in memory for a moment for
-others who ask for the same, and never stored.  A budget per blob bounds what it costs upstream.
+A client that mounts an image lazily (eStargz, zstd:chunked) reads the end of a layer first, then
+small parts in any order; on a slow line each part would wait for the whole blob.  A part cannot be
+verified before the blob is whole.  So it is relayed, and held in memory for a moment for other
+clients, but never stored.  A budget per blob limits the cost to upstream.
 """
 
 import logging
@@ -25,22 +25,22 @@ from mirror.upstream.errors import (
 _log = logging.getLogger(__name__)
 _Key = tuple[Digest, int, int, str]
 
-#: What is kept of all blobs together.
+#: The most bytes in memory, for all blobs together.
 _KEPT_BYTES: Final = 32 * 1024 * 1024
-#: What a failure may have cost, since upstream sends what fits into the buffers on the way.
+#: The assumed cost of a failed fetch: upstream sends as much as fits into buffers on the way.
 _FAILURE_BYTES: Final = 256 * 1024
-#: Of so many blobs it is remembered what they have cost.
+#: Maximum number of blobs whose cost is tracked.
 _BLOBS: Final = 4096
 
 
 class RangeFetches:
-    """Pieces of blobs by digest, start, stop and upstream; each is fetched once, however many ask.
+    """Pieces of blobs, by digest, start, stop and upstream; concurrent clients share a fetch.
 
-    Nobody has verified them: what one upstream sent is not given out as another's.
+    The pieces are not verified: a piece from one upstream is not served for another upstream.
     """
 
     def __init__(self, share: float) -> None:
-        """Spend at most this ``share`` of a blob on top of it."""
+        """Fetch at most this ``share`` of a blob in addition to its fill."""
         self._share = share
         self._spent: OrderedDict[Digest, int] = OrderedDict()
         self._kept: OrderedDict[_Key, bytes] = OrderedDict()
@@ -50,9 +50,9 @@ class RangeFetches:
     async def lookup(
         self, source: Source, digest: Digest, start: int, stop: int, total: int
     ) -> bytes | None:
-        """The first bytes of a stretch of a blob of ``total`` bytes, at most 1 MiB of them.
+        """Return the first bytes of a range of a blob of ``total`` bytes, at most 1 MiB.
 
-        None where they are not to be had this way: then the fill has to bring them.
+        None if they cannot be fetched: then the reader has to wait for the fill.
         """
         key = (digest, start, min(stop, start + AHEAD_PIECE_BYTES), source.registry.name)
         kept = self._kept.get(key)
@@ -62,14 +62,14 @@ class RangeFetches:
         return piece
 
     def forget(self, digest: Digest, *, spent: bool) -> None:
-        """The fill has ended; what the blob has cost is forgotten too if it was ``spent`` well."""
+        """Drop the pieces of a blob whose fill has ended; if ``spent``, reset its cost too."""
         for key in [key for key in self._kept if key[0] == digest]:
             self._kept_bytes -= len(self._kept.pop(key))
         if spent:
             self._spent.pop(digest, None)
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Cancel all requests."""
         await self._flights.close()
 
     async def _fetch(self, source: Source, key: _Key, total: int) -> bytes | None:
@@ -92,7 +92,7 @@ class RangeFetches:
         return piece
 
     def _slot(self, source: Source, key: _Key, total: int) -> AbstractContextManager[None] | None:
-        """Leave for one more connection, None where it would cost too much."""
+        """A slot for one more connection, None if the budget is spent or no slot is free."""
         digest, start, stop, _ = key
         cost = self._spent.get(digest, 0) + stop - start
         if cost > ahead_allowance(total, self._share):
@@ -116,11 +116,11 @@ class RangeFetches:
         piece = bytearray()
         async with opening as stream:
             if stream.offset != start or stream.total != total:
-                raise RangeRefusedError(source.registry.name, "gives no parts of the blob")
+                raise RangeRefusedError(source.registry.name, "does not send the requested range")
             while len(piece) < stop - start and (arrived := await stream.read()):
                 piece += arrived
         if len(piece) != stop - start:
-            raise UnavailableError(source.registry.name, "sent another part than was asked for")
+            raise UnavailableError(source.registry.name, "sent another part than was requested")
         return bytes(piece)
 
     def _keep(self, key: _Key, piece: bytes) -> None:

@@ -1,4 +1,4 @@
-"""How fast downloads come, as far as people want to know: looked at about once a second."""
+"""The rates of downloads, for the status page; sampled about once a second."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from mirror.oci.digest import Digest
 from mirror.pull.fill import Fill
 from mirror.stats.report import Filling
 
-#: How much of a rate is what the last look found: steady enough to read, gone in some seconds.
+#: The weight of the last sample: the rate is steady enough to read, and current within seconds.
 _WEIGHT: Final = 0.4
 
 
@@ -20,13 +20,13 @@ class _Look:
 
 
 class DownloadRates:
-    """Remembers how far each download had come."""
+    """Computes the rate of each download from its last sample."""
 
     def __init__(self) -> None:
         self._looks: dict[Digest, _Look] = {}
 
     def fillings(self, fills: Iterable[Fill], now: float) -> list[Filling]:
-        """The downloads at ``now`` (monotonic seconds); the rate of a new one is 0."""
+        """Return each download's state at ``now`` (monotonic seconds); new ones have rate 0."""
         fillings, looks = [], {}
         for fill in fills:
             reader = fill.reader

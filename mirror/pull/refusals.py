@@ -1,6 +1,6 @@
-"""Refusals by an upstream, remembered for a short while: each is raised again without a question.
+"""Remembers refusals of an upstream for a short while, and raises them again without a request.
 
-Knows errors.  Must not know what was asked for: callers choose names that tell all of it apart.
+Callers choose a unique name for each request; this module does not interpret the names.
 """
 
 from typing import Final, Protocol
@@ -16,36 +16,36 @@ from mirror.upstream.routing import Target
 
 
 class Negatives(Protocol):
-    """Texts by name, each for a short while."""
+    """Texts by name, which expire after a short while."""
 
     async def lookup(self, name: str) -> str | None:
         """The text, or None."""
 
     async def put(self, name: str, said: str) -> None:
-        """Remember a text."""
+        """Store a text."""
 
     async def forget(self, name: str) -> None:
-        """Ask upstream next time."""
+        """Remove a text, if there is one."""
 
 
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
 
 
 class Refusals:
-    """What an upstream refused of late: 404 for every client, 401 and 403 for the mirror itself.
+    """Recent refusals: 404 for all clients, 401 and 403 for the mirror's own credentials.
 
-    Docker Hub answers 401 for what is missing, too.  What it refuses to a client with credentials
-    of its own is not remembered: the client may come with others, or be let in a moment later.
+    Docker Hub also answers 401 for a missing repository.  A 401 or 403 for a client with its own
+    credentials is not remembered: it may send others, or get access a moment later.
     """
 
     def __init__(self, negatives: Negatives) -> None:
         self._negatives = negatives
 
     async def check(self, target: Target, name: str) -> None:
-        """Pass, or raise what upstream answered to ``name`` of late.
+        """Raise the remembered refusal of ``name``, if there is one.
 
         Raises:
-            NotFoundError, UnauthorizedError, DeniedError: it refused.
+            NotFoundError, UnauthorizedError, DeniedError: upstream refused recently.
         """
         said = await self._negatives.lookup(name)
         if said is not None:
@@ -53,7 +53,7 @@ class Refusals:
             raise _KINDS[kind](target.upstream, message)
 
     async def note(self, target: Target, name: str, error: UpstreamError) -> None:
-        """Remember what upstream answered to ``name``, if that is a refusal."""
+        """Remember the answer of upstream to ``name``, if it is a refusal."""
         if isinstance(error, RefusedError) and target.principal is not None:
             return
         for kind, refusal in _KINDS.items():
@@ -61,5 +61,5 @@ class Refusals:
                 await self._negatives.put(name, f"{kind} {error.message}")
 
     async def forget(self, name: str) -> None:
-        """Ask upstream next time."""
+        """Forget the refusal of ``name``, so that the next request goes upstream."""
         await self._negatives.forget(name)

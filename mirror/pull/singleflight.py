@@ -1,4 +1,4 @@
-"""One call per key however many ask (groupcache's singleflight, for asyncio)."""
+"""One call per key for all concurrent callers (groupcache's singleflight, for asyncio)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class _Flight(Generic[V]):
-    """A call under way and how many wait for it."""
+    """A running call, and how many callers wait for it."""
 
     def __init__(self, task: asyncio.Task[V], span: Span) -> None:
         self.task = task
@@ -21,25 +21,24 @@ class _Flight(Generic[V]):
 
 
 class SingleFlight(Generic[K, V]):
-    """Calls under way by key.
+    """Running calls by key.
 
-    A call belongs to no caller: a client that leaves cancels its own wait only.  A call that no
-    caller waits for goes on for a moment, since clients come back after a time-out of their own;
-    where many are left like that, it ends at once.
+    A client that leaves cancels only its own wait, not the call.  A call without waiting callers
+    continues for a moment, since clients come back after a time-out of their own.  If many calls
+    continue like that already, it is cancelled at once.
     """
 
     def __init__(self, what: str) -> None:
-        """Each asks for a ``what``."""
+        """``what`` names the subject of the calls, for spans."""
         self._what = what
         self._flying: dict[K, _Flight[V]] = {}
         self._left: dict[K, asyncio.TimerHandle] = {}
         self._ending: set[asyncio.Task[V]] = set()
 
     async def join(self, key: K, call: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
-        """The result of the call for ``key``, and whether this caller led it.
+        """Return the result of the call for ``key``, and whether this caller led it.
 
-        Raises:
-            whatever the call raised, to everybody who waits.
+        An exception of the call is raised in every caller that waits.
         """
         flight = self._flying.get(key)
         led = flight is None
@@ -76,7 +75,7 @@ class SingleFlight(Generic[K, V]):
             timer.cancel()
 
     def _end(self, key: K) -> None:
-        """Cancel a call; who asks from now on begins another one."""
+        """Cancel a call; the next caller begins a new one."""
         self._keep(key)
         task = self._flying.pop(key).task
         self._ending.add(task)
@@ -89,10 +88,10 @@ class SingleFlight(Generic[K, V]):
             self._keep(key)
             del self._flying[key]
         if not task.cancelled():
-            task.exception()  # every caller may have left: then no other code looks at it
+            task.exception()  # mark it as retrieved: all callers may have left
 
     async def close(self) -> None:
-        """Cancel what is under way."""
+        """Cancel all calls."""
         for key in list(self._flying):
             self._end(key)
         await asyncio.gather(*self._ending, return_exceptions=True)

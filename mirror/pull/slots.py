@@ -1,4 +1,4 @@
-"""How many downloads at once, how many wait for one to end, and who may have more connections."""
+"""Limits on concurrent downloads, waiting downloads, and further connections per download."""
 
 import asyncio
 from collections import Counter
@@ -13,17 +13,17 @@ from mirror.shares import Limits as SlotLimits
 
 __all__ = ["SlotLimits", "Slots"]
 
-#: Further connections for one blob are at most this share of all downloads: each holds a segment
-#: in memory, and many blobs at once fill the line by themselves.
+#: The most further connections, as a share of all downloads: each holds a segment in memory, and
+#: many concurrent blobs use the whole bandwidth without them.
 _FURTHER_SHARE: Final = 0.25
-#: What the segments of all blobs together may take in memory, at their full size.
+#: The most memory for the segments of all blobs together, at their full size.
 _FURTHER_BYTES: Final = 128 * 1024 * 1024
-#: How long an upstream that minded a further connection is not asked for another.
+#: How long no further connection is opened after an upstream has refused or failed one.
 _CALM_SECONDS: Final = 60.0
 
 
 class Slots:
-    """Lets in as many downloads as there is room for; a full house says so."""
+    """Limits concurrent downloads."""
 
     def __init__(self, limits: SlotLimits, splitting: Splitting) -> None:
         self.splitting = splitting
@@ -32,16 +32,16 @@ class Slots:
         self._calm_until: dict[str, float] = {}
 
     def change(self, limits: SlotLimits, splitting: Splitting) -> None:
-        """Other limits from now on; what runs already goes on, and counts."""
+        """Apply new limits; running downloads continue, and count."""
         self.splitting = splitting
         self._shares.change(limits)
 
     @asynccontextmanager
     async def taken(self, upstream: str) -> AsyncIterator[None]:
-        """Hold a slot, after waiting for one if need be.
+        """Hold a slot; wait until one is free.
 
         Raises:
-            OverloadedError: too many wait already, or none came free in time.
+            OverloadedError: too many downloads wait already, or no slot became free in time.
         """
         try:
             hold = await self._shares.hold(upstream)
@@ -53,9 +53,9 @@ class Slots:
             hold.release()
 
     def try_taken(self, upstream: str) -> AbstractContextManager[None] | None:
-        """A slot for one more connection of a download that has one already, to be entered now.
+        """Return a slot for one more connection of a running download; enter it at once.
 
-        None where there is none to spare: no other download ever waits for such a slot.
+        None if no slot can be spared: a further connection never makes another download wait.
         """
         now = asyncio.get_running_loop().time()
         further, shares = self._further, self._shares
@@ -71,7 +71,7 @@ class Slots:
         return self._further_taken(upstream) if spare else None
 
     def calm(self, upstream: str) -> None:
-        """Ask ``upstream`` for no further connections for a while, since it minded one."""
+        """Open no further connections to ``upstream`` for a while, since one was refused."""
         self._calm_until[upstream] = asyncio.get_running_loop().time() + _CALM_SECONDS
 
     @contextmanager
