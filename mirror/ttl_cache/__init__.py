@@ -1,1 +1,4 @@
-"""What may vanish at any moment: freshness, negative answers, tokens.  Knows no HTTP."""
+"""In-memory state with expiry: freshness, grants, refusals, pages, tokens.  Knows no HTTP.
+
+Any entry may be dropped at any time.
+"""

@@ -1,8 +1,8 @@
-"""A bounded memory with expiry.
+"""A bounded in-memory cache with expiry.
 
-The only module that knows aiocache.  Its memory cache has no bound of its own, wraps each call
-in a time-out that costs more than the call (so: ``timeout=0``), and keeps what has a ttl of 0
-for ever (so: a ttl here is always positive).
+Only this module uses aiocache.  Its memory cache has no limit, wraps each call in a time-out that
+costs more than the call (hence ``timeout=0``), and never expires an entry with a ttl of 0 (hence a
+ttl here is always positive).
 """
 
 from collections import OrderedDict
@@ -12,17 +12,17 @@ from aiocache import SimpleMemoryCache
 from aiocache.serializers import NullSerializer
 
 _LEAST_TTL_SECONDS: Final = 0.001
-#: What an entry takes besides its key and value: dictionaries, a timer, the objects themselves.
+#: The memory of an entry besides its key and value: dictionaries, a timer, object headers.
 _ENTRY_BYTES: Final = 512
 
 
 class Backend:
-    """Values by key, for a while."""
+    """Values by key, with expiry."""
 
     def __init__(self, limit: int, most_bytes: int = 32 * 1024 * 1024) -> None:
-        """Hold at most ``limit`` keys, and ``most_bytes`` with their values.
+        """Hold at most ``limit`` entries of ``most_bytes`` in all.
 
-        Past that the least recently used go.
+        Beyond either limit, the least recently used entries are dropped.
         """
         self._cache = SimpleMemoryCache(serializer=NullSerializer(encoding=None), timeout=0)
         self._limit = limit
@@ -31,15 +31,15 @@ class Backend:
         self._bytes = 0
 
     async def get(self, key: str) -> Any:
-        """The value, or None when it is unknown, expired or crowded out."""
+        """The value, None if it is unknown, expired or dropped."""
         if key in self._sizes:
             self._sizes.move_to_end(key)
         return await self._cache.get(key)
 
     async def set(self, key: str, value: Any, ttl: float, size: int | None = None) -> None:
-        """Keep a value for ``ttl`` seconds; not at all when that is not positive.
+        """Store a value for ``ttl`` seconds; remove it if ``ttl`` is not positive.
 
-        ``size`` in bytes, where ``len`` does not tell it.
+        ``size`` is the size of the value in bytes, if ``len(value)`` is not.
         """
         if ttl <= 0:
             await self.delete(key)
@@ -52,6 +52,6 @@ class Backend:
             await self.delete(next(iter(self._sizes)))
 
     async def delete(self, key: str) -> None:
-        """Drop a key; it need not be there."""
+        """Remove a key, if it exists."""
         self._bytes -= self._sizes.pop(key, 0)
         await self._cache.delete(key)
