@@ -1,8 +1,8 @@
-"""Fair shares of what is bounded: downloads, questions to upstreams, bytes of answers in memory.
+"""Fair shares of limited resources: downloads, requests to upstreams, bytes of answers in memory.
 
-Each unit is held on behalf of an upstream and of a client.  Neither may hold more than its share,
-so there is always some left for others, and the pairs that wait take turns.  The client is found
-through the context: a task counts for the client in whose request it was created.
+Each unit is held for one upstream and one client.  Neither may hold more than its share, so some
+units remain for others; the pairs of upstream and client that wait take turns.  The client comes
+from the context: a task counts for the client whose request created it.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from typing import Final, NamedTuple
 #: Work that no client asked for: warm-up, commands of the operator, clients of a unix socket.
 OPERATOR: Final = "operator"
 _RETRY_SECONDS: Final = 5.0
-#: Below this a share of the whole would be nothing, or would leave nothing for one client alone.
+#: Fewer units are not divided: a share would be zero, or too small for a client that is alone.
 _LEAST_DIVIDED: Final = 4
-#: One site gives a host 2**64 addresses (RFC 4291, 2.5.1), so they are one client.
+#: One host has up to 2**64 addresses in a subnet (RFC 4291, 2.5.1), so they count as one client.
 _IPV6_PREFIX: Final = 64
 
 _ASKER: Final[ContextVar[str]] = ContextVar("asker", default=OPERATOR)
 
 
 def client_name(address: str) -> str:
-    """The client that an address belongs to: all of an IPv6 /64 are one, a unix socket is ours."""
+    """Return the client of an address: an IPv6 /64 is one client, a unix socket is the operator."""
     if ":" not in address:
         return address or OPERATOR
     try:
@@ -44,7 +44,7 @@ def asker() -> str:
 
 @contextmanager
 def asking(address: str) -> Iterator[None]:
-    """Count what is begun inside, tasks too, for the client at ``address``."""
+    """Count all work that begins in this context, tasks too, for the client at ``address``."""
     before = _ASKER.set(client_name(address))
     try:
         yield
@@ -53,7 +53,7 @@ def asking(address: str) -> Iterator[None]:
 
 
 class FullError(Exception):
-    """Nothing came free; ``retry_after`` is in seconds from now."""
+    """No units are available; ``retry_after`` is in seconds from now."""
 
     def __init__(self, message: str, retry_after: float = _RETRY_SECONDS) -> None:
         super().__init__(message)
@@ -63,11 +63,10 @@ class FullError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``size`` units at once, ``waiting`` requests in line, each for at most ``patience`` seconds.
+    """``size`` units, and ``waiting`` requests in line, each for at most ``patience`` seconds.
 
-    ``connections``: units at once for an upstream, by its name, where there is such a limit.  The
-    shares (0 to 1) are the most that one upstream or one client may hold, of the units and of the
-    places in line.
+    ``connections``: the units of an upstream, by name, for upstreams with a limit of their own.
+    The shares (0 to 1) limit one upstream and one client, both in units and in places in line.
     """
 
     size: int
@@ -78,17 +77,17 @@ class Limits:
     client_share: float = 1.0
 
     def of_upstream(self, upstream: str) -> int:
-        """Units that one upstream may hold."""
+        """The number of units that one upstream may hold."""
         share = _part(self.size, self.upstream_share)
         return min(share, self.connections.get(upstream, share))
 
     @property
     def of_client(self) -> int:
-        """Units that one client may hold."""
+        """The number of units that one client may hold."""
         return _part(self.size, self.client_share)
 
 
-#: Answers up to this size are not counted: a connection costs as much.
+#: Answers up to this size are not counted: the connection itself takes as much memory.
 SMALL_BYTES: Final = 32 * 1024
 
 
@@ -104,7 +103,7 @@ class _Waiter:
 
 
 class Hold:
-    """Units that are held, until they are released or nothing refers to them any more."""
+    """Held units, until :meth:`release` or until the object is garbage."""
 
     __slots__ = ("_loop", "_owner", "_shares", "amount")
 
@@ -115,34 +114,34 @@ class Hold:
         self.amount = amount
 
     def grow(self, amount: int) -> None:
-        """Hold ``amount`` more, without waiting: whoever holds some must not wait for more.
+        """Take ``amount`` more units without waiting: a holder that waits could deadlock.
 
         Raises:
-            FullError: there is no room for it.
+            FullError: the units are not available.
         """
         self._shares.take_now(self._owner, amount)
         self.amount += amount
 
     def shrink(self, amount: int) -> None:
-        """Give back all but ``amount``."""
+        """Give back all units but ``amount``."""
         back = self.amount - amount
         if back > 0:
             self.amount = amount
             self._shares.give_back(self._owner, back)
 
     def release(self) -> None:
-        """Give back all."""
+        """Give back all units."""
         self.shrink(0)
 
     def __del__(self) -> None:
         if self.amount:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits
                 # A thread may drop the last reference.
                 self._loop.call_soon_threadsafe(self._shares.give_back, self._owner, self.amount)
 
 
 class Shares:
-    """Hands out units; the key of their limit is the plural of ``noun``."""
+    """A pool of units; the configuration key of its size is ``noun`` + "s"."""
 
     def __init__(self, noun: str, limits: Limits) -> None:
         self._noun = noun
@@ -156,24 +155,24 @@ class Shares:
         self._waiting_clients: Counter[str] = Counter()
 
     def change(self, limits: Limits) -> None:
-        """Other limits from now on; what is held stays, and counts."""
+        """Apply new limits; held units stay held, and count."""
         self.limits = limits
         self._let_in()
 
     def held_for(self, upstream: str) -> int:
-        """Units that are held for an upstream."""
+        """The number of units held for an upstream."""
         return self._by_upstream[upstream]
 
     @property
     def taken(self) -> int:
-        """Units that are held."""
+        """The number of units held in all."""
         return self._taken
 
     async def hold(self, upstream: str, amount: int = 1) -> Hold:
-        """Take ``amount`` units, after waiting for them if need be.
+        """Take ``amount`` units; wait until they are available.
 
         Raises:
-            FullError: too many wait already, or not enough came free in time.
+            FullError: too many requests wait already, or the wait took too long.
         """
         owner = _Owner(upstream, asker())
         if self._is_free(owner, amount):
@@ -183,7 +182,7 @@ class Shares:
         return Hold(self, owner, amount)
 
     def try_hold(self, upstream: str, amount: int = 1) -> Hold | None:
-        """Take ``amount`` units, None where it would have to wait for them."""
+        """Take ``amount`` units; return None if they are not available now."""
         owner = _Owner(upstream, asker())
         if not self._is_free(owner, amount):
             return None
@@ -191,17 +190,17 @@ class Shares:
         return Hold(self, owner, amount)
 
     def take_now(self, owner: _Owner, amount: int) -> None:
-        """Take more units for an owner that holds some.
+        """Take more units at once, for an owner that holds some.
 
         Raises:
-            FullError: it may not have them, or there are not enough.
+            FullError: the share of the owner is used up, or too few units are free.
         """
         if not self._may_have(owner, amount) or self._is_short(amount):
             raise FullError(f"no room for a larger {self._noun} ({self._reason(owner, amount)})")
         self._take(owner, amount)
 
     def give_back(self, owner: _Owner, amount: int) -> None:
-        """Units are free again."""
+        """Return units to the pool, and let waiting owners take them."""
         self._taken -= amount
         _count(self._by_upstream, owner.upstream, -amount)
         _count(self._by_client, owner.client, -amount)
@@ -221,7 +220,7 @@ class Shares:
                 await waiter.turn
         except BaseException as error:
             reason = self._reason(owner, amount)
-            if not waiter.turn.cancelled():  # its turn came in the very same moment
+            if not waiter.turn.cancelled():  # the units were assigned at the same moment
                 self.give_back(owner, amount)
             if isinstance(error, TimeoutError):
                 text = f"no {self._noun} ended in time to begin another ({reason})"
@@ -239,7 +238,7 @@ class Shares:
             line.remove(waiter)
             if not line:
                 del self._lines[owner]
-            self._let_in()  # it may have been the one that all waited for
+            self._let_in()  # this waiter may have blocked all others
 
     def _let_in(self) -> None:
         """Give units to the owners in line, in turns."""
@@ -251,7 +250,7 @@ class Shares:
                 if line[0].turn.done() or not self._may_have(owner, line[0].amount):
                     continue
                 if self._is_short(line[0].amount):
-                    return  # else small amounts would pass a large one for ever
+                    return  # otherwise small amounts would overtake a large one for ever
                 waiter = line.popleft()
                 del self._lines[owner]
                 if line:
@@ -266,7 +265,7 @@ class Shares:
         self._by_client[owner.client] += amount
 
     def _is_free(self, owner: _Owner, amount: int) -> bool:
-        """Whether an owner may have units now, without passing one that waits for them."""
+        """Whether units are available now, without overtaking an owner that waits for them."""
         if not self._may_have(owner, amount) or self._is_short(amount):
             return False
         return not any(self._may_have(each, line[0].amount) for each, line in self._lines.items())
@@ -286,7 +285,7 @@ class Shares:
         return self._is_over(most, held, amount)
 
     def _is_over(self, most: int, held: int, amount: int) -> bool:
-        # What is larger than a share can only be had alone.
+        # An amount larger than the share is given to an owner that holds nothing else.
         return most < self.limits.size and bool(held) and held + amount > most
 
     def _is_crowded(self, owner: _Owner) -> bool:
@@ -299,7 +298,7 @@ class Shares:
         )
 
     def _reason(self, owner: _Owner, amount: int) -> str:
-        """What is at its limit, and which key says so."""
+        """The limit that is reached, and its configuration key."""
         limits = self.limits
         if self._is_over_client(owner, amount):
             held, most = self._by_client[owner.client], limits.of_client
@@ -314,10 +313,10 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """What there is for small answers: ``questions`` to upstreams at once, bytes of ``answers``.
+    """Limits for small answers: concurrent ``questions`` to upstreams, and bytes of ``answers``.
 
-    An answer of more than ``SMALL_BYTES`` is counted from before it is read until no client has
-    any of it to come.
+    An answer of more than ``SMALL_BYTES`` counts from before the mirror reads it until it has
+    been sent to all clients.
     """
 
     questions: Shares
@@ -325,12 +324,12 @@ class Rooms:
 
 
 def _part(whole: int, share: float) -> int:
-    """How much of ``whole`` one may have; a few are not divided."""
+    """The share of ``whole`` in units; a small ``whole`` is not divided."""
     return whole if whole < _LEAST_DIVIDED else max(1, int(whole * share))
 
 
 def _count(counter: Counter[str], name: str, change: int) -> None:
-    """Add to a count, and forget a name that counts nothing."""
+    """Change a count, and delete the name when its count is 0."""
     counter[name] += change
     if not counter[name]:
         del counter[name]
