@@ -1,8 +1,8 @@
-"""Threads that are all there from the start, and the event loop that has such threads.
+"""A thread pool that starts all its threads at once, and an event loop that uses such a pool.
 
-``ThreadPoolExecutor.submit`` puts the work into its queue and starts a thread afterwards.  Where
-the system refuses the thread, the call fails and the work is done later all the same, although the
-caller has given up and closed what the work uses.  Here ``submit`` never starts a thread.
+``ThreadPoolExecutor.submit`` queues the work first and starts a thread afterwards.  If the system
+refuses the thread, ``submit`` fails, but the work still runs later, when the caller may have
+closed the files that the work uses.  Here ``submit`` never starts a thread.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-#: For the resolver and ``asyncio.to_thread``: a name server that does not answer holds a thread.
+#: For the resolver and ``asyncio.to_thread``; a name server that does not answer blocks a thread.
 _LOOP_THREADS: Final = 8
 
 
 class NoThreadError(Exception):
-    """The system refuses a thread: one line that says what to raise."""
+    """The system refuses a thread; the message names the limits to raise."""
 
 
 class Threads(ThreadPoolExecutor):
@@ -29,15 +29,15 @@ class Threads(ThreadPoolExecutor):
         """Start ``count`` threads.
 
         Raises:
-            NoThreadError: the system refuses one of them; then none is left.
+            NoThreadError: the system refuses one of them; the others are ended then.
         """
         super().__init__(count, name)
         started = threading.Event()
         waiting: list[Future[bool]] = []
         try:
-            # Each submission finds the former threads waiting, and so starts another one.
+            # The threads started so far are all busy, so each submission starts another one.
             for _ in range(count):
-                waiting.append(self.submit(started.wait))  # noqa: PERF401  # their number is told
+                waiting.append(self.submit(started.wait))  # noqa: PERF401  # the error tells how many
         except (RuntimeError, MemoryError) as error:
             started.set()
             self.shutdown(cancel_futures=True)
@@ -51,7 +51,7 @@ class Threads(ThreadPoolExecutor):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """asyncio's, with threads of its own instead of the default executor."""
+    """asyncio's event loop with its own :class:`Threads` instead of the default executor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,17 +64,17 @@ class _Loop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Ts], R], *args: *Ts
     ) -> asyncio.Future[R]:
-        """Without an ``executor`` use the loop's own threads."""
+        """Use the loop's own threads if ``executor`` is None."""
         return super().run_in_executor(executor or self._own_threads, func, *args)
 
     def close(self) -> None:
-        """End the threads too."""
+        """Close the loop and end its threads."""
         super().close()
         self._own_threads.shutdown()
 
 
 def run(main: Coroutine[Any, Any, R]) -> R:
-    """``asyncio.run`` for a loop that never starts a thread while it runs.
+    """Like ``asyncio.run``, with a loop that never starts a thread while it runs.
 
     Raises:
         NoThreadError: the system refuses the threads of the loop.
