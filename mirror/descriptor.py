@@ -1,7 +1,7 @@
-"""File descriptors that several threads use, closed when the last use has ended.
+"""File descriptors that several threads use; each is closed when its last use has ended.
 
-A number alone means another file as soon as it is closed and given out again.  Work that waits for
-a thread therefore refers to a ``Descriptor``, and gets the number only while the file is open.
+After a close, the system may reuse the number for another file.  Work that waits for a thread
+therefore refers to a ``Descriptor``, which gives the number only while the file is open.
 """
 
 import errno
@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 
 class Descriptor:
-    """An open file descriptor; ``with`` it there is its number, which stays open meanwhile."""
+    """An open file descriptor; a ``with`` statement yields its number and keeps the file open."""
 
     __slots__ = ("_close", "_closed", "_lock", "_number", "_uses")
 
     def __init__(self, number: int, close: Callable[[int], None] = os.close) -> None:
-        """Take over ``number``, to be closed by ``close``."""
+        """Take ownership of ``number``, which ``close`` closes."""
         self._number = number
         self._close = close
         self._lock = threading.Lock()
@@ -24,10 +24,10 @@ class Descriptor:
         self._closed = False
 
     def __enter__(self) -> int:
-        """The number.
+        """Return the number.
 
         Raises:
-            OSError: it was closed before.
+            OSError: the descriptor was closed before.
         """
         with self._lock:
             if self._closed:
@@ -43,20 +43,20 @@ class Descriptor:
             self._close(self._number)
 
     def fileno(self) -> int:
-        """The number, for the owner alone, who knows that it is open."""
+        """The number; only the owner may call this, since only the owner knows that it is open."""
         return self._number
 
     def duplicate(self) -> "Descriptor":
-        """Another one of the same open file.
+        """Return another descriptor of the same open file.
 
         Raises:
-            OSError: it was closed before, or there are too many.
+            OSError: this one was closed before, or too many files are open.
         """
         with self as number:
             return Descriptor(os.dup(number))
 
     def close(self) -> None:
-        """Close it, once its last use has ended; may be called again."""
+        """Close the descriptor once its last use has ended; further calls do nothing."""
         with self._lock:
             last = not self._closed and not self._uses
             self._closed = True
