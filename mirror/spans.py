@@ -1,9 +1,9 @@
-"""What is done on whose behalf, as a tree of spans.  Knows nobody who collects them.
+"""Tracing spans, independent of the library that collects them (see :mod:`mirror.tracing`).
 
-The span of a request is entered by ``web``; what is begun on its way (a flight, a fill, a request
-to upstream) makes itself a child of whatever is current, also in a task of its own, since tasks
-inherit the context they are made in.  Where nobody collects, ``NOTHING`` is current, and a child
-of nothing is nothing.
+``http.server`` enters the span of a client's request.  Work for the request (a single flight, a
+fill, a request to upstream) begins a child of the current span, also in a task of its own, since a
+task inherits the context that creates it.  Without a collector, ``NOTHING`` is the current span,
+and all its children are ``NOTHING`` too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,39 +15,39 @@ Attribute = str | int | bool
 
 
 class Span(Protocol):
-    """A stretch of time with a name and attributes; never with a secret in them."""
+    """A span with a name and attributes, which must not contain secrets."""
 
     def child(self, name: str, *, outgoing: bool = False) -> "Span":
-        """Begin a part of it; ``outgoing``: a request to another server."""
+        """Begin a child span; ``outgoing``: a request to another server."""
 
     def rename(self, name: str) -> None:
-        """Call it otherwise."""
+        """Change the name of the span."""
 
     def note(self, attributes: Mapping[str, Attribute]) -> None:
-        """Say more of it."""
+        """Add attributes."""
 
     def link(self, other: "Span") -> None:
-        """It has to do with another one that it is no part of."""
+        """Link a related span that is not the parent."""
 
     def fail(self, error_type: str) -> None:
-        """It came to no good end."""
+        """Mark the span as failed; ``error_type`` is the name of the error's class."""
 
     def end(self) -> None:
-        """It is over."""
+        """End the span."""
 
     def headers(self) -> Mapping[str, str]:
-        """The header fields that tell the next server of it (W3C Trace Context)."""
+        """The header fields that pass the span to the next server (W3C Trace Context)."""
 
 
 class Tracer(Protocol):
-    """Who collects spans."""
+    """Creates the spans of requests."""
 
     def request(self, name: str, traceparent: str) -> Span:
-        """Begin a request of a client, which may be part of something larger."""
+        """Begin the span of a client's request, as a child of ``traceparent`` unless empty."""
 
 
 class _Nothing:
-    """The span of what nobody collects."""
+    """The span that is not collected."""
 
     def child(self, name: str, *, outgoing: bool = False) -> Span:  # noqa: ARG002
         return self
@@ -76,13 +76,13 @@ _CURRENT: Final[ContextVar[Span]] = ContextVar("span", default=NOTHING)
 
 
 def current() -> Span:
-    """The span that whoever asks is part of."""
+    """The span of the current context."""
     return _CURRENT.get()
 
 
 @contextmanager
 def entered(span: Span) -> Iterator[Span]:
-    """Make a span current until it is over."""
+    """Make a span current, and end it afterwards; an exception marks it as failed."""
     before = _CURRENT.set(span)
     try:
         yield span
