@@ -1,7 +1,7 @@
-"""Spans by way of OpenTelemetry, to a collector over OTLP/HTTP.  Nobody else knows either.
+"""Spans through OpenTelemetry, to a collector over OTLP/HTTP.  Only this module uses either.
 
-Delivering is a thread's work, with a queue that drops what is too much: a collector that is slow
-or gone costs spans, never a pull, and the log one line.
+A thread delivers the spans from a bounded queue: a slow or unreachable collector costs spans and
+one log line, but never delays a pull.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from mirror.spans import Attribute
 
 _DELIVERY_SECONDS: Final = 5.0
 _DELAY_MILLISECONDS: Final = 1000
-#: What a stop may cost: spans that are not delivered by then are lost.
+#: How long a stop waits for the delivery of spans; the remaining ones are lost.
 _FLUSH_SECONDS: Final = 3.0
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
@@ -32,56 +32,56 @@ _log = logging.getLogger(__name__)
 
 
 class Span:
-    """A span of OpenTelemetry's."""
+    """A span of OpenTelemetry; see :class:`mirror.spans.Span`."""
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
         self._tracer = tracer
         self.span = span
 
     def child(self, name: str, *, outgoing: bool = False) -> "Span":
-        """Begin a part of it."""
+        """Begin a child span."""
         kind = trace.SpanKind.CLIENT if outgoing else trace.SpanKind.INTERNAL
         context = trace.set_span_in_context(self.span)
         return Span(self._tracer, self._tracer.start_span(name, context, kind))
 
     def rename(self, name: str) -> None:
-        """Call it otherwise."""
+        """Change the name of the span."""
         self.span.update_name(name)
 
     def note(self, attributes: Mapping[str, Attribute]) -> None:
-        """Say more of it."""
+        """Add attributes."""
         self.span.set_attributes(attributes)
 
     def link(self, other: spans.Span) -> None:
-        """It has to do with another one that it is no part of."""
+        """Link a related span that is not the parent."""
         if isinstance(other, Span):
             self.span.add_link(other.span.get_span_context())
 
     def fail(self, error_type: str) -> None:
-        """It came to no good end."""
+        """Mark the span as failed."""
         self.span.set_attribute("error.type", error_type)
         self.span.set_status(trace.StatusCode.ERROR)
 
     def end(self) -> None:
-        """It is over."""
+        """End the span."""
         self.span.end()
 
     def headers(self) -> Mapping[str, str]:
-        """``traceparent`` alone: what stands in ``tracestate`` is no upstream's business."""
+        """``traceparent`` only: the contents of ``tracestate`` must not reach an upstream."""
         fields: dict[str, str] = {}
         _PROPAGATOR.inject(fields, trace.set_span_in_context(self.span))
         return {name: value for name, value in fields.items() if name == "traceparent"}
 
 
 class Tracing:
-    """Collects the spans of a process, and delivers them."""
+    """Collects and delivers the spans of a process."""
 
     def __init__(
         self, endpoint: str, sample: float, service: str, version: str, proxy: str = ""
     ) -> None:
-        """Deliver a share (``sample``) of all traces to ``endpoint``, through ``proxy`` if any."""
+        """Deliver the share ``sample`` (0 to 1) of traces to ``endpoint``, through ``proxy``."""
         _silence()
-        # Who asks to be traced is, within the share; a client that says no is not.
+        # A client's request to be traced counts only within the share; its refusal always counts.
         share = TraceIdRatioBased(sample)
         sampler = ParentBased(
             share, remote_parent_sampled=share, remote_parent_not_sampled=ALWAYS_OFF
@@ -94,12 +94,12 @@ class Tracing:
         self._tracer = provider.get_tracer("mirror", version)
 
     def request(self, name: str, traceparent: str) -> Span:
-        """Begin a request of a client, as part of what it says it is part of."""
+        """Begin the span of a client's request, as a child of ``traceparent`` unless empty."""
         context = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else None
         return Span(self._tracer, self._tracer.start_span(name, context, trace.SpanKind.SERVER))
 
     async def close(self) -> None:
-        """Deliver what is left, for a while."""
+        """Deliver the remaining spans, for at most ``_FLUSH_SECONDS``."""
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -117,12 +117,12 @@ class Tracing:
 
 
 class _Exporter(SpanExporter):
-    """OpenTelemetry's, which says once that it cannot deliver, and once that it can again."""
+    """OpenTelemetry's exporter; logs once when delivery fails, and once when it works again."""
 
     def __init__(self, endpoint: str, proxy: str) -> None:
         self._endpoint = endpoint
         session = requests.Session()
-        session.trust_env = False  # it would send what ~/.netrc has for the collector
+        session.trust_env = False  # else credentials from ~/.netrc go to the collector
         session.proxies = dict.fromkeys(("http", "https"), proxy) if proxy else {}
         self._exporter = OTLPSpanExporter(endpoint, timeout=_DELIVERY_SECONDS, session=session)
         self._failing = False
@@ -139,11 +139,14 @@ class _Exporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """End a delivery that waits for its next attempt."""
+        """Cancel a delivery that waits for its next attempt."""
         self._exporter.shutdown()
 
 
 def _silence() -> None:
-    """OpenTelemetry and its HTTP client log every attempt, once a second and with a traceback."""
+    """Silence OpenTelemetry and its HTTP client: they log each attempt, once a second.
+
+    Each of their log records has a traceback.
+    """
     for name in ("opentelemetry", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
