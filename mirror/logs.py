@@ -1,9 +1,9 @@
 """Logs: one line per event, as text for people or as JSON for machines.
 
-No request or response header is ever logged but User-Agent, and no query of any address.
+Of all request and response headers only User-Agent is logged; the query of a URL is never logged.
 
-A serving process writes its log through :class:`QueuedOutput`.  Only a thread of its own waits for
-the reader of standard error, so a full pipe costs log records and never a request.
+A serving process logs through :class:`QueuedOutput`.  Only its thread waits for the reader of
+standard error, so a full pipe costs log records but never delays a request.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _STDERR: Final = 2
 _CLOSED: Final = -1  # the process was started without this stream
 
 _MOST_BYTES: Final = 8 * 1024 * 1024
-_RECORD_BYTES: Final = 2 * 1024  # what a record takes, but for its message and traceback
+_RECORD_BYTES: Final = 2 * 1024  # of a record, without its message and traceback
 _MOST_TEXT: Final = 16 * 1024  # characters of one message, traceback or printed line
 _MOST_FIELD: Final = 512  # characters of one field of the access log
 _BATCH: Final = 256
@@ -54,7 +54,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record and its extra fields."""
+        """Return the record and its extra fields as JSON."""
         line: dict[str, object] = {
             "time": _when(record),
             "level": record.levelname.lower(),
@@ -68,10 +68,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line of words, extra fields as key=value (logfmt)."""
+    """One line of text, with extra fields as key=value (logfmt)."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record and its extra fields; control characters never reach a terminal."""
+        """Return the record and its extra fields; control characters are escaped."""
         fields = "".join(f" {key}={_word(value)}" for key, value in _fields(record).items())
         message = _printable(record.getMessage())
         line = f"{_when(record)} {record.levelname.lower()} {message}{fields}"
@@ -97,7 +97,7 @@ def _word(value: object) -> str:
 
 
 def configure(level: str, form: str, *, access: bool) -> None:
-    """Send the log to standard error, through the queue where :func:`queue_output` made one."""
+    """Send the log to standard error, through the queue if :func:`queue_output` made one."""
     root = logging.getLogger()
     handler: logging.Handler = _queued() or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -107,9 +107,10 @@ def configure(level: str, form: str, *, access: bool) -> None:
 
 
 def queue_output() -> "QueuedOutput":
-    """Queue what this process logs and prints from now on; a forked process has to call it again.
+    """Queue all that this process logs and prints; a forked process must call this again.
 
-    ``print``, warnings and the tracebacks of threads are queued too: they use ``sys.stderr``.
+    ``print``, warnings and tracebacks of threads are queued too, since ``sys.stdout`` and
+    ``sys.stderr`` are replaced.
     """
     stdout = _CLOSED if sys.__stdout__ is None else _STDOUT
     stderr = _CLOSED if sys.__stderr__ is None else _STDERR
@@ -120,7 +121,7 @@ def queue_output() -> "QueuedOutput":
 
 
 def dropped() -> int:
-    """How many log records and printed lines this process has dropped since its start."""
+    """The number of log records and printed lines dropped since the start of this process."""
     output = _queued()
     return 0 if output is None else output.dropped
 
@@ -132,7 +133,7 @@ def _queued() -> "QueuedOutput | None":
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """``count`` records were dropped, the first of them at ``since`` (Unix seconds)."""
+    """A gap of ``count`` dropped records, the first one at ``since`` (Unix seconds)."""
 
     count: int
     since: float
@@ -146,7 +147,7 @@ class _Gap:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """``what`` is to be written to the descriptor ``fd``; it takes ``size`` bytes of the queue."""
+    """A record or text for the descriptor ``fd``; it counts as ``size`` bytes in the queue."""
 
     fd: int
     size: int
@@ -156,15 +157,15 @@ class _Item:
 class QueuedOutput(logging.Handler):
     """A bounded queue of log records and printed lines, and the thread that writes them.
 
-    A full queue drops records until it is half empty, so that one line tells of many.
+    A full queue drops records until it is half empty, so that one log line reports many of them.
     """
 
     def __init__(self, stderr: int) -> None:
-        """Start the thread; ``stderr`` is the descriptor that log records go to."""
+        """Start the thread; log records go to the descriptor ``stderr``."""
         super().__init__()
         self.dropped = 0
         self._stderr = stderr
-        # Reentrant, since a finalizer that logs may run while the lock is held.
+        # Reentrant: a finalizer that logs may run while this thread holds the lock.
         self._changing = threading.RLock()
         self._gap = 0
         self._since = 0.0
@@ -175,7 +176,7 @@ class QueuedOutput(logging.Handler):
         threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record; arguments and traceback become text now, so that they keep nothing."""
+        """Queue a record; format it now, so that its arguments and traceback can be freed."""
         try:
             record.msg = record.getMessage()[:_MOST_TEXT]
             record.args = None
@@ -192,7 +193,7 @@ class QueuedOutput(logging.Handler):
         self._put(_Item(fd, _RECORD_BYTES + len(text), text))
 
     def drain(self) -> None:
-        """Wait until all is written, at most for a second."""
+        """Wait until the queue is written, for at most a second."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self._written_bytes < self._queued_bytes and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS / 2)
@@ -222,7 +223,7 @@ class QueuedOutput(logging.Handler):
             self._gap += told.count if told else 1
             self.dropped += 0 if told else 1
 
-    # In the thread.
+    # Called by the thread.
 
     def _write_for_ever(self) -> None:
         while True:
@@ -240,13 +241,13 @@ class QueuedOutput(logging.Handler):
             time.sleep(_PAUSE_SECONDS)
 
     def _write(self, items: Sequence[_Item]) -> Sequence[_Item]:
-        """Write to one descriptor, however long that takes; those that were not written whole."""
+        """Write to one descriptor, without a time-out; return the items not written in full."""
         texts = [self._text(item.what).encode(errors="backslashreplace") for item in items]
         left = memoryview(b"".join(texts))
         try:
             while left:
                 left = left[_write_some(items[0].fd, left) :]
-        except OSError:  # the reader is gone, or a disk is full
+        except OSError:  # the reader has closed the pipe, or the disk is full
             written = -len(left)
             for number, text in reversed([*enumerate(texts)]):
                 written += len(text)
@@ -260,7 +261,7 @@ class QueuedOutput(logging.Handler):
         record = what.record() if isinstance(what, _Gap) else what
         try:
             return f"{self.format(record)}\n"
-        except Exception as error:  # noqa: BLE001  # no record may end the thread
+        except Exception as error:  # noqa: BLE001  # no record may stop the thread
             return f"a log record of {record.name} cannot be formatted: {error!r}\n"
 
 
@@ -279,7 +280,7 @@ def _write_some(fd: int, data: memoryview) -> int:
 
 
 class _Stream(io.TextIOBase):
-    """``sys.stdout`` or ``sys.stderr`` of a process with a queue: takes lines, never blocks."""
+    """``sys.stdout`` or ``sys.stderr`` of a process with a queue; writing never blocks."""
 
     encoding = "utf-8"
 
@@ -311,11 +312,11 @@ class AccessLog:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody reads it."""
+        """Whether the access log is on."""
         return _access.isEnabledFor(logging.INFO)
 
     def request_ended(self, ending: AccessRecord) -> None:
-        """Write the line."""
+        """Log a finished request."""
         if not self.wanted:
             return
         exchange = ending.exchange
