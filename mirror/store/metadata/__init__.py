@@ -1,1 +1,1 @@
-"""Small durable records: what a tag meant, what a listing said."""
+"""Small durable records: tags, listings, and repository links."""

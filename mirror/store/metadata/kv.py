@@ -1,7 +1,7 @@
-"""Small records by name, awaitable, whatever happens to the directory they are in.
+"""An asynchronous key-value store for small records.  It recovers when its directory is lost.
 
-One thread owns the database.  One that is damaged is made anew; while there is none, nothing is
-known and nothing can be noted.
+One thread owns the database.  A damaged database is replaced with an empty one.  While the
+database is unavailable, lookups return None and writes raise IndexUnavailableError.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class KeyValueStore:
-    """Records by name in a database of their own."""
+    """Records by name in a separate database."""
 
     def __init__(self, directory: Path, bounds: Bounds = LARGEST) -> None:
         self._directory = directory
@@ -37,26 +37,26 @@ class KeyValueStore:
         self._thread = Threads(1, directory.name)
 
     async def heal(self) -> None:
-        """Open what is not open yet, was damaged, removed, or could not be opened."""
+        """Open the database again if it is closed, damaged or removed."""
         await self._visit(self._heal)
 
     def _heal(self) -> None:
         if self._index is not None and self._index.in_place():
             return
         self._close()
-        with contextlib.suppress(OSError, IndexUnavailableError):  # the objects' alarm tells of it
+        with contextlib.suppress(OSError, IndexUnavailableError):  # Objects.alarm reports it
             try:
                 self._index = RecordIndex(self._directory, self._bounds)
             except IndexDamagedError as error:
-                _log.error("%s: %s; it is made anew, empty", self._directory, error)
+                _log.error("%s: %s; creating a new, empty database", self._directory, error)
                 discard(self._directory)
                 self._index = RecordIndex(self._directory, self._bounds)
 
     async def limit(self, bounds: Bounds) -> None:
-        """Keep within other bounds from now on, dropping the oldest records at once.
+        """Apply new bounds and drop the oldest records at once.
 
         Raises:
-            IndexUnavailableError: the database cannot be written; the bounds hold once it can.
+            IndexUnavailableError: the database cannot be written; the bounds apply once it can.
         """
         self._bounds = bounds
         await self._visit(lambda: self._opened.limit(bounds))
@@ -73,13 +73,13 @@ class KeyValueStore:
                 index.close()
 
     async def lookup(self, name: str) -> bytes | None:
-        """The record of that name, or None; a database that cannot be read knows nothing."""
+        """Return the record, or None if it does not exist or the database cannot be read."""
         with contextlib.suppress(IndexUnavailableError):
             return await self._visit(lambda: self._opened.lookup(name))
         return None
 
     async def pages(self) -> AsyncGenerator[list[tuple[str, bytes]], None]:
-        """All names and their records, a page at a time.
+        """Yield all names and their records, one page at a time.
 
         Raises:
             IndexUnavailableError: the database cannot be read.
@@ -93,18 +93,18 @@ class KeyValueStore:
         return await self._visit(lambda: self._opened.after(row, _PAGE))
 
     async def put(self, name: str, record: bytes) -> None:
-        """Write a record over what was there.
+        """Write a record; replace a record of the same name.
 
         Raises:
-            IndexUnavailableError: it could not be written.
+            IndexUnavailableError: the record could not be written.
         """
         await self._visit(lambda: self._opened.put(name, record))
 
     async def remove(self, name: str) -> None:
-        """Drop a record; it need not be there.
+        """Remove a record if it exists.
 
         Raises:
-            IndexUnavailableError: it could not be dropped.
+            IndexUnavailableError: the record could not be removed.
         """
         await self._visit(lambda: self._opened.remove(name))
 

@@ -1,7 +1,8 @@
-"""Which private objects a repository has, in the word of its upstream.
+"""Links: which private objects belong to which repository, as its upstream confirmed.
 
-A private object may be in the cache for one repository and be asked for through another, by
-somebody who may read that one alone: it is given out only where there is a link.
+A client may request a cached private object through a repository other than the one that cached
+it, and may have access to that repository only.  The mirror serves the object only if the
+requested repository has a link to it.
 """
 
 import logging
@@ -12,18 +13,18 @@ from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)
-_KNOWN: Final = 10_000  # kept in memory: each layer of a private image is asked about at each pull
+_KNOWN: Final = 10_000  # held in memory: each pull of a private image checks every layer
 
 
 class Links:
-    """Names of what repositories have; the caller chooses names that tell all of them apart."""
+    """Links by name; the caller chooses unique names."""
 
     def __init__(self, notes: KeyValueStore) -> None:
         self._notes = notes
         self._known: OrderedDict[str, None] = OrderedDict()
 
     async def has(self, name: str) -> bool:
-        """Whether upstream has said so; where nobody knows, it has not."""
+        """Return True if upstream has confirmed the link; False if this is unknown."""
         if name in self._known:
             return True
         if await self._notes.lookup(f"link {name}") is None:
@@ -32,11 +33,14 @@ class Links:
         return True
 
     async def put(self, name: str) -> None:
-        """Upstream has just said so; where that cannot be written it is asked again next time."""
+        """Record a link that upstream has just confirmed.
+
+        If the write fails, the mirror asks upstream again at the next request.
+        """
         try:
             await self._notes.put(f"link {name}", b"")
         except IndexUnavailableError as error:
-            _log.info("a link could not be written down: %s", error)
+            _log.info("cannot write a repository link: %s", error)
         else:
             self._remember(name)
 

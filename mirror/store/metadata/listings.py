@@ -1,4 +1,4 @@
-"""What each listing said when upstream was last asked: what the mirror knows with upstream gone."""
+"""The last upstream response for each listing, used while upstream is unavailable."""
 
 import asyncio
 import json
@@ -11,14 +11,15 @@ from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)
-MOST_PAGE_BYTES: Final = 256 * 1024  # a page of tags is a few KiB, the whole list of a busy one 100
+#: A page of tags takes a few KiB, the full list of a busy repository 100 KiB.
+MOST_PAGE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page and its header fields by name, and when upstream sent it (Unix seconds).
+    """A page, its header fields by name, and the time when upstream sent it (Unix seconds).
 
-    Without ``body`` upstream said that there is no such listing.
+    ``body`` is None if upstream answered that the listing does not exist.
     """
 
     body: bytes | None
@@ -27,14 +28,14 @@ class Page:
 
 
 class Listings:
-    """Pages by name; the caller chooses names that tell all of them apart."""
+    """Pages by name; the caller chooses unique names."""
 
     def __init__(self, notes: KeyValueStore) -> None:
         self._notes = notes
-        self._writing = asyncio.Lock()  # no more than one copy of a page waits for the disk
+        self._writing = asyncio.Lock()  # at most one encoded page in memory waits for the disk
 
     async def lookup(self, name: str) -> Page | None:
-        """What upstream last said, or None."""
+        """Return the last response of upstream, or None."""
         record = await self._notes.lookup(f"listing {name}")
         if record is None:
             return None
@@ -43,7 +44,7 @@ class Listings:
         return Page(body if said["found"] else None, said["fields"], said["seen"])
 
     async def put(self, name: str, page: Page) -> None:
-        """Remember what upstream just said, if it is no giant and can be written."""
+        """Record a response.  Pages over MOST_PAGE_BYTES and failed writes are skipped."""
         body = page.body or b""
         if len(body) > MOST_PAGE_BYTES:
             return
@@ -53,4 +54,4 @@ class Listings:
             async with self._writing:
                 await self._notes.put(f"listing {name}", head.encode() + b"\n" + body)
         except IndexUnavailableError as error:
-            _log.info("a listing could not be written down: %s", error)
+            _log.info("cannot write a listing: %s", error)

@@ -1,4 +1,4 @@
-"""Small records by name, such as what a tag last meant, in a database of their own."""
+"""The database of small records by name, such as the last known manifest of a tag."""
 
 from pathlib import Path
 from typing import Final, cast
@@ -11,8 +11,8 @@ _CACHE_PAGES: Final = 512  # of 4 KiB
 class RecordIndex:
     """Records by name.
 
-    Apart from the objects so that counting objects stays cheap, and so that losing one
-    database does not lose the other.  Bounded: the records written longest ago go first.
+    Separate from the object index, so that counting objects stays cheap and the loss of one
+    database does not affect the other.  Bounded: the records with the oldest write go first.
     """
 
     def __init__(self, directory: Path, bounds: Bounds = LARGEST) -> None:
@@ -29,8 +29,8 @@ class RecordIndex:
                 size_limit=bounds.record_bytes,
                 cull_limit=0,
                 statistics=0,
-                # diskcache's 32 MiB and 64 MiB for each of three databases would be most of what
-                # a worker takes.
+                # diskcache's defaults, 32 MiB and 64 MiB for each of three databases, would be
+                # most of the memory of a worker.
                 sqlite_cache_size=_CACHE_PAGES,
                 sqlite_mmap_size=0,
             )
@@ -39,23 +39,23 @@ class RecordIndex:
         self._inode = inode_of(directory)
 
     def limit(self, bounds: Bounds) -> None:
-        """Keep within other bounds from now on."""
+        """Apply new bounds."""
         with translated():
             self._cache.reset("size_limit", bounds.record_bytes)
             self._trim()
             limit_log(self._cache, bounds.log_bytes)
 
     def in_place(self) -> bool:
-        """Whether the open database is still the one in the directory."""
+        """Return True if the open database is still the file in the directory."""
         return self._inode is not None and self._inode == inode_of(self._directory)
 
     def lookup(self, name: str) -> bytes | None:
-        """The record of that name, or None."""
+        """Return the record, or None."""
         with translated():
             return cast("bytes | None", self._cache.get(name))
 
     def after(self, row: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """Number, name and record of the rows after number ``row``, in the order of numbers."""
+        """Return (row number, name, record) of up to ``limit`` rows after ``row``, in order."""
         statement = (
             "SELECT rowid, key, value FROM Cache WHERE rowid > ? AND raw = 1 AND mode = 1 "
             "ORDER BY rowid LIMIT ?"
@@ -65,21 +65,21 @@ class RecordIndex:
         return [(number, name, bytes(record)) for number, name, record in rows]
 
     def put(self, name: str, record: bytes) -> None:
-        """Write a record over what was there."""
+        """Write a record; replace a record of the same name."""
         with translated():
             self._cache.set(name, record)
             self._trim()
 
     def _trim(self) -> None:
-        """Drop the oldest: diskcache by itself drops ten for each that is put, however small."""
+        """Drop the oldest records; diskcache itself drops ten per write, regardless of size."""
         if self._cache.volume() > self._cache.size_limit:
             self._cache.cull()
 
     def remove(self, name: str) -> None:
-        """Drop a record; it need not be there."""
+        """Remove a record if it exists."""
         with translated():
             self._cache.delete(name)
 
     def close(self) -> None:
-        """Close the calling thread's connection, the only one there is."""
+        """Close the connection of the calling thread, which is the only connection."""
         self._cache.close()

@@ -1,4 +1,4 @@
-"""What each tag meant when upstream was last asked: what the mirror knows with upstream gone."""
+"""The last known manifest of each tag, used while upstream is unavailable."""
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -14,9 +14,10 @@ Watcher = Callable[[FullName, Digest], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A tag's manifest, and when upstream said so (Unix seconds).
+    """A tag's manifest, and the time when upstream confirmed it (Unix seconds).
 
-    ``imported``: the operator did, who takes it back when he likes: it does not become too old.
+    ``imported``: the operator imported the tag.  Such a link never becomes too old; the operator
+    removes it.
     """
 
     descriptor: Descriptor
@@ -32,18 +33,18 @@ class Tags:
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
-        """Have ``watcher`` told of every image whose manifest is written down."""
+        """Call ``watcher`` for every image whose link is written."""
         self._watchers.append(watcher)
 
     async def lookup(self, name: str) -> Link | None:
-        """What the tag last meant, or None; an index that cannot be read knows nothing."""
+        """Return the link, or None if it does not exist or the database cannot be read."""
         record = await self._notes.lookup(name)
         return None if record is None else _decoded(record)
 
     async def pages(
         self, wanted: Callable[[FullName], bool]
     ) -> AsyncGenerator[list[tuple[str, FullName, Link]], None]:
-        """The names of images that are ``wanted``, and what they mean, a page at a time.
+        """Yield the names and links of the images that ``wanted`` accepts, one page at a time.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
@@ -58,10 +59,10 @@ class Tags:
             yield [(name, image, link) for name, image, link in links if link is not None]
 
     async def put(self, name: str, link: Link) -> None:
-        """Remember what upstream just said.
+        """Record a link.
 
         Raises:
-            IndexUnavailableError: it could not be written.
+            IndexUnavailableError: the link could not be written.
         """
         await self._notes.put(name, _encoded(link))
         image = image_of(name)
@@ -70,21 +71,21 @@ class Tags:
                 await watcher(image, link.descriptor.digest)
 
     async def forget(self, name: str) -> None:
-        """Upstream has no such tag any more.
+        """Remove the link of a tag that upstream no longer has.
 
         Raises:
-            IndexUnavailableError: it could not be written.
+            IndexUnavailableError: the link could not be removed.
         """
         await self._notes.remove(name)
 
 
 def link_name(image: FullName, accept: str = "") -> str:
-    """The name of what an image means to clients, or to those that ``accept`` no more than that."""
+    """Return the name of an image's link: for all clients, or for those with this ``accept``."""
     return f"{image.registry} {image.repository} {image.reference} {accept}".rstrip()
 
 
 def image_of(name: str) -> FullName | None:
-    """Which image a link is of; None where the name is none of :func:`link_name`."""
+    """Return the image of a link; None if :func:`link_name` did not make the name."""
     parts = name.split(" ", 3)
     return FullName(*parts[:3]) if len(parts) >= 3 else None
 
@@ -103,7 +104,7 @@ def _encoded(link: Link) -> bytes:
 
 
 def _lookup_decoded(record: bytes) -> Link | None:
-    """A link, None where a record is something else: others may write into the same notes."""
+    """Return a link, or None for another kind of record: the store may hold several kinds."""
     try:
         return _decoded(record)
     except (ValueError, LookupError, TypeError):
