@@ -1,1 +1,1 @@
-"""Durable, digest-verified bytes on a local disk.  Knows no HTTP and no upstream."""
+"""Durable, digest-verified content on a local disk.  Independent of HTTP and upstreams."""

@@ -1,1 +1,1 @@
-"""Images put together from what is stored."""
+"""Images, assembled from the stored manifests and blobs."""

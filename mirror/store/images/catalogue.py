@@ -1,7 +1,7 @@
-"""Which images are cached: their names, and the manifests and blobs that belong to each.
+"""The catalogue of cached images: their names, manifests and blobs.
 
-Reads in pages, so that no pull waits for it, and keeps no more than a name per manifest.  Knows
-no HTTP.  Must not change anything.
+It reads in pages, so that no pull waits for it, and holds at most one name per manifest in
+memory.  It is independent of HTTP and read-only.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ from mirror.store.metadata.tags import Tags
 R = TypeVar("R")
 
 _PAGE: Final = 200
-#: What the manifests that are read at a time may name together, as much as fits into memory.
+#: Maximum number of parts of the manifests that are read together; it bounds the memory.
 _MOST_PARTS: Final = 500_000
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 
 BLOB_KINDS: Final = (BLOBS, PRIVATE_BLOBS)
 MANIFEST_KINDS: Final = (MANIFESTS, PRIVATE_MANIFESTS)
-#: By the kind of a manifest those of the manifests and blobs that are given out with it.
+#: For each manifest kind, the kinds of the manifests and blobs that are served with it.
 _REACH: Final = {
     MANIFESTS: ((MANIFESTS,), (BLOBS,)),
     PRIVATE_MANIFESTS: (MANIFEST_KINDS, BLOB_KINDS),
@@ -54,7 +54,7 @@ Places = Callable[[FullName], bool]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Names, and the kinds of objects that are given out by them, in the order they are tried."""
+    """Names, and the kinds of objects that they may lead to, in the order of lookup."""
 
     tags: Tags
     manifests: tuple[str, ...]
@@ -62,18 +62,18 @@ class Section:
 
     @classmethod
     def public(cls, tags: Tags) -> Self:
-        """What everybody may have."""
+        """The section that every client may read."""
         return cls(tags, (MANIFESTS,), (BLOBS,))
 
     @classmethod
     def private(cls, tags: Tags) -> Self:
-        """What private repositories have."""
+        """The section of the private repositories."""
         return cls(tags, MANIFEST_KINDS, BLOB_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A name, and the manifest it means; ``link`` is the name as its section has it."""
+    """A name and its manifest; ``link`` is the key of the name in ``section.tags``."""
 
     section: Section
     link: str
@@ -83,16 +83,16 @@ class Named:
 
 
 class Catalogue:
-    """The images of a cache."""
+    """The images of a cache directory."""
 
     def __init__(self, objects: Objects, sections: Sequence[Section], threads: Executor) -> None:
-        """Use ``threads`` for what reads files."""
+        """``threads`` runs the work that reads files."""
         self.sections = sections
         self._objects = objects
         self._threads = threads
 
     async def names(self, wanted: Places = lambda _: True) -> AsyncGenerator[list[Named], None]:
-        """The names that ``wanted`` is true of, a page at a time.
+        """Yield the names that ``wanted`` accepts, one page at a time.
 
         Raises:
             IndexUnavailableError: the cache cannot be read.
@@ -106,9 +106,9 @@ class Catalogue:
                 ]
 
     async def images(self, places: Places = lambda _: True) -> AsyncGenerator[CachedImage, None]:
-        """The images of the repositories that ``places`` is true of, by tag and by digest.
+        """Yield the images of the repositories that ``places`` accepts, by tag and by digest.
 
-        A digest is left out where a tag or an index of the same repository leads to it.
+        A digest is omitted if a tag or an index of the same repository leads to it.
 
         Raises:
             IndexUnavailableError: the cache cannot be read.
@@ -127,7 +127,7 @@ class Catalogue:
                     yield image
 
     async def nameless(self, named: Container[Digest]) -> AsyncGenerator[CachedImage, None]:
-        """The images of manifests that are not among the ``named``.
+        """Yield the images of the manifests that are not in ``named``.
 
         Raises:
             IndexUnavailableError: the cache cannot be read.
@@ -144,7 +144,7 @@ class Catalogue:
                     yield image
 
     async def manifests(self) -> AsyncGenerator[Iterable[Node], None]:
-        """All manifests, a page at a time.
+        """Yield all manifests, one page at a time.
 
         Raises:
             IndexUnavailableError: the cache cannot be read.
@@ -164,9 +164,9 @@ class Catalogue:
         return await self._objects.consult(lambda index: index.keys_after(kind, name, _PAGE))
 
     async def nodes(self, kinds: Iterable[str], digests: Iterable[Digest]) -> dict[ObjectKey, Node]:
-        """Those of the manifests that are there.
+        """Return those of the manifests that are stored.
 
-        Where they name too much, the rest of them are as if they named nothing.
+        After _MOST_PARTS parts, the remaining manifests are returned without their parts.
 
         Raises:
             IndexUnavailableError: the cache cannot be read.
@@ -175,7 +175,7 @@ class Catalogue:
         return await self._run(lambda: _read_nodes(held))
 
     async def without_name(self, digests: Iterable[Digest]) -> list[CachedImage]:
-        """The images of manifests, those of them that are there.
+        """Return the images of those manifests that are stored, without a name.
 
         Raises:
             IndexUnavailableError: the cache cannot be read.
@@ -184,7 +184,7 @@ class Catalogue:
         return await self._images_of(nodes.values())
 
     async def _images_of(self, nodes: Collection[Node]) -> list[CachedImage]:
-        """What manifests are that nobody has a name for."""
+        """Return the images of manifests that have no name."""
         images: list[CachedImage] = []
         for kind, (manifests, blobs) in _REACH.items():
             roots = [(None, node) for node in nodes if node.key.kind == kind]
@@ -192,7 +192,7 @@ class Catalogue:
         return images
 
     async def resolved(self, page: Sequence[Named]) -> list[CachedImage]:
-        """The images of names, those of them that are there; for a page at most.
+        """Return the images of those names whose manifest is stored; for one page at most.
 
         Raises:
             IndexUnavailableError: the cache cannot be read.
@@ -253,13 +253,16 @@ def _read_nodes(held: Mapping[ObjectKey, Held]) -> dict[ObjectKey, Node]:
 
 
 def _mark(named: Named) -> str:
-    """What may stand for a name only once; a tag that means two things to two clients is two."""
+    """Return the key under which an image is listed once.
+
+    A tag with two manifests for two kinds of clients is two images.
+    """
     name = named.name
     return str(name) if name.by_digest else f"{name}@{named.digest}"
 
 
 def _marks(image: CachedImage) -> set[str]:
-    """The names for which an image stands."""
-    assert image.name is not None, "only names are asked for"
+    """Return the keys of :func:`_mark` that an image covers."""
+    assert image.name is not None, "callers resolve named images only"
     digests = {f"{image.name.place}@{key.digest}" for key in image.manifests}
     return digests | {f"{image.name}@{image.digest}"}

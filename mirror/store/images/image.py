@@ -1,6 +1,6 @@
-"""Images put together from what is stored: what is there of each, and what it lacks.
+"""Cached images: the stored parts and the missing parts of each.
 
-Plain values; reads nothing but small configurations.
+Plain values.  The only files it reads are small image configurations.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from mirror.store.images.manifest_graph import Node, platform_of
 from mirror.store.local.index import Held
 from mirror.store.local.layout import PRIVATE_MANIFESTS, ObjectKey
 
-_UNKNOWN: Final = "unknown/unknown"  # what an attestation says it runs on
+_UNKNOWN: Final = "unknown/unknown"  # the platform of an attestation manifest
 
 
 @dataclass(frozen=True, slots=True)
 class CachedPlatform:
-    """One manifest of an image, with its blobs; sizes in bytes, of what is there and is not."""
+    """One manifest of an image with its blobs; ``size`` stored and ``missing`` bytes."""
 
     platform: str
     digest: Digest
@@ -28,10 +28,10 @@ class CachedPlatform:
 
 @dataclass(slots=True)
 class CachedImage:
-    """An image of which at least a manifest is there.
+    """An image of which at least one manifest is stored.
 
-    ``name`` is None where nobody knows it.  ``objects`` are those of it that are there, with their
-    sizes in bytes; ``used`` is when it was last pulled (Unix seconds).
+    ``name`` is None if it is unknown.  ``objects`` are the stored objects of the image with their
+    sizes in bytes; ``used`` is the time of the last pull (Unix seconds).
     """
 
     name: FullName | None
@@ -46,38 +46,38 @@ class CachedImage:
 
     @property
     def digest(self) -> Digest:
-        """Of the manifest that the name means."""
+        """The digest of the manifest that the name refers to."""
         return self.key.digest
 
     @property
     def private(self) -> bool:
-        """Whether it is there only for clients who have been let in upstream."""
+        """Whether the image is served only to clients that upstream has authorized."""
         return self.key.kind == PRIVATE_MANIFESTS
 
     @property
     def manifests(self) -> Iterable[ObjectKey]:
-        """Those of its objects that are manifests."""
+        """The stored manifests of the image."""
         return (key for key in self.objects if key.is_manifest)
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
+        """The stored bytes."""
         return sum(self.objects.values())
 
     @property
     def missing(self) -> int:
-        """Bytes that are not there of the platforms that are."""
+        """The missing bytes of the platforms whose manifest is stored."""
         return sum(platform.missing for platform in self.platforms)
 
     @property
     def whole(self) -> bool:
-        """Whether all is there of each platform that is, and one is."""
+        """Whether at least one platform is stored, and all stored platforms are complete."""
         return bool(self.platforms) and not self.missing
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is there around some images, and of which kinds it may be to count for them."""
+    """The stored objects around some images, and the kinds of objects that count for them."""
 
     nodes: Mapping[ObjectKey, Node]
     held: Mapping[ObjectKey, Held]
@@ -85,23 +85,23 @@ class Surroundings:
     blobs: Sequence[str]
 
     def manifest(self, digest: Digest) -> Node | None:
-        """A manifest, None where it is not there."""
+        """Return a manifest, or None if it is not stored."""
         return first(self.nodes, self.manifests, digest)
 
     def blob(self, digest: Digest) -> tuple[ObjectKey, Held] | None:
-        """A blob, None where it is not there."""
+        """Return a blob, or None if it is not stored."""
         keys = (ObjectKey(kind, digest) for kind in self.blobs)
         return next(((key, self.held[key]) for key in keys if key in self.held), None)
 
     def platforms(self) -> dict[ObjectKey, str]:
-        """What images run on, in the words of their configurations, where those are there."""
+        """Return the platforms of the manifests whose configuration is stored."""
         configs = ((key, node.blobs[0]) for key, node in self.nodes.items() if node.blobs)
         found = ((key, self.blob(config.digest)) for key, config in configs)
         return {key: platform_of(config[1]) for key, config in found if config is not None}
 
 
 def first(nodes: Mapping[ObjectKey, Node], kinds: Iterable[str], digest: Digest) -> Node | None:
-    """The manifest of a digest, of the first of the kinds that is there."""
+    """Return the manifest of a digest, in the first of the kinds in which it is stored."""
     keys = (ObjectKey(kind, digest) for kind in kinds)
     return next((nodes[key] for key in keys if key in nodes), None)
 
@@ -112,9 +112,9 @@ def assembled(
     around: Surroundings,
     platforms: Mapping[ObjectKey, str],
 ) -> CachedImage:
-    """An image of which ``root`` is the manifest that its name means.
+    """Assemble the image whose name refers to the manifest ``root``.
 
-    ``platforms`` are what manifests run on of which no index says so.
+    ``platforms`` gives the platform of manifests for which no index names one.
     """
     image = CachedImage(name, root.key, root.held.media_type, root.held.used)
     image.objects[root.key] = root.held.size
@@ -135,7 +135,7 @@ def assembled(
 
 
 def _added(image: CachedImage, node: Node, around: Surroundings) -> tuple[int, int]:
-    """Add a manifest and its blobs to an image; the bytes that are there and that are not."""
+    """Add a manifest and its blobs to an image; return the stored and the missing bytes."""
     image.used = max(image.used, node.held.used)
     size, missing = node.held.size, 0
     image.objects[node.key] = node.held.size

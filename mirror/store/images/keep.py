@@ -1,7 +1,8 @@
-"""Keeps images that a rule names against eviction: manifests and blobs, there or still to come.
+"""Protects images that match a ``[[keep]]`` rule from eviction: manifests and blobs.
 
-What a name leads to is marked when the name is written down and when a manifest is stored, in
-whatever process; a review of all names lets go what no rule leads to any more.
+Objects are marked as kept when a name is written and when a manifest is stored, in any process,
+even before the objects are stored.  A review of all names releases the objects that no rule
+covers any more.
 """
 
 import logging
@@ -20,7 +21,7 @@ from mirror.store.local.objects import Objects
 from mirror.store.local.sqlite import IndexUnavailableError
 
 _BATCH: Final = 500
-_MOST_LEVELS: Final = 4  # an image, an index, and two indexes above it
+_MOST_LEVELS: Final = 4  # an image, its index, and two indexes above that index
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def nothing(_: FullName) -> bool:
 
 
 class KeptImages:
-    """The kept images of one cache; ``rule`` says which they are."""
+    """The kept images of one cache; ``rule`` selects them."""
 
     def __init__(
         self, objects: Objects, catalogue: Catalogue, clock: Callable[[], float] = time.time
@@ -43,28 +44,29 @@ class KeptImages:
         self._catalogue = catalogue
         self._clock = clock
         self._settled: tuple[Rule, Kept] | None = None
-        self._begun = 0.0  # of the last review: what it keeps is never older, if the clock is set
+        # The start of the last review.  Marks are never older, even if the clock is set back.
+        self._begun = 0.0
 
     def watch(self, section: Section, manifests: Manifests) -> None:
-        """Hear of what is written down and stored in a section."""
+        """Subscribe to the names and manifests that are written in a section."""
         section.tags.watch(lambda image, digest: self.noted(section, image, digest))
         manifests.watch(lambda key: self.stored(section, key))
 
     async def noted(self, section: Section, image: FullName, digest: Digest) -> None:
-        """A name was written down."""
+        """Mark the objects of a name that was written."""
         if self.rule(image):
             await self._quietly(self._keep(section, [digest]))
 
     async def stored(self, section: Section, key: ObjectKey) -> None:
-        """A manifest was stored."""
+        """Mark the parts of a manifest that was stored."""
         if self.rule is not nothing:
             await self._quietly(self._follow(section, key))
 
     async def review(self) -> int:
-        """Go through all names; keep what the rule says, and nothing else.
+        """Go through all names; mark the objects that the rule covers and release all others.
 
         Returns:
-            the bytes that are kept and there.
+            the stored bytes that are kept.
 
         Raises:
             IndexUnavailableError: the index cannot be used.
@@ -84,10 +86,12 @@ class KeptImages:
         return await self._objects.consult(lambda index: index.kept.bytes())
 
     async def is_settled(self) -> bool:
-        """Whether all has been reviewed under this rule, and in this index: one may be lost.
+        """Return True if a review with this rule has finished in this index.
+
+        The index may have been lost and replaced since the last review.
 
         Raises:
-            IndexUnavailableError: there is no index at the moment.
+            IndexUnavailableError: the index is not open.
         """
         kept = await self._objects.consult(lambda index: index.kept)
         return self._settled == (self.rule, kept)
@@ -97,7 +101,7 @@ class KeptImages:
             await self._keep(section, [key.digest])
 
     async def _keep(self, section: Section, digests: Iterable[Digest]) -> None:
-        """Keep manifests, and what they are made of as far as that is known."""
+        """Mark manifests, and those of their parts that stored manifests name."""
         digests = set(digests)
         seen = set(digests)
         for _ in range(_MOST_LEVELS):
@@ -114,7 +118,7 @@ class KeptImages:
             await self._objects.consult(lambda index, some=some, now=now: index.kept.put(some, now))  # type: ignore[misc]
 
     async def _quietly(self, keeping: Awaitable[None]) -> None:
-        """No pull fails because something cannot be marked; the next review tries again."""
+        """Ignore a failure to mark, so that no pull fails; the next review tries again."""
         try:
             await keeping
         except IndexUnavailableError as error:

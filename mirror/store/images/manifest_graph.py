@@ -1,7 +1,7 @@
-"""What a stored manifest is made of, read from its file.
+"""Reads the parts of a stored manifest from its file.
 
-A file that is gone meanwhile is no manifest, and one that cannot be understood names nothing:
-who looks through a cache must not fail at one file.
+A file that has been removed yields None, and one that cannot be parsed yields a manifest without
+parts: one bad file must not end a scan of the cache.
 """
 
 import json
@@ -14,13 +14,13 @@ from mirror.store.local.index import Held
 from mirror.store.local.layout import ObjectKey
 
 _MOST_CONFIG_BYTES: Final = 256 * 1024
-#: Layers that no registry gives out (Windows base layers were such, once).
+#: Layers that no registry serves (formerly those of Windows base images).
 _FOREIGN: Final = ("nondistributable", "foreign")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a manifest names, its size in bytes, and its platform where an index says so."""
+    """A part of a manifest: digest, size in bytes, and the platform if an index names it."""
 
     digest: Digest
     size: int
@@ -29,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A stored manifest and what it names: an index's manifests, else config and layers."""
+    """A stored manifest and its parts: the manifests of an index, or config and layers."""
 
     key: ObjectKey
     held: Held
@@ -38,12 +38,12 @@ class Node:
 
     @property
     def is_index(self) -> bool:
-        """Whether it names manifests."""
+        """Whether the manifest names other manifests."""
         return bool(self.manifests)
 
 
 def read_node(key: ObjectKey, held: Held) -> Node | None:
-    """Read a manifest, None where its file is gone."""
+    """Read a manifest; return None if its file has been removed."""
     try:
         body = held.path.read_bytes()
     except OSError:
@@ -74,7 +74,7 @@ def _manifests(index: bytes) -> tuple[Part, ...]:
 
 
 def platform_of(config: Held) -> str:
-    """What an image runs on, in the words of its configuration; empty where it does not say."""
+    """Return os/architecture/variant from an image configuration, empty if not given."""
     if config.size > _MOST_CONFIG_BYTES:
         return ""
     try:

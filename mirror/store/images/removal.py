@@ -1,6 +1,6 @@
-"""What goes when images are dropped: their names, and what no image that stays is made of.
+"""Removal of images: their names, and the objects that no remaining image uses.
 
-Plans first and does then, so that a plan can be shown instead.
+Planning is separate from execution, so that a dry run can show the plan.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -24,9 +24,9 @@ _PAGE: Final = 200
 
 @dataclass(slots=True)
 class Removal:
-    """``images`` are dropped, and with them ``names`` and ``objects``.
+    """The plan: ``images`` to remove, with their ``names`` and ``objects``.
 
-    The objects are the manifests and blobs that go, with their sizes in bytes.
+    ``objects`` are the manifests and blobs to remove, with their sizes in bytes.
     """
 
     images: list[CachedImage] = field(default_factory=list)
@@ -35,14 +35,14 @@ class Removal:
 
     @property
     def bytes(self) -> int:
-        """What goes, in all."""
+        """The total size of the objects to remove, in bytes."""
         return sum(self.objects.values())
 
 
 async def planned(
     catalogue: Catalogue, dropped: Callable[[Named], bool], digests: Collection[Digest]
 ) -> Removal:
-    """What goes with the names that are to be ``dropped``, and with manifests by their digests.
+    """Plan the removal of the names that ``dropped`` selects, and of manifests by digest.
 
     Raises:
         IndexUnavailableError: the cache cannot be read.
@@ -64,10 +64,10 @@ async def planned(
 
 
 async def carry_out(removal: Removal, objects: Objects) -> None:
-    """Drop it, names first, so that nobody is led to what is about to go.
+    """Execute a removal, names first, so that no name leads to a removed object.
 
     Raises:
-        IndexUnavailableError, OSError: not all could be dropped.
+        IndexUnavailableError, OSError: the removal is incomplete.
     """
     for each in removal.names:
         await each.section.tags.forget(each.link)
@@ -76,7 +76,7 @@ async def carry_out(removal: Removal, objects: Objects) -> None:
 
 
 async def _look_at_names(removal: Removal, catalogue: Catalogue, spared: "_Spared") -> None:
-    """Spare manifests that have another name; a digest goes with its repository's tag."""
+    """Spare manifests with another name; remove digest names together with their tag."""
     dropped = {(each.section.manifests, each.link) for each in removal.names}
     going = {key.digest for key in removal.objects if key.is_manifest}
     with_tag = {
@@ -96,20 +96,20 @@ async def _look_at_names(removal: Removal, catalogue: Catalogue, spared: "_Spare
 
 
 class _Spared:
-    """Takes out of a removal what is still of use."""
+    """Excludes the objects that are still in use from a removal."""
 
     def __init__(self, removal: Removal, nodes: dict[ObjectKey, Node]) -> None:
-        """``nodes`` are the manifests that go unless something keeps them."""
+        """``nodes`` are the manifests to remove unless they are still in use."""
         self._removal = removal
         self._nodes = {key: node for key, node in nodes.items() if key in removal.objects}
         self._going = {key for key in removal.objects if key.is_manifest}
 
     def keep(self, digest: Digest) -> None:
-        """Keep a manifest and all it is made of."""
+        """Spare a manifest and all its parts."""
         self.keep_parts_of(self._taken_out(digest))
 
     def keep_parts_of(self, nodes: Iterable[Node]) -> None:
-        """Keep what manifests that stay are made of."""
+        """Spare the parts of the manifests that stay."""
         staying = [node for node in nodes if node.key not in self._going]
         while staying:  # no recursion: indexes may be nested a thousand times
             node = staying.pop()
@@ -120,7 +120,7 @@ class _Spared:
                     self._removal.objects.pop(ObjectKey(kind, part.digest), None)
 
     def _taken_out(self, digest: Digest) -> list[Node]:
-        """Take a manifest out of the removal; those that were still in it."""
+        """Exclude a manifest from the removal; return the nodes that were still in it."""
         taken = []
         for kind in MANIFEST_KINDS:
             node = self._nodes.pop(ObjectKey(kind, digest), None)
