@@ -1,1 +1,1 @@
-"""The disk: objects, their index, room for them."""
+"""Local storage: objects, their index, and disk space."""

@@ -1,4 +1,4 @@
-"""Blobs: open what is stored, stage what arrives, adopt what is verified."""
+"""The stored blobs and their partial files: lookup, staging, and adoption."""
 
 import asyncio
 import errno
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class Blobs:
-    """The blobs of the cache, and the files in which they grow."""
+    """The blobs of the cache, and their partial files."""
 
     def __init__(
         self,
@@ -30,10 +30,10 @@ class Blobs:
         private: bool = False,
         origin: str = "",
     ) -> None:
-        """Use ``threads`` for what hashes, writes or flushes.
+        """``threads`` runs the work that hashes, writes or flushes.
 
-        What grows here is for everybody, or ``private``: then it is that of one upstream
-        (``origin``), and looked up beside everybody's, never the other way round.
+        New blobs are public or ``private``; private blobs belong to one upstream (``origin``).
+        A private lookup also finds public blobs; a public lookup never finds private blobs.
         """
         self.private = private
         self._origin = origin
@@ -42,7 +42,7 @@ class Blobs:
         self._threads = threads
 
     def of(self, upstream: str) -> "Blobs":
-        """The blobs that an upstream has a say in: what is private is so by its own word alone."""
+        """Return the blobs that ``upstream`` may serve: public ones, and its own private ones."""
         if not self.private:
             return self
         parts = (self._layout, self._objects, self._threads)
@@ -66,11 +66,11 @@ class Blobs:
         return self._layout.partial_of(self._key(digest), self._origin)
 
     async def stage(self, digest: Digest) -> Partial:
-        """Take the lead in filling a blob, from where the last leader stopped.
+        """Become the leader of a blob's fill, and continue where the last leader stopped.
 
         Raises:
-            PartialBusyError: another process has it.
-            OSError: the disk says no.
+            PartialBusyError: another process is the leader.
+            OSError: the file cannot be opened or read.
         """
         path = self._partial_of(digest)
 
@@ -80,21 +80,21 @@ class Blobs:
         try:
             return await staged()
         except OSError as error:
-            # A disk without inodes does not even take an empty file: room has to be made before.
+            # Without free inodes even an empty file cannot be created: evict first.
             if error.errno != errno.ENOSPC or not await self._objects.make_room(0):
                 raise
         return await staged()
 
     def _staged(self, path: Path, digest: Digest) -> Partial:
         partial = Partial(path, digest)
-        Reservations(self._layout.expected).forget(path.name)  # what a dead leader expected
+        Reservations(self._layout.expected).forget(path.name)  # of a dead leader
         return partial
 
     async def tail(self, digest: Digest) -> PartialReader | None:
-        """What another process fills, to be read meanwhile; None when it has just ended.
+        """Open the partial file that another process fills; None if that fill has just ended.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the file cannot be opened.
         """
         path = self._partial_of(digest)
         expected = Reservations(self._layout.expected)
@@ -109,17 +109,17 @@ class Blobs:
             return None
 
     async def hashed(self, tail: PartialReader, digest: Digest, length: int) -> Hasher:
-        """What the first ``length`` bytes of a followed file hash to.
+        """Hash the first ``length`` bytes of a followed file.
 
         Raises:
-            OSError: the disk says no, or there are fewer.
+            OSError: the file cannot be read, or is shorter.
         """
         return await self._run(lambda: tail.hashed(digest, length))
 
     async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
-        """Make room for a partial file to grow to ``size`` bytes; False: there is none.
+        """Reserve space for a partial file to grow to ``size`` bytes; False if there is none.
 
-        ``total`` is what the whole blob has, None where nobody knows.
+        ``total`` is the size of the blob in bytes, None if unknown.
 
         Raises:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
@@ -130,15 +130,15 @@ class Blobs:
         """Write and hash the next bytes.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the write failed.
         """
         await self._run(lambda: partial.append(pieces))
 
     async def restart(self, partial: Partial) -> None:
-        """Throw away what has arrived; only while nobody reads it.
+        """Discard the bytes so far.  The file must not have readers.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the file cannot be truncated.
         """
         await self._run(partial.restart)
 
@@ -146,7 +146,7 @@ class Blobs:
         """Flush a verified partial file and make it a stored blob.
 
         Raises:
-            OSError, IndexUnavailableError: it could not be kept.
+            OSError, IndexUnavailableError: the blob could not be stored.
         """
         await self._run(partial.flush)
         key = self._key(partial.digest)
@@ -160,11 +160,11 @@ class Blobs:
         await self._run(partial.close)
 
     def touch(self, digest: Digest) -> None:
-        """Note that it was used."""
+        """Record a use of the blob."""
         self._objects.touch(self._key(digest))
 
     async def forget(self, digest: Digest) -> bool:
-        """Drop a stored blob; say whether it was there."""
+        """Remove a blob; return True if it was stored."""
         return await self._objects.forget(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:

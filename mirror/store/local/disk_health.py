@@ -1,4 +1,4 @@
-"""Says once that the disk is in trouble and what to do, and once that it is over."""
+"""Logs one line when the cache directory fails, with advice, and one when it works again."""
 
 import errno
 import logging
@@ -14,8 +14,8 @@ _log = logging.getLogger(__name__)
 
 _NO_INODES: Final = "no inodes left"
 _INODE_ADVICE: Final = (
-    "remove files that the file system has besides the cache (df -i), or raise min_free so that "
-    "the mirror evicts sooner"
+    "remove other files from the file system (df -i), or raise min_free so that the mirror "
+    "evicts sooner"
 )
 _ADVICE: Final = {
     errno.ENOSPC: "free some space, or lower max_size or raise min_free so that the mirror does",
@@ -28,28 +28,28 @@ _ADVICE: Final = {
     errno.ENOENT: "the directory was removed; the mirror makes it again",
 }
 
-#: What a disk does that goes by, and is no mistake of whoever chose the directory.
+#: Transient errors of a disk, as opposed to a wrong choice of directory.
 TROUBLES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 class DiskHealth:
-    """The state of the cache directory, as the log tells it: one line per change."""
+    """The state of the cache directory; each change is logged once."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.reason = ""
 
     def failing(self, error: Exception) -> None:
-        """Something could not be kept or read."""
+        """Record a failure to read or write."""
         number = error.errno if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         advice = _ADVICE.get(number or 0, "see whether the disk and the directory are sound")
         if number in {None, errno.ENOSPC} and lacks_inodes(self._directory):
-            reason, advice = _NO_INODES, _INODE_ADVICE  # the system says "no space" for both
+            reason, advice = _NO_INODES, _INODE_ADVICE  # ENOSPC covers both
         if reason != self.reason:
             self.reason = reason
             _log.error(
-                "cache directory %s: %s; pulls go on, straight through, and nothing is kept; %s",
+                "cache directory %s: %s; pulls go on uncached, and nothing is kept; %s",
                 self._directory,
                 reason,
                 advice,
@@ -57,7 +57,7 @@ class DiskHealth:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Tell of what goes wrong inside, and let it pass."""
+        """Record errors of the body and re-raise them."""
         try:
             yield
         except (OSError, IndexUnavailableError) as error:
@@ -65,7 +65,7 @@ class DiskHealth:
             raise
 
     def working(self) -> None:
-        """Something was kept."""
+        """Record a successful write."""
         if self.reason:
             self.reason = ""
             _log.warning("cache directory %s: works again", self._directory)

@@ -1,4 +1,4 @@
-"""What files take on a disk: whole blocks, and inodes.  Knows nothing of the cache."""
+"""Disk usage of files, in whole blocks and inodes.  Independent of the cache."""
 
 import math
 import os
@@ -7,39 +7,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_BLOCK_BYTES: Final = 4096  # no file system in use gives a file less
-_SECTOR_BYTES: Final = 512  # the unit of st_blocks, whatever the file system
+_BLOCK_BYTES: Final = 4096  # the smallest allocation of common file systems
+_SECTOR_BYTES: Final = 512  # the unit of st_blocks on every file system
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """What a file system has left for us: bytes, and inodes (infinite where it has no limit)."""
+    """Free space for unprivileged users: bytes, and inodes (infinite if unlimited)."""
 
     bytes: int
     inodes: float
 
 
 def free_on(path: Path) -> Free:
-    """What is left on the file system of ``path``.
+    """Return the free space of the file system of ``path``.
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: the file system cannot be queried.
     """
     there = os.statvfs(path)
     return Free(there.f_bavail * there.f_frsize, there.f_favail if there.f_files else math.inf)
 
 
 def total_inodes(path: Path) -> int:
-    """How many inodes the file system of ``path`` has, 0 where it has no limit.
+    """Return the number of inodes of the file system of ``path``, 0 if unlimited.
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: the file system cannot be queried.
     """
     return os.statvfs(path).f_files
 
 
 def lacks_inodes(path: Path) -> bool:
-    """Whether the file system of ``path`` has no inode left; False where it cannot be asked."""
+    """Return True if the file system of ``path`` has no free inode; False if that is unknown."""
     try:
         return free_on(path).inodes < 1
     except OSError:
@@ -47,24 +47,24 @@ def lacks_inodes(path: Path) -> bool:
 
 
 def block_bytes(path: Path) -> int:
-    """The smallest piece of the file system of ``path`` that a file can have, in bytes.
+    """Return the block size of the file system of ``path``, in bytes.
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: the file system cannot be queried.
     """
     return max(_BLOCK_BYTES, os.statvfs(path).f_frsize)
 
 
 def in_blocks(size: int, block: int) -> int:
-    """What a file of ``size`` bytes takes in blocks of ``block`` bytes.
+    """Return the space of a file of ``size`` bytes in blocks of ``block`` bytes.
 
-    The file system's own figure (st_blocks) is not final before the file is on the disk.
+    The file system's figure (st_blocks) is not final before the file is flushed to the disk.
     """
     return -(-size // block) * block
 
 
 def taken_by(paths: Iterable[Path]) -> int:
-    """Bytes that files and directories take at the moment; those that are gone take none."""
+    """Return the bytes that files and directories take on the disk; missing ones take none."""
     return sum(map(_taken, paths))
 
 

@@ -1,4 +1,4 @@
-"""What was found out about objects before: a hit on one of them costs the index nothing."""
+"""A cache of verified index entries: a hit on a cached entry does not read the index."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from mirror.descriptor import Descriptor
 from mirror.store.local.index import ObjectEntry
 from mirror.store.local.layout import ObjectKey, origin_of
 
-_MOST: Final = 100_000  # some 500 bytes each
+_MOST: Final = 100_000  # about 500 bytes each
 
 
 @dataclass(frozen=True, slots=True)
 class OpenObject:
-    """A stored object with an open descriptor, the caller's to close; ``size`` in bytes.
+    """A stored object with an open descriptor, which the caller closes; ``size`` in bytes.
 
-    ``path`` is where it was when it was opened.
+    ``path`` is the path at the time of opening.
     """
 
     fd: Descriptor
@@ -28,7 +28,7 @@ class OpenObject:
 
     @property
     def origin(self) -> str:
-        """Marks the upstream that a private object is from."""
+        """The mark of a private object's upstream; empty for a public object."""
         return origin_of(self.path)
 
     def close(self) -> None:
@@ -37,23 +37,23 @@ class OpenObject:
 
 
 class EntryCache:
-    """Entries by key, those remembered longest ago going first."""
+    """Entries by key; the oldest entry is dropped first."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[ObjectKey, ObjectEntry] = OrderedDict()
 
     def remember(self, entry: ObjectEntry) -> None:
-        """Somebody looked it up, and its file is as it was verified."""
+        """Add an entry whose file has not changed since it was verified."""
         self._entries[entry.key] = entry
         if len(self._entries) > _MOST:
             self._entries.popitem(last=False)
 
     def forget(self, key: ObjectKey) -> None:
-        """It may have gone."""
+        """Drop the entry of an object that may have been removed."""
         self._entries.pop(key, None)
 
     def open(self, key: ObjectKey) -> OpenObject | None:
-        """Open an object, None where that takes a look into the index."""
+        """Open an object; None if its entry is not cached or its file has changed."""
         entry = self._entries.get(key)
         if entry is None:
             return None

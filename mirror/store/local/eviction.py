@@ -1,7 +1,7 @@
-"""Room on the disk: how much there may be, who goes first.
+"""Disk space: the limits, and the eviction of the least recently used objects.
 
-Counts everything below the cache directory in whole blocks: objects, partial files, the bytes that
-fills under way still expect (in this process or another), databases and directories.  Runs on the
+Counts everything in the cache directory in whole blocks: objects, partial files, the reserved
+bytes of running fills (in this process or another), databases and directories.  Runs on the
 index's thread.
 """
 
@@ -19,30 +19,30 @@ from mirror.store.local.partial import Partial
 from mirror.store.local.reservations import Reservation, Reservations
 from mirror.store.local.sqlite import Bounds, IndexUnavailableError, files_of
 
-_BATCH: Final = 32  # evictions before others may have the thread: a millisecond
-#: Inodes for the files and directories of what is being stored; min_free comes on top.
+_BATCH: Final = 32  # evictions before other calls get the thread: one millisecond
+#: Inodes for the files and directories of new objects, in addition to min_free.
 _SPARE_INODES: Final = 16
-#: What grows without asking for room has it reserved, up to these shares of max_size: each
-#: database of records, each log of changes, and the directories of blobs and manifests.
+#: Space is reserved for files that grow without a reservation, up to these shares of max_size:
+#: each database of records, each write-ahead log, and the directories of blobs and manifests.
 _RESERVED_SHARE: Final = 40
 _DIRECTORY_SHARE: Final = 16
 _DIRECTORIES: Final = 512
 
 
 class NoRoomError(Exception):
-    """There is no room within the limits, and none can be made."""
+    """The limits leave too little space, and eviction cannot make any."""
 
 
 class Observer(Protocol):
-    """Who wants to know of evictions."""
+    """Receives evictions."""
 
     def evicted(self, size: int) -> None:
-        """An object of ``size`` bytes went to make room."""
+        """Handle the eviction of an object of ``size`` bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the operator allows: bytes, and inodes on a file system that has so many only."""
+    """The operator's limits: bytes, and inodes if their number on the file system is limited."""
 
     max_bytes: int
     min_free_bytes: int
@@ -50,13 +50,13 @@ class Limits:
 
     @property
     def bounds(self) -> Bounds:
-        """How large the databases may become."""
+        """The size limits of the databases."""
         return Bounds.of(self.max_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Excess:
-    """What is too much, in bytes and in inodes; nothing where neither is above zero."""
+    """The excess over the limits, in bytes and inodes; false if neither is above zero."""
 
     bytes: int
     inodes: float
@@ -65,12 +65,12 @@ class _Excess:
         return self.bytes > 0 or self.inodes > 0
 
     def within(self, size: int, files: int) -> bool:
-        """Whether it would be gone with so many bytes in so many files."""
+        """Return True if removing ``size`` bytes in ``files`` files ends the excess."""
         return self.bytes <= size and self.inodes <= files
 
 
 class Evictor:
-    """Decides whether more bytes fit, and makes them fit by evicting the least recently used."""
+    """Decides whether more bytes fit, and evicts the least recently used objects if needed."""
 
     def __init__(
         self,
@@ -82,13 +82,14 @@ class Evictor:
         crowded: Callable[[int], None],
         directory_bytes: int = 0,
     ) -> None:
-        """Keep what was promised in ``reserved``, which outlives an index that is lost.
+        """``reserved`` has the reservations of this process; it survives the loss of an index.
 
-        ``crowded`` is told, with the bytes that are kept, when there would be room without them.
-        The directories take ``directory_bytes``, which others find out: there are a thousand.
+        ``crowded`` is called with the size of the kept objects if only these prevent a fit.
+        ``directory_bytes`` is the space of the directories; the caller measures it, since there
+        are about a thousand.
 
         Raises:
-            OSError: the file system cannot be asked.
+            OSError: the file system cannot be queried.
         """
         self._directory_bytes = directory_bytes
         self._block = block_bytes(layout.root)
@@ -101,15 +102,15 @@ class Evictor:
         self._expected = Reservations(layout.expected)
 
     def used_bytes(self) -> int:
-        """Objects, partial files and what fills under way still expect."""
+        """Return the bytes of objects, partial files and reservations of running fills."""
         return self._index.total_bytes() + self._partial_bytes()
 
     def overhead_bytes(self) -> int:
-        """Databases, notes of fills, and directories."""
+        """Return the bytes of databases, reservation files and directories."""
         return self._overhead_bytes(0, 0, 0)
 
     def _reserved_overhead(self) -> int:
-        """The same, with what it may grow to before more is evicted."""
+        """Return the overhead, including the growth that it has reserved."""
         bounds, most = self._limits.bounds, self._limits.max_bytes
         log_bytes = min(bounds.log_bytes, most // _RESERVED_SHARE)
         record_bytes = min(bounds.record_bytes + bounds.log_bytes, most // _RESERVED_SHARE)
@@ -117,7 +118,7 @@ class Evictor:
         return self._overhead_bytes(record_bytes, log_bytes, directory_bytes)
 
     def _overhead_bytes(self, record_bytes: int, log_bytes: int, directory_bytes: int) -> int:
-        """At least so much of each."""
+        """Return the overhead; count each part with at least the given size."""
         layout = self._layout
         records = (taken_by(files_of(directory)) for directory in layout.records())
         sizes = [max(size, record_bytes) for size in records]
@@ -126,20 +127,21 @@ class Evictor:
         return sum(sizes) + max(self._directory_bytes, directory_bytes)
 
     def reserve(self, partial: Path, size: int, total: int | None) -> bool | None:
-        """Promise a partial file to grow to ``size`` bytes; False when that cannot be had.
+        """Reserve space for a partial file to grow to ``size`` bytes.
 
-        ``total`` is the size of the blob, where it is known.
+        ``total`` is the size of the blob in bytes, None if unknown.
 
         Returns:
-            None while there is more to evict: to be called again.
+            True if the space is reserved, False if there is none, None if the caller must call
+            again for more evictions.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the reservation cannot be written.
         """
         self._reserved[partial.name] = size
         expectation = Reservation(size, total)
-        # Said first and counted then: of two processes that do so at once both see the other's.
-        with contextlib.suppress(OSError):  # a full disk may have room for it afterwards
+        # Write first, then count: two processes that do this at once see each other's reservation.
+        with contextlib.suppress(OSError):  # a full disk: retried below, after eviction
             self._expected.put(partial.name, expectation)
         fits = self.make_room(0)
         if fits:
@@ -149,15 +151,16 @@ class Evictor:
         return fits
 
     def release(self, partial: Path) -> None:
-        """The fill is over, one way or the other; what is on disk still counts."""
+        """Drop the reservation of an ended fill; the bytes of its partial file still count."""
         self._reserved.pop(partial.name, None)
         self._expected.forget(partial.name)
 
     def make_room(self, incoming: int) -> bool | None:
-        """Evict some objects, so that ``incoming`` more bytes fit; none when they never can.
+        """Evict a batch of objects so that ``incoming`` more bytes fit; none if they cannot fit.
 
         Returns:
-            whether they fit; None while there is more to evict: to be called again.
+            True if the bytes fit, False if they cannot, None if the caller must call again for
+            more evictions.
         """
         self._forget_the_gone()
         incoming = in_blocks(incoming, self._block)
@@ -184,7 +187,7 @@ class Evictor:
         return _Excess(max(over, short), limits.min_free_inodes + _SPARE_INODES - free.inodes)
 
     def _evict(self, excess: _Excess) -> bool:
-        """Remove some of the oldest until the excess is gone; False if there was none."""
+        """Remove a batch of the oldest until the excess ends; False if there is none to remove."""
         oldest = self._index.oldest(_BATCH)
         if self._remove_idle(before=oldest[0][1] if oldest else math.inf):
             return True
@@ -201,8 +204,8 @@ class Evictor:
         try:
             return self._index.remove(key)
         except (OSError, IndexUnavailableError):
-            # A disk may be too full for the note that something goes.  A row without its file is
-            # a miss, so the file can go first; then there is room for the rest.
+            # The disk may be too full for the link in pending/.  A row without its file is a miss,
+            # so the file can be removed first, which makes space for the regular removal.
             self._index.unlink(key)
             return self._index.remove(key)
 
@@ -214,7 +217,7 @@ class Evictor:
         return sum(in_blocks(size, self._block) for size in largest)
 
     def _forget_the_gone(self) -> None:
-        """Forget what processes expected that are gone."""
+        """Drop the reservations of dead processes."""
         for name in self._expected.names():
             if name not in self._reserved and not Partial.is_led(self._layout.partial / name):
                 self._expected.forget(name)
@@ -235,7 +238,7 @@ class Evictor:
         ]
 
     def _remove_idle(self, before: float) -> bool:
-        """Remove the oldest partial file that nobody leads, if it is older than ``before``."""
+        """Remove the oldest partial file without a leader, if it is older than ``before``."""
         for path, _ in sorted(self._idle(), key=lambda idle: _modified(idle[0])):
             if _modified(path) >= before:
                 return False
@@ -247,5 +250,5 @@ class Evictor:
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # adopted between two system calls: as young as can be
+    except FileNotFoundError:  # adopted between two system calls: counts as newest
         return math.inf

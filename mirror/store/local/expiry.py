@@ -1,4 +1,4 @@
-"""Drops objects that nobody has pulled for long, slowly; what is kept stays."""
+"""Slowly removes objects that have not been pulled for ``max_age``, except kept ones."""
 
 import asyncio
 import contextlib
@@ -12,14 +12,14 @@ from mirror.store.local.objects import Objects
 from mirror.store.local.sqlite import IndexUnavailableError
 
 _WAIT_SECONDS: Final = 60.0
-_PAUSE_SECONDS: Final = 0.1  # after each batch: a pull that needs the index goes first
+_PAUSE_SECONDS: Final = 0.1  # after each batch, so that pulls get the index
 _BATCH: Final = 32
 
 _log = logging.getLogger(__name__)
 
 
 class Expiry:
-    """Lets go what was last used more than ``max_age`` seconds ago."""
+    """Removes objects that were last used more than ``max_age`` seconds ago."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Expiry:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Do nothing while it is not ``ready``, since it is not known what is kept."""
+        """``ready`` returns False while the kept objects are unknown; nothing expires then."""
         self._objects = objects
         self._max_age = max_age
         self._ready = ready
@@ -37,9 +37,9 @@ class Expiry:
         self._clock = clock or _steady_clock()
 
     async def run(self) -> None:
-        """Go on for ever."""
+        """Run until cancelled."""
         while True:
-            with contextlib.suppress(OSError, IndexUnavailableError):  # it is healed meanwhile
+            with contextlib.suppress(OSError, IndexUnavailableError):  # heal() repairs the index
                 if await self._ready():
                     await self._round()
             await self._sleep(_WAIT_SECONDS)
@@ -52,16 +52,16 @@ class Expiry:
             total += sum(sizes)
             await self._sleep(_PAUSE_SECONDS)
         if count:
-            _log.info("max_age: %d objects, %d bytes, that nobody pulled are gone", count, total)
+            _log.info("max_age: expired %d objects (%d bytes)", count, total)
 
 
 def _steady_clock() -> Callable[[], float]:
-    """Unix seconds as they were now, and as they pass: a clock that is set makes nothing older."""
+    """Return a clock in Unix seconds that ignores later changes of the system clock."""
     ahead = time.time() - time.monotonic()
     return lambda: time.monotonic() + ahead
 
 
 def _expire(index: ObjectIndex, before: float) -> list[int]:
-    """Remove a few objects that were last used ``before``; their sizes."""
+    """Remove a batch of objects last used ``before`` (Unix seconds); return their sizes."""
     old = [key for key, used in index.oldest(_BATCH) if used < before]
     return [index.remove(key) for key in old]

@@ -1,11 +1,11 @@
-"""The index: which objects there are, how large, and when each was last used.
+"""The index of the stored objects: their sizes and when each was last used.
 
-A file and its row cannot change in one step, so the intent is noted first: a hard link in
-``pending/`` named after the act.  After a crash :meth:`ObjectIndex.repair` finishes what those
-links say, in time proportional to what was under way and not to what is stored.
+A file and its row cannot change in one step.  Each change is therefore announced by a hard link
+in ``pending/``, named after the action.  After a crash :meth:`ObjectIndex.repair` completes these
+actions, in time proportional to the number of links and not to the number of objects.
 
-Not safe for several threads: one thread owns an index (``store.objects`` sees to that).
-Several processes may share one, on a local disk.
+Not thread-safe: one thread owns an index (see ``store.local.objects``).  Several processes may
+share one index on a local disk.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ MediaTypeOf = Callable[[Path], str]
 class ObjectEntry:
     """One stored object; ``size`` in bytes, ``media_type`` empty for blobs.
 
-    ``modified`` is the file's modification time (ns since 1970) when its bytes were verified: a
-    file that has another one has to be verified anew.
+    ``modified`` is the modification time of the file (ns since 1970) when its bytes were
+    verified.  A file with another modification time must be verified again.
     """
 
     key: ObjectKey
@@ -56,7 +56,7 @@ class ObjectEntry:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Which object stands in which row; ``size`` is what it takes on the disk, in bytes."""
+    """A row of the index; ``size`` is the space that the object takes on the disk, in bytes."""
 
     number: int
     key: ObjectKey
@@ -65,9 +65,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A stored object as people ask for it; ``used`` is when it last was (Unix seconds).
+    """A stored object for listings; ``used`` is the time of last use (Unix seconds).
 
-    Many are asked for at a time: what is not looked at is not worked out.
+    Listings read many at a time, so ``path`` and ``media_type`` are computed on access.
     """
 
     root: Path
@@ -78,17 +78,17 @@ class Held:
 
     @property
     def path(self) -> Path:
-        """Its file."""
+        """The file of the object."""
         return self.root / self.name
 
     @property
     def media_type(self) -> str:
-        """What a manifest is, empty for a blob."""
+        """The media type of a manifest; empty for a blob."""
         return str(json.loads(self.told)["mediaType"])
 
 
 class ObjectIndex:
-    """Rows of objects by key, in order of last use."""
+    """The rows of the objects by key, in order of last use."""
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class ObjectIndex:
         removed: Callable[[ObjectKey], None] = lambda _: None,
         bounds: Bounds = LARGEST,
     ) -> None:
-        """Open or create the index; ``removed`` is told of every object whose file goes.
+        """Open or create the index; ``removed`` is called for every object that is removed.
 
         Raises:
-            OSError: the file system cannot be asked.
+            OSError: the file system cannot be queried.
             IndexUnavailableError: the database cannot be opened or written.
         """
         self._layout = layout
@@ -112,8 +112,8 @@ class ObjectIndex:
                 cull_limit=0,
                 statistics=0,
             )
-            # The policy above made the SQL index on access_time; from here on `get` must not
-            # write.  Only this instance forgets the policy, the database keeps it.
+            # The policy above created the SQL index on access_time; from now on `get` must not
+            # write.  The reset affects this instance only, the database keeps the policy.
             self._cache.reset("eviction_policy", "none", update=False)
         self.kept = Kept(self._cache)
         self._block = block_bytes(layout.root)
@@ -121,7 +121,7 @@ class ObjectIndex:
         self._inode = inode_of(layout.root)
 
     def _count_blocks(self) -> None:
-        """Have the sizes of rows in whole blocks; earlier versions wrote them in bytes."""
+        """Convert the sizes of the rows to whole blocks; earlier versions wrote bytes."""
         with translated():
             if self._cache._sql("PRAGMA user_version").fetchone()[0] == self._block:
                 return
@@ -134,16 +134,16 @@ class ObjectIndex:
             self._cache._sql(f"PRAGMA user_version = {self._block}")
 
     def limit(self, bounds: Bounds) -> None:
-        """Keep the log of changes within other bounds from now on."""
+        """Apply new bounds to the write-ahead log."""
         with translated():
             limit_log(self._cache, bounds.log_bytes)
 
     def in_place(self) -> bool:
-        """Whether the open database is still the one in the cache directory."""
+        """Return True if the open database is still the file in the cache directory."""
         return self._inode is not None and self._inode == inode_of(self._layout.root)
 
     def lookup(self, key: ObjectKey) -> ObjectEntry | None:
-        """The entry of a key, or None.  Reads only."""
+        """Return the entry of a key, or None.  Read-only."""
         with translated():
             found = self._cache.get(str(key))
         if found is None:
@@ -155,15 +155,15 @@ class ObjectIndex:
     def adopt(
         self, key: ObjectKey, staged: Path, size: int, media_type: str = "", origin: str = ""
     ) -> ObjectEntry:
-        """Take over a whole, verified, flushed file by rename; what the key had goes.
+        """Move a complete, verified, flushed file into the store; replace the key's object.
 
-        So does what is private of the same bytes, where they are everybody's now.
+        A new public object also replaces the private object of the same digest.
 
         Raises:
             OSError: the file cannot be moved.
-            IndexUnavailableError: the row cannot be written; the file waits in ``pending/``.
+            IndexUnavailableError: the row cannot be written; the file stays in ``pending/``.
         """
-        # By itself diskcache removes the former file after its row, with no link to finish it by.
+        # diskcache itself would remove the former file after its row, without a link in pending/.
         self.remove(key)
         if key.private_twin is not None:
             self.remove(key.private_twin)
@@ -182,14 +182,14 @@ class ObjectIndex:
             adoption.pending.unlink()
 
     def include(self, names: Iterable[str], media_type_of: MediaTypeOf) -> int:
-        """Make rows for files whose rows were lost; remove those that another file has replaced.
+        """Insert rows for files whose rows were lost; remove files that another file replaced.
 
         Args:
-            names: of files, relative to the root.
-            media_type_of: reads the media type out of a manifest's file.
+            names: file names, relative to the root.
+            media_type_of: reads the media type from the file of a manifest.
 
         Returns:
-            how many rows there are more.
+            the number of new rows.
 
         Raises:
             IndexUnavailableError: the rows cannot be written.
@@ -203,7 +203,7 @@ class ObjectIndex:
             key, there = ObjectKey.of_name(name), path.stat()
         except (ValueError, FileNotFoundError):
             return False
-        if there.st_nlink > 1:  # it has a second name in pending/: somebody is at it
+        if there.st_nlink > 1:  # a second link in pending/: another process is working on the file
             return False
         entry = self.lookup(key)
         if entry is not None:
@@ -216,10 +216,10 @@ class ObjectIndex:
         return True
 
     def vouch(self, entry: ObjectEntry, modified: int) -> None:
-        """Note that an object's bytes were verified when its file was last modified then.
+        """Record that an object was verified at the modification time ``modified`` (ns).
 
         Raises:
-            IndexUnavailableError: it could not be noted.
+            IndexUnavailableError: the row cannot be written.
         """
         name = str(entry.path.relative_to(self._layout.root))
         text = described(Adoption(None, name, entry.size, entry.media_type, modified))
@@ -228,10 +228,10 @@ class ObjectIndex:
             self._cache._sql(statement, (text, str(entry.key), name))
 
     def rows_after(self, row: int, limit: int) -> list[Row]:
-        """The rows after number ``row``, in the order they were made.
+        """Return up to ``limit`` rows after number ``row``, in the order of insertion.
 
         Raises:
-            IndexUnavailableError: they cannot be read.
+            IndexUnavailableError: the index cannot be read.
         """
         statement = "SELECT rowid, key, size FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
         with translated():
@@ -239,7 +239,7 @@ class ObjectIndex:
         return [Row(number, ObjectKey.parse(key), size) for number, key, size in rows]
 
     def held(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Held]:
-        """Those of the objects that are stored.
+        """Return those of the objects that are stored.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
@@ -254,19 +254,19 @@ class ObjectIndex:
         return {named[key]: Held(root, *rest) for key, *rest in rows}
 
     def keys_after(self, kind: str, name: str, limit: int) -> list[ObjectKey]:
-        """The objects of a kind whose key, as text, comes after ``name``, in that order.
+        """Return up to ``limit`` objects of a kind whose key, as text, sorts after ``name``.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
         """
         statement = "SELECT key FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
-        start, end = max(name, f"{kind}."), f"{kind}/"  # a slash comes right after a dot
+        start, end = max(name, f"{kind}."), f"{kind}/"  # "/" is the character after "."
         with translated():
             rows = self._cache._sql(statement, (start, end, limit)).fetchall()
         return [ObjectKey.parse(key) for (key,) in rows]
 
     def remove(self, key: ObjectKey) -> int:
-        """Drop an object, row and file; return the bytes it had (0: it was not there)."""
+        """Remove an object, row and file; return its size in bytes, 0 if it is not stored."""
         entry = self.lookup(key)
         if entry is None:
             return 0
@@ -280,23 +280,23 @@ class ObjectIndex:
         return entry.size
 
     def unlink(self, key: ObjectKey) -> None:
-        """Remove an object's file but not its row: a miss, as soon as somebody asks for it."""
+        """Remove the file of an object but not its row; the next lookup is a miss."""
         entry = self.lookup(key)
         if entry is not None:
             entry.path.unlink(missing_ok=True)
             self._removed(key)
 
     def touch(self, used: Mapping[ObjectKey, float]) -> None:
-        """Note when objects were last used (Unix seconds), some in one transaction."""
+        """Record when objects were last used (Unix seconds), _TOUCHED per transaction."""
         statement = "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1"
         noted = iter(used.items())
-        while some := list(islice(noted, _TOUCHED)):  # all in one would make a log of any size
+        while some := list(islice(noted, _TOUCHED)):  # batches keep the write-ahead log bounded
             with translated(), self._cache.transact():
                 for key, when in some:
                     self._cache._sql(statement, (when, str(key)))
 
     def oldest(self, limit: int) -> list[tuple[ObjectKey, float]]:
-        """The least recently used objects that may go, and when that was (Unix seconds)."""
+        """Return the least recently used evictable objects with time of use (Unix seconds)."""
         statement = (
             "SELECT key, access_time FROM Cache WHERE access_count = 0 ORDER BY access_time LIMIT ?"
         )
@@ -305,24 +305,24 @@ class ObjectIndex:
         return [(ObjectKey.parse(key), when) for key, when in rows]
 
     def total_bytes(self) -> int:
-        """What all objects take on the disk, in whole blocks; kept by triggers, so it is cheap."""
+        """Return the disk space of all objects, in whole blocks.  Cheap: triggers maintain it."""
         with translated():
             return int(self._cache.reset("size"))
 
     def count(self) -> int:
-        """How many objects there are; kept by triggers, so it is cheap."""
+        """Return the number of objects.  Cheap: triggers maintain it."""
         with translated():
             return len(self._cache)
 
     def repair(self, media_type_of: MediaTypeOf, before: float = math.inf) -> None:
-        """Finish what a crash left in ``pending/``.
+        """Complete the actions that a crash left in ``pending/``.
 
         Args:
-            media_type_of: reads the media type out of a manifest's file.
-            before: leave alone what was noted since then (Unix seconds), for another may be at it.
+            media_type_of: reads the media type from the file of a manifest.
+            before: skip links made after this time (Unix seconds), which another process may use.
         """
         for pending in sorted(self._layout.pending.iterdir()):
-            with contextlib.suppress(FileNotFoundError):  # another is done with it
+            with contextlib.suppress(FileNotFoundError):  # another process completed it
                 if pending.stat().st_ctime < before:
                     self._finish(pending, media_type_of)
 
@@ -332,7 +332,7 @@ class ObjectIndex:
         name = f"{Path(key.new_name()).parent}/{key.digest.hex}.{suffix}"
         entry = self.lookup(key)
         if entry is not None and entry.path == self._layout.root / name:
-            pending.unlink()  # the row stands: adopted after all, or not yet evicted
+            pending.unlink()  # the row exists: already adopted, or not yet evicted
         elif act == _ADOPT:
             media_type = media_type_of(pending) if key.is_manifest else ""
             there = pending.stat()
@@ -343,7 +343,7 @@ class ObjectIndex:
             pending.unlink()
 
     def close(self) -> None:
-        """Close the calling thread's connection, the only one there is."""
+        """Close the connection of the calling thread, which is the only connection."""
         self._cache.close()
 
     def _pending(self, act: str, key: ObjectKey, name: str) -> Path:

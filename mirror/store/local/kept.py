@@ -1,11 +1,11 @@
-"""Which objects must not be evicted, whether they are there yet or not.
+"""The kept objects: those that must not be evicted, including objects not stored yet.
 
-Names of objects in a table of the index's database, and a mark in the rows of those that are
-there: ``access_count``, of which diskcache makes no use with the policy that the index has.
-Triggers mark what is adopted later, in whatever process, and keep the sum of the sizes, so that
-making room costs the same with many kept objects as with none.
+A table in the index's database has the names of the kept objects.  The rows of stored objects have
+a mark: ``access_count``, which diskcache does not use with the policy of the index.  Triggers mark
+objects that any process adopts later, and maintain the sum of the sizes.  Making room therefore
+costs the same with many kept objects as with none.
 
-Nothing of this is in a database in which nothing has ever been kept.  Runs on the index's thread.
+The table and the triggers are created when the first object is kept.  Runs on the index's thread.
 """
 
 import json
@@ -43,12 +43,12 @@ class Kept:
     """The kept objects of one index."""
 
     def __init__(self, cache: Any) -> None:
-        """Use the index's ``diskcache.Cache``."""
+        """``cache`` is the ``diskcache.Cache`` of the index."""
         self._cache = cache
         self._there = False
 
     def is_any(self) -> bool:
-        """Whether anything may be kept.
+        """Return True if objects may be kept, that is, if the table exists.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
@@ -60,10 +60,10 @@ class Kept:
         return self._there
 
     def put(self, keys: Collection[ObjectKey], now: float) -> None:
-        """Keep objects from now on; ``now`` in Unix seconds.
+        """Mark objects as kept at the time ``now`` (Unix seconds).
 
         Raises:
-            IndexUnavailableError: that cannot be written.
+            IndexUnavailableError: the index cannot be written.
         """
         names = json.dumps([str(key) for key in keys])
         with translated(), self._cache.transact():
@@ -80,10 +80,13 @@ class Kept:
             )
 
     def release(self, before: float, limit: int) -> int:
-        """Let some of those be evicted that were last kept ``before`` (Unix seconds); how many.
+        """Release up to ``limit`` objects whose mark is older than ``before`` (Unix seconds).
+
+        Returns:
+            the number of released objects.
 
         Raises:
-            IndexUnavailableError: that cannot be written.
+            IndexUnavailableError: the index cannot be written.
         """
         if not self.is_any():
             return 0
@@ -102,7 +105,7 @@ class Kept:
         return len(names)
 
     def among(self, keys: Collection[ObjectKey]) -> set[ObjectKey]:
-        """Those of the objects that are kept.
+        """Return those of the objects that are kept.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
@@ -116,7 +119,7 @@ class Kept:
         return {named[name] for (name,) in rows}
 
     def bytes(self) -> int:
-        """The sizes of those that are there.
+        """Return the total disk space of the kept objects that are stored, in bytes.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
@@ -128,7 +131,7 @@ class Kept:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, of which a transaction takes one at a time."""
+    """Yield the statements of a script one by one; ``executescript`` would end a transaction."""
     text = ""
     for line in script.splitlines(keepends=True):
         text += line

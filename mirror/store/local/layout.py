@@ -1,32 +1,33 @@
-"""The tree of the cache directory.  Knows names and places; opens nothing but directories.
+"""The file tree of the cache directory.  It defines names and paths and opens directories only.
 
 ::
 
     <root>/
       cache.db                             index of the objects (diskcache, SQLite)
-      blobs/sha256/ab/<hex>.<suffix>       a whole, verified blob
-      manifests/sha256/ab/<hex>.<suffix>   a whole, verified manifest
-      private-blobs/, private-manifests/   the same, got with the credentials of a client: what is
-                                           there is not for everybody, whatever else is lost; its
-                                           suffix begins with a mark of the upstream it is from
-      partial/<kind>.sha256.<hex>          a fill: its length is its progress, its flock its leader
-      expected/<kind>.sha256.<hex>         what it will grow to
+      blobs/sha256/ab/<hex>.<suffix>       a complete, verified blob
+      manifests/sha256/ab/<hex>.<suffix>   a complete, verified manifest
+      private-blobs/, private-manifests/   objects fetched with the credentials of a client; they
+                                           stay private even if all databases are lost; the suffix
+                                           begins with a mark of the upstream
+      partial/<kind>.sha256.<hex>          a fill: the length is its progress, the leader holds a
+                                           flock on it
+      expected/<kind>.sha256.<hex>         the expected size of the fill
       pending/<act>.<kind>.sha256.<hex>.<suffix>
-                                           a second name of an object whose row is being written
+                                           a second link to an object whose row is being written
                                            (``adopt``) or removed (``evict``); see ``index``
-      tags/cache.db                        what each tag last meant
-      listings/cache.db                    what each listing last said
-      pushed/<hash>                        when a repository was pushed to through the proxy
-      control/<pid>.sock                   where each process of a running mirror takes commands
-      ledger/ledger.db                     what the mirror has done (SQLite), for people to see
-      private/cache.db                     the same of private repositories, and what they have
-      lock                                 flock: shared by all who use the directory
+      tags/cache.db                        the last known manifest of each tag
+      listings/cache.db                    the last response for each listing
+      pushed/<hash>                        the last push to a repository through the proxy
+      control/<pid>.sock                   the control socket of each process of a running mirror
+      ledger/ledger.db                     the ledger: usage statistics (SQLite)
+      private/cache.db                     tags, listings and links of private repositories
+      lock                                 a shared flock of every process that uses the directory
       scrub                                the number of the row that was scrubbed last
-      rebuild                              the index was lost: files are still to be found
+      rebuild                              exists while a lost index is rebuilt from the files
 
-The suffix is new for every file: diskcache removes the *former* file name of a key after it
-has written the new one, so a name that depends on the content alone would remove what was
-just stored.
+The suffix is new for every file.  diskcache removes the *former* file of a key after it has
+written the new row, so with a name that depends on the content alone it would remove the file
+that was just stored.
 """
 
 import contextlib
@@ -54,9 +55,9 @@ _CACHEDIR_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of conta
 
 @dataclass(frozen=True, slots=True)
 class ObjectKey:
-    """Which object: its kind (the name of a directory of objects) and its digest.
+    """The key of an object: its kind (the name of the top directory) and its digest.
 
-    What is private is another object than what everybody may have, though its digest be the same.
+    A private and a public object with the same digest are two objects.
     """
 
     kind: str
@@ -67,7 +68,7 @@ class ObjectKey:
 
     @classmethod
     def parse(cls, text: str) -> "ObjectKey":
-        """Read back what ``str`` wrote.
+        """Parse the result of ``str``.
 
         Raises:
             ValueError: the text is not a key.
@@ -79,123 +80,123 @@ class ObjectKey:
 
     @classmethod
     def of_name(cls, name: str) -> "ObjectKey":
-        """The key of an object's file name, relative to the root.
+        """Return the key for an object's file name, relative to the root.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the name is not that of an object.
         """
         kind, algorithm, _, file = name.split("/")
         return cls.parse(f"{kind}.{algorithm}.{file.partition('.')[0]}")
 
     @property
     def is_manifest(self) -> bool:
-        """Whether it is a manifest, which has a media type."""
+        """Whether the object is a manifest, which has a media type."""
         return self.kind in {MANIFESTS, PRIVATE_MANIFESTS}
 
     @property
     def private_twin(self) -> "ObjectKey | None":
-        """The private object of the same bytes, None for what is private itself."""
+        """The key of the private object of the same digest; None if this key is private."""
         twin = {BLOBS: PRIVATE_BLOBS, MANIFESTS: PRIVATE_MANIFESTS}.get(self.kind)
         return None if twin is None else ObjectKey(twin, self.digest)
 
     def new_name(self, origin: str = "") -> str:
-        """A file name, relative to the root, that no file has had before; see :func:`origin_of`."""
+        """Return a unique new file name, relative to the root; see :func:`origin_of`."""
         digest = self.digest
         directory = f"{self.kind}/{digest.algorithm}/{digest.hex[:2]}"
         return f"{directory}/{digest.hex}.{origin}{secrets.token_hex(_RANDOM_BYTES)}"
 
 
 def origin_mark(upstream: str) -> str:
-    """What stands for an upstream in the names of files that it has given as private."""
+    """Return the mark of an upstream in the file names of its private objects."""
     return hashlib.sha256(upstream.encode()).hexdigest()[:_MARK_LENGTH]
 
 
 def origin_of(path: Path) -> str:
-    """The mark of the upstream that a private object is from, empty for what is everybody's.
+    """Return the mark of a private object's upstream; empty for a public object.
 
-    It is in the file's name, so that it is lost together with the file and not before.
+    The mark is part of the file name, so that it cannot be lost before the file.
     """
     return path.name.rpartition(".")[2][: -2 * _RANDOM_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The places below one cache directory."""
+    """The paths in one cache directory."""
 
     root: Path
 
     @property
     def partial(self) -> Path:
-        """Where fills grow."""
+        """The directory of the partial files."""
         return self.root / "partial"
 
     @property
     def expected(self) -> Path:
-        """Where fills say what they will grow to."""
+        """The directory of the reservations of fills."""
         return self.root / "expected"
 
     @property
     def pending(self) -> Path:
-        """Where changes to the index are noted before they are made."""
+        """The directory of the links that announce changes to the index."""
         return self.root / "pending"
 
     @property
     def tags(self) -> Path:
-        """Where the index of tags lives."""
+        """The directory of the tag database."""
         return self.root / "tags"
 
     @property
     def listings(self) -> Path:
-        """Where the index of listings lives."""
+        """The directory of the listing database."""
         return self.root / "listings"
 
     @property
     def ledger(self) -> Path:
-        """Where the ledger lives."""
+        """The directory of the ledger."""
         return self.root / "ledger"
 
     @property
     def private(self) -> Path:
-        """Where the index of private repositories lives: their tags, and what they have."""
+        """The directory of the database of private repositories: tags, listings and links."""
         return self.root / "private"
 
     @property
     def rebuild(self) -> Path:
-        """Is there while the index does not know all files."""
+        """The file that exists while a lost index is rebuilt."""
         return self.root / "rebuild"
 
     @property
     def pushed(self) -> Path:
-        """Where the moments of pushes are."""
+        """The directory of the push times."""
         return self.root / "pushed"
 
     @property
     def lock(self) -> Path:
-        """The file whose lock says who uses the directory."""
+        """The file that every process using the directory locks."""
         return self.root / "lock"
 
     @property
     def control(self) -> Path:
-        """Where the processes of a running mirror take commands."""
+        """The directory of the control sockets."""
         return self.root / "control"
 
     @property
     def scrub(self) -> Path:
-        """How far the scrub has come."""
+        """The file with the progress of the scrub."""
         return self.root / "scrub"
 
     def records(self) -> Iterator[Path]:
-        """The directories of the databases of small records."""
+        """Yield the directories of the databases of small records."""
         yield from (self.tags, self.listings, self.private)
 
     def others(self) -> Iterator[Path]:
-        """The other files that are neither objects nor partial files, nor the index's."""
+        """Yield the files of the ledger, of reservations, of pending changes and of pushes."""
         for directory in (self.ledger, self.expected, self.pending, self.pushed):
             with contextlib.suppress(OSError):
                 yield from directory.iterdir()
 
     def all_directories(self) -> Iterator[Path]:
-        """All directories: on most file systems each takes a block, or more when it is large."""
+        """Yield all directories: on most file systems each takes at least one block."""
         fixed = (self.root, self.partial, self.expected, self.pending, self.pushed)
         yield from (*fixed, *self.records(), self.ledger, self.control)
         for kind in _KINDS:
@@ -203,16 +204,16 @@ class Layout:
         yield from self.directories()
 
     def directories(self) -> Iterator[Path]:
-        """The directories that objects are in."""
+        """Yield the directories that contain objects."""
         for kind in _KINDS:
             yield from (self.root / kind).glob("*/*")
 
     def partial_of(self, key: ObjectKey, origin: str = "") -> Path:
-        """Where one object grows until it is whole."""
+        """Return the path of an object's partial file."""
         return self.partial / (f"{key}.{origin}" if origin else str(key))
 
     def ensure(self) -> None:
-        """Create the directories, for the owner's eyes only.
+        """Create the directories, accessible to their owner only.
 
         Raises:
             OSError: the cache directory cannot be created or written, or has no hard links.
@@ -221,17 +222,17 @@ class Layout:
         growing = (self.partial, self.expected, self.pending)
         for directory in (*growing, self.tags, self.listings, self.private):
             directory.mkdir(mode=0o700, exist_ok=True)
-        # Backup programs skip a directory that carries this file (bford.info/cachedir).
+        # Backup programs skip a directory with this file (bford.info/cachedir).
         tag = self.root / "CACHEDIR.TAG"
-        if not tag.exists():  # on a full disk it may not be written again
+        if not tag.exists():  # on a full disk, writing it again could fail
             tag.write_text(_CACHEDIR_TAG)
         self._probe_links()
 
     def _probe_links(self) -> None:
-        """Fail at the start where every adoption would (some network and FUSE file systems)."""
-        probe = self.root / "probe"  # one name for all, so that crashes do not collect them
+        """Fail at startup on file systems without hard links (some network and FUSE ones)."""
+        probe = self.root / "probe"  # a fixed name, so that crashes leave one file at most
         try:
-            with contextlib.suppress(FileExistsError):  # of a crash, or of whoever starts with us
+            with contextlib.suppress(FileExistsError):  # from a crash or another process
                 probe.hardlink_to(self.root / "CACHEDIR.TAG")
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -242,7 +243,7 @@ class Layout:
 
 
 def left_in(root: Path) -> Callable[[Digest], int]:
-    """Tells how many bytes of a blob an earlier download has left in a cache directory."""
+    """Return a function from a digest to the bytes of its blob that a past download left."""
     layout = Layout(root)
 
     def left_of(digest: Digest) -> int:

@@ -1,4 +1,4 @@
-"""Manifests by digest: small, immutable, verified once more whenever they leave the disk."""
+"""The stored manifests by digest: small, immutable, verified at every read from disk."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ _UNBOUNDED: Final = Limits(sys.maxsize, 0, 0.0)
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Manifest:
-    """A whole manifest, byte for byte as upstream gave it; ``hold`` is its place in memory."""
+    """A manifest, byte for byte as upstream sent it; ``hold`` is its share of the memory."""
 
     digest: Digest
     media_type: str
@@ -49,9 +49,9 @@ class Manifests:
         origin: str = "",
         answers: Shares | None = None,
     ) -> None:
-        """Use ``threads`` for what reads, writes or hashes; the rest as for blobs.
+        """``threads`` runs the blocking work; ``private`` and ``origin`` as for blobs.
 
-        ``answers`` is the room for large manifests, where that is bounded.
+        ``answers`` limits the memory for large manifests; None means unlimited.
         """
         self._answers = answers or Shares("answer", _UNBOUNDED)
         self._large: WeakValueDictionary[ObjectKey, Manifest] = WeakValueDictionary()
@@ -64,20 +64,20 @@ class Manifests:
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
-        """Have ``watcher`` told of every manifest that was stored."""
+        """Call ``watcher`` for every manifest that is stored."""
         self._watchers.append(watcher)
 
     def of(self, upstream: str) -> "Manifests":
-        """The manifests that an upstream has a say in, as for blobs."""
+        """Return the manifests that ``upstream`` may serve, as for blobs."""
         if not self._private:
             return self
         parts = (self._layout, self._objects, self._threads)
         own = Manifests(*parts, private=True, origin=origin_mark(upstream), answers=self._answers)
-        own._watchers = self._watchers  # who hears of these hears of those
+        own._watchers = self._watchers  # shared: a watcher is called for both
         return own
 
     async def lookup(self, digest: Digest) -> Manifest | None:
-        """The manifest of that digest, or None; one that no longer hashes to it is dropped."""
+        """Return the manifest of a digest, or None.  A damaged manifest is removed."""
         found = await self._lookup(ObjectKey(MANIFESTS, digest))
         if found is not None or not self._private:
             return found
@@ -93,7 +93,7 @@ class Manifests:
             return None
         if stored.size > _SMALL_BYTES:
             return await self._lookup_large(key, stored)
-        # Hashing 4 KiB costs 4 us, and saves a flush to disk per manifest stored.
+        # Hashing 4 KiB takes 4 us, and saves a flush to disk per stored manifest.
         try:
             body = _at_hand(stored)
             if body is None:
@@ -106,14 +106,14 @@ class Manifests:
         return Manifest(digest, stored.media_type, body)
 
     async def _lookup_large(self, key: ObjectKey, stored: OpenObject) -> Manifest | None:
-        """A large manifest: read once for all who want it at the same time."""
+        """Return a large manifest; concurrent requests share one copy in memory."""
         reading = self._reading.setdefault(key, asyncio.Lock())
         try:
             async with reading:
                 hold = self._answers.try_hold("", stored.size)
                 if hold is not None or key in self._large:
                     return await self._shared(key, stored, hold)
-            # Out of the lock: a client at its limit keeps no other one waiting.
+            # Outside the lock: a client at its limit must not block other clients.
             hold = await self._answers.hold("", stored.size)
             async with reading:
                 return await self._shared(key, stored, hold)
@@ -139,7 +139,8 @@ class Manifests:
         """Store a manifest whose digest the caller has verified.
 
         Raises:
-            NoRoomError, OSError, IndexUnavailableError, PartialBusyError: it could not be kept.
+            NoRoomError, OSError, IndexUnavailableError, PartialBusyError: the manifest could not
+                be stored.
         """
         key = self._key(manifest.digest)
         if not await self._objects.make_room(len(manifest.body)):
@@ -166,11 +167,11 @@ class Manifests:
         return partial
 
     def touch(self, digest: Digest) -> None:
-        """Note that it was used."""
+        """Record a use of the manifest."""
         self._objects.touch(self._key(digest))
 
     async def forget(self, digest: Digest) -> bool:
-        """Drop a stored manifest; say whether it was there."""
+        """Remove a manifest; return True if it was stored."""
         return await self._objects.forget(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
@@ -178,20 +179,20 @@ class Manifests:
 
 
 def _at_hand(stored: OpenObject) -> bytes | None:
-    """Read a small manifest that is in the page cache; a hop to a thread costs ten times that."""
+    """Read a small manifest if it is in the page cache; a thread hop costs ten times more."""
     if _NOWAIT is None or stored.size > _SMALL_BYTES:
         return None
     buffer = bytearray(stored.size)
     try:
         with stored.fd as number:
             whole = os.preadv(number, [buffer], 0, _NOWAIT) == stored.size
-    except OSError:  # it is not, or the file system cannot tell
+    except OSError:  # not in the page cache, or RWF_NOWAIT is not supported
         return None
     return bytes(buffer) if whole else None
 
 
 def _checked(stored: OpenObject, digest: Digest) -> bytes | None:
-    """The bytes of a manifest, None where they no longer hash to its digest."""
+    """Return the bytes of a manifest; None if they do not hash to its digest."""
     body = _read(stored)
     return body if Digest.of(body, digest.algorithm) == digest else None
 

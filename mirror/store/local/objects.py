@@ -1,8 +1,8 @@
-"""Objects as the rest of the program sees them: awaitable, bounded, touched when used.
+"""The asynchronous interface to the stored objects.
 
-One thread owns the index and everything that must agree with it (room, adoption, eviction);
-this module is the only way to that thread.  A hit costs one hop: the row is read and the file
-opened in the same visit, so that no eviction can come between.
+One thread owns the index and all that must be consistent with it (disk space, adoption,
+eviction); only this module uses that thread.  A hit costs one thread hop: the row is read and the
+file opened in the same call, so that no eviction can occur in between.
 """
 
 import asyncio
@@ -37,10 +37,10 @@ _PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the cache holds right now, in bytes on the disk and objects.
+    """The current use of the cache, in bytes on the disk and number of objects.
 
-    ``used_bytes`` are blobs, manifests and partial files, ``overhead_bytes`` databases and
-    directories: together they keep within ``max_bytes``.
+    ``used_bytes`` counts blobs, manifests and partial files, ``overhead_bytes`` databases and
+    directories; their sum stays within ``max_bytes``.
     """
 
     used_bytes: int
@@ -51,7 +51,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An opened object; ``trusted``: nobody has written to its file since it was verified."""
+    """An opened object; ``trusted``: its file has not been written since it was verified."""
 
     entry: ObjectEntry
     opened: OpenObject
@@ -59,7 +59,7 @@ class _Found:
 
 
 class Objects:
-    """The store of whole objects and of the partial files that become objects."""
+    """The store of complete objects and of the partial files that become objects."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Objects:
         threads: Executor,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Use ``threads`` for what hashes or walks the tree."""
+        """``threads`` runs the work that hashes files or walks the tree."""
         self.alarm = DiskHealth(layout.root)
         self._layout = layout
         self._limits = limits
@@ -88,17 +88,17 @@ class Objects:
     # Opening, healing, closing.
 
     async def open(self) -> None:
-        """Open the index and repair what a crash left.
+        """Open the index and repair the effects of a crash.
 
         Raises:
-            OSError: the directory is not one that could ever be used.
+            OSError: the directory cannot be used, and waiting will not help.
         """
         self._loop = asyncio.get_running_loop()
         await self._visit(self._recoverable.open)
         self._rebuild_if_lost()
 
     async def heal(self) -> None:
-        """Open again what was damaged, removed, or could not be opened; to be called often."""
+        """Reopen the index if it is closed, damaged or removed; to be called often."""
         await self._visit(self._recoverable.heal)
         self._rebuild_if_lost()
 
@@ -108,11 +108,11 @@ class Objects:
             self._rebuilding = asyncio.create_task(self._rebuild(), name="rebuild")
 
     async def _rebuild(self) -> None:
-        with contextlib.suppress(OSError, IndexUnavailableError):  # heal begins it again
+        with contextlib.suppress(OSError, IndexUnavailableError):  # heal() starts it again
             await rebuild(self._layout, self._include, self._run)
 
     async def rebuilt(self) -> None:
-        """Wait until all files are found again, if the index was lost."""
+        """Wait for the end of a rebuild, if the index was lost."""
         if self._rebuilding is not None:
             await asyncio.wait([self._rebuilding])
 
@@ -120,7 +120,7 @@ class Objects:
         return await self._visit(lambda: self._recoverable.index.include(names, media_type_of))
 
     async def close(self) -> None:
-        """Write down what was touched and close the index."""
+        """Write the pending times of use and close the index."""
         tasks = [*self._verifying.values(), *filter(None, [self._rebuilding])]
         for task in tasks:
             task.cancel()
@@ -130,10 +130,10 @@ class Objects:
         self._thread.shutdown()
 
     async def limit(self, limits: Limits) -> None:
-        """Keep within other limits from now on, evicting at once what is too much.
+        """Apply new limits and evict the excess at once.
 
         Raises:
-            OSError, IndexUnavailableError: the disk or the index cannot be used now.
+            OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
         self._limits = limits
         await self.flush_touches()
@@ -141,10 +141,10 @@ class Objects:
             await self._visit(self._recoverable.limit, limits)
             await self._evicting(lambda: self._recoverable.space.make_room(0))
 
-    # What is stored.
+    # Stored objects.
 
     def watch(self, watcher: Callable[[ObjectKey], None]) -> None:
-        """Have ``watcher`` told, on the loop, of every object that goes."""
+        """Call ``watcher``, on the event loop, for every object that is removed."""
         self._watchers.append(watcher)
 
     def _removed(self, key: ObjectKey) -> None:
@@ -152,19 +152,19 @@ class Objects:
             self._loop.call_soon_threadsafe(self.let_go, key)
 
     def let_go(self, key: ObjectKey) -> None:
-        """Forget what was found out about an object, which may have gone in another process."""
+        """Drop the cached entry of an object, which another process may have removed."""
         self._known.forget(key)
         for watcher in self._watchers:
             watcher(key)
 
     def touch(self, key: ObjectKey) -> None:
-        """An object was used without being looked up."""
+        """Record the use of an object that was not looked up."""
         self._touched[key] = self._clock()
 
     async def lookup(self, key: ObjectKey) -> OpenObject | None:
-        """Open a stored object, or None.  An index that cannot be read is a miss.
+        """Open a stored object; None on a miss or if the index cannot be read.
 
-        A file that was written to behind our back, or whose row was lost, is hashed first.
+        A file that another program has written to, or whose row was lost, is hashed first.
         """
         opened = self._known.open(key)
         if opened is not None:
@@ -180,7 +180,7 @@ class Objects:
             return None
         if found is None:
             return None
-        if not found.trusted:  # written to once more since it was hashed
+        if not found.trusted:  # written to again after it was hashed
             found.opened.close()
             return None
         self._touched[key] = self._clock()
@@ -209,13 +209,13 @@ class Objects:
         return _Found(entry, opened, trusted=there.st_mtime_ns == entry.modified)
 
     async def verify(self, key: ObjectKey) -> bool | None:
-        """Hash an object, once for all who ask; drop it where it is damaged.
+        """Hash an object and remove it if it is damaged; concurrent calls share one run.
 
         Returns:
-            whether it is sound, None where there is none.
+            True if the object is intact, False if damaged, None if it is not stored.
 
         Raises:
-            IndexUnavailableError: what was found could not be noted.
+            IndexUnavailableError: the result could not be recorded.
         """
         task = self._verifying.get(key)
         if task is None:
@@ -227,7 +227,7 @@ class Objects:
     def _verified(self, key: ObjectKey, task: asyncio.Task[bool | None]) -> None:
         del self._verifying[key]
         if not task.cancelled():
-            task.exception()  # whoever asked may have left
+            task.exception()  # retrieve it: all callers may have been cancelled
 
     async def _verify(self, key: ObjectKey) -> bool | None:
         entry = await self._visit(lambda: self._recoverable.index.lookup(key))
@@ -241,7 +241,7 @@ class Objects:
         if index.lookup(entry.key) != entry:  # evicted or replaced in the meantime
             return None
         if modified is None:
-            _log.warning("%s was altered on disk; it is dropped", entry.key)
+            _log.warning("%s: file was altered on disk; removing it from the cache", entry.key)
             index.remove(entry.key)
             return False
         if modified != entry.modified:
@@ -249,7 +249,7 @@ class Objects:
         return True
 
     async def held(self, keys: Iterable[ObjectKey]) -> set[ObjectKey]:
-        """Which of some objects there are, without using them.
+        """Return those of the objects that are stored, without recording a use.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
@@ -260,7 +260,7 @@ class Objects:
         )
 
     async def rows(self, after: int = 0) -> AsyncGenerator[Row, None]:
-        """All objects after row number ``after``, in the order they were stored.
+        """Yield all objects after row number ``after``, in the order they were stored.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
@@ -274,19 +274,22 @@ class Objects:
         return self._recoverable.index.rows_after(number, _PAGE)
 
     async def consult(self, question: Callable[[ObjectIndex], R]) -> R:
-        """Ask the index something, or have something done to it, on its thread.
+        """Call ``question`` with the index, on the index's thread, and return its result.
 
         Raises:
-            IndexUnavailableError: it cannot be used.
+            IndexUnavailableError: the index cannot be used.
         """
         return await self._visit(lambda: question(self._recoverable.index))
 
-    # What is to be stored.
+    # Objects to be stored.
 
     async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
-        """Make sure that a partial file may grow to ``size`` bytes, evicting for it.
+        """Reserve space for a partial file to grow to ``size`` bytes, by eviction if needed.
 
-        ``total`` is what the whole blob has, None where nobody knows.
+        ``total`` is the size of the blob in bytes, None if unknown.
+
+        Returns:
+            False if the space is not available.
 
         Raises:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
@@ -298,16 +301,16 @@ class Objects:
             )
 
     async def release(self, partial: Partial) -> None:
-        """Give back what :meth:`reserve` promised."""
+        """Release the reservation of :meth:`reserve`."""
         await self._visit(self._recoverable.release, partial.path)
 
     async def adopt(
         self, key: ObjectKey, partial: Partial, media_type: str = "", origin: str = ""
     ) -> None:
-        """Make a whole, verified partial file an object.
+        """Store a complete, verified partial file as an object.
 
         Raises:
-            OSError, IndexUnavailableError: it could not be kept.
+            OSError, IndexUnavailableError: the object could not be stored.
         """
         with self.alarm.watching():
             await self._visit(self._adopt, key, partial, media_type, origin)
@@ -319,23 +322,23 @@ class Objects:
         recoverable.index.adopt(key, partial.path, partial.length, media_type, origin)
 
     async def make_room(self, incoming: int) -> bool:
-        """Evict until ``incoming`` more bytes fit; False when they never can."""
+        """Evict until ``incoming`` more bytes fit; return False if they cannot fit."""
         await self.flush_touches()
         with self.alarm.watching():
             return await self._evicting(lambda: self._recoverable.space.make_room(incoming))
 
     async def _evicting(self, step: Callable[[], bool | None]) -> bool:
-        """Take all steps; between two of them others have the thread: 100,000 take 2 s."""
+        """Run ``step`` until it is done; other calls run in between: 100,000 evictions take 2 s."""
         while (fits := await self._visit(step)) is None:
             pass
         return fits
 
     async def forget(self, key: ObjectKey) -> bool:
-        """Drop an object; say whether it was there."""
+        """Remove an object; return True if it was stored."""
         return await self._visit(lambda: self._recoverable.index.remove(key)) > 0
 
     async def usage(self) -> Usage:
-        """What the cache holds right now."""
+        """Return the current use of the cache."""
         return await self._visit(self._usage)
 
     def _usage(self) -> Usage:
@@ -345,10 +348,10 @@ class Objects:
         return Usage(*sizes, recoverable.index.count(), self._limits.max_bytes)
 
     async def flush_touches(self) -> None:
-        """Tell the index what was used since the last call."""
+        """Write the times of use since the last call to the index."""
         touched, self._touched = self._touched, {}
         if touched:
-            with contextlib.suppress(IndexUnavailableError):  # LRU order is worth no failure
+            with contextlib.suppress(IndexUnavailableError):  # a wrong LRU order is harmless
                 await self._visit(lambda: self._recoverable.index.touch(touched))
 
     async def _visit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""Opening something in a thread for a caller who may leave before it is open."""
+"""Opens resources in a thread for callers that may be cancelled meanwhile."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,9 +8,9 @@ R = TypeVar("R")
 
 
 async def kept(opening: Coroutine[Any, Any, R], close: Callable[[R], object]) -> R:
-    """The result of ``opening``, closed once it is there where the caller is cancelled first.
+    """Return the result of ``opening``; if the caller is cancelled first, ``close`` the result.
 
-    A thread cannot be cancelled: what it opens for nobody would stay open, lock and all.
+    A thread cannot be cancelled: the resource that it opens would stay open, with its lock.
     """
     task = asyncio.ensure_future(opening)
     try:

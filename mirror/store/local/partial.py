@@ -1,8 +1,8 @@
-"""A fill on disk: a contiguous prefix of a blob that grows until it is whole.
+"""The partial file of a fill: a contiguous prefix of a blob that grows until it is complete.
 
-Knows files and hashes; knows neither the index nor where bytes come from.  Whoever holds the
-lock on the file is its leader, in this process or another.  Everything here blocks: call it
-from a worker thread.
+The fill that holds the lock on the file is its leader, in this process or another.  This module
+is independent of the index and of upstreams.  All functions block: call them from a worker
+thread.
 """
 
 import errno
@@ -21,7 +21,7 @@ _READ_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PartialStatus:
-    """A partial file at one moment: ``length`` of ``total`` bytes; somebody fills it, or not."""
+    """The state of a partial file: ``length`` of ``total`` bytes; ``led`` if it has a leader."""
 
     length: int
     total: int | None
@@ -33,18 +33,18 @@ class PartialBusyError(Exception):
 
 
 class Partial:
-    """The growing file of one blob, held under its lock."""
+    """The partial file of one blob, locked by its leader."""
 
     def __init__(self, path: Path, digest: Digest) -> None:
-        """Create the file or take up what an earlier fill left, re-hashing it.
+        """Create the file, or resume and hash the file that an earlier fill left.
 
         Raises:
-            PartialBusyError: another leader holds it.
-            OSError: the disk says no.
+            PartialBusyError: another leader holds the lock.
+            OSError: the file cannot be opened or read.
         """
         self.path = path
         self.digest = digest
-        # Said aloud: the lock would otherwise live as long as the slowest reader's descriptor.
+        # Unlock explicitly: readers' duplicates of the descriptor would hold the lock otherwise.
         self._fd = Descriptor(_open_locked(path), _unlock_and_close)
         self.length = 0
         self.hasher: Hasher = digest.hasher()
@@ -62,7 +62,7 @@ class Partial:
 
     @staticmethod
     def remove_idle(path: Path) -> bool:
-        """Remove a partial file unless somebody leads it; say whether it is gone."""
+        """Remove a partial file that has no leader; return True if the file is gone."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -78,7 +78,7 @@ class Partial:
 
     @staticmethod
     def is_led(path: Path) -> bool:
-        """Whether somebody fills a partial file, in this process or another."""
+        """Return True if a partial file has a leader, in this process or another."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -89,10 +89,10 @@ class Partial:
             os.close(fd)
 
     def restart(self) -> None:
-        """Throw the bytes away and begin again; only while nobody reads them.
+        """Truncate the file to start again.  The file must not have readers.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the file cannot be truncated.
         """
         with self._fd as number:
             os.ftruncate(number, 0)
@@ -100,10 +100,10 @@ class Partial:
         self.hasher = self.digest.hasher()
 
     def append(self, pieces: Sequence[bytes]) -> None:
-        """Write and hash more of the blob.
+        """Write and hash the next bytes of the blob.
 
         Raises:
-            OSError: the disk says no; the file then ends after the last hashed byte.
+            OSError: the write failed; the file then ends after the last hashed byte.
         """
         data = b"".join(pieces) if len(pieces) > 1 else pieces[0]
         view = memoryview(data)
@@ -111,24 +111,24 @@ class Partial:
         with self._fd as number:
             try:
                 while written < len(view):
-                    # pwrite, not write: readers share this file and sendfile moves its position.
+                    # pwrite, not write: readers share the file position, and sendfile moves it.
                     written += os.pwrite(number, view[written:], self.length + written)
             finally:
                 self.hasher.update(view[:written])
                 self.length += written
 
     def verified(self) -> bool:
-        """Whether the bytes so far hash to the digest."""
+        """Return True if the bytes so far hash to the digest."""
         return self.digest.matches(self.hasher)
 
     def flush(self) -> None:
-        """Bring the bytes to the disk, so that a power loss after adoption finds them."""
+        """Flush the bytes to the disk, so that an adopted file survives a power loss."""
         with self._fd as number:
             os.fsync(number)
 
     @property
     def fd(self) -> Descriptor:
-        """The descriptor that holds the lock; not for readers."""
+        """The descriptor that holds the lock; readers use :meth:`reader`."""
         return self._fd
 
     def reader(self) -> Descriptor:
@@ -136,50 +136,50 @@ class Partial:
         return self._fd.duplicate()
 
     def discard(self) -> None:
-        """Remove the file; open readers keep their bytes."""
+        """Remove the file; open descriptors stay readable."""
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the lock; the bytes stay for the next leader."""
+        """Release the lock; the bytes stay for the next leader."""
         self._fd.close()
 
 
 class PartialReader:
-    """A partial file as those see it who do not lead it: read-only, for as long as it is open."""
+    """Read-only access to a partial file, for followers of its leader."""
 
     def __init__(self, path: Path, expected: Callable[[], int | None]) -> None:
-        """``expected`` tells the size of the blob once the leader knows it.
+        """``expected`` returns the size of the blob once the leader knows it.
 
         Raises:
-            OSError: there is no such file, or the disk says no.
+            OSError: the file does not exist or cannot be opened.
         """
         self._expected = expected
         self._fd = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         self.total: int | None = None
 
     def look(self) -> PartialStatus:
-        """How far it has come; three system calls on an open file, microseconds.
+        """Return the current state.  This takes three system calls, a few microseconds.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the file cannot be queried.
         """
         with self._fd as number:
-            led = is_locked(number)  # first: what its last leader wrote is then seen below
+            led = is_locked(number)  # before fstat, which then sees the last write
             length = os.fstat(number).st_size
         if self.total is None:
             self.total = self._expected()
         return PartialStatus(length, self.total, led)
 
     def is_file_of(self, fd: Descriptor) -> bool:
-        """Whether ``fd`` is open on this very file, wherever it lies by now."""
+        """Return True if ``fd`` refers to the same file, even if the file was moved."""
         with self._fd as own, fd as other:
             return os.path.samestat(os.fstat(own), os.fstat(other))
 
     def hashed(self, digest: Digest, length: int) -> Hasher:
-        """What the first ``length`` bytes hash to.
+        """Hash the first ``length`` bytes.
 
         Raises:
-            OSError: the disk says no, or there are fewer.
+            OSError: the file cannot be read, or is shorter.
         """
         hasher = digest.hasher()
         position = 0
@@ -197,15 +197,15 @@ class PartialReader:
         return self._fd.duplicate()
 
     def close(self) -> None:
-        """Look no more."""
+        """Close the file."""
         self._fd.close()
 
 
 def is_locked(fd: int) -> bool:
-    """Whether another descriptor holds the lock that a leader has."""
+    """Return True if another descriptor holds a leader's lock."""
     try:
-        # Shared, so that those who look do not take each other for a leader; only for a moment,
-        # in which somebody who wants to lead is told to look again.
+        # A shared lock, so that two followers do not mistake each other for a leader.  While it
+        # is held, a fill that wants to lead gets PartialBusyError and must try again.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -231,7 +231,7 @@ def _open_locked(path: Path) -> int:
         except OSError:
             os.close(fd)
             raise
-        # The former leader moved the file away between open and lock: look again.
+        # The former leader moved the file between open and lock: try again.
         os.close(fd)
 
 

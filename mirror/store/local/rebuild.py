@@ -1,7 +1,7 @@
-"""Finding again what an index that was lost or damaged knew.
+"""Rebuilds a lost or damaged index from the files.
 
-Files become rows in batches, while the mirror serves.  None of them is trusted: each is hashed
-before it is served for the first time (``store.objects``).
+Rows are inserted in batches while the mirror serves.  The files are not trusted: each is hashed
+before it is served for the first time (``store.local.objects``).
 """
 
 import logging
@@ -11,7 +11,7 @@ from itertools import islice
 from mirror.store.local.layout import Layout
 
 _log = logging.getLogger(__name__)
-_BATCH = 200  # rows in one visit to the index's thread: some 20 ms, which hits have to wait
+_BATCH = 200  # rows per call on the index's thread: about 20 ms, in which hits must wait
 
 
 async def rebuild(
@@ -19,18 +19,18 @@ async def rebuild(
     include: Callable[[list[str]], Awaitable[int]],
     run: Callable[[Callable[[], list[str]]], Awaitable[list[str]]],
 ) -> None:
-    """Offer the names of all files to ``include``; ``run`` runs what blocks.
+    """Pass the names of all files to ``include``; ``run`` runs blocking work in a thread.
 
     Raises:
-        OSError, IndexUnavailableError: it has to be begun again.
+        OSError, IndexUnavailableError: the rebuild must be started again.
     """
-    _log.warning("the index of %s was lost: finding its files again", layout.root)
+    _log.warning("cache directory %s: index lost; rebuilding it from the files", layout.root)
     found = 0
     names = _names(layout)
     while batch := await run(lambda: list(islice(names, _BATCH))):
         found += await include(batch)
     layout.rebuild.unlink(missing_ok=True)
-    _log.warning("%d objects found; each is verified before it is served", found)
+    _log.warning("index rebuilt: %d objects found; each is verified before it is served", found)
 
 
 def _names(layout: Layout) -> Iterator[str]:

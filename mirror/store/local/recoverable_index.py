@@ -1,8 +1,8 @@
 """The index and its disk space, reopened after the cache directory was lost or damaged.
 
-The mirror also runs while the directory is full, read-only or missing: until
-:meth:`RecoverableIndex.heal` finds the directory usable again, each call reports that the index
-is not available.  Runs on the index's thread.
+The mirror also runs while the directory is full, read-only or missing.  Until
+:meth:`RecoverableIndex.heal` finds the directory usable again, each call raises
+IndexUnavailableError.  Runs on the index's thread.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from mirror.store.local.sqlite import (
 )
 
 _log = logging.getLogger(__name__)
-#: No process that lives takes so long between two steps of an adoption or eviction.
+#: A live process always takes less time between two steps of an adoption or eviction.
 _ABANDONED_SECONDS: Final = 60.0
 
 
 class RecoverableIndex:
-    """An index that is opened again when it must be."""
+    """An index that can be reopened."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class RecoverableIndex:
         alarm: DiskHealth,
         removed: Callable[[ObjectKey], None],
     ) -> None:
-        """Tell ``removed`` of every object whose file goes."""
+        """``removed`` is called for every object that is removed."""
         self._removed = removed
         self.reserved: dict[str, int] = {}
         self._layout = layout
@@ -61,7 +61,7 @@ class RecoverableIndex:
         """The index.
 
         Raises:
-            IndexUnavailableError: there is none at the moment.
+            IndexUnavailableError: the index is not open.
         """
         if self._index is None:
             raise IndexUnavailableError(self._alarm.reason or "the cache directory is not open")
@@ -69,10 +69,10 @@ class RecoverableIndex:
 
     @property
     def space(self) -> Evictor:
-        """The room that objects and fills share.
+        """The disk space of objects and fills.
 
         Raises:
-            IndexUnavailableError: there is no index at the moment.
+            IndexUnavailableError: the index is not open.
         """
         return Evictor(
             self._layout,
@@ -85,31 +85,31 @@ class RecoverableIndex:
         )
 
     def _tell_crowded(self, kept: int) -> None:
-        """Say once why there is no room."""
+        """Log once that kept images take the space."""
         if not self._told_crowded:
             self._told_crowded = True
             _log.warning(
-                "kept images take %d of at most %d bytes: what does not fit beside them passes "
-                "through; raise max_size, or keep less with [[keep]]",
+                "kept images take %d of at most %d bytes: other images that do not fit are not "
+                "cached; raise max_size, or keep less with [[keep]]",
                 kept,
                 self._limits.max_bytes,
             )
 
     def limit(self, limits: Limits) -> None:
-        """Go by other limits from now on.
+        """Apply new limits.
 
         Raises:
-            IndexUnavailableError: the index cannot be used now; it will go by them later on.
+            IndexUnavailableError: the index cannot be used; the limits apply once it can.
         """
         self._limits = limits
         self._directory_bytes = taken_by(self._layout.all_directories())
         self.index.limit(limits.bounds)
 
     def open(self) -> None:
-        """Open the index, repair what a crash left.
+        """Open the index and repair the effects of a crash.
 
         Raises:
-            OSError: the directory is not one that could ever be used.
+            OSError: the directory cannot be used, and waiting will not help.
         """
         try:
             self._open()
@@ -119,9 +119,9 @@ class RecoverableIndex:
             self._alarm.failing(error)
 
     def heal(self) -> None:
-        """Open again what was damaged, removed, or could not be opened.
+        """Reopen the index if it is closed, damaged or removed.
 
-        What another process was at when it died is finished too, after a while.
+        It also completes the actions of a process that died, after _ABANDONED_SECONDS.
         """
         if self._sound():
             self._directory_bytes = taken_by(self._layout.all_directories())
@@ -149,7 +149,7 @@ class RecoverableIndex:
         try:
             self._index = self._repaired(alone=alone)
         except IndexDamagedError as error:
-            _log.error("cache directory %s: %s; it is made anew", self._layout.root, error)
+            _log.error("cache directory %s: %s; rebuilding the index", self._layout.root, error)
             self._layout.rebuild.touch(0o600)
             discard(self._layout.root)
             self._index = self._repaired(alone=alone)
@@ -158,12 +158,15 @@ class RecoverableIndex:
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def _locked(self) -> bool:
-        """Lock the directory; say whether nobody else uses it, who might be in mid-adoption."""
+        """Lock the directory; return True if no other process uses it.
+
+        Another process could be in the middle of an adoption.
+        """
         self._lock = os.open(self._layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another repairs
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process repairs
             return False
         return True
 
@@ -178,12 +181,12 @@ class RecoverableIndex:
         return index
 
     def release(self, partial: Path) -> None:
-        """A fill is over; said here, since it may end while there is no index."""
+        """Drop the reservation of a fill; a fill may end while the index is not open."""
         self.reserved.pop(partial.name, None)
         Reservations(self._layout.expected).forget(partial.name)
 
     def damaged(self, error: IndexDamagedError) -> None:
-        """The index turned out to be damaged: do without it until it is healed."""
+        """Close a damaged index until :meth:`heal` reopens it."""
         self.close()
         self._alarm.failing(error)
 
@@ -199,7 +202,7 @@ class RecoverableIndex:
 
 
 def media_type_of(manifest: Path) -> str:
-    """The media type that a manifest's file speaks of, empty where it is no manifest."""
+    """Return the media type in a manifest's file; empty if the file is not a manifest."""
     try:
         return identify(manifest.read_bytes(), "")
     except NotAManifest:

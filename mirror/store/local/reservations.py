@@ -1,7 +1,8 @@
-"""How large fills will become, in small files beside them, where every process can see it.
+"""Disk space reservations of fills, in small files that all processes can read.
 
-Written by a fill's leader, read by whoever counts the room that is left and by those who follow
-the fill from another process.  What a leader that is gone has left counts for nothing.
+The leader of a fill writes the reservation.  The evictor reads it to compute the free space, and
+followers in other processes read it for the size of the blob.  The reservation of a dead leader
+does not count.
 """
 
 import contextlib
@@ -12,26 +13,26 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """``size``: bytes a fill may grow to; ``total``: those of its blob, where upstream said so."""
+    """``size``: bytes that a fill may grow to; ``total``: size of the blob, None if unknown."""
 
     size: int
     total: int | None
 
 
 class Reservations:
-    """What every fill in one cache directory expects, by the name of its partial file."""
+    """The reservations in one cache directory, by the name of the partial file."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def put(self, name: str, expectation: Reservation) -> None:
-        """Say what a fill expects.
+        """Write a reservation.
 
         Raises:
-            OSError: the disk says no.
+            OSError: the file cannot be written.
         """
         total = "-" if expectation.total is None else expectation.total
-        # Always as long, so that one write replaces another and no reader finds half of it.
+        # Constant length, so that one write replaces the whole text and no reader sees half of it.
         text = f"{expectation.size:20} {total:>20}"
         fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -40,7 +41,7 @@ class Reservations:
             os.close(fd)
 
     def lookup(self, name: str) -> Reservation | None:
-        """What a fill expects, or None."""
+        """Return a reservation, or None."""
         try:
             size, total = (self._directory / name).read_text().split()
             return Reservation(int(size), None if total == "-" else int(total))
@@ -48,15 +49,15 @@ class Reservations:
             return None
 
     def forget(self, name: str) -> None:
-        """The fill is over; it need not have expected anything."""
+        """Remove a reservation if it exists."""
         with contextlib.suppress(OSError):
             (self._directory / name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """Who expects something."""
+        """Return the names of all partial files with a reservation."""
         return os.listdir(self._directory)
 
     def sizes(self) -> dict[str, int]:
-        """How many bytes each fill may grow to."""
+        """Return the bytes that each fill may grow to."""
         found = {name: self.lookup(name) for name in self.names()}
         return {name: each.size for name, each in found.items() if each is not None}

@@ -1,4 +1,4 @@
-"""Hashes all that is stored, slowly, over and over: media rot, and nobody else would notice."""
+"""Hashes all stored objects slowly and repeatedly, to detect damage on the storage medium."""
 
 import asyncio
 import contextlib
@@ -11,11 +11,11 @@ from mirror.store.local.objects import Objects
 from mirror.store.local.sqlite import IndexUnavailableError
 
 _log = logging.getLogger(__name__)
-_WAIT_SECONDS = 60.0  # an empty cache, or one whose index is not available
+_WAIT_SECONDS = 60.0  # between rounds; also for an empty cache or an unavailable index
 
 
 class Scrub:
-    """One round over the cache in ``period`` seconds; goes on after a restart."""
+    """Hashes the whole cache once per ``period`` seconds; resumes after a restart."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Scrub:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep in the file ``progress`` how far it has come."""
+        """``progress`` is the file that stores the position."""
         self._objects = objects
         self._progress = progress
         self._period = period
@@ -33,7 +33,7 @@ class Scrub:
         self._clock = clock
 
     async def run(self) -> None:
-        """Go on for ever."""
+        """Run until cancelled."""
         while True:
             with contextlib.suppress(OSError, IndexUnavailableError):
                 await self._round()

@@ -1,8 +1,8 @@
-"""The databases of the cache.  The only module that knows diskcache.
+"""The databases of the cache.  No other module imports diskcache.
 
-diskcache keeps the rows (SQLite) and removes files; its own eviction is off for objects (it
-removes ten rows whatever their size), its LRU ``get`` is not used (it is a write transaction),
-and its pickling is closed off (CVE-2025-69872).
+diskcache stores the rows (SQLite) and removes files.  Its eviction is off for objects (it removes
+ten rows regardless of their size), its LRU ``get`` is not used (it is a write transaction), and
+its pickling is disabled (CVE-2025-69872).
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from typing import Any, Final
 import diskcache
 
 DATABASE: Final = diskcache.core.DBNAME
-_BUSY_SECONDS: Final = 5.0  # another process holds the write lock; diskcache's own 60 s is a hang
+_BUSY_SECONDS: Final = 5.0  # wait for another process's write lock; diskcache's default is 60 s
 _PAGE_BYTES: Final = 4096
 _MOST_RECORD_BYTES: Final = 256 * 1024 * 1024
-_LEAST_RECORD_BYTES: Final = 128 * 1024  # some hundred tags
+_LEAST_RECORD_BYTES: Final = 128 * 1024  # about a hundred tags
 _RECORD_SHARE: Final = 64
-_MOST_LOG_BYTES: Final = 1000 * _PAGE_BYTES  # SQLite's own default
+_MOST_LOG_BYTES: Final = 1000 * _PAGE_BYTES  # SQLite's default
 _LEAST_LOG_BYTES: Final = 16 * _PAGE_BYTES
 _LOG_SHARE: Final = 128
 _MODE_RAW: Final = 1
@@ -31,9 +31,9 @@ _MODE_BINARY: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How large the databases of a cache may become, in bytes.
+    """Size limits of the databases of a cache, in bytes.
 
-    ``record_bytes`` is for each database of small records, ``log_bytes`` for the log of changes
+    ``record_bytes`` limits each database of small records, ``log_bytes`` the write-ahead log
     (``-wal``) of every database.
     """
 
@@ -42,31 +42,31 @@ class Bounds:
 
     @classmethod
     def of(cls, max_bytes: int) -> "Bounds":
-        """The bounds in a cache of ``max_bytes``."""
+        """Return the bounds for a cache of ``max_bytes``."""
         records = min(_MOST_RECORD_BYTES, max(_LEAST_RECORD_BYTES, max_bytes // _RECORD_SHARE))
         log = min(_MOST_LOG_BYTES, max(_LEAST_LOG_BYTES, max_bytes // _LOG_SHARE))
         return cls(records, log)
 
 
-#: Of a large cache.
+#: The bounds of a large cache.
 LARGEST: Final = Bounds(_MOST_RECORD_BYTES, _MOST_LOG_BYTES)
 
 
 class IndexUnavailableError(Exception):
-    """The index cannot be read or written: locked for too long, or the disk is full or failing."""
+    """The index cannot be read or written: lock timeout, full disk, or disk failure."""
 
 
 class IndexDamagedError(IndexUnavailableError):
-    """The database is no database any more; what it said has to be found out anew."""
+    """The database file is corrupt; its content must be rebuilt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """The value handed through ``Cache.set`` to :meth:`_ObjectDisk.store`.
+    """The value that ``Cache.set`` passes to :meth:`_ObjectDisk.store`.
 
-    ``pending`` is the file's other name, None where it is in its place already; ``modified`` its
-    modification time (ns since 1970) when its bytes were verified, 0 where nobody has yet;
-    ``taken`` what it takes on the disk, in bytes.
+    ``pending`` is the file's link in ``pending/``, None if the file is in its final place.
+    ``modified`` is the modification time (ns since 1970) when the bytes were verified, 0 if they
+    have not been verified yet.  ``taken`` is the space on the disk, in bytes.
     """
 
     pending: Path | None
@@ -100,7 +100,7 @@ class _ObjectDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no t
         if value.pending is not None:
             path = Path(self._directory, value.name)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # a repair finds the step already done
+            with contextlib.suppress(FileExistsError):  # a repair may repeat this step
                 os.link(value.pending, path)
         return value.taken, _MODE_BINARY, value.name, described(value)
 
@@ -112,13 +112,13 @@ class _ObjectDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no t
         return Path(self._directory, filename), json.loads(value)
 
     def remove(self, file_path: str) -> None:
-        # Without diskcache's removedirs(): it races with an adoption into the same directory.
+        # diskcache also calls removedirs(), which races with an adoption into the same directory.
         with contextlib.suppress(FileNotFoundError):
             os.remove(Path(self._directory, file_path))
 
 
 def described(value: Adoption) -> str:
-    """What a row says of its file."""
+    """Return the JSON description of a file, as stored in its row."""
     return json.dumps(
         {"size": value.size, "mediaType": value.media_type, "modified": value.modified}
     )
@@ -127,10 +127,12 @@ def described(value: Adoption) -> str:
 def opened(directory: Path, log_bytes: int, **settings: object) -> Any:
     """Open or create a database (a ``diskcache.Cache``) in a directory.
 
-    Its log of changes (``-wal``) is written back at some ``log_bytes``, and no longer afterwards.
+    Its write-ahead log (``-wal``) is checkpointed at about ``log_bytes`` and then truncated to
+    that size.
 
     Raises:
-        diskcache.Timeout, sqlite3.Error: it cannot be opened or written; see :func:`translated`.
+        diskcache.Timeout, sqlite3.Error: the database cannot be opened or written; see
+            :func:`translated`.
     """
     cache = diskcache.Cache(
         str(directory),
@@ -141,13 +143,13 @@ def opened(directory: Path, log_bytes: int, **settings: object) -> Any:
         sqlite_journal_size_limit=log_bytes,
         **settings,
     )
-    cache.set("probe", b"")  # SQLite built with DQS=0 passes everything up to the first insert
+    cache.set("probe", b"")  # a SQLite built with DQS=0 fails only at the first insert
     cache.delete("probe")
     return cache
 
 
 def limit_log(cache: Any, log_bytes: int) -> None:
-    """Keep the log of changes of an open database to some ``log_bytes`` from now on.
+    """Limit the write-ahead log of an open database to about ``log_bytes``.
 
     Raises:
         diskcache.Timeout, sqlite3.Error: see :func:`translated`.
@@ -159,24 +161,24 @@ def limit_log(cache: Any, log_bytes: int) -> None:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """What goes wrong in SQLite and diskcache, as an error of ours.
+    """Translate errors of SQLite and diskcache.
 
     Raises:
         IndexDamagedError: the database is damaged.
-        IndexUnavailableError: it went wrong in another way.
+        IndexUnavailableError: any other error.
     """
     try:
         yield
     except (diskcache.Timeout, sqlite3.Error) as error:
         reason = str(error) or "another process holds it"
-        # SQLite has no class of its own for "malformed" and "not a database".
+        # sqlite3 has no separate class for "malformed" and "not a database".
         damaged = type(error) is sqlite3.DatabaseError
         kind = IndexDamagedError if damaged else IndexUnavailableError
         raise kind(f"the cache index cannot be used: {reason}") from error
 
 
 def inode_of(directory: Path) -> tuple[int, int] | None:
-    """Which file the database in a directory is, None where there is none."""
+    """Return device and inode of the database file in a directory; None if it is missing."""
     try:
         there = (directory / DATABASE).stat()
     except OSError:
@@ -188,12 +190,12 @@ def discard(directory: Path) -> None:
     """Remove a damaged database.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: a file cannot be removed.
     """
     for file in files_of(directory):
         file.unlink(missing_ok=True)
 
 
 def files_of(directory: Path) -> Iterator[Path]:
-    """The files of the database in a directory: itself, its log, what its users share."""
+    """Return the files of the database in a directory: database, log, shared memory."""
     return (directory / f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm"))

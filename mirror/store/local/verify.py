@@ -1,4 +1,4 @@
-"""Whether a stored file still is what it was stored as.  Blocks: for worker threads."""
+"""Verification of a stored file.  Blocking: for worker threads."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ def intact(path: Path, digest: Digest) -> int | None:
     """Hash a file.
 
     Returns:
-        the file's modification time (ns since 1970) where its bytes hash to ``digest``; None
-        where they do not, cannot be read, or change while they are.
+        the file's modification time (ns since 1970) if its bytes hash to ``digest``; None if
+        they do not, if the file cannot be read, or if it changes during the read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
