@@ -132,7 +132,7 @@ class Partial:
         return self._fd
 
     def reader(self) -> Descriptor:
-        """A file descriptor on the growing file, the caller's to close."""
+        """Return a new descriptor of the growing file; the caller closes it."""
         return self._fd.duplicate()
 
     def discard(self) -> None:
@@ -193,7 +193,7 @@ class PartialReader:
         return hasher
 
     def reader(self) -> Descriptor:
-        """A file descriptor on the growing file, the caller's to close."""
+        """Return a new descriptor of the growing file; the caller closes it."""
         return self._fd.duplicate()
 
     def close(self) -> None:
