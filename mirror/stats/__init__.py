@@ -1,1 +1,1 @@
-"""Totals over restarts: what was served, pulled and saved, in a small database."""
+"""Usage statistics that survive restarts, in a small database: requests, pulls, saved bytes."""

@@ -1,7 +1,7 @@
-"""What happened in a second or so, collected in memory until it is written into the ledger.
+"""The events of about one second, collected in memory until they are written to the ledger.
 
-Filled on the event loop; whoever writes it has it alone.  Bounded, so that a ledger that cannot
-be written costs no more than a little memory.
+The event loop fills a buffer; the writer then owns it exclusively.  Bounded, so that a ledger
+that cannot be written takes little memory.
 """
 
 from collections import Counter
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _MOST_VISITS: Final = 2000
-_MOST_REFERENCES: Final = 64  # of one visit: tags and digests of one repository
+_MOST_REFERENCES: Final = 64  # per session: tags and digests of one repository
 _MOST_REPEATS: Final = 10_000
 
-#: From the best to the worst that can happen to a pull.
+#: The results of a request, from best to worst.
 _RESULTS: Final = (
     *("", "hit", "revalidated", "stale", "coalesced", "miss"),
     *("negative", "denied", "error"),
@@ -23,17 +23,17 @@ _FRUITLESS: Final = frozenset({"negative", "denied", "error"})
 
 
 def worse(one: str, other: str) -> str:
-    """The worse of two results."""
+    """Return the worse of two results."""
     return max(one, other, key=_RESULTS.index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A kind of request that was answered, perhaps many times; ``size`` bytes each time.
+    """An answered request, possibly repeated; ``size`` is the body of one response in bytes.
 
-    ``kind`` is manifest, blob, tags or referrers; ``agent`` the program that asks, as people call
-    it; for a manifest ``digest`` is what the reference means and ``content_bytes`` what its config
-    and layers come to, 0 for an index.
+    ``kind`` is manifest, blob, tags or referrers; ``agent`` is the common name of the client's
+    program.  For a manifest, ``digest`` is the digest behind the reference, and ``content_bytes``
+    the total size of its config and layers, 0 for an index.
     """
 
     upstream: str
@@ -49,7 +49,7 @@ class Request:
 
     @property
     def of_a_pull(self) -> bool:
-        """Whether it may be part of one: nobody pulls what there is not."""
+        """Whether the request may be part of a pull; a failed manifest request is not."""
         if self.kind == "manifest":
             return self.result not in _FRUITLESS
         return self.kind == "blob" and self.upstream != ""
@@ -74,7 +74,7 @@ class _Repeats:
 
 @dataclass(slots=True)
 class Asked:
-    """How often a manifest was asked for by one reference, and what that meant."""
+    """The number of requests for a manifest by one reference, and the manifest found."""
 
     heads: int = 0
     gets: int = 0
@@ -82,7 +82,7 @@ class Asked:
     content_bytes: int = 0
 
     def absorb(self, later: "Asked") -> None:
-        """Add what came after."""
+        """Add later requests."""
         self.heads += later.heads
         self.gets += later.gets
         self.digest = later.digest or self.digest
@@ -91,7 +91,7 @@ class Asked:
 
 @dataclass(slots=True)
 class Session:
-    """What a client did at a repository, from ``first`` to ``last``."""
+    """The requests of a client to a repository, from ``first`` to ``last`` (Unix seconds)."""
 
     first: float
     last: float
@@ -101,7 +101,7 @@ class Session:
     result: str = ""
 
     def note(self, request: Request, count: int) -> None:
-        """Add an answer that was given ``count`` times."""
+        """Add a request that was answered ``count`` times."""
         if request.kind == "manifest":
             heads, gets = (count, 0) if request.head else (0, count)
             asked = Asked(heads, gets, request.digest, request.content_bytes)
@@ -115,7 +115,7 @@ class Session:
             self.asked.setdefault(reference, Asked()).absorb(more)
 
     def absorb(self, later: "Session") -> None:
-        """Add what came after."""
+        """Add a later session of the same client."""
         self.first, self.last = min(self.first, later.first), max(self.last, later.last)
         for reference, more in later.asked.items():
             self._ask(reference, more)
@@ -126,7 +126,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an upstream last answered (a status, or ``error``), and when (Unix seconds)."""
+    """The last response of an upstream: status or ``error``, and time (Unix seconds)."""
 
     code: str
     at: float
@@ -134,14 +134,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """What an upstream told of its rate limit."""
+    """The rate limit that an upstream reported, in pulls."""
 
     allowed: float
     remaining: float
 
 
 class StatsBuffer:
-    """What is to be written next, on a ``day``."""
+    """The events to write next, counted for ``day``."""
 
     def __init__(self, day: str) -> None:
         self._repeats: dict[tuple[Request, str], _Repeats] = {}
@@ -157,7 +157,7 @@ class StatsBuffer:
     def add(
         self, request: Request, client: str, began: float, ended: float, count: int = 1
     ) -> None:
-        """A request was answered ``count`` times, between two times (Unix seconds)."""
+        """Record a request, answered ``count`` times between two times (Unix seconds)."""
         self.figures[self._day, request.upstream, request.result] += count
         self.figures[self._day, request.upstream, "served_bytes"] += request.size * count
         if not request.of_a_pull:
@@ -172,11 +172,11 @@ class StatsBuffer:
         visit.note(request, count)
 
     def got(self, upstream: str, count: int) -> None:
-        """Bytes arrived from upstream."""
+        """Record ``count`` bytes received from upstream."""
         self.figures[self._day, upstream, "upstream_bytes"] += count
 
     def repeat(self, request: Request, client: str, now: float) -> None:
-        """A request was answered once more, in no time: as cheap as can be, 300 ns."""
+        """Record one more response from the cache; it takes 300 ns."""
         repeats = self._repeats.get((request, client))
         if repeats is None:
             if len(self._repeats) >= _MOST_REPEATS:
@@ -187,13 +187,16 @@ class StatsBuffer:
             repeats.last = now
 
     def settle(self) -> None:
-        """Count what was repeated."""
+        """Add the repeated requests to the counts."""
         for (request, client), repeats in self._repeats.items():
             self.add(request, client, repeats.first, repeats.last, repeats.count)
         self._repeats = {}
 
     def absorb(self, later: "StatsBuffer") -> None:
-        """Add another batch, settled like this one: it could not be written either."""
+        """Add a later buffer, for the case that this one could not be written.
+
+        Both must be settled.
+        """
         self.figures.update(later.figures)
         for principal, visit in later.visits.items():
             if principal in self.visits:
@@ -204,5 +207,5 @@ class StatsBuffer:
         self.limits |= later.limits
 
     def in_order(self) -> Iterator[tuple[PullClient, Session]]:
-        """The visits, as they began."""
+        """Yield the sessions in the order of their start."""
         yield from sorted(self.visits.items(), key=lambda item: item[1].first)

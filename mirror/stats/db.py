@@ -1,8 +1,8 @@
-"""The database of the ledger (SQLite).  Synchronous: whoever opens it has one thread for it.
+"""The database of the ledger (SQLite).  Synchronous: its owner must use it from one thread.
 
-Every process that uses the cache directory writes into the same one, a short transaction at a
-time.  It is bounded: figures by day for 90 days, some 500 pulls, some 10,000 images.  SQLite of
-2018 (3.24) will do: Python has whatever the system has.
+All processes that use the cache directory write to the same database, in short transactions.  It
+is bounded: figures by day for 90 days, about 500 pulls, about 10,000 images.  It needs SQLite 3.24
+(2018) only, because Python uses the SQLite of the system.
 """
 
 import os
@@ -21,12 +21,12 @@ from mirror.stats.sessions import SessionWriter
 DATABASE: Final = "ledger.db"
 
 _VERSION: Final = 1
-_BUSY_SECONDS: Final = 5.0  # another process writes
+_BUSY_SECONDS: Final = 5.0  # maximum wait while another process writes
 _MOST_LOG_BYTES: Final = 1024 * 1024
 _DAYS: Final = 90
 _PULLS: Final = 500
 _IMAGES: Final = 10_000
-#: What a process that lives says again every second; a busy one may be late.
+#: Lifetime of a row in ``fills``.  A process renews its rows every second, or later when busy.
 FILL_SECONDS: Final = 5.0
 
 _SCHEMA: Final = """
@@ -66,13 +66,13 @@ CREATE TABLE fills (
 
 
 class StatsDatabase:
-    """The opened database of one directory."""
+    """The open database of one directory."""
 
     def __init__(self, directory: Path, now: float) -> None:
-        """Open it, or begin it at ``now`` (Unix seconds); one that is damaged is begun anew.
+        """Open or create the database at ``now`` (Unix seconds); replace a damaged one.
 
         Raises:
-            OSError, sqlite3.Error: it cannot be opened or written.
+            OSError, sqlite3.Error: the database cannot be opened or written.
         """
         self.path = directory / DATABASE
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -89,18 +89,18 @@ class StatsDatabase:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """For reading."""
+        """The connection, for reading."""
         return self._connection
 
     def in_place(self) -> bool:
-        """Whether the open database is still the one in the directory."""
+        """Return True if the open database is still the file in the directory."""
         return self._inode is not None and self._inode == _inode_of(self.path)
 
     def write(self, batch: StatsBuffer, now: float) -> None:
-        """Write what happened until ``now`` (Unix seconds), and drop what is too much.
+        """Write a buffer at ``now`` (Unix seconds), and delete rows over the limits.
 
         Raises:
-            sqlite3.Error: it could not be written, not even in part.
+            sqlite3.Error: the write failed; the database is unchanged.
         """
         connection = self._connection
         with _transaction(connection):
@@ -110,7 +110,7 @@ class StatsDatabase:
                 [
                     (day, upstream, name, value)
                     for (date, upstream, name), value in batch.figures.items()
-                    for day in (date, "")  # in all
+                    for day in (date, "")  # "" is the total of all days
                 ],
             )
             self._write_upstreams(batch)
@@ -119,10 +119,10 @@ class StatsDatabase:
             self._trim(now)
 
     def write_fills(self, process: str, fills: Iterable[Filling], now: float) -> None:
-        """Replace what a process said of its downloads under way.
+        """Replace the running downloads of a process.
 
         Raises:
-            sqlite3.Error: it could not be written.
+            sqlite3.Error: the write failed.
         """
         connection = self._connection
         with _transaction(connection):
@@ -140,7 +140,7 @@ class StatsDatabase:
             )
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self._connection.close()
 
     def _write_upstreams(self, batch: StatsBuffer) -> None:
@@ -172,12 +172,12 @@ class StatsDatabase:
 
 
 def day_of(moment: float, *, before: int = 0) -> str:
-    """The date of a time (Unix seconds) in the mirror's own time zone, or so many days before."""
+    """Return the local date of ``moment`` (Unix seconds), minus ``before`` days."""
     return (datetime.fromtimestamp(moment).astimezone() - timedelta(before)).date().isoformat()
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether it says that the database is none any more, or not one of ours."""
+    """Return True if the error means that the file is corrupt or not a ledger."""
     return type(error) is sqlite3.DatabaseError or "no such table" in str(error)
 
 
@@ -185,7 +185,7 @@ def discard(directory: Path) -> None:
     """Remove a damaged database.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: a file cannot be removed.
     """
     for suffix in ("", "-wal", "-shm"):
         (directory / f"{DATABASE}{suffix}").unlink(missing_ok=True)
@@ -193,13 +193,16 @@ def discard(directory: Path) -> None:
 
 @contextmanager
 def opened_for_reading(directory: Path) -> Iterator[sqlite3.Connection]:
-    """The database of a directory that others may be writing into, or that nobody may write into.
+    """Open the database read-only; other processes may write to it.
+
+    The directory may be read-only.
 
     Raises:
-        sqlite3.Error: there is none, or it cannot be read.
+        sqlite3.Error: the database is missing or cannot be read.
     """
     uri = f"{(directory / DATABASE).absolute().as_uri()}?mode=ro"
-    # Without the files that those who write share, and without leave to make them, it lies still.
+    # Without a -shm file there is no writer; without permission to create that file, SQLite can
+    # open the database as immutable only.
     still = not os.access(directory, os.W_OK) and not (directory / f"{DATABASE}-shm").exists()
     uri += "&immutable=1" if still else ""
     with closing(sqlite3.connect(uri, _BUSY_SECONDS, uri=True)) as connection:
@@ -210,8 +213,8 @@ def _opened(path: Path, now: float) -> sqlite3.Connection:
     connection = sqlite3.connect(path, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")  # a crash costs a second, not the rest
-        connection.execute("PRAGMA wal_autocheckpoint = 200")  # pages: disks may be small
+        connection.execute("PRAGMA synchronous = NORMAL")  # a crash loses the last second only
+        connection.execute("PRAGMA wal_autocheckpoint = 200")  # pages: the disk may be small
         connection.execute(f"PRAGMA journal_size_limit = {_MOST_LOG_BYTES}")
         with _transaction(connection):
             _ensure_schema(connection, now)
@@ -224,7 +227,7 @@ def _opened(path: Path, now: float) -> sqlite3.Connection:
 def _ensure_schema(connection: sqlite3.Connection, now: float) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version not in {0, _VERSION}:
-        raise sqlite3.DatabaseError(f"version {version} of the ledger is not known")
+        raise sqlite3.DatabaseError(f"unsupported ledger version {version}")
     if version == 0:
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)

@@ -1,7 +1,7 @@
-"""The ledger: what the mirror has done, over restarts and for every process that asks.
+"""The ledger: usage statistics that survive restarts and are shared by all processes.
 
-Nothing here is on the way of a pull: what happens is collected in memory and written by a thread
-of its own, a second later.  Where it cannot be written it waits, and the pulls go on.
+The ledger never delays a pull: events are collected in memory and a separate thread writes them a
+second later.  If the write fails, the events wait and pulls go on.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ _log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """The ledger of a cache directory, as one of the processes that write it has it."""
+    """Access to the ledger of a cache directory, for one of the processes that write it."""
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
-        """Keep it in ``directory``; ``clock`` gives Unix seconds."""
+        """``directory`` contains the database; ``clock`` returns Unix seconds."""
         self._directory = directory
         self._clock = clock
         self._process = secrets.token_hex(8)
@@ -42,21 +42,21 @@ class Ledger:
         self.batch = self._new_batch()
 
     async def flush(self, fills: Sequence[Filling] = ()) -> None:
-        """Write what has happened, and which ``fills`` are under way; to be called every second.
+        """Write the collected events and the running ``fills``; to be called every second.
 
-        Nothing is lost where it cannot be written: it is the next time.
+        If the write fails, the events are kept for the next call.
         """
         batch, self.batch = self.batch, self._new_batch()
         if batch or fills or self._filling or self._unwritten:
             await self._run(lambda: self._write(batch, fills))
 
     async def state(self, *, recent: int = 50, images: int = 10) -> StatsReport:
-        """What the ledger says, this process's own doings up to now."""
+        """Return the content of the ledger, including all events of this process."""
         batch, self.batch = self.batch, self._new_batch()
         return await self._run(lambda: self._state(batch, recent, images))
 
     async def close(self) -> None:
-        """Write what is left, and close it."""
+        """Write the remaining events and close the database."""
         await self.flush()
         await self._run(self._close)
         self._thread.shutdown()
@@ -107,7 +107,7 @@ class Ledger:
         return self._database
 
     def _fail(self, error: OSError | sqlite3.Error) -> None:
-        """Say once what is wrong; a damaged database is begun anew the next time."""
+        """Log an error once; a damaged database is removed, and created again at the next use."""
         if isinstance(error, sqlite3.Error) and is_damage(error):
             self._close()
             with contextlib.suppress(OSError):
@@ -116,7 +116,7 @@ class Ledger:
         known, self._trouble = self._trouble, reason
         if not known:
             _log.warning(
-                "ledger %s: %s; pulls go on, and their figures are written once it can be written",
+                "ledger %s: %s; pulls go on, and statistics wait until the ledger works again",
                 self._directory,
                 reason,
             )

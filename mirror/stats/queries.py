@@ -1,6 +1,6 @@
-"""Reads the ledger: from the process that writes it, from another one, or with no mirror running.
+"""Reads the ledger, in the process that writes it or in another one.  A mirror need not run.
 
-Only reads, and needs nothing but the database.
+Read-only; depends on the database only.
 """
 
 import sqlite3
@@ -20,10 +20,10 @@ _IMAGE: Final = "SELECT upstream, repository, reference, pulls, last, digest, si
 def read_report(
     directory: Path, now: float, *, recent: int = _RECENT, images: int = _IMAGES
 ) -> StatsReport:
-    """What the ledger in a directory says at ``now`` (Unix seconds), mirrors running or not.
+    """Return the content of the ledger in a directory at ``now`` (Unix seconds).
 
-    ``recent`` is how many pulls there may be, ``images`` how many in each list.  One that cannot
-    be read says nothing but why; where there is none, that there is none.
+    ``recent`` limits the number of pulls, ``images`` the length of each list of images.  If the
+    ledger cannot be read, the report contains only ``trouble``; if it is missing, nothing.
     """
     if not directory.exists():
         return StatsReport()
@@ -35,7 +35,7 @@ def read_report(
 
 
 def read_images(directory: Path) -> tuple[Image, ...]:
-    """Every image that the ledger knows, the most pulled first; none where it cannot be read."""
+    """Return all images in the ledger, the most pulled first; empty if it cannot be read."""
     try:
         with opened_for_reading(directory) as connection:
             return _images(connection, "ORDER BY pulls DESC, last DESC", -1)
@@ -46,10 +46,10 @@ def read_images(directory: Path) -> tuple[Image, ...]:
 def report_of(
     connection: sqlite3.Connection, now: float, *, recent: int = _RECENT, images: int = _IMAGES
 ) -> StatsReport:
-    """What the ledger says, all of it at one moment.
+    """Return the content of the ledger, read in one transaction.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the ledger cannot be read.
     """
     connection.execute("BEGIN")
     try:
@@ -121,11 +121,14 @@ def _images(connection: sqlite3.Connection, which: str, most: int) -> tuple[Imag
 
 
 def _fills(connection: sqlite3.Connection, now: float) -> tuple[Filling, ...]:
-    """Each download once, as the process that has most of it sees it, with everybody's clients."""
+    """Return each download once, with the clients of all processes.
+
+    The values are those of the process with the largest length.
+    """
     return tuple(
         Filling(*row)
         for row in connection.execute(
-            # SQLite takes the other columns from the row that has the maximum.
+            # SQLite takes the other columns from the row with the maximum.
             "SELECT digest, upstream, repository, max(length), total, rate, sum(waiting) "
             "FROM fills WHERE seen > ? GROUP BY digest ORDER BY upstream, repository, digest",
             (now - FILL_SECONDS,),

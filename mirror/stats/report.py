@@ -1,20 +1,20 @@
-"""What the ledger says, as plain values: figures, pulls, images, fills.
+"""The content of the ledger as plain values: figures, pulls, images, fills.
 
-Times are Unix seconds, sizes bytes.  Knows neither the database nor who shows them.
+Times are Unix seconds, sizes are bytes.  Independent of the database and of the presentation.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-#: Results of requests that are answered with content without a download of their own.
+#: Results of requests that were answered with content without a separate download.
 _SPARED: Final = frozenset({"hit", "revalidated", "stale", "coalesced"})
 _FRUITLESS: Final = frozenset({"negative", "denied", "error"})
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Requests by result (see ``pull.outcome``), and bytes of bodies."""
+    """The number of requests by result (see ``pull.outcome``), and the bytes of bodies."""
 
     requests: Mapping[str, int] = field(default_factory=dict)
     served_bytes: int = 0
@@ -22,22 +22,22 @@ class Figures:
 
     @property
     def answered(self) -> int:
-        """Requests that were answered with content."""
+        """The number of requests that were answered with content."""
         return sum(n for result, n in self.requests.items() if result not in _FRUITLESS)
 
     @property
     def spared(self) -> int:
-        """Those of them that needed no download of their own."""
+        """The number of answered requests that needed no separate download."""
         return sum(n for result, n in self.requests.items() if result in _SPARED)
 
     @property
     def hit_rate(self) -> float | None:
-        """The share of the answered that was spared, None before the first."""
+        """``spared`` divided by ``answered``; None before the first request."""
         return self.spared / self.answered if self.answered else None
 
     @property
     def saved_bytes(self) -> int:
-        """What upstream did not have to send."""
+        """Bytes served minus bytes received from upstream."""
         return self.served_bytes - self.upstream_bytes
 
     def __add__(self, other: "Figures") -> "Figures":
@@ -51,10 +51,10 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAccount:
-    """One upstream: its figures in all and today, and what it last said.
+    """One upstream: its figures in total and for today, and its last response.
 
-    ``code`` is the status of its last answer, ``error`` where there was none, empty where it was
-    never asked; ``allowed`` and ``remaining`` are its rate limit, None where it told of none.
+    ``code`` is the status of the last response, ``error`` if the request failed, empty before the
+    first request.  ``allowed`` and ``remaining`` are the rate limit in pulls, None if unknown.
     """
 
     name: str
@@ -67,7 +67,7 @@ class UpstreamAccount:
 
     @property
     def up(self) -> bool | None:
-        """Whether its last answer was one, None where it was never asked."""
+        """Whether the last request succeeded (no error, no 5xx); None before the first."""
         if not self.code:
             return None
         return self.code != "error" and not self.code.startswith("5")
@@ -75,10 +75,10 @@ class UpstreamAccount:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """What one client got of one image without a longer pause (see ``store.visits``).
+    """The transfer of one image to one client without a longer pause (see ``stats.sessions``).
 
-    ``times`` is how often it asked for the image meanwhile; ``result`` the worst that happened;
-    ``missed_bytes`` are those of ``sent_bytes`` that were downloaded for it.
+    ``times`` is the number of pulls in this period; ``result`` is the worst result;
+    ``missed_bytes`` is the part of ``sent_bytes`` that was downloaded for this client.
     """
 
     upstream: str
@@ -95,7 +95,7 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that was pulled; ``digest`` and ``size`` are of the platform pulled last."""
+    """A pulled image; ``digest`` and ``size`` refer to the platform that was pulled last."""
 
     upstream: str
     repository: str
@@ -108,7 +108,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """A download under way; ``total`` is None where upstream did not say, ``rate`` bytes/s."""
+    """A running download; ``total`` is None if unknown, ``rate`` is in bytes per second."""
 
     digest: str
     upstream: str
@@ -121,9 +121,9 @@ class Filling:
 
 @dataclass(frozen=True, slots=True)
 class StatsReport:
-    """The whole ledger; ``since`` is when it was begun, None where there is none.
+    """The content of a ledger; ``since`` is its creation time, None if the ledger is missing.
 
-    ``trouble`` says why it is not kept at the moment, empty where all is well.
+    ``trouble`` is the reason why the ledger cannot be read or written, empty if it can.
     """
 
     since: float | None = None
@@ -138,10 +138,10 @@ class StatsReport:
 
     @property
     def total(self) -> Figures:
-        """All upstreams together, since the ledger was begun."""
+        """The figures of all upstreams since the ledger was created."""
         return sum((each.total for each in self.upstreams), Figures())
 
     @property
     def today(self) -> Figures:
-        """All upstreams together, since midnight."""
+        """The figures of all upstreams since midnight."""
         return sum((each.today for each in self.upstreams), Figures())

@@ -1,16 +1,17 @@
-"""What a pull is, and how the requests of a client become pulls.  Runs in a transaction.
+"""The definition of a pull, and the conversion of sessions to pulls.  Runs in a transaction.
 
-A registry sees requests, not pulls.  The rule:
+A registry receives requests, not pulls.  The rule:
 
-*A pull is what one client gets of one image without pausing for a minute: it begins with a
-request for a manifest, and the blobs that the client asks of the same repository belong to it.
-How many pulls that were is how often it asked for the image by its name, by HEAD or by GET,
-whichever is more.  Who only asks (HEAD) and gets no manifest has not pulled.*
+*A pull is the transfer of one image to one client without a pause of a minute.  It begins with a
+request for a manifest; the client's requests for blobs of the same repository belong to it.  The
+number of pulls is the number of HEAD requests or of GET requests for the image by its name,
+the larger of the two.  A client that sends only HEAD requests has not pulled.*
 
-So dockerd's HEAD, GET of the tag and GET of its platform are one pull, and a job that pulls the
-same tag ten times in a minute is one line that says ten.  A name is a tag, or a digest where no
-tag of the repository was asked for; two clients behind one address that run the same program are
-taken for one.  Several processes see parts of one pull, in no order; here they meet.
+The HEAD, the GET of the tag and the GET of its platform that dockerd sends are therefore one pull,
+and a job that pulls the same tag ten times in a minute is one row with the count ten.  A name is
+a tag, or a digest if the client requested no tag of the repository.  Two clients with the same
+address and the same program count as one.  Several processes may write parts of one pull, in any
+order; this module combines them.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from typing import Final
 from mirror.stats.buffer import Asked, PullClient, Session, worse
 
 _PAUSE_SECONDS: Final = 60.0
-#: How much later than its blobs a manifest may be written, by another process.
+#: Maximum delay of the process that writes the manifest, relative to that of the blobs.
 _LATE_SECONDS: Final = 5.0
 
 _COLUMNS: Final = (
@@ -49,20 +50,20 @@ class _Row:
 
     @property
     def named(self) -> bool:
-        """Whether a tag is what it was asked for by."""
+        """Whether the client requested the image by tag."""
         return self.reference != "" and ":" not in self.reference
 
 
 class SessionWriter:
-    """Writes visits as pulls and images."""
+    """Writes sessions as pulls and images."""
 
     def __init__(self, connection: sqlite3.Connection, key: bytes) -> None:
-        """Clients are told apart by a hash under ``key``: their addresses are not kept."""
+        """``key`` is for the keyed hash that identifies a client; addresses are not stored."""
         self._connection = connection
         self._key = key
 
     def write(self, principal: PullClient, visit: Session) -> None:
-        """Add what a client did to the pulls it belongs to."""
+        """Add a session to the pulls that it belongs to."""
         rows = self._under_way(principal, visit)
         tags = {name: asked for name, asked in visit.asked.items() if ":" not in name}
         digests = {name: asked for name, asked in visit.asked.items() if ":" in name}
@@ -77,7 +78,7 @@ class SessionWriter:
         self._add(principal, visit, self._latest(principal, visit, rows, ""))
 
     def _under_way(self, principal: PullClient, visit: Session) -> list[_Row]:
-        """The pulls that a visit may belong to, the latest last."""
+        """Return the pulls that a session may belong to, the latest last."""
         found = self._connection.execute(
             f"SELECT {_COLUMNS} FROM pulls WHERE visitor = ? AND upstream = ? AND repository = ? "  # noqa: S608  # a constant
             "AND last >= ? AND first <= ? ORDER BY id",
@@ -98,7 +99,7 @@ class SessionWriter:
         if same:
             return same[-1]
         for row in reversed(rows):
-            # What it got of the image was written before what it is called.
+            # Another process wrote the blobs of this pull before its tag.
             if not row.named and row.first >= visit.first - _LATE_SECONDS:
                 self._rename(principal, row, tag)
                 return row
@@ -137,7 +138,7 @@ class SessionWriter:
         row.reference, row.heads, row.gets = reference, 0, 0
 
     def _ask(self, principal: PullClient, row: _Row, asked: Asked, *, own: bool) -> None:
-        """Add what was asked for, ``own``: by the name that the pull has."""
+        """Add manifest requests to a pull; ``own``: the requests used the name of the pull."""
         before = row.pulls
         row.heads += asked.heads if own else 0
         row.gets += asked.gets if own else 0
