@@ -1,7 +1,7 @@
-"""Every metric of the mirror, in one table.
+"""All metrics of the mirror, in one table.
 
-Labels are bounded: never a repository, a tag, a digest or a client's address.  The methods below
-the table are what the rooms call; none of them knows Prometheus.
+Labels have a bounded number of values: never a repository, a tag, a digest or a client's address.
+The other packages call the methods below the table, and do not depend on Prometheus.
 """
 
 import logging
@@ -35,11 +35,11 @@ GaugeMode = Literal["livesum", "max", "mostrecent"]
 
 
 class Metrics:
-    """The figures of one process, which renders the sums over all workers."""
+    """The metrics of one process; it renders the sums over all workers."""
 
     def __init__(self, version: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
-        if multiprocess.are_shared():  # which the library asks of no argument
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # avoids a second series per counter
+        if multiprocess.are_shared():  # the library has no parameter for this
             values.ValueClass = figure_values(FigureFiles(multiprocess.directory()))
         registry = self.registry = CollectorRegistry()
         self.tallies = MetricBatcher(_FIRST_BYTE_BUCKETS)
@@ -138,7 +138,7 @@ class Metrics:
         build.labels(version).set(1)
 
     def request_ended(self, ending: AccessRecord) -> None:
-        """A request was answered, or its connection is gone."""
+        """Count a request that was answered or whose connection was lost."""
         exchange = ending.exchange
         if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
@@ -150,9 +150,9 @@ class Metrics:
             self._request_seconds.labels(exchange.kind, result).observe(seconds)
 
     def repeated(self, exchange: Exchange) -> Callable[[MetricBatch], None]:
-        """Counts an answer that is given again, many at a time; made once for many.
+        """Return a function that counts batches of one cached response.
 
-        Finding the children of three metrics by their labels costs 3 us.
+        One function serves many batches: the lookup of three metrics by their labels takes 3 us.
         """
         result = "" if exchange.outcome is None else exchange.outcome.value
         requests = self._requests.labels(exchange.upstream, exchange.kind, result)
@@ -163,7 +163,7 @@ class Metrics:
         def count(batch: MetricBatch) -> None:
             requests.inc(batch.count)
             served.inc(size * batch.count)
-            # As `observe` does it, for all at once; tests/test_metrics.py compares the two.
+            # The same as many calls of `observe`; tests/metrics compares the two.
             seconds._sum.inc(batch.seconds)
             for bucket, more in zip(seconds._buckets, batch.buckets, strict=True):
                 if more:
@@ -174,79 +174,79 @@ class Metrics:
     def upstream_answered(
         self, upstream: str, kind: str, method: str, code: str, seconds: float
     ) -> None:
-        """One exchange with upstream; ``code`` is ``error`` when there was no answer."""
+        """Count one request to upstream; ``code`` is ``error`` if the request failed."""
         self._upstream_requests.labels(upstream, kind, method, code).inc()
         self._upstream_seconds.labels(upstream, kind).observe(seconds)
         self._up.labels(upstream).set(0 if code == "error" or code.startswith("5") else 1)
 
     def upstream_gone(self, upstream: str) -> None:
-        """It is asked no more; what was last known of it would be alerted on for ever."""
+        """Drop the gauges of a former upstream; otherwise alerts on them would never end."""
         for gauge in (self._up, self._limit, self._remaining):
-            if multiprocess.are_shared():  # what several processes have written cannot be removed
+            if multiprocess.are_shared():  # shared values cannot be removed
                 gauge.labels(upstream).set(math.nan)
             else:
                 gauge.remove(upstream)
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
-        """Body bytes arrived."""
+        """Count body bytes received from upstream."""
         self._upstream_bytes.labels(upstream, kind).inc(count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
-        """Upstream told how many pulls it allows and how many are left."""
+        """Record the rate limit that upstream reported, in pulls."""
         self._limit.labels(upstream).set(limit)
         self._remaining.labels(upstream).set(remaining)
 
     def fill_started(self) -> None:
-        """A download began."""
+        """Count a download that started."""
         self._filling.inc()
 
     def fill_ended(self, upstream: str, result: str) -> None:
-        """A download ended."""
+        """Count a download that ended."""
         self._filling.dec()
         self._fills.labels(upstream, result).inc()
 
     def manifest_mismatched(self, upstream: str) -> None:
-        """A manifest did not hash to its digest."""
+        """Count a manifest that did not hash to its digest."""
         self._fills.labels(upstream, "digest_mismatch").inc()
 
     def clients_waiting(self, change: int) -> None:
-        """More or fewer clients read a growing blob."""
+        """Change the number of clients that read a blob during its download."""
         self._waiting.inc(change)
 
     def evicted(self, size: int) -> None:
-        """An object went to make room."""
+        """Count the eviction of an object of ``size`` bytes."""
         self._evictions.inc()
         self._evicted_bytes.inc(size)
 
     def cache_holds(
         self, used_bytes: int, overhead_bytes: int, objects: int, max_bytes: int
     ) -> None:
-        """How full the cache is."""
+        """Record the use of the cache, in bytes and number of objects."""
         self._cache_bytes.set(used_bytes)
         self._cache_overhead_bytes.set(overhead_bytes)
         self._cache_objects.set(objects)
         self._cache_max_bytes.set(max_bytes)
 
     def log_dropped(self, total: int) -> None:
-        """So many log records were dropped since the start of the process."""
+        """Record that ``total`` log records were dropped since the start of the process."""
         self._log_dropped.inc(total - self._log_dropped_told)
         self._log_dropped_told = total
 
     def proxy_connected(self, upstream: str, result: str) -> None:
-        """A client asked the proxy for a server: intercepted, tunnelled, denied, or failed."""
+        """Count a proxy connection; ``result``: intercepted, tunnelled, denied or failed."""
         self._proxy_connections.labels(upstream, result).inc()
 
     def tunnels_open(self, change: int) -> None:
-        """More or fewer connections are let through."""
+        """Change the number of open tunnels."""
         self._tunnels.inc(change)
 
     def tunnel_ended(self, to_client: int, to_server: int) -> None:
-        """So many bytes were let through one."""
+        """Count the bytes of a tunnel that ended."""
         self._tunnel_bytes.labels("to_client").inc(to_client)
         self._tunnel_bytes.labels("to_server").inc(to_server)
 
     def rendered(self) -> tuple[bytes, str]:
-        """The figures in Prometheus's text format, and its content type."""
+        """Return the metrics in Prometheus's text format, and the content type."""
         self.tallies.flush()
         encode, content_type = choose_encoder("")
         if multiprocess.are_shared():
@@ -256,5 +256,5 @@ class Metrics:
                 if told := encode(registry):
                     return told, content_type
             except (OSError, ValueError, RuntimeError, struct.error) as error:
-                _log.warning("/metrics has the figures of one worker: %s", error)
+                _log.warning("/metrics shows the figures of one worker only: %s", error)
         return encode(self.registry), content_type

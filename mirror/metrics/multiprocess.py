@@ -1,8 +1,8 @@
-"""Where the figures of several processes are, so that each can tell the sum.
+"""The directory in which several processes share their figures, so that each can report the sum.
 
-The processes write files of prometheus-client's in one directory, which any of them reads.  A file
-that cannot be written costs figures, never a request.  Apart from ``metrics``, because the library
-has to find the directory set when it is imported.
+The processes write files of prometheus-client in one directory, and each process can read all of
+them.  If a file cannot be written, figures are lost but no request fails.  Separate from
+``metrics.metrics``, because the library reads the environment variable when it is imported.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from typing import Final
 _VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX: Final = "mirror-figures-"
 _LOCK: Final = "lock"  # held by every process that writes there
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a directory of our own
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a private directory
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def shared_figures(processes: int) -> Iterator[None]:
-    """Let ``processes`` share their figures while the context is open; one alone needs nothing.
+    """Let ``processes`` share their figures inside the context; one process needs no directory.
 
-    Where there is no place for them, each process tells its own.
+    If the directory cannot be created, each process reports its own figures.
     """
     os.environ.pop(_VARIABLE, None)
     if processes == 1:
@@ -41,7 +41,7 @@ def shared_figures(processes: int) -> Iterator[None]:
         lock = _locked(own)
     except OSError as error:
         _log.warning(
-            "%s: %s; each worker tells its own figures, and /metrics is those of one",
+            "%s: %s; workers cannot share figures, so /metrics shows those of one worker",
             place,
             error.strerror,
         )
@@ -56,18 +56,18 @@ def shared_figures(processes: int) -> Iterator[None]:
 
 
 def are_shared() -> bool:
-    """Whether there are figures of other processes to be added."""
+    """Return True if several processes share their figures."""
     return _VARIABLE in os.environ
 
 
 def directory() -> Path:
-    """Where the figures of all processes are; only where they are shared."""
+    """Return the directory of the shared figures; only valid if :func:`are_shared`."""
     return Path(os.environ[_VARIABLE])
 
 
 def _locked(place: Path) -> int:
-    """A lock on a directory, which processes forked from this one hold too."""
-    # Under its name only once it is locked: before, whoever sweeps would take it.
+    """Lock a directory and return the descriptor; forked processes inherit the lock."""
+    # Rename after locking: a sweep by another mirror would remove an unlocked directory.
     unnamed = place / f"{_LOCK}.new"
     try:
         lock = os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -80,9 +80,9 @@ def _locked(place: Path) -> int:
 
 
 def _sweep(place: Path) -> None:
-    """Remove what mirrors left that were killed, workers and all."""
+    """Remove the directories of mirrors that were killed with all their workers."""
     for left in place.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another's, or gone
+        with contextlib.suppress(OSError):  # in use by another mirror, or already removed
             if left.lstat().st_uid != os.geteuid():
                 continue
             lock = os.open(left / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

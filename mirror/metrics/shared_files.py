@@ -1,9 +1,9 @@
-"""Figures of one process, in files that the others read: prometheus-client's, but never in the way.
+"""Figures of one process in files that the other processes read, in prometheus-client's format.
 
-The library writes to memory that a file backs.  Where the file has no blocks yet and the disk none
-to give (a full ``/dev/shm``), the system kills the process; where it cannot be opened or grow, the
-request that is counted fails.  Here blocks are had before they are written to, and what cannot be
-written is kept in this process until it can.
+The library writes to a memory-mapped file.  If the file has unallocated blocks and the disk is
+full (a full ``/dev/shm``), the system kills the process; if the file cannot be opened or extended,
+the request that is being counted fails.  This module allocates blocks before it writes to them,
+and keeps figures in this process while they cannot be written.
 """
 
 import logging
@@ -18,33 +18,33 @@ from typing import Any, Final
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 _FIRST_BYTES: Final = 64 * 1024
-_ENTRY_BYTES: Final = 64  # at most, besides its key
+_ENTRY_BYTES: Final = 64  # maximum size of an entry without its key
 _AGAIN_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
 
 class _File(MmapedDict):
-    """The library's file, whose blocks are there before they are written to."""
+    """The library's file, with blocks allocated before they are written."""
 
     def __init__(self, path: Path) -> None:
-        """Open it for writing.
+        """Open the file for writing.
 
         Raises:
-            OSError: it cannot be opened, or there is no room for it.
+            OSError: the file cannot be opened, or the disk is full.
         """
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             _allocate(descriptor, max(os.fstat(descriptor).st_size, _FIRST_BYTES))
         except OSError:
-            path.unlink()  # an empty one is none that the others could read
+            path.unlink()  # other processes cannot read an empty file
             raise
         finally:
             os.close(descriptor)
         super().__init__(str(path))  # type: ignore[no-untyped-call]  # has no types
 
     def knows(self, key: str) -> bool:
-        """Whether there is a place for it, so that writing cannot fail."""
+        """Return True if the key has an entry, so that writing cannot fail."""
         return key in self._positions
 
     def _init_value(self, key: str) -> None:
@@ -65,17 +65,17 @@ def _allocate(descriptor: int, size: int) -> None:
 
 
 class FigureFiles:
-    """The files of this process, by what they hold."""
+    """The files of this process, by metric type."""
 
     def __init__(self, directory: Path) -> None:
         self.lock = threading.Lock()
         self._directory = directory
         self._files: dict[str, _File] = {}
-        self._again = 0.0  # monotonic time of the next attempt, where one has failed
+        self._again = 0.0  # monotonic time of the next attempt after a failure
         self._told = False
 
     def write(self, name: str, key: str, value: float, timestamp: float) -> None:
-        """Write a figure, or leave it to a later call; only with the lock."""
+        """Write a figure, or skip it until a later call; the caller must hold the lock."""
         file = self._files.get(name)
         if file is None or not file.knows(key):
             if time.monotonic() < self._again:
@@ -84,7 +84,7 @@ class FigureFiles:
                 if file is None:
                     file = _File(self._directory / f"{name}_{os.getpid()}.db")
                     self._files[name] = file
-                file.read_value(key)  # type: ignore[no-untyped-call]  # makes its place
+                file.read_value(key)  # type: ignore[no-untyped-call]  # adds the entry
             except OSError as error:
                 self._fail(error)
                 return
@@ -94,8 +94,8 @@ class FigureFiles:
         self._again = time.monotonic() + _AGAIN_SECONDS
         if not self._told:
             _log.warning(
-                "%s: %s; requests go on, and /metrics lacks figures of this worker until there is "
-                "room (docker run --shm-size)",
+                "%s: %s; requests go on, but /metrics lacks figures of this worker until there is "
+                "space (docker run --shm-size)",
                 self._directory,
                 error.strerror,
             )
@@ -103,10 +103,10 @@ class FigureFiles:
 
 
 def figure_values(files: FigureFiles) -> type:
-    """What the library is to keep every figure in, instead of its own ``ValueClass``."""
+    """Return a class that replaces the library's ``ValueClass`` and writes to ``files``."""
 
     class Value:
-        """One figure."""
+        """One figure; the methods are those that the library calls."""
 
         _multiprocess = True
 
@@ -131,27 +131,27 @@ def figure_values(files: FigureFiles) -> type:
             files.write(self._file, self._key, self._value, self._timestamp)
 
         def inc(self, amount: float) -> None:
-            """More of it."""
+            """Add to the value."""
             with files.lock:
                 self._value += amount
                 self._timestamp = 0.0
                 self._write()
 
         def set(self, value: float, timestamp: float | None = None) -> None:
-            """Another value."""
+            """Replace the value."""
             with files.lock:
                 self._value, self._timestamp = value, timestamp or 0.0
                 self._write()
 
         def get(self) -> float:
-            """The value in this process."""
+            """Return the value in this process."""
             with files.lock:
                 return self._value
 
         def set_exemplar(self, exemplar: object) -> None:
-            """Files have no room for exemplars."""
+            """Ignore the exemplar: the file format has no field for it."""
 
         def get_exemplar(self) -> None:
-            """None: as above."""
+            """Return None."""
 
     return Value
