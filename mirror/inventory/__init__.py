@@ -1,1 +1,1 @@
-"""What is done to a cache: listed, cleared, verified; whoever has it open, mirror or command."""
+"""Operations on a cache, for a running mirror and for commands: list, remove, verify."""

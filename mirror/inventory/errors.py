@@ -1,5 +1,5 @@
-"""What keeps upkeep from being done."""
+"""Errors of cache operations."""
 
 
 class UpkeepError(Exception):
-    """It cannot be done; one line that says why and what to do."""
+    """An operation failed; the message is one line with the cause and the remedy."""

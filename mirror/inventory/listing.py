@@ -1,7 +1,7 @@
-"""The images of a cache, for people and machines.
+"""The list of the images in a cache.
 
-What is answered is JSON: ``mirror ls --json`` prints it as it is, so its names are there to stay.
-Sizes are bytes, times RFC 3339.
+The result is JSON, which ``mirror ls --json`` prints unchanged; its field names are therefore
+stable.  Sizes are bytes, times are RFC 3339.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from mirror.store.local.layout import ObjectKey
 
 
 class _Bill:
-    """A sum over objects that counts each once, and remembers little of a million of them."""
+    """The total size of objects, each counted once; compact for a million objects."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -25,17 +25,17 @@ class _Bill:
 
     def put(self, objects: Mapping[ObjectKey, int]) -> None:
         for key, size in objects.items():
-            mark = int(key.digest.hex[:15], 16)  # as good as the whole, and a quarter of its size
+            mark = int(key.digest.hex[:15], 16)  # 60 bits identify it in a quarter of the memory
             if mark not in self._seen:
                 self._seen.add(mark)
                 self.bytes += size
 
 
 async def listing(cache: Cache, patterns: Sequence[str]) -> dict[str, Any]:
-    """The images that one of the patterns means (all, without any), and what they take together.
+    """Return the images that match a pattern, and their total size; no pattern means all images.
 
     Raises:
-        UpkeepError: a pattern is none.
+        UpkeepError: a pattern is invalid.
         IndexUnavailableError: the cache cannot be read.
     """
     globs = [parse_glob(pattern, cache) for pattern in patterns]
@@ -63,10 +63,10 @@ async def listing(cache: Cache, patterns: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_glob(text: str, cache: Cache, tag: str = "*") -> ImageGlob:
-    """What somebody typed to name images.
+    """Parse a glob for images that a user typed; ``tag`` is the default tag.
 
     Raises:
-        UpkeepError: it names none.
+        UpkeepError: the glob is invalid.
     """
     try:
         return ImageGlob.parse(text, cache.naming, tag)
@@ -79,7 +79,7 @@ def _is_in(globs: Collection[ImageGlob], name: FullName) -> bool:
 
 
 def told(image: CachedImage, *, kept: bool) -> dict[str, Any]:
-    """An image as JSON."""
+    """Return an image as JSON."""
     return {
         "name": str(image),
         "registry": image.name.registry if image.name else None,

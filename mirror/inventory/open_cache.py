@@ -1,4 +1,4 @@
-"""An open cache, as upkeep needs it."""
+"""An open cache directory for cache operations."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from mirror.threads import NoThreadError, Threads
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What is there, what of it is an image, what images are called here, and which are kept."""
+    """The stored objects, the catalogue of images, the naming rules, and the kept images."""
 
     objects: Objects
     catalogue: Catalogue
@@ -33,30 +33,30 @@ class Cache:
 
     @classmethod
     def of(cls, config: Config, objects: Objects, catalogue: Catalogue) -> Self:
-        """An open cache as a configuration has it."""
+        """Combine an open cache with the rules of a configuration."""
         names = tuple(config.enabled())
         return cls(objects, catalogue, naming(config), kept_images(config), names)
 
     def keeps(self, image: FullName) -> bool:
-        """Whether an image is to be kept."""
+        """Return True if a ``[[keep]]`` rule matches an image."""
         return any(glob.matches(image) for glob in self.kept)
 
 
 class _Nobody:
     def evicted(self, size: int) -> None:
-        """Upkeep makes no room."""
+        """Do nothing: cache operations do not evict."""
 
 
 @asynccontextmanager
 async def opened_cache(config: Config) -> AsyncIterator[Cache]:
-    """Open the cache directory of a configuration, whoever else uses it.
+    """Open the cache directory of a configuration; other processes may use it at the same time.
 
     Raises:
-        UpkeepError: it cannot be used, at once or later on.
+        UpkeepError: the directory cannot be used, now or inside the context.
     """
     layout = Layout(config.cache.directory.absolute())
     try:
-        disk_bytes = shutil.disk_usage(layout.root).total  # never make one that was misspelt
+        disk_bytes = shutil.disk_usage(layout.root).total  # fails for a misspelt directory
         limits = Limits(config.cache.max_size.of(disk_bytes), 0)
         with Threads(workers(), "files") as threads:
             objects = Objects(layout, limits, _Nobody(), threads)
@@ -86,5 +86,5 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
 
 
 def workers() -> int:
-    """How many things to do at once."""
+    """Return the number of worker threads."""
     return max(2, os.cpu_count() or 1)

@@ -1,6 +1,6 @@
-"""Dropping images from a cache, or saying what would be dropped.
+"""Removal of images from a cache, also as a dry run.
 
-What is answered is JSON: ``mirror rm --json`` prints it as it is.  Sizes are bytes.
+The result is JSON, which ``mirror rm --json`` prints unchanged.  Sizes are bytes.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mirror.store.local.layout import ObjectKey
 
 @dataclass(slots=True)
 class _Target:
-    """What somebody wants dropped: a digest, or whatever a glob means."""
+    """An argument of ``mirror rm``: a digest or a glob; ``met`` once a name has matched."""
 
     text: str
     digest: Digest | None
@@ -27,12 +27,12 @@ class _Target:
     met: bool = False
 
     def means(self, named: Named) -> bool:
-        """Whether it means what has that name."""
+        """Return True if the target matches a name."""
         if self.glob is None:
             meant = named.digest == self.digest
         else:
             meant = self.glob.matches(named.name)
-            if self.glob.by_digest:  # a tag is what it leads to
+            if self.glob.by_digest:  # a tag matches by its digest
                 name = FullName(named.name.registry, named.name.repository, str(named.digest))
                 meant = self.glob.matches(name)
         self.met = self.met or meant
@@ -42,17 +42,18 @@ class _Target:
 async def removal(
     cache: Cache, texts: Sequence[str], *, dry_run: bool = False, force: bool = False
 ) -> dict[str, Any]:
-    """Drop images by names, globs and digests; without ``force`` none that is kept.
+    """Remove images by name, glob or digest; kept images only with ``force``.
 
     Raises:
-        UpkeepError: one of the texts means nothing that is here, or something that is kept.
+        UpkeepError: a text matches no cached image, or a kept image without ``force``.
         IndexUnavailableError, OSError: the cache cannot be used.
     """
     targets = [_target(text, cache) for text in texts]
     digests = [target.digest for target in targets if target.digest is not None]
 
     def dropped(named: Named) -> bool:
-        return sum(target.means(named) for target in targets) > 0  # each is to know
+        # No short circuit with any(): each target sets `met`.
+        return sum(target.means(named) for target in targets) > 0
 
     plan = await planned(cache.catalogue, dropped, digests)
     plan.objects |= await _blobs(cache, digests)
@@ -71,7 +72,7 @@ def _target(text: str, cache: Cache) -> _Target:
     try:
         return _Target(text, Digest.parse(text), None)
     except InvalidDigest:
-        tag = "*" if is_glob(text) else "latest"  # a name alone means what it does to Docker
+        tag = "*" if is_glob(text) else "latest"  # the default tag, as in Docker
         return _Target(text, None, parse_glob(text, cache, tag))
 
 
@@ -82,10 +83,10 @@ async def _blobs(cache: Cache, digests: Sequence[Digest]) -> dict[ObjectKey, int
 
 
 async def _refuse_kept(plan: Removal, cache: Cache) -> None:
-    """Drop nothing that a rule keeps.
+    """Refuse a plan with kept images or objects.
 
     Raises:
-        UpkeepError: something of it is.
+        UpkeepError: the plan contains one.
     """
     kept = [str(each.name) for each in plan.names if cache.keeps(each.name)]
     if not kept:
@@ -99,7 +100,7 @@ async def _refuse_kept(plan: Removal, cache: Cache) -> None:
 
 
 async def _unknown(target: _Target, cache: Cache) -> str:
-    """What is not there, and what is there instead."""
+    """Return the message for a target without a match, with tags that the repository has."""
     if target.glob is None:
         return f"{target.text} is not cached"
     exact = target.glob.exact

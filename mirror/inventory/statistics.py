@@ -1,7 +1,7 @@
-"""What a mirror has done and what its cache holds, for people and machines.
+"""The usage statistics of a mirror and of its cache.
 
-What is answered is JSON: ``mirror stats --json`` prints it as it is, so its names are there to
-stay.  Sizes are bytes, rates shares of one, times RFC 3339.
+The result is JSON, which ``mirror stats --json`` prints unchanged; its field names are therefore
+stable.  Sizes are bytes, rates are fractions of one, times are RFC 3339.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from mirror.stats.report import Figures, Filling, StatsReport, UpstreamAccount
 
 
 async def statistics(cache: Cache, said: StatsReport) -> dict[str, Any]:
-    """The figures of a ledger, and how full the cache is.
+    """Return the figures of a ledger, and the use of the cache.
 
     Raises:
         IndexUnavailableError, OSError: the cache cannot be read.

@@ -1,8 +1,8 @@
-"""Moments, as machines read them."""
+"""Timestamps in machine-readable form."""
 
 from datetime import UTC, datetime
 
 
 def rfc3339(seconds: float) -> str:
-    """Unix seconds as RFC 3339, in UTC and to the second."""
+    """Format Unix seconds as RFC 3339, in UTC, rounded down to the second."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Hashing everything that is cached."""
+"""Verification of all cached objects."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ from mirror.store.local.layout import ObjectKey
 
 @dataclass(slots=True)
 class Verification:
-    """What came out of hashing everything; sizes in bytes."""
+    """The result of a verification; ``bytes`` is the disk space of the hashed objects."""
 
     objects: int = 0
     bytes: int = 0
@@ -23,13 +23,13 @@ async def verify(
     advanced: Callable[[int], None],
     dropped: Callable[[ObjectKey], Awaitable[None]],
 ) -> Verification:
-    """Hash every cached object and drop what is damaged.
+    """Hash all cached objects and remove damaged ones.
 
     Args:
-        cache: what to look through.
-        expected: is told how many bytes there are to hash.
-        advanced: is told of every object that is done, and its size in bytes.
-        dropped: is told of every object that was damaged.
+        cache: the cache to verify.
+        expected: called once with the total number of bytes.
+        advanced: called with the size in bytes of each finished object.
+        dropped: called with the key of each damaged object.
 
     Raises:
         IndexUnavailableError, OSError: the cache cannot be used.
@@ -49,7 +49,7 @@ async def verify(
             if verdict is False:
                 verification.damaged.append(row.key)
                 await dropped(row.key)
-            if verdict is not None:  # else it was evicted while we came to it
+            if verdict is not None:  # None: evicted in the meantime
                 verification.objects += 1
                 verification.bytes += row.size
             advanced(row.size)
