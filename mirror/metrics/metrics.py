@@ -38,7 +38,8 @@ class Metrics:
     """The metrics of one process; it renders the sums over all workers."""
 
     def __init__(self, version: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # avoids a second series per counter
+        # Otherwise the library adds a second series per counter.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         if multiprocess.are_shared():  # the library has no parameter for this
             values.ValueClass = figure_values(FigureFiles(multiprocess.directory()))
         registry = self.registry = CollectorRegistry()

@@ -201,8 +201,8 @@ def opened_for_reading(directory: Path) -> Iterator[sqlite3.Connection]:
         sqlite3.Error: the database is missing or cannot be read.
     """
     uri = f"{(directory / DATABASE).absolute().as_uri()}?mode=ro"
-    # Without a -shm file there is no writer; without permission to create that file, SQLite can
-    # open the database as immutable only.
+    # A missing -shm file means that no process writes.  Without permission to create that file,
+    # SQLite can open the database as immutable only.
     still = not os.access(directory, os.W_OK) and not (directory / f"{DATABASE}-shm").exists()
     uri += "&immutable=1" if still else ""
     with closing(sqlite3.connect(uri, _BUSY_SECONDS, uri=True)) as connection:
