@@ -1,4 +1,4 @@
-"""Debian's nginx in front, as README.md says it: TLS outside, a unix socket inside."""
+"""Debian's nginx in front, as docs/deployment.md says it: TLS outside, a unix socket inside."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.e2e]
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 APP = image(random_bytes(8 << 20))
 NGINX = """\
 daemon off; master_process off; pid {directory}/pid; error_log {directory}/errors;
@@ -71,8 +71,8 @@ class Office:
 
 
 def snippet(language: str, directory: Path) -> str:
-    """What README.md has, with the files of this test."""
-    section = README.partition("### Behind a reverse proxy")[2]
+    """What the page has, with the files of this test."""
+    section = PAGE.partition("## Reverse proxies")[2]
     text = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
     for name in ("/run/mirror/mirror.sock", "/etc/ssl/mirror.crt", "/etc/ssl/mirror.key"):
         text = text.replace(name, str(directory / Path(name).name))

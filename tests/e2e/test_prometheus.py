@@ -1,4 +1,4 @@
-"""Prometheus itself computes hit rate and bytes saved, with the two lines of the README."""
+"""Prometheus itself computes hit rate and bytes saved, with the two lines of docs/monitoring.md."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.waiting import LIMIT_SECONDS, limit
 
 pytestmark = [pytest.mark.e2e]
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
 SCRAPE = """\
 global: {{scrape_interval: 1s}}
 scrape_configs:
@@ -33,9 +33,9 @@ def ask(port: int, query: str) -> float | None:
     return float(result[0]["value"][1]) if result else None
 
 
-async def test_the_readmes_promql_gives_hit_rate_and_bytes_saved(mirror, upstream, tmp_path):
+async def test_the_promql_of_the_page_gives_hit_rate_and_bytes_saved(mirror, upstream, tmp_path):
     need("prometheus")
-    hit_rate, bytes_saved = re.findall(r"```promql\n(.+)\n```", README.read_text())
+    hit_rate, bytes_saved = re.findall(r"```promql\n(.+)\n```", PAGE.read_text())
     data = random_bytes(1 << 20)
     digest = upstream.add_blob(data)
     for _ in range(5):

@@ -23,7 +23,7 @@ _ROOM_BYTES = 14 << 30  # what all servers keep of all files, at full scale
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; ``name`` is what the README cites."""
+    """A line of the table; ``name`` is what docs/benchmarks.md cites."""
 
     name: str
     title: str
