@@ -1,0 +1,47 @@
+"""The pages say what the code says: keys, metrics, fields, and the files they name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs_reference import PAGE, page
+from tests.running import Mirror
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_FILE = re.compile(r"`((?:mirror|tests|config)/[\w./-]+)`")
+
+
+def test_the_reference_of_keys_is_the_one_that_the_code_makes() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "make docs"
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_files_that_a_page_names_exist(file: Path) -> None:
+    named = _FILE.findall(file.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_each_fault_names_its_test() -> None:
+    rows = (ROOT / "docs/faults.md").read_text(encoding="utf-8").splitlines()
+    faults = [row.split(" | ") for row in rows if row.startswith("| ")]
+    tests = [cells[-1] for cells in faults if cells[0] != "| fault"]
+    assert len(tests) > 50
+    for cell in tests:
+        named = re.findall(r"`([\w./]+)`", cell)
+        assert named, cell
+        assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
+
+
+async def test_the_page_names_each_metric_and_no_other(mirror: Mirror) -> None:
+    text = (await mirror.get("/metrics")).body.decode()
+    served = set(re.findall(r"^# TYPE (mirror_\w+) ", text, re.MULTILINE))
+    rows = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8").splitlines()
+    table = [row for row in rows if row.startswith("| `mirror_")]
+    named = {name for row in table for name in re.findall(r"`(mirror_\w+)`", row)}
+    assert named == served
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
