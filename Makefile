@@ -2,6 +2,8 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c config/constraints.txt
 
+MERMAID := 11.17.2# of the major version that the theme expects
+
 help:          ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
@@ -33,6 +35,17 @@ conformance: $(VENV)/.dev  ## the OCI distribution spec's own tests; needs Go an
 bench: $(VENV)/.dev    ## beside docker-registry and nginx, in ten minutes (ARGS="--only small,large-1")
 	$(BIN)/python -m tools.bench $(ARGS)
 
+docs: $(VENV)/.dev docs/assets/mermaid.tiny.js  ## the documentation as a site, in build/site
+	@# In CI the reference is not written, so that a test sees whether it was committed.
+	$(if $(CI),,$(BIN)/python -m tests.docs_reference)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file config/mkdocs.yml
+
+docs/assets/mermaid.tiny.js:
+	@mkdir -p build docs/assets
+	@npm pack --silent --pack-destination build @mermaid-js/tiny@$(MERMAID) >build/mermaid.log 2>&1 && \
+	    tar -xzOf build/mermaid-js-tiny-$(MERMAID).tgz package/dist/mermaid.tiny.js >$@ || \
+	    { rm -f $@; echo "make: npm cannot get Mermaid: browsers load it from the theme's CDN" >&2; }
+
 screenshots: $(VENV)/.dev  ## pictures of the status page, into config/screenshots
 	$(BIN)/python -m tools.screenshots $(ARGS)
 
@@ -41,7 +54,7 @@ fix: $(VENV)/.dev      ## format, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 clean:         ## remove the environment and everything generated
-	rm -rf $(VENV) .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* build dist
+	rm -rf $(VENV) .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* build dist docs/assets
 
 $(BIN)/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed: apt-get install python3" >&2; exit 1; }
@@ -55,4 +68,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
-.PHONY: help serve test quick check fuzz soak conformance bench screenshots fix clean
+.PHONY: help serve test quick check fuzz soak conformance bench docs screenshots fix clean
