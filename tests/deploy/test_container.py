@@ -1,4 +1,4 @@
-"""The image of the Dockerfile, built and run as docs/deployment.md says: not root, on a read-only root."""
+"""The image of the Dockerfile, built and run as the docs say: not root, on a read-only root."""
 
 import json
 import os
