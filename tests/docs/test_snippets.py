@@ -13,9 +13,9 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
-import click
 import pytest
 import typer
 
@@ -120,33 +120,32 @@ def _typed() -> Iterator[tuple[str, str]]:
 
 def _commands_of_mirror() -> Iterator[tuple[str, list[str]]]:
     for place, line in _typed():
-        words = list(shlex.shlex(line, posix=True, punctuation_chars="|&>"))
-        for word, before in zip(range(len(words)), [";", *words], strict=False):
-            starts = before in {";", "|", "&&"} or "=" in before or before == "NAME"
-            if words[word] == "mirror" and starts:
-                rest = words[word + 1 :]
-                ends = [rest.index(each) for each in ("|", "&&", ">") if each in rest]
-                yield place, rest[: min(ends, default=None)]
+        words: list[str] = []
+        for word in [*shlex.split(line, comments=True), "&&"]:
+            if word not in {"|", "&&", ">"}:
+                words += [word] if words or "=" not in word else []  # no variables before it
+                continue
+            if words and words[0] == "mirror":
+                yield place, words[1:]
+            words = []
 
 
 def test_the_command_line_knows_each_command_and_its_options() -> None:
     found = list(_commands_of_mirror())
     assert len(found) > 30
     for place, words in found:
-        command: click.Command = typer.main.get_command(cli.app)
-        context = click.Context(command)
+        command: Any = typer.main.get_command(cli.app)
         arguments = [word for word in words if word != "..."]
-        while isinstance(command, click.Group) and arguments:
+        while arguments and (known := getattr(command, "commands", None)):
             name = arguments.pop(0)
-            known = command.get_command(context, name)
-            assert known is not None, f"{place}: there is no {name!r} in {words}"
-            command = known
-        if len(words) == 1 or isinstance(command, click.Group):
+            assert name in known, f"{place}: there is no {name!r} in {words}"
+            command = known[name]
+        if len(words) == 1 or hasattr(command, "commands"):
             continue  # a command that is only named
         try:
             command.make_context("mirror", arguments)
-        except click.ClickException as error:
-            pytest.fail(f"{place}: {words}: {error.format_message()}")
+        except Exception as error:
+            pytest.fail(f"{place}: {words}: {error}")
 
 
 @pytest.fixture
@@ -235,6 +234,7 @@ def shape(printed: str) -> list[str]:
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)  # some twenty commands, one after another
 async def test_commands_print_what_the_pages_show(office: MirrorProcess) -> None:
     tried = 0
     for snippet in ALL:
@@ -244,3 +244,28 @@ async def test_commands_print_what_the_pages_show(office: MirrorProcess) -> None
             assert not shown or out == shown, f"{snippet.place}: {command}"
             tried += 1
     assert tried > 10
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+async def test_the_fields_of_json_are_those_that_the_page_names(office: MirrorProcess) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^\| `(ls|rm|stats|verify)` \| (.+) \|$", text, re.MULTILINE))
+    assert len(named) == 4
+    arguments = {"rm": "alpine:3.20 --dry-run"}
+    for command, row in named.items():
+        out = await run(office, f"mirror {command} {arguments.get(command, '')} --json")
+        fields = set(re.findall(r"`(\w+)`", row))
+        document = json.loads(out)
+        below = document["total"] if command == "stats" else _keys(document)
+        assert {*document, *below} <= fields, command
+
+
+def _keys(value: object) -> Iterator[str]:
+    """The names of fields at any depth."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _keys(each)
