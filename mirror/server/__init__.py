@@ -1,4 +1,4 @@
-"""The composition root."""
+"""Composition root: builds the parts of the mirror and starts and stops them."""
 
 from mirror.server.errors import StartError
 from mirror.server.serve import run, serving

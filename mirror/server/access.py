@@ -1,4 +1,4 @@
-"""Where clients come in, and who may."""
+"""Where clients connect, and which clients are admitted."""
 
 import contextlib
 import ipaddress
@@ -24,7 +24,7 @@ from mirror.threads import NoThreadError
 async def listen(
     runner: web.ServerRunner, listeners: Iterable[Listener], context: ssl.SSLContext | None
 ) -> None:
-    """Let clients in, with TLS where there is a context; a unix socket never needs it."""
+    """Accept clients, over TLS if there is a ``context``; unix sockets never use TLS."""
     for listener in listeners:
         if context is not None and listener.over_tcp:
             await TlsSite(runner, listener.raw, context, ACCEPTED_AT_ONCE).start()
@@ -35,7 +35,7 @@ async def listen(
 
 @contextlib.contextmanager
 def opened_admission(config: Config) -> Iterator[Admission]:
-    """The rules for who gets in.
+    """The admission rules of a configuration.
 
     Raises:
         StartError: the password file cannot be used.
@@ -55,7 +55,7 @@ def opened_admission(config: Config) -> Iterator[Admission]:
 
 
 def proxies(config: Config) -> Proxies:
-    """Who is believed about other clients."""
+    """Proxies whose ``Forwarded`` and ``X-Forwarded-*`` fields are believed."""
     trusted = config.server.trusted_proxies
     networks = [ipaddress.ip_network(text) for text in trusted if text != UNIX_PROXIES]
     return Proxies(networks, UNIX_PROXIES in trusted)
@@ -65,7 +65,7 @@ def certificate(config: Config) -> Certificate | None:
     """The certificate to serve with, None for plain HTTP.
 
     Raises:
-        StartError: it cannot be used.
+        StartError: the certificate or its key cannot be used.
     """
     server = config.server
     if not server.tls_certificate:
@@ -77,7 +77,7 @@ def certificate(config: Config) -> Certificate | None:
 
 
 def certificate_error(server: ServerConfig, error: OSError) -> StartError:
-    """Why the certificate cannot be used."""
+    """The error for a certificate that cannot be used, with the reason."""
     reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
     return StartError(
         f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
@@ -86,7 +86,7 @@ def certificate_error(server: ServerConfig, error: OSError) -> StartError:
 
 
 def server_limits(config: Config) -> ServerLimits:
-    """What a crowd may take."""
+    """Limits on connections and times of the server."""
     limits = config.limits
     return ServerLimits(
         bounds(config).connections,

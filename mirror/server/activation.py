@@ -1,4 +1,4 @@
-"""Sockets that systemd opened for the mirror: sd_listen_fds(3), without the library."""
+"""Sockets that systemd opened for the mirror: sd_listen_fds(3), without libsystemd."""
 
 import os
 import socket
@@ -12,12 +12,13 @@ _FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
 
 
 def activated_sockets(environment: MutableMapping[str, str], pid: int) -> list[socket.socket]:
-    """The sockets that were handed to the process ``pid``, none where there are none.
+    """Return the sockets that systemd passed to the process ``pid``, or an empty list.
 
-    They are taken only once: what says so leaves the environment, and no child inherits them.
+    Works once per process: it removes the LISTEN_* variables from ``environment``, and marks the
+    sockets as not inheritable.
 
     Raises:
-        StartError: one of them cannot be listened on.
+        StartError: one of them is not a listening stream socket.
     """
     named = {name: environment.get(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES")}
     if named["PID"] != str(pid) or not named["FDS"].isdecimal():
@@ -33,8 +34,8 @@ def activated_sockets(environment: MutableMapping[str, str], pid: int) -> list[s
 
 def _adopted(descriptor: int, name: str) -> socket.socket:
     mistake = StartError(
-        f"systemd passed a file descriptor ({descriptor}, {name or 'without a name'}) that is no "
-        "listening socket: the socket unit needs ListenStream= and Accept=no"
+        f"systemd passed a file descriptor ({descriptor}, {name or 'without a name'}) that is not "
+        "a listening socket: the socket unit needs ListenStream= and Accept=no"
     )
     try:
         os.set_inheritable(descriptor, False)

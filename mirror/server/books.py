@@ -1,4 +1,4 @@
-"""The ledger, opened and closed, and whoever writes into it."""
+"""Opens and closes the ledger and the recorder that writes into it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from mirror.stats.ledger import Ledger
 
 @asynccontextmanager
 async def opened_stats(store: Store) -> AsyncIterator[StatsRecorder]:
-    """Keep the ledger of a cache directory while the context is open; trouble keeps nobody."""
+    """Record statistics while the context is open; errors of the ledger do not stop the mirror."""
     ledger = Ledger(store.layout.ledger)
     books = StatsRecorder(ledger)
     writing = asyncio.create_task(books.run(), name="ledger")

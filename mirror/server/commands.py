@@ -1,4 +1,4 @@
-"""The operator's commands, as a process of the mirror obeys them.  Translation only."""
+"""The operator's commands, as a process of the mirror executes them.  Translation only."""
 
 import os
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from mirror.store.local.sqlite import IndexUnavailableError
 def commands(
     store: Store, books: StatsRecorder, generations: Generations, started: float
 ) -> Commands:
-    """What this process, which was ``started`` then (Unix seconds), does when it is told to."""
+    """Return the commands of this process; ``started`` is its start time (Unix seconds)."""
 
     def cache() -> Cache:
         return Cache.of(generations.current.config, store.objects, store.catalogue)
@@ -43,7 +43,7 @@ def commands(
         return await removal(cache(), told["targets"], dry_run=dry_run, force=force)
 
     async def forget(told: Mapping[str, Any]) -> Any:
-        """Nothing of it is known any more when this has been answered."""
+        """Forget links and objects before answering."""
         for link in told["links"]:
             await generations.current.pulls.manifests.forget(link)
         for key in told["objects"]:
@@ -60,7 +60,7 @@ def commands(
 
 
 def _obeyed(command: Command) -> Command:
-    """The command, with what goes wrong as one line for whoever gave it."""
+    """The command; its errors become one line for the client."""
 
     @wraps(command)
     async def obey(told: Mapping[str, Any]) -> Any:
@@ -71,7 +71,7 @@ def _obeyed(command: Command) -> Command:
         except OSError as error:
             raise CommandError(f"the cache directory: {error.strerror}") from error
         except (LookupError, TypeError, ValueError) as error:
-            text = f"the command and this mirror are two versions: {type(error).__name__} {error}"
+            text = f"the command and the mirror differ in version: {type(error).__name__} {error}"
             raise CommandError(text) from error
 
     return obey

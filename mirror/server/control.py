@@ -1,8 +1,8 @@
 """The control socket of a process: the registry API without admission, and the operator's commands.
 
-Whoever may open the socket owns the cache, so nobody is asked who they are.  What they pull is
-logged, and asked of upstream like anything else, but counts for none of the figures of clients: a
-cache that is warmed up has saved nobody anything yet.
+File permissions protect the socket: a client that can open it owns the cache, so it is not
+authenticated.  Its pulls are logged and go upstream like any others, but do not count in client
+metrics: warming a cache saves no traffic yet.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from mirror.server.control_sockets import ControlSocket, stand
 from mirror.store.local.opening import kept
 
 _LOOK_SECONDS: Final = 5.0
-#: Clients have ``drain``; a command that is broken off is given again.
+#: Clients have ``drain``; an operator can repeat an interrupted command.
 _SHUTDOWN_SECONDS: Final = 1.0
 _BACKLOG: Final = 128
 
@@ -38,10 +38,10 @@ _log = logging.getLogger(__name__)
 async def opened_control(
     directory: Path, port: ServerOptions, commands: Commands
 ) -> AsyncIterator[Callable[[ServerOptions], None]]:
-    """Take commands while the context is open, as long as there is a ``directory`` to do it in.
+    """Take commands while the context is open, as long as ``directory`` can be used.
 
-    ``port`` is what receives clients; what it serves is served here too.  Yields what is to be
-    told of another one.
+    ``port`` holds the options of the server for clients; the control socket serves the same routes.
+    Yields a function to call with new options after a reload.
     """
 
     def beside(port: ServerOptions) -> ServerOptions:
@@ -64,7 +64,7 @@ async def opened_control(
 
 
 class _OperatorsLog:
-    """Writes requests into the log, and counts none of them."""
+    """Logs requests, and does not count them."""
 
     def __init__(self, log: AccessLog) -> None:
         self._log = log
@@ -83,7 +83,7 @@ class _OperatorsLog:
 
 
 class _ControlListener:
-    """The socket of this process, opened again where its file is gone."""
+    """The control socket of this process; reopened when its file is gone."""
 
     def __init__(self, directory: Path, runner: web.ServerRunner) -> None:
         self._directory = directory
@@ -93,13 +93,13 @@ class _ControlListener:
         self._missed = False
 
     async def stay_open(self) -> None:
-        """Look again and again whether the socket is in its place."""
+        """Check at intervals that the socket file is still there."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             await self.ensure()
 
     async def ensure(self) -> None:
-        """Open the socket where it is not; the log says once that it cannot be."""
+        """Open the socket if its file is missing; log a failure once."""
         if self._standing is not None and self._standing.in_place():
             return
         await self.shut()
@@ -109,7 +109,7 @@ class _ControlListener:
         except OSError as error:
             if not self._missed:
                 _log.warning(
-                    "no control socket in %s: %s; mirror ls, rm, stats and warm do without",
+                    "no control socket in %s: %s; mirror ls, rm, stats and warm work without it",
                     self._directory,
                     error.strerror,
                 )
@@ -120,7 +120,7 @@ class _ControlListener:
         await self._site.start()
 
     async def shut(self) -> None:
-        """Take no more commands, and remove the socket."""
+        """Stop taking commands, and remove the socket."""
         site, self._site = self._site, None
         if site is not None:
             await site.stop()

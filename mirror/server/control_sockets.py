@@ -1,7 +1,8 @@
-"""Where the processes of a running mirror can be met: one directory, a unix socket for each.
+"""The control sockets of a running mirror: one directory, one unix socket per process.
 
-Knows files, locks and sockets.  Must not know what is said through them.  Whoever makes or removes
-a socket holds the directory's lock, so that none is taken for dead before it listens.
+Knows files, locks and sockets.  Must not know the protocol spoken over them.  A process holds the
+lock of the directory while it makes or removes a socket, so that no socket is removed between bind
+and listen.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Final
 from mirror.descriptor import Descriptor
 
 _SUFFIX: Final = ".sock"
-_MOST_BYTES: Final = 100  # of a path, which every system's sun_path has room for
+_MOST_BYTES: Final = 100  # length of a path; every system's sun_path has room for this many
 _DESCRIPTORS: Final = Path("/proc/self/fd")  # Linux
 _BACKLOG: Final = 128
 _PROBE_SECONDS: Final = 1.0
@@ -26,7 +27,7 @@ _PROBE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ControlDirectory:
-    """An open directory of sockets, the caller's to close."""
+    """An open directory of sockets; the caller closes it."""
 
     path: Path
     fd: Descriptor
@@ -36,7 +37,7 @@ class ControlDirectory:
         """Open a directory.
 
         Raises:
-            OSError: it is not there, or not ours.
+            OSError: it is missing, or this user may not open it.
         """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return cls(path, Descriptor(os.open(path, flags)))
@@ -46,7 +47,7 @@ class ControlDirectory:
         self.fd.close()
 
     def address(self, name: str) -> str:
-        """What to bind or connect to for a socket, while the directory is open.
+        """The address of a socket to bind or connect to; valid while the directory is open.
 
         Raises:
             OSError: the path is too long for this system.
@@ -54,23 +55,23 @@ class ControlDirectory:
         plain = str(self.path / name)
         if len(os.fsencode(plain)) <= _MOST_BYTES:
             return plain
-        if _DESCRIPTORS.is_dir():  # a short way to it, however long its own name is
+        if _DESCRIPTORS.is_dir():  # a short path to the same file
             return f"{_DESCRIPTORS}/{self.fd.fileno()}/{name}"
         raise OSError(errno.ENAMETOOLONG, f"{plain} is too long for the name of a socket")
 
     def live(self) -> list[str]:
-        """The sockets that somebody listens on; those of the dead are removed on the way.
+        """Return the names of the sockets on which a process listens; remove the dead ones.
 
         Raises:
             OSError: the directory cannot be read.
         """
-        with self.fd:  # the caller may leave meanwhile, and close it
+        with self.fd:  # the caller may be cancelled meanwhile, and close the descriptor
             with contextlib.suppress(OSError), self._alone(fcntl.LOCK_NB):
                 self.sweep()
             return [name for name in self._names() if self._is_live(name)]
 
     def sweep(self) -> None:
-        """Remove what nobody listens on; only with the lock.
+        """Remove sockets on which no process listens.  The caller must hold the lock.
 
         Raises:
             OSError: the directory cannot be read or changed.
@@ -91,7 +92,7 @@ class ControlDirectory:
                 probe.connect(address)
             except (ConnectionRefusedError, FileNotFoundError):
                 return False
-            except OSError:  # its queue is full, or we may not connect: it is somebody's
+            except OSError:  # its queue is full, or access is denied: a process has the socket
                 return True
             return True
 
@@ -104,17 +105,17 @@ class ControlDirectory:
             fcntl.flock(self.fd.fileno(), fcntl.LOCK_UN)
 
     def _free_name(self, pid: int) -> str:
-        """A name for the socket of a process; a container's pids are another's too."""
+        """A free name for the socket of a process; two containers may use the same pid."""
         taken, number = set(self._names()), 0
         while (name := f"{pid}.{number}{_SUFFIX}" if number else f"{pid}{_SUFFIX}") in taken:
             number += 1
         return name
 
     def listen(self, pid: int) -> "ControlSocket":
-        """Open the socket of a process, for the owner alone.
+        """Open the socket of a process, accessible to its owner only.
 
         Raises:
-            OSError: there can be none here.
+            OSError: the socket cannot be made.
         """
         with self._alone():
             os.fchmod(self.fd.fileno(), 0o700)
@@ -134,14 +135,14 @@ class ControlDirectory:
 
 @dataclass(frozen=True, slots=True)
 class ControlSocket:
-    """A listening socket and its file."""
+    """A listening socket and its file; ``made`` identifies the file."""
 
     path: Path
     raw: socket.socket
     made: os.stat_result
 
     def in_place(self) -> bool:
-        """Whether the file is still there and the socket's own."""
+        """Whether the file exists and still belongs to the socket."""
         try:
             there = self.path.lstat()
         except OSError:
@@ -149,7 +150,7 @@ class ControlSocket:
         return stat.S_ISSOCK(there.st_mode) and os.path.samestat(there, self.made)
 
     def withdraw(self) -> None:
-        """Listen no more, and leave no file."""
+        """Stop listening, and remove the file."""
         if self.in_place():
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -157,10 +158,10 @@ class ControlSocket:
 
 
 def stand(directory: Path, pid: int) -> ControlSocket:
-    """Listen in ``directory``, which is made where its parent is there.
+    """Listen in ``directory``, which is created if its parent exists.
 
     Raises:
-        OSError: that cannot be.
+        OSError: the directory or the socket cannot be made.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
     meeting = ControlDirectory.open(directory)

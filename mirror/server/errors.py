@@ -1,5 +1,5 @@
-"""What keeps the mirror from starting."""
+"""The error of a failed start."""
 
 
 class StartError(Exception):
-    """The mirror cannot start; one line that says why and what to do."""
+    """The mirror cannot start; the message is one line with the cause and what to do."""

@@ -1,4 +1,4 @@
-"""Who is told of what happens: metrics, access log, ledger."""
+"""Passes events to their receivers: metrics, access log, ledger."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from mirror.server.recorder import StatsRecorder
 
 @dataclass(frozen=True, slots=True)
 class RequestEvents:
-    """Tells of requests."""
+    """Events of requests."""
 
     metrics: Metrics
     log: AccessLog
     books: StatsRecorder
 
     def request_ended(self, ending: AccessRecord) -> None:
-        """A request was answered, or its connection is gone."""
+        """Report a request that was answered, or whose connection is gone."""
         self.metrics.request_ended(ending)
         self.books.request_ended(ending)
         self.log.request_ended(ending)
@@ -27,7 +27,9 @@ class RequestEvents:
     def repeated(
         self, ending: AccessRecord, used: Callable[[], None]
     ) -> Callable[[str, float], None]:
-        """What to tell of every repetition: the client, and seconds to the first byte."""
+        """Return the function to call for every replay of a response: client, seconds to first
+        byte.
+        """
         count = self.metrics.repeated(ending.exchange)
         database = self.books.repeated(ending)
 
@@ -48,7 +50,7 @@ class RequestEvents:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamEvents:
-    """Tells of exchanges with upstreams."""
+    """Events of exchanges with upstreams."""
 
     metrics: Metrics
     books: StatsRecorder
@@ -56,16 +58,16 @@ class UpstreamEvents:
     def upstream_answered(
         self, upstream: str, kind: str, method: str, code: str, seconds: float
     ) -> None:
-        """One exchange with upstream; ``code`` is ``error`` when there was no answer."""
+        """Report one exchange; ``code`` is ``error`` if there was no response."""
         self.metrics.upstream_answered(upstream, kind, method, code, seconds)
         self.books.upstream_answered(upstream, code)
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
-        """Body bytes arrived."""
+        """Report received body bytes."""
         self.metrics.upstream_bytes(upstream, kind, count)
         self.books.upstream_bytes(upstream, count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
-        """Upstream told how many pulls it allows and how many are left."""
+        """Report the rate limit of an upstream: pulls allowed, pulls remaining."""
         self.metrics.upstream_rate_limit(upstream, limit, remaining)
         self.books.upstream_rate_limit(upstream, limit, remaining)

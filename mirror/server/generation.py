@@ -1,6 +1,6 @@
-"""All that is made of one configuration: from the upstreams up to what receives clients.
+"""Everything that is built from one configuration, from the upstreams to the server options.
 
-What it stands on, and what outlives it, is the ground (``app.ground``).
+State that outlives a configuration is in ``server.shared_state``.
 """
 
 import contextlib
@@ -31,24 +31,24 @@ _EPHEMERAL_KEYS: Final = 100_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
-    """What is made of one configuration, and what of it has to come to its end."""
+    """The parts built from one configuration."""
 
     config: Config
     options: ServerOptions
     pulls: Pulls
 
     async def over(self) -> None:
-        """Wait until nothing that was begun under it is under way any more."""
+        """Wait for the end of all requests and fills that began under this configuration."""
         await self.options.requests.over()
         await self.pulls.finish()
 
 
 @asynccontextmanager
 async def opened_generation(config: Config, shared_state: SharedState) -> AsyncIterator[Generation]:
-    """What receives clients as ``config`` says.
+    """Build what serves clients under ``config``, and close it after the context.
 
     Raises:
-        StartError: something that it names cannot be used.
+        StartError: a file, a directory or a proxy named in ``config`` cannot be used.
     """
     backend = Backend(_EPHEMERAL_KEYS)
     async with AsyncExitStack() as stack:
@@ -90,11 +90,11 @@ def _health(shared_state: SharedState) -> HealthHandler:
         if shared_state.stopping.is_set():
             return Condition(False, "stopping")
         trouble = store.objects.alarm.reason
-        # A mirror that keeps nothing still serves: taking it out of service would break pulls.
+        # A mirror that cannot store still serves: taking it out of service would break pulls.
         return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
 
     async def figures() -> tuple[bytes, str]:
-        with contextlib.suppress(OSError, IndexUnavailableError):  # then: as last known
+        with contextlib.suppress(OSError, IndexUnavailableError):  # then the last known values
             usage = await store.objects.usage()
             held = usage.used_bytes, usage.overhead_bytes
             metrics.cache_holds(*held, usage.objects, usage.max_bytes)

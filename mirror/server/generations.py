@@ -1,4 +1,4 @@
-"""One edition after another: the one in force, and those whose last request is not over."""
+"""The generation in force, and former ones whose last requests have not ended."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +12,7 @@ from mirror.server.shared_state import SharedState, splitting
 
 
 class Generations:
-    """Exchanges editions under those who receive clients."""
+    """Switches between generations while the mirror serves."""
 
     def __init__(self, shared_state: SharedState) -> None:
         self._shared_state = shared_state
@@ -23,19 +23,19 @@ class Generations:
 
     @property
     def current(self) -> Generation:
-        """The edition in force."""
+        """The generation in force."""
         assert self._current is not None, "one is in force from the start"
         return self._current
 
     def tell(self, receiver: Callable[[ServerOptions], None]) -> None:
-        """Have somebody told of every reception from the next one on."""
+        """Call ``receiver`` with the server options of every new generation."""
         self._receivers.append(receiver)
 
     async def open(self, config: Config) -> Generation:
-        """Open an edition, which is not in force yet.
+        """Open a generation; ``begin`` puts it in force.
 
         Raises:
-            StartError: something that it names cannot be used.
+            StartError: something that ``config`` names cannot be used.
         """
         async with AsyncExitStack() as stack:
             generation = await stack.enter_async_context(
@@ -45,11 +45,11 @@ class Generations:
         return generation
 
     async def drop(self, generation: Generation) -> None:
-        """Close an edition."""
+        """Close a generation."""
         await self._opened.pop(generation).aclose()
 
     def begin(self, generation: Generation) -> None:
-        """Put an edition in force; the former one ends when nothing goes by it any more."""
+        """Put a generation in force; the former one closes when its last request and fill end."""
         former, self._current = self._current, generation
         self._shared_state.slots.change(
             slot_limits(generation.config), splitting(generation.config)
@@ -72,7 +72,7 @@ class Generations:
         await self.drop(generation)
 
     async def close(self) -> None:
-        """Close all of them, whatever is under way."""
+        """Close all generations, without waiting for their requests and fills."""
         for ending in list(self._ending):
             ending.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
@@ -84,7 +84,7 @@ class Generations:
 async def opened_generations(
     config: Config, shared_state: SharedState
 ) -> AsyncIterator[Generations]:
-    """Editions, of which the first is in force.
+    """Open the generations; the one made of ``config`` is in force.
 
     Raises:
         StartError: something that ``config`` names cannot be used.

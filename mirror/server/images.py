@@ -1,4 +1,4 @@
-"""Where the mirror of a configuration has an image that somebody named."""
+"""Finds the upstream and repository of an image that a user named."""
 
 from collections.abc import Iterable
 
@@ -15,10 +15,10 @@ from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
 
 
 def located(config: Config, image: ImageName) -> Wanted:
-    """Where the mirror has an image.
+    """The upstream and repository of an image.
 
     Raises:
-        PullError: its registry is not configured, or the image may not be had.
+        PullError: its registry is not configured, or the configuration forbids the image.
     """
     names = directory(config)
     try:
@@ -29,7 +29,7 @@ def located(config: Config, image: ImageName) -> Wanted:
 
 
 def located_all(config: Config, images: Iterable[ImageName]) -> tuple[list[Wanted], list[Pulled]]:
-    """Where the mirror has images, each once, and those that it cannot have, with the reason."""
+    """Locate images, each once; return also those that cannot be pulled, with the reason."""
     wanted: dict[str, Wanted] = {}
     failed: dict[str, Pulled] = {}
     for image in images:

@@ -1,4 +1,4 @@
-"""What the configuration bounds, as the parts that share it want to know it."""
+"""Limits of the configuration, converted for the parts that apply them."""
 
 from mirror.config.model import Config
 from mirror.pull.slots import SlotLimits
@@ -7,7 +7,7 @@ from mirror.shares import Limits
 
 
 def slot_limits(config: Config) -> SlotLimits:
-    """How many downloads at once."""
+    """Limits on simultaneous downloads."""
     limits = config.limits
     connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
     patience = limits.queue_timeout.seconds
@@ -17,12 +17,12 @@ def slot_limits(config: Config) -> SlotLimits:
 
 
 def question_limits(config: Config) -> Limits:
-    """How many questions at once; as many may wait as there may be connections."""
+    """Limits on simultaneous questions to upstreams; the queue is as long as ``connections``."""
     return _unqueued(config, config.limits.questions)
 
 
 def answer_limits(config: Config) -> Limits:
-    """How many bytes of answers in memory."""
+    """Limits on the bytes of upstream responses in memory."""
     return _unqueued(config, config.limits.answers.bytes)
 
 
@@ -32,7 +32,7 @@ def _unqueued(config: Config, size: int) -> Limits:
 
 
 def _shares(config: Config) -> tuple[float, float]:
-    """What one upstream may hold of the whole (a lone one: all), and what one client may."""
+    """Shares of one upstream (all of it if there is only one) and of one client, 0 to 1."""
     limits = config.limits
     of_upstream = limits.upstream_share.share if len(config.enabled()) > 1 else 1.0
     return of_upstream or 1.0, limits.client_share.share or 1.0

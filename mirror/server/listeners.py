@@ -1,7 +1,7 @@
-"""The sockets that clients come in through: opened, named, closed.  Knows no HTTP.
+"""The sockets on which clients connect: opening, naming, closing.  Knows no HTTP.
 
-Several processes can share them: sockets over TCP are opened by each with ``reuse_port``, the
-others are opened by one and inherited.
+Several processes can share them: each process opens its own TCP sockets with ``reuse_port``; one
+process opens the unix sockets, and the others inherit them.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from mirror.server.activation import activated_sockets
 from mirror.server.errors import StartError
 
 BACKLOG: Final = 1024
-#: asyncio takes its ``backlog`` for both, and a thousand connections at once need as many files
-#: before the first of them is counted.
+#: asyncio uses its ``backlog`` both as the length of the queue and as the number of connections
+#: accepted in one turn; a thousand accepted at once take as many files before the first is counted.
 ACCEPTED_AT_ONCE: Final = 16
 _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # IPv6 is switched off
 _PROBE_SECONDS: Final = 1.0
 
 
 class ListenError(StartError):
-    """Nobody can listen there: what failed, and what to do."""
+    """A socket cannot be opened; ``what`` failed, and advice."""
 
     def __init__(self, what: str, advice: str) -> None:
         super().__init__(f"{what}; {advice}")
@@ -35,7 +35,7 @@ class ListenError(StartError):
 
 
 class Listener:
-    """A bound and listening socket that never blocks, and where it is."""
+    """A bound, listening, non-blocking socket and its address."""
 
     def __init__(
         self,
@@ -45,9 +45,10 @@ class Listener:
         *,
         proxy: bool = False,
     ) -> None:
-        """``file`` is what was made in the file system, and is to go in the end.
+        """Take over ``raw``.
 
-        ``proxy``: whoever comes in there has the mirror as a proxy.
+        ``file`` is the socket file to remove on close, None if there is none.  ``proxy``: clients
+        of this socket use the mirror as their HTTP(S) proxy.
         """
         self.proxy = proxy
         self.address = address
@@ -56,14 +57,14 @@ class Listener:
 
     @property
     def over_tcp(self) -> bool:
-        """Whether TLS is spoken there, where it is configured."""
+        """Whether TLS applies to this socket, if configured."""
         return isinstance(self.address, TcpAddress)
 
     def twin(self) -> "Listener":
-        """Another socket in the very same place, for another process.
+        """Open another socket on the same address, for another process.
 
         Raises:
-            StartError: nobody else can listen there.
+            StartError: the address cannot be bound again.
         """
         raw = socket.socket(self.raw.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
@@ -79,27 +80,29 @@ class Listener:
             raise _refused(self.address, error) from error
 
     def queue_many(self) -> None:
-        """Let many wait for their turn, although asyncio accepts a few at once."""
+        """Set the length of the queue, which asyncio has set to the few that it accepts at once."""
         self.raw.listen(BACKLOG)
 
     def withdraw(self) -> None:
-        """Remove the socket file, while the socket is open: then no other can pass for it."""
+        """Remove the socket file; call it while the socket is open, so that no other file can
+        match.
+        """
         made, self._file = self._file, None
         if made is None or not isinstance(self.address, UnixAddress):
             return
-        with contextlib.suppress(OSError):  # it is gone, or a read-only directory now
+        with contextlib.suppress(OSError):  # removed already, or the directory is read-only now
             if os.path.samestat(made, self.address.path.lstat()):
                 self.address.path.unlink()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.withdraw()
         self.raw.close()
 
 
 @contextlib.contextmanager
 def opened_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[list[Listener]]:
-    """All sockets of a configuration: those of systemd where it passed some, else ``listen``.
+    """Open all sockets of a configuration: those passed by systemd, else those of ``listen``.
 
     Raises:
         StartError: one cannot be opened.
@@ -114,8 +117,10 @@ def opened_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[li
 
 @contextlib.contextmanager
 def opened_worker_listeners(config: Config, workers: int) -> Iterator[list[list[Listener]]]:
-    """The sockets of each of several processes: its own over TCP, where clients are spread by the
-    system (SO_REUSEPORT), the same ones for all elsewhere.
+    """Open the sockets of several processes, one list for each.
+
+    Each process has its own TCP sockets, among which the kernel spreads clients (SO_REUSEPORT); all
+    share the unix sockets.
 
     Raises:
         StartError: one cannot be opened.
@@ -139,7 +144,7 @@ def _spread(raw: socket.socket) -> bool:
 
 
 def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[Listener]:
-    """Open one after the other.
+    """Open the sockets one after another.
 
     Raises:
         StartError: one cannot be opened.
@@ -161,7 +166,7 @@ def _open_all(
 ) -> Iterator[Listener]:
     for address in addresses:
         if isinstance(address, TcpAddress):
-            if reuse_port:  # else another program's port would be shared without a word
+            if reuse_port:  # or another program's port would be shared silently
                 for probe in open_tcp(address):
                     probe.close()
             yield from open_tcp(address, reuse_port=reuse_port)
@@ -170,10 +175,10 @@ def _open_all(
 
 
 def open_tcp(address: TcpAddress, *, reuse_port: bool = False) -> list[Listener]:
-    """Listen over TCP; several sockets where a name has several addresses.
+    """Listen over TCP; returns several sockets if the name has several addresses.
 
     Raises:
-        StartError: nobody can listen there.
+        StartError: the address cannot be used.
     """
     opened: list[Listener] = []
     absent: OSError | None = None
@@ -197,16 +202,16 @@ def open_tcp(address: TcpAddress, *, reuse_port: bool = False) -> list[Listener]
 
 
 def open_unix(address: UnixAddress, mode: int) -> Listener:
-    """Listen in the file system; the socket of a process that is gone is replaced.
+    """Listen on a unix socket; replaces the socket file of a dead process.
 
     Raises:
-        StartError: nobody can listen there.
+        StartError: the path cannot be used.
     """
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _make_way(address.path)
         raw.bind(str(address.path))
-        address.path.chmod(mode)  # before it listens, so nobody got in who may not
+        address.path.chmod(mode)  # before listen(): no client may connect without permission
         return Listener(address, _listening(raw), address.path.lstat())
     except OSError as error:
         raw.close()
@@ -214,12 +219,12 @@ def open_unix(address: UnixAddress, mode: int) -> Listener:
 
 
 def _places(address: TcpAddress) -> Iterable[tuple[int, tuple[object, ...]]]:
-    """Families and addresses to bind; both families are one socket where the system can."""
+    """Families and addresses to bind; one dual-stack socket for both families if the system can."""
     if not address.host:
         both = [(socket.AF_INET6, ("::", address.port))] if socket.has_ipv6 else []
         if both and socket.has_dualstack_ipv6():
             return both
-        return [(socket.AF_INET, ("0.0.0.0", address.port)), *both]  # noqa: S104  # as asked for
+        return [(socket.AF_INET, ("0.0.0.0", address.port)), *both]  # noqa: S104  # the user asked for it
     found = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -229,7 +234,7 @@ def _places(address: TcpAddress) -> Iterable[tuple[int, tuple[object, ...]]]:
 def _bound(
     family: int, place: tuple[object, ...], *, both: bool, reuse_port: bool
 ) -> socket.socket:
-    # With its protocol: asyncio sets TCP_NODELAY only where that is said.
+    # asyncio sets TCP_NODELAY only on sockets with an explicit protocol.
     raw = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -253,7 +258,7 @@ def _listening(raw: socket.socket) -> socket.socket:
 
 def _activated(raw: socket.socket) -> Listener:
     raw.setblocking(False)
-    if raw.family == socket.AF_UNIX:  # systemd's to remove
+    if raw.family == socket.AF_UNIX:  # systemd removes its file
         return Listener(UnixAddress(Path(raw.getsockname())), raw, None)
     v6 = raw.family == socket.AF_INET6
     both = v6 and not raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -262,29 +267,29 @@ def _activated(raw: socket.socket) -> Listener:
 
 
 def _address_of(raw: socket.socket, host: str) -> TcpAddress:
-    """As it was written, with the port that it became."""
+    """The address as the user wrote it, with the actual port."""
     return TcpAddress(host, raw.getsockname()[1])
 
 
 def _make_way(path: Path) -> None:
-    """Remove the socket of a process that is gone, and nothing else.
+    """Remove the socket file of a dead process, and nothing else.
 
     Raises:
-        OSError: something is there, and in use or no socket.
+        OSError: the path is a socket in use, or not a socket.
     """
     try:
         there = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(there.st_mode):
-        raise OSError(errno.EEXIST, "there is something else, which is no socket")
+        raise OSError(errno.EEXIST, "the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
-        except TimeoutError as error:  # a queue that is full is somebody's
+        except TimeoutError as error:  # its queue is full, so a process has it
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
         else:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

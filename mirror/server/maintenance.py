@@ -1,6 +1,6 @@
-"""What a mirror does for its cache by itself: keep what is to be kept, drop what is old.
+"""Regular work on the cache: protect the images of ``[[keep]]``, drop expired objects.
 
-Every process marks what it stores; of several only the first reviews all of it and drops anything.
+Every process marks the images that it stores; only the first reviews all of them and drops objects.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def keeping_rule(config: Config) -> Rule:
-    """Which images are kept."""
+    """The rule that tells which images are kept."""
     globs = kept_images(config)
 
     def is_kept(image: FullName) -> bool:
@@ -35,7 +35,7 @@ def keeping_rule(config: Config) -> Rule:
 
 
 class Maintenance:
-    """The rules in force, and the tasks that go by them."""
+    """The rules in force, and the tasks that apply them."""
 
     def __init__(self, store: Store, *, first: bool) -> None:
         self._store = store
@@ -43,7 +43,7 @@ class Maintenance:
         self._tasks: list[asyncio.Task[None]] = []
 
     def apply_options(self, config: Config) -> None:
-        """Keep and drop as ``config`` says from now on."""
+        """Apply ``config`` from now on."""
         self.close()
         self._store.keeping.rule = keeping_rule(config)
         if not self._first:
@@ -56,16 +56,16 @@ class Maintenance:
             self._tasks.append(asyncio.create_task(aging.run(), name="max_age"))
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the tasks."""
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
 
     async def _review(self, config: Config) -> None:
-        """Again and again: a tag moves, and what it meant is kept no more; an index is lost."""
+        """Review at intervals: a tag may move off its old image, and an index may be lost."""
         keeping, due, warned = self._store.keeping, 0.0, False
         while True:
-            with contextlib.suppress(OSError, IndexUnavailableError):  # it is healed meanwhile
+            with contextlib.suppress(OSError, IndexUnavailableError):  # the store heals itself
                 if time.monotonic() >= due or not await keeping.is_settled():
                     kept = await keeping.review()
                     due = time.monotonic() + _REVIEW_SECONDS
@@ -74,7 +74,7 @@ class Maintenance:
 
 
 def _warned(kept: int, most: int) -> bool:
-    """Whether the log had to be told that there is little room beside what is kept."""
+    """Warn if kept images leave little room; return whether it did."""
     if kept > _MUCH * most:
         _log.warning(
             "[[keep]] keeps %d of at most %d bytes: there is little room for anything else; "

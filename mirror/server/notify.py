@@ -1,4 +1,4 @@
-"""What systemd is told of the mirror: sd_notify(3), without the library."""
+"""Status messages to systemd: sd_notify(3), without libsystemd."""
 
 import asyncio
 import logging
@@ -13,10 +13,10 @@ _MICROSECONDS: Final = 1_000_000
 
 
 class SystemdNotifier:
-    """Hears how the mirror is; where nobody started it that listens, nothing is said."""
+    """Sends the state of the mirror to systemd; does nothing if NOTIFY_SOCKET is not set."""
 
     def __init__(self, environment: Mapping[str, str], pid: int) -> None:
-        """Find out who listens, and how often they want to hear of the process ``pid``."""
+        """Read the socket, and the watchdog period of the process ``pid``, from ``environment``."""
         place = environment.get("NOTIFY_SOCKET", "")
         self._place = "\0" + place[1:] if place.startswith("@") else place
         period = environment.get("WATCHDOG_USEC", "")
@@ -24,25 +24,25 @@ class SystemdNotifier:
         self.watchdog_seconds = int(period) / _MICROSECONDS if meant and period.isdecimal() else 0.0
 
     def ready(self) -> None:
-        """It serves: after the start, or after ``reloading``."""
+        """Report that the mirror serves: after the start, or after ``reloading``."""
         self._say("READY=1")
 
     def reloading(self) -> None:
-        """It reads its configuration again."""
+        """Report that the mirror reads its configuration again."""
         moment = time.clock_gettime(time.CLOCK_MONOTONIC) * _MICROSECONDS
         self._say(f"RELOADING=1\nMONOTONIC_USEC={moment:.0f}")
 
     def stopping(self) -> None:
-        """It lets what is being sent finish."""
+        """Report that the mirror stops, once active transfers end."""
         self._say("STOPPING=1")
 
     def alive(self) -> None:
-        """The process that is supervised still does its work."""
+        """Answer the watchdog for the supervised process."""
         if self.watchdog_seconds:
             self._say("WATCHDOG=1")
 
     async def ping(self) -> None:
-        """Say again and again that the loop turns; ends at once where nobody asks."""
+        """Answer the watchdog at intervals; ends at once if systemd did not ask for it."""
         while self._place and self.watchdog_seconds:
             self.alive()
             await asyncio.sleep(self.watchdog_seconds / 2)
@@ -55,12 +55,12 @@ class SystemdNotifier:
                 out.setblocking(False)
                 out.sendto(text.encode(), self._place)
         except OSError as error:
-            _log.warning("systemd cannot be told %r: %s", text.partition("\n")[0], error.strerror)
+            _log.warning("cannot send %r to systemd: %s", text.partition("\n")[0], error.strerror)
 
 
 @asynccontextmanager
 async def supervised(environment: Mapping[str, str], pid: int) -> AsyncIterator[SystemdNotifier]:
-    """Whoever supervises the process; its watchdog is kept quiet while the context is open."""
+    """The notifier; it answers the watchdog while the context is open."""
     supervisor = SystemdNotifier(environment, pid)
     pinging = asyncio.create_task(supervisor.ping(), name="watchdog")
     try:

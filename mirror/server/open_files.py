@@ -1,7 +1,7 @@
-"""How many files may be open, and what of the configured bounds fits into that.
+"""The limit on open files, and the configured limits reduced to fit into it.
 
-Where clients, downloads and hot answers can take no more than there is, none of them takes what
-another one needs to be finished.
+Each of clients, downloads and cached responses has a fixed part, so that none takes descriptors
+that another needs to finish.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from typing import Any, Final
 from mirror.config.model import Config
 from mirror.server.listeners import ACCEPTED_AT_ONCE
 
-#: Databases, sockets that listen, logs, names that are being resolved; and connections that were
-#: just accepted, over some turns of the loop, before they are counted.
+#: Databases, listening sockets, logs, names being resolved; and connections just accepted, over
+#: some turns of the loop, before they are counted.
 _OWN: Final = 64 + 4 * ACCEPTED_AT_ONCE
 _HOT: Final = 512
-#: A client that is sent a blob: its connection, another descriptor of that, and the file.  Up to a
-#: quarter more clients are there, with a connection each, to be told that there are too many.
+#: A client that receives a blob: its connection, a duplicate of its descriptor, and the file.  Up
+#: to a quarter more clients have a connection each, to be answered that there are too many.
 _QUARTERS_PER_CLIENT: Final = 13
 _PER_DOWNLOAD: Final = 3  # from upstream, into the file, out of the file
 _LEAST_FOR_HOT: Final = 4 * _HOT
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one process may have at once; ``hot``: whether answers are kept with their files."""
+    """Limits of one process; ``hot``: whether responses are cached with their files open."""
 
     connections: int
     downloads: int
@@ -42,18 +42,18 @@ class Bounds:
 
     @property
     def files(self) -> int:
-        """Descriptors that all of it takes."""
+        """The number of descriptors that all of these take."""
         clients = -(-self.connections * _QUARTERS_PER_CLIENT // 4)
         return _OWN + _HOT * self.hot + clients + _PER_DOWNLOAD * self.downloads + self.tunnels
 
 
 def bounds(config: Config) -> Bounds:
-    """The bounds of a configuration, as far as they fit into what the system allows."""
+    """The limits of a configuration, as far as they fit into the limit on open files."""
     return fitted(_configured(config), _allowed())
 
 
 def fitted(wanted: Bounds, files: int) -> Bounds:
-    """What of the ``wanted`` bounds fits into so many open files."""
+    """Reduce the ``wanted`` limits to fit into so many open ``files``."""
     if wanted.files <= files:
         return wanted
     hot = wanted.hot and files >= _LEAST_FOR_HOT
@@ -66,17 +66,17 @@ def fitted(wanted: Bounds, files: int) -> Bounds:
 
 
 def allow_open_files() -> None:
-    """Use what the system allows: the usual soft limit of 1024 is for programs that use select."""
+    """Raise the soft limit on open files to the hard one: the usual 1024 is for select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError) as error:  # macOS says that there is no limit, and has one
+        except (OSError, ValueError) as error:  # macOS reports no limit, and has one
             _log.debug("the limit on open files stays at %d: %s", soft, error)
 
 
 def say_what_is_cut(config: Config) -> None:
-    """Write one line into the log where the configuration does not fit into the open files."""
+    """Log one warning if the configuration does not fit into the limit on open files."""
     wanted, given = _configured(config), bounds(config)
     cut = [
         f"{key} {ours} instead of {theirs}"
@@ -90,7 +90,7 @@ def say_what_is_cut(config: Config) -> None:
     ]
     if cut:
         _log.warning(
-            "the system allows a process %d open files, so that it has %s; raise LimitNOFILE "
+            "the system allows a process %d open files; reduced: %s; raise LimitNOFILE "
             "(ulimit -Hn, docker run --ulimit nofile) to %d",
             _allowed(),
             ", ".join(cut).replace("False instead of True", "off"),
@@ -111,9 +111,9 @@ def _allowed() -> int:
 def say_seldom_what_is_exhausted(
     loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic
 ) -> None:
-    """Have ``loop`` log once a minute that it cannot let clients in, not for every attempt.
+    """Make ``loop`` log once a minute that it cannot accept clients, not for every attempt.
 
-    asyncio tries again once a second, a thousand times each.
+    asyncio retries once a second, a thousand attempts each time.
     """
     silent_until = 0.0
 

@@ -1,4 +1,4 @@
-"""Which proxy leads to what: by the configuration, or else by the environment."""
+"""Selects the proxy for each upstream: from the configuration, else from the environment."""
 
 import os
 
@@ -13,10 +13,10 @@ from mirror.upstream.proxies import (
 
 
 def upstream_proxies(config: Config, name: str) -> Proxies:
-    """The proxies for an upstream, its token service and where it redirects.
+    """The proxies for an upstream, its token service and its redirects.
 
     Raises:
-        StartError: the environment names one that cannot be used.
+        StartError: a proxy named in the environment cannot be used.
     """
     if own := config.upstreams[name].proxy:
         return configured_proxies(own, f'[upstreams."{name}"] proxy')
@@ -24,10 +24,10 @@ def upstream_proxies(config: Config, name: str) -> Proxies:
 
 
 def general_proxies(config: Config) -> Proxies:
-    """The proxies for everything that has none of its own.
+    """The proxies for upstreams without their own.
 
     Raises:
-        StartError: the environment names one that cannot be used.
+        StartError: a proxy named in the environment cannot be used.
     """
     if config.fetch.proxy:
         return configured_proxies(config.fetch.proxy, "[fetch] proxy")
@@ -35,10 +35,10 @@ def general_proxies(config: Config) -> Proxies:
 
 
 def from_environment() -> Proxies:
-    """The proxies of this process's environment.
+    """The proxies named in the environment of this process.
 
     Raises:
-        StartError: it names one that cannot be used.
+        StartError: one of them cannot be used.
     """
     try:
         return environment_proxies(os.environ)
@@ -47,10 +47,10 @@ def from_environment() -> Proxies:
 
 
 def named_proxies(config: Config) -> list[str]:
-    """Every proxy that an upstream may be reached through, each once, for people.
+    """Every proxy to an upstream, each once, as text for people.
 
     Raises:
-        StartError: the environment names one that cannot be used.
+        StartError: a proxy named in the environment cannot be used.
     """
     tables = [upstream_proxies(config, name) for name in config.enabled()]
     named = (str(proxy) for table in tables for proxy in table.by_scheme.values())

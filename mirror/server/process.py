@@ -1,4 +1,4 @@
-"""What the process asks of the system and says on its terminal."""
+"""Signals, parent process and terminal output of the process."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def announce(config: Config, listeners: Sequence[Listener]) -> None:
-    """Say where the mirror listens, what for, and how to point a client at it."""
+    """Print where the mirror listens, for which registries, and how to configure a client."""
     addresses = [listener.address for listener in listeners if not listener.proxy]
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
@@ -38,7 +38,7 @@ def announce(config: Config, listeners: Sequence[Listener]) -> None:
 
 def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
     outermost = lookup_outermost(addresses)
-    if outermost is None:  # what is in front of it has the address for clients
+    if outermost is None:  # the server in front of the socket has the address for clients
         path = str(addresses[0]).removeprefix("unix:")
         return [f"  figures curl --unix-socket {path} http://localhost/metrics"]
     tls = bool(config.server.tls_certificate)
@@ -58,9 +58,9 @@ def _ways_through(addresses: Iterable[Address]) -> list[str]:
 
 
 def heed(stopping: asyncio.Event, reloading: asyncio.Event | None = None) -> None:
-    """Set ``stopping`` on SIGTERM or SIGINT, ``reloading`` on SIGHUP, from now on.
+    """Set ``stopping`` on SIGTERM or SIGINT, ``reloading`` on SIGHUP.
 
-    A signal may come before the start ends.
+    Call it early: a signal may arrive during the start.
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -70,13 +70,13 @@ def heed(stopping: asyncio.Event, reloading: asyncio.Event | None = None) -> Non
 
 
 def say_stopping(config: Config) -> None:
-    """Say what a stop waits for."""
-    _log.info("stopping: finishing what is being sent (at most %s)", config.server.drain.text)
+    """Log what the stop waits for."""
+    _log.info("stopping: waiting for active transfers (at most %s)", config.server.drain.text)
 
 
 async def until_orphaned(stopping: asyncio.Event) -> None:
-    """Stop when the process that started this one is gone: nobody else could end it."""
+    """Set ``stopping`` when the parent process is gone: only the parent would stop this one."""
     parent = os.getppid()
-    while os.getppid() == parent:  # noqa: ASYNC110  # the system tells of it by signal alone
+    while os.getppid() == parent:  # noqa: ASYNC110  # the system reports it by signal only
         await asyncio.sleep(_ORPHAN_SECONDS)
     stopping.set()

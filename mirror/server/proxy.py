@@ -1,4 +1,4 @@
-"""Proxy mode: what it is built of, and its sockets."""
+"""Proxy mode: builds its parts, and serves its sockets."""
 
 import asyncio
 import socket
@@ -37,20 +37,20 @@ from mirror.upstream.proxies import Proxies, Proxy
 from mirror.upstream.routing import Target, is_limited
 
 _PATIENCE_SECONDS: Final = 5.0
-_PUSH_SECONDS: Final = 3600.0  # by which clocks and flights may be late
+_PUSH_SECONDS: Final = 3600.0  # covers clock skew and pushes still in flight
 
 Pushed = Callable[[Target, str], Awaitable[None]]
 
 
 def opened_pushes(config: Config, layout: Layout) -> Pushes | None:
-    """What is known of pushes; None where none can come through here."""
+    """The memory of pushes; None if proxy mode is off, since pushes come only through it."""
     tags = config.tags
     believed = max(tags.max_age.seconds, tags.negative_max_age.seconds)
     return Pushes(layout.pushed, believed + _PUSH_SECONDS) if config.proxy.listen else None
 
 
 def note_of(pushes: Pushes, store: Store, table: ResponseCache) -> Pushed:
-    """What is to be done after a push: nothing that was known before is fresh any more."""
+    """Return what to do after a push: drop the cached response, and note the tag as not fresh."""
 
     async def pushed(target: Target, reference: str) -> None:
         pushes.note(target.record)
@@ -69,12 +69,12 @@ def proxy_handler(
     metrics: Metrics,
     pushed: Pushed,
 ) -> ProxyHandler:
-    """What answers those whose proxy the mirror is.
+    """The handler for clients that use the mirror as their proxy.
 
     Raises:
         StartError: the CA cannot be used.
     """
-    # Late, since it costs 8 MiB that only those should pay who use proxy mode.
+    # Imported late: it costs 8 MiB, which mirrors without proxy mode should not pay.
     from mirror.ca.files import ensure_authority  # noqa: PLC0415
     from mirror.ca.issuer import CertificateIssuer  # noqa: PLC0415
 
@@ -100,7 +100,7 @@ def proxy_handler(
 
 
 def _check_loop(config: Config) -> None:
-    """The mirror must not be its own proxy: it would ask itself for what it lacks.
+    """Check that the mirror is not its own proxy, which would send its requests to itself.
 
     Raises:
         StartError: it is.
@@ -120,7 +120,7 @@ def _check_loop(config: Config) -> None:
 
 
 def _parent_by(proxies: Proxies) -> Callable[[Destination], Proxy | None]:
-    """The proxy that leads to a server, as for upstreams."""
+    """The function that finds the parent proxy to a server, the same as for upstreams."""
     return lambda destination: proxies.lookup("https", destination.host, destination.port)
 
 
@@ -142,21 +142,21 @@ def _permission(config: Config) -> Permission:
 
 
 def _hosts(name: str, upstream: UpstreamConfig) -> set[str]:
-    """The hosts of a registry, by its names and its url."""
+    """The host names of a registry, from its names and its URL."""
     names = (name, *upstream.aliases, *upstream.hosts, urlsplit(upstream.url).netloc)
     return {host for text in names if (host := urlsplit(f"//{text}").hostname)}
 
 
 @asynccontextmanager
 async def listening(server: Server, listeners: Iterable[Listener]) -> AsyncIterator[None]:
-    """Let those in whose proxy the mirror is, while the context is open."""
+    """Serve proxy clients while the context is open."""
     loop = asyncio.get_running_loop()
     opened: list[asyncio.Server] = []
     try:
         for listener in listeners:
             handler = partial(server.connection, PROXY)
             opening = loop.create_server(handler, sock=listener.raw, backlog=ACCEPTED_AT_ONCE)
-            opened.append(await opening)  # so that what is open is closed, come what may
+            opened.append(await opening)  # each closes if a later one fails
             listener.queue_many()
         yield
     finally:

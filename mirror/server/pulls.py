@@ -1,4 +1,4 @@
-"""The pulls: for everybody, and where clients bring credentials of their own, for them as well."""
+"""The pulls: shared ones, and private ones for clients with their own credentials."""
 
 import logging
 import secrets
@@ -36,7 +36,10 @@ _KEY_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Pulls:
-    """What answers for content; ``visiting`` says whose credentials are whose, if anybody's are."""
+    """The sources of content; ``client_credentials`` is None if clients cannot send their own.
+
+    ``begun`` lists every ``BlobPulls`` that may have fills.
+    """
 
     begun: Sequence[BlobPulls]
     blobs: BlobPulls | AuthorizedBlobs
@@ -45,7 +48,7 @@ class Pulls:
     client_credentials: ClientCredentials | None = None
 
     async def finish(self) -> None:
-        """Wait for the end of all fills that were begun here."""
+        """Wait for the end of all fills."""
         for blobs in self.begun:
             await blobs.finish()
 
@@ -82,7 +85,7 @@ async def opened_pulls(
             return blobs, manifests, listings
 
         public = made(store, shared_state.fills)
-        stack.enter_context(shared_state.books.watching(public[0]))  # the ledger is for all to see
+        stack.enter_context(shared_state.books.watching(public[0]))  # every client sees the ledger
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
             yield Pulls(begun, *public)
             return

@@ -1,7 +1,7 @@
-"""Tells the ledger what happened.  Decides what is told: never a credential, a query, a header.
+"""Records events in the ledger.  Must not record credentials, query strings or headers.
 
-Of the User-Agent only which program it is, of a client's address only that two are the same, and of
-what is private no name: the ledger is for everybody to see.
+Of the User-Agent, only the type of client is recorded; of client addresses, only which are the
+same; of private images, no name.  Every client can see the ledger.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class StatsRecorder:
         self._speeds = DownloadRates()
 
     async def run(self) -> None:
-        """Write every second what has happened and what is under way."""
+        """Write recent events and active downloads every second."""
         while True:
             await asyncio.sleep(_WRITE_SECONDS)
             fills = [fill for pulls in self._pulls for fill in pulls.under_way()]
@@ -46,7 +46,7 @@ class StatsRecorder:
 
     @contextmanager
     def watching(self, pulls: BlobPulls) -> Iterator[None]:
-        """Tell of the downloads of ``pulls`` while the context is open."""
+        """Include the downloads of ``pulls`` while the context is open."""
         self._pulls.append(pulls)
         try:
             yield
@@ -54,7 +54,7 @@ class StatsRecorder:
             self._pulls.remove(pulls)
 
     def request_ended(self, ending: AccessRecord) -> None:
-        """A request was answered, or its connection is gone."""
+        """Record a request that was answered, or whose connection is gone."""
         exchange = ending.exchange
         if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
@@ -62,7 +62,7 @@ class StatsRecorder:
         self.ledger.batch.add(self._request(ending), ending.client, now - ending.seconds, now)
 
     def repeated(self, ending: AccessRecord) -> Callable[[str], None]:
-        """Counts an answer that is given again, by client; made once for many."""
+        """Return a function that counts a replayed response, by client; built once per response."""
         ledger, request, clock = self.ledger, self._request(ending), self._clock
 
         def count(client: str) -> None:
@@ -71,15 +71,15 @@ class StatsRecorder:
         return count
 
     def upstream_answered(self, upstream: str, code: str) -> None:
-        """An upstream answered with a status, or with none (``error``)."""
+        """Record the status of an upstream's response, ``error`` if there was none."""
         self.ledger.batch.answers[upstream] = Answer(code, self._clock())
 
     def upstream_bytes(self, upstream: str, count: int) -> None:
-        """Body bytes arrived."""
+        """Record received body bytes."""
         self.ledger.batch.got(upstream, count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
-        """Upstream told how many pulls it allows and how many are left."""
+        """Record the rate limit of an upstream: pulls allowed, pulls remaining."""
         self.ledger.batch.limits[upstream] = RateLimit(limit, remaining)
 
     def _request(self, ending: AccessRecord) -> Request:
@@ -99,7 +99,7 @@ class StatsRecorder:
         )
 
     def _content_bytes(self, manifest: Manifest | None) -> int:
-        """What config and layers come to; reading a manifest of 10 KiB takes 50 us."""
+        """Total size of config and layers; parsing a manifest of 10 KiB takes 50 us."""
         if manifest is None or manifest.media_type in _INDEXES:
             return 0
         name = str(manifest.digest)

@@ -1,7 +1,7 @@
-"""The configuration read again while the mirror serves: on SIGHUP, for one process or for all.
+"""Reloads the configuration while the mirror serves, on SIGHUP, for one process or for all.
 
-Either all of a new configuration is in force afterwards or, with one line per mistake, none of it.
-No connection is dropped: what is under way ends under the configuration it began with.
+A new configuration is applied completely or, with one log line per mistake, not at all.  No
+connection is dropped: requests end under the configuration they began with.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from mirror.store.local.sqlite import IndexUnavailableError
 
 _log = logging.getLogger(__name__)
 
-#: Reads the configuration from where it came at the start; raises ConfigError.
+#: Reads the configuration again from its sources; raises ConfigError.
 Reread = Callable[[], Config]
 
 
 @dataclass(frozen=True, slots=True)
 class Reloadable:
-    """All of a running mirror that goes by its configuration."""
+    """All parts of a running mirror that depend on its configuration."""
 
     generations: Generations
     store: Store
@@ -51,7 +51,7 @@ class Reloadable:
         return self.generations.current.config
 
     async def reload(self, config: Config) -> None:
-        """Go by ``config`` from now on, but for what has to wait for a restart.
+        """Apply ``config``, except for settings that need a restart.
 
         Raises:
             StartError: something that it names cannot be used; then nothing has changed.
@@ -68,7 +68,7 @@ class Reloadable:
         self.scrubbing.every(config.cache.scrub.seconds)
         self.housekeeping.apply_options(config)
         self.warming.by(config)
-        with contextlib.suppress(OSError, IndexUnavailableError):  # it is told, and healed, already
+        with contextlib.suppress(OSError, IndexUnavailableError):  # logged and repaired already
             await self.store.limit(cache_limits(config))
 
     def _use_certificate(self, config: Config) -> None:
@@ -82,10 +82,10 @@ class Reloadable:
 
 
 def try_out(config: Config) -> None:
-    """Look whether everything that a configuration names could be used, in a process that does not.
+    """Check that everything a configuration names can be used, without using it.
 
     Raises:
-        StartError: something cannot.
+        StartError: something cannot be used.
     """
     check_upstreams(config)
     certificate(config)
@@ -94,7 +94,7 @@ def try_out(config: Config) -> None:
 
 
 def tell_changes(running: Config, read: Config) -> None:
-    """Write into the log what a reload has changed, and what has to wait."""
+    """Log what a reload has changed, and what needs a restart."""
     told = changes(running, read)
     for change in told:
         _log.log(logging.WARNING if change.waits else logging.INFO, "reload: %s", change)
@@ -103,7 +103,7 @@ def tell_changes(running: Config, read: Config) -> None:
 
 
 def tell_mistakes(error: ConfigError | StartError) -> None:
-    """Write into the log why nothing has changed."""
+    """Log why a reload changed nothing."""
     for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
         _log.error("not reloaded, the former configuration stays: %s", line)
 
@@ -111,7 +111,7 @@ def tell_mistakes(error: ConfigError | StartError) -> None:
 async def reload_when_told(
     told: asyncio.Event, running: Reloadable, reread: Reread, systemd: SystemdNotifier
 ) -> None:
-    """Read the configuration again whenever ``told`` is set."""
+    """Reload the configuration whenever ``told`` is set."""
     while True:
         await told.wait()
         told.clear()
@@ -122,7 +122,7 @@ async def reload_when_told(
             say_what_is_cut(read)
         except (ConfigError, StartError) as error:
             tell_mistakes(error)
-        except Exception:  # or nobody would be there for the next time
+        except Exception:  # the task must live on for the next reload
             _log.exception("not reloaded: the mirror failed")
         else:
             tell_changes(before, read)

@@ -1,4 +1,4 @@
-"""Which handler answers which path: one table, and the registry API for everything else."""
+"""Maps paths to handlers: one table; the registry API takes all other paths."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ class Routes:
         }
 
     def handler(self, request: web.BaseRequest) -> Handler:
-        """The handler of a request; what the registry API does not know it refuses itself."""
+        """The handler of a request; the registry API rejects paths that it does not know."""
         if request.method in {"GET", "HEAD"}:
             return self._table.get(raw_path(request), self._registry)
         return self._registry

@@ -1,4 +1,4 @@
-"""The scrub, in the one process that does it, as often as the configuration says."""
+"""Runs the scrub, in one process, as often as the configuration says."""
 
 import asyncio
 
@@ -7,17 +7,17 @@ from mirror.store.local.scrub import Scrub
 
 
 class ScrubTask:
-    """Hashes the cache over and over, or not."""
+    """Hashes the cache over and over, if configured."""
 
     def __init__(self, store: Store, *, first: bool) -> None:
-        """Of several processes only the ``first`` does."""
+        """Only the ``first`` of several processes scrubs."""
         self._store = store
         self._first = first
         self._period = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def every(self, seconds: float) -> None:
-        """Do it once in so many seconds from now on, 0 for never; goes on where it was."""
+        """Scrub once per ``seconds`` from now on, 0 for never; continues from its last position."""
         if seconds == self._period or not self._first:
             return
         self.close()
@@ -27,6 +27,6 @@ class ScrubTask:
             self._task = asyncio.create_task(scrub.run(), name="scrub")
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the scrub."""
         if self._task is not None:
             self._task.cancel()

@@ -1,4 +1,4 @@
-"""Builds everything leaf to root, owns the order of start and stop."""
+"""Builds the parts from the lowest up; owns the order of start and stop."""
 
 import asyncio
 import contextlib
@@ -46,12 +46,12 @@ from mirror.server.worker_channel import WorkerChannel
 from mirror.store.local.sqlite import IndexUnavailableError
 
 _TEND_SECONDS: Final = 5.0
-_UNSEEN_SECONDS: Final = 10.0  # so long a worker may hold the file of what another evicted
+_UNSEEN_SECONDS: Final = 10.0  # a worker may hold evicted files of others for so long
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
 async def run(config: Config, reread: Reread) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is being sent; ``reread`` on SIGHUP.
+    """Serve until SIGTERM or SIGINT, then finish active transfers; ``reread`` on SIGHUP.
 
     Raises:
         StartError: the mirror cannot start.
@@ -81,7 +81,7 @@ async def run_worker(
 ) -> None:
     """Serve as one of several processes, until told to stop or the first process is gone.
 
-    ``config`` holds this worker's share of what is bounded; ``tether`` ties it to the first
+    ``config`` holds this worker's share of the limits; ``channel`` connects it to the first
     process.
 
     Raises:
@@ -102,14 +102,14 @@ async def run_worker(
 
 
 def _settle() -> None:
-    """Keep what is there now: with a thousand clients the collector took half of the time."""
+    """Exclude current objects from GC: with a thousand clients the collector took half the time."""
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A mirror that serves: what it listens on, and what of it goes by its configuration."""
+    """A mirror that serves: its listeners, and its parts that can be reloaded."""
 
     listeners: list[Listener]
     reloadable: Reloadable
@@ -119,7 +119,7 @@ class Running:
 async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[Running]:
     """Serve while the context is open.
 
-    ``stopping`` makes ``/readyz`` say so, for whoever balances load.
+    Once ``stopping`` is set, ``/readyz`` reports it to load balancers.
 
     Raises:
         StartError: the mirror cannot start.
@@ -138,10 +138,10 @@ async def _serving_on(
     first: bool = True,
     unseen: float = math.inf,
 ) -> AsyncIterator[Reloadable]:
-    """Serve on what is open already.
+    """Serve on open listeners.
 
-    Of several processes one is the ``first``, which does what is done once; what others evict may
-    be given for so many ``unseen`` seconds.
+    Of several processes, only the ``first`` does maintenance.  ``unseen``: for how many seconds
+    this process may serve objects that another one has evicted.
 
     Raises:
         StartError: the mirror cannot start.
@@ -149,7 +149,7 @@ async def _serving_on(
     say_seldom_what_is_exhausted(asyncio.get_running_loop())
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
-        tracing = await stack.enter_async_context(opened_tracing(config))  # the last to end
+        tracing = await stack.enter_async_context(opened_tracing(config))  # ends last
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
         books = await stack.enter_async_context(opened_stats(store))
@@ -204,9 +204,9 @@ async def _reread_regularly(chain: Certificate | None, generations: Generations)
 async def _tend_regularly(store: Store, metrics: Metrics, *, first: bool) -> None:
     while True:
         await asyncio.sleep(_TEND_SECONDS)
-        metrics.log_dropped(dropped())  # another process may be the one that is asked for figures
+        metrics.log_dropped(dropped())  # another process may answer /metrics
         await store.objects.flush_touches()
         await store.heal()
         if first:
-            with contextlib.suppress(OSError, IndexUnavailableError):  # told, and healed, already
-                await store.objects.make_room(0)  # databases, and what else is on the disk, grow
+            with contextlib.suppress(OSError, IndexUnavailableError):  # logged, and healed, already
+                await store.objects.make_room(0)  # databases and other files on the disk grow

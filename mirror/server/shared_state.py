@@ -1,4 +1,4 @@
-"""What stays while configurations come and go: store, figures, slots, and the fills under way."""
+"""State that survives reloads: store, metrics, slots, and active fills."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,14 +21,14 @@ from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
 from mirror.threads import Threads
 
-_SENDING_THREADS: Final = 16  # more than cores: one may wait for a page that is still on the disk
+_SENDING_THREADS: Final = 16  # more than cores: a thread may wait for a page to be read from disk
 
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """It, with the fills of what is everybody's and of what is private apart.
+    """State that survives reloads; public and private fills are kept separately.
 
-    ``stopping``: the mirror is about to end.
+    ``stopping`` is set when the mirror is about to end.
     """
 
     store: Store
@@ -52,13 +52,13 @@ async def opened_shared_state(
     table: ResponseCache,
     stopping: asyncio.Event,
 ) -> AsyncIterator[SharedState]:
-    """What the first configuration and all to come stand on."""
+    """Open the state that all configurations share."""
     upstreams = Upstreams(UpstreamEvents(metrics, books), store.rooms)
     slots = Slots(slot_limits(config), splitting(config))
     share = AHEAD_SHARE / config.server.processes()
     public, private = (
         Fills(RangeFetches(share)) for _ in range(2)
-    )  # each of its own: it keeps bytes
+    )  # one for each, since it keeps bytes
     with Threads(_SENDING_THREADS, "send") as sending:
         try:
             yield SharedState(
@@ -70,6 +70,6 @@ async def opened_shared_state(
 
 
 def splitting(config: Config) -> Splitting:
-    """How a large blob is split."""
+    """How a large blob is split into segments."""
     fill = config.fill
     return Splitting(fill.connections, fill.segment.bytes, fill.parallel_from.bytes)

@@ -1,4 +1,4 @@
-"""What the pages for people say, put together from ledger, store and configuration."""
+"""The content of the pages for people, from ledger, store and configuration."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -40,7 +40,7 @@ _CLIENTS: Final = (
 
 
 def status_handler(config: Config, books: StatsRecorder, objects: Objects) -> StatusHandler:
-    """The pages for people."""
+    """The handler of the pages for people."""
     default = config.default_upstream()
     names = [default, *(name for name in config.enabled() if name != default)]
     guides = _guides(config, tuple(names), default)

@@ -1,4 +1,4 @@
-"""The store, opened and closed."""
+"""Opens and closes the store."""
 
 import contextlib
 import logging
@@ -33,12 +33,12 @@ from mirror.threads import Threads
 _log = logging.getLogger(__name__)
 
 _FILE_THREADS: Final = 16
-_READING_THREADS: Final = 2  # for whoever looks through the cache, apart from those that serve
+_READING_THREADS: Final = 2  # for scans of the cache, separate from the threads that serve
 
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """What is kept of private repositories; ``links`` says what each of them has."""
+    """Stored objects of private repositories; ``links`` holds what each repository has."""
 
     blobs: Blobs
     manifests: Manifests
@@ -49,7 +49,9 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What is kept on disk; ``rooms`` bound what of it, and of other answers, is in memory."""
+    """Stored objects and records; ``rooms`` limit how much of them, and of
+    responses, is in memory.
+    """
 
     rooms: Rooms
     layout: Layout
@@ -64,28 +66,28 @@ class Store:
     keeping: KeptImages
 
     async def heal(self) -> None:
-        """Open again what was damaged, removed, or could not be opened; to be called often."""
+        """Reopen databases that were damaged, removed, or could not be opened; call it often."""
         await self.objects.heal()
         for notes in self.notes:
             await notes.heal()
 
     async def limit(self, limits: Limits) -> None:
-        """Keep within other limits from now on, dropping at once what is too much.
+        """Apply other limits from now on, and drop at once what exceeds them.
 
         Raises:
             OSError, IndexUnavailableError: the disk or a database cannot be used now.
         """
         for notes in self.notes:
             await notes.limit(limits.bounds)
-        await self.objects.limit(limits)  # beside what the records take now
+        await self.objects.limit(limits)  # after the databases, whose size counts
 
 
 @asynccontextmanager
 async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
-    """Open the store; a disk in trouble does not keep it from opening.
+    """Open the store; it opens even if the disk has errors.
 
     Raises:
-        StartError: the directory could never be used.
+        StartError: the directory can never be used.
     """
     layout = Layout(config.cache.directory.absolute())
     limits = cache_limits(config)
@@ -112,8 +114,8 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
 
 
 async def _warn_of_databases(config: Config, objects: Objects) -> None:
-    """Say once why a cache that is smaller than its databases keeps nothing."""
-    with contextlib.suppress(OSError, IndexUnavailableError):  # the alarm has told of it
+    """Log one warning if the cache is so small that its databases leave no room."""
+    with contextlib.suppress(OSError, IndexUnavailableError):  # the alarm has logged it
         usage = await objects.usage()
         if usage.overhead_bytes > usage.max_bytes // 2:
             _log.warning(
@@ -165,7 +167,7 @@ def _store(
 
 
 def cache_limits(config: Config) -> Limits:
-    """How much may be kept, on the disk that the cache is on."""
+    """How much may be stored, given the disk of the cache directory."""
     there = _existing(config.cache.directory.absolute())
     disk_bytes = shutil.disk_usage(there).total
     min_free = config.cache.min_free.of(disk_bytes)
@@ -174,7 +176,7 @@ def cache_limits(config: Config) -> Limits:
 
 
 def _existing(directory: Path) -> Path:
-    """The directory, or the one that it will be made in."""
+    """The directory, or its nearest existing parent."""
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 

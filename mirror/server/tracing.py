@@ -1,4 +1,4 @@
-"""Who collects spans, opened and closed."""
+"""Opens and closes the collector of spans."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_tracing(config: Config) -> None:
-    """Look whether spans could be collected, where they are to be.
+    """Check that spans can be collected, if configured.
 
     Raises:
         StartError: OpenTelemetry is not installed.
@@ -33,10 +33,10 @@ def check_tracing(config: Config) -> None:
 
 @asynccontextmanager
 async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
-    """Collect spans while the context is open, None where nobody wants them.
+    """Collect spans while the context is open; None if not configured.
 
     Raises:
-        StartError: OpenTelemetry is not installed, or cannot have its thread.
+        StartError: OpenTelemetry is not installed, or its thread cannot start.
     """
     check_tracing(config)
     if not config.tracing.endpoint:
@@ -51,7 +51,7 @@ async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
     through = "" if proxy is None else str(proxy.url)
     try:
         tracing = Tracing(str(address), wanted.sample, wanted.service, __version__, through)
-    except RuntimeError as error:  # the system refuses the thread that delivers
+    except RuntimeError as error:  # the system refused the thread that exports spans
         raise StartError(
             f"[tracing]: {error}; raise the limit on threads (--pids-limit, TasksMax, ulimit -u)"
         ) from error

@@ -1,4 +1,4 @@
-"""The upstreams and all their names."""
+"""Builds the upstreams, and the table of their names."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -31,7 +31,7 @@ from mirror.upstream.transport import Observer, Transport, TransportSettings
 
 _TOKENS: Final = 10_000
 _TOKENS_BYTES: Final = 8 * 1024 * 1024
-#: What other rooms make of an upstream's table: it means nothing to the way there.
+#: Settings of an upstream used by other parts: they do not affect how it is reached.
 _ELSEWHERE: Final = frozenset(
     {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
 )
@@ -39,7 +39,7 @@ _ELSEWHERE: Final = frozenset(
 
 @dataclass(slots=True)
 class _Open:
-    """An upstream that is open, and how many configurations use it; ``way``: how it is reached."""
+    """An open upstream, and how many configurations use it; ``way``: how it is reached."""
 
     way: Any
     endpoints: Endpoints
@@ -48,7 +48,7 @@ class _Open:
 
 
 class _Known(dict[str, Endpoints]):
-    """Upstreams by name; one may be gone that a connection through the proxy was made for."""
+    """Upstreams by name; a proxy connection may outlive the upstream it was made for."""
 
     def __missing__(self, name: str) -> Endpoints:
         raise UnknownRegistryError(name)
@@ -57,8 +57,8 @@ class _Known(dict[str, Endpoints]):
 class Upstreams:
     """Every upstream that some configuration uses.
 
-    One that the next configuration reaches in the same way is passed on: with its connections, its
-    tokens, and what is known of it (out of reach, or asking for silence).
+    If the next configuration reaches an upstream in the same way, it inherits the upstream with its
+    connections, tokens and state (unreachable, or rate limited).
     """
 
     def __init__(self, observer: Observer, rooms: Rooms) -> None:
@@ -68,7 +68,7 @@ class Upstreams:
 
     @asynccontextmanager
     async def used(self, config: Config) -> AsyncIterator[Mapping[str, Endpoints]]:
-        """The upstreams of a configuration by name; the last who uses one closes it.
+        """The upstreams of a configuration by name; an upstream closes after its last user.
 
         Raises:
             StartError: a password or CA file cannot be used.
@@ -109,19 +109,19 @@ class Upstreams:
 
 
 def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
-    """All that decides how an upstream is reached, to be compared.
+    """All settings that decide how an upstream is reached, for comparison.
 
     Raises:
         StartError: its password or CA file cannot be read.
     """
     with _using_ca_files(name):
-        trust = trusting(_ca_files(config, upstream))  # the same one while the files stay the same
+        trust = trusting(_ca_files(config, upstream))  # the same while the files are
     table = upstream.model_dump(exclude=set(_ELSEWHERE))
     return (name, table, _secret(name, upstream), config.fetch, trust)
 
 
 def check_upstreams(config: Config) -> None:
-    """Look whether all upstreams could be opened.
+    """Check that all upstreams can be opened.
 
     Raises:
         StartError: a password or CA file cannot be used.
@@ -146,7 +146,7 @@ async def opened_upstream(
     """
     secret = _secret(name, upstream)
     credentials = Credentials(upstream.username, secret) if upstream.username else None
-    # The credentials are the registry's: a mirror of it is asked as nobody.
+    # The credentials belong to the registry: its mirrors are asked anonymously.
     addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
     settings = _transport_settings(name, config, upstream)
     rate = upstream.max_rate.bytes
@@ -169,7 +169,7 @@ async def opened_upstream(
                     replaceable=len(registries) < len(upstream.mirrors),
                 )
             )
-        # The last one is the registry itself, whose credentials a visitor's are.
+        # The last one is the registry itself, to which the credentials of clients belong.
         yield Endpoints(
             name,
             registries,
@@ -180,7 +180,7 @@ async def opened_upstream(
 def _introduction(
     principal: Principal, name: str, url: URL, transport: Transport, tokens: Tokens
 ) -> Authenticator:
-    """Who a visitor is to the registry at ``url``."""
+    """How a client with its own credentials authenticates to the registry at ``url``."""
     credentials = principal.credentials()
     if credentials is None:
         return Verbatim(principal)
@@ -237,6 +237,6 @@ def directory(config: Config) -> Router:
 
 
 def _place(url: str) -> str:
-    """Where clients would find the registry; what is behind a path is somebody else's place."""
+    """Host and port of the registry for clients; empty if its URL has a path."""
     parts = urlsplit(url)
     return "" if parts.path.strip("/") else parts.netloc

@@ -1,7 +1,7 @@
-"""Images pulled ahead of time by the mirror itself, on a schedule, in one of its processes.
+"""Pulls images ahead of time, on a schedule, in one process of the mirror.
 
-It is a client of its own control socket, like ``mirror warm``, and takes only a few of the
-downloads that may run at once.  Whatever goes wrong is one line in the log and is tried again.
+A client of the mirror's own control socket, like ``mirror warm``; it takes only a share of the
+downloads that may run at once.  Every failure is one log line, and is tried again.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ from mirror.store.local.layout import Layout, left_in
 
 _log = logging.getLogger(__name__)
 
-#: Of all downloads that may run at once, so that a client finds room.
+#: One part in so many of all downloads, so that clients find free ones.
 _SHARE: Final = 4
 _NAMED: Final = 3
 _SILENCE_SECONDS: Final = 600.0
-#: Looked at so often, a clock that is set is no missed run.
+#: The wall clock is compared so often, so that setting it does not miss a run.
 _LOOK_SECONDS: Final = 300.0
 
 
 class Warming:
-    """Goes by the lists of a configuration."""
+    """Runs the ``[[warm]]`` entries of a configuration."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Warming:
         now: Callable[[], datetime] = lambda: datetime.now().astimezone(),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Of several processes only the ``first`` does."""
+        """Only the ``first`` of several processes pulls."""
         self._first = first
         self._chance = chance
         self._now = now
@@ -61,7 +61,7 @@ class Warming:
         self._tasks: list[asyncio.Task[None]] = []
 
     def by(self, config: Config) -> None:
-        """Go by ``config`` from now on."""
+        """Apply ``config`` from now on."""
         if not self._first or config == self._config:
             return
         self.close()
@@ -72,7 +72,7 @@ class Warming:
         ]
 
     def close(self) -> None:
-        """Break off; what has come so far is kept."""
+        """Stop; downloaded content stays in the cache."""
         for task in self._tasks:
             task.cancel()
         self._tasks = []
@@ -86,17 +86,18 @@ class Warming:
             await self._wait(until_next(entry, self._now(), failures, self._chance()))
 
     async def _wait(self, seconds: float) -> None:
-        """By the clock on the wall, which goes on while a machine is suspended, or by our own.
+        """Wait by the wall clock, which goes on while a machine is suspended, or the monotonic
+        clock.
 
-        Whichever comes there first: the one on the wall may be set back by a year.
+        The first to get there ends the wait: the wall clock may be set back by a year.
         """
         due, ends = self._now().timestamp() + seconds, self._monotonic() + seconds
-        while (left := min(due - self._now().timestamp(), ends - self._monotonic())) > 0:  # noqa: ASYNC110  # clocks tell nobody
+        while (left := min(due - self._now().timestamp(), ends - self._monotonic())) > 0:  # noqa: ASYNC110  # clocks send no event
             await asyncio.sleep(min(left, _LOOK_SECONDS))
 
 
 async def _run(config: Config, entry: WarmConfig) -> bool:
-    """Pull all that is listed, as far as it can be had; say whether that was all."""
+    """Pull all listed images that are available; return whether none is missing."""
     started = time.monotonic()
     try:
         result = await _pulled(config, entry)
@@ -128,10 +129,10 @@ def _platforms(entry: WarmConfig) -> Sequence[Platform]:
 
 @asynccontextmanager
 async def _own_session(place: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """Requests to this very process.
+    """A session with this process.
 
     Raises:
-        OSError: it takes none on its control socket.
+        OSError: it has no control socket.
     """
     meeting = ControlDirectory.open(place)
     try:
@@ -166,19 +167,19 @@ def _tell(result: Sequence[Pulled], seconds: float) -> None:
 
 
 class _Nobody:
-    """Watches nothing: the summary tells of it."""
+    """Ignores progress: the summary has the totals."""
 
     def expected(self, images: int) -> None:
-        """So many."""
+        """Ignore it."""
 
     def planned(self, wanted: Wanted, size: int) -> None:
-        """So large."""
+        """Ignore it."""
 
     def began(self, wanted: Wanted) -> None:
-        """From now on."""
+        """Ignore it."""
 
     def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None:
-        """So much."""
+        """Ignore it."""
 
     def ended(self, pulled: Pulled) -> None:
-        """How it went."""
+        """Ignore it."""

@@ -1,7 +1,7 @@
-"""What ties a worker to the first process: a pipe over which each tells the other how it is.
+"""The channel between a worker and the first process: a pipe with messages in both directions.
 
-The worker says that its loop turns, that it serves, or why it cannot; the first process says by
-which configuration to go from now on.
+The worker reports that its loop runs, that it serves, or why it cannot; the first process sends
+each new configuration.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from mirror.server.process import until_orphaned
 
 _log = logging.getLogger(__name__)
 
-#: How often a worker says that its loop turns.
+#: Interval between two reports that the loop runs.
 BEAT_SECONDS: Final = 1.0
 
 
 class MessageKind(Enum):
-    """What a worker has to say."""
+    """The kinds of a worker's messages."""
 
     ALIVE = auto()
     READY = auto()
@@ -36,30 +36,32 @@ class MessageKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a worker; ``text`` says why, where it cannot."""
+    """One message of a worker; ``text`` is the reason of a failure."""
 
     news: MessageKind
     text: str = ""
 
 
 class WorkerChannel:
-    """The worker's end of it."""
+    """The worker's end of the channel."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._told: asyncio.Queue[Config] = asyncio.Queue()
 
     def failed(self, error: Exception) -> None:
-        """It cannot start."""
+        """Report that the worker cannot start."""
         self._say(MessageKind.FAILED, str(error))
 
     def ready(self) -> None:
-        """It serves."""
+        """Report that the worker serves."""
         self._say(MessageKind.READY)
 
     @asynccontextmanager
     async def held(self, stopping: asyncio.Event) -> AsyncIterator[None]:
-        """Say that the loop turns while the context is open; stop when nobody hears it any more."""
+        """Report that the loop runs while the context is open; stop if the
+        parent process is gone.
+        """
         tasks = [asyncio.create_task(each) for each in (self._beat(), until_orphaned(stopping))]
         try:
             yield
@@ -75,16 +77,16 @@ class WorkerChannel:
                 await reload(await self._told.get())
             except StartError as error:
                 self._say(MessageKind.REFUSED, str(error))
-            except Exception:  # or nobody would be there for the next time
+            except Exception:  # the task must live on for the next reload
                 _log.exception("not reloaded: the mirror failed")
-                self._say(MessageKind.REFUSED, "it failed, see above")
+                self._say(MessageKind.REFUSED, "unexpected error, see the log above")
             else:
                 self._say(MessageKind.RELOADED)
 
     def _hear(self) -> None:
         try:
             self._told.put_nowait(self._pipe.recv())
-        except EOFError:  # orphaned, which is noticed elsewhere
+        except EOFError:  # orphaned: until_orphaned() notices
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
 
     async def _beat(self) -> None:
@@ -93,5 +95,5 @@ class WorkerChannel:
             await asyncio.sleep(BEAT_SECONDS)
 
     def _say(self, news: MessageKind, text: str = "") -> None:
-        with contextlib.suppress(BrokenPipeError):  # orphaned, which is noticed elsewhere
+        with contextlib.suppress(BrokenPipeError):  # orphaned: until_orphaned() notices
             self._pipe.send(Message(news, text))

@@ -175,7 +175,7 @@ def test_what_is_no_socket_is_never_removed(tmp_path):
     path = tmp_path / "m.sock"
     path.write_text("precious")
     with (
-        pytest.raises(StartError, match="there is something else, which is no socket"),
+        pytest.raises(StartError, match="the file exists and is not a socket"),
         opened_listeners(configured(tmp_path, f"unix:{path}")),
     ):
         pass
