@@ -1,9 +1,9 @@
-"""Several processes on one port and one cache directory, and the one that watches over them.
+"""Several worker processes on one port and one cache directory, and their supervisor.
 
-Each worker is the mirror as it runs alone, with its share of what is bounded.  Its sockets are
-opened here and stay open here: what connects while a worker is being replaced waits in its queue.
-A worker that ends is replaced, and so is one whose loop stands still.  The configuration is read
-again here, and handed to all of them.
+Each worker runs the mirror as a single process would, with its share of the limits.  The supervisor
+opens the sockets and keeps them open, so that connections wait in the queue while a worker is
+replaced.  It replaces a worker that ends or whose loop hangs.  It reads the configuration again on
+SIGHUP, and sends it to all workers.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from mirror.server.worker_channel import MessageKind
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
-#: What a worker may take longer than ``drain`` to end.
+#: How much longer than ``drain`` a worker may take to end.
 _GRACE_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def supervise(config: Config, reread: Reread) -> None:
 
 
 class _Supervisor:
-    """Starts workers, replaces those that die, ends all of them."""
+    """Starts the workers, replaces those that die, and ends all of them."""
 
     def __init__(self, config: Config, workers: list[Worker], reread: Reread) -> None:
         self._config = config
@@ -64,10 +64,10 @@ class _Supervisor:
         allow_open_files()
 
     def run(self) -> None:
-        """Watch over the workers until told to stop.
+        """Supervise the workers until told to stop.
 
         Raises:
-            StartError: none of them can start.
+            StartError: no worker can start.
         """
         with _signals_on(self._tell) as woken:
             try:
@@ -78,7 +78,7 @@ class _Supervisor:
                     self._kill_hung()
                     self._reload()
                     self._systemd.alive()
-                _log.info("stopping: finishing what is being sent")
+                _log.info("stopping: waiting for active transfers")
                 self._systemd.stopping()
             finally:
                 self._end()
@@ -93,10 +93,10 @@ class _Supervisor:
                     self._refused(worker, error)
 
     def _refused(self, worker: Worker, error: OSError) -> None:
-        """The system has no process for a worker; the others serve meanwhile.
+        """Handle a worker for which the system has no process; the other workers serve meanwhile.
 
         Raises:
-            StartError: it is one of the first.
+            StartError: the mirror has not served yet.
         """
         text = (
             f"worker {worker.number} cannot start: {error.strerror}; raise the limit on processes "
@@ -108,7 +108,7 @@ class _Supervisor:
         _log.error("%s", text)
 
     def _look(self, woken: int) -> None:
-        """Wait for something to happen, and see to it."""
+        """Wait for an event, and handle it."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
         happened = wait([*by_pipe, woken], self._next_seconds())
         if woken in happened:
@@ -123,10 +123,10 @@ class _Supervisor:
         return max(0.0, min([_WAIT_SECONDS, *due]))
 
     def _hear(self, worker: Worker) -> None:
-        """A worker is ready, cannot start, goes by a new configuration, or is gone.
+        """Handle a message or the end of a worker.
 
         Raises:
-            StartError: it cannot start, and none has before.
+            StartError: the worker cannot start, and the mirror has not served yet.
         """
         word = worker.hear()
         if word is None:
@@ -140,13 +140,13 @@ class _Supervisor:
         elif word.news is not MessageKind.ALIVE:
             worker.reloading = False
             if word.news is MessageKind.REFUSED:
-                text = "worker %d goes by the former configuration: %s"
+                text = "worker %d keeps the former configuration: %s"
                 _log.error(text, worker.number, word.text)
 
     def _kill_hung(self) -> None:
-        """End workers that have said nothing for too long, so that others can take their places."""
+        """Kill workers that have been silent for too long, so that new ones can replace them."""
         now = time.monotonic()
-        # Where all processes stood still (a machine that slept) nobody has hung.
+        # If all processes stood still (a suspended machine), no worker has hung.
         elapsed, self._looked = min(now - self._looked, 2 * _WAIT_SECONDS), now
         patience = self._config.server.worker_timeout
         for worker in self._workers:
@@ -159,7 +159,7 @@ class _Supervisor:
                 process.kill()
 
     def _reload(self) -> None:
-        """Read the configuration again where that was asked for, and tell when all go by it."""
+        """Reload the configuration if asked to, and log when all workers have applied it."""
         if self._hangup and self._announced:
             self._hangup = False
             self._systemd.reloading()
@@ -174,7 +174,7 @@ class _Supervisor:
             self._systemd.ready()
 
     def _hand_on(self, read: Config) -> None:
-        """Have all workers go by a configuration.
+        """Send a configuration to all workers.
 
         Raises:
             StartError: something that it names cannot be used.
@@ -196,7 +196,6 @@ class _Supervisor:
             self._systemd.ready()
 
     def _tell(self, number: int) -> None:
-        """A signal came."""
         if number == signal.SIGHUP:
             self._hangup = True
         else:
@@ -220,7 +219,7 @@ class _Supervisor:
 
 @contextlib.contextmanager
 def _signals_on(tell: Callable[[int], None]) -> Iterator[int]:
-    """Signals tell, and make the descriptor that is given readable."""
+    """Handle signals with ``tell``; yields a descriptor that becomes readable on each."""
     woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     before = {number: signal.signal(number, lambda got, _: tell(got)) for number in SIGNALS}
     former = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)

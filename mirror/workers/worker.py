@@ -1,4 +1,4 @@
-"""One place for a worker: its sockets stay, its processes may follow one another."""
+"""A worker slot: its sockets stay open, its process may be replaced."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ from mirror.server.listeners import Listener
 from mirror.server.serve import run_worker
 from mirror.server.worker_channel import Message, WorkerChannel
 
-#: What the first process handles itself, and a worker must not inherit.
+#: Signals that the first process handles itself, and a worker must not inherit.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SHORT_LIFE_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.5
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Worker:
-    """The first process's view of it."""
+    """A worker, as seen by the first process."""
 
     number: int
     listeners: list[Listener]
@@ -42,8 +42,8 @@ class Worker:
     pipe: Connection | None = None
     ready: bool = False
     reloading: bool = False
-    silent: float = 0.0  # seconds since it was heard of
-    due: float = 0.0  # monotonic time of its next start
+    silent: float = 0.0  # seconds since its last message
+    due: float = 0.0  # monotonic time of the next start
     _started: float = 0.0
     _delay: float = 0.0
 
@@ -51,7 +51,7 @@ class Worker:
         """Start a process, which closes the sockets of ``others``.
 
         Raises:
-            OSError: the system has none.
+            OSError: the system cannot make one.
         """
         context = multiprocessing.get_context("fork")
         pipe, telling = context.Pipe()
@@ -60,7 +60,7 @@ class Worker:
             args=(config, self, [each for each in others if each not in self.listeners], telling),
             name=f"mirror {self.number}",
         )
-        # A signal that comes before the worker has its own handlers must not be lost on it.
+        # A signal must not be lost that arrives before the worker has its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process.start()
@@ -75,8 +75,8 @@ class Worker:
         self.silent, self._started = 0.0, time.monotonic()
 
     def hear(self) -> Message | None:
-        """What it says, None where it has ended."""
-        assert self.pipe is not None, "only what was started says something"
+        """Return the next message of the worker, None if it has ended."""
+        assert self.pipe is not None, "only a started worker sends messages"
         try:
             word: Message = self.pipe.recv()
         except (EOFError, OSError):
@@ -85,24 +85,24 @@ class Worker:
         return word
 
     def serves(self) -> None:
-        """It has come up."""
+        """Note that the worker serves."""
         self.ready, self._delay = True, 0.0
 
     def apply_options(self, config: Config) -> None:
-        """Have it go by another configuration."""
+        """Send another configuration to the worker."""
         if self.pipe is not None:
-            with contextlib.suppress(OSError):  # it has just ended: the next one will know
+            with contextlib.suppress(OSError):  # it has just ended: its successor will know
                 self.pipe.send(config)
                 self.reloading = True
 
     def reap(self) -> None:
-        """Its process has ended; when another one is due."""
+        """Clean up after the process has ended, and schedule its successor."""
         process, pipe = self.process, self.pipe
-        assert process is not None, "only what was started ends"
+        assert process is not None, "only a started worker ends"
         assert pipe is not None, "and has a pipe"
         process.join()
         if multiprocess.are_shared():
-            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # has no types
+            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # untyped
         if time.monotonic() - self._started < _SHORT_LIFE_SECONDS:
             self.put_off()
         else:
@@ -114,22 +114,22 @@ class Worker:
         self.reloading = False
 
     def put_off(self) -> None:
-        """Start the next process later, and later each time."""
+        """Delay the start of the next process, longer each time."""
         self._delay = min(max(2 * self._delay, _FIRST_DELAY_SECONDS), _MAX_DELAY_SECONDS)
         self.due = time.monotonic() + self._delay
 
     def send(self, number: int) -> None:
-        """Send a signal to its process, if there is one."""
+        """Send a signal to the process, if there is one."""
         if self.process is not None and self.process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
 
 def _work(config: Config, worker: Worker, others: list[Listener], telling: Connection) -> None:
-    """What a worker does; runs in its process."""
-    output = queue_output()  # the thread of the first process's queue is not in this one
+    """Entry point of a worker process."""
+    output = queue_output()  # the thread of the parent's queue does not exist after fork
     configure(config.log.level, config.log.format, access=config.log.access)
-    # The files of sockets are the parent's to remove.
+    # The parent removes the socket files.
     listeners = [
         Listener(each.address, each.raw, None, proxy=each.proxy) for each in worker.listeners
     ]
@@ -137,10 +137,10 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    os.environ.pop("NOTIFY_SOCKET", None)  # the parent speaks for all
+    os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies systemd
     for listener in others:
         listener.raw.close()
-    # A terminal that goes sends it to all processes; the first one decides what it means.
+    # A closed terminal sends SIGHUP to all processes; the first one decides what it means.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     channel = WorkerChannel(telling)
     try:
@@ -161,6 +161,7 @@ async def _serve(
     try:
         await run_worker(config, listeners, number, channel)
     finally:
-        # asyncio closes what signals wake it by before it lets go of them, and complains.
+        # asyncio closes its wakeup sockets before it restores the handlers; a signal in between
+        # would make it log an error.
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_IGN)
