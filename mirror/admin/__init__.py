@@ -1,1 +1,1 @@
-"""A running mirror, or a cache directory, as the commands reach it."""
+"""How commands reach a running mirror, or a cache directory."""

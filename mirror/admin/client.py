@@ -1,6 +1,6 @@
-"""The mirror that runs on a cache directory, reached through the control sockets of its processes.
+"""Client of the control sockets of a mirror that runs on a cache directory.
 
-Knows how to ask and how to tell.  Must not know what is asked.
+Knows how to send commands.  Must not know what they mean.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from mirror.server.control_sockets import ControlDirectory
 from mirror.store.local.layout import Layout
 
 _CONNECT_SECONDS: Final = 10.0
-#: An answer of any length, as long as it goes on: a whole cache may have to be looked through.
+#: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
+#: cache.
 _SILENCE_SECONDS: Final = 300.0
 _TOLD_SECONDS: Final = 10.0
 
@@ -34,20 +35,20 @@ class MirrorProcess:
         self,
         path: str,
         members: Mapping[str, Any] | None = None,
-        timeout: float = _SILENCE_SECONDS,  # noqa: ASYNC109  # the client's own
+        timeout: float = _SILENCE_SECONDS,  # noqa: ASYNC109  # of aiohttp
     ) -> Any:
-        """Give a command, by POST where there is something to tell, and return what it answers.
+        """Send a command, by POST if it has ``members``, and return its result.
 
-        It may take ``timeout`` seconds to begin its answer, and as many to send it.
+        The response may take ``timeout`` seconds to begin, and as many to arrive.
 
         Raises:
-            OperateError: it is refused.
-            aiohttp.ClientError, TimeoutError: the process is gone, or is silent.
+            OperateError: the command is refused.
+            aiohttp.ClientError, TimeoutError: the process has ended, or does not answer.
         """
         method = "GET" if members is None else "POST"
         limit = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=timeout)
         async with self.session.request(method, path, json=members, timeout=limit) as answer:
-            async with asyncio.timeout(timeout):  # the answer is ready before its first byte
+            async with asyncio.timeout(timeout):  # the process sends a complete result
                 if answer.status != 200:
                     raise OperateError(await _refusal(answer))
                 return await answer.json()
@@ -60,10 +61,10 @@ class Running:
     workers: Sequence[MirrorProcess]
 
     async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> Any:
-        """Ask any one; another only where nothing has been asked yet.
+        """Send a command to one process; to the next one only if the connection failed.
 
         Raises:
-            OperateError: it refuses or breaks off, or none takes commands any more.
+            OperateError: the command is refused or interrupted, or no process takes commands.
         """
         for worker in self.workers:
             try:
@@ -71,17 +72,17 @@ class Running:
             except aiohttp.ClientConnectorError:
                 continue
             except TimeoutError as error:
-                text = f"it has been silent for {_SILENCE_SECONDS:.0f} s, and may still be at it"
+                text = f"no data for {_SILENCE_SECONDS:.0f} s; the command may still be running"
                 raise OperateError(f"the running mirror does not answer: {text}") from error
             except aiohttp.ClientError as error:
-                raise OperateError(f"the running mirror broke off: {error}") from error
+                raise OperateError(f"the running mirror closed the connection: {error}") from error
         raise OperateError("the mirror that ran here has just ended; give the command again")
 
     async def tell(self, path: str, members: Mapping[str, Any]) -> list[Any]:
-        """Tell all something that is done in no time; one that has ended need not know.
+        """Send a short command to all processes; those that have ended are skipped.
 
         Raises:
-            OperateError: one refuses, or does not answer in time.
+            OperateError: a process refuses, or does not answer in time.
         """
         answers = []
         for worker in self.workers:
@@ -96,10 +97,10 @@ class Running:
 
 @asynccontextmanager
 async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
-    """The mirror that runs on an absolute cache directory, None where none does.
+    """The mirror that runs on an absolute cache directory, None if there is none.
 
     Raises:
-        OperateError: there is one that may not be asked.
+        OperateError: this user may not access the mirror's control sockets.
     """
     place = Layout(directory).control
     async with AsyncExitStack() as stack:
@@ -122,7 +123,7 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
 
 def _session(address: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        "http://mirror",  # a name is needed, and nobody looks at it
+        "http://mirror",  # aiohttp needs a host; the value is not used
         connector=aiohttp.UnixConnector(address, limit=0),
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
@@ -132,7 +133,7 @@ def _session(address: str) -> aiohttp.ClientSession:
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> str:
-    """The message of the spec's error body."""
+    """The message of the error body (distribution spec, "Error Codes")."""
     with contextlib.suppress(aiohttp.ClientError, ValueError, LookupError, TypeError):
         return str((await answer.json())["errors"][0]["message"])
     return f"the running mirror answers {answer.status}"

@@ -1,7 +1,7 @@
-"""Listing, dropping and verifying what is cached.
+"""Lists, removes and verifies cached images.
 
-A running mirror does it itself; where none runs it is done here.  What was dropped is forgotten by
-all processes of the mirror before the command ends.
+A running mirror does the work; if none runs, this process does it.  All processes of the mirror
+forget removed content before the command ends.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from mirror.inventory.verification import Verification, verify
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
 
-_MOST_TOLD: Final = 2000  # names at once, well below what a request may have
+_MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
 
 
 async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
-    """The images that one of the patterns means (all, without any): see ``upkeep.listing``.
+    """The images that match one of the patterns (all, without patterns): see ``inventory.listing``.
 
     Raises:
-        OperateError: the cache cannot be looked into, or a pattern is none.
+        OperateError: the cache cannot be read, or a pattern is invalid.
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
@@ -45,12 +45,12 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
 
 
 async def stats(config: Config) -> dict[str, Any]:
-    """What the mirror has done and how full its cache is: see ``upkeep.statistics``.
+    """Savings, size of the cache and state of upstreams: see ``inventory.statistics``.
 
-    ``running`` says which mirror runs there, in how many processes; None: none does.
+    ``running`` describes the running mirror and its number of processes; None if none runs.
 
     Raises:
-        OperateError: the cache cannot be looked into.
+        OperateError: the cache cannot be read.
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
@@ -68,10 +68,10 @@ async def stats(config: Config) -> dict[str, Any]:
 async def removed(
     config: Config, targets: Sequence[str], *, dry_run: bool = False, force: bool = False
 ) -> dict[str, Any]:
-    """Drop images, or say what would be dropped: see ``upkeep.removal``.
+    """Remove images, or report what would be removed: see ``inventory.removal``.
 
     Raises:
-        OperateError: they are not there, or kept, or the cache cannot be used.
+        OperateError: an image is not in the cache, or kept, or the cache cannot be used.
     """
     told = {"targets": list(targets), "dry_run": dry_run, "force": force}
     async with lookup_running(config.cache.directory.absolute()) as running:
@@ -91,7 +91,7 @@ async def removed(
 async def verified(
     config: Config, expected: Callable[[int], None], advanced: Callable[[int], None]
 ) -> Verification:
-    """Hash everything and drop what is damaged, in this process even where a mirror runs.
+    """Hash all objects and drop damaged ones, in this process even if a mirror runs.
 
     Raises:
         OperateError: the cache cannot be used.
@@ -100,7 +100,7 @@ async def verified(
 
         async def dropped(key: ObjectKey) -> None:
             if running is not None:
-                with contextlib.suppress(OperateError):  # one that hangs gives out nothing either
+                with contextlib.suppress(OperateError):  # a hung process serves nothing
                     await running.tell("/control/forget", {"links": [], "objects": [str(key)]})
 
         try:

@@ -1,7 +1,6 @@
-"""A mirror on a cache directory: the one that runs there, else one of our own for a while.
+"""A mirror on a cache directory: the running one, else a temporary one in this process.
 
-So that there is one way in which images are pulled, verified and stored.  Must not know what is
-asked of the mirror.
+So there is one way to pull, verify and store images.  Must not know the requests.
 """
 
 import asyncio
@@ -22,9 +21,9 @@ from mirror.threads import NoThreadError
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A mirror that takes requests by ``sessions``, one for each of its processes.
+    """A mirror that takes requests through ``sessions``, one for each of its processes.
 
-    ``own``: it ends with this command.
+    ``own``: it runs in this process, and ends with the command.
     """
 
     sessions: Sequence[aiohttp.ClientSession]
@@ -36,7 +35,7 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
     """Reach a mirror on the configured cache directory.
 
     Raises:
-        OperateError: there is none and none can be started, or one that may not be asked.
+        OperateError: none runs and none can be started, or this user may not access it.
     """
     directory = config.cache.directory.absolute()
     async with AsyncExitStack() as stack:
@@ -58,7 +57,7 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
 
 
 def _private(config: Config) -> Config:
-    """The same mirror for nobody but us: it listens on its control socket alone."""
+    """The same mirror without listeners: it serves only its control socket."""
     server = ServerConfig.model_validate({"drain": "0s", "hot": False})
     nobody = {
         "server": server.model_copy(update={"listen": ()}),

@@ -1,5 +1,5 @@
-"""What keeps a command from being done."""
+"""The error of a failed command."""
 
 
 class OperateError(Exception):
-    """It cannot be done; one line that says why and what to do."""
+    """The command failed; the message is one line with the cause and what to do."""

@@ -1,4 +1,4 @@
-"""Whose cache a directory is: what root writes there, the mirror's own user could not read."""
+"""Checks the owner of a cache: the mirror's own user could not read files written by root."""
 
 import os
 import pwd
@@ -8,14 +8,14 @@ from mirror.admin.errors import OperateError
 
 
 def check_owner(directory: Path) -> None:
-    """Make sure that root does not write into another user's cache.
+    """Check that root does not write into another user's cache.
 
     Raises:
-        OperateError: it would.
+        OperateError: root would.
     """
     try:
         owner = directory.stat().st_uid
-    except OSError:  # it is to be made, or whoever opens it tells what is wrong
+    except OSError:  # it does not exist yet, or opening it will report the error
         return
     if os.geteuid() == 0 != owner:
         name = _name(owner)
@@ -28,5 +28,5 @@ def check_owner(directory: Path) -> None:
 def _name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:  # of a container, say
+    except KeyError:  # for example a user of a container
         return f"#{uid}"
