@@ -1,4 +1,4 @@
-"""The commands for what is cached: list it, drop it, verify it."""
+"""Commands for cached images: list, remove, verify; and statistics."""
 
 import json
 import sys
@@ -26,16 +26,16 @@ app = typer.Typer(rich_markup_mode=None)
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+    typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
 ]
 CacheOption = Annotated[
-    Path | None, typer.Option("--cache-dir", help="Whose images; else as in the configuration.")
+    Path | None, typer.Option("--cache-dir", help="Cache directory [default: as configured].")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="For machines: bytes, and RFC 3339.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: bytes, and RFC 3339 times.")]
 
 
 class Order(StrEnum):
-    """What comes first in a list."""
+    """Sort order of a list."""
 
     NAME = "name"
     SIZE = "size"
@@ -47,7 +47,7 @@ def list_images(
     patterns: Annotated[
         list[str] | None, typer.Argument(help="Names or globs such as alpine or 'ghcr.io/**:1.*'.")
     ] = None,
-    sort: Annotated[Order, typer.Option(help="The largest, or what was used last, first.")] = (
+    sort: Annotated[Order, typer.Option(help="By name, largest first, or last used first.")] = (
         Order.NAME
     ),
     as_json: JsonOption = False,
@@ -56,7 +56,7 @@ def list_images(
 ) -> None:
     """List the images in the cache: how much of each is there, and when it was last pulled."""
     settings = _load(config, cache_dir)
-    from mirror.admin.commands import listed  # noqa: PLC0415  # late: it loads half of the server
+    from mirror.admin.commands import listed  # noqa: PLC0415  # late: loads half of the server
 
     found = _done(listed(settings, patterns or []))
     images = sorted(found["images"], key=_SORTED[sort])
@@ -70,7 +70,7 @@ def list_images(
     total, cache = found["total"], found["cache"]
     noun = "image" if total["images"] == 1 else "images"
     print(
-        f"{total['images']} {noun}, {size(total['bytes'])} (what they share counted once); "
+        f"{total['images']} {noun}, {size(total['bytes'])} (shared data counted once); "
         f"the cache has {size(cache['bytes'])} of {size(cache['max_bytes'])}"
     )
 
@@ -79,7 +79,7 @@ def list_images(
 def print_stats(
     as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
 ) -> None:
-    """Say what the mirror has saved, how full its cache is, and how its upstreams are."""
+    """Show what the mirror has saved, how full its cache is, and the state of its upstreams."""
     settings = _load(config, cache_dir)
     from mirror.admin.commands import stats  # noqa: PLC0415  # late, as above
 
@@ -95,15 +95,15 @@ def remove_images(
     images: Annotated[
         list[str], typer.Argument(help="Images, globs in quotes ('alpine:3.*'), or digests.")
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also what [[keep]] keeps.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be dropped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Drop images of [[keep]] too.")] = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     cache_dir: CacheOption = None,
 ) -> None:
-    """Drop images from the cache, with what no other cached image uses.
+    """Drop images from the cache, and data that no other cached image uses.
 
-    What is being sent is sent to its end; the next pull comes from upstream.
+    Active transfers complete; the next pull comes from upstream.
     """
     settings = _load(config, cache_dir)
     from mirror.admin.commands import removed  # noqa: PLC0415  # late, as above
@@ -125,9 +125,9 @@ def remove_images(
 def verify(
     as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
 ) -> None:
-    """Hash everything in the cache and drop what is damaged; a mirror may run meanwhile.
+    """Hash everything in the cache and drop damaged data; a mirror may run meanwhile.
 
-    Exits with 1 where something was damaged.
+    Exits with 1 if something was damaged.
     """
     settings = _load(config, cache_dir)
     from mirror.admin.commands import verified  # noqa: PLC0415  # late, as above
@@ -171,7 +171,7 @@ def _seconds(moment: str) -> float:
 
 
 def _done(work: Coroutine[Any, Any, R]) -> R:
-    """What came out of a command; or one line, and 1."""
+    """Run a command; on failure print one line and exit with 1."""
     from mirror.admin.errors import OperateError  # noqa: PLC0415  # late, as above
 
     try:

@@ -1,4 +1,6 @@
-"""The commands for the clients' side: what to paste there, and why a client bypasses the mirror."""
+"""Commands for the clients' side: print their configuration, find out why one
+bypasses the mirror.
+"""
 
 import socket
 import sys
@@ -27,14 +29,14 @@ app.add_typer(client_app, name="client", no_args_is_help=True)
 
 
 class ImageStore(StrEnum):
-    """Where Docker keeps images, and so which configuration it goes by."""
+    """Docker's image store, which decides the configuration that it reads."""
 
     CLASSIC = "classic"
     CONTAINERD = "containerd"
 
 
 class ProxyForm(StrEnum):
-    """How Docker is told of its proxy."""
+    """How to configure Docker's proxy."""
 
     DAEMON = "daemon"
     SYSTEMD = "systemd"
@@ -42,25 +44,25 @@ class ProxyForm(StrEnum):
 
 def _mirror_url(url: str | None) -> str | None:
     try:
-        # What Docker allows for a mirror is what the mirror allows for an upstream.
+        # Docker accepts for a mirror the same URLs as the mirror for an upstream.
         return None if url is None else checked_url(url)
     except ValueError as error:
         raise typer.BadParameter(f"found {masked(url or '')!r}, allowed: {error}") from error
 
 
 UrlOption = Annotated[
-    str | None, typer.Option("--url", callback=_mirror_url, help="How clients reach the mirror.")
+    str | None, typer.Option("--url", callback=_mirror_url, help="URL of the mirror for clients.")
 ]
 CaOption = Annotated[
     Path | None,
     typer.Option("--ca-file", help="The CA of an https mirror, as a path on the client's machine."),
 ]
 WriteOption = Annotated[
-    Path | None, typer.Option("--write", help="Write the files below this directory instead.")
+    Path | None, typer.Option("--write", help="Write the files below this directory.")
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+    typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
 ]
 StoreOption = Annotated[
     ImageStore,
@@ -68,10 +70,10 @@ StoreOption = Annotated[
 ]
 ProxyOption = Annotated[
     ProxyForm | None,
-    typer.Option("--proxy", help="As a proxy, for every registry: daemon.json or unit."),
+    typer.Option("--proxy", help="Use proxy mode, for every registry: daemon.json or unit."),
 ]
 RootOption = Annotated[
-    Path, typer.Option("--root", help="Where the clients' files are, as in a container or image.")
+    Path, typer.Option("--root", help="Root of the clients' files, e.g. a mounted image.")
 ]
 
 
@@ -147,12 +149,13 @@ def doctor(
     root: RootOption = Path("/"),
     config: ConfigOption = None,
 ) -> None:
-    """Why did Docker bypass me: look at this machine's clients and ask the mirror as they would.
+    """Find out why a client bypasses the mirror: check this machine's clients, and ask the mirror
+    as they would.
 
-    Exits with 1 where something is wrong.
+    Exits with 1 if something is wrong.
     """
     settings = _load(config)
-    # Late, so that `client` does not pay for the imports of HTTP.
+    # Imported late: `client` does not need the HTTP modules.
     from mirror.doctor import examine  # noqa: PLC0415
 
     try:

@@ -1,4 +1,4 @@
-"""Which images a command means: what was typed, and lists of it."""
+"""Parses image names, from the command line and from lists."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from mirror.oci.image_name import ImageName, parse_image, parse_list
 
 
 class NamesError(Exception):
-    """Names that are none: ``problems`` has one line for each, which says where it stands."""
+    """Invalid image names: ``problems`` has one line for each, with its place."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -17,10 +17,10 @@ class NamesError(Exception):
 
 
 def typed_images(texts: Iterable[str]) -> list[ImageName]:
-    """What stands on the command line.
+    """Parse names from the command line.
 
     Raises:
-        NamesError: some of it names no image.
+        NamesError: some are not image names.
     """
     images, problems = [], []
     for text in texts:
@@ -34,10 +34,10 @@ def typed_images(texts: Iterable[str]) -> list[ImageName]:
 
 
 def listed_images(name: str, lines: TextIO | None = None) -> list[ImageName]:
-    """What stands in a list, one image per line; ``lines`` where it is open already.
+    """Parse a list, one image per line; ``lines`` is the list if it is open already.
 
     Raises:
-        NamesError: some of it names no image.
+        NamesError: some lines are not image names.
         OperateError: the list cannot be read.
     """
     try:
@@ -45,7 +45,7 @@ def listed_images(name: str, lines: TextIO | None = None) -> list[ImageName]:
     except OSError as error:
         raise OperateError(f"{name}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise OperateError(f"{name}: is no list of images: no UTF-8") from error
+        raise OperateError(f"{name}: not a list of images: not UTF-8") from error
     found = list(parse_list(text.splitlines()))
     problems = [f"{name}:{line.number}: {line.mistake}" for line in found if line.image is None]
     if problems:

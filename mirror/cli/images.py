@@ -1,4 +1,4 @@
-"""The commands that bring images into the cache.  They print and decide nothing else."""
+"""Commands that pull, export and import images.  They print, and decide nothing else."""
 
 import json
 import platform as machine
@@ -25,28 +25,26 @@ R = TypeVar("R")
 
 _FAILED = 1
 _USAGE = 2
-_INTERRUPTED = 130  # as shells say of what Ctrl-C ended
+_INTERRUPTED = 130  # the exit status of shells after Ctrl-C
 
 app = typer.Typer(rich_markup_mode=None)
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+    typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
 ]
-CacheOption = Annotated[Path | None, typer.Option(help="Where blobs are kept.")]
+CacheOption = Annotated[Path | None, typer.Option(help="Cache directory.")]
 PlatformOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--platform", help="os/arch[/variant]; may be repeated. Without it: this machine's."
-    ),
+    typer.Option("--platform", help="os/arch[/variant]; may be repeated. Default: this machine's."),
 ]
 AllOption = Annotated[
-    bool, typer.Option("--all-platforms", help="All that an image has, attestations too.")
+    bool, typer.Option("--all-platforms", help="Everything in an image, attestations too.")
 ]
 FileOption = Annotated[
     str | None, typer.Option("--file", help="A list, one image per line; - for stdin.")
 ]
-ParallelOption = Annotated[int, typer.Option(min=1, help="How many downloads at once.")]
+ParallelOption = Annotated[int, typer.Option(min=1, help="Number of downloads at once.")]
 
 
 @app.command()
@@ -60,11 +58,11 @@ def warm(
     parallel: ParallelOption = 4,
     config: ConfigOption = None,
     cache_dir: CacheOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Pull images into the cache; Ctrl-C ends it, and the same command goes on from there.
+    """Pull images into the cache; after Ctrl-C the same command continues.
 
-    Exits with 1 where an image failed.
+    Exits with 1 if an image failed.
     """
     settings = _settings(config, cache_dir)
     platforms = _platforms(platform or [], everything=all_platforms)
@@ -97,12 +95,12 @@ def export_images(
     config: ConfigOption = None,
     cache_dir: CacheOption = None,
 ) -> None:
-    """Write images as an OCI image layout; what the cache does not have is pulled first."""
+    """Write images as an OCI image layout; images that are not cached are pulled first."""
     settings = _settings(config, cache_dir)
     platforms = _platforms(platform or [], everything=all_platforms)
     names = _names(images or [], file)
     if output == "-" and sys.stdout.isatty():
-        _fail("a tar is nothing for a terminal: name a file with -o", _USAGE)
+        _fail("refusing to write a tar to a terminal: name a file with -o", _USAGE)
     from mirror.cli.images_progress import ImagesProgress  # noqa: PLC0415
     from mirror.transfer.export import export  # noqa: PLC0415  # late: HTTP
 
@@ -117,20 +115,20 @@ def export_images(
 def import_images(
     source: Annotated[str, typer.Argument(help="A tar, a directory, or - for stdin.")],
     called: Annotated[
-        str | None, typer.Option("--as", help="What the image is called, where there is one.")
+        str | None, typer.Option("--as", help="Name of the image, if there is only one.")
     ] = None,
     config: ConfigOption = None,
     cache_dir: CacheOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Take images into the cache from an OCI image layout; a mirror may run meanwhile.
+    """Load images into the cache from an OCI image layout; a mirror may run meanwhile.
 
-    Exits with 1 where an image is not whole or has no name.
+    Exits with 1 if an image is incomplete or has no name.
     """
     settings = _settings(config, cache_dir)
     name = _names([called], None)[0] if called is not None else None
     if source == "-" and sys.stdin.isatty():
-        _fail("no tar comes from a terminal: name a file, or pipe one in", _USAGE)
+        _fail("cannot read a tar from a terminal: name a file, or pipe one in", _USAGE)
     from mirror.transfer.imports import import_layout  # noqa: PLC0415  # late, as above
 
     progress = ByteProgress("importing")
@@ -146,16 +144,19 @@ def import_images(
 
 
 def _run(work: Coroutine[Any, Any, R], progress: AbstractContextManager[object]) -> R:
-    """Do it and show how far it has come; Ctrl-C is an end like any other."""
+    """Run the work, and show its progress; Ctrl-C ends it with one line."""
     from mirror.admin.errors import OperateError  # noqa: PLC0415
 
     try:
         with progress:
-            # Now that what is logged goes above the bars: our own mirror may be in trouble.
+            # Only now, so that log lines go above the bars: a mirror in this process may log
+            # errors.
             configure("warning", "text", access=False)
             return threads.run(work)
     except KeyboardInterrupt:
-        _fail("interrupted: what has come is kept, the same command goes on there", _INTERRUPTED)
+        _fail(
+            "interrupted: what was downloaded stays; run the same command to continue", _INTERRUPTED
+        )
     except (OperateError, threads.NoThreadError) as error:
         _fail(str(error), _FAILED)
 
@@ -178,9 +179,9 @@ def _names(typed: list[str], file: str | None) -> list[ImageName]:
 
 
 def _platforms(texts: list[str], *, everything: bool) -> list[Platform]:
-    """Those that were named; none for everything, this machine's where nothing was said."""
+    """The named platforms; an empty list for all, this machine's by default."""
     if texts and everything:
-        _fail("either --platform or --all-platforms", _USAGE)
+        _fail("either --platform or --all-platforms, not both", _USAGE)
     try:
         named = [Platform.parse(part) for text in texts for part in text.split(",")]
     except InvalidPlatform as error:
@@ -193,7 +194,7 @@ def _summary(result: "Sequence[Pulled]") -> str:
     fetched = decimal(sum(pulled.fetched for pulled in result))
     found = decimal(sum(pulled.found for pulled in result))
     images = f"{len(result)} image{'' if len(result) == 1 else 's'}"
-    lines = [f"{images}: {fetched} fetched, {found} were there; {len(failed)} failed"]
+    lines = [f"{images}: {fetched} fetched, {found} were cached; {len(failed)} failed"]
     lines += [f"failed: {pulled.wanted.typed}: {pulled.reason}" for pulled in failed]
     return "\n".join(lines)
 

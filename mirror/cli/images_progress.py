@@ -1,7 +1,7 @@
-"""How far many images have come: bars on a terminal, plain lines now and then in a log.
+"""Progress of many images: bars on a terminal, a line at intervals in a log.
 
-On a terminal there is a bar for each image under way, one for all together, and a line for each
-that has ended.  Bytes that were in the cache already count for the bar and not for the rate.
+On a terminal there is one bar for each active image, one for the total, and a line for each image
+that has ended.  Bytes found in the cache count for the bar, and not for the rate.
 """
 
 import sys
@@ -26,7 +26,7 @@ _LEAST_SECONDS: Final = 0.5
 
 
 class Rate:
-    """Bytes a second, over the last ten seconds."""
+    """Bytes per second, over the last ten seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -35,14 +35,14 @@ class Rate:
         self._sum = 0
 
     def add(self, size: int) -> None:
-        """``size`` bytes came just now."""
-        if self._began is None:  # what went before was no downloading
+        """Count ``size`` bytes received now."""
+        if self._began is None:  # earlier time was not spent downloading
             self._began = self._clock()
         self._seen.append((self._clock(), size))
         self._sum += size
 
     def now(self) -> float:
-        """What it is now."""
+        """The current rate."""
         now = self._clock()
         while self._seen and self._seen[0][0] < now - _RATE_SECONDS:
             self._sum -= self._seen.popleft()[1]
@@ -50,14 +50,16 @@ class Rate:
         return self._sum / min(max(elapsed, _LEAST_SECONDS), _RATE_SECONDS)
 
     def left(self, size: int) -> str:
-        """How long ``size`` bytes more will take, as a person says it; empty: nobody knows."""
+        """The time that ``size`` more bytes take, as text for people; empty if
+        the rate is unknown.
+        """
         rate = self.now()
         return _spoken(size / rate) if rate else ""
 
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """How fast it comes from upstream, and how long it still takes."""
+        """Rate from upstream, and remaining time."""
         rate: Rate = task.fields["rate"]
         now = rate.now()
         left = rate.left(int((task.total or 0) - task.completed))
@@ -65,7 +67,7 @@ class _RateColumn(ProgressColumn):
 
 
 class ImagesProgress:
-    """Told by a puller; says it on standard error."""
+    """Shows the progress of a puller on standard error."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -103,24 +105,24 @@ class ImagesProgress:
         self._progress.stop()
 
     def expected(self, images: int) -> None:
-        """So many images are to come."""
+        """Set the number of images."""
         self._count = images
         self._progress.update(self._total, description=self._all())
 
     def planned(self, wanted: Wanted, size: int) -> None:
-        """It is known how large an image is."""
+        """Add the size of an image to the total."""
         self._bytes += size
         self._sizes[wanted] = size
         self._progress.update(self._total, total=self._bytes)
 
     def began(self, wanted: Wanted) -> None:
-        """A bar for it, below the one for all."""
+        """Add a bar for the image, below the total."""
         rate = self._rates[wanted] = Rate(self._clock)
         task = self._progress.add_task(wanted.typed, total=self._sizes[wanted], rate=rate)
         self._tasks[wanted] = task
 
     def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None:
-        """So many bytes more of it are there."""
+        """Advance the image by ``size`` bytes."""
         self._done += size
         if fetched:
             self._rate.add(size)
@@ -131,7 +133,7 @@ class ImagesProgress:
             self._tell(self._line())
 
     def ended(self, pulled: Pulled) -> None:
-        """A line instead of its bar."""
+        """Replace the bar of the image with a line."""
         self._ended += 1
         task = self._tasks.pop(pulled.wanted, None)
         if task is not None:
@@ -158,19 +160,19 @@ class ImagesProgress:
 
 class _NameColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """The name of an image, as it was typed; nothing in it is markup."""
+        """The name of an image as the user typed it, without markup."""
         return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 def described(pulled: Pulled) -> str:
-    """How it went with one image, as one line."""
+    """The result of one image, as one line."""
     name = pulled.wanted.typed
     if pulled.reason:
         return f"{name}: failed: {pulled.reason}"
     size = decimal(pulled.plan.blob_bytes if pulled.plan else 0)
-    came = f"{decimal(pulled.fetched)} fetched" if pulled.fetched else "all of it was there"
+    came = f"{decimal(pulled.fetched)} fetched" if pulled.fetched else "all of it was cached"
     stale = pulled.plan is not None and pulled.plan.stale
-    return f"{name}: {size}, {came}{', as last known: upstream cannot answer' if stale else ''}"
+    return f"{name}: {size}, {came}{', stale: upstream does not answer' if stale else ''}"
 
 
 def _spoken(seconds: float) -> str:

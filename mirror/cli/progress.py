@@ -1,4 +1,4 @@
-"""How far a command has come: a bar on a terminal, a line now and then in a log."""
+"""Progress of a command: a bar on a terminal, a line at intervals in a log."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ _LINE_SECONDS: Final = 10.0
 
 
 class ByteProgress:
-    """Bytes done of bytes to do, on standard error."""
+    """Progress in bytes, on standard error."""
 
     def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
@@ -54,12 +54,12 @@ class ByteProgress:
         self._bar.stop()
 
     def expect(self, total: int) -> None:
-        """``total`` bytes are there to do."""
+        """Set the total in bytes."""
         self._total = total
         self._bar.update(self._task, total=total)
 
     def advance(self, size: int) -> None:
-        """``size`` bytes more are done."""
+        """Add ``size`` bytes."""
         self._done += size
         self._bar.advance(self._task, size)
         if self._lines and self._clock() - self._told >= _LINE_SECONDS:

@@ -1,4 +1,4 @@
-"""The command for proxy mode: the CA that clients have to trust."""
+"""The command for proxy mode: prints the CA that clients have to trust."""
 
 import socket
 import sys
@@ -20,13 +20,13 @@ app = typer.Typer(rich_markup_mode=None)
 def ca(
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+        typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where the mirror keeps blobs.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Cache directory.")] = None,
 ) -> None:
-    """Print the CA certificate of proxy mode (PEM), and how clients come to trust it."""
+    """Print the CA certificate of proxy mode (PEM), and how to make clients trust it."""
     settings = _load(config, cache_dir)
-    # Late, so that other commands do not pay for the imports.
+    # Imported late: other commands do not need them.
     from mirror.ca.errors import AuthorityError  # noqa: PLC0415
     from mirror.ca.files import ensure_authority  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The command line.  Says what went wrong in one line; decides nothing else."""
+"""The command line.  Prints errors in one line, and decides nothing else."""
 
 import atexit
 import sys
@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # boxes are no lines that a log or grep could use
+    rich_markup_mode=None,  # boxes would break lines for logs and grep
 )
 app.add_typer(cache.app)  # ls, rm, stats, verify
 app.add_typer(clients.app)  # client, doctor
@@ -30,7 +30,7 @@ app.add_typer(images.app)  # warm
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file; else $MIRROR_CONFIG or /etc/mirror/mirror.toml."),
+    typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
 ]
 
 
@@ -61,13 +61,13 @@ def serve(
         list[str] | None,
         typer.Option(help="HOST:PORT, :PORT or unix:/PATH to listen on; may be repeated."),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where blobs are kept.")] = None,
-    max_size: Annotated[str | None, typer.Option(help="How much, e.g. 50GiB or 80%.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Cache directory.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Cache size, e.g. 50GiB or 80%.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes on the same port; 0 = one per core.")
     ] = None,
 ) -> None:
-    """Run the mirror until SIGTERM or Ctrl-C; on SIGHUP it reads its configuration again."""
+    """Run the mirror until SIGTERM or Ctrl-C; SIGHUP reloads its configuration."""
     flags: dict[str, dict[str, Any]] = {"server": {}, "cache": {}}
     if listen:
         flags["server"]["listen"] = listen[0] if len(listen) == 1 else listen
@@ -84,12 +84,12 @@ def serve(
 
     processes = settings.server.processes()
     with shared_figures(processes):
-        # Late, so that `check` and `client` do not pay for the server's imports.
+        # Imported late: `check` and `client` do not need the server.
         from mirror.logs import queue_output  # noqa: PLC0415
         from mirror.server import StartError, run  # noqa: PLC0415
         from mirror.workers.supervisor import supervise  # noqa: PLC0415
 
-        atexit.register(queue_output().drain)  # after a traceback of the interpreter's too
+        atexit.register(queue_output().drain)  # runs after a traceback too
         try:
             if processes == 1:
                 threads.run(run(settings, reread))

@@ -1,4 +1,4 @@
-"""``mirror stats`` for people."""
+"""Output of ``mirror stats`` for people."""
 
 import time
 from datetime import datetime
@@ -8,10 +8,10 @@ from mirror.cli.table import ago, print_table, share, size
 
 
 def print_statistics(found: dict[str, Any]) -> None:
-    """Print what ``upkeep.statistics`` says, and which mirror runs."""
+    """Print the result of ``inventory.statistics``, and which mirror runs."""
     print(_running(found["running"]))
     if found["trouble"]:
-        print(f"the figures are not kept at the moment: {found['trouble']}")
+        print(f"no statistics are recorded at the moment: {found['trouble']}")
     print()
     total, today = found["total"], found["today"]
     rows: list[tuple[str, ...]] = [

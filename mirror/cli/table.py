@@ -1,4 +1,4 @@
-"""Tables and amounts for people: aligned, in colour on a terminal, plain everywhere else."""
+"""Tables and amounts for people: aligned; in colour on a terminal, plain elsewhere."""
 
 import sys
 from collections.abc import Container, Sequence
@@ -16,13 +16,13 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[str] = ()
 ) -> None:
-    """Print rows below a header; columns named in ``right`` are numbers."""
+    """Print rows below a header; columns named in ``right`` are right-aligned."""
     console = Console(highlight=False)
     if not console.is_terminal:
         _print_plain([header, *rows], [name in right for name in header])
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in header:  # folded, not cut short: a name is there to be pasted
+    for name in header:  # folded, not truncated: users paste the names
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
@@ -45,12 +45,12 @@ def size(count: float) -> str:
 
 
 def share(part: float | None) -> str:
-    """A share of one in percent, a dash where there is none."""
+    """A share of one as a percentage, a dash for None."""
     return "-" if part is None else formatting.share(part).replace(_NBSP, " ")
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was, in one word or two."""
+    """How long ago, as text: "2 hours ago"."""
     for unit, name in ((_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute")):
         if seconds >= unit:
             count = int(seconds // unit)

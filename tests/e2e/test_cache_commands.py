@@ -96,7 +96,7 @@ async def test_commands_see_and_change_what_all_workers_serve(site, upstream):
     assert header.split() == ["IMAGE", "PLATFORM", "SIZE", "THERE", "USED"]
     assert re.match(rf"{NAME}  linux/amd64  2\.9 MiB  whole  {AGO}", row)
     assert total.startswith(
-        "1 image, 2.9 MiB (what they share counted once); the cache has 2.9 MiB"
+        "1 image, 2.9 MiB (shared data counted once); the cache has 2.9 MiB"
     )
 
     stats = site.stats(16 * len(paths))

@@ -95,7 +95,7 @@ def test_a_descriptor_that_is_no_socket_is_one_line_and_exit_1(tmp_path, descrip
         )  # fmt: skip
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("mirror: systemd passed a file descriptor (3, web) that is not a listening")
+    assert line.startswith("mirror: systemd passed a file descriptor (3, web) that is not a listen")
 
 
 def test_sockets_for_another_process_are_left_alone(tmp_path, monkeypatch):

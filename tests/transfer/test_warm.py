@@ -69,7 +69,7 @@ async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path,
     terminal.interrupt()
     assert await terminal.ended() == 130
     last = terminal.shown.strip().splitlines()[-1]
-    assert last == "mirror: interrupted: what has come is kept, the same command goes on there"
+    assert last == "mirror: interrupted: what was downloaded stays; run the same command to continue"
     assert "Traceback" not in terminal.shown
     sent = sum(registry.sent.values())
     assert 0 < sent < BYTES * 0.9
@@ -92,7 +92,7 @@ async def test_plain_lines_in_a_log_and_a_summary(tmp_path, registry, names):
     assert len(lines) == 20
     for line in lines:
         assert re.fullmatch(r"app\d+:1: 1\.4 MB, (1\.4 MB|4\d\d\.\d kB) fetched", line)
-    assert re.fullmatch(r"20 images: 9\.\d MB fetched, 19\.9 MB were there; 0 failed\n", ended.out)
+    assert re.fullmatch(r"20 images: 9\.\d MB fetched, 19\.9 MB were cached; 0 failed\n", ended.out)
     assert sum(registry.sent.values()) == BYTES
 
 
