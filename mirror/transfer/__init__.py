@@ -1,1 +1,1 @@
-"""What commands do: through the mirror that runs on a directory, or to the directory itself."""
+"""Warm, export and import, through a running mirror or on the cache directory itself."""

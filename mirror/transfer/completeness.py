@@ -1,4 +1,4 @@
-"""Whether all of an image is in the store, so that a name for it leads somewhere."""
+"""Checks that an image is complete in the store, before a name can refer to it."""
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_layout import NotALayout
@@ -11,19 +11,19 @@ from mirror.transfer.layout_files import store_blob, whole
 
 
 class LackingError(Exception):
-    """Something that an image needs is not there."""
+    """A part of an image is missing from the store."""
 
 
-class TooManyReferences(NotALayout):  # says what it is
-    """The manifests of an image name more than is looked through."""
+class TooManyReferences(NotALayout):  # names the state
+    """The manifests of an image have more references than the limit."""
 
 
-#: A digest, the media type it is referred to by, and how many levels may be below.
+#: A digest, the media type in its reference, and the levels of indexes that may follow.
 _Visit = tuple[Digest, str, int]
 
 
 class Completeness:
-    """Looks images through, each manifest of a layout once, however many others name it."""
+    """Checks images; each manifest of a layout once, however many others refer to it."""
 
     def __init__(self, blobs: Blobs, manifests: Manifests) -> None:
         self._blobs = blobs
@@ -33,16 +33,16 @@ class Completeness:
         self._references = 0
 
     async def completed(self, root: Descriptor) -> tuple[Descriptor, int]:
-        """Look an image through, and put right what was taken for something else while it was read.
+        """Check an image; store a blob that was read as a manifest as a blob, too.
 
-        Of an index one image has to be there: layouts are often made for one platform.
+        For an index, one complete image is enough: layouts are often made for one platform.
 
         Returns:
-            what its name means, and how many bytes its blobs have.
+            the descriptor for its name, and the total size of its blobs in bytes.
 
         Raises:
-            LackingError: it is not whole.
-            TooManyReferences: its manifests name more than is looked through.
+            LackingError: the image is not complete.
+            TooManyReferences: its manifests have more references than the limit.
             OSError, NoRoomError, IndexUnavailableError: the store cannot be used.
         """
         self._references = 0
@@ -76,7 +76,7 @@ class Completeness:
             elif depth:
                 size = await self._images_there(body, depth - 1)
             else:
-                raise LackingError("is an index of indexes without end")
+                raise LackingError("has indexes nested too deeply")
         except NotAManifest as error:
             raise LackingError(f"{digest}: {error}") from error
         return Descriptor(media_type, digest, len(body)), size
@@ -85,7 +85,7 @@ class Completeness:
         entries = index_entries(index)
         self._count(len(entries))
         images = {entry.descriptor.digest: entry.descriptor for entry in entries}
-        size, lacking = 0, LackingError("is an index of nothing")
+        size, lacking = 0, LackingError("is an empty index")
         found = False
         for image in images.values():
             try:
@@ -102,9 +102,7 @@ class Completeness:
         self._count(len(needed))
         for digest in needed:
             if not await self._is_there(digest):
-                raise LackingError(
-                    f"lacks {digest}; where a mirror downloads it, import it once more"
-                )
+                raise LackingError(f"lacks {digest}; if a mirror is downloading it, import again")
         return sum(blob.size for blob in needed.values())
 
     async def _is_there(self, digest: Digest) -> bool:
@@ -114,7 +112,7 @@ class Completeness:
         if stored is not None:
             stored.close()
         else:
-            manifest = await self._manifests.lookup(digest)  # it was taken for one: it is a blob
+            manifest = await self._manifests.lookup(digest)  # a blob that was read as a manifest
             if manifest is None:
                 return False
             await store_blob(self._blobs, digest, len(manifest.body), whole(manifest.body))
@@ -125,5 +123,5 @@ class Completeness:
         self._references += references
         if self._references > MAX_REFERENCES:
             raise TooManyReferences(
-                f"the manifests of an image name more than {MAX_REFERENCES} manifests and blobs"
+                f"the manifests of an image have more than {MAX_REFERENCES} references"
             )

@@ -1,4 +1,4 @@
-"""Images written out of the cache, for where no registry can be reached."""
+"""Exports images from the cache, for places without access to a registry."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, aclosing
@@ -21,21 +21,21 @@ from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified
 
 
 class Pulling(Watcher, AbstractContextManager[object], Protocol):
-    """Shows how far the pulling has come."""
+    """Shows the progress of the pull."""
 
 
 class Writing(AbstractContextManager[object], Protocol):
-    """Shows how far the writing has come, in bytes."""
+    """Shows the progress of writing, in bytes."""
 
     def expect(self, total: int) -> None:
-        """So much is to be written."""
+        """Set the total."""
 
     def advance(self, size: int) -> None:
-        """So much more was."""
+        """Add ``size`` bytes."""
 
 
 class ExportError(OperateError):
-    """Images that cannot be had: one line for each."""
+    """Images that cannot be exported: one line for each."""
 
 
 async def export(
@@ -47,22 +47,22 @@ async def export(
     pulling: Pulling,
     writing: Writing,
 ) -> list[Plan]:
-    """Write images as an OCI image layout; what the cache does not have is pulled first.
+    """Write images as an OCI image layout; images that are not cached are pulled first.
 
     Args:
-        config: the mirror's.
-        images: their names.
-        platforms: which of an index's images; all that it names where none is given.
-        parallel: how many downloads at once.
-        target: a file for a tar, a directory, or ``-``.
-        pulling: shows how far the pulling has come.
-        writing: shows how far the writing has come.
+        config: the configuration of the mirror.
+        images: names of the images.
+        platforms: platforms to select from an index; empty for all.
+        parallel: number of downloads at once.
+        target: a file for a tar, a directory, or ``-`` for stdout.
+        pulling: shows the progress of the pull.
+        writing: shows the progress of writing.
 
     Returns:
-        what was written.
+        the plans of the exported images.
 
     Raises:
-        OperateError: one cannot be had, or written; nothing is left half done.
+        OperateError: an image cannot be pulled or written; no incomplete file is left.
     """
     wanted, failed = located_all(config, images)
     _check(failed)
@@ -98,7 +98,7 @@ async def _write(
     for digest, pulled in manifests.items():
         await layout.add(digest, len(pulled.body), _whole(pulled.body))
     for digest, (place, blob) in blobs.items():
-        if digest in manifests:  # one file for both
+        if digest in manifests:  # one file serves both
             continue
         async with aclosing(_pieces(client, place, blob, writing.advance)) as pieces:
             await layout.add(digest, blob.size, pieces)

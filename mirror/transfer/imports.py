@@ -1,8 +1,8 @@
-"""Images taken into the cache from a layout, for where no registry can be reached.
+"""Imports images from a layout into the cache, for places without access to a registry.
 
-Every byte is verified while it is read.  Names are written down last, once everything that they
-need is in the cache: a layout that is damaged leaves nothing behind that could be pulled by name.
-It may run beside a mirror, which sees the objects at once: they share the index.
+Every byte is verified while it is read.  Names are recorded last, once all that they need is in the
+cache: a damaged layout leaves no name that could be pulled.  An import may run beside a mirror,
+which sees the objects at once, since they share the index.
 """
 
 import asyncio
@@ -40,18 +40,18 @@ from mirror.transfer.tar import DamagedTar
 
 
 class Reading(Protocol):
-    """Shows how much was read, in bytes."""
+    """Shows the progress of reading, in bytes."""
 
     def expect(self, total: int) -> None:
-        """So much is to be read."""
+        """Set the total."""
 
     def advance(self, size: int) -> None:
-        """So much more was."""
+        """Add ``size`` bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """How it went with one image; ``size`` in bytes, ``reason`` is empty where it is there."""
+    """The result for one image; ``size`` in bytes, ``reason`` is empty if it succeeded."""
 
     name: str
     digest: Digest
@@ -59,7 +59,7 @@ class Imported:
     reason: str = ""
 
     def document(self) -> dict[str, str | int | None]:
-        """The same for machines."""
+        """The result as JSON."""
         return {
             "name": self.name,
             "digest": str(self.digest),
@@ -70,7 +70,7 @@ class Imported:
 
 @dataclass(slots=True)
 class _Moved:
-    """Names that were written down (``store.tags``), and the manifests that they meant before."""
+    """Names that were recorded (``store.tags``), and the manifests they referred to before."""
 
     links: list[str] = field(default_factory=list)
     objects: list[str] = field(default_factory=list)
@@ -83,20 +83,20 @@ async def import_layout(
     reading: Reading,
     clock: Callable[[], float] = time.time,
 ) -> list[Imported]:
-    """Take images into the cache.
+    """Import images into the cache.
 
     Args:
-        config: the mirror's.
-        source: a tar, compressed or not, a directory, or ``-``.
-        called: the name of the only image, whatever the layout calls it.
-        reading: shows how much was read.
+        config: the configuration of the mirror.
+        source: a tar, compressed or not, a directory, or ``-`` for stdin.
+        called: a name for the only image, which replaces the name in the layout.
+        reading: shows the progress of reading.
         clock: Unix seconds.
 
     Returns:
-        how it went with each image of the layout's index.
+        the result for each image in the index of the layout.
 
     Raises:
-        OperateError: the layout is damaged or none, or the cache cannot take it.
+        OperateError: ``source`` is not a layout, or is damaged, or the cache cannot store it.
     """
     check_owner(config.cache.directory.absolute())
     try:
@@ -104,9 +104,9 @@ async def import_layout(
             store.keeping.rule = keeping_rule(config)
             roots = await _taken(store, source, reading)
             if called is not None and len(roots) != 1:
-                raise OperateError(f"{source}: one name for an image, and it has {len(roots)}")
+                raise OperateError(f"{source}: --as is for one image, and it has {len(roots)}")
             moved, complete = _Moved(), Completeness(store.blobs, store.manifests)
-            for root in roots:  # all of them before the first name is written down
+            for root in roots:  # all images before the first name
                 with contextlib.suppress(LackingError):
                     await complete.completed(root.descriptor)
             found = [
@@ -120,9 +120,11 @@ async def import_layout(
     except (NotALayout, DamagedTar) as error:
         raise OperateError(f"{source}: {error}") from error
     except (NoRoomError, IndexUnavailableError, PartialBusyError) as error:
-        raise OperateError(f"the cache {config.cache.directory} cannot take it: {error}") from error
+        raise OperateError(
+            f"the cache {config.cache.directory} cannot store it: {error}"
+        ) from error
     except OSError as error:
-        text = f"the cache {config.cache.directory} cannot take it: {error.strerror}"
+        text = f"the cache {config.cache.directory} cannot store it: {error.strerror}"
         raise OperateError(text) from error
 
 
@@ -145,7 +147,7 @@ async def _named(
     now: float,
     moved: _Moved,
 ) -> Imported:
-    """Write down what an image is called, if all of it is there."""
+    """Record the name of an image, if the image is complete."""
     digest, image = root.descriptor.digest, called or root.image
     name = str(digest) if image is None else str(image)
     try:
@@ -154,11 +156,11 @@ async def _named(
     except (LackingError, PullError) as error:
         return Imported(name, digest, reason=str(error))
     if wanted is None:
-        return Imported(name, digest, size, "has no name; say with --as what it is called")
+        return Imported(name, digest, size, "has no name; set one with --as")
     if isinstance(wanted.reference, Digest) and wanted.reference != digest:
         return Imported(name, digest, size, f"is not {wanted.reference}")
     place, link = wanted.place, Link(descriptor, now, imported=True)
-    for reference in {str(digest), str(wanted.reference)}:  # as a pull would write them down
+    for reference in {str(digest), str(wanted.reference)}:  # as a pull records them
         written = link_name(FullName(place.upstream, place.repository, reference))
         former = await store.tags.lookup(written)
         if former is not None:
@@ -169,7 +171,7 @@ async def _named(
 
 
 async def _tell(config: Config, moved: _Moved) -> None:
-    """Have a running mirror look anew at names of which it remembers something."""
+    """Make a running mirror forget what it remembers of these names."""
     told = {"links": moved.links, "objects": moved.objects}
     with contextlib.suppress(OperateError):  # it does so by itself after max_age
         async with lookup_running(config.cache.directory.absolute()) as running:

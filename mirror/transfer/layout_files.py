@@ -1,7 +1,7 @@
-"""The files of a layout on their way into the store, each verified before it is kept.
+"""Stores the files of a layout; each is verified first.
 
-What is a manifest and what a blob only the index tells, which may come last: what reads as a
-manifest is stored as one, and ``completeness`` makes it a blob as well where it is meant as one.
+Only the index tells manifests from blobs, and it may come last.  So a file that parses as a
+manifest is stored as one; ``completeness`` stores it as a blob as well, if it is used as one.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from mirror.store.local.manifests import Manifest, Manifests
 from mirror.store.local.partial import PartialBusyError
 from mirror.transfer.layout_reader import LayoutFile
 
-MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # as much as is taken from an upstream
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the same limit as for upstreams
 _PIECE_BYTES: Final = 1024 * 1024
-_OTHER: Final = "its {} has other bytes than it names"
+_OTHER: Final = "the content of {} does not match its digest"
 
 
-class DamagedLayout(NotALayout):  # says what it is
-    """A file of a layout has other bytes than its name says."""
+class DamagedLayout(NotALayout):  # names the state
+    """The content of a file in a layout does not match its digest."""
 
 
 class Taking:
-    """Takes the files of one layout."""
+    """Stores the files of one layout."""
 
     def __init__(self, blobs: Blobs, manifests: Manifests) -> None:
         self._blobs = blobs
@@ -42,23 +42,23 @@ class Taking:
         self._roots: Sequence[NamedRoot] | None = None
 
     def roots(self) -> Sequence[NamedRoot]:
-        """What the layout's index said; once all files were taken.
+        """The images in the index of the layout; call it after all files were taken.
 
         Raises:
-            NotALayout: there was none, or one of nothing.
+            NotALayout: there is no index, or it is empty.
         """
         if self._roots is None:
             raise NotALayout(f"has no {INDEX_FILE}")
         if not self._roots:
-            raise NotALayout("has no image in it")
+            raise NotALayout("contains no image")
         return self._roots
 
     async def take(self, file: LayoutFile) -> None:
-        """Take the next file.
+        """Store the next file.
 
         Raises:
-            NotALayout, DamagedTar: it is not what it should be.
-            OSError, NoRoomError, IndexUnavailableError: it cannot be kept.
+            NotALayout, DamagedTar: the file is damaged.
+            OSError, NoRoomError, IndexUnavailableError: the file cannot be stored.
         """
         if isinstance(file.what, Digest):
             await self._object(file.what, file)
@@ -85,11 +85,11 @@ class Taking:
 
 
 async def store_blob(blobs: Blobs, digest: Digest, size: int, pieces: AsyncIterator[bytes]) -> None:
-    """Verify a blob and store it; one that is there, or on its way, is only verified.
+    """Verify a blob and store it; only verify it if it is stored, or being downloaded, already.
 
     Raises:
-        DamagedLayout: it has other bytes than its name says.
-        OSError, NoRoomError, IndexUnavailableError: it cannot be kept.
+        DamagedLayout: its content does not match its digest.
+        OSError, NoRoomError, IndexUnavailableError: it cannot be stored.
     """
     stored = await blobs.lookup(digest)
     if stored is not None:
@@ -98,14 +98,14 @@ async def store_blob(blobs: Blobs, digest: Digest, size: int, pieces: AsyncItera
         return
     try:
         partial = await blobs.stage(digest)
-    except PartialBusyError:  # a mirror downloads it right now
+    except PartialBusyError:  # a mirror is downloading it
         await _verify(digest, pieces)
         return
     adopted = False
     try:
         await blobs.restart(partial)
         if not await blobs.reserve(partial, size, size):
-            raise NoRoomError(f"no room for {digest}: look at max_size, min_free and the disk")
+            raise NoRoomError(f"no room for {digest}: check max_size, min_free and the disk")
         async for piece in pieces:
             await blobs.append(partial, [piece])
         if not partial.verified():
@@ -117,7 +117,7 @@ async def store_blob(blobs: Blobs, digest: Digest, size: int, pieces: AsyncItera
 
 
 async def whole(body: bytes) -> AsyncIterator[bytes]:
-    """All of it in one piece."""
+    """Yield ``body`` in one piece."""
     yield body
 
 
@@ -134,12 +134,12 @@ async def _pieces(file: LayoutFile) -> AsyncIterator[bytes]:
     while left:
         piece = await asyncio.to_thread(file.read, min(left, _PIECE_BYTES))
         if not piece:
-            raise DamagedLayout(f"{file.what} became shorter")
+            raise DamagedLayout(f"{file.what} was truncated meanwhile")
         left -= len(piece)
         yield piece
 
 
 async def _small(file: LayoutFile) -> bytes:
     if file.size > MAX_MANIFEST_BYTES:
-        raise NotALayout(f"its {file.what} is too large to be one")
+        raise NotALayout(f"its {file.what} is too large")
     return b"".join([piece async for piece in _pieces(file)])

@@ -1,7 +1,7 @@
-"""OCI image layouts as they are read: a tar in one pass, compressed or not, or a directory.
+"""Reads OCI image layouts: a tar in one pass, compressed or not, or a directory.
 
-Gives one file after the other, and nothing but the files of a layout.  A tar is never unpacked:
-no name in it becomes a path.  Everything here blocks: call it from a worker thread.
+Yields one file of the layout after another, and skips other files.  A tar is never unpacked: no
+name in it becomes a path.  All calls block: use a worker thread.
 """
 
 import bz2
@@ -28,20 +28,20 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _PACKED: Final[Mapping[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
     b"\x1f\x8b": lambda file: cast("IO[bytes]", gzip.GzipFile(fileobj=file)),
     b"BZh": lambda file: cast("IO[bytes]", bz2.BZ2File(file)),
-    b"\xfd7zXZ": lambda file: cast("IO[bytes]", lzma.LZMAFile(file)),  # noqa: SIM115  # it owns nothing
+    b"\xfd7zXZ": lambda file: cast("IO[bytes]", lzma.LZMAFile(file)),  # noqa: SIM115  # the caller closes it
 }
 _DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError)
 _NONE: Final = (
-    "no OCI image layout; docker save writes one from Docker 25 on, skopeo as oci-archive:"
+    "not an OCI image layout; docker save writes one from Docker 25 on, skopeo as oci-archive:"
 )
 _SHOWN: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutFile:
-    """A file of a layout: a digest, or the name of the marker or the index.
+    """A file of a layout; ``what`` is a digest, or the name of the marker or the index.
 
-    ``size`` in bytes; ``read`` gives so many of them, fewer at the end only.
+    ``size`` in bytes; ``read`` returns as many bytes as asked for, fewer only at the end.
     """
 
     what: Digest | str
@@ -57,14 +57,14 @@ def opened_files(source: str, took: Callable[[int], None]) -> Iterator[tuple[Fil
     """Read a tar, a directory, or ``-`` for a tar from standard input.
 
     Args:
-        source: what to read.
-        took: is told of every byte that was taken from it.
+        source: path of the layout.
+        took: called with the number of bytes read from ``source``, after every read.
 
     Yields:
-        its files, and how many bytes there are to take, None where nobody knows.
+        the files, and the number of bytes to read, None if it is unknown.
 
     Raises:
-        OperateError: it cannot be read.
+        OperateError: ``source`` cannot be read.
     """
     path = Path(source)
     try:
@@ -84,8 +84,8 @@ def opened_files(source: str, took: Callable[[int], None]) -> Iterator[tuple[Fil
 
 
 def _unpacked(raw: BinaryIO, took: Callable[[int], None]) -> Callable[[int], bytes]:
-    """Read what may be compressed; by its first bytes, whatever it is called."""
-    magic = raw.read(_MAGIC_BYTES)  # not peek, which returns what a pipe has by now
+    """Decompress by the first bytes of the file, not by its name."""
+    magic = raw.read(_MAGIC_BYTES)  # not peek(), which returns only what a pipe has already
     if magic.startswith(_ZSTD):
         raise NotALayout("compressed with zstd; unpack it first: zstd -dc FILE | mirror import -")
     counted = cast("IO[bytes]", _Counted(raw, took, magic))
@@ -96,16 +96,15 @@ def _unpacked(raw: BinaryIO, took: Callable[[int], None]) -> Callable[[int], byt
 
 
 class _Counted:
-    """A file that tells of every byte that is read."""
+    """A file that reports the number of bytes read."""
 
     def __init__(self, raw: BinaryIO, took: Callable[[int], None], beginning: bytes = b"") -> None:
-        """``beginning`` has been read already, and is given first."""
+        """``beginning`` was read from ``raw`` already; ``read`` returns it first."""
         self._raw = raw
         self._took = took
         self._beginning = beginning
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
         data = self._beginning if size < 0 else self._beginning[:size]
         self._beginning = self._beginning[len(data) :]
         data += self._raw.read(size if size < 0 else size - len(data))
@@ -118,23 +117,23 @@ def _undamaged(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
         try:
             return read(size)
         except _DAMAGED as error:
-            raise DamagedTar(f"its compression is damaged: {error}") from error
+            raise DamagedTar(f"the compressed data is damaged: {error}") from error
 
     return reading
 
 
 def _in_tar(read: Callable[[int], bytes]) -> Files:
-    """The files of a tar; whatever of one was not read is passed over.
+    """The files of a tar; the unread rest of a file is skipped.
 
     Raises:
-        DamagedTar, NotALayout: it is none, or no layout.
+        DamagedTar, NotALayout: it is damaged, not a tar, or not a layout.
     """
     seen = False
     for member in _members(read):
         what = parse_file(member.name)
         left = _Left(read, member.size, member.name)
         if what is not None and not member.is_file:
-            raise UnsafeName(f"has {member.name!r} as something else than a plain file")
+            raise UnsafeName(f"{member.name!r} is not a regular file")
         if what is not None:
             seen = True
             yield LayoutFile(what, member.size, left.read)
@@ -147,14 +146,14 @@ def _members(read: Callable[[int], bytes]) -> Iterator[Member]:
     try:
         member = read_member(read)
     except DamagedTar as error:
-        raise NotALayout(f"no tar: {error}") from error
+        raise NotALayout(f"not a tar: {error}") from error
     while member is not None:
         yield member
         member = read_member(read)
 
 
 class _Left:
-    """What is left to read of one file in a tar."""
+    """The unread rest of one file in a tar."""
 
     def __init__(self, read: Callable[[int], bytes], size: int, name: str) -> None:
         self._read = read
@@ -163,27 +162,27 @@ class _Left:
         self._name = name
 
     def read(self, size: int) -> bytes:
-        """The next bytes, fewer at the end of the file."""
+        """Return the next bytes, fewer at the end of the file."""
         wanted = min(size, self._left)
         data = self._read(wanted)
         if len(data) < wanted:
-            raise DamagedTar(f"it ends in the middle of {self._name[:_SHOWN]}")
+            raise DamagedTar(f"truncated in the middle of {self._name[:_SHOWN]}")
         self._left -= wanted
         return data
 
     def skip(self) -> None:
-        """Go to the next header."""
+        """Skip to the next header."""
         while self._left:
             self.read(_SKIP_BYTES)
         if len(self._read(self._padding)) < self._padding:
-            raise DamagedTar("it ends before its end")
+            raise DamagedTar("truncated before its end")
 
 
 def _names(root: Path) -> list[str]:
-    """The files of a layout in a directory, by their names in it.
+    """The files of a layout in a directory, relative to it.
 
     Raises:
-        NotALayout: there is none.
+        NotALayout: the directory has neither marker nor index.
     """
     names = [name for name in (MARKER_FILE, INDEX_FILE) if (root / name).exists()]
     if not names:
@@ -197,10 +196,10 @@ def _in_directory(root: Path, names: Iterable[str], took: Callable[[int], None])
         what = parse_file(name)
         if what is None:
             continue
-        # Nor a link: it may lead to what is nobody's business.
+        # O_NOFOLLOW, too: a link may lead to files outside the layout.
         fd = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
             there = os.fstat(fd)
             if not stat.S_ISREG(there.st_mode):
-                raise UnsafeName(f"has {name!r} as something else than a plain file")
+                raise UnsafeName(f"{name!r} is not a regular file")
             yield LayoutFile(what, there.st_size, _Counted(file, took).read)

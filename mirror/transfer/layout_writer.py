@@ -1,6 +1,6 @@
-"""OCI image layouts as they are written: a tar, or a directory.
+"""Writes OCI image layouts: a tar, or a directory.
 
-What is half done is never seen under its name.  Knows files; must not know where bytes come from.
+Incomplete files never have their final names.  Knows files; must not know the source of the bytes.
 """
 
 import asyncio
@@ -32,24 +32,24 @@ _READ_BYTES: Final = 1024 * 1024
 
 
 class LayoutWriter(Protocol):
-    """Takes a layout: first what it holds, then each blob, then the end."""
+    """Receives a layout: first its index, then each blob, then the end."""
 
     async def begin(self, roots: Roots, archive: bytes) -> None:
-        """These manifests are in it, under these names; ``archive`` is for ``docker load``."""
+        """Set the manifests and their names; ``archive`` is for ``docker load``."""
 
     async def add(self, digest: Digest, size: int, pieces: AsyncIterable[bytes]) -> None:
-        """One blob or manifest of ``size`` bytes, which the caller verifies as they pass."""
+        """Add one blob or manifest of ``size`` bytes; the caller verifies the bytes."""
 
     async def finish(self) -> None:
-        """It is whole."""
+        """Complete the layout."""
 
 
 @contextlib.contextmanager
 def opened_layout(target: str) -> Iterator[LayoutWriter]:
-    """Write to a file, to an existing directory (or what ends with a slash), or to ``-``.
+    """Write to a file, to an existing directory (or a path that ends with a slash), or to ``-``.
 
     Raises:
-        OperateError: nothing can be written there.
+        OperateError: the target cannot be written.
     """
     path = Path(target)
     try:
@@ -69,7 +69,7 @@ def opened_layout(target: str) -> Iterator[LayoutWriter]:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes its name when it is whole, and leaves nothing when it is not."""
+    """A new file that gets its name when it is complete, and is removed on an error."""
     growing = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with growing.open("xb") as file:
@@ -83,26 +83,26 @@ def _replaced(path: Path) -> Iterator[BinaryIO]:
 
 
 class TarLayout:
-    """A layout as a tar, in one go; the same images make the same bytes."""
+    """A layout as a tar, in one pass; the same images give the same bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     async def begin(self, roots: Roots, archive: bytes) -> None:
-        """The marker and the index first: who reads a pipe knows then what to expect."""
+        """Write marker and index first, so that the reader of a pipe knows what follows."""
         index = written_index(roots)
         for name, data in (MARKER_FILE, MARKER), (INDEX_FILE, index), (ARCHIVE_FILE, archive):
             await self._write(header(name, len(data)) + data + bytes(padding(len(data))))
 
     async def add(self, digest: Digest, size: int, pieces: AsyncIterable[bytes]) -> None:
-        """Header, bytes, padding."""
+        """Write header, bytes and padding."""
         await self._write(header(blob_file(digest), size))
         async for piece in pieces:
             await self._write(piece)
         await self._write(bytes(padding(size)))
 
     async def finish(self) -> None:
-        """Two empty blocks."""
+        """Write two empty blocks."""
         await self._write(bytes(2 * BLOCK))
         await asyncio.to_thread(self._file.flush)
 
@@ -111,24 +111,26 @@ class TarLayout:
 
 
 class DirectoryLayout:
-    """A layout as a directory, to which images are added; those of the same name are replaced."""
+    """A layout as a directory; images are added, and replace those of the same name."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._roots: Roots = ()
 
-    async def begin(self, roots: Roots, archive: bytes) -> None:  # noqa: ARG002  # loads tars
-        """The index comes last: until then the directory is the layout that it was."""
+    async def begin(self, roots: Roots, archive: bytes) -> None:  # noqa: ARG002  # docker load reads tars only
+        """Keep the old index until ``finish``: until then the directory is the old layout."""
         self._roots = roots
         self._root.mkdir(parents=True, exist_ok=True)
         marker = self._root / MARKER_FILE
         if not marker.exists():
             if any(self._root.iterdir()):
-                raise OperateError(f"{self._root}: is a directory with other things in it")
+                raise OperateError(
+                    f"{self._root}: the directory is not empty, and not an OCI image layout"
+                )
             marker.write_bytes(MARKER)
 
     async def add(self, digest: Digest, size: int, pieces: AsyncIterable[bytes]) -> None:
-        """A file that takes its name when it is whole; one that is there is left alone."""
+        """Write a file, which gets its name when it is complete; skip one that is there already."""
         path = self._root / blob_file(digest)
         if await asyncio.to_thread(_is_there, path, digest, size):
             return
@@ -138,7 +140,7 @@ class DirectoryLayout:
                 await asyncio.to_thread(file.write, piece)
 
     async def finish(self) -> None:
-        """The index, with what it had before."""
+        """Write the index, merged with the former one."""
         path = self._root / INDEX_FILE
         try:
             index = merged_index(path.read_bytes(), self._roots)
@@ -164,10 +166,10 @@ def _is_there(path: Path, digest: Digest, size: int) -> bool:
 
 
 async def verified(pieces: AsyncIterable[bytes], descriptor: Descriptor) -> AsyncIterator[bytes]:
-    """The same bytes, as long as they are what they should be.
+    """Pass the bytes on, and compare them with ``descriptor`` at the end.
 
     Raises:
-        OperateError: they are not.
+        OperateError: size or digest differ.
     """
     hasher, size = descriptor.digest.hasher(), 0
     async for piece in pieces:
@@ -175,4 +177,4 @@ async def verified(pieces: AsyncIterable[bytes], descriptor: Descriptor) -> Asyn
         size += len(piece)
         yield piece
     if size != descriptor.size or not descriptor.digest.matches(hasher):
-        raise OperateError(f"{descriptor.digest}: other bytes came than it names")
+        raise OperateError(f"the content received for {descriptor.digest} does not match it")

@@ -1,8 +1,8 @@
-"""The headers of a tar file, read one after the other from a stream that cannot go back.
+"""Reads the headers of a tar file, one after another, from a stream that cannot seek.
 
-Knows blocks, names and sizes (POSIX.1-2001 pax, GNU long names).  Must not know what the files are
-for, and never takes more than :data:`MAX_EXTENSION_BYTES` for what is said about a file.  The
-standard library's reader holds as much of that in memory as the file says there is.
+Knows blocks, names and sizes (POSIX.1-2001 pax, GNU long names).  Must not know the use of the
+files.  Reads at most :data:`MAX_EXTENSION_BYTES` of metadata for a file; the standard library reads
+as much of it into memory as the header claims.
 """
 
 import tarfile
@@ -17,13 +17,13 @@ _PAX: Final = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTY
 _MAX_SIZE: Final = 2**63 - 1
 
 
-class DamagedTar(ValueError):  # noqa: N818  # says what it is
-    """Bytes that are no tar file, or not the whole of one."""
+class DamagedTar(ValueError):  # noqa: N818  # names the state
+    """Not a tar file, or not a complete one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file: its name, its ``size`` in bytes, and whether it is a plain file or a directory."""
+    """A file: its name, its ``size`` in bytes, and whether it is a regular file or a directory."""
 
     name: str
     size: int
@@ -32,25 +32,25 @@ class Member:
 
 
 def padding(size: int) -> int:
-    """How many bytes follow a file of ``size`` bytes up to the next block."""
+    """Number of bytes between a file of ``size`` bytes and the next block."""
     return -size % BLOCK
 
 
 def header(name: str, size: int) -> bytes:
-    """The header of a plain file that anybody may read, the same whenever it is written."""
+    """The header of a regular file with mode 0644 and time 0: the output is reproducible."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o644
     return member.tobuf(tarfile.PAX_FORMAT)
 
 
 def read_member(read: Callable[[int], bytes]) -> Member | None:
-    """Read the next header; ``read`` gives as many bytes as it is asked for, fewer at the end.
+    """Read the next header; ``read`` returns as many bytes as asked for, fewer at the end.
 
     Returns:
-        the file whose bytes come next, None at the end.
+        the file whose content follows, None at the end.
 
     Raises:
-        DamagedTar: the bytes are none, or end too early.
+        DamagedTar: the header is invalid or truncated.
     """
     pax: dict[str, str] = {}
     long_name = ""
@@ -74,7 +74,7 @@ def read_member(read: Callable[[int], bytes]) -> Member | None:
 def _header(read: Callable[[int], bytes]) -> tarfile.TarInfo | None:
     block = read(BLOCK)
     if len(block) < BLOCK:
-        raise DamagedTar("it ends before its end")
+        raise DamagedTar("truncated before its end")
     if not any(block):
         return None
     try:
@@ -82,28 +82,28 @@ def _header(read: Callable[[int], bytes]) -> tarfile.TarInfo | None:
     except tarfile.HeaderError as error:
         raise DamagedTar(str(error)) from error
     if not 0 <= found.size <= _MAX_SIZE:
-        raise DamagedTar("a file of impossible size")
+        raise DamagedTar("a file has an invalid size")
     return found
 
 
 def _extension(found: tarfile.TarInfo, read: Callable[[int], bytes]) -> bytes:
     if found.size > MAX_EXTENSION_BYTES:
-        raise DamagedTar("a name longer than any file has")
+        raise DamagedTar("a file name is too long")
     data = read(found.size + padding(found.size))
     if len(data) < found.size + padding(found.size):
-        raise DamagedTar("it ends in the middle of a name")
+        raise DamagedTar("truncated in the middle of a name")
     return data[: found.size]
 
 
 def _parse_pax(data: bytes) -> dict[str, str]:
-    """Records: their length, ``key=value``, and the end of the line."""
+    """Parse lines of the form ``LENGTH key=value``."""
     records: dict[str, str] = {}
     while data.strip(b"\0"):
         digits, space, _ = data[:32].partition(b" ")
         length = int(digits) if space and digits.isdigit() else 0
         record = data[len(digits) + 1 : length]
         if not record.endswith(b"\n") or length > len(data):
-            raise DamagedTar("a pax header that is none")
+            raise DamagedTar("a pax header is invalid")
         key, _, value = record[:-1].partition(b"=")
         records[key.decode(errors="replace")] = value.decode(errors="surrogateescape")
         data = data[length:]
@@ -111,10 +111,10 @@ def _parse_pax(data: bytes) -> dict[str, str]:
 
 
 def _size(pax: dict[str, str], size: int) -> int:
-    """Files of 8 GiB and more have their size in a pax header (or in base 256, read already)."""
+    """The size from the pax header, which files of 8 GiB and more may have, else ``size``."""
     text = pax.get("size", "")
     if not text:
         return size
     if not text.isascii() or not text.isdigit() or int(text) > _MAX_SIZE:
-        raise DamagedTar("a file of impossible size")
+        raise DamagedTar("a file has an invalid size")
     return int(text)

@@ -1,4 +1,4 @@
-"""Images pulled into the cache by command."""
+"""Pulls images into the cache, for ``mirror warm``."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,17 +25,17 @@ async def warm(
     """Pull images into the cache, each once.
 
     Args:
-        config: the mirror's.
-        images: their names.
-        platforms: which of an index's images; all that it names where none is given.
-        parallel: how many blobs at once.
-        watcher: is told how far it has come.
+        config: the configuration of the mirror.
+        images: names of the images.
+        platforms: platforms to select from an index; empty for all.
+        parallel: number of blobs at once.
+        watcher: receives the progress.
 
     Returns:
-        how it went with each, those that could not be asked for last.
+        the result for each image; images that could not be located come last.
 
     Raises:
-        OperateError: there is no mirror to ask.
+        OperateError: no mirror can be reached or started.
     """
     wanted, failed = located_all(config, images)
     if not wanted:
@@ -47,7 +47,7 @@ async def warm(
 
 
 def excess(config: Config, result: Iterable[Pulled]) -> str:
-    """What to say where images have more bytes together than the cache may hold; else empty."""
+    """A warning if the images together are larger than the cache, else an empty string."""
     blobs = {
         digest: blob.size
         for pulled in result
@@ -58,6 +58,6 @@ def excess(config: Config, result: Iterable[Pulled]) -> str:
     if size <= limit:
         return ""
     return (
-        f"the images have {decimal(size)} together and the cache holds {decimal(limit)}: "
-        "what was used longest ago is gone again; raise [cache] max_size"
+        f"the images have {decimal(size)} in total, and the cache holds {decimal(limit)}: "
+        "the least recently used are evicted; raise [cache] max_size"
     )

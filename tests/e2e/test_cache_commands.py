@@ -95,9 +95,7 @@ async def test_commands_see_and_change_what_all_workers_serve(site, upstream):
     header, row, total = site.command("ls").stdout.splitlines()
     assert header.split() == ["IMAGE", "PLATFORM", "SIZE", "THERE", "USED"]
     assert re.match(rf"{NAME}  linux/amd64  2\.9 MiB  whole  {AGO}", row)
-    assert total.startswith(
-        "1 image, 2.9 MiB (shared data counted once); the cache has 2.9 MiB"
-    )
+    assert total.startswith("1 image, 2.9 MiB (shared data counted once); the cache has 2.9 MiB")
 
     stats = site.stats(16 * len(paths))
     assert stats["running"]["processes"] == 2

@@ -129,7 +129,7 @@ def test_what_skopeo_wrote_is_imported(sites: Sites) -> None:
     source = f"docker://127.0.0.1:{sites.hub.port}/library/carried:1"
     run("skopeo", "copy", "--src-tls-verify=false", source, f"oci-archive:{file}:whatever")
     told = mirror(sites.there, "import", str(file), code=1)
-    assert "has no name; say with --as what it is called" in told
+    assert "has no name; set one with --as" in told
     mirror(sites.there, "import", str(file), "--as", "by-skopeo:1")
     pull_and_run(sites, "by-skopeo:1")
 
@@ -144,4 +144,4 @@ def test_what_an_old_docker_saved_is_refused_with_what_to_do(sites: Sites, carri
             assert "docker.io/library/carried:1: " in mirror(sites.there, "import", str(file))
             return
     told = mirror(sites.there, "import", str(file), code=1)
-    assert "no OCI image layout; docker save writes one from Docker 25 on" in told
+    assert "not an OCI image layout; docker save writes one from Docker 25 on" in told

@@ -275,7 +275,7 @@ async def test_an_export_that_cannot_be_whole_leaves_nothing(tmp_path, registry)
     (tmp_path / "full" / "letter").touch()
     for target, said in (
         (tmp_path / "no" / "f.tar", "cannot be written: No such file or directory"),
-        (tmp_path / "full", "with other things in it"),
+        (tmp_path / "full", "not empty, and not an OCI image layout"),
     ):
         with pytest.raises(OperateError, match=said):
             await exported(tmp_path / "here" / "cache", registry, ["app:1"], target)
@@ -336,7 +336,7 @@ def unread(fd: int) -> int:
 async def test_an_image_without_a_name_is_given_one(tmp_path, nowhere):
     data = packed(files_of(APP, org_opencontainers_image_ref_name="latest"))
     reasons = await imported(tmp_path, data, nowhere)
-    assert reasons == {APP.digest: "has no name; say with --as what it is called"}
+    assert reasons == {APP.digest: "has no name; set one with --as"}
     assert await served(tmp_path / "cache", nowhere, tag=APP.digest) == {200}
     assert await imported(tmp_path, data, nowhere, "app:1") == {CONTAINERD: ""}
     assert await served(tmp_path / "cache", nowhere) == {200}
@@ -368,17 +368,17 @@ SWAPPED = {**WHOLE, blob_path(APP.manifest): APP.manifest + b" "}
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (packed(FLIPPED), f"its {APP.digests[1]} has other bytes than it names"),
-        (packed(SWAPPED), f"its {APP.digest} has other bytes than it names"),
-        (packed(WHOLE)[: 2 * MIB], f"it ends in the middle of {blob_path(APP.blobs[1])}"),
-        (packed(WHOLE).rstrip(b"\0"), "it ends"),
-        (packed(WHOLE, "w:gz")[: 2 * MIB], "its compression is damaged"),
-        (b"", "no tar"),
-        (random_bytes(4000), "no tar"),
-        (packed({}), "no OCI image layout; docker save writes one from Docker 25 on"),
-        (packed({"a/layer.tar": b"x", "manifest.json": b"[]"}), "no OCI image layout"),
+        (packed(FLIPPED), f"the content of {APP.digests[1]} does not match its digest"),
+        (packed(SWAPPED), f"the content of {APP.digest} does not match its digest"),
+        (packed(WHOLE)[: 2 * MIB], f"truncated in the middle of {blob_path(APP.blobs[1])}"),
+        (packed(WHOLE).rstrip(b"\0"), "truncated"),
+        (packed(WHOLE, "w:gz")[: 2 * MIB], "the compressed data is damaged"),
+        (b"", "not a tar"),
+        (random_bytes(4000), "not a tar"),
+        (packed({}), "not an OCI image layout; docker save writes one from Docker 25 on"),
+        (packed({"a/layer.tar": b"x", "manifest.json": b"[]"}), "not an OCI image layout"),
         (packed({"oci-layout": MARKER}), "has no index.json"),
-        (packed({"oci-layout": MARKER, "index.json": index_of([])}), "has no image in it"),
+        (packed({"oci-layout": MARKER, "index.json": index_of([])}), "contains no image"),
         (packed({**WHOLE, "index.json": b"{"}), "index.json: not JSON"),
         (packed({**WHOLE, "oci-layout": b'{"imageLayoutVersion": "9.0"}'}), "version '9.0'"),
         (packed({**WHOLE, "../../etc/cron.d/x": b"x"}), "which leads out of it"),
@@ -401,7 +401,7 @@ async def test_a_damaged_file_is_one_line_and_1(tmp_path, nowhere):
     file.write_bytes(packed(WHOLE)[: 2 * MIB])
     ended = await mirror("import", "--config", configured(tmp_path, nowhere), file)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith(f"mirror: {file}: it ends in the middle of blobs/sha256/")
+    assert ended.err.startswith(f"mirror: {file}: truncated in the middle of blobs/sha256/")
     assert len(ended.err.splitlines()) == 1
 
 
@@ -420,7 +420,7 @@ async def test_a_link_among_the_blobs_is_refused(tmp_path, nowhere, kind):
         member = tarfile.TarInfo(blob_path(b"x"))
         member.type, member.linkname = kind, "/etc/shadow"
         archive.addfile(member)
-    with pytest.raises(OperateError, match="as something else than a plain file"):
+    with pytest.raises(OperateError, match="is not a regular file"):
         await imported(tmp_path, buffer.getvalue(), nowhere)
 
 
@@ -437,7 +437,7 @@ async def test_a_link_in_a_directory_is_not_followed(tmp_path, nowhere):
 
 
 async def test_what_does_not_fit_is_told(tmp_path, nowhere):
-    with pytest.raises(OperateError, match=f"cannot take it: no room for {APP.digests[1]}"):
+    with pytest.raises(OperateError, match=f"cannot store it: no room for {APP.digests[1]}"):
         await imported(tmp_path, packed(WHOLE), nowhere, max_size="4MiB")
 
 

@@ -99,7 +99,7 @@ def test_a_name_that_says_it_is_huge_is_refused_before_it_is_read(kind):
     member = tarfile.TarInfo("x")
     member.type, member.size = kind, 1 << 33
     tracemalloc.start()
-    with pytest.raises(DamagedTar, match="longer than any"):
+    with pytest.raises(DamagedTar, match="name is too long"):
         read_member(io.BytesIO(member.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)).read)
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()

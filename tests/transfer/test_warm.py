@@ -69,7 +69,9 @@ async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path,
     terminal.interrupt()
     assert await terminal.ended() == 130
     last = terminal.shown.strip().splitlines()[-1]
-    assert last == "mirror: interrupted: what was downloaded stays; run the same command to continue"
+    assert (
+        last == "mirror: interrupted: what was downloaded stays; run the same command to continue"
+    )
     assert "Traceback" not in terminal.shown
     sent = sum(registry.sent.values())
     assert 0 < sent < BYTES * 0.9
@@ -254,7 +256,7 @@ async def test_a_body_that_breaks_off_is_gone_on_with(tmp_path, registry):
 async def test_wrong_bytes_are_told_and_not_kept(tmp_path, registry):
     registry.faults.append(Fault("blob", "GET", flip=5, times=99))
     (pulled,) = await warmed(tmp_path, registry, ["app7:1"])
-    assert "broke off, 3 times: upstream breaks off or sends wrong bytes, the" in pulled.reason
+    assert "download interrupted, 3 times: upstream fails or sends wrong bytes" in pulled.reason
     registry.faults.clear()
     (pulled,) = await warmed(tmp_path, registry, ["app7:1"])
     assert (pulled.reason, pulled.found) == ("", 0)
@@ -262,7 +264,7 @@ async def test_wrong_bytes_are_told_and_not_kept(tmp_path, registry):
 
 async def test_what_does_not_fit_is_told(tmp_path, registry):
     (pulled,) = await warmed(tmp_path, registry, ["app8:1"], max_size="600KiB")
-    assert "could not be kept: look at max_size, min_free and the disk" in pulled.reason
+    assert "could not be stored: check max_size, min_free and the disk" in pulled.reason
 
 
 async def test_more_than_the_cache_may_hold_is_told(tmp_path, registry):
@@ -270,7 +272,7 @@ async def test_more_than_the_cache_may_hold_is_told(tmp_path, registry):
     config = load(None, {**tree, "upstreams": {"docker.io": {"url": registry.url}}})
     images = [parse_image(name) for name in ("app1:1", "app2:1")]
     result = await warm(config, images, [AMD], 1, Silent())
-    assert excess(config, result).startswith("the images have 1.8 MB together and the cache holds")
+    assert excess(config, result).startswith("the images have 1.8 MB in total, and the cache holds")
     assert excess(config, result[:1]) == ""
 
 
