@@ -1,6 +1,6 @@
-"""The registry API of a mirror as a client sees it: manifests, and blobs piece by piece.
+"""A client of a mirror's registry API: manifests, and blobs in pieces.
 
-Knows requests and answers.  Must not know what an image is made of.
+Knows requests and responses.  Must not know the parts of an image.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from mirror.registry_client.errors import BrokenOffError, ErrorAnswerError, Pull
 from mirror.upstream.body import read_up_to
 
 PIECE_BYTES: Final = 1024 * 1024
-#: A manifest or an error has to arrive whole within this time.
+#: Time limit for a whole manifest or error body.
 _BODY_SECONDS: Final = 60.0
-_MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # as from upstream
+_MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the same limit as for upstreams
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _FULL_HOUSE: Final = 503
 _TRIES: Final = 5
@@ -40,7 +40,7 @@ _AGENT: Final = f"mirror-warm/{__version__}"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A repository, by the name that the mirror has for its registry."""
+    """A repository, and the mirror's name for its registry."""
 
     upstream: str
     repository: Repository
@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PulledManifest:
-    """A manifest as the mirror gave it; ``stale``: upstream could not be asked whether it holds."""
+    """A manifest from the mirror; ``stale``: upstream could not confirm the tag."""
 
     digest: Digest
     media_type: str
@@ -60,7 +60,10 @@ class PulledManifest:
 
 
 class MirrorClient:
-    """Asks one mirror: the first of its processes that answers, each with its base address."""
+    """Sends requests to a mirror: to the first of its processes that answers.
+
+    Each session has the base address of one process.
+    """
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class MirrorClient:
         """The manifest of a tag or digest, verified.
 
         Raises:
-            PullError: it cannot be had.
+            PullError: the manifest is not available.
         """
         path = f"/v2/{place.repository}/manifests/{reference}"
         async with self._asked(path, place, {"Accept": ACCEPT_MANIFESTS}) as answer:
@@ -83,16 +86,16 @@ class MirrorClient:
         said = headers.get("Docker-Content-Digest", "")
         digest = reference if isinstance(reference, Digest) else _digest(said)
         if Digest.of(body, digest.algorithm) != digest:
-            raise PullError(f"{path}: what the mirror sent is not {digest}")
+            raise PullError(f"{path}: the content from the mirror does not match {digest}")
         return PulledManifest(digest, headers.get("Content-Type", ""), body, _is_stale(headers))
 
     async def holds(self, place: Place, digest: Digest) -> bool:
-        """Whether the cache has a blob; no byte of it is sent.
+        """Whether the cache has a blob; the blob is not sent.
 
-        Where it has not, the mirror begins to download it, and goes on if it is asked for at once.
+        On a miss the mirror begins to download it, and continues if a request follows at once.
 
         Raises:
-            PullError: the blob cannot be had.
+            PullError: the blob is not available.
         """
         headers = {"If-None-Match": f'"{digest}"'}
         async with self._asked(_blob_path(place, digest), place, headers) as answer:
@@ -102,30 +105,30 @@ class MirrorClient:
         """Whether a blob that was just downloaded is in the cache.
 
         Raises:
-            PullError: nobody can tell.
+            PullError: the mirror does not answer, or with an error.
         """
         async with self._asked(_blob_path(place, digest), place, {}, "HEAD") as answer:
             return _is_hit(answer.headers)
 
     async def blob(self, place: Place, digest: Digest) -> AsyncGenerator[bytes, None]:
-        """The bytes of a blob as they come, of which the mirror verifies the last.
+        """The bytes of a blob as they arrive; the mirror verifies them before it sends the last.
 
         Raises:
-            BrokenOffError: it ended before its end.
-            PullError: it cannot be had.
+            BrokenOffError: the body ended early.
+            PullError: the blob is not available.
         """
         async with self._asked(_blob_path(place, digest), place, {}) as answer:
             try:
                 async for piece in answer.content.iter_chunked(PIECE_BYTES):
                     yield piece
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                raise BrokenOffError(f"{digest} broke off") from error
+                raise BrokenOffError(f"{digest}: download interrupted") from error
 
     @asynccontextmanager
     async def _asked(
         self, path: str, place: Place, headers: Mapping[str, str], method: str = "GET"
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Ask, again where the house was full."""
+        """Send a request; retry on 503."""
         for last in (*[False] * (_TRIES - 1), True):
             async with self._once(path, place, headers, method) as answer:
                 if answer.status < 400:
@@ -158,11 +161,11 @@ class MirrorClient:
                     headers=headers,
                     allow_redirects=False,
                 )
-            except aiohttp.ClientConnectionError as error:  # that process is gone
+            except aiohttp.ClientConnectionError as error:  # that process has ended
                 trouble = error
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise PullError(f"the mirror does not answer: {_reason(error)}") from error
-        assert trouble is not None, "a mirror has a process at least"
+        assert trouble is not None, "a mirror has at least one process"
         raise PullError(f"the mirror does not answer: {_reason(trouble)}") from trouble
 
 
@@ -183,7 +186,7 @@ def _digest(text: str) -> Digest:
     try:
         return Digest.parse(text)
     except ValueError as error:
-        raise PullError(f"the mirror does not say what it sent: {error}") from error
+        raise PullError(f"no valid Docker-Content-Digest from the mirror: {error}") from error
 
 
 async def _whole(answer: aiohttp.ClientResponse) -> bytes:
@@ -198,7 +201,7 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> ErrorAnswerError:
-    """The message of the spec's error body."""
+    """The message of the error body (distribution spec, "Error Codes")."""
     message = f"the mirror answers {answer.status}"
     with contextlib.suppress(
         aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError
@@ -212,5 +215,5 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ErrorAnswerError:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return "it is silent"
+        return "timeout"
     return str(error) or type(error).__name__

@@ -1,12 +1,12 @@
-"""What keeps an image from being pulled."""
+"""Errors of pulls."""
 
 
 class PullError(Exception):
-    """An image, or a part of it, cannot be had; one line that says why."""
+    """An image, or a part of it, is not available; the message is one line with the reason."""
 
 
 class ErrorAnswerError(PullError):
-    """The mirror answered with an error; ``retry_after`` in seconds where it said when to come."""
+    """The mirror answered with an error; ``retry_after`` is its Retry-After in seconds, if any."""
 
     def __init__(self, message: str, status: int, retry_after: float | None) -> None:
         super().__init__(message)
@@ -15,4 +15,4 @@ class ErrorAnswerError(PullError):
 
 
 class BrokenOffError(PullError):
-    """A body ended before its end."""
+    """A body ended early."""

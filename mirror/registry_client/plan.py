@@ -1,6 +1,6 @@
-"""What of an image is wanted: its manifests for the chosen platforms, and the blobs they name.
+"""The parts of an image to pull: manifests for the chosen platforms, and their blobs.
 
-Knows how indexes, manifests and blobs hang together.  Must not know how bytes come here.
+Knows the relations of indexes, manifests and blobs.  Must not know how bytes are transferred.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,20 +23,20 @@ _CONFIGS: Final = frozenset(
         "application/vnd.docker.container.image.v1+json",
     }
 )
-MAX_DEPTH: Final = 3  # an index in an index is rare, and one more has never been seen
-#: What all manifests of an image may name together: some seconds of work.
+MAX_DEPTH: Final = 3  # an index in an index is rare; a third level has never been seen
+#: References in all manifests of an image together: processing them takes some seconds.
 MAX_REFERENCES: Final = 200_000
 _MAX_MANIFESTS: Final = 10_000
-#: Layers that no registry gives out (Windows base layers were such, once).
+#: Media types of layers that registries do not serve (formerly: Windows base layers).
 _FOREIGN: Final = ("nondistributable", "foreign")
 
-#: Everything that an index names, attestations too.
+#: Select everything in an index, including attestations.
 EVERYTHING: Final[tuple[Platform, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image; ``typed`` is how somebody wrote it."""
+    """An image; ``typed`` is its name as the user wrote it."""
 
     typed: str
     place: Place
@@ -44,15 +44,15 @@ class Wanted:
 
     @property
     def full_name(self) -> str:
-        """With the registry, and nothing left out."""
+        """The complete name, with registry and reference."""
         return joined(str(self.place), self.reference)
 
 
 @dataclass(slots=True)
 class Plan:
-    """What there is to pull; ``stale``: upstream could not be asked whether the tag still holds.
+    """The content to pull; ``stale``: upstream could not confirm the tag.
 
-    ``references`` counts what its manifests name, each time that they do.
+    ``references`` counts all references in the manifests, repeated ones too.
     """
 
     wanted: Wanted
@@ -64,11 +64,11 @@ class Plan:
 
     @property
     def blob_bytes(self) -> int:
-        """What its blobs have together."""
+        """Total size of the blobs in bytes."""
         return sum(blob.size for blob in self.blobs.values())
 
     def runnable(self) -> bytes | None:
-        """The manifest of the first image that Docker could run, None where there is none."""
+        """The manifest of the first image that Docker can run, None if there is none."""
         for pulled in self.manifests.values():
             parts = () if is_index(pulled.media_type) else references(pulled.body)
             if parts and parts[0].media_type in _CONFIGS and not _is_attestation(parts):
@@ -77,15 +77,15 @@ class Plan:
 
 
 async def planned(client: MirrorClient, wanted: Wanted, platforms: Iterable[Platform]) -> Plan:
-    """Pull the manifests of an image, and find out what blobs it has.
+    """Pull the manifests of an image, and collect its blobs.
 
     Args:
         client: the mirror.
         wanted: the image.
-        platforms: which of an index's images; :data:`EVERYTHING` for all that it names.
+        platforms: platforms to select from an index; :data:`EVERYTHING` for all.
 
     Raises:
-        PullError: it cannot be had, or has nothing for one of the platforms.
+        PullError: the image is not available, or lacks one of the platforms.
     """
     pulled = await client.manifest(wanted.place, wanted.reference)
     root = Descriptor(pulled.media_type, pulled.digest, len(pulled.body))
@@ -111,7 +111,7 @@ async def _include(
         _count(plan, len(blobs))
         return
     if depth == 0:
-        raise NotAManifest("an index of indexes without end")
+        raise NotAManifest("indexes are nested too deeply")
     entries = index_entries(pulled.body)
     _count(plan, len(entries))
     for entry in choose(entries, platforms) if platforms else entries:
@@ -124,16 +124,14 @@ async def _include(
 def _count(plan: Plan, references: int) -> None:
     plan.references += references
     if plan.references > MAX_REFERENCES or len(plan.manifests) > _MAX_MANIFESTS:
-        raise NotAManifest(
-            f"more than {_MAX_MANIFESTS} manifests, or {MAX_REFERENCES} that they name"
-        )
+        raise NotAManifest(f"more than {_MAX_MANIFESTS} manifests, or {MAX_REFERENCES} references")
 
 
 def blobs_of(manifest: bytes) -> Mapping[Digest, Descriptor]:
-    """The config and layers of an image, but for those that no registry gives out.
+    """The config and layers of an image, without layers that registries do not serve.
 
     Raises:
-        NotAManifest: it is none.
+        NotAManifest: ``manifest`` is not a manifest.
     """
     return {
         descriptor.digest: descriptor
@@ -143,10 +141,10 @@ def blobs_of(manifest: bytes) -> Mapping[Digest, Descriptor]:
 
 
 def is_index(media_type: str) -> bool:
-    """Whether a manifest is an index of others."""
+    """Whether ``media_type`` is the type of an index."""
     return media_type in _INDEXES
 
 
 def _is_attestation(parts: Iterable[Descriptor]) -> bool:
-    """BuildKit gives what is said about an image the config of one."""
+    """Whether it is an attestation of BuildKit, which has the config type of an image."""
     return any("in-toto" in part.media_type for part in parts)

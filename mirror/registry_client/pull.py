@@ -1,7 +1,7 @@
-"""Many images pulled into a cache, a bounded number of blobs at once, each blob once.
+"""Pulls many images into a cache, a limited number of blobs at once, each blob once.
 
-One that fails stops no other.  What is in the cache already is asked about and not sent.  What
-breaks off when the task is cancelled stays in the cache as far as it came.
+A failed image does not stop the others.  Cached blobs are checked, and not transferred.  If the
+task is cancelled, the cache keeps the bytes that have arrived.
 """
 
 import asyncio
@@ -21,32 +21,32 @@ from mirror.registry_client.plan import Plan, Wanted, planned
 _PLANNING: Final = 8
 _MAX_FRUITLESS: Final = 3
 
-#: How many bytes of a blob an earlier download has left.
+#: Number of bytes of a blob that an earlier download has left.
 LeftOf = Callable[[Digest], int]
 
 
 class Watcher(Protocol):
-    """Who is told how far it has come; sizes in bytes."""
+    """Receives progress; sizes in bytes."""
 
     def expected(self, images: int) -> None:
-        """So many images are to be pulled."""
+        """The number of images is known."""
 
     def planned(self, wanted: Wanted, size: int) -> None:
-        """It is known how large an image is."""
+        """The size of an image is known."""
 
     def began(self, wanted: Wanted) -> None:
-        """The image is being pulled from now on."""
+        """The pull of an image begins."""
 
     def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None:
-        """So much more of it is there: fetched from upstream, or found in the cache."""
+        """``size`` more bytes are in the cache: fetched from upstream, or found there."""
 
     def ended(self, pulled: "Pulled") -> None:
-        """The image is there, or has failed."""
+        """The image is complete, or has failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """How it went with one image; sizes in bytes, ``reason`` is empty where it is there."""
+    """The result for one image; sizes in bytes, ``reason`` is empty if it succeeded."""
 
     wanted: Wanted
     plan: Plan | None
@@ -57,7 +57,7 @@ class Pulled:
 
 @dataclass(slots=True)
 class _Tally:
-    """What came of one image so far."""
+    """Bytes of one image so far."""
 
     wanted: Wanted
     watcher: Watcher
@@ -78,7 +78,7 @@ class Puller:
     def __init__(
         self, client: MirrorClient, left_of: LeftOf, watcher: Watcher, parallel: int
     ) -> None:
-        """At most ``parallel`` images, and as many blobs, are pulled at once."""
+        """Pull at most ``parallel`` images, and as many blobs, at once."""
         self._client = client
         self._left_of = left_of
         self._watcher = watcher
@@ -88,10 +88,10 @@ class Puller:
         self._locks: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def pull(self, images: Sequence[Wanted], platforms: Sequence[Platform]) -> list[Pulled]:
-        """Pull images, for some platforms or for all where none is named.
+        """Pull images, for the named platforms, or for all if none is named.
 
         Returns:
-            how it went, in the order of the images.
+            the results, in the order of the images.
         """
         self._watcher.expected(len(images))
         async with asyncio.TaskGroup() as group:
@@ -114,7 +114,7 @@ class Puller:
         return pulled
 
     async def _all_blobs(self, plan: Plan, tally: _Tally) -> None:
-        """Each to its end, whatever becomes of the others: the next run then finds it."""
+        """Pull every blob to its end even if others fail, so that the next run finds it."""
         work = (self._blob(plan.wanted.place, blob, tally) for blob in plan.blobs.values())
         for ended in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(ended, BaseException):
@@ -128,14 +128,14 @@ class Puller:
                 return
             size = await self._download(place, blob.digest, left, tally)
             if size != blob.size:
-                raise PullError(f"{blob.digest} has {size} bytes, not {blob.size} as is said of it")
+                raise PullError(f"{blob.digest} has {size} bytes, not {blob.size} as declared")
             if not await self._client.keeps(place, blob.digest):
                 raise PullError(
-                    f"{blob.digest} could not be kept: look at max_size, min_free and the disk"
+                    f"{blob.digest} could not be stored: check max_size, min_free and the disk"
                 )
 
     async def _download(self, place: Place, digest: Digest, left: int, tally: _Tally) -> int:
-        """Take a blob's bytes and drop them; ``left`` of them came with an earlier download."""
+        """Read a blob and drop the bytes; ``left`` of them came with an earlier download."""
         reached = fruitless = 0
         while True:
             before, position = reached, 0
@@ -152,8 +152,8 @@ class Puller:
                 fruitless = 0 if reached > before else fruitless + 1
                 if fruitless >= _MAX_FRUITLESS:
                     raise PullError(
-                        f"{error}, {fruitless} times: upstream breaks off or sends wrong bytes, "
-                        "the mirror's log says which"
+                        f"{error}, {fruitless} times: upstream fails or sends wrong bytes; "
+                        "see the mirror's log"
                     ) from error
 
 
