@@ -1,1 +1,1 @@
-"""``make bench``: the mirror beside its peers, in one run."""
+"""``make bench``: compares the mirror with its peers, in one run."""

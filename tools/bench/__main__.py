@@ -1,4 +1,4 @@
-"""``python -m tools.bench``: every row, or those of ``--only``; exit code 1 where one fails."""
+"""``python -m tools.bench``: all rows, or those of ``--only``; exit code 1 if a row fails."""
 
 import argparse
 import shutil
@@ -18,12 +18,12 @@ from tools.bench.stage import QUICK, Scale, Stage
 from tools.bench.table import heading, on_screen, table
 
 _SHARED_MEMORY = Path("/dev/shm")
-_ROOM_BYTES = 14 << 30  # what all servers keep of all files, at full scale
+_ROOM_BYTES = 14 << 30  # cached files of all servers together, at full scale
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; ``name`` is what docs/benchmarks.md cites."""
+    """A line of the table; docs/benchmarks.md cites ``name``."""
 
     name: str
     title: str
@@ -36,7 +36,7 @@ ROWS = (
     Row("small", "64 KiB blobs, 32 connections", hits.small_blobs),
     Row("manifest-digest", "manifest by digest, 32 connections", hits.manifest_by_digest),
     Row("manifest-tag", "manifest by fresh tag, 32 connections", hits.manifest_by_tag),
-    Row("latency", "manifest while somebody pulls 1 GiB", hits.manifest_beside_pull),
+    Row("latency", "manifest during a pull of 1 GiB", hits.manifest_beside_pull),
     Row("cold-1", "cold 1 GiB, upstream at 256 MB/s, 1 client", fills.cold_one_client),
     Row("cold-16", "cold 1 GiB, upstream at 256 MB/s, 16 clients", fills.cold_many_clients),
     Row("segments", "cold 256 MiB, 16 MiB/s per connection", fills.cold_segments),
@@ -49,9 +49,9 @@ ROWS = (
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure, and print the table."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: told to end"))  # and clean up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))  # runs the cleanup
     scale = QUICK if options.quick else Scale()
     rows = [row for row in ROWS if not options.only or row.name in options.only]
     head = heading(scale, options.directory, options.quick)
@@ -99,8 +99,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     names = ", ".join(row.name for row in ROWS)
     parser.add_argument("--only", type=_names, default=[], help=f"some of: {names}")
-    parser.add_argument("--quick", action="store_true", help="see whether it works, in a minute")
-    parser.add_argument("--markdown", type=Path, help="write the table there too")
+    parser.add_argument("--quick", action="store_true", help="a test run of one minute")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--directory", type=Path, default=_roomy(), help="for files and caches")
     return parser.parse_args()
 
@@ -114,7 +114,7 @@ def _names(text: str) -> list[str]:
 
 
 def _roomy() -> Path:
-    """Memory where there is enough: then no disk is measured."""
+    """A directory in memory if there is room: then no disk is measured."""
     try:
         if shutil.disk_usage(_SHARED_MEMORY).free >= _ROOM_BYTES:
             return _SHARED_MEMORY

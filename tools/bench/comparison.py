@@ -1,4 +1,4 @@
-"""Rounds, medians, ratios, and what they are held against."""
+"""Rounds, medians, ratios, and gates."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -11,12 +11,12 @@ MIRROR, P1, P2, P3, DIRECT = "mirror", "P1", "P2", "P3", "direct"
 
 
 class NotAvailableError(Exception):
-    """A row that cannot be had here; the message says why."""
+    """A row that cannot be measured on this machine; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The samples of each server, one per round."""
+    """Samples of each server, one per round."""
 
     samples: Mapping[str, list[Sample]]
 
@@ -24,12 +24,12 @@ class Measured:
         return median(sample[figure] for sample in self.samples[server])
 
     def ratio(self, figure: str, server: str, other: str) -> float:
-        """The median of the rounds' ratios: what slows a whole round down cancels out."""
+        """The median of the ratios of all rounds: effects on a whole round cancel out."""
         pairs = zip(self.samples[server], self.samples[other], strict=False)
         return median(one[figure] / two[figure] for one, two in pairs)
 
     def shown(self, figure: str, form: str = "{:.2f}") -> dict[str, str]:
-        """Median, least and most of each server that has the figure."""
+        """Median, minimum and maximum for each server that has the figure."""
         return {
             server: self._shown(server, figure, form)
             for server, found in self.samples.items()
@@ -47,9 +47,9 @@ class Measured:
 def interleaved(
     rounds: int, contestants: Mapping[str, Callable[[], Sample]], fewer: Mapping[str, int] = {}
 ) -> Measured:
-    """Let everybody have a turn in every round, in an order that is drawn anew.
+    """Measure every server once in every round, in random order.
 
-    ``fewer`` names those whose figure is there for comparison only, with rounds of their own.
+    Servers in ``fewer`` have a limited number of rounds: their figures are only for comparison.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
     order = list(contestants)
@@ -63,7 +63,7 @@ def interleaved(
 
 @dataclass(frozen=True)
 class RateLimitPause:
-    """What is asked of a figure, what it came to."""
+    """A gate: the condition for a figure, and its value."""
 
     asked: str
     got: str
@@ -71,18 +71,18 @@ class RateLimitPause:
 
 
 def at_least(what: str, limit: float, got: float, unit: str = "x") -> RateLimitPause:
-    """``what`` has to be ``limit`` or more."""
+    """Gate: ``what`` has to be ``limit`` or more."""
     return RateLimitPause(f"{what} >= {limit:g} {unit}", f"{got:.3g} {unit}", got >= limit)
 
 
 def at_most(what: str, limit: float, got: float, unit: str = "x") -> RateLimitPause:
-    """``what`` has to be ``limit`` or less."""
+    """Gate: ``what`` has to be ``limit`` or less."""
     return RateLimitPause(f"{what} <= {limit:g} {unit}", f"{got:.3g} {unit}", got <= limit)
 
 
 @dataclass
 class Result:
-    """What a row came to: figures by their names and servers, and gates."""
+    """The result of a row: figures by name and server, and gates."""
 
     figures: dict[str, dict[str, str]] = field(default_factory=dict)
     gates: list[RateLimitPause] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""What is pulled: files laid out as a registry answers, so that nginx alone can be one.
+"""The files to pull, laid out like the responses of a registry, so that nginx alone can be one.
 
-Everything is made when it is first asked for: a single row needs not wait for all of it.
+Each file is made on first use: a single row does not need to wait for all of them.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from pathlib import Path
 
 REPOSITORY = "library/bench"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-ACCEPT = f"{MANIFEST_TYPE}, application/vnd.oci.image.manifest.v1+json"  # as every client asks
+ACCEPT = f"{MANIFEST_TYPE}, application/vnd.oci.image.manifest.v1+json"  # as every client sends
 MIB = 1 << 20
 
 _CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
@@ -25,7 +25,7 @@ _SMALL_BLOBS = 32
 
 
 class Corpus:
-    """Files below ``root``; what is handed out are paths of URLs."""
+    """Files below ``root``; methods return URL paths."""
 
     def __init__(self, root: Path, large_bytes: int) -> None:
         self.root = root
@@ -52,14 +52,14 @@ class Corpus:
 
     @cached_property
     def manifest(self) -> tuple[str, str]:
-        """By digest and by tag; of about 2 KB, as images of 8 layers have it."""
+        """A manifest by digest and by tag, of about 2 KB, as images of 8 layers have it."""
         parts = [self._sized([os.urandom(512)]) for _ in range(9)]
         return self._manifest("small", parts[0], parts[1:])
 
     def image(self) -> list[str]:
-        """An image that dockerd can unpack, in four layers that are as large as the large blob.
+        """An image that dockerd can unpack, in four layers of the size of the large blob.
 
-        Returns what its clients ask for; the first is the tag.
+        Returns the paths that clients request; the first is the tag.
         """
         by_digest, by_tag = self._image
         manifest = json.loads((self.root / by_digest[1:]).read_bytes())
@@ -68,7 +68,8 @@ class Corpus:
 
     @cached_property
     def _noise(self) -> bytes:
-        # Nobody here compresses or looks for what it has twice; drawing a GiB takes seconds.
+        # Repeated noise is enough, since no server compresses or deduplicates; random bytes for a
+        # GiB take seconds.
         return os.urandom(_NOISE_BYTES)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Rows about many: many slow clients, many objects."""
+"""Rows with many slow clients, or many objects."""
 
 import json
 import random
@@ -20,11 +20,11 @@ from tools.bench.stage import OFFICE_LINE, Stage, running, warm
 
 _SLOW_CLIENTS = 500
 _SLOW_SECONDS = 5
-_SETTLE_SECONDS = 3  # they are all accepted, and have sent or read a little
+_SETTLE_SECONDS = 3  # all are accepted, and have sent or read a little
 _ALONE, _AMONG = "alone", "among them"
 _FEW_OBJECTS = 1_000
 _ASKED_OBJECTS = 20_000
-_CONNECTIONS = 4  # so that the 99th percentile is the server's and not that of a queue
+_CONNECTIONS = 4  # the 99th percentile is the server's, without queueing
 
 
 def slow_clients(stage: Stage) -> Result:
@@ -37,7 +37,7 @@ def slow_clients(stage: Stage) -> Result:
     }
     with stage.fresh(Mirror, FULL_SPEED) as server:
         warm(server, [stage.corpus.large])
-        server.stop()  # what the fill took is not what is measured here
+        server.stop()  # excludes the memory of the fill
         server.start()
         forget_peaks(server.pid)
         with _limiter(server, **orders):
@@ -47,7 +47,7 @@ def slow_clients(stage: Stage) -> Result:
 
 
 def beside_slow_clients(stage: Stage) -> Result:
-    """What another client notices: of readers, of idle connections, of readers of a fill."""
+    """How much slow readers, idle connections and readers of a fill slow down another client."""
     stored, (_, tag) = stage.corpus.middle, stage.corpus.manifest
     rounds = stage.scale.few_rounds
     with stage.fresh(_hospitable, FULL_SPEED) as server:
@@ -64,7 +64,7 @@ def beside_slow_clients(stage: Stage) -> Result:
         with _limiter(server, **tardy):
             filled = downloads(server, stage.corpus.large)["seconds"]
     slower = {
-        # The best of them: the readers and this client want more than two cores together.
+        # The fastest pulls: the readers and this client together need more than two cores.
         "stored blob": pulls.median(_ALONE, "rate")
         / max(it["rate"] for it in pulls.samples[_AMONG]),
         "manifest": manifests.median(_AMONG, "p50") / manifests.median(_ALONE, "p50"),
@@ -92,13 +92,13 @@ def _alone_and_among(
 
 
 def _hospitable(directory: Path, upstream: int) -> Mirror:
-    """A mirror that lets in as many from one address."""
+    """A mirror that accepts enough connections from one address."""
     return Mirror(directory, upstream, {"MIRROR_LIMITS__CONNECTIONS_PER_CLIENT": "5000"})
 
 
 @contextmanager
 def _limiter(server: Mirror, **orders: object) -> Iterator[None]:
-    """Slow clients in a process of their own, each of which has its first bytes."""
+    """Start slow clients in a separate process; each has received its first bytes."""
     told = json.dumps({"port": server.port, **orders})
     command = [sys.executable, "-m", "tests.e2e.slow_readers", told]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as limiter:
@@ -115,7 +115,7 @@ def _limiter(server: Mirror, **orders: object) -> Iterator[None]:
 
 
 def many_objects(stage: Stage) -> Result:
-    """A large cache: its start, and its hits beside those of a small one."""
+    """A large cache: its start, and its hits compared with those of a small one."""
     library = Library(stage)
     few, many = (library.filled(count) for count in (_FEW_OBJECTS, stage.scale.objects))
     starts = sorted(many.start_seconds() for _ in range(stage.scale.few_rounds))

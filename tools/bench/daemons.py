@@ -24,10 +24,10 @@ _WARM, _COLD = f"{MIRROR}, warm", f"{MIRROR}, cold"
 
 
 def docker_pull(stage: Stage) -> Result:
-    """``docker pull`` of a large image, of which unpacking is a part.
+    """``docker pull`` of a large image, including unpacking.
 
-    Cold, upstream is a line of 1 Gbit/s: dockerd keeps two cores busy at 150 MB/s by itself, so
-    over a faster line whatever else runs on them is what is measured.
+    In the cold runs upstream has a 1 Gbit/s line: dockerd alone keeps two cores busy at 150 MB/s,
+    so a faster line would measure the other programs on these cores.
     """
     need("dockerd", "docker", "containerd", "runc")
     if os.geteuid() != 0:
@@ -58,7 +58,7 @@ def _pull_cold(daemon: Dockerd, stage: Stage) -> Sample:
 
 
 def _pull(daemon: Dockerd, server: Answering) -> Sample:
-    # The loopback is a registry that dockerd talks plain http to, without being told.
+    # dockerd uses plain HTTP for registries on the loopback, without configuration.
     image = f"127.0.0.1:{server.port}/{REPOSITORY}:image"
     began = time.monotonic()
     daemon.docker("pull", "--quiet", image)

@@ -1,7 +1,7 @@
 """Clients that pull one path: ``python -m tools.bench.downloads '{"port": ...}'``.
 
-They discard bodies in the kernel (``MSG_TRUNC``, tcp(7)), so that what is measured is the server
-and not them.  Prints what they saw as JSON.
+They discard bodies in the kernel (``MSG_TRUNC``, tcp(7)), so that they cost little beside the
+server.  Prints the result as JSON.
 """
 
 import json
@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Orders:
-    """How many pull at once, and for how many seconds they begin anew (0: each pulls once)."""
+    """Number of clients, and for how many seconds they repeat the pull (0: each pulls once)."""
 
     port: int
     path: str
@@ -32,7 +32,7 @@ class Orders:
 
 @dataclass
 class Client:
-    """One connection and how far its answer has come."""
+    """One connection, and the state of its response."""
 
     connection: socket.socket
     request: bytes
@@ -48,7 +48,7 @@ class Client:
         self.connection.sendall(self.request)
 
     def read(self) -> None:
-        """Take what is there; at most one answer is."""
+        """Read available data of one response."""
         try:
             if self.left < 0:
                 self._read_head()
@@ -87,7 +87,7 @@ class Client:
 
 
 def pull(orders: Orders) -> dict[str, float]:
-    """Pull as ordered; seconds, bytes and pulls, and the first byte of the body that came last."""
+    """Pull; returns seconds, bytes, pulls, and the latest first byte of a body."""
     poll = select.epoll()
     clients: dict[int, Client] = {}
     began = time.monotonic()
@@ -99,7 +99,7 @@ def pull(orders: Orders) -> dict[str, float]:
     while busy:
         ready = poll.poll(_PATIENCE_SECONDS)
         if not ready:
-            raise SystemExit(f"nothing came for {_PATIENCE_SECONDS:g} s")
+            raise SystemExit(f"no data for {_PATIENCE_SECONDS:g} s")
         for number, _ in ready:
             client = clients[number]
             client.read()

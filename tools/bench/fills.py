@@ -1,4 +1,4 @@
-"""Rows about what has to come from upstream first."""
+"""Rows with content that comes from upstream first."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ _KINDS = {MIRROR: Mirror, P1: Distribution, P2: ProxyCache}
 
 
 def cold_one_client(stage: Stage) -> Result:
-    """A blob that nobody has pulled yet, at 256 MB/s from upstream."""
+    """A blob that is not cached, from upstream at 256 MB/s."""
     contestants = _cold(stage, stage.corpus.large, 1, OFFICE_LINE)
     few = stage.scale.few_rounds
     measured = interleaved(stage.scale.rounds, contestants, fewer={P1: 2, P2: 1, DIRECT: few})
@@ -42,7 +42,7 @@ def cold_one_client(stage: Stage) -> Result:
 
 
 def cold_many_clients(stage: Stage) -> Result:
-    """The same blob for 16 clients at once; directly, each of them asks upstream."""
+    """The same blob for 16 clients at once; without a mirror, each of them asks upstream."""
     contestants = _cold(stage, stage.corpus.large, 16, OFFICE_LINE)
     few = stage.scale.few_rounds
     measured = interleaved(few, contestants, fewer={P1: 2, P2: 1, DIRECT: 2})
@@ -69,7 +69,7 @@ def cold_segments(stage: Stage) -> Result:
         raise NotAvailableError("this mirror has no [fetch] connections")
     contestants = _cold(stage, stage.corpus.middle, 1, SLOW_LINE)
     wanted = {name: contestants[name] for name in (MIRROR, DIRECT)}
-    # One connection takes what nginx lets it take, the same every time: once is enough.
+    # nginx limits one connection to the same rate every time: one round is enough.
     measured = interleaved(stage.scale.few_rounds, wanted, fewer={DIRECT: 1})
     faster = measured.median(DIRECT, "seconds") / measured.median(MIRROR, "seconds")
     return Result(
@@ -83,7 +83,7 @@ def cold_segments(stage: Stage) -> Result:
 
 
 def _cold(stage: Stage, path: str, clients: int, rate: int) -> dict[str, Callable[[], Sample]]:
-    """Everybody with an empty cache, and the clients without anything between."""
+    """All servers with an empty cache, and the clients directly at upstream."""
     cached: dict[str, Callable[[], Sample]] = {
         name: partial(_through, stage, name, path, clients, rate) for name in _KINDS
     }
@@ -94,12 +94,12 @@ def _through(stage: Stage, name: str, path: str, clients: int, rate: int) -> Sam
     before = stage.origin.sent(path)
     with stage.fresh(_KINDS[name], rate) as server:
         sample = downloads(server, path, clients)
-    # Counted when the server has ended, for then upstream has ended with it too.
+    # Counted after the server has ended, because its requests to upstream have ended then, too.
     size = (stage.corpus.root / path[1:]).stat().st_size
     return sample | {"fetched": (stage.origin.sent(path) - before) / size}
 
 
 def _directly(stage: Stage, path: str, clients: int, rate: int) -> Sample:
     sample = downloads(stage.origin.door(rate), path, clients)
-    del sample["cpu"], sample["cpu_gib"]  # upstream's, as it always pays it
+    del sample["cpu"], sample["cpu_gib"]  # upstream's share, which is the same for all
     return sample | {"fetched": float(clients)}

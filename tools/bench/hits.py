@@ -1,4 +1,4 @@
-"""Rows about what is in the cache already."""
+"""Rows with cached content."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -92,7 +92,7 @@ def _small(stage: Stage, paths: Sequence[str], asked: dict[str, float]) -> Resul
 
 
 def manifest_beside_pull(stage: Stage) -> Result:
-    """How long a manifest takes while somebody pulls a large blob."""
+    """Latency of a manifest during the pull of a large blob."""
     small, large = stage.corpus.manifest[0], stage.corpus.large
     servers = stage.warm(small, large)
     measured = interleaved(
@@ -109,7 +109,7 @@ def manifest_beside_pull(stage: Stage) -> Result:
 
 
 def two_workers(stage: Stage) -> Result:
-    """Two workers against one, where the hot table does not help."""
+    """Two workers compared with one, without cached responses."""
     if not mirror_knows(server__workers="2"):
         raise NotAvailableError("this mirror has no [server] workers")
     cold_table = {"MIRROR_SERVER__HOT": "false"} if mirror_knows(server__hot="false") else {}

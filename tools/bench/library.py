@@ -1,7 +1,7 @@
-"""Caches with very many objects, made in seconds.
+"""Makes caches with very many objects in seconds.
 
-A mirror pulls one small blob; its row and its file are then copied under other digests, the file
-by hard links.  What the copies hold does not hash to their names, which a hit does not look at.
+A mirror pulls one small blob; its row and file are then copied under other digests, the file by
+hard links.  The copies do not match their digests, which a hit does not verify.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class FilledCache:
-    """A mirror that does not run yet, and what it has."""
+    """A stopped mirror, and the content of its cache."""
 
     mirror: Mirror
     paths: list[str]
@@ -35,23 +35,23 @@ class FilledCache:
         return len(self.paths)
 
     def start_seconds(self) -> float:
-        """From the command to the first answer."""
+        """Seconds from the command to the first response."""
         began = time.monotonic()
         with running(self.mirror):
             return time.monotonic() - began
 
 
 class Library:
-    """Builds such caches."""
+    """Makes caches with many objects."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
 
     def filled(self, count: int) -> FilledCache:
-        """A cache of so many blobs.
+        """A cache of ``count`` blobs.
 
         Raises:
-            NotAvailableError: the index is not as this builder knows it.
+            NotAvailableError: the schema of the index has changed.
         """
         upstream = self._stage.origin.door(FULL_SPEED).port
         mirror = Mirror(self._stage.new_directory(), upstream)
@@ -94,5 +94,5 @@ def _copies(row: dict[str, object], model: str, digests: list[str]) -> Iterator[
 
 
 def _renamed(name: str, model: str, digest: str) -> str:
-    """The name of a copy, in the directory that its digest gives it."""
+    """The name of a copy, in the directory for its digest."""
     return name.replace(f"/{model[:2]}/", f"/{digest[:2]}/").replace(model, digest)

@@ -1,8 +1,7 @@
-"""Runs the clients, and says what they and the server needed.
+"""Runs the clients, and reports the resources of the server.
 
-The same clients for every server, each a process of its own: ``wrk`` for many small answers
-(one thread; it drives nginx to its limit, so it is not what is measured), ``downloads`` for large
-ones.
+All servers get the same clients, each in its own process: ``wrk`` for many small responses (one
+thread; it can saturate nginx, so the client is not the bottleneck), ``downloads`` for large ones.
 """
 
 import json
@@ -23,11 +22,11 @@ _LIMIT_SECONDS = 300
 
 
 class ClientError(Exception):
-    """A client did not get what it asked for."""
+    """A client did not get the response that it asked for."""
 
 
 def downloads(server: Answering, path: str, clients: int = 1, seconds: float = 0) -> Sample:
-    """Each of so many clients pulls a path, once or again and again for some seconds.
+    """``clients`` clients pull a path, once, or repeatedly for some seconds.
 
     ``rate`` in GB/s, ``cpu`` in seconds, ``cpu_gib`` per GiB, ``first_byte`` in ms.
     """
@@ -45,7 +44,7 @@ def downloads(server: Answering, path: str, clients: int = 1, seconds: float = 0
 def requests(
     server: Answering, paths: Sequence[str], listing: Path, seconds: int, connections: int = 32
 ) -> Sample:
-    """Many clients ask for small things; ``listing`` is a file that may be overwritten.
+    """Many clients request small objects; ``listing`` is a file that may be overwritten.
 
     ``rate`` in requests/s, ``p50`` and ``p99`` in ms, ``cpu_request`` in us.
     """
@@ -64,13 +63,13 @@ def requests(
 
 
 def pings_beside_downloads(server: Answering, small: str, large: str, seconds: float) -> Sample:
-    """How long a small answer takes while somebody pulls a large one: ``p99``, ``max`` in ms."""
+    """Latency of a small response during the pull of a large one: ``p99``, ``max`` in ms."""
     orders = {"port": server.port, "path": large, "seconds": seconds + 1}
     with subprocess.Popen(_command("downloads", orders), stdout=subprocess.PIPE) as puller:
         try:
             sample = _run("pings", port=server.port, path=small, seconds=seconds)
             if puller.poll() is not None:
-                raise ClientError("the download beside the pings ended before them")
+                raise ClientError("the download ended before the pings")
             return sample
         finally:
             puller.terminate()
@@ -85,7 +84,7 @@ def _command(module: str, orders: dict[str, object]) -> list[str]:
 
 
 def _reported(command: list[str]) -> Sample:
-    """What a client printed in its last line."""
+    """The last line of a client's output, as JSON."""
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
     )

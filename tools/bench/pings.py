@@ -1,7 +1,8 @@
-"""One patient client: ``python -m tools.bench.pings '{"port": ..., "path": ..., "seconds": ...}'``.
+"""One client with pauses: ``python -m tools.bench.pings '{"port": ..., "path": ..., "seconds":
+...}'``.
 
-Asks for something small, again and again on one connection, with a pause in between: what it
-waits is what somebody waits who comes while others pull.  Prints milliseconds as JSON.
+Requests a small object repeatedly on one connection, with a pause in between: its latency is that
+of a client that arrives while others pull.  Prints milliseconds as JSON.
 """
 
 import http.client
@@ -15,7 +16,7 @@ _PAUSE_SECONDS = 0.002
 
 
 def waits(port: int, path: str, seconds: float) -> list[float]:
-    """Seconds until each answer was there, in order of length."""
+    """Seconds until each response was complete, sorted."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     found = []
     ends = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""What processes cost, read from /proc.  Linux only."""
+"""CPU time and memory of processes, read from /proc.  Linux only."""
 
 import os
 import time
@@ -10,7 +10,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 def tree(root: int) -> list[int]:
-    """A process and its descendants: nginx's workers, the mirror's workers."""
+    """A process and its descendants, e.g. the workers of nginx or of the mirror."""
     parents = {pid: _stat(pid)[1] for pid in _pids()}
     found = [root]
     for pid in found:
@@ -19,15 +19,15 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_seconds(root: int) -> float:
-    """User and system time of a tree of processes, all threads, also those that ended."""
+    """User and system time of a process tree: all threads, including ended ones."""
     return sum(_ticks(pid) for pid in tree(root)) / _TICKS
 
 
 def settled_cpu_seconds(root: int) -> float:
-    """The same, once the tree has nothing to do any more.
+    """The same, once the tree is idle.
 
-    What a server still does when its clients have left (distribution fetches again, in the
-    background) is part of what they cost.
+    Work of a server after its clients have left counts: distribution fetches again in the
+    background.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     before = cpu_seconds(root)
@@ -41,13 +41,13 @@ def settled_cpu_seconds(root: int) -> float:
 
 
 def forget_peaks(root: int) -> None:
-    """From here on :func:`peak_mib` knows nothing of before."""
+    """Reset the peak of :func:`peak_mib`."""
     for pid in tree(root):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def peak_mib(root: int) -> float:
-    """The largest resident set that one process of the tree has had."""
+    """The largest resident set of any one process of the tree, in MiB."""
     return max(_peak_kib(pid) for pid in tree(root)) / 1024
 
 
@@ -62,12 +62,12 @@ def _pids() -> list[int]:
 
 def _ticks(pid: int) -> int:
     fields = _stat(pid)
-    return int(fields[11]) + int(fields[12])  # utime, stime: proc(5) counts from the pid
+    return int(fields[11]) + int(fields[12])  # utime, stime; proc(5) counts from the pid
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields after the name, which may have spaces and parentheses itself."""
+    """The fields after the name, which may contain spaces and parentheses."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return ["0"] * 15  # it has gone since it was listed
+        return ["0"] * 15  # it has ended since it was listed

@@ -1,7 +1,7 @@
-"""The programs side by side: nginx in three roles, distribution, the mirror.
+"""The programs to compare: nginx in three roles, distribution, the mirror.
 
-Each as fast as its documentation makes it, none with an access log: that is compared too, but not
-here.  nginx runs with one worker, as the mirror does.
+Each is configured for speed as its documentation says, without an access log.  nginx runs with one
+worker, like the mirror.
 """
 
 import os
@@ -20,7 +20,7 @@ FULL_SPEED = 0
 
 
 class Answering(Protocol):
-    """What a client sees of a server, and what its processes are found by."""
+    """A server as clients see it, and the pid of its processes."""
 
     @property
     def port(self) -> int: ...
@@ -93,7 +93,7 @@ _ORIGIN = """\
     }}
 """
 
-# tcp_nopush stays off: with it small answers wait 40 ms for the client's delayed acknowledgement.
+# tcp_nopush stays off: it delays small responses by 40 ms, the client's delayed acknowledgement.
 _PROXY = """\
     proxy_cache_path {directory}/cache levels=1:2 keys_zone=bench:16m inactive=1d
                      max_size=100g use_temp_path=off;
@@ -132,7 +132,7 @@ class _Nginx:
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "nginx.conf"
-        user = "user root;" if os.geteuid() == 0 else ""  # www-data may not read our directory
+        user = "user root;" if os.geteuid() == 0 else ""  # www-data may not read the directory
         config.write_text(
             _NGINX.format(
                 user=user, directory=self.directory, workers=self._workers, http=self._http()
@@ -164,20 +164,20 @@ class StaticFiles(_Nginx):
 
 
 class Origin(_Nginx):
-    """The upstream: the same files, on a port for each speed, and it notes what it sent."""
+    """The upstream: the same files, on a port for each rate; it records the bytes sent."""
 
     def __init__(self, directory: Path, corpus: Corpus, rates: list[int]) -> None:
-        """``rates`` in bytes a second and connection."""
+        """``rates`` in bytes per second and connection."""
         self._rates = {rate: free_port() for rate in rates}
         super().__init__(directory, list(self._rates.values()), workers=2)
         self._corpus = corpus
 
     def door(self, rate: int) -> Door:
-        """Where it sends with that speed."""
+        """The port with this rate."""
         return Door(self._rates[rate], self.pid)
 
     def sent(self, path: str) -> int:
-        """How many bytes of an object were sent since the start, over all ports."""
+        """Bytes of an object sent since the start, over all ports."""
         lines = (self.directory / "requests.log").read_text().splitlines()
         return sum(int(line.rpartition(" ")[2]) for line in lines if f" {path} " in line)
 
@@ -242,7 +242,7 @@ class Distribution:
 
 @dataclass
 class Mirror:
-    """The mirror, one worker and no access log if ``settings`` do not say otherwise."""
+    """The mirror; one worker and no access log, unless ``settings`` change that."""
 
     directory: Path
     upstream: int
@@ -252,7 +252,7 @@ class Mirror:
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         own = {
-            "MIRROR_CONFIG": os.devnull,  # not what this machine may have in /etc
+            "MIRROR_CONFIG": os.devnull,  # not a configuration in /etc of this machine
             "MIRROR_SERVER__LISTEN": f"127.0.0.1:{self.port}",
             "MIRROR_CACHE__DIRECTORY": str(self.directory / "cache"),
             "MIRROR_CACHE__MIN_FREE": "0",
@@ -281,7 +281,7 @@ class Mirror:
 
 
 def mirror_knows(**settings: str) -> bool:
-    """Whether this mirror has such keys (``server__workers="2"``)."""
+    """Whether the mirror has these configuration keys (``server__workers="2"``)."""
     keys = {f"MIRROR_{name.upper()}": value for name, value in settings.items()}
     environment = _environment() | {"MIRROR_CONFIG": os.devnull} | keys
     command = [sys.executable, "-m", "mirror", "check"]
@@ -291,7 +291,7 @@ def mirror_knows(**settings: str) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, but no coverage and no settings of a mirror that this machine may run."""
+    """This process's environment, without coverage and without settings of a mirror."""
     return {
         name: value for name, value in os.environ.items() if not name.startswith(("COV", "MIRROR_"))
     }

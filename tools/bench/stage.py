@@ -1,6 +1,6 @@
-"""Where the rows play: the files, the upstream, and servers with warm caches.
+"""What rows run on: files, upstream, and servers with warm caches.
 
-All of it comes into being when a row first asks for it, and ends with the stage.
+Each is started on first use, and ends with the stage.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from tools.bench.servers import (
 
 
 class Startable(Protocol):
-    """What runs for a while."""
+    """A program that can be started and stopped."""
 
     def start(self) -> None: ...
 
@@ -40,14 +40,14 @@ class Startable(Protocol):
 
 AnyServer = TypeVar("AnyServer", bound=Startable)
 
-OFFICE_LINE = 256_000_000  # bytes a second: upstream over a good line
+OFFICE_LINE = 256_000_000  # bytes per second: upstream over a good line
 SLOW_LINE = 16 * MIB
 GIGABIT_LINE = 41_000_000  # for each of the three connections that dockerd makes
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: full for figures, small to see whether all of it works."""
+    """Amount of measuring: full for real figures, small to test the benchmark itself."""
 
     large_bytes: int = 1024 * MIB
     objects: int = 1_000_000
@@ -60,7 +60,7 @@ QUICK = Scale(large_bytes=128 * MIB, objects=20_000, rounds=2, few_rounds=1)
 
 
 class Stage:
-    """Owns a directory and every process of a run."""
+    """Owns a directory and all processes of a run."""
 
     def __init__(self, directory: Path, scale: Scale) -> None:
         need("nginx", "docker-registry", "wrk")
@@ -89,7 +89,7 @@ class Stage:
 
     @cached_property
     def servers(self) -> dict[str, Server]:
-        """The mirror and its peers; they run from the first row that wants them to the end."""
+        """The mirror and its peers; they run from first use to the end of the stage."""
         upstream = self.origin.door(FULL_SPEED).port
         return {
             MIRROR: self._running(Mirror(self.new_directory(), upstream)),
@@ -111,7 +111,7 @@ class Stage:
 
     @contextmanager
     def fresh(self, build: Callable[[Path, int], AnyServer], rate: int) -> Iterator[AnyServer]:
-        """A server with an empty cache, which goes with it; ``rate`` is upstream's."""
+        """A server with an empty cache, removed afterwards; ``rate`` is upstream's."""
         directory = self.new_directory()
         server = build(directory, self.origin.door(rate).port)
         try:
@@ -126,7 +126,7 @@ class Stage:
 
 @contextmanager
 def running(server: AnyServer) -> Iterator[AnyServer]:
-    """Start it, and stop it in the end."""
+    """Start the server, and stop it at the end."""
     server.start()
     try:
         yield server
@@ -135,9 +135,9 @@ def running(server: AnyServer) -> Iterator[AnyServer]:
 
 
 def warm(server: Answering, paths: Iterable[str]) -> None:
-    """Pull each path once and see that it is what its name says.
+    """Pull each path once and verify its digest.
 
-    Returns when the server is at rest: distribution stores what it sent only afterwards.
+    Returns when the server is idle: distribution stores a response only after it.
     """
     for path in paths:
         digest = hashlib.sha256()
@@ -152,7 +152,7 @@ def warm(server: Answering, paths: Iterable[str]) -> None:
 
 
 def need(*programs: str) -> None:
-    """Raise unless the programs are there."""
+    """Raise NotAvailableError unless the programs are installed."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         raise NotAvailableError(f"needs {', '.join(missing)}: apt-get install them")

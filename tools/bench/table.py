@@ -1,4 +1,4 @@
-"""The figures as Markdown, which is readable on a screen too."""
+"""The results as Markdown, which is readable on a terminal, too."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _HEADINGS = ("row", "measured", "asked", "got", "")
 
 
 def heading(scale: Scale, directory: Path, quick: bool) -> str:
-    """What was measured where, and how to read it."""
+    """What was measured and where, and how to read the table."""
     cores = len(os.sched_getaffinity(0))
     text = f"""\
 {platform.system()} {platform.release()}, {cores} cores, {_processor()}, files in {directory}.
@@ -22,14 +22,14 @@ has {scale.few_rounds}. CPU is the server's alone.
 
 P1 distribution as pull-through cache, P2 nginx proxy_cache, P3 nginx static with sendfile, direct:
 from upstream. One worker each, no access logs. Clients: wrk for small answers,
-`tests/bench/downloads.py` for large ones."""
+`tools/bench/downloads.py` for large ones."""
     if quick:
         text += "\n\n**Quick: this shows that it works; the figures mean little.**"
     return text
 
 
 def table(rows: Iterable[tuple[str, str, Result | str]]) -> str:
-    """Names, titles and results of rows; a result that is text says why there is none."""
+    """Names, titles and results of rows; a result that is text is the reason for a missing one."""
     lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS))]
     for name, title, result in rows:
         lines += _lines(name, title, result)
@@ -51,7 +51,7 @@ def _lines(name: str, title: str, result: Result | str) -> list[str]:
 
 
 def on_screen(name: str, title: str, result: Result | str) -> str:
-    """One row, for whoever watches."""
+    """One row, as plain text for a terminal."""
     if isinstance(result, str):
         return f"{name}: {title}\n    n/a: {result}"
     lines = [f"{name}: {title}"]

@@ -1,5 +1,5 @@
--- Asks for the paths in the file that is the first argument, with the second as what it accepts,
--- round about; reports as JSON.
+-- Requests the paths in the file named by the first argument, in turn, with the second argument as
+-- Accept; reports as JSON.
 
 local requests, at = {}, 0
 

@@ -1,1 +1,1 @@
-"""The OCI distribution spec's own tests, against a mirror with distribution behind it."""
+"""Runs the conformance tests of the OCI distribution spec against a mirror of distribution."""

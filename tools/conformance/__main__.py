@@ -1,4 +1,4 @@
-"""`make conformance`: what the mirror makes of the spec's tests, and the registry behind it."""
+"""`make conformance`: runs the spec's tests against the mirror, and the registry behind it."""
 
 import shutil
 import sys
@@ -11,7 +11,7 @@ from tools.conformance.suite import Suite, Verdict, lost
 
 
 def main() -> int:
-    """Run what the installed Go can build; 1 where a test fails."""
+    """Run the suite that the installed Go can build; returns 1 if a test fails."""
     missing = [program for program in ("go", "docker-registry") if shutil.which(program) is None]
     if missing:
         print(f"conformance: needs {', '.join(missing)} (Debian: golang-go, docker-registry)")

@@ -1,4 +1,4 @@
-"""A registry made of two: what is read comes through the mirror, what is written goes past it."""
+"""A proxy that sends reads to the mirror, and writes to the registry."""
 
 import asyncio
 import io
@@ -18,7 +18,7 @@ _HOP: Final = {"connection", "transfer-encoding", "content-length", "host", "dat
 
 @contextmanager
 def front(mirror: str, registry: str) -> Iterator[str]:
-    """Serve in a thread; yields the address to reach it at."""
+    """Serve in a thread; yields the base URL."""
     port, ready, loop = free_port(), threading.Event(), asyncio.new_event_loop()
     stopping = asyncio.Event()
 
@@ -51,7 +51,7 @@ async def _passed(
     request: web.BaseRequest, session: aiohttp.ClientSession, where: str
 ) -> web.StreamResponse:
     headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP]
-    headers.append(("Host", request.host))  # so that uploads go on where they began
+    headers.append(("Host", request.host))  # so that an upload continues at the same address
     async with session.request(
         request.method,
         URL(where + request.raw_path, encoded=True),

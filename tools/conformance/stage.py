@@ -1,4 +1,4 @@
-"""A registry, a mirror of it, and something to pull."""
+"""A registry, a mirror of it, and an image to pull."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from tests.peers.image import push
 from tests.peers.mirror import MirrorProcess
 from tools.conformance.suite import Content
 
-#: What was pushed a moment ago has to be there, and what was not yet there too.
+#: Content pushed a moment ago has to be visible, after a miss as well.
 _AT_ONCE: Final = '[tags]\nmax_age = "1ms"\nnegative_max_age = "1ms"\n'
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Both are running."""
+    """A running registry and mirror."""
 
     registry: Distribution
     mirror: MirrorProcess

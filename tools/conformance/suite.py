@@ -1,6 +1,6 @@
-"""The conformance tests, built with the Go that is here.
+"""Builds and runs the conformance tests with the installed Go.
 
-The current suite needs Go 1.24; the one of version 1.1.0 is what Debian 12's Go can build.
+The current suite needs Go 1.24; Go of Debian 12 builds the suite of version 1.1.0.
 """
 
 import os
@@ -25,7 +25,7 @@ _COLOURS: Final = re.compile("\x1b\\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Content:
-    """What a read-only registry holds for the tests, and in which repository."""
+    """The content of a read-only registry for the tests, and its repository."""
 
     repository: str
     tag: str
@@ -35,7 +35,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many tests passed and failed; the current suite names them all."""
+    """Numbers of passed and failed tests; only the current suite gives the names of all."""
 
     passed: int
     failed: int
@@ -44,10 +44,10 @@ class Verdict:
 
 
 class Suite:
-    """The newest edition that the installed Go can build."""
+    """The newest suite that the installed Go can build."""
 
     def __init__(self, directory: Path) -> None:
-        """Build it below ``directory``; modules come as Go's environment says."""
+        """Build it below ``directory``; Go's environment decides the source of modules."""
         self.directory = directory
         self.current = _go_version() >= _CURRENT_NEEDS
         self._program = directory / "conformance"
@@ -60,7 +60,7 @@ class Suite:
         )
 
     def pull(self, url: str, content: Content) -> Verdict:
-        """Have a registry that cannot be written to tested for what it holds."""
+        """Run the pull tests against a registry with this content."""
         if not self.current:
             return self._run(
                 {
@@ -84,7 +84,7 @@ class Suite:
         )
 
     def everything(self, url: str, repository: str) -> Verdict:
-        """Have all of it tested, with content of every kind; the current suite only."""
+        """Run all tests, with all kinds of content; only in the current suite."""
         return self._run(_reached(url, repository))
 
     def _run(self, settings: Mapping[str, str]) -> Verdict:
@@ -102,7 +102,7 @@ class Suite:
 
 
 def lost(direct: Verdict, through: Verdict) -> list[str]:
-    """Reads that a registry passes, and with the mirror before it no longer."""
+    """Reads that pass at the registry, and fail through the mirror."""
     return [
         name
         for name, status in direct.statuses.items()
@@ -121,7 +121,7 @@ def _reached(url: str, repository: str) -> dict[str, str]:
 
 
 def _verdict(text: str) -> Verdict:
-    """Read the report: the exit code says less (the current suite stumbles over read-only runs)."""
+    """Parse the report, since the exit code of the current suite is wrong for read-only runs."""
     counts = _COUNTS.search(text)
     if counts is not None:
         return Verdict(int(counts[1]), int(counts[2]), {}, text)

@@ -1,6 +1,6 @@
-"""``python -m tools.fuzz [--minutes 3] [--seed N]``: everything that comes from outside, at random.
+"""``python -m tools.fuzz [--minutes 3] [--seed N]``: fuzzes all input from outside.
 
-Exits 1 with each input that should not do what it does.
+Prints each input with a wrong result, and exits with 1 if there is one.
 """
 
 import argparse
@@ -17,7 +17,7 @@ _TARGETS = (fuzz_parsers, fuzz_clients, fuzz_upstreams, fuzz_interleavings)
 
 
 def _told(reports: list[Report]) -> int:
-    """Print what was found; how much that is."""
+    """Print the findings; returns their number."""
     for report in reports:
         print(report.line(), flush=True)
         for finding in report.findings:
@@ -26,9 +26,9 @@ def _told(reports: list[Report]) -> int:
 
 
 def main() -> int:
-    """Fuzz for a while; the exit code."""
+    """Fuzz for a while; returns the exit code."""
     options = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
-    options.add_argument("--minutes", type=float, default=3.0, help="for all targets together")
+    options.add_argument("--minutes", type=float, default=3.0, help="time for all targets together")
     options.add_argument("--seed", type=int, default=secrets.randbelow(2**31 - 1))
     chosen = options.parse_args()
     print(f"seed {chosen.seed}", flush=True)

@@ -1,4 +1,4 @@
-"""A running mirror under clients that send anything: raw sockets, changed requests."""
+"""Fuzzes a running mirror with clients that send anything: raw sockets, changed requests."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ _INDEX = "application/vnd.oci.image.index.v1+json"
 _REPOSITORY = "library/fuzz"
 _SILENCE_SECONDS = 0.1
 _WORKERS = 48
-# aiohttp answers in the version it was asked in, be that 0.9.
+# aiohttp answers in the HTTP version of the request, even 0.9.
 _HEAD = re.compile(
     rb"HTTP/[0-9]\.[0-9] ([1-9][0-9]{2}) [^\x00-\x1f\x7f]*\r\n((?:[^\r\n]+\r\n)*)\r\n"
 )
@@ -44,7 +44,7 @@ _ALLOWED = {*range(200, 500), 100, 501, 505}
 
 
 class _Registry(FakeRegistry):
-    """Ignores page sizes that are no numbers, so that no client makes it fail."""
+    """Ignores invalid page sizes, so that no client can make it fail."""
 
     async def _tags(self, *_: object) -> web.StreamResponse:
         return web.json_response({"name": _REPOSITORY, "tags": ["1"]})
@@ -101,17 +101,16 @@ _LINES = (
 
 @dataclass(frozen=True)
 class Case:
-    """What goes over one connection, and in pieces of how many bytes."""
+    """The bytes for one connection, and the sizes of its pieces."""
 
     messages: tuple[Message, ...]
     piece: int
 
     def bytes(self) -> bytes:
-        """All of it."""
         return b"".join(message.bytes() for message in self.messages)
 
     def simpler(self) -> list["Case"]:
-        """The same with a message or a change less."""
+        """Cases with one message or change less."""
         found = []
         for at, message in enumerate(self.messages):
             before, after = self.messages[:at], self.messages[at + 1 :]
@@ -131,7 +130,7 @@ def _made(rng: random.Random) -> Case:
 
 @dataclass
 class _Ground:
-    """A mirror, its upstream and where its files may be."""
+    """A mirror, its upstream, and the directories for its files."""
 
     root: Path
     upstream: FakeRegistry
@@ -139,19 +138,19 @@ class _Ground:
     login: str
 
     async def known(self) -> None:
-        """The mirror still serves what it served before."""
+        """Check that the mirror still serves what it served before."""
         fields = {"Authorization": self.login} if self.login else {}
         answer = await self.mirror.get(f"{_PATH}/blobs/{_DIGEST}", **fields)
         assert (answer.status, answer.body == _BLOB) == (200, True), f"now {answer.status}"
 
     def inside(self) -> None:
-        """Nothing was written where nothing belongs, nothing asked that must not be."""
+        """Check that no file is outside the cache, and that upstream got no invalid request."""
         outside = {path.name for path in self.root.iterdir()} - {"cache", "htpasswd"}
         assert not outside, f"files outside of the cache: {outside}"
         cache = self.root / "cache"
         names = (str(path.relative_to(cache)) for path in cache.rglob("*"))
         strange = [name for name in names if not _KEPT.fullmatch(name)]
-        assert not strange, f"files that are none of ours: {strange}"
+        assert not strange, f"unexpected files: {strange}"
         for seen in self.upstream.seen:
             assert seen.method in {"GET", "HEAD"}, f"upstream saw {seen.method}"
             assert "Authorization" not in seen.headers, "a client's password reached upstream"
@@ -160,7 +159,7 @@ class _Ground:
         self.upstream.seen.clear()
 
     async def check(self, case: Case) -> None:
-        """Send a case and look at every answer."""
+        """Send a case, and check every response."""
         _check_answers(await self._exchange(case))
 
     async def _exchange(self, case: Case) -> bytes:
@@ -184,7 +183,7 @@ def _check_answers(data: bytes) -> None:
     while data:
         head = _HEAD.match(data)
         if head is None:
-            assert b"\r\n\r\n" not in data, f"no HTTP: {data[:300]!r}"
+            assert b"\r\n\r\n" not in data, f"not HTTP: {data[:300]!r}"
             return
         status = int(head[1])
         assert status in _ALLOWED, f"answered {status}: {data[:500]!r}"
@@ -195,7 +194,7 @@ def _fields(head: bytes) -> dict[bytes, bytes]:
     fields = {}
     for line in head.split(b"\r\n")[:-1]:
         matched = _FIELD.fullmatch(line)
-        assert matched, f"no header field: {line!r}"
+        assert matched, f"not a header field: {line!r}"
         name = matched[1].lower()
         assert not name.startswith(b"x-fuzz"), "a header field of the request came back as one"
         assert name not in fields or name == b"set-cookie", f"twice: {line!r}"
@@ -204,7 +203,7 @@ def _fields(head: bytes) -> dict[bytes, bytes]:
 
 
 def _check_body(status: int, fields: dict[bytes, bytes], data: bytes) -> bytes:
-    """What follows the body; none of the mirror's bodies begins like an answer."""
+    """Check a body, and return the bytes after it; no body of the mirror looks like a response."""
     if status in {100, 304} or not data or data.startswith(b"HTTP/"):
         return data
     assert b"content-length" in fields, f"{status} with a body of no length: {fields}"
@@ -216,24 +215,24 @@ def _check_body(status: int, fields: dict[bytes, bytes], data: bytes) -> bytes:
     if status == 206 and len(body) == length:
         for said, part in _parts(fields, body):
             start = int(re.fullmatch(rb"bytes (\d+)-.*", said)[1])
-            assert part == _BLOB[start : start + len(part)] != b"", "the wrong stretch"
+            assert part == _BLOB[start : start + len(part)] != b"", "the wrong range"
     return rest
 
 
 def _parts(fields: dict[bytes, bytes], body: bytes) -> list[tuple[bytes, bytes]]:
-    """The stretches of a body, each with its Content-Range."""
+    """The ranges in a multipart body, each with its Content-Range."""
     kind, _, boundary = fields[b"content-type"].partition(b"; boundary=")
     if kind != b"multipart/byteranges":
         return [(fields[b"content-range"], body)]
     first, *parts, last = body.split(b"\r\n--" + boundary)
-    assert (first, last) == (b"", b"--\r\n"), "no parts, or more than parts"
+    assert (first, last) == (b"", b"--\r\n"), "not a multipart body, or more than that"
     heads = (part.partition(b"\r\n\r\n") for part in parts)
     return [(head.rpartition(b"Content-Range: ")[2], part) for head, _, part in heads]
 
 
 @asynccontextmanager
 async def _shared_state(*, guarded: bool) -> AsyncIterator[_Ground]:
-    """A mirror; ``guarded`` by a password."""
+    """A mirror; ``guarded``: with a password."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
         root = Path(directory)
         access, login = {}, ""
@@ -250,7 +249,7 @@ async def _shared_state(*, guarded: bool) -> AsyncIterator[_Ground]:
 
 
 async def _failure(shared_state: _Ground, case: Case, errors: list[str]) -> str:
-    """What is wrong with what the mirror does with a case; empty if nothing is."""
+    """The error of the mirror in a case; empty if there is none."""
     before = len(errors)
     try:
         await shared_state.check(case)
@@ -272,7 +271,8 @@ async def _run(report: Report, seconds: float, seed: int, *, guarded: bool) -> N
     rng, stop = random.Random(seed), time.monotonic() + seconds
     with listening() as errors:
         async with _shared_state(guarded=guarded) as shared_state:
-            # At least once: a busy machine may take longer to start the mirror than all of it.
+            # At least one case: on a busy machine the start of the mirror may take longer than the
+            # whole run.
             while (time.monotonic() < stop or not report.cases) and not report.findings:
                 cases = [_made(rng) for _ in range(_WORKERS)]
                 failures = await asyncio.gather(
@@ -280,7 +280,7 @@ async def _run(report: Report, seconds: float, seed: int, *, guarded: bool) -> N
                 )
                 report.cases += len(cases)
                 for case in [case for case, why in zip(cases, failures, strict=True) if why]:
-                    # Alone, because neighbours see each other's errors in the log.
+                    # Run alone, because concurrent cases share the log.
                     if why := await _failure(shared_state, case, errors):
                         small = await _reduced(shared_state, case, errors)
                         report.findings.append(Finding(repr((small.bytes(), small.piece)), why))
@@ -293,7 +293,7 @@ async def _run(report: Report, seconds: float, seed: int, *, guarded: bool) -> N
 
 
 def fuzz_clients(seconds: float, seed: int) -> list[Report]:
-    """Fuzz a mirror that is open to all, then one that asks for a password."""
+    """Fuzz a mirror without a password, then one with a password."""
     reports = [Report("clients"), Report("clients (password)")]
     asyncio.run(_run(reports[0], seconds * 3 / 4, seed, guarded=False))
     asyncio.run(_run(reports[1], seconds / 4, seed, guarded=True))

@@ -1,4 +1,4 @@
-"""What a fuzz program brings home: how much it tried, and what it found."""
+"""The result of a fuzz program: number of cases, and findings."""
 
 import gc
 import logging
@@ -11,7 +11,7 @@ from mirror.logs import JsonFormatter, TextFormatter
 
 @dataclass(frozen=True)
 class Finding:
-    """An input that should not do what it does; ``case`` is a Python literal."""
+    """An input with a wrong result; ``case`` is a Python literal."""
 
     case: str
     why: str
@@ -19,19 +19,18 @@ class Finding:
 
 @dataclass
 class Report:
-    """One target's run."""
+    """The run of one target."""
 
     name: str
     cases: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     def line(self) -> str:
-        """The run in one line."""
         return f"{self.name:<28} {self.cases:>9} cases {len(self.findings):>3} findings"
 
 
 class _Listener(logging.Handler):
-    """Formats every record as the product would, and keeps the errors."""
+    """Formats every record like the product does, and keeps the errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -51,14 +50,14 @@ class _Listener(logging.Handler):
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """The errors that are logged meanwhile, tasks nobody waited for included."""
+    """Collect errors logged in the context, including those of tasks that were never awaited."""
     listener, root = _Listener(), logging.getLogger()
     level = root.level
     root.addHandler(listener)
     root.setLevel(logging.INFO)
     try:
         yield listener.errors
-        gc.collect()  # only then does asyncio tell of an exception that nobody retrieved
+        gc.collect()  # asyncio reports unretrieved exceptions only on collection
     finally:
         root.setLevel(level)
         root.removeHandler(listener)

@@ -1,4 +1,4 @@
-"""One parser under atheris, in a process of its own because libFuzzer never returns.
+"""Fuzzes one parser with atheris, in its own process because libFuzzer never returns.
 
 ``python -m tools.fuzz.guided <parser> <seconds> <seed> <directory>``: exits 0, or 1 with the
 finding as one line of JSON in ``<directory>/finding``.
@@ -20,7 +20,7 @@ _MOST_BYTES = 2 << 30
 
 
 def main() -> None:
-    """Fuzz until the time is over or something is found."""
+    """Fuzz until the time is over, or until a finding."""
     name, seconds, seed, directory = sys.argv[1:]
     parser = next(each for each in PARSERS if each.name == name)
     place = Path(directory)
@@ -35,14 +35,14 @@ def main() -> None:
         except Exception:
             finding = {"case": repr(data), "why": traceback.format_exc()}
             (place / "finding").write_text(json.dumps(finding))
-            os._exit(1)  # libFuzzer would print pages of its own
+            os._exit(1)  # libFuzzer would print pages of output
 
     resource.setrlimit(resource.RLIMIT_DATA, (_MOST_BYTES, _MOST_BYTES))
     options = {
         "max_total_time": seconds,
         "seed": seed,
         "max_len": MAX_BYTES,
-        "rss_limit_mb": 0,  # it would count what the process that began this one had at its peak
+        "rss_limit_mb": 0,  # the limit would count the peak of the parent process
         "timeout": 20,
         "print_final_stats": 1,
         "artifact_prefix": f"{place}/",

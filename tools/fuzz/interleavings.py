@@ -1,8 +1,8 @@
-"""Two mirrors with the same content, one with ``[server] hot``: both answer alike, byte for byte.
+"""Two mirrors with the same content, one with ``[server] hot``: their responses must be equal.
 
 A case is two connections that send requests of all kinds, cut into segments, in turns.  The mirror
-reads each segment by itself: the next one is sent when the kernel says that the mirror has taken
-the last one, since aiohttp's answers to some malformed streams depend on where they were cut.
+reads each segment separately: the next is sent when the kernel reports that the last was read,
+since aiohttp's responses to some malformed streams depend on the segments.
 """
 
 import asyncio
@@ -52,7 +52,8 @@ _FIELDS = (
     "X-Forwarded-For: 192.0.2.1",
 )
 _UPGRADE = ("Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: YWJj")
-#: Each ends its connection.  What only ends a body wrongly is left out: aiohttp waits 10 s for it.
+#: Each ends its connection.  Requests that only end a body wrongly are left out: aiohttp waits 10 s
+#: for the rest.
 _ERRORS = (
     b"\0\r\n\r\n",
     b"GET\r\n\r\n",
@@ -66,18 +67,18 @@ _ERRORS = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 )
-#: Ends every connection that is not over: whatever is incomplete, this is too long to complete it.
+#: Ends every open connection: too long to complete any unfinished request.
 _LAST = (
     b"GET /healthz HTTP/1.1\r\nHost: mirror\r\nConnection: close\r\nX-Long: "
     + b"x" * 4000
     + b"\r\n\r\n"
 )
 _LEAVE: Final = b""
-_DEEP = 40  # requests: more than aiohttp takes in before it stops reading
+_DEEP = 40  # number of requests; more than aiohttp reads ahead
 _AT_ONCE = 6
-_END_SECONDS = 60  # only a connection that never ends takes so long, on a machine however busy
+_END_SECONDS = 60  # longer than any connection lasts on a busy machine
 
-Pieces = list[bytes]  # of one request, cut where the sender may wait
+Pieces = list[bytes]  # parts of one request; the sender may wait between them
 Steps = list[tuple[int, bytes]]
 
 
@@ -89,9 +90,9 @@ def _request(target: str, *fields: str, method: str = "GET", version: str = "1.1
 
 @dataclass(frozen=True)
 class Case:
-    """What the connections send, drawn by ``seed``, without the steps that are ``dropped``.
+    """Requests of the connections, drawn by ``seed``, without the steps in ``dropped``.
 
-    ``number`` is part of every request, so that no other case has answers for them.
+    ``number`` is part of every request, so that no other case has cached its responses.
     """
 
     seed: int
@@ -110,19 +111,19 @@ class Case:
         return [step for at, step in enumerate(steps) if at not in self.dropped]
 
     def victims(self) -> list[bytes]:
-        """Requests that others send afterwards, each on a connection of its own."""
+        """Requests that other clients send afterwards, each on its own connection."""
         drawn = _Drawn(random.Random(self.seed), f"User-Agent: {self.number:010}")
         return [drawn.plain(target) for target in drawn.targets]
 
     def simpler(self) -> Iterator["Case"]:
-        """The same with a step less."""
+        """Cases with one step less."""
         count = len(replace(self, dropped=frozenset()).steps())
         for at in sorted(set(range(count)) - self.dropped):
             yield replace(self, dropped=self.dropped | {at})
 
 
 class _Drawn:
-    """Draws requests, for few targets: what is asked for twice is hot."""
+    """Draws requests for few targets: a target that repeats is cached."""
 
     def __init__(self, rng: random.Random, agent: str) -> None:
         self._rng = rng
@@ -134,7 +135,7 @@ class _Drawn:
         return _request(target, self._agent, *fields, method=method)
 
     def segments(self) -> list[bytes]:
-        """All that one connection sends."""
+        """All segments of one connection."""
         rng = self._rng
         if rng.random() < 0.05:
             items = [[self.plain()] for _ in range(_DEEP)]
@@ -169,12 +170,12 @@ class _Drawn:
         return [self.plain()]
 
     def _body(self) -> bytes:
-        """What would be a request elsewhere, or two, or nearly one."""
+        """A body that looks like a request, two requests, or part of one."""
         body = b"".join(self.plain() for _ in range(self._rng.choice([1, 1, 1, 2])))
         return self._rng.choice([body, body, body, b"x" + body, body[:-3], body[9:]])
 
     def _ending(self) -> list[Pieces]:
-        """What nothing is answered behind, or nothing but plain requests."""
+        """The last requests of a connection: later ones are plain, or get no response."""
         kind = self._rng.choice(["", "", "error", "error", "close", "1.0", "websocket", "CONNECT"])
         target = self._rng.choice(self.targets)
         if kind == "error":
@@ -206,13 +207,13 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _Pair:
-    """The sockets of a mirror that repeats answers and of one that does not."""
+    """Sockets of a mirror with cached responses and of one without."""
 
     hot: str
     cold: str
 
     async def differs(self, case: Case) -> str:
-        """What the mirrors answer differently; empty where they do not."""
+        """The difference between the responses; empty if there is none."""
         steps, victims = case.steps(), case.victims()
         hot, cold = await asyncio.gather(*(_played(path, steps) for path in (self.hot, self.cold)))
         if hot != cold:
@@ -228,7 +229,7 @@ class _Pair:
 
 
 async def _played(path: str, steps: Steps) -> list[bytes]:
-    """What each connection is answered until it ends; nothing for one that leaves."""
+    """The responses on each connection until it ends; nothing if the client closed it."""
     loop = asyncio.get_running_loop()
     numbers = {number for number, _ in steps}
     connections = {number: socket.socket(socket.AF_UNIX) for number in numbers}
@@ -259,7 +260,7 @@ async def _played(path: str, steps: Steps) -> list[bytes]:
 
 async def _send(connection: socket.socket, segment: bytes) -> None:
     """Send a segment, and wait until the mirror has read it."""
-    with contextlib.suppress(ConnectionError):  # the mirror has ended it
+    with contextlib.suppress(ConnectionError):  # the mirror has closed it
         await asyncio.get_running_loop().sock_sendall(connection, segment)
     while struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0]:
         await asyncio.sleep(0)
@@ -271,7 +272,7 @@ async def _read(connection: socket.socket) -> bytes:
         while data := await asyncio.get_running_loop().sock_recv(connection, 1 << 20):
             answered += data
     answered = re.sub(rb"Date: [^\r]+", b"Date: now", answered)
-    for boundary in re.findall(rb"boundary=(\w+)", answered):  # drawn each time
+    for boundary in re.findall(rb"boundary=(\w+)", answered):  # random for each response
         answered = answered.replace(boundary, b"drawn")
     return answered
 
@@ -304,7 +305,7 @@ async def _pair() -> AsyncIterator[_Pair]:
 
 
 async def _warm(path: str) -> None:
-    """Ask for everything until nothing has to be fetched for it."""
+    """Request every target until no response needs upstream."""
     before: list[list[bytes]] = []
     async with asyncio.timeout(_END_SECONDS):
         while True:
@@ -329,7 +330,7 @@ async def _run(report: Report, seed: int, rounds: float, seconds: float) -> None
 
 
 async def _reduced(pair: _Pair, case: Case, why: str) -> Finding:
-    """The smallest case that shows it too; each is tried with a number of its own."""
+    """The smallest case with the same difference; each trial has its own number."""
     for simpler in case.simpler():
         another = replace(simpler, number=random.getrandbits(32))
         if found := await pair.differs(another):
@@ -340,12 +341,12 @@ async def _reduced(pair: _Pair, case: Case, why: str) -> Finding:
 def try_interleavings(
     seed: int, *, rounds: float = float("inf"), seconds: float = float("inf")
 ) -> Report:
-    """Compare the mirrors for so many cases or so long, whichever ends first."""
+    """Compare the mirrors, for at most this number of cases and of seconds."""
     report = Report("interleavings")
     asyncio.run(_run(report, seed, rounds, seconds))
     return report
 
 
 def fuzz_interleavings(seconds: float, seed: int) -> list[Report]:
-    """Compare a mirror that repeats answers with one that does not."""
+    """Compare a mirror with cached responses to one without."""
     return [try_interleavings(seed, seconds=seconds)]

@@ -1,4 +1,4 @@
-"""Messages changed a little, as plain values: a finding can be tried again with fewer changes."""
+"""Small changes to messages, as plain values: a finding can be retried with fewer changes."""
 
 import random
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 _WORD = re.compile(rb"[A-Za-z0-9_]+|\r\n|[^A-Za-z0-9_]")
 _LINE = re.compile(rb"[^\n]*\n")
 
-#: What has broken parsers before.
+#: Values that have broken parsers before.
 ODD = (
     *(b"0", b"-1", b"+1", b"1_0", b"0x10", b"1e9", b"NaN", b"-0", b"65536", b"9" * 25, b"9" * 400),
     *(str(2**power - 1).encode() for power in (31, 32, 63, 64)),
@@ -22,7 +22,7 @@ ODD = (
 
 @dataclass(frozen=True)
 class Edit:
-    """Bytes ``start`` to ``stop`` become ``piece``."""
+    """Bytes ``start`` to ``stop`` are replaced with ``piece``."""
 
     start: int
     stop: int
@@ -31,20 +31,20 @@ class Edit:
 
 @dataclass(frozen=True)
 class Message:
-    """A valid message and what was done to it."""
+    """A valid message, and its changes."""
 
     valid: bytes
     edits: tuple[Edit, ...] = ()
 
     def bytes(self) -> bytes:
-        """What goes over the wire."""
+        """The changed message."""
         data = self.valid
         for edit in self.edits:
             data = data[: edit.start] + edit.piece + data[edit.stop :]
         return data
 
     def simpler(self) -> list["Message"]:
-        """The same with one change less."""
+        """The messages with one change less."""
         edits = self.edits
         return [
             replace(self, edits=edits[:number] + edits[number + 1 :])

@@ -1,6 +1,6 @@
-"""Every parser of outside text, each with what must hold whatever it is given.
+"""All parsers of outside text, each with the properties that hold for any input.
 
-A check takes bytes as a socket gives them and raises where the parser does what it must not.
+A check takes bytes as from a socket, and raises if the parser violates a property.
 """
 
 import contextlib
@@ -59,16 +59,16 @@ _TOKEN = {"token": "abc.def", "access_token": "x", "expires_in": 300, "issued_at
 
 @dataclass(frozen=True)
 class Parser:
-    """A parser with its check, and inputs it takes."""
+    """A parser with its check, and valid inputs."""
 
     name: str
     check: Callable[[bytes], None]
     seeds: tuple[bytes, ...]
 
     def try_all(self, data: bytes) -> None:
-        """Check an input, and how long it and a long text made of it take."""
+        """Check an input, and the time for it and for a long text made of it."""
         self._timed(data[:MAX_BYTES])
-        # Long texts are slow to try, so few are; which ones must not depend on chance.
+        # Long texts are slow, so only a few are tried; the choice must be deterministic.
         if 1 < len(data) < MAX_BYTES // 4 and zlib.crc32(data) % 8 == 0:
             head, tail = data[: len(data) // 2], data[len(data) // 2 :]
             times = MAX_BYTES // len(data)
@@ -76,7 +76,7 @@ class Parser:
             self._timed(head * times + tail)
 
     def _timed(self, data: bytes) -> None:
-        # The thread's own time: a busy machine is no slow parser.
+        # Thread time, so that other load on the machine does not count.
         started = time.thread_time()
         self.check(data)
         seconds = time.thread_time() - started
@@ -84,7 +84,7 @@ class Parser:
 
 
 def _text(data: bytes) -> str:
-    """A header field as aiohttp reads it."""
+    """A header field as aiohttp decodes it."""
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -234,7 +234,7 @@ def _retry_after(data: bytes) -> None:
 def _token(data: bytes) -> None:
     try:
         token, expires_in = parse_token(data)
-    except ValueError:  # what the caller takes for "no token"
+    except ValueError:  # the caller treats it as "no token"
         return
     f"Bearer {token}".encode()
     assert token.isprintable()
@@ -304,7 +304,7 @@ def _platform(data: bytes) -> None:
 
 
 def _layout(data: bytes) -> None:
-    """A file's name and, after the line, an index."""
+    """A file name and, after the line break, an index."""
     name, _, index = data.partition(b"\n")
     with contextlib.suppress(NotALayout):
         what = parse_file(_text(name))
@@ -325,7 +325,7 @@ def _tar(data: bytes) -> None:
 
 
 def _connect(data: bytes) -> None:
-    """What stands behind CONNECT, and an address for a proxy."""
+    """The target of CONNECT, and the address of a proxy."""
     text = _text(data)
     with contextlib.suppress(InvalidDestination):
         destination = parse_connect(text)

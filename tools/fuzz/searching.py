@@ -1,4 +1,4 @@
-"""Runs the parsers: under atheris where it can be had, and by hypothesis everywhere."""
+"""Runs the parsers: with atheris if it is installed, and with hypothesis everywhere."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ _SPARE_SECONDS = 60
 
 
 class _FoundError(Exception):
-    """Carries the input out of hypothesis, which replaces it by a smaller one."""
+    """Carries the input out of hypothesis, which replaces it with a smaller one."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(repr(data))
@@ -33,12 +33,12 @@ class _FoundError(Exception):
 
 
 def has_atheris() -> bool:
-    """Whether this machine can guide by coverage."""
+    """Whether coverage-guided fuzzing works on this machine."""
     return importlib.util.find_spec("atheris") is not None
 
 
 def by_hypothesis(parser: Parser, seconds: float, first_seed: int) -> Report:
-    """Try what hypothesis makes of a parser's seeds, for a while."""
+    """Run hypothesis on a parser and its seeds, for a while."""
     report = Report(f"parser {parser.name}")
     stop = time.monotonic() + seconds
 
@@ -97,7 +97,7 @@ def _inputs(parser: Parser) -> st.SearchStrategy[bytes]:
 
 
 def by_atheris(parser: Parser, seconds: float, first_seed: int) -> Report:
-    """Let libFuzzer look for inputs that take new ways through a parser."""
+    """Let libFuzzer search inputs that reach new code in a parser."""
     report = Report(f"parser {parser.name} (atheris)")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
         arguments = [parser.name, str(math.ceil(seconds)), str(first_seed + 1), directory]
@@ -121,9 +121,9 @@ def by_atheris(parser: Parser, seconds: float, first_seed: int) -> Report:
 
 
 def fuzz_parsers(seconds: float, first_seed: int) -> list[Report]:
-    """Run every parser within ``seconds``, half of them guided by coverage where that goes."""
+    """Run every parser within ``seconds``, half of the time guided by coverage if possible."""
     if not has_atheris():
-        print("atheris cannot be had here: parsers are fuzzed by hypothesis alone", flush=True)
+        print("atheris is not available: parsers are fuzzed by hypothesis only", flush=True)
         return [by_hypothesis(each, seconds / len(PARSERS), first_seed) for each in PARSERS]
     reports = [by_hypothesis(each, seconds / 4 / len(PARSERS), first_seed) for each in PARSERS]
     workers = min(os.cpu_count() or 1, len(PARSERS))

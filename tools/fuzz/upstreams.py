@@ -1,4 +1,4 @@
-"""A running mirror in front of an upstream that answers anything: changed HTTP over raw TCP."""
+"""Fuzzes a running mirror with an upstream that answers anything: changed HTTP over raw TCP."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ _LINES = (
 
 @dataclass(frozen=True)
 class Case:
-    """What a client asks, and what upstream answers per route, the last answer over and over."""
+    """A client's request, and upstream's responses per route; the last one repeats."""
 
     ask: str
     method: str
@@ -63,12 +63,12 @@ class Case:
     number: int
 
     def names(self) -> tuple[str, str]:
-        """What errors may call it."""
+        """The names of the case in errors."""
         reference = self.ask.partition("?")[0].rpartition("/")[2]
         return f"case-{self.number:08}", reference if ":" in reference else "\0"
 
     def literal(self) -> str:
-        """All there is to know, and what of it is not valid."""
+        """The whole case, with its invalid parts."""
         sent = {route: [each.bytes() for each in said] for route, said in self.answers.items()}
         edits = [edit for said in self.answers.values() for each in said for edit in each.edits]
         return f"{(self.method, self.ask, self.wanted, self.ending, sent)}  # {edits}"
@@ -82,7 +82,7 @@ def _answer(status: str, *fields: str, body: bytes = b"", length: int | None = N
 
 @dataclass(frozen=True)
 class _Content:
-    """Something that no case before has asked for."""
+    """Content that no earlier case has requested."""
 
     number: int
     size: int
@@ -102,7 +102,7 @@ class _Content:
 
 
 def _asks(rng: random.Random, content: _Content) -> tuple[str, list[bytes]]:
-    """A path below a repository and valid answers to it."""
+    """A path below a repository, and valid responses to it."""
     body, blob = content.manifest, content.blob
     fields = (f"Content-Type: {_INDEX}", f"Docker-Content-Digest: {digest_of(body)}")
     manifest = _answer("200 OK", *fields, body=body)
@@ -171,20 +171,20 @@ def _made(rng: random.Random, number: int, origin: str) -> Case:
 
 @dataclass
 class _Upstream:
-    """Plays the cases; what belongs to none gets a plain 200."""
+    """Answers with the responses of the cases; other requests get a plain 200."""
 
     cases: dict[int, Case] = field(default_factory=dict)
     given: dict[tuple[int, str], int] = field(default_factory=dict)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer request after request."""
+        """Answer the requests of a connection."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while await self._one(reader, writer):
                 pass
         writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection stays."""
+        """Answer one request; returns whether the connection stays open."""
         target = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split(" ", 2)[1]
         named, route = _CASE.search(target), _ROUTE.search(target)
         case = self.cases.get(int(named[1])) if named else None
@@ -200,12 +200,12 @@ class _Upstream:
         return case.ending == "keep"
 
 
-class _Found(Exception):  # noqa: N818  # what happened
-    """The mirror does what it must not."""
+class _Found(Exception):  # noqa: N818  # names the event
+    """The mirror has violated a property."""
 
 
-class _Retired(Exception):  # noqa: N818  # what happened
-    """An upstream that said 429 is left alone; the next one takes its place."""
+class _Retired(Exception):  # noqa: N818  # names the event
+    """The upstream has answered 429, so the mirror pauses it; the next upstream replaces it."""
 
 
 @dataclass
@@ -218,11 +218,11 @@ class _Ground:
     numbers: Iterator[int]
 
     async def check(self, case: Case, name: str) -> None:
-        """Ask for what a case is about, and look at the answer."""
+        """Send the request of a case, and check the response."""
         self.upstream.cases[case.number] = case
         fields = {"Range": case.wanted} if case.wanted else {}
         path = f"/v2/{name}{case.ask}"
-        for _ in range(2):  # the second answer may come from the cache
+        for _ in range(2):  # the second response may come from the cache
             try:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
                     answer = await self.mirror.get(path, case.method, **fields)
@@ -231,13 +231,13 @@ class _Ground:
             except _BROKEN:
                 continue
             except aiohttp.ClientResponseError as error:
-                if "Got more than" in error.message:  # of upstream's own fields; a client's limit
+                if "Got more than" in error.message:  # header fields: the client's limit
                     continue
                 raise
             _check_answer(case, answer)
 
     async def works(self, name: str) -> None:
-        """The mirror still brings a new blob from that upstream."""
+        """Check that the mirror still pulls a new blob from that upstream."""
         content = _Content(next(self.numbers), 1024)
         digest = digest_of(content.blob)
         path = f"/{content.repository}/blobs/{digest}"
@@ -265,7 +265,7 @@ def _check_answer(case: Case, answer: Answer) -> None:
         raise _Found(f"answered {answer.status}: {answer.body[:500]!r}")
     for name, value in answer.headers.items():
         if name.lower().startswith("x-fuzz") or not re.fullmatch("[^\0\r\n]*", value):
-            raise _Found(f"a header field of upstream's came through: {name}: {value!r}")
+            raise _Found(f"a header field of upstream was passed on: {name}: {value!r}")
     if case.method == "HEAD":
         return
     if answer.status >= 400:
@@ -276,12 +276,12 @@ def _check_answer(case: Case, answer: Answer) -> None:
             raise _Found(f"the wrong bytes, all of them: {len(answer.body)}")
         asked = case.ask.rpartition("/")[2]
         if asked.startswith("sha256:") and asked != digest:
-            raise _Found(f"another digest than was asked for: {digest}")
+            raise _Found(f"not the requested digest: {digest}")
 
 
 @dataclass
 class _Run:
-    """Rounds of workers, each with an upstream of its own, until the time is over."""
+    """Rounds of workers, each with its own upstream, until the time is over."""
 
     report: Report
     rng: random.Random
@@ -290,7 +290,7 @@ class _Run:
     recent: dict[str, Case] = field(default_factory=dict)
 
     async def round(self) -> None:
-        """A new mirror, until its upstreams are used up."""
+        """Run a new mirror until its upstreams are used up."""
         upstream = _Upstream()
         server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
         origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -307,7 +307,8 @@ class _Run:
 
     async def _work(self, shared_state: _Ground, names: list[str], stop: float) -> None:
         name = names.pop()
-        # At least one case: a busy machine may take longer to start the mirror than all of it.
+        # At least one case: on a busy machine the start of the mirror may take longer than the
+        # whole run.
         while (time.monotonic() < stop or not self.report.cases) and not self.report.findings:
             case = _made(self.rng, next(self.numbers), shared_state.origin)
             self.report.cases += 1
@@ -332,13 +333,13 @@ async def _fuzz(report: Report, seconds: float, seed: int) -> None:
 
 
 def _suspects(cases: Iterable[Case], error: str) -> str:
-    """The cases that an error in the log names, else all that were going on."""
+    """The cases named in a logged error, else all active ones."""
     named = [case for case in cases if any(name in error for name in case.names())]
     return "\n".join(case.literal() for case in named or cases)
 
 
 def fuzz_upstreams(seconds: float, seed: int) -> list[Report]:
-    """Fuzz a mirror from the upstream's side."""
+    """Fuzz a mirror from the upstream side."""
     report = Report("upstreams")
     asyncio.run(_fuzz(report, seconds, seed))
     return [report]

@@ -1,4 +1,4 @@
-"""Pictures of the status page, made from a mirror that really runs: ``make screenshots``.
+"""Screenshots of the status page of a running mirror: ``make screenshots``.
 
 The page uses the fonts of the system: on Debian it looks best with ``fonts-inter``.
 """

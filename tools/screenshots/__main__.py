@@ -44,7 +44,7 @@ async def _shoot(
     )
     page = await context.new_page()
     await page.goto(url)
-    await page.wait_for_timeout(2500)  # bars move by then
+    await page.wait_for_timeout(2500)  # the bars move by then
     await page.screenshot(path=file, full_page=whole)
     await context.close()
     print(f"{file}  {file.stat().st_size / 1000:.0f} kB")
@@ -59,7 +59,7 @@ async def _shoot_all(browser: Browser, directory: Path) -> None:
 
 
 async def main(directory: Path) -> None:
-    """Make the office work and take pictures of it."""
+    """Run the office, and take screenshots of its mirror."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as cache:
         await write_history(Path(cache) / "ledger")

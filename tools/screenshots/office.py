@@ -1,4 +1,4 @@
-"""A day at the office, in a few seconds: registries, and clients that pull what people pull."""
+"""A day at an office, in a few seconds: registries, and clients with typical pulls."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ SKOPEO = "skopeo/1.18.0"
 
 @dataclass(frozen=True)
 class Pulled:
-    """An image: where it is from, MiB of its layers, who pulls it how often."""
+    """An image: its registry, MiB of its layers, its clients and number of pulls."""
 
     upstream: str
     repository: str
@@ -77,7 +77,7 @@ def _image(number: int, pulled: Pulled) -> Image:
 
 
 async def write_history(directory: Path) -> None:
-    """The weeks before, as the ledger would have them."""
+    """Write the weeks before into the ledger."""
     now, chance = time.time(), random.Random(7)
     for day in range(29, -1, -1):
         moment = now - day * DAY - 60
@@ -115,14 +115,14 @@ async def _pull_before(ledger: Ledger, pulled: Pulled, moment: float) -> None:
 
 
 async def work(mirror: Mirror) -> None:
-    """Everybody pulls what they pull."""
+    """Run all pulls."""
     for each in IMAGES:
         for agent in each.agents:
             await pull(mirror, each, agent)
 
 
 async def pull(mirror: Mirror, pulled: Pulled, agent: str) -> None:
-    """As dockerd does it: the tag, then the blobs it names."""
+    """Pull like dockerd: the tag, then the blobs of its manifest."""
     base = f"/{pulled.upstream}/v2/{pulled.repository}"
     await mirror.get(f"{base}/manifests/{pulled.tag}", "HEAD", User_Agent=agent)
     answer = await mirror.get(f"{base}/manifests/{pulled.tag}", User_Agent=agent)
@@ -132,7 +132,7 @@ async def pull(mirror: Mirror, pulled: Pulled, agent: str) -> None:
 
 
 def begin_filling(mirror: Mirror) -> list[asyncio.Task[None]]:
-    """Pulls that take a while."""
+    """Begin pulls that take a while."""
     return [
         asyncio.create_task(pull(mirror, each, agent)) for each in FILLING for agent in each.agents
     ]

@@ -1,9 +1,9 @@
 """The soak: ``python -m tools.soak [--minutes 10] [--clients 300] [--seed N]``.
 
 Hundreds of clients on a mirror that evicts all the time and whose upstream fails one request in
-five.  Not part of the test suite: it takes its time.  Exits 1 with the reasons when a byte was
-wrong, an answer unexpected, or memory, descriptors, downloads or disk did not stay what they
-should.
+five.  Not part of the test suite, because it is slow.  Exits 1 with the reasons if a byte was
+wrong, a response unexpected, or if memory, descriptors, downloads or disk usage exceeded their
+limits.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Soak:
     max_bytes: int = 0
 
     async def run(self, seconds: float) -> list[str]:
-        """Warm up, soak, wait for quiet; the reasons why it failed."""
+        """Warm up, soak, wait until idle; returns the reasons of a failure."""
         await self._crowd_for(_WARM_SECONDS, self.seed + 1)
         before = await self._quiet()
         open_before = open_files(self.mirror.pid)
@@ -86,7 +86,7 @@ class Soak:
         return seen
 
     async def _quiet(self) -> Sample:
-        """Wait until nothing is under way and connections kept alive have been given up."""
+        """Wait until no request is active and idle connections have closed."""
         began = time.monotonic()
         while True:
             await asyncio.sleep(_QUIET_SECONDS)
@@ -109,7 +109,7 @@ class Soak:
             f"{len(self.tally.unexpected)} unexpected answers: {self.tally.unexpected[:5]}": (
                 self.tally.unexpected
             ),
-            f"still under way: {_under_way(after)}": _under_way(after),
+            f"still active: {_under_way(after)}": _under_way(after),
             f"files of the cache still open: {kept}": kept,
             f"{more:+d} descriptors": abs(more) > _FLAT_DESCRIPTORS,
             f"RSS grew to {grown:.2f} times what it was": grown > _FLAT_RSS,
@@ -157,7 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=300)
     parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between requests")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--directory", type=Path, help="kept afterwards; else a temporary one")
+    parser.add_argument("--directory", type=Path, help="keep files here; default: temporary")
     return parser.parse_args()
 
 
@@ -170,7 +170,7 @@ def _soak(arguments: argparse.Namespace, directory: Path) -> list[str]:
     directory.mkdir(parents=True, exist_ok=True)
     catalogue = Catalogue(arguments.seed)
     max_bytes = catalogue.bytes // 3
-    # Through the environment, because [cache] is written by MirrorProcess.
+    # Through the environment, because MirrorProcess writes the [cache] table.
     os.environ["MIRROR_CACHE__MAX_SIZE"] = str(max_bytes)
     command = [sys.executable, "-m", "tools.soak.upstream", str(arguments.seed)]
     upstream = Process(command, directory / "upstream.log")
@@ -193,7 +193,7 @@ def _soak(arguments: argparse.Namespace, directory: Path) -> list[str]:
 
 
 def main() -> int:
-    """Run the soak; the exit code."""
+    """Run the soak; returns the exit code."""
     arguments = _arguments()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,7 +1,7 @@
-"""What the soak's registry has: made from a seed, so that every process knows every byte.
+"""The content of the soak's registry: made from a seed, so that all processes know all bytes.
 
-Blobs are windows into one random block, each with a number of its own in front: a client can
-compare any range without holding the content, and no blob's bytes pass for another's.
+Blobs are windows into one random block, each with its own number in front: a client can compare any
+range without the content, and no blob equals another.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Blob:
 
 
 class Catalogue:
-    """Blobs, manifests by repository, and the tags that point at some of them."""
+    """Blobs, manifests by repository, and tags for some of them."""
 
     def __init__(self, seed: int, blobs: int = 300) -> None:
         draw = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The soak's clients: each asks for something at random, checks what it gets, waits, asks again."""
+"""The clients of the soak: each sends random requests, checks the responses, and pauses."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,11 @@ from tools.soak.catalogue import KIB, Blob, Catalogue
 
 _EXPECTED = {200, 206, 304, 404, 429, 502, 503, 504}
 _LIMIT_SECONDS = 120.0  # a request that takes longer hangs
-_LAST_SECONDS = 15.0  # for what is under way at the end
+_LAST_SECONDS = 15.0  # for active requests at the end
 _SLOW_PIECE = 64 * KIB
 _SLOW_SECONDS = 0.2  # per piece: 8 MiB take half a minute
-_HASTE_SECONDS = 0.02  # about what an answer takes: some leave before it, some in the middle
-_HOT_SHARE = 0.2  # of the blobs, for half of the requests
+_HASTE_SECONDS = 0.02  # about the time of a response: clients leave before it, or within
+_HOT_SHARE = 0.2  # share of the blobs that gets half of the requests
 _ACCEPT = {"Accept": f"{OCI_MANIFEST}, {OCI_INDEX}"}
 _KINDS = {
     "blob": 40,
@@ -38,12 +38,12 @@ _KINDS = {
 
 
 class _WrongBytesError(Exception):
-    """Something was complete and is not what it should be."""
+    """A complete response has wrong content."""
 
 
 @dataclass
 class BatchedMetric:
-    """What came of all requests."""
+    """Results of all requests."""
 
     results: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class BatchedMetric:
 
 @dataclass
 class Client:
-    """One client with a pool of its own."""
+    """One client with its own connection pool."""
 
     url: str
     catalogue: Catalogue
@@ -67,7 +67,7 @@ class Client:
             self._session = session
             while not stopping.is_set():
                 await self._one()
-                # Leaves the sleep at once when it is told to stop.
+                # Ends the pause at once when the client is told to stop.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.draw.expovariate(1 / self.pause)):
                         await stopping.wait()
@@ -88,7 +88,7 @@ class Client:
         finally:
             self.tally.results[kind, result] += 1
 
-    # What a client does: each returns the status, or what else came of it.
+    # Actions of a client: each returns the status, or another result.
 
     async def _blob(self) -> str:
         return await self._whole(0.0)
@@ -115,7 +115,7 @@ class Client:
         async with self._get(self._blob_path(blob.digest)) as response:
             if response.status != 200:
                 return await self._refused(response)
-            # Not compared: nothing says that a part without its end is verified.
+            # Not compared: an incomplete body need not be verified.
             if self.draw.random() < 0.7:
                 await response.content.read(self.draw.randrange(1, blob.size))
             response.close()
@@ -136,7 +136,7 @@ class Client:
         async with self._get(self._blob_path(blob.digest), headers) as response:
             if response.status not in {200, 206}:
                 return await self._refused(response)
-            if response.status == 200:  # the size was not known yet: the whole is allowed
+            if response.status == 200:  # the size is not known yet: a whole response is allowed
                 first, last = 0, blob.size - 1
             else:
                 said = response.headers.get("Content-Range")
@@ -203,7 +203,7 @@ class Client:
         async with self._get(f"/v2/{repository}/manifests/{digest}", headers) as response:
             return "304" if response.status == 304 else await self._refused(response)
 
-    # What they need.
+    # Helpers.
 
     def _get(
         self, path: str, headers: dict[str, str] | None = None, method: str = "GET"
@@ -236,7 +236,7 @@ class Client:
 async def limiter(
     url: str, catalogue: Catalogue, tally: BatchedMetric, count: int, pause: float, seed: int
 ) -> AsyncIterator[None]:
-    """Run ``count`` clients; at the end each finishes what it does, for a while."""
+    """Run ``count`` clients; at the end each may finish its request, for a while."""
     stopping = asyncio.Event()
     clients = [
         asyncio.create_task(

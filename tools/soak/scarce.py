@@ -1,11 +1,11 @@
-"""A mirror that can have no further thread, or no further memory, under a crowd that checks it.
+"""A mirror that can have no further thread, or no further memory, under many clients that check it.
 
 ``python -m tools.soak.scarce --limit pids|memory [--minutes 5] [--clients 60] [--seed N]``.
 
-Half of the clients have credentials of their own, for repositories that the others may not read.
-Once the mirror serves, it is limited to the threads it has (a pids cgroup, which needs root) or to
-the address space it has (RLIMIT_AS), and ``--spare`` threads or MiB.  Answers may fail then; exits
-1 with the reasons where one had a byte that it must not have.
+Half of the clients have their own credentials, for repositories that the others may not read.  Once
+the mirror serves, it is limited to its current threads (a pids cgroup, which needs root) or its
+current address space (RLIMIT_AS), and ``--spare`` threads or MiB.  Responses may fail then; exits 1
+with the reasons if a client received a byte that it must not have.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _REPOSITORIES_EACH = 6
 _PIECE = 64 * KIB
 _LIMIT_SECONDS = 60.0
 _SPARE_MIB = 24
-_CACHE = "24MiB"  # less than there is, so that blobs are fetched again and again
+_CACHE = "24MiB"  # smaller than the content, so that blobs are fetched repeatedly
 EXTRA = """client_credentials = true
 [access]
 grant_max_age = "2s"
@@ -47,7 +47,7 @@ access = false
 
 @dataclass
 class BatchedMetric:
-    """What the clients got."""
+    """Results of the clients."""
 
     results: Counter[str] = field(default_factory=Counter)
     received: int = 0
@@ -56,16 +56,16 @@ class BatchedMetric:
 
 @dataclass
 class ConnectionLimiter:
-    """Clients of a mirror, each of which knows every byte it may be given."""
+    """Clients of a mirror; each knows every byte that it may receive."""
 
     url: str
     office: Office
-    owners: dict[str, str]  # the user a repository is for
+    owners: dict[str, str]  # the user that may read a repository
     tally: BatchedMetric
     draw: random.Random
 
     async def run(self, clients: int, goes_on: Callable[[], bool]) -> None:
-        """Have so many clients at once ask, again while ``goes_on`` says so."""
+        """Run ``clients`` clients, which repeat their requests while ``goes_on`` returns true."""
         names = [*_USERS, "", ""]
         async with asyncio.TaskGroup() as group:
             for number in range(clients):
@@ -114,11 +114,11 @@ class ConnectionLimiter:
         position = start if response.status == 206 else 0
         good = response.status in {200, 206}
         if good and not allowed:
-            self.tally.wrong.append(f"{what}: for a client that may not read it")
+            self.tally.wrong.append(f"{what}: sent to a client that may not read it")
         async for piece in response.content.iter_chunked(_PIECE):
             self.tally.received += len(piece)
             if good and piece != right[position : position + len(piece)]:
-                self.tally.wrong.append(f"{what}: other bytes at {position}")
+                self.tally.wrong.append(f"{what}: wrong bytes at {position}")
                 good = False
             position += len(piece)
             if position >= stop and stop < len(right):
@@ -126,12 +126,16 @@ class ConnectionLimiter:
                 self.tally.results["left"] += 1
                 return
         if good and position != len(right):
-            self.tally.wrong.append(f"{what}: a clean end after {position} of {len(right)} bytes")
+            self.tally.wrong.append(
+                f"{what}: a complete answer after {position} of {len(right)} bytes"
+            )
         self.tally.results[f"{'may' if allowed else 'may not'}: {response.status}"] += 1
 
 
 def fill(registry: FakeRegistry) -> tuple[Office, dict[str, str]]:
-    """A registry with repositories of everybody, of Ann and of Bob; and whose each is."""
+    """A registry with public repositories and those of Ann and of Bob; and the owners by
+    repository.
+    """
     office, owners = Office(registry), {}
     for owner in (EVERYBODY, EVERYBODY, *_USERS):
         for number in range(_REPOSITORIES_EACH):
@@ -150,12 +154,12 @@ def threads_of(pid: int) -> int:
 
 
 def address_space_of(pid: int) -> int:
-    """Bytes of address space that a process has taken."""
+    """Address space of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def lookup_cgroups() -> Path | None:
-    """The directory where a pids cgroup can be made, None where there is no such place."""
+    """The directory for new pids cgroups, None if there is none."""
     for root in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
         probe = root / f"mirror-probe-{os.getpid()}"
         with contextlib.suppress(OSError):
@@ -170,9 +174,9 @@ def lookup_cgroups() -> Path | None:
 
 @contextlib.contextmanager
 def no_more_threads(pid: int, spare: int) -> Iterator[str]:
-    """Let a process have the threads it has, and ``spare`` others; says how."""
+    """Limit a process to its current threads and ``spare`` more; yields a description."""
     root = lookup_cgroups()
-    assert root is not None, "this takes root and a pids cgroup"
+    assert root is not None, "needs root and a pids cgroup"
     group = root / f"mirror-soak-{pid}"
     group.mkdir()
     home = Path(f"/proc/{pid}/cgroup").read_text()
@@ -183,7 +187,7 @@ def no_more_threads(pid: int, spare: int) -> Iterator[str]:
         yield f"pids.max = {most}, {spare} more than it has"
         print((group / "pids.events").read_text().strip(), "thread starts refused")
     finally:
-        with contextlib.suppress(OSError):  # its process is gone
+        with contextlib.suppress(OSError):  # its process has ended
             before = next(line for line in home.splitlines() if "pids" in line or "::" in line)
             place = root / before.rpartition(":")[2].lstrip("/")
             (place / "cgroup.procs").write_text(str(pid))
@@ -191,7 +195,7 @@ def no_more_threads(pid: int, spare: int) -> Iterator[str]:
 
 
 def no_more_memory(pid: int, spare: int) -> str:
-    """Let a process have the address space it has, and ``spare`` bytes."""
+    """Limit a process to its current address space and ``spare`` bytes."""
     most = address_space_of(pid) + spare
     resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
     return f"RLIMIT_AS = {most / MIB:.0f} MiB, {spare / MIB:.0f} MiB more than it has"

@@ -1,6 +1,6 @@
-"""The soak's upstream, a process of its own: a registry that fails one request in five.
+"""The upstream of the soak, in its own process: a registry that fails one request in five.
 
-``python -m tools.soak.upstream SEED`` prints its address; on SIGTERM it prints what it did.
+``python -m tools.soak.upstream SEED`` prints its address; on SIGTERM it prints its statistics.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from tools.soak.catalogue import MIB, Catalogue
 
 FAULTY = 0.2
 _MOVE_SECONDS = 0.5
-_LARGE = 1 << 40  # cut down to the size of the content where it is used
+_LARGE = 1 << 40  # reduced to the size of the content on use
 
-# name: how often it is drawn among the faults, and the fault.  429 and silence are rare because
-# the mirror then asks nobody for a while, by design, and the other faults would not be met.
+# name: weight among the faults, and the fault.  429 and silence are rare because the mirror then
+# pauses all requests, by design, and would not meet the other faults.
 _FAULTS: dict[str, tuple[float, dict[str, Any]]] = {
     "500": (3, {"status": 500, "body": b"oops"}),
     "503": (3, {"status": 503}),
@@ -43,7 +43,7 @@ _FAULTS: dict[str, tuple[float, dict[str, Any]]] = {
 
 @dataclass
 class FaultyRegistry(FakeRegistry):
-    """A registry that throws dice for every request but the ping."""
+    """A registry with random faults for every request but the ping."""
 
     draw: random.Random = field(default_factory=random.Random)
     elsewhere: str = ""
@@ -53,7 +53,7 @@ class FaultyRegistry(FakeRegistry):
         self.done["requests"] += 1
         if kind == "ping" or self.draw.random() >= FAULTY:
             return None
-        # HTML in place of a blob is a flip of all bytes, and a size that is not the blob's.
+        # Not html for a blob: there it is only wrong bytes (flip), and of a wrong size.
         names = [name for name in _FAULTS if kind == "manifest" or name != "html"]
         (name,) = self.draw.choices(names, [_FAULTS[name][0] for name in names])
         self.done[name] += 1
@@ -73,7 +73,7 @@ class FaultyRegistry(FakeRegistry):
     async def _manifest(
         self, request: web.BaseRequest, repo: str, reference: str, fault: Fault
     ) -> web.StreamResponse:
-        # Within the first bytes, so that it hits every manifest.
+        # Within the first bytes, so that every manifest is affected.
         return await super()._manifest(request, repo, reference, self._fitting(fault, 200))
 
     def _fitting(self, fault: Fault, size: int) -> Fault:
@@ -87,7 +87,7 @@ class FaultyRegistry(FakeRegistry):
 
 @dataclass
 class Elsewhere(FakeRegistry):
-    """Where the registry redirects: denies every fifth request, as an expired signature is."""
+    """The target of redirects: denies every fifth request, like an expired signature."""
 
     draw: random.Random = field(default_factory=random.Random)
 
@@ -114,8 +114,8 @@ async def _move_tags(registry: FakeRegistry, catalogue: Catalogue, draw: random.
 
 async def _serve(seed: int) -> None:
     draw = random.Random(seed + 1)
-    short: Any = deque(maxlen=10)  # the list of what was seen would grow for ever
-    # Each answer slow enough that fills overlap and are joined.
+    short: Any = deque(maxlen=10)  # limits memory: the list of requests would grow without end
+    # Each response is slow enough that fills overlap and are joined.
     registry = FaultyRegistry(seen=short, rate_per_connection=16 * MIB, draw=draw)
     catalogue = Catalogue(seed)
     _fill(registry, catalogue)

@@ -1,4 +1,4 @@
-"""What the mirror's process takes: read from /proc, from its metrics and its directory."""
+"""Resources of the mirror's process, from /proc, its metrics and its directory."""
 
 import os
 import statistics
@@ -32,7 +32,7 @@ class Sample:
 
 
 def sample(mirror: MirrorProcess, seconds: float) -> Sample:
-    """Look at the mirror; blocks."""
+    """Take a sample; blocks."""
     proc = Path(f"/proc/{mirror.pid}")
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
     times = (proc / "stat").read_text().rpartition(")")[2].split()
@@ -48,7 +48,7 @@ def sample(mirror: MirrorProcess, seconds: float) -> Sample:
 
 
 def disk_bytes(cache: Path) -> int:
-    """Bytes of all objects and partial files, each file once however many names it has."""
+    """Bytes of all objects and partial files; a file with several names counts once."""
     sizes: dict[int, int] = {}
     for kind in ("blobs", "manifests", "partial", "pending"):
         for directory, _, names in os.walk(cache / kind):
@@ -62,7 +62,7 @@ def disk_bytes(cache: Path) -> int:
 
 
 def open_files(pid: int) -> Counter[str]:
-    """What the descriptors are: sockets, deleted blobs, ... and how many of each."""
+    """Number of descriptors by type: sockets, deleted blobs, ..."""
     kinds: Counter[str] = Counter()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -82,7 +82,7 @@ def _kind_of(path: str) -> str:
 
 
 def reader(samples: Sequence[Sample]) -> float:
-    """The median RSS of the last quarter as a multiple of that of the second."""
+    """The median RSS of the last quarter, divided by that of the second."""
     quarter = max(1, len(samples) // 4)
     second = statistics.median(one.rss for one in samples[quarter : 2 * quarter])
     last = statistics.median(one.rss for one in samples[-quarter:])
