@@ -58,7 +58,7 @@ class UpstreamEvents:
     def upstream_answered(
         self, upstream: str, kind: str, method: str, code: str, seconds: float
     ) -> None:
-        """Report one exchange; ``code`` is ``error`` if there was no response."""
+        """Report one exchange; ``code`` is ``error`` without a response."""
         self.metrics.upstream_answered(upstream, kind, method, code, seconds)
         self.books.upstream_answered(upstream, code)
 

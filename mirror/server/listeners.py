@@ -224,7 +224,7 @@ def _places(address: TcpAddress) -> Iterable[tuple[int, tuple[object, ...]]]:
         both = [(socket.AF_INET6, ("::", address.port))] if socket.has_ipv6 else []
         if both and socket.has_dualstack_ipv6():
             return both
-        return [(socket.AF_INET, ("0.0.0.0", address.port)), *both]  # noqa: S104  # the user asked for it
+        return [(socket.AF_INET, ("0.0.0.0", address.port)), *both]  # noqa: S104  # as configured
     found = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )

@@ -45,7 +45,7 @@ class Taking:
         """The images in the index of the layout; call it after all files were taken.
 
         Raises:
-            NotALayout: there is no index, or it is empty.
+            NotALayout: the layout lacks an index, or has an empty one.
         """
         if self._roots is None:
             raise NotALayout(f"has no {INDEX_FILE}")

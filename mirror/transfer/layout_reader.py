@@ -28,7 +28,7 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _PACKED: Final[Mapping[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
     b"\x1f\x8b": lambda file: cast("IO[bytes]", gzip.GzipFile(fileobj=file)),
     b"BZh": lambda file: cast("IO[bytes]", bz2.BZ2File(file)),
-    b"\xfd7zXZ": lambda file: cast("IO[bytes]", lzma.LZMAFile(file)),  # noqa: SIM115  # the caller closes it
+    b"\xfd7zXZ": lambda file: cast("IO[bytes]", lzma.LZMAFile(file)),  # noqa: SIM115  # owns nothing
 }
 _DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError)
 _NONE: Final = (

@@ -117,7 +117,7 @@ class DirectoryLayout:
         self._root = root
         self._roots: Roots = ()
 
-    async def begin(self, roots: Roots, archive: bytes) -> None:  # noqa: ARG002  # docker load reads tars only
+    async def begin(self, roots: Roots, archive: bytes) -> None:  # noqa: ARG002  # for tars
         """Keep the old index until ``finish``: until then the directory is the old layout."""
         self._roots = roots
         self._root.mkdir(parents=True, exist_ok=True)
