@@ -48,7 +48,7 @@ class MirrorProcess:
         method = "GET" if members is None else "POST"
         limit = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=timeout)
         async with self.session.request(method, path, json=members, timeout=limit) as answer:
-            async with asyncio.timeout(timeout):  # the process sends a complete result
+            async with asyncio.timeout(timeout):  # it is complete before its first byte
                 if answer.status != 200:
                     raise OperateError(await _refusal(answer))
                 return await answer.json()

@@ -21,7 +21,7 @@ from mirror.registry_client.plan import Plan, Wanted, planned
 _PLANNING: Final = 8
 _MAX_FRUITLESS: Final = 3
 
-#: Number of bytes of a blob that an earlier download has left.
+#: Number of bytes of a blob on disk from an earlier, incomplete download.
 LeftOf = Callable[[Digest], int]
 
 

@@ -45,7 +45,7 @@ class Generation:
 
 @asynccontextmanager
 async def opened_generation(config: Config, shared_state: SharedState) -> AsyncIterator[Generation]:
-    """Build what serves clients under ``config``, and close it after the context.
+    """Build the server options and pulls of ``config``, and close them after the context.
 
     Raises:
         StartError: a file, a directory or a proxy named in ``config`` cannot be used.

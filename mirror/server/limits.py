@@ -22,7 +22,7 @@ def question_limits(config: Config) -> Limits:
 
 
 def answer_limits(config: Config) -> Limits:
-    """Limits on the bytes of upstream responses in memory."""
+    """Limits on the bytes of responses in memory."""
     return _unqueued(config, config.limits.answers.bytes)
 
 

@@ -62,7 +62,7 @@ class Maintenance:
         self._tasks.clear()
 
     async def _review(self, config: Config) -> None:
-        """Review at intervals: a tag may move off its old image, and an index may be lost."""
+        """Review at intervals: moved tags release old images, and an index may be lost."""
         keeping, due, warned = self._store.keeping, 0.0, False
         while True:
             with contextlib.suppress(OSError, IndexUnavailableError):  # the store heals itself

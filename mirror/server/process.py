@@ -40,14 +40,14 @@ def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
     outermost = lookup_outermost(addresses)
     if outermost is None:  # the server in front of the socket has the address for clients
         path = str(addresses[0]).removeprefix("unix:")
-        return [f"  figures curl --unix-socket {path} http://localhost/metrics"]
+        return [f"  metrics curl --unix-socket {path} http://localhost/metrics"]
     tls = bool(config.server.tls_certificate)
     url = clients.reachable_url(outermost.host, outermost.port, socket.gethostname(), tls=tls)
     return [
         f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
         "          then restart Docker; `mirror client` prints it for other clients too, and",
-        "          `mirror doctor` says why one still goes elsewhere",
-        f"  figures {url}/metrics",
+        "          `mirror doctor` shows why a client bypasses the mirror",
+        f"  metrics {url}/metrics",
     ]
 
 

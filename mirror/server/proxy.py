@@ -37,7 +37,7 @@ from mirror.upstream.proxies import Proxies, Proxy
 from mirror.upstream.routing import Target, is_limited
 
 _PATIENCE_SECONDS: Final = 5.0
-_PUSH_SECONDS: Final = 3600.0  # covers clock skew and pushes still in flight
+_PUSH_SECONDS: Final = 3600.0  # covers clock skew and requests in flight
 
 Pushed = Callable[[Target, str], Awaitable[None]]
 
@@ -50,7 +50,7 @@ def opened_pushes(config: Config, layout: Layout) -> Pushes | None:
 
 
 def note_of(pushes: Pushes, store: Store, table: ResponseCache) -> Pushed:
-    """Return what to do after a push: drop the cached response, and note the tag as not fresh."""
+    """Return the function to call after a push: it makes records of the repository stale."""
 
     async def pushed(target: Target, reference: str) -> None:
         pushes.note(target.record)

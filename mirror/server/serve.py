@@ -46,7 +46,7 @@ from mirror.server.worker_channel import WorkerChannel
 from mirror.store.local.sqlite import IndexUnavailableError
 
 _TEND_SECONDS: Final = 5.0
-_UNSEEN_SECONDS: Final = 10.0  # a worker may hold evicted files of others for so long
+_UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 

@@ -58,7 +58,7 @@ async def opened_shared_state(
     share = AHEAD_SHARE / config.server.processes()
     public, private = (
         Fills(RangeFetches(share)) for _ in range(2)
-    )  # one for each, since it keeps bytes
+    )  # one each, since RangeFetches keeps bytes
     with Threads(_SENDING_THREADS, "send") as sending:
         try:
             yield SharedState(

@@ -49,9 +49,7 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Stored objects and records; ``rooms`` limit how much of them, and of
-    responses, is in memory.
-    """
+    """Everything on disk; ``rooms`` limit how much of it, and of responses, is in memory."""
 
     rooms: Rooms
     layout: Layout

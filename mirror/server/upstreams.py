@@ -115,7 +115,7 @@ def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
         StartError: its password or CA file cannot be read.
     """
     with _using_ca_files(name):
-        trust = trusting(_ca_files(config, upstream))  # the same while the files are
+        trust = trusting(_ca_files(config, upstream))  # equal while the files are unchanged
     table = upstream.model_dump(exclude=set(_ELSEWHERE))
     return (name, table, _secret(name, upstream), config.fetch, trust)
 

@@ -59,9 +59,7 @@ class WorkerChannel:
 
     @asynccontextmanager
     async def held(self, stopping: asyncio.Event) -> AsyncIterator[None]:
-        """Report that the loop runs while the context is open; stop if the
-        parent process is gone.
-        """
+        """Report at intervals that the loop runs; stop if the parent process is gone."""
         tasks = [asyncio.create_task(each) for each in (self._beat(), until_orphaned(stopping))]
         try:
             yield
