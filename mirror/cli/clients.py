@@ -1,6 +1,4 @@
-"""Commands for the clients' side: print their configuration, find out why one
-bypasses the mirror.
-"""
+"""Commands for clients: print their configuration, find out why one bypasses the mirror."""
 
 import socket
 import sys
@@ -187,9 +185,7 @@ def _written(snippet: Snippet, mirror: Mirror, directory: Path) -> list[Path]:
     files = {directory / name.removeprefix("/"): content for name, content in contents.items()}
     for path, content in files.items():
         if path.exists() and path.read_bytes() != content:
-            _fail(
-                f"{path} is there already: merge by hand what is printed without --write", _FAILED
-            )
+            _fail(f"{path} exists already: merge the output without --write by hand", _FAILED)
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -209,7 +205,7 @@ def _proxy_url(settings: Config) -> str:
     address = lookup_outermost(settings.proxy.addresses())
     if address is None:
         _fail(
-            "proxy mode is off: set [proxy] listen, or say with --url how clients reach the proxy",
+            "proxy mode is off: set [proxy] listen, or give its URL for clients with --url",
             _USAGE,
         )
     return clients.reachable_url(address.host, address.port, socket.gethostname())
@@ -226,7 +222,7 @@ def _url(settings: Config) -> str:
     address = lookup_outermost(settings.server.addresses())
     if address is None:
         _fail(
-            "the mirror listens on a unix socket only: say with --url how clients reach it", _USAGE
+            "the mirror listens on a unix socket only: give its URL for clients with --url", _USAGE
         )
     tls = bool(settings.server.tls_certificate)
     return clients.reachable_url(address.host, address.port, socket.gethostname(), tls=tls)

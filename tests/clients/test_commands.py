@@ -98,7 +98,7 @@ def test_a_mirror_on_a_unix_socket_has_to_be_told_its_address(
     monkeypatch.setenv("MIRROR_SERVER__LISTEN", "unix:/run/m.sock")
     failed = told("docker")
     assert failed.exit_code == 2
-    assert failed.stderr.startswith("mirror: the mirror listens on a unix socket only: say with")
+    assert failed.stderr.startswith("mirror: the mirror listens on a unix socket only: give its")
     assert told("docker", "--url", "http://m.lan:5000").exit_code == 0
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_says_something_else_is_not_overwritten(tmp_path: Path) -> N
     file.write_text('{"data-root": "/srv/docker"}')
     failed = told("docker", "--url", "http://m.lan", "--write", str(tmp_path))
     assert failed.exit_code == 1
-    assert f"mirror: {file} is there already: merge by hand" in failed.stderr
+    assert f"mirror: {file} exists already: merge the output" in failed.stderr
     assert file.read_text() == '{"data-root": "/srv/docker"}'
 
 
