@@ -50,9 +50,7 @@ class Rate:
         return self._sum / min(max(elapsed, _LEAST_SECONDS), _RATE_SECONDS)
 
     def left(self, size: int) -> str:
-        """The time that ``size`` more bytes take, as text for people; empty if
-        the rate is unknown.
-        """
+        """The time for ``size`` more bytes, as text; empty if the rate is unknown."""
         rate = self.now()
         return _spoken(size / rate) if rate else ""
 

@@ -27,9 +27,7 @@ class RequestEvents:
     def repeated(
         self, ending: AccessRecord, used: Callable[[], None]
     ) -> Callable[[str, float], None]:
-        """Return the function to call for every replay of a response: client, seconds to first
-        byte.
-        """
+        """Return the function to call for every replay: client, seconds to first byte."""
         count = self.metrics.repeated(ending.exchange)
         database = self.books.repeated(ending)
 

@@ -84,9 +84,7 @@ class Listener:
         self.raw.listen(BACKLOG)
 
     def withdraw(self) -> None:
-        """Remove the socket file; call it while the socket is open, so that no other file can
-        match.
-        """
+        """Remove the socket file; call it before ``close``, so that no other file can match."""
         made, self._file = self._file, None
         if made is None or not isinstance(self.address, UnixAddress):
             return

@@ -86,8 +86,7 @@ class Warming:
             await self._wait(until_next(entry, self._now(), failures, self._chance()))
 
     async def _wait(self, seconds: float) -> None:
-        """Wait by the wall clock, which goes on while a machine is suspended, or the monotonic
-        clock.
+        """Wait by the wall clock, which goes on during suspend, or by the monotonic clock.
 
         The first to get there ends the wait: the wall clock may be set back by a year.
         """
