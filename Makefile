@@ -37,7 +37,7 @@ bench: $(VENV)/.dev    ## beside docker-registry and nginx, in ten minutes (ARGS
 
 docs: $(VENV)/.dev docs/assets/mermaid.tiny.js  ## the documentation as a site, in build/site
 	@# In CI the reference is not written, so that a test sees whether it was committed.
-	$(if $(CI),,$(BIN)/python -m tests.docs_reference)
+	$(if $(CI),,$(BIN)/python -m tools.configuration_reference)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file config/mkdocs.yml
 
 docs/assets/mermaid.tiny.js:

@@ -1,6 +1,6 @@
 """The reference of all keys in docs/configuration.md, made from the code and config/mirror.toml.
 
-`python -m tests.docs_reference` writes it: keys, defaults and restarts from the typed tree, the
+`python -m tools.configuration_reference` writes it: keys, defaults and restarts from the typed tree, the
 allowed values from the messages of `mirror check`, the reasons from config/mirror.toml.
 """
 

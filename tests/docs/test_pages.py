@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs_reference import PAGE, page
+from tools.configuration_reference import PAGE, page
 from tests.running import Mirror
 
 ROOT = Path(__file__).parents[2]

@@ -19,12 +19,12 @@ import aiohttp
 import pytest
 import typer
 
-from mirror import cli
+from mirror.cli import root
 from mirror.config import load
 from tests.docs.test_pages import PAGES, ROOT
 from tests.fakes import FakeRegistry, random_bytes
 from tests.fakes.content import Image
-from tests.operate.test_images import for_platform
+from tests.cli.test_images import for_platform
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
@@ -134,7 +134,7 @@ def test_the_command_line_knows_each_command_and_its_options() -> None:
     found = list(_commands_of_mirror())
     assert len(found) > 30
     for place, words in found:
-        command: Any = typer.main.get_command(cli.app)
+        command: Any = typer.main.get_command(root.app)
         arguments = [word for word in words if word != "..."]
         while arguments and (known := getattr(command, "commands", None)):
             name = arguments.pop(0)
