@@ -1,1 +1,1 @@
-"""The HTTP face.  aiohttp.web lives only here."""
+"""The HTTP server: connections, limits, access checks, responses."""

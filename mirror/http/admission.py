@@ -1,4 +1,7 @@
-"""Who gets in: room, network, password.  Health checks always do."""
+"""Access checks: connection limits, client network, password.
+
+Health checks need neither network nor password.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,16 +23,21 @@ _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mirror", charset="UTF-8"'
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The rules: an empty list of networks is everyone, no password file is no question."""
+    """The access rules.
+
+    With an empty ``networks`` every address is allowed; without ``users`` no password is required.
+    """
 
     networks: Sequence[Network]
     users: Htpasswd | None
 
     async def check(self, request: web.BaseRequest, client: str, refusal: str) -> None:
-        """Let a client's request in, or not; ``refusal`` is why it is one too many.
+        """Check a request to the mirror's own port.
+
+        ``refusal`` says which limit the request exceeds; it is empty within the limits.
 
         Raises:
-            OciError: it is not let in.
+            OciError: the request is refused (401, 403, 429 or 503).
         """
         if request.raw_path in _OPEN and not refusal:
             return
@@ -39,10 +47,10 @@ class Admission:
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
 
     async def check_proxied(self, request: web.BaseRequest, client: str, refusal: str) -> None:
-        """Let a request to the proxy in, or not, as ``check``.
+        """Check a request to the proxy port, as ``check`` does; 407 takes the place of 401.
 
         Raises:
-            OciError: it is not let in.
+            OciError: the request is refused (403, 407, 429 or 503).
         """
         self._check_place(client, refusal)
         if not await self._is_known(request.headers.get("Proxy-Authorization", ""), client):
@@ -58,11 +66,11 @@ class Admission:
             raise OciError(ErrorCode.DENIED, f"{text} ([access] networks)", status=403)
 
     def is_open_to(self, client: str) -> bool:
-        """Whether all requests from an address are let in without another look."""
+        """Whether every request from an address is allowed, so that no request needs a check."""
         return self.users is None and (not self.networks or self._is_near(client))
 
     def _is_near(self, client: str) -> bool:
-        if not client:  # a unix socket: whoever can open it
+        if not client:  # a unix socket: its file mode decides which users can open it
             return True
         address = lookup_address(client)
         return address is not None and any(address in network for network in self.networks)
@@ -74,6 +82,6 @@ class Admission:
         try:
             return given is not None and await self.users.knows(*given, client)
         except LineFullError as error:
-            text = f"too many passwords from {client or 'a unix socket'} wait to be checked"
+            text = f"too many password checks for {client or 'a unix socket'} are waiting"
             headers = {"Retry-After": f"{_RETRY_SECONDS:.0f}"}
             raise OciError(ErrorCode.TOOMANYREQUESTS, text, status=429, headers=headers) from error

@@ -1,4 +1,4 @@
-"""Bodies on their way to a client: from a stored file, a growing one, or straight through."""
+"""Response bodies: from a stored file, from a file that is still being filled, or from upstream."""
 
 import asyncio
 import contextlib
@@ -26,10 +26,10 @@ async def stream(
     body: AsyncGenerator[Piece, None],
     sender: Sender,
 ) -> None:
-    """Send a body after the response's headers.
+    """Send the response's headers, then the body.
 
-    What breaks off on the way ends in a reset connection: a clean end would pass for the whole
-    with clients that do not count.
+    If the body breaks off, the connection is reset: clients that do not check the length would
+    take a clean end for a complete body.
     """
     exchange = request[EXCHANGE]
     await response.prepare(request)
@@ -48,9 +48,10 @@ async def stream(
 async def answer_with(
     request: web.BaseRequest, headers: Mapping[str, str], body: bytes, sender: Sender
 ) -> web.StreamResponse:
-    """Answer with a body in memory; of a large one the transport never has a copy of its own.
+    """Answer with a body that is in memory; a large body is sent in slices.
 
-    The caller must keep the body's hold until this returns.
+    Slices keep the transport from buffering a second copy of the body.  The caller must hold the
+    body's share of memory until this returns.
     """
     if len(body) <= SMALL_BYTES:
         request[EXCHANGE].sent_bytes = len(body)
@@ -86,7 +87,7 @@ async def _send(
 async def _copy(
     response: web.StreamResponse, piece: FilePiece, exchange: Exchange, sender: Sender
 ) -> None:
-    """For TLS, and for bodies of unknown length, whose chunk headers sendfile knows nothing of."""
+    """Send a piece without sendfile: for TLS, and for chunked bodies, which need chunk headers."""
     position, stop = piece.offset, piece.offset + piece.count
     while position < stop:
         count = min(_COPY_BYTES, stop - position)
@@ -98,16 +99,16 @@ async def _copy(
 
 
 def reset(request: web.BaseRequest) -> None:
-    """Break the connection so that no client takes what it has for the whole."""
+    """Reset a request's connection, so that the client sees that the body is incomplete."""
     if request.transport is not None:
         break_off(request.transport)
 
 
 def break_off(transport: asyncio.BaseTransport) -> None:
-    """End a connection with a reset, whatever is still on its way."""
+    """End a connection with a TCP reset; data that is not sent yet is dropped."""
     connection = transport.get_extra_info("socket")
     if connection is not None:
-        with contextlib.suppress(OSError):  # it is gone already
+        with contextlib.suppress(OSError):  # the connection is already closed
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     if isinstance(transport, asyncio.Transport):
         transport.abort()

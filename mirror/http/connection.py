@@ -1,10 +1,10 @@
-"""One connection: aiohttp's, which counts itself and repeats what was answered before.
+"""aiohttp's RequestHandler with connection limits and cached responses.
 
-aiohttp's parser reads every byte first.  A request that is answered at once is taken out of what
-the parser returns, before RequestHandler sees it; so nothing here has to know where one ends.
+aiohttp's parser reads every byte first.  A request with a cached response is removed from the
+parser's result before RequestHandler sees it, so this module never decides where a request ends.
 
-Rests on private parts of aiohttp's RequestHandler; ``tests/web/test_hot.py`` says
-which, and pyproject.toml pins the minor version.
+Depends on private parts of aiohttp's RequestHandler: ``tests/http/test_response_cache.py`` lists
+them, and pyproject.toml pins the minor version.
 """
 
 import asyncio
@@ -38,11 +38,10 @@ _Messages = Sequence[tuple[RawRequestMessage, StreamReader]]
 
 
 class _Parser:
-    """aiohttp's parser, without the requests that ``repeated`` has answered already.
+    """aiohttp's parser; requests that ``repeated`` has answered are removed from its result.
 
-    A chunked request is the last one of its connection: aiohttp's C parser puts the last field of
-    its trailer before the fields of the next request, which may be another client's if a proxy
-    sends both.
+    A chunked request closes its connection: aiohttp's C parser puts the last field of the trailer
+    before the fields of the next request, which may be another client's if a proxy sends both.
     """
 
     def __init__(
@@ -69,7 +68,10 @@ def _closing(message: RawRequestMessage) -> RawRequestMessage:
 
 
 class Connection(RequestHandler):
-    """Repeats hot answers, and answers what is no HTTP with the spec's JSON too."""
+    """A connection that sends cached responses.
+
+    Bytes that are not an HTTP request are answered with the spec's error JSON too.
+    """
 
     __slots__ = (
         "_counted",
@@ -94,24 +96,25 @@ class Connection(RequestHandler):
         **settings: Any,
     ) -> None:
         super().__init__(server, **settings)
-        assert self._parser is not None, "there is no connection yet that could be lost"
+        assert self._parser is not None, "aiohttp drops the parser when the connection is lost"
         self._parser = cast("HttpParser[Any]", _Parser(self._parser, self._repeated))
         self._server = server
         self._limiter = limiter
         self._options = server.options
-        self._table: ResponseCache | None = None  # of answers that need no handler
-        self._counted = ""  # whose it is; empty for a proxy's, which are those of all its clients
+        self._table: ResponseCache | None = None
+        # The address the connection counts for.  Empty for a trusted proxy: it has many clients.
+        self._counted = ""
         self._raw_socket: socket.socket | None = None
         self._winding_down: Callable[[], None] | None = None
         self.entry = entry
         self.when_ended: Callable[[], None] | None = None
-        self.client = ""  # or a proxy
-        self.proxied = False  # a trusted proxy says who asks
+        self.client = ""  # the peer's address: a client or a proxy
+        self.proxied = False  # the peer is a trusted proxy, which names the client
         self.refusal = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if self.entry.upstream:  # counted and let in already, by the proxy's port
+        if self.entry.upstream:  # the proxy port has counted and admitted the outer connection
             self.client = self.entry.client
             self._table = self._allowed_table()
             return
@@ -135,24 +138,28 @@ class Connection(RequestHandler):
             self.when_ended()
 
     def inside(self, entry: ConnectionContext) -> "Connection":
-        """The handler of a connection that is made inside this one."""
+        """Return the handler of a TLS connection inside this one (proxy mode)."""
         return self._server.connection(entry)
 
     def detach_transport(
         self, wind_down: Callable[[], None] | None = None
     ) -> tuple[asyncio.Transport, bytes]:
-        """Leave the transport to somebody else, with what came right behind the request.
+        """Hand over the transport and the bytes that followed the request.
 
-        It is not read from until they say so; ``wind_down`` is called when the mirror stops.
+        Reading is paused; the new owner resumes it.  ``wind_down`` is called when the mirror
+        stops.
         """
-        assert self.transport is not None, "there is a request to be answered"
+        assert self.transport is not None, "a request is being answered on this transport"
         early, self._message_tail = self._message_tail, b""
         self._winding_down = wind_down
         self.transport.pause_reading()
         return self.transport, early
 
     def let_go(self) -> None:
-        """What was given away is over: nobody else will say that the connection is lost."""
+        """Close this handler after the detached transport has ended.
+
+        asyncio reports the loss to the transport's new owner, not to this handler.
+        """
         self._winding_down = None
         self.force_close()
         self._loop.call_soon(self._forget)
@@ -167,23 +174,23 @@ class Connection(RequestHandler):
         await super().shutdown(timeout)
 
     def apply_options(self, options: ServerOptions) -> None:
-        """Be treated by other rules from the next request on, if these are others."""
+        """Use ``options`` from the next request on."""
         if options is self._options:
             return
         self._options = options
-        if not self.entry.upstream:  # else who asks was found out by the proxy's port
+        if not self.entry.upstream:  # else the proxy port has determined the client
             self.proxied = options.proxies.trusts(self.client)
         self._table = self._allowed_table()
 
     def _allowed_table(self) -> ResponseCache | None:
-        """The table, where ``Server`` lets every request of this connection in."""
+        """The response cache if every request of this connection is admitted, else None."""
         if self.refusal or self.entry.proxy:
             return None
-        # Inside the proxy no request is checked: its port let the connection in.
+        # Requests inside a proxied connection are not checked: the proxy port admitted it.
         return self._options.table if self.entry.upstream or self._is_open() else None
 
     def _is_open(self) -> bool:
-        # Behind a proxy each answer is kept for the client it was for, who had been let in.
+        # Behind a proxy each cached response belongs to one client, which was admitted before.
         return (
             self._options.admission.users is None
             if self.proxied
@@ -191,7 +198,7 @@ class Connection(RequestHandler):
         )
 
     def hot_key(self, message: RawRequestMessage, payload: StreamReader) -> HotKey | None:
-        """The key of a request's answer; None for one whose answer does not end with its head."""
+        """Return the cache key of a request; None if it has a body, an upgrade or a close."""
         if payload is not EMPTY_PAYLOAD or message.upgrade or message.should_close:
             return None
         return HotKey(
@@ -209,7 +216,7 @@ class Connection(RequestHandler):
         super().data_received(data)
 
     def _idle_transport(self) -> asyncio.Transport | None:
-        """The transport, where all earlier requests are answered and their answers are sent."""
+        """The transport if every earlier answer is completely sent, else None."""
         transport = self.transport
         if self._waiter is None or self._waiter.done() or transport is None:
             return None
@@ -217,7 +224,7 @@ class Connection(RequestHandler):
         return None if busy else transport
 
     def _repeated(self, message: RawRequestMessage, payload: StreamReader) -> bool:
-        """Answer a request as before, if there is such an answer and none is due before it."""
+        """Send the cached response, if there is one and no earlier answer is pending."""
         started = time.monotonic()
         transport = self._idle_transport()
         if self._table is None or transport is None:
@@ -237,7 +244,10 @@ class Connection(RequestHandler):
         return True
 
     def _sent_file(self, transport: asyncio.Transport, answer: CachedResponse, file: int) -> bool:
-        """Send head and body at once; what the socket does not take waits in the transport."""
+        """Send head and file at once; the transport buffers what the socket does not accept.
+
+        False if nothing was sent, so that the ordinary handler has to answer.
+        """
         if self._raw_socket is None:
             return False
         date = rfc822_formatted_time().encode("ascii")
@@ -264,7 +274,7 @@ class Connection(RequestHandler):
         return True
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        # The rest of a body that was answered already is the client's own trouble.
+        # The request was answered before its body ended: an error in the rest is the client's.
         if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **kw)
 
@@ -276,9 +286,9 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer is on its way already")
+            raise ConnectionError("the answer is already partly sent")
         phrase = HTTPStatus(status).phrase.lower()
-        what = f"this is no HTTP request the mirror can read ({phrase})"
+        what = f"the mirror cannot read this HTTP request ({phrase})"
         if self.entry.proxy:
             return plain_response(status, what)
         error = OciError(ErrorCode.UNSUPPORTED, what, status=status)

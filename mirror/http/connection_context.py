@@ -1,15 +1,15 @@
-"""Which way a connection came in: by the mirror's own port, by the proxy's, or through that."""
+"""How a connection arrived: on the mirror's port, on the proxy port, or inside a proxied one."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionContext:
-    """A way in.
+    """How a connection arrived.
 
-    ``proxy``: the proxy's port, where a request names the server that it is for.
-    ``upstream``: inside TLS that is spoken here in the name of this upstream's registry, for the
-    ``client`` that asked the proxy for it.
+    ``proxy``: on the proxy port, where each request names its server.
+    ``upstream``: inside TLS that the mirror terminates in the name of this upstream's registry;
+    ``client`` is the address that sent the CONNECT.
     """
 
     proxy: bool = False

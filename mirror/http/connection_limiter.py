@@ -1,4 +1,4 @@
-"""How many connections there are, of all clients and of each."""
+"""Connection limits: for all clients together and for each client."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,11 +7,15 @@ from typing import Final
 
 from mirror.shares import client_name
 
-_OVERRUN: Final = 1.25  # of the limit: up to it there is an answer, beyond it there is none
+_OVERRUN: Final = 1.25  # of the limit: up to here clients get 503, beyond it no answer
 
 
 class ConnectionLimiter:
-    """Counts connections by client: an address, or an IPv6 /64; sockets without one together."""
+    """Counts connections by client.
+
+    A client is an IPv4 address or an IPv6 /64 network.  Connections without an address (unix
+    sockets, trusted proxies) have no limit per client.
+    """
 
     def __init__(self, most: int, most_per_client: int) -> None:
         self._most = most
@@ -20,17 +24,17 @@ class ConnectionLimiter:
         self._all = 0
 
     def limit(self, most: int, most_per_client: int) -> None:
-        """Refuse what is more than that from now on; who is in stays."""
+        """Use other limits for new connections; open connections stay."""
         self._most = most
         self._most_per_client = most_per_client
 
     @property
     def overrun(self) -> bool:
-        """Whether there are more than could be told that there are too many."""
+        """Whether there are too many connections even to answer 503."""
         return self._all > self._most * _OVERRUN
 
     def enter(self, client: str) -> str:
-        """One more connection; says why its requests are to be refused, empty if they are not."""
+        """Count a new connection; return why its requests must be refused, empty if allowed."""
         client = client and client_name(client)
         self._all += 1
         self._clients[client] += 1
@@ -39,13 +43,16 @@ class ConnectionLimiter:
         return self._excess(client, "connections")
 
     def leave(self, client: str) -> None:
-        """One connection less."""
+        """Count the end of a connection."""
         self._all -= 1
         self._forget(client and client_name(client))
 
     @contextmanager
     def visited(self, client: str) -> Iterator[str]:
-        """A request of a client behind a proxy, whose connections are not its own, as ``enter``."""
+        """Count one request of a client behind a trusted proxy; yield the same as ``enter``.
+
+        The proxy's connections are shared by its clients, so requests are counted instead.
+        """
         client = client and client_name(client)
         self._clients[client] += 1
         try:

@@ -1,4 +1,4 @@
-"""One request and its answer, as metrics, log and Cache-Status want to know it."""
+"""One request and its answer: the facts for metrics, the access log and Cache-Status."""
 
 import os
 import time
@@ -13,16 +13,16 @@ from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
 from mirror.store.local.manifests import Manifest
 
-#: Kinds of requests that are no pulls, and would make a hit rate wrong.
+#: Kinds of requests that are not pulls; they must not count in the hit rate.
 NO_PULLS: Final = frozenset({"", "ping", "passed", "tunnel"})
 
 
 @dataclass(slots=True)
 class CacheableResponse:
-    """What of an answer may be given again, until when (monotonic seconds), and what it is.
+    """The part of an answer that the response cache may store.
 
-    The body is in ``body`` or is the ``size`` bytes of ``file``, a descriptor of its own; ``used``
-    is to be called for each time.
+    ``until`` is when it expires (monotonic seconds).  The body is ``body`` or the first ``size``
+    bytes of ``file``, a descriptor that this object owns.  Call ``used`` for every repetition.
     """
 
     digest: Digest
@@ -33,7 +33,7 @@ class CacheableResponse:
     size: int = 0
 
     def close(self) -> None:
-        """Close the file; nobody kept it."""
+        """Close the file, unless the response cache has taken it."""
         if self.file is not None:
             os.close(self.file)
             self.file = None
@@ -43,9 +43,9 @@ class CacheableResponse:
 class Exchange:
     """Filled in while a request is answered; times are monotonic seconds, sizes bytes.
 
-    ``connected`` is the upstream whose registry the client is connected to, as it believes (proxy
-    mode): what it sends in Authorization is meant for that one.  ``private``: another client would
-    not have been given this, nor may it hear of it.
+    ``connected`` (proxy mode) is the upstream whose registry the client addresses: the request's
+    Authorization field is meant for that registry.  ``private``: the answer depends on the
+    client's credentials, so it must not be shown to other clients.
     """
 
     started: float
@@ -54,7 +54,7 @@ class Exchange:
     upstream: str = ""
     repository: str = ""
     reference: str = ""
-    digest: str = ""  # of the manifest that the reference means
+    digest: str = ""  # of the manifest that the reference resolves to
     manifest: Manifest | None = None
     kind: str = ""
     outcome: Outcome | None = None
@@ -63,28 +63,28 @@ class Exchange:
     sent_bytes: int = 0
     first_byte: float | None = None
     whole: bool = True
-    repeatable: bool = False  # its answer may be kept
+    repeatable: bool = False  # the response cache may store the answer
     kept: CacheableResponse | None = None
     private: bool = False
 
     def set_outcome(self, outcome: Outcome, *, private: bool) -> None:
-        """There is an answer; what is private is never repeated to others."""
+        """Record the outcome; a private answer is not cached."""
         self.outcome, self.private = outcome, private
         self.repeatable = self.repeatable and not private
 
     def more(self, count: int) -> None:
-        """``count`` bytes of the body were sent."""
+        """Add ``count`` bytes of the body to those sent."""
         self.sent_bytes += count
 
     def answered(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """The answer's headers leave now."""
+        """Record the time at which the answer's headers are sent; later calls change nothing."""
         if self.first_byte is None:
             self.first_byte = clock()
 
 
 @dataclass(frozen=True, slots=True)
 class AccessRecord:
-    """An exchange when it is over."""
+    """A finished exchange; ``seconds`` is its duration."""
 
     exchange: Exchange
     method: str
@@ -95,15 +95,18 @@ class AccessRecord:
 
 
 class Observer(Protocol):
-    """Who wants to know of requests."""
+    """Receives an event for every request."""
 
     def request_ended(self, ending: AccessRecord) -> None:
-        """A request was answered, or its connection is gone."""
+        """Handle the end of a request: it was answered, or its connection was lost."""
 
     def repeated(
         self, ending: AccessRecord, used: Callable[[], None]
     ) -> Callable[[str, float], None]:
-        """What to tell of every repetition: the client, and seconds to the first byte."""
+        """Return the function to call for every repetition of a cached response.
+
+        Its arguments are the client's address and the seconds to the first byte.
+        """
 
 
 EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)

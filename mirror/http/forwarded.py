@@ -1,9 +1,10 @@
-"""Who asks, when the request came through a proxy: its word counts, nobody else's.
+"""The client behind a trusted proxy, from ``Forwarded`` and ``X-Forwarded-*``.
 
-``Forwarded`` (RFC 7239) and ``X-Forwarded-For``, ``-Proto``, ``-Host``.  Every proxy adds the
-address it saw at the right, so from the right on as many are true as the proxies are trusted; what
-is left of the first one that is not trusted is what a client wrote itself.  Where the two fields
-contradict each other one of them is the client's own, and nobody knows which.
+Reads ``Forwarded`` (RFC 7239) and ``X-Forwarded-For``, ``-Proto``, ``-Host``, from trusted proxies
+only.  Every proxy appends the address it saw on the right, so entries are read from the right as
+long as they name trusted proxies.  The first other address is the client; entries left of it may
+be forged by that client.  If ``Forwarded`` and ``X-Forwarded-For`` name different clients, one of
+them is forged and the client is unknown.
 """
 
 import ipaddress
@@ -17,7 +18,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Headers = CIMultiDictProxy[str] | CIMultiDict[str]
 
-#: A client whose address nobody could tell: in no network, and not the proxy itself.
+#: A client whose address is not known.  It is in no network, and it is not the proxy.
 UNKNOWN: Final = "unknown"
 _SCHEMES: Final = frozenset({"http", "https"})
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
@@ -30,9 +31,9 @@ _NODE: Final = re.compile(r"\[([^\]]*)\](?::\w*)?|([^:]*)(?::\w*)?|(.*)", re.ASC
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request comes from, and what its sender called the mirror.
+    """The client of a request, and the scheme and host by which the client addressed the mirror.
 
-    ``client`` is an address, empty for a unix socket; ``told`` says that a proxy named it.
+    ``client`` is an address, empty for a unix socket; ``told``: a trusted proxy named the client.
     """
 
     client: str = ""
@@ -42,26 +43,26 @@ class Origin:
 
 
 def plain_address(text: str) -> str:
-    """An address without what a socket adds to it: IPv4 is IPv4 on a socket for both too."""
+    """Return an address without the ``::ffff:`` that a dual-stack socket puts before IPv4."""
     return text.removeprefix("::ffff:") if "." in text else text
 
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies to believe: networks, and whoever opens a unix socket of ours."""
+    """The trusted proxies: networks and, with ``unix``, the peers on the mirror's unix sockets."""
 
     networks: Sequence[Network] = ()
     unix: bool = False
 
     def trusts(self, peer: str) -> bool:
-        """Whether what a peer says of others is believed; empty is a unix socket's."""
+        """Whether a peer is a trusted proxy; ``peer`` is an address, empty for a unix socket."""
         if not peer:
             return self.unix
         address = lookup_address(peer) if self.networks else None
         return address is not None and any(address in network for network in self.networks)
 
     def origin(self, seen: Origin, headers: Headers) -> Origin:
-        """Where a request comes from that a trusted proxy brought; ``seen`` is the proxy."""
+        """Return the origin of a request that a trusted proxy sent; ``seen`` is the proxy."""
         claims = [self._by_standard(headers), self._by_custom(headers)]
         named = [claim for claim in claims if claim.client]
         clients = {claim.client for claim in named}
@@ -72,7 +73,7 @@ class Proxies:
         return replace(origin, client=clients.pop() if len(clients) == 1 else UNKNOWN, told=True)
 
     def _by_standard(self, headers: Headers) -> Origin:
-        """What Forwarded says; empty where it says nothing."""
+        """The origin that Forwarded names; empty without that field."""
         claim = Origin(scheme="")
         field = ", ".join(headers.getall("Forwarded", []))
         if len(field) > _MOST_BYTES:
@@ -86,7 +87,7 @@ class Proxies:
         return claim
 
     def _by_custom(self, headers: Headers) -> Origin:
-        """What X-Forwarded-* says; empty where it says nothing."""
+        """The origin that X-Forwarded-* names; empty without those fields."""
         client = ""
         field = ",".join(headers.getall("X-Forwarded-For", []))
         hops = field[-_MOST_BYTES:].rsplit(",", _MOST_HOPS)
@@ -107,7 +108,7 @@ class Proxies:
 
 
 def lookup_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, IPv4 where it is mapped into IPv6, without its zone; None where it is none."""
+    """Parse an address and drop its zone; IPv4-mapped IPv6 becomes IPv4.  None if it is invalid."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -116,7 +117,7 @@ def lookup_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
 
 
 def parse_forwarded(field: str) -> Iterator[Mapping[str, str]]:
-    """The hops of a Forwarded field (RFC 7239, 4); one that cannot be read is empty."""
+    """Yield the hops of a Forwarded field (RFC 7239, 4); a malformed hop is empty."""
     position = 0
     while position <= len(field):
         end = _end_of_element(field, position)
@@ -149,7 +150,7 @@ def _parameters(element: str) -> dict[str, str]:
         if pair is None or element[pair.end() : pair.end() + 1] not in {"", ";"}:
             return {}
         name, value = pair[1].lower(), pair[2]
-        if name in found:  # each at most once
+        if name in found:  # RFC 7239, 4: each parameter at most once
             return {}
         found[name] = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
         position = pair.end() + 1
@@ -157,7 +158,7 @@ def _parameters(element: str) -> dict[str, str]:
 
 
 def _node(text: str) -> str:
-    """The address in ``192.0.2.1:47011``, ``[2001:db8::1]``, ``2001:db8::1``, without its port."""
+    """The address in ``192.0.2.1:47011``, ``[2001:db8::1]``, ``2001:db8::1``, without the port."""
     if (address := lookup_address(text)) is not None:
         return str(address)
     node = _NODE.fullmatch(text)

@@ -1,9 +1,9 @@
-"""TLS with clients, over connections that are there already.
+"""TLS handshakes with clients on open connections.
 
-Must not know what is said inside.  Clients that say nothing cost little: a connection has no TLS
-before its first bytes have come, and only so many handshakes are under way at once.
+Independent of the protocol inside TLS.  Silent clients cost little: a connection gets its TLS
+object with its first bytes, and the number of concurrent handshakes is limited.
 
-Rests on private parts of asyncio's SSLProtocol, as its ``start_tls`` uses them.
+Depends on private parts of asyncio's SSLProtocol, in the way of asyncio's ``start_tls``.
 """
 
 import asyncio
@@ -14,22 +14,22 @@ from typing import Final
 
 from mirror.http.turns import LineFullError, Turns
 
-_MOST_EARLY: Final = 32 * 1024  # bytes; what a client says first is one record of at most 16 KiB
-_FIRST_BYTES: Final = 4096  # as a rule all that a client says before it is answered
+_MOST_EARLY: Final = 32 * 1024  # bytes; a client begins with one TLS record of at most 16 KiB
+_FIRST_BYTES: Final = 4096  # usually the whole ClientHello
 _AT_ONCE: Final = 64
 _AT_ONCE_PER_CLIENT: Final = 16
-_WAITING_PER_CLIENT: Final = 10_000  # the connections of a client are limited elsewhere
-_HANDSHAKE_SECONDS: Final = 10  # from the first bytes on
+_WAITING_PER_CLIENT: Final = 10_000  # ConnectionLimiter limits the connections of a client
+_HANDSHAKE_SECONDS: Final = 10  # counted from the first bytes
 
 
 class _Tls(SSLProtocol):
-    """asyncio's, whose buffer of 256 KiB is for downloads; here clients send requests."""
+    """SSLProtocol with a smaller read buffer: asyncio's 256 KiB suit downloads, not requests."""
 
     max_size = 32 * 1024
 
 
 class _Silent(asyncio.BufferedProtocol):
-    """Waits for the first bytes, and takes few of them."""
+    """Waits for a client's first bytes and reads at most ``_FIRST_BYTES`` of them."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(_FIRST_BYTES)
@@ -45,7 +45,7 @@ class _Silent(asyncio.BufferedProtocol):
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        assert self._transport is not None, "it reads from one"
+        assert self._transport is not None, "take() sets the transport before reading starts"
         self._transport.pause_reading()
         if not self.arrived.done():
             self.arrived.set_result(nbytes)
@@ -59,7 +59,7 @@ class _Silent(asyncio.BufferedProtocol):
 
 
 class _Waiting(asyncio.Protocol):
-    """Holds what comes right behind the handshake, until somebody is there to read it."""
+    """Buffers the data behind the handshake until the inner protocol exists."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -73,10 +73,10 @@ class _Waiting(asyncio.Protocol):
 
 
 class Handshakes:
-    """Speaks TLS with clients, with so many at once."""
+    """Performs TLS handshakes with clients, a limited number at once."""
 
     def __init__(self, seconds: float) -> None:
-        """Give a client so many seconds from its CONNECT on."""
+        """Allow a client ``seconds`` for its first bytes and its handshake together."""
         self._seconds = seconds
         self._turns = Turns(_AT_ONCE, _AT_ONCE_PER_CLIENT, _WAITING_PER_CLIENT)
 
@@ -88,14 +88,16 @@ class Handshakes:
         client: str,
         inside: Callable[[], asyncio.Protocol],
     ) -> None:
-        """Shake hands, then let a protocol made by ``inside`` talk; ``early`` was read already.
+        """Perform the handshake, then connect the protocol that ``inside`` makes.
+
+        ``early`` are the client's bytes that were read before.
 
         Raises:
-            OSError: the client broke it off, was too slow, or speaks no TLS (``ssl.SSLError`` is
-                one).
+            OSError: the client closed the connection, was too slow, or does not speak TLS
+                (``ssl.SSLError`` is an OSError).
         """
         if len(early) > _MOST_EARLY:
-            raise ConnectionAbortedError("too much came before the handshake")
+            raise ConnectionAbortedError("too much data before the handshake")
         waiting = _Waiting()
         try:
             async with asyncio.timeout(self._seconds):
@@ -103,7 +105,7 @@ class Handshakes:
                 async with self._turns.turn(client):
                     secure = await _shaken(transport, early, context, waiting)
         except LineFullError as error:
-            raise ConnectionAbortedError("too many handshakes of one client wait") from error
+            raise ConnectionAbortedError("too many waiting handshakes of one client") from error
         if secure is None or secure.is_closing() or waiting.lost:
             raise ConnectionResetError("the client has gone")
         protocol = inside()
@@ -125,7 +127,10 @@ async def _first_bytes(transport: asyncio.Transport) -> bytes:
 async def _shaken(
     transport: asyncio.Transport, early: bytes, context: ssl.SSLContext, waiting: _Waiting
 ) -> asyncio.Transport | None:
-    """The transport inside TLS, as asyncio's ``start_tls`` has it; None if the client has gone."""
+    """Perform the handshake as asyncio's ``start_tls`` does, with bytes that were read before.
+
+    Returns the transport inside TLS; None if the client has gone.
+    """
     loop = asyncio.get_running_loop()
     shaken = loop.create_future()
     tls = _Tls(

@@ -1,4 +1,4 @@
-"""Who may use the mirror, by an htpasswd file with bcrypt hashes (``htpasswd -B``)."""
+"""The mirror's users: an htpasswd file with bcrypt hashes (``htpasswd -B``)."""
 
 import asyncio
 import hashlib
@@ -18,22 +18,22 @@ from mirror.threads import Threads
 
 _log = logging.getLogger(__name__)
 _REMEMBERED: Final = 1000
-_MAX_PASSWORD_BYTES: Final = 72  # all that bcrypt looks at, and newer versions refuse more
-_MOST_WAITING: Final = 64  # of one client
-_USUAL_COST: Final = 10  # of a file without users
-# Cost (4 to 31), 16 bytes of salt, and 23 bytes that salt and password make.
+_MAX_PASSWORD_BYTES: Final = 72  # bcrypt reads no more, and its newer versions refuse more
+_MOST_WAITING: Final = 64  # checks per client
+_USUAL_COST: Final = 10  # for a file without users
+# Cost (4 to 31), 16 bytes of salt, and 23 bytes derived from salt and password.
 _HASH: Final = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53,}", re.ASCII)
 
 
 class HtpasswdError(ValueError):
-    """The file is no htpasswd file with bcrypt hashes."""
+    """The file is not an htpasswd file with bcrypt hashes; the message names the line."""
 
 
 def parse_htpasswd(text: str) -> dict[str, bytes]:
-    """Users and their bcrypt hashes.
+    """Return the bcrypt hash of each user.
 
     Raises:
-        HtpasswdError: a line is something else.
+        HtpasswdError: a line is not ``user:hash``, a comment or blank.
     """
     users = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -41,38 +41,38 @@ def parse_htpasswd(text: str) -> dict[str, bytes]:
             continue
         user, colon, hashed = line.strip().partition(":")
         if not (user and colon and _HASH.fullmatch(hashed)):
-            raise HtpasswdError(f"line {number} is no user with a bcrypt hash (htpasswd -B)")
+            raise HtpasswdError(f"line {number} is not a user with a bcrypt hash (htpasswd -B)")
         users[user] = hashed.encode()
     return users
 
 
 class Htpasswd:
-    """The users of a file, read again when it changes."""
+    """The users in a file; ``reload`` reads the file again if it has changed."""
 
     def __init__(self, file: Path) -> None:
         """Read the file.
 
         Raises:
-            OSError, HtpasswdError: it cannot be used.
+            OSError, HtpasswdError: the file cannot be read or parsed.
         """
         self._file = file
         self._users: dict[str, bytes] = {}
         self._cost = _USUAL_COST
         self._read = 0
-        # Of a password its hash under a key of this process, and never the password itself.
+        # Passwords that matched, each as a hash with a key of this process, never as plain text.
         self._remembered: OrderedDict[tuple[str, bytes, bytes], None] = OrderedDict()
         self._key = secrets.token_bytes(32)
-        # One thread: a bcrypt costs 50 ms, and guessing must not take the machine.
+        # One thread: a bcrypt check costs 50 ms, and password guessing must not load every core.
         self._thread = Threads(1, "bcrypt")
         self._turns = Turns(1, 1, _MOST_WAITING)
         self._load()
 
     def reload(self) -> None:
-        """Read the file again if it has changed; a mistake in it leaves all as it was."""
+        """Read the file again if it has changed; after an error the previous users stay."""
         try:
             self._load()
         except (OSError, HtpasswdError) as error:
-            _log.error("%s: %s; the former users stay", self._file, error)
+            _log.error("%s: %s; the previous users stay", self._file, error)
 
     def _load(self) -> None:
         changed = self._file.stat().st_mtime_ns
@@ -83,19 +83,19 @@ class Htpasswd:
             _log.info("%s: %d users", self._file, len(self._users))
 
     async def knows(self, user: str, password: str, client: str = "") -> bool:
-        """Whether the password is that user's; clients that ask take turns.
+        """Whether the password is that user's; clients take turns for the bcrypt thread.
 
         Raises:
-            LineFullError: too many questions of the client wait already.
+            LineFullError: too many checks for this client are waiting.
         """
         hashed = self._users.get(user, b"")
         secret = password.encode()[:_MAX_PASSWORD_BYTES]
-        # With the hash of the file in it, a changed password is a new question.
+        # The file's hash is part of the key, so a changed password is checked anew.
         pair = user, hashed, hashlib.blake2b(secret, key=self._key).digest()
         if self._remembers(pair):
             return True
         async with self._turns.turn(_home(client)):
-            if self._remembers(pair):  # several connections of a client begin at once
+            if self._remembers(pair):  # another connection of the client had the same check
                 return True
             loop = asyncio.get_running_loop()
             right = await loop.run_in_executor(self._thread, _is_right, secret, hashed, self._cost)
@@ -117,16 +117,16 @@ class Htpasswd:
 
 
 def _is_right(secret: bytes, hashed: bytes, highest: int) -> bool:
-    """Whether a password is the one of a hash, which is empty for a name that is not in the file.
+    """Whether a password matches a hash; the hash of an unknown user is empty.
 
-    A wrong answer takes as long as a hash of the ``highest`` cost for every name, so that the time
-    does not tell which names there are: work doubles with each step of the cost, so a hash of
-    every cost from the lower one on adds up to one of the highest.
+    A failed check takes as long as a check of the ``highest`` cost, for known and unknown users,
+    so that the time does not reveal which users exist.  Work doubles with each step of the cost:
+    one check of the hash and one for every cost from its own up add up to the highest.
     """
     try:
         if hashed and bcrypt.checkpw(secret, hashed):
             return True
-    except ValueError:  # the last character of a salt has bits that no salt has
+    except ValueError:  # bcrypt refuses a salt whose last character has unused bits set
         hashed = b""
     for cost in range(_cost(hashed), highest) if hashed else (highest,):
         bcrypt.checkpw(secret, bcrypt.gensalt(cost) + b"." * 31)
@@ -138,7 +138,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _home(client: str) -> str:
-    """What counts as one client: an address, of IPv6 the network of one host (RFC 6177)."""
+    """The key for one client: an IPv4 address or an IPv6 /64 network (RFC 6177)."""
     address = lookup_address(client)
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))

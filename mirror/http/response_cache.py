@@ -1,9 +1,9 @@
-"""Finished answers, by the parsed request that each of them answers.
+"""Complete responses in memory, keyed by the parsed request.
 
-The ordinary handlers decide; when the same request comes again, their answer is repeated without
-them.  The parser alone says where a request begins and ends: the key of an answer is made of what
-was parsed, both when the answer is stored and when it is looked up.  An answer is dropped when it
-is no longer fresh, when its object leaves the cache, or when there are too many.
+The ordinary handlers answer first; when the same request comes again, their response is repeated
+without them.  The key is made of the parsed request, for storing and for looking up, so only the
+parser decides where a request begins and ends.  A response is dropped when it expires, when its
+object leaves the cache, or when a limit of the cache is exceeded.
 """
 
 import math
@@ -21,21 +21,21 @@ from mirror.oci.digest import Digest
 _MOST_ANSWERS: Final = 8192
 _MOST_FILES: Final = 512
 _MOST_BYTES: Final = 32 * 1024 * 1024
-_FIELD_BYTES: Final = 160  # of memory that a header field takes beside its bytes
+_FIELD_BYTES: Final = 160  # memory per header field in addition to its bytes
 
-#: Larger files take long enough that finding them is no matter, and go out in a thread.
+#: Larger files are not cached: sending takes much longer than the lookup, and needs a thread.
 SMALL_FILE_BYTES: Final = 128 * 1024
 
 
-#: Larger requests are not remembered; no client of a registry sends them again and again.
+#: Larger requests are not cached: clients of a registry do not repeat such requests.
 MOST_REQUEST_BYTES: Final = 4096
 
 
 class HotKey(NamedTuple):
-    """All that decides the answer to a request without a body.
+    """Everything that determines the response to a request without a body.
 
-    ``upstream`` and ``proxied`` are those of the connection: from a trusted proxy, or inside TLS
-    that is spoken for a registry, the same request means another one.
+    ``upstream`` and ``proxied`` come from the connection: the same bytes mean another request
+    inside TLS for a registry, and from a trusted proxy.
     """
 
     upstream: str
@@ -47,22 +47,22 @@ class HotKey(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the request's target and header fields."""
+        """Length in bytes of the request's target and header fields."""
         return len(self.target) + sum(len(name) + len(value) for name, value in self.fields)
 
     @property
     def weight(self) -> int:
-        """Bytes of memory it takes, roughly."""
+        """Approximate memory in bytes."""
         return self.size + _FIELD_BYTES * (len(self.fields) + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedResponse:
-    """An answer in the parts it is sent in; the Date goes between ``first`` and ``rest``.
+    """A complete response; the value of the Date field goes between ``first`` and ``rest``.
 
-    ``file`` is the descriptor of a body that is not in ``body``, the table's to close; ``until``
-    the time (monotonic seconds) up to which it may be given; ``ended`` is told of the client and
-    of the seconds to the first byte.
+    ``file`` is the descriptor of a body that is not in ``body``; the response cache closes it.
+    ``until`` is when the response expires (monotonic seconds).  ``ended`` is called with the
+    client's address and the seconds to the first byte.
     """
 
     first: bytes
@@ -76,15 +76,18 @@ class CachedResponse:
 
     @property
     def weight(self) -> int:
-        """Bytes of memory it takes, roughly."""
+        """Approximate memory in bytes."""
         return len(self.first) + len(self.rest) + len(self.body)
 
 
 class ResponseCache:
-    """The answers, the least recently used going first."""
+    """Complete responses by request; the least recently used are dropped first."""
 
     def __init__(self, lifetime: float = math.inf) -> None:
-        """No answer is given for more than ``lifetime`` seconds: for where others evict unseen."""
+        """Drop each response after at most ``lifetime`` seconds.
+
+        Set ``lifetime`` if other processes can evict objects without notice.
+        """
         self._lifetime = lifetime
         self._answers: OrderedDict[HotKey, CachedResponse] = OrderedDict()
         self._by_digest: dict[Digest, set[HotKey]] = {}
@@ -92,7 +95,7 @@ class ResponseCache:
         self._files = 0
 
     def get(self, request: HotKey, now: float) -> CachedResponse | None:
-        """The answer to a request, None where there is none or it is no longer fresh."""
+        """Return the response to a request; None if it is missing or expired."""
         answer = self._answers.get(request)
         if answer is None:
             return None
@@ -103,7 +106,7 @@ class ResponseCache:
         return answer
 
     def put(self, request: HotKey, answer: CachedResponse) -> None:
-        """Keep an answer; what is too much goes."""
+        """Store a response and drop the least recently used ones above the limits."""
         self._drop(request)
         if self._lifetime < math.inf:
             until = min(answer.until, time.monotonic() + self._lifetime)
@@ -116,12 +119,12 @@ class ResponseCache:
             self._drop(next(iter(self._answers)))
 
     def forget(self, digest: Digest) -> None:
-        """Drop all answers that give out an object."""
+        """Drop all responses whose content is this object."""
         for request in list(self._by_digest.get(digest, ())):
             self._drop(request)
 
     def close(self) -> None:
-        """Drop all answers."""
+        """Drop all responses."""
         for request in list(self._answers):
             self._drop(request)
 

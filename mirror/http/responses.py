@@ -1,4 +1,4 @@
-"""Answers: header fields and error bodies.  No decisions, no I/O."""
+"""Header fields and error bodies of responses.  Pure functions, no I/O."""
 
 import math
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ from mirror.upstream.errors import (
 )
 from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
 
-#: The fields of every answer of the mirror's own. Content comes from anywhere, and a browser must
-#: neither run it nor guess what it is.
+#: Fields of every response that the mirror makes.  Content is untrusted: a browser must neither
+#: execute it nor guess its type.
 COMMON: Mapping[str, str] = MappingProxyType(
     {
         "Server": "mirror",
@@ -50,7 +50,7 @@ _CACHE_STATUS = {
 
 
 def cache_status(outcome: Outcome, *, stored: bool = False, detail: str = "") -> str:
-    """The Cache-Status field (RFC 9211)."""
+    """The value of the Cache-Status field (RFC 9211)."""
     status = _CACHE_STATUS[outcome]
     if stored and outcome is Outcome.MISS:
         status += "; stored"
@@ -58,7 +58,7 @@ def cache_status(outcome: Outcome, *, stored: bool = False, detail: str = "") ->
 
 
 def digest_fields(digest: Digest) -> dict[str, str]:
-    """The fields that identify content by digest."""
+    """Docker-Content-Digest and ETag for content with this digest."""
     return {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"'}
 
 
@@ -70,7 +70,10 @@ def not_modified(request: web.BaseRequest, digest: Digest) -> bool:
 
 
 def error_of(error: Exception, kind: str) -> OciError:
-    """What a client is told of an error; the message is for people."""
+    """Translate an exception into the spec's error; the message is for people.
+
+    ``kind`` is the kind of the request; it selects the code of a 404.
+    """
     if isinstance(error, OciError):
         return error
     if isinstance(error, InvalidName):
@@ -97,7 +100,7 @@ def _upstream_error(error: UpstreamError | FullError, kind: str) -> OciError:
     if isinstance(error, NotFoundError):
         return OciError(_NOT_FOUND.get(kind, ErrorCode.NAME_UNKNOWN), message, status=404)
     if isinstance(error, UnauthorizedError):
-        # No challenge: dockerd would answer one with the credentials it has for Docker Hub.
+        # No challenge: dockerd would answer it with its credentials for Docker Hub.
         return OciError(ErrorCode.UNAUTHORIZED, message, status=401)
     if isinstance(error, DeniedError):
         return OciError(ErrorCode.DENIED, message, status=403)
@@ -111,7 +114,7 @@ def _upstream_error(error: UpstreamError | FullError, kind: str) -> OciError:
 
 
 def overloaded(message: str, seconds: float) -> OciError:
-    """A full house: 503, and when to come again."""
+    """A 503 error for an overloaded mirror, with ``seconds`` as Retry-After."""
     return OciError(ErrorCode.UNAVAILABLE, message, status=503, headers=_retry_after(seconds))
 
 
@@ -120,14 +123,14 @@ def _retry_after(seconds: float) -> dict[str, str]:
 
 
 def outcome_of(error: OciError) -> Outcome:
-    """How a request that ended in an error is counted."""
+    """The outcome under which a request with this error is counted."""
     if error.status == 404:
         return Outcome.NEGATIVE
     return Outcome.DENIED if error.status in {401, 403} else Outcome.ERROR
 
 
 def error_response(error: OciError) -> web.Response:
-    """The spec's error body (OCI distribution spec, error codes)."""
+    """The response with the spec's error body (OCI distribution spec, error codes)."""
     headers = {**API_VERSION, **error.headers}
     if error.status == 404:
         headers["Cache-Status"] = cache_status(Outcome.NEGATIVE)
@@ -137,7 +140,7 @@ def error_response(error: OciError) -> web.Response:
 
 
 def plain_response(status: int, message: str, headers: Mapping[str, str] = _NONE) -> web.Response:
-    """The answer of a proxy that fails: one line, after which the connection ends."""
+    """An error response of the proxy port: one line of text; the connection is closed after it."""
     response = web.Response(status=status, text=f"{message}\n", headers={**COMMON, **headers})
     response.force_close()
     return response

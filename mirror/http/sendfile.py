@@ -1,8 +1,8 @@
-"""Files to sockets, at nginx's cost per byte.
+"""Send files to sockets with ``os.sendfile``, at nginx's cost per byte.
 
-``os.sendfile`` is called in a thread per writable event and for a bounded piece, so that no fast
-reader and no page that is still on the disk holds the loop, and no slow one a thread.  TCP_CORK
-fills the segments: sendfile without it costs 1.6 times the CPU.
+``os.sendfile`` runs in a thread, once per writable event and for a bounded piece.  So a fast
+client or a page that is still on the disk does not block the event loop, and a slow client does
+not occupy a thread.  TCP_CORK fills the segments: sendfile without it costs 1.6 times the CPU.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from typing import Final, Self
 from mirror.descriptor import Descriptor
 from mirror.pull.body import FilePiece
 
-_PIECE_BYTES: Final = 16 * 1024 * 1024  # of one call: a fast reader would never let it end
-#: So long a client has a thread, where there are threads for everybody, and where there are not: a
-#: hop through the loop after each piece cost a single fast client a fifth of its throughput.
+_PIECE_BYTES: Final = 16 * 1024 * 1024  # per call: with a fast client a call would not end
+#: A client has a thread for one turn: the long turn for up to _FEW clients, else the short one.
+#: Returning to the loop after each piece cost a single fast client a fifth of its throughput.
 _TURN_SECONDS: Final = 0.05
 _SHORT_TURN_SECONDS: Final = 0.01
 _FEW: Final = 4
 _INLINE_BYTES: Final = 128 * 1024  # below it the hop to a thread costs more than the copy
-#: So long a thread waits for a client, rather than for its turn on the loop: one that has kept up
-#: so far, and any other.
+#: How long a thread waits for room in a client's socket before it gives up its turn: for a client
+#: that has kept up so far, and for any other.
 _FAST_MS: Final = 10
 _BRIEF_MS: Final = 2
 _SLOW_BYTES: Final = 256 * 1024
@@ -36,41 +36,41 @@ _CORK: Final = getattr(socket, "TCP_CORK", None)  # Linux
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
 _DRAIN_SECONDS: Final = 0.002
 _UNSENT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux, macOS
-#: What may wait in the kernel for all clients together, and for each.  By itself it would keep up
-#: to 4 MiB for each: a thousand slow ones use up the host's memory for TCP, and then every
-#: connection waits for seconds.
+#: Limits of unsent data in the kernel, for all clients together and for each.  The kernel's own
+#: limit is up to 4 MiB per client: a thousand slow clients use up the host's memory for TCP, and
+#: then every connection waits for seconds.
 _UNSENT_BYTES: Final = 256 * 1024 * 1024
 _LEAST_UNSENT_BYTES: Final = 128 * 1024
-_MOST_UNSENT_BYTES: Final = 4 * 1024 * 1024  # less wakes the thread oftener: a third more CPU
-_MANY: Final = 32  # clients that are slow, or their shares would be: threads gain nothing then
+_MOST_UNSENT_BYTES: Final = 4 * 1024 * 1024  # less wakes the thread more often: a third more CPU
+_MANY: Final = 32  # above it each client is slow or has a small share: threads gain nothing
 
 
 class StalledError(OSError):
-    """The client takes nothing any more."""
+    """The client has accepted no data for the stall time."""
 
 
 class Sender:
-    """Sends stretches of files to clients."""
+    """Sends parts of files to clients."""
 
     def __init__(self, threads: Executor, stall_seconds: float) -> None:
-        """Give up on a client that takes nothing for ``stall_seconds``."""
+        """Give up on a client that accepts no data for ``stall_seconds``."""
         self._threads = threads
         self._stall_seconds = stall_seconds
         self._sending = 0
 
     @staticmethod
     def can_send(transport: asyncio.Transport) -> bool:
-        """Whether it is a plain socket: TLS has to encrypt what sendfile never sees."""
+        """Whether the transport is a plain socket: with TLS, sendfile would bypass encryption."""
         encrypted = transport.get_extra_info("sslcontext") is not None
         return not encrypted and transport.get_extra_info("socket") is not None
 
     async def send(
         self, transport: asyncio.Transport, piece: FilePiece, sent: Callable[[int], None]
     ) -> None:
-        """Send a piece; ``sent`` is told the bytes of each step.
+        """Send a piece; ``sent`` is called with the number of bytes of each step.
 
         Raises:
-            OSError: the client is gone, has stalled, or the file is shorter than the piece.
+            OSError: the client has gone or stalled, or the file is shorter than the piece.
         """
         async with self._raw(transport) as (connection, out):
             position, end = piece.offset, piece.offset + piece.count
@@ -91,8 +91,8 @@ class Sender:
     async def _raw(
         self, transport: asyncio.Transport
     ) -> AsyncIterator[tuple[socket.socket, Descriptor]]:
-        """The client's socket, and a descriptor of it that the loop does not know yet."""
-        while transport.get_write_buffer_size():  # headers that did not fit: once in a blue moon
+        """Yield the client's socket, and a duplicate descriptor that the loop does not watch."""
+        while transport.get_write_buffer_size():  # rare: headers that the socket did not accept
             if transport.is_closing():
                 raise ConnectionResetError("the client has gone")
             await asyncio.sleep(_DRAIN_SECONDS)
@@ -110,7 +110,7 @@ class Sender:
             out.close()
 
     def _share(self, connection: socket.socket) -> None:
-        """Bound what waits in the kernel for this client to its share of the whole."""
+        """Limit the client's unsent data in the kernel to its share of the total."""
         if _UNSENT is not None and connection.family != socket.AF_UNIX:
             share = max(_UNSENT_BYTES // self._sending, _LEAST_UNSENT_BYTES)
             share = min(share, _MOST_UNSENT_BYTES)
@@ -119,10 +119,10 @@ class Sender:
     async def _step(
         self, out: Descriptor, fd: Descriptor, span: tuple[int, int], wait_ms: int, *, slow: bool
     ) -> tuple[int, bool]:
-        """Send some of a stretch; the bytes sent, and whether the socket takes no more now.
+        """Send a part of ``span``; return the bytes sent, and whether the socket is full.
 
-        On the loop where that is little and at hand, for a hop to a thread costs as much as
-        copying 100 KiB; a page that is still on the disk is a thread's to wait for.
+        Little data in the page cache is sent on the loop: the hop to a thread costs as much as
+        copying 100 KiB.  Everything else is sent by a thread, which may wait for the disk.
         """
         offset, count = span[0], span[1] - span[0]
         little = count if count <= _INLINE_BYTES else min(count, _SLOW_BYTES) if slow else 0
@@ -135,14 +135,14 @@ class Sender:
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
-            await _ended(step)  # the next request on the connection must not be sent in between
+            await _ended(step)  # nothing else may be written to the socket before the step ends
             raise
 
     async def read(self, piece: FilePiece, position: int, count: int) -> bytes:
-        """Bytes of a piece's file, for a connection that sendfile cannot serve.
+        """Read bytes of a piece's file, for a connection that cannot use sendfile.
 
         Raises:
-            OSError: the file cannot be read, or is shorter.
+            OSError: the file cannot be read, or ends before ``position``.
         """
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._threads, _read, piece.fd, position, count)
@@ -152,24 +152,24 @@ class Sender:
 
     @asynccontextmanager
     async def patience(self) -> AsyncIterator[None]:
-        """Wait inside for a client, but not for ever.
+        """Limit the time that the code inside waits for a client.
 
         Raises:
-            StalledError: it took nothing.
+            StalledError: the client accepted no data for the stall time.
         """
         try:
             async with asyncio.timeout(self._stall_seconds):
                 yield
         except TimeoutError as error:
-            raise StalledError(f"took nothing for {self._stall_seconds:g} s") from error
+            raise StalledError(f"accepted no data for {self._stall_seconds:g} s") from error
 
 
 async def _ended(step: asyncio.Future[tuple[int, bool]]) -> None:
-    """Wait for a thread, whoever cancels meanwhile: it never waits for the client."""
+    """Wait for a thread even if this task is cancelled; its wait for the client is short."""
     while not step.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([step])
-    step.exception()  # nobody else looks at it
+    step.exception()  # else asyncio logs an exception that was never retrieved
 
 
 def _read(fd: Descriptor, position: int, count: int) -> bytes:
@@ -185,9 +185,9 @@ def _sendfile(
     wait_ms: int = 0,
     turn: float = math.inf,
 ) -> tuple[int, bool]:
-    """Send what the socket takes within a turn (seconds); says whether it takes no more now.
+    """Send what the socket accepts within ``turn`` seconds; return as ``_step`` does.
 
-    A reader that makes room within ``wait_ms`` is served on without a hop through the loop.
+    If the client makes room within ``wait_ms``, the thread goes on without returning to the loop.
     """
     with out as client, fd as file:
         return _sent(client, file, offset, count, wait_ms, turn)
@@ -220,19 +220,19 @@ def _writable_within(out: int, milliseconds: int) -> bool:
 
 
 def _at_hand(fd: Descriptor, offset: int, count: int) -> bool:
-    """Whether a stretch is in the page cache, as far as its end tells."""
+    """Whether data is in the page cache; only its last byte is checked."""
     if _NOWAIT is None:
         return True
     try:
         with fd as file:
             os.preadv(file, [bytearray(1)], offset + count - 1, _NOWAIT)
-    except OSError:  # not at hand, or a file system that cannot tell
+    except OSError:  # not in the page cache, or the file system does not support RWF_NOWAIT
         return False
     return True
 
 
 class _StallTimer:
-    """Waits for one client; a timer for all of a piece, since one per wait costs as much as it."""
+    """Waits for one client with one timer per piece: one per wait would double a wait's cost."""
 
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -248,10 +248,10 @@ class _StallTimer:
         self._timer.cancel()
 
     async def writable(self, out: int) -> None:
-        """Wait until the socket takes more.
+        """Wait until the socket accepts data.
 
         Raises:
-            StalledError: it took nothing for once to twice the time.
+            StalledError: it accepted none for between one and two times the stall time.
         """
         self._waits += 1
         future = self._writable = self._loop.create_future()
@@ -265,7 +265,7 @@ class _StallTimer:
     def _look(self) -> None:
         waiting = self._writable
         if waiting is not None and not waiting.done() and self._waits == self._seen:
-            waiting.set_exception(StalledError(f"took nothing for {self._seconds:g} s"))
+            waiting.set_exception(StalledError(f"accepted no data for {self._seconds:g} s"))
         self._seen = self._waits
         self._timer = self._loop.call_later(self._seconds, self._look)
 
@@ -284,5 +284,5 @@ def _corked(connection: socket.socket) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it may be closed by now
+        with contextlib.suppress(OSError):  # the socket may be closed
             connection.setsockopt(socket.IPPROTO_TCP, _CORK, 0)

@@ -1,4 +1,4 @@
-"""The server: every request is timed, answered, counted; every failure becomes the spec's JSON."""
+"""The server: times, answers and counts every request; errors become the spec's JSON."""
 
 import asyncio
 import logging
@@ -31,16 +31,16 @@ _UNUSUAL = frozenset(
         *("authorization", "cookie", "expect", "transfer-encoding", "upgrade"),
         *("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"),
         *("if-range", "range"),
-        "traceparent",  # is another one each time
+        "traceparent",  # has another value in each request
     }
 )
-#: Tokens, and addresses of uploads, are as long as registries make them.
+#: Bytes, inside proxied connections: registries issue long tokens and upload URLs.
 _INSIDE: Mapping[str, int] = {"max_field_size": 64 * 1024, "max_line_size": 64 * 1024}
 _EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError, FullError)
 
 
 class Server(web.Server):
-    """Connections in, answers out."""
+    """Accepts connections, passes requests to their handlers and reports each to the observer."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class Server(web.Server):
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Receive clients as told; must be called in a running loop."""
+        """Serve with ``options``; must be called in a running loop."""
         limits = options.limits
         super().__init__(
             self._handle,
             handler_cancellation=True,
             access_log=None,
-            auto_decompress=False,  # no body of a client's is ever looked at
+            auto_decompress=False,  # the mirror does not interpret clients' bodies
             keepalive_timeout=limits.idle_seconds,
         )
         self._limiter = ConnectionLimiter(limits.connections, limits.connections_per_client)
@@ -65,24 +65,24 @@ class Server(web.Server):
         self._clock = clock
 
     def __call__(self) -> RequestHandler:
-        """The handler of a new connection."""
+        """Return the handler of a new connection on the mirror's own port."""
         return self.connection(DIRECT)
 
     def connection(self, entry: ConnectionContext) -> Connection:
-        """The handler of a new connection that came in this way."""
+        """Return the handler of a new connection that arrived as ``entry`` says."""
         sizes = _INSIDE if entry.upstream else {}
         settings = {**self._kwargs, **sizes}
         return Connection(self, self._limiter, entry, loop=self._loop, **settings)
 
     def receive_by(self, options: ServerOptions) -> None:
-        """Receive by other rules from the next request on; connections stay."""
+        """Use ``options`` from the next request on; connections stay open."""
         limits = options.limits
         self.options = options
         self._limiter.limit(limits.connections, limits.connections_per_client)
         self._kwargs["keepalive_timeout"] = limits.idle_seconds
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  # aiohttp's
-        """End all connections, after what is being sent: at most the time of the limits."""
+        """Close all connections; running answers get ``drain_seconds`` to finish."""
         await super().shutdown(self.options.limits.drain_seconds)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -142,7 +142,7 @@ class Server(web.Server):
         except Exception as error:
             _log.exception("answering %s %s failed", request.method, request.path)
             answer = error_of(error, exchange.kind)
-        if exchange.first_byte is not None:  # never an error in the middle of a body
+        if exchange.first_byte is not None:  # an error response cannot follow a part of a body
             reset(request)
             raise ConnectionAbortedError(answer.message)
         exchange.outcome = outcome_of(answer)
@@ -156,12 +156,12 @@ class Server(web.Server):
         protocol, entry = request.protocol, _entry(request)
         refusal = protocol.refusal if isinstance(protocol, Connection) else ""
         with self._limiter.visited(origin.client if origin.told else "") as excess:
-            if not entry.upstream:  # else the proxy's port let it in already
+            if not entry.upstream:  # else the proxy port has admitted the connection
                 admission = options.admission
                 check = admission.check_proxied if entry.proxy else admission.check
                 await check(request, origin.client, refusal or excess)
             routes = options.routes if entry == DIRECT else options.proxy
-            assert routes is not None, "there is no such way in without its handlers"
+            assert routes is not None, "a proxy port has handlers"
             return await routes.handler(request)(request)
 
     def _remember(
@@ -178,7 +178,7 @@ class Server(web.Server):
             return
         body = b"" if request.method == "HEAD" else kept.body
         first, rest = _head(response)
-        file, kept.file = kept.file, None  # from here on it is the table's
+        file, kept.file = kept.file, None  # from here on the response cache owns the descriptor
         exchange.kept = None
         ended = self._observer.repeated(self._ending(request, exchange), kept.used)
         if exchange.origin.told:
@@ -210,31 +210,31 @@ def _origin(request: web.BaseRequest, options: ServerOptions) -> Origin:
 
 
 def _hot_key(request: web.BaseRequest, origin: Origin) -> HotKey | None:
-    """The key to repeat the answer by; None if the next such request may mean another one."""
+    """Return the cache key of a request; None if an equal request may need another answer."""
     protocol = request.protocol
     if not isinstance(protocol, Connection) or not _is_plain(request):
         return None
-    # What a proxy says of nobody would mean another client from the next proxy.
+    # The proxy named no client, so an equal request may come from another proxy or client.
     if protocol.proxied and not origin.told:
         return None
-    key = protocol.hot_key(request._message, request.content)  # noqa: SLF001  # what was parsed
+    key = protocol.hot_key(request._message, request.content)  # noqa: SLF001  # parser's result
     return key if key is not None and key.size <= MOST_REQUEST_BYTES else None
 
 
 def _of(client: str, ended: Callable[[str, float], None]) -> Callable[[str, float], None]:
-    """Tells of the client that a proxy named, and not of the proxy."""
+    """Return ``ended`` with the client that a proxy named in place of the proxy's address."""
     return lambda _, seconds: ended(client, seconds)
 
 
 def _is_plain(request: web.BaseRequest) -> bool:
-    """Whether the request has no field that makes its answer another one each time."""
+    """Whether the request is HTTP/1.1 and has no field that can change the answer each time."""
     return request.version == HttpVersion11 and _UNUSUAL.isdisjoint(
         name.lower() for name in request.headers
     )
 
 
 def _head(response: web.StreamResponse) -> tuple[bytes, bytes]:
-    """Status line and fields as aiohttp writes them, cut where the date stands."""
+    """Return status line and fields as aiohttp writes them, split around the date's value."""
     fields = [f"{name}: {value}\r\n" for name, value in response.headers.items()]
     head = f"HTTP/1.1 {response.status} {response.reason}\r\n" + "".join(fields)
     first, date, rest = head.partition(f"Date: {response.headers['Date']}")

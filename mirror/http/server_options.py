@@ -1,4 +1,4 @@
-"""What receives clients: where requests go, who gets in, who is believed, how many at once."""
+"""The options of the server: handlers, access rules, trusted proxies, limits, response cache."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,14 +19,15 @@ class Handlers(Protocol):
     """The table of routes."""
 
     def handler(self, request: web.BaseRequest) -> Handler:
-        """The handler of a request."""
+        """Return the handler of a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """Connections of all clients and of one address; seconds one may wait for a request.
+    """Maximum connections of all clients and of one client, and time limits in seconds.
 
-    ``drain_seconds``: how long what is being sent may take when the mirror stops.
+    ``idle_seconds``: how long a connection may wait for its next request.  ``drain_seconds``: how
+    long running answers may take when the mirror stops.
     """
 
     connections: int
@@ -36,7 +37,7 @@ class ServerLimits:
 
 
 class Requests:
-    """The requests that are being answered, so that the end of the last one can be waited for."""
+    """Counts the requests in progress, so that a reload can wait for the last one."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -45,7 +46,7 @@ class Requests:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """A request, while it is being answered."""
+        """Count one request while the context is open."""
         self._count += 1
         self._none.clear()
         try:
@@ -56,16 +57,16 @@ class Requests:
                 self._none.set()
 
     async def over(self) -> None:
-        """Wait until there is none."""
+        """Wait until no request is in progress."""
         await self._none.wait()
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """All that a server asks about a request; made of one configuration, and whole for a request.
+    """Everything the server needs to answer a request, from one configuration.
 
-    What is answered from ``table`` is what was answered before; None: nothing is.  ``proxy`` has
-    the handlers of what comes in by the proxy's port, where there is one.
+    A request uses the same options from start to end, also during a reload.  ``table`` is the
+    response cache, None if it is off.  ``proxy`` has the handlers for the proxy port, if any.
     """
 
     routes: Handlers

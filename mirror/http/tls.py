@@ -1,4 +1,4 @@
-"""The mirror's own port with TLS: its certificate, read again when its files change, and a site."""
+"""The mirror's own port with TLS: a certificate that reloads when its files change, and a site."""
 
 import asyncio
 import logging
@@ -16,17 +16,18 @@ from mirror.http.handshake import Handshakes
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_SECONDS: Final = 30.0
-_MOST_GREETED: Final = 10_000  # connections before their handshake: [limits] count those after it
+_MOST_GREETED: Final = 10_000  # before or in the handshake; [limits] applies only after it
 
 
 class Certificate:
-    """A certificate chain and its key, as files that somebody else renews."""
+    """A certificate chain and its key in files that another program renews."""
 
     def __init__(self, chain: Path, key: Path) -> None:
         """Read the files.
 
         Raises:
-            OSError: they cannot be read, or do not belong together (``ssl.SSLError`` is one).
+            OSError: a file cannot be read, or the key does not fit the certificate
+                (``ssl.SSLError`` is an OSError).
         """
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.set_alpn_protocols(["http/1.1"])
@@ -35,26 +36,26 @@ class Certificate:
         self.context.load_cert_chain(chain, key)
 
     def reload(self) -> None:
-        """Use the files as they are now for connections to come; a mistake leaves all as it was."""
+        """Read the files again for new connections; after an error the certificate stays."""
         chain, key = self._files
         try:
             changed = self._changed()
             if changed == self._read:
                 return
-            # Try it on the side: a context is left half changed by a key that does not fit.
+            # Try the files in another context: a key that does not fit leaves one half changed.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
             self.context.load_cert_chain(chain, key)
         except OSError as error:
-            _log.error("%s: %s; the former certificate stays", chain, error)
+            _log.error("%s: %s; the previous certificate stays", chain, error)
         else:
             self._read = changed
             _log.info("%s: read again", chain)
 
     def use(self, chain: Path, key: Path) -> None:
-        """Use other files for connections to come.
+        """Use other files for new connections.
 
         Raises:
-            OSError: as for the first ones; then the former stay.
+            OSError: as in ``__init__``; the previous certificate stays.
         """
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
         self._files = (chain, key)
@@ -66,7 +67,7 @@ class Certificate:
 
 
 class TlsSite(web.SockSite):
-    """A socket whose clients speak TLS; before their handshake they cost little."""
+    """A listening socket with TLS; a connection costs little before its handshake."""
 
     def __init__(
         self, runner: web.ServerRunner, raw: socket.socket, context: ssl.SSLContext, backlog: int
@@ -77,14 +78,14 @@ class TlsSite(web.SockSite):
         self._greeted: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Let clients in."""
+        """Start to accept connections."""
         await web.BaseSite.start(self)
         loop = asyncio.get_running_loop()
         make = partial(_Arrival, self._arrived)
         self._server = await loop.create_server(make, sock=self._sock, backlog=self._backlog)
 
     async def stop(self) -> None:
-        """Let no others in, and end the handshakes under way."""
+        """Stop accepting connections and cancel running handshakes."""
         await super().stop()
         for task in self._greeted:
             task.cancel()
@@ -105,7 +106,7 @@ class TlsSite(web.SockSite):
         try:
             await self._handshakes.speak_tls(transport, b"", self._context, client, server)
         except OSError as error:
-            _log.debug("no TLS with %s: %s", client, error)
+            _log.debug("TLS handshake with %s failed: %s", client, error)
         except asyncio.CancelledError:
             transport.abort()
             raise
@@ -115,11 +116,11 @@ class TlsSite(web.SockSite):
 
 
 class _Arrival(asyncio.Protocol):
-    """A connection whose client has said nothing yet."""
+    """Hands each new connection to ``arrived``."""
 
     def __init__(self, arrived: Callable[[asyncio.Transport], None]) -> None:
         self._arrived = arrived
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), "it is a stream"
+        assert isinstance(transport, asyncio.Transport), "a stream socket has such a transport"
         self._arrived(transport)

@@ -1,4 +1,4 @@
-"""A client's request as a span, by the names of OpenTelemetry's semantic conventions for HTTP."""
+"""Trace spans of requests, named after OpenTelemetry's semantic conventions for HTTP."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from aiohttp import web
 from mirror.http.exchange import EXCHANGE, Exchange
 from mirror.spans import Attribute, Span
 
-#: What machines ask all the time, and nobody wants to see.
+#: Paths that monitoring systems request all the time; their spans would be of no use.
 UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"})
 _ROUTES: Final = {
@@ -20,7 +20,10 @@ _ROUTES: Final = {
 
 
 def describe(span: Span, request: web.BaseRequest) -> None:
-    """Say what was asked and what came of it; no query, and no field but User-Agent."""
+    """Add the request and its result to a span.
+
+    The query and all header fields but User-Agent are left out: they may hold secrets.
+    """
     exchange = request[EXCHANGE]
     method = request.method if request.method in _METHODS else "HTTP"
     route = _ROUTES.get(exchange.kind, "")

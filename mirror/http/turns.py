@@ -1,6 +1,6 @@
-"""Work of which only so much is done at once: clients take turns, each waits in a line of its own.
+"""Limited concurrency with a fair queue per client.
 
-A client with a long line delays itself and nobody else.
+A client with many waiting jobs delays only itself.
 """
 
 import asyncio
@@ -10,19 +10,19 @@ from contextlib import asynccontextmanager
 
 
 class LineFullError(Exception):
-    """A client has as many in its line as it may."""
+    """The queue of a client is full."""
 
 
 class Turns:
-    """Hands out at most ``most`` turns at once, ``most_per_client`` of them to one client."""
+    """Grants at most ``most`` turns at once, ``most_per_client`` of them to one client."""
 
     def __init__(self, most: int, most_per_client: int, most_waiting: int) -> None:
-        """Let ``most_waiting`` of one client wait; more are refused."""
+        """Let ``most_waiting`` jobs of one client wait; refuse more."""
         self._most = most
         self._most_per_client = most_per_client
         self._most_waiting = most_waiting
         self._taken: Counter[str] = Counter()
-        # In the order in which clients are served next; a line that is here is not empty.
+        # In the order in which clients are served next; no queue in it is empty.
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
@@ -30,10 +30,10 @@ class Turns:
         """Wait for a turn, and hold it while the context is open.
 
         Raises:
-            LineFullError: too many of the client's wait already.
+            LineFullError: the queue of the client is full.
         """
         if client in self._lines or not self._may(client):
-            await self._wait(client)  # the turn is taken for it
+            await self._wait(client)  # _end() has counted the turn for this client
         else:
             self._taken[client] += 1
         try:
@@ -59,7 +59,7 @@ class Turns:
                 line.remove(waiting)
                 if not line:
                     del self._lines[client]
-            else:  # its turn came at the same moment
+            else:  # the turn was granted before the cancellation arrived
                 self._end(client)
             raise
 
@@ -67,7 +67,7 @@ class Turns:
         self._taken[client] -= 1
         if not self._taken[client]:
             del self._taken[client]
-        # One turn more is free: of those that may take it the client that was served longest ago.
+        # A turn is free: it goes to the eligible client that was served longest ago.
         following = next((each for each in self._lines if self._may(each)), None)
         if following is None:
             return

@@ -207,7 +207,7 @@ async def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(htpassw
     htpasswd.write_text("nonsense\n")
     users.reload()
     assert await users.knows("alice", "looking glass")
-    assert "the former users stay" in caplog.messages[-1]
+    assert "the previous users stay" in caplog.messages[-1]
     users.close()
 
 
@@ -219,7 +219,7 @@ async def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(htpassw
     ],
 )
 def test_what_is_no_bcrypt_is_refused(line):
-    with pytest.raises(HtpasswdError, match="line 1 is no user with a bcrypt hash"):
+    with pytest.raises(HtpasswdError, match="line 1 is not a user with a bcrypt hash"):
         parse_htpasswd(line)
 
 
@@ -365,7 +365,7 @@ async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path, a
     assert await name_seen() == "mirror.example.com"
     (tmp_path / "key.pem").write_text("no key")
     certificate.reload()
-    assert "the former certificate stays" in caplog.messages[-1]
+    assert "the previous certificate stays" in caplog.messages[-1]
     assert await name_seen() == "mirror.example.com"
 
 
