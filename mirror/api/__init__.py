@@ -1,1 +1,1 @@
-"""Translation between HTTP and `pull`: the registry API, health, the operator's commands."""
+"""HTTP handlers: the registry API, health checks and the operator's commands."""

@@ -1,10 +1,9 @@
-"""Whose credentials a request carries, for which upstream, and how to ask for them.
+"""Clients' credentials: the upstream that they are for, and the challenges that ask for them.
 
-A client that speaks to the mirror by the mirror's own name says nowhere which registry its
-credentials are for.  The rule: they are for the upstream that lists the Host of the request in
-``hosts``, and for no other; under any other Host they are for the one upstream that takes
-clients' credentials and has no Host of its own.  What came in by proxy mode was meant for the
-upstream that the client believes it speaks to.
+A client that addresses the mirror by the mirror's own name does not say which registry its
+credentials are for.  The rule: they are only for the upstream that lists the request's Host in
+``hosts``.  With any other Host they are for the one upstream that takes clients' credentials and
+has no Host of its own.  In proxy mode they are for the upstream that the client addresses.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Set
@@ -18,11 +17,11 @@ from mirror.upstream.errors import DeniedError, RefusedError, UnauthorizedError
 
 @dataclass(frozen=True, slots=True)
 class ClientCredentials:
-    """The rule, and the answers that go with it.
+    """Decides which upstream a request's credentials are for, and makes the challenges.
 
-    ``hosts`` are all upstreams by the Host that means them, ``taking`` those that take clients'
-    credentials, ``otherwise`` the one of these that has no Host; ``greet`` asks an upstream
-    whether it knows a visitor.
+    ``hosts`` maps a Host to its upstream.  ``taking`` are the upstreams that take clients'
+    credentials, ``otherwise`` the one of them without a Host.  ``greet`` asks an upstream whether
+    it accepts a principal's credentials.
     """
 
     hosts: Mapping[str, str]
@@ -32,14 +31,14 @@ class ClientCredentials:
     greet: Callable[[str, Principal], Awaitable[None]]
 
     def upstream(self, exchange: Exchange) -> str:
-        """Whom the credentials in a request are for, empty where nobody looks at them."""
+        """The upstream that a request's credentials are for; empty if they are ignored."""
         if exchange.connected:
             return exchange.connected
         meant = self.hosts.get(exchange.origin.host.lower(), self.otherwise)
         return meant if meant in self.taking else ""
 
     def principal(self, exchange: Exchange, upstream: str, authorization: str) -> Principal | None:
-        """Who asks something of an upstream; None where it is asked as ever."""
+        """The principal for a request to ``upstream``; None for the mirror's own access."""
         if not upstream or upstream != self.upstream(exchange):
             return None
         if authorization:
@@ -47,10 +46,11 @@ class ClientCredentials:
         return NOBODY if exchange.connected else None
 
     async def ping(self, exchange: Exchange, upstream: str, authorization: str) -> None:
-        """Let a client that asks for ``/v2/`` know what is wanted of it.
+        """Check the credentials of a request for ``/v2/``.
 
         Raises:
-            OciError, UpstreamError: it is to say who it is, or is not known.
+            OciError: the client must send credentials; the error has a challenge.
+            UpstreamError: the upstream rejects the credentials or cannot be asked.
         """
         if exchange.connected or not upstream or upstream != self.upstream(exchange):
             return
@@ -59,7 +59,7 @@ class ClientCredentials:
         await self.greet(upstream, self.principals.principal(authorization))
 
     def refusal(self, exchange: Exchange, error: RefusedError, authorization: str) -> Exception:
-        """What a client is told that upstream has something against."""
+        """Translate an upstream's refusal for the client, with a challenge where one helps."""
         if exchange.connected and isinstance(error, UnauthorizedError):
             fields = sorted(
                 error.challenges, key=lambda each: not each.lower().startswith("bearer")
@@ -74,6 +74,6 @@ class ClientCredentials:
 
 
 def _asked_for(upstream: str, text: str) -> OciError:
-    # dockerd answers any challenge with what it has for the name it knows the mirror by.
+    # dockerd answers any challenge with its credentials for the mirror's name.
     challenge = {"WWW-Authenticate": f'Basic realm="{upstream}", charset="UTF-8"'}
     return OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=challenge)

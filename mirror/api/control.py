@@ -1,6 +1,6 @@
-"""What only the operator may do: ``/control/...`` on the control socket, beside the registry API.
+"""The operator's commands: ``/control/...`` on the control socket, beside the registry API.
 
-Knows how a command is asked and answered (JSON).  Must not know what any command does.
+Parses and encodes commands (JSON).  The commands themselves are in ``server``.
 """
 
 import asyncio
@@ -15,30 +15,31 @@ from mirror.api.handlers import raw_path
 from mirror.http.server_options import Handler, Handlers
 from mirror.oci.errors import ErrorCode, OciError
 
-#: From the members of a JSON object (none for a GET) to what is answered, as JSON too.
+#: Takes the members of a JSON object (none for a GET) and returns a value to encode as JSON.
 Command = Callable[[Mapping[str, Any]], Awaitable[Any]]
 Commands = Mapping[tuple[str, str], Command]
 
 _ROOT: Final = "/control/"
-_AT_ONCE: Final = 100  # a millisecond
+_AT_ONCE: Final = 100  # entries; encoding them takes a millisecond
 
 
 class CommandError(Exception):
-    """A command cannot be obeyed; one line that says why and what to do."""
+    """A command failed; the message is one line that says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlRoutes:
-    """Finds the handler of what comes in by the control socket.
+    """Finds the handlers of requests on the control socket.
 
-    ``commands`` are by method and path; everything not below ``/control/`` is as on the port.
+    ``commands`` is keyed by method and path.  Requests outside ``/control/`` go to ``others``, as
+    on the port.
     """
 
     others: Handlers
     commands: Commands
 
     def handler(self, request: web.BaseRequest) -> Handler:
-        """The handler of a request."""
+        """Return the handler of a request."""
         if raw_path(request).startswith(_ROOT):
             return self._obey
         return self.others.handler(request)
@@ -47,7 +48,7 @@ class ControlRoutes:
         place = (request.method, raw_path(request))
         command = self.commands.get(place)
         if command is None:
-            text = f"this mirror has no {' '.join(place)}: it and the command are two versions"
+            text = f"this mirror has no {' '.join(place)}: mirror and command differ in version"
             raise OciError(ErrorCode.UNSUPPORTED, text, status=404)
         try:
             answer = await command(await _members(request))
@@ -57,7 +58,7 @@ class ControlRoutes:
 
 
 async def _encoded(answer: Any) -> bytes:
-    """The JSON of an answer; of a long list a few entries at a time, and others in between."""
+    """Encode an answer as JSON; long lists in steps, so that other requests run in between."""
     if not isinstance(answer, dict):
         return json.dumps(answer).encode()
     members = []
@@ -76,10 +77,10 @@ async def _encoded_list(entries: Sequence[Any]) -> str:
 
 
 async def _members(request: web.BaseRequest) -> Mapping[str, Any]:
-    """What a command is told.
+    """Return the members of the request's JSON object.
 
     Raises:
-        OciError: it is no JSON object.
+        OciError: the body is not a JSON object.
     """
     if request.method == "GET":
         return {}
@@ -88,5 +89,5 @@ async def _members(request: web.BaseRequest) -> Mapping[str, Any]:
     except ValueError:
         members = None
     if not isinstance(members, dict):
-        raise OciError(ErrorCode.UNKNOWN, "a command is told a JSON object", status=400)
+        raise OciError(ErrorCode.UNKNOWN, "the body must be a JSON object", status=400)
     return members

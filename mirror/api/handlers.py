@@ -1,4 +1,4 @@
-"""The registry API: one small handler per kind of request.  No decisions, only translation."""
+"""The registry API: one small handler per kind of request.  All decisions are made in ``pull``."""
 
 import math
 import os
@@ -38,16 +38,17 @@ from mirror.shares import SMALL_BYTES
 from mirror.upstream.errors import RefusedError
 from mirror.upstream.routing import Router, Target
 
-#: For shared caches in between that keep what was asked for with Authorization (RFC 9111, 5.2.2.7).
+#: For shared caches that store responses to requests with Authorization (RFC 9111, 5.2.2.7).
 _FOR_ONE_CLIENT = {"Cache-Control": "private"}
 _MOST_QUERY_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryHandler:
-    """Answers below ``/v2/``; without ``visiting`` nobody's credentials are looked at.
+    """Answers requests below ``/v2/``.
 
-    ``pushed`` says of a target's record when there was a push through this mirror, if any can be.
+    Without ``client_credentials`` the credentials of clients are ignored.  ``pushed`` maps a
+    target's record to the mark of the last push through this mirror; None if no push is possible.
     """
 
     directory: Router
@@ -139,9 +140,9 @@ class RegistryHandler:
         if not_modified(request, digest):
             return web.Response(status=304, headers=headers)
         headers |= {"Content-Type": media_type, "Content-Length": str(size)}
-        # What was pushed through another process is looked for, and so not repeated blindly.
+        # Another process may handle a push: a cached response would not notice it.
         lasting = until == math.inf or not exchange.connected
-        small = len(body) <= SMALL_BYTES  # what is repeated waits in memory for each client
+        small = len(body) <= SMALL_BYTES  # a cached response is buffered in memory per client
         if exchange.repeatable and outcome is Outcome.HIT and until and lasting and small:
             used = partial(self.manifests.touch, digest)
             exchange.kept = CacheableResponse(digest, until, used, body, size=len(body))
@@ -174,7 +175,7 @@ class RegistryHandler:
         used = partial(self.blobs.touch, digest)
         try:
             file = os.dup(content.descriptor)
-        except OSError:  # too many are open: what is not repeated is worked out again
+        except OSError:  # too many open files: the ordinary handler answers the next request
             return None
         return CacheableResponse(digest, math.inf, used, file=file, size=content.size)
 
@@ -199,7 +200,7 @@ class RegistryHandler:
             (wanted,) = ranges
             response = _blob_response(206, fields, wanted.length)
             response.headers["Content-Range"] = wanted.content_range(size)
-            # Who asks for whatever there is takes it as it comes, verified at the end.
+            # An open-ended range is sent as the blob arrives; only its end waits for the digest.
             body = content.pieces(wanted.start, None if wanted.open_ended else wanted.stop)
         await stream(request, response, body, self.sender)
         return response
@@ -222,7 +223,7 @@ class RegistryHandler:
 
 
 def raw_path(request: web.BaseRequest) -> str:
-    """The path as it stood on the wire: decoding is where one path becomes two."""
+    """Return the path as received: after decoding, different paths could look the same."""
     target = request.raw_path.partition("?")[0]
     if target.startswith("/") or "://" not in target:
         return target
@@ -230,9 +231,9 @@ def raw_path(request: web.BaseRequest) -> str:
 
 
 def _namespace(request: web.BaseRequest) -> str | None:
-    """The registry that a client names apart from the path.
+    """The registry that a client names outside the path; None if it names none.
 
-    In a field it comes from snapshotters that can be told to send one, but send no ``ns``.
+    The field is for snapshotters that can be configured to send a field, but send no ``ns``.
     """
     return request.rel_url.query.get("ns") or request.headers.get("OCI-Namespace")
 
@@ -253,19 +254,19 @@ def _blob_response(status: int, fields: dict[str, str], length: int | None) -> w
 
 
 def _kept_query(request: web.BaseRequest) -> str:
-    """What of the query goes upstream: all but ``ns``, for registries turn pages by their own keys.
+    """Return the query to send upstream: all but ``ns``; registries page with keys of their own.
 
     Raises:
-        OciError: it makes no sense.
+        OciError: ``n`` is not a number, or the query is too long.
     """
     query = request.rel_url.query
     count = query.get("n", "0")
     if not (count.isascii() and count.isdecimal()):
-        text = "n is how many there may be on a page, a number"
+        text = "n (entries per page) must be a decimal number"
         raise OciError(ErrorCode.UNSUPPORTED, text, status=400)
     kept = URL.build(query=[pair for pair in query.items() if pair[0] != "ns"]).raw_query_string
     if len(kept) > _MOST_QUERY_BYTES:
-        raise OciError(ErrorCode.UNSUPPORTED, "a query of that length is no page", status=400)
+        raise OciError(ErrorCode.UNSUPPORTED, "the query exceeds 4096 bytes", status=400)
     return kept
 
 

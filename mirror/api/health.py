@@ -1,4 +1,4 @@
-"""For machines that watch: alive, able to serve, figures."""
+"""Handlers for monitoring: liveness, readiness, metrics."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from aiohttp import web
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Whether the mirror can serve, and in a few words how it is."""
+    """Whether the mirror can serve, and a short text that says how it is."""
 
     ready: bool
     text: str
@@ -25,15 +25,15 @@ class HealthHandler:
     figures: Callable[[], Awaitable[tuple[bytes, str]]]
 
     async def alive(self, request: web.BaseRequest) -> web.Response:
-        """The process runs and its loop turns."""
+        """Answer 200 while the process and its event loop run."""
         return web.Response(text="ok\n")
 
     async def ready(self, request: web.BaseRequest) -> web.Response:
-        """It can serve; upstream is not asked, because hits need none."""
+        """Answer 200 if the mirror can serve, else 503; upstreams are not asked: hits need none."""
         condition = self.condition()
         return web.Response(text=f"{condition.text}\n", status=200 if condition.ready else 503)
 
     async def metrics(self, request: web.BaseRequest) -> web.Response:
-        """Prometheus's text format."""
+        """Answer with the metrics in Prometheus' text format."""
         body, content_type = await self.figures()
         return web.Response(body=body, headers={"Content-Type": content_type})

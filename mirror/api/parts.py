@@ -1,4 +1,4 @@
-"""Parts of a blob: which a client wants, and several of them as one body (RFC 9110, 14)."""
+"""Range requests for blobs: the requested ranges, and multipart bodies (RFC 9110, 14)."""
 
 import secrets
 from collections.abc import AsyncGenerator, Sequence
@@ -13,10 +13,10 @@ from mirror.pull.body import Content, Piece
 
 
 def wanted_ranges(request: web.BaseRequest, digest: Digest, size: int) -> tuple[ByteRange, ...]:
-    """What to send of a blob of ``size`` bytes; nothing means the whole.
+    """Return the ranges to send of a blob of ``size`` bytes; an empty tuple means the whole blob.
 
     Raises:
-        OciError: none of it is in the blob.
+        OciError: no requested range is inside the blob (416).
     """
     condition = request.headers.get("If-Range")
     if condition is not None and condition != f'"{digest}"':
@@ -33,7 +33,7 @@ def wanted_ranges(request: web.BaseRequest, digest: Digest, size: int) -> tuple[
 
 
 class Parts:
-    """Several stretches of a blob of ``size`` bytes, each with its own header fields."""
+    """A multipart body: several ranges of a blob of ``size`` bytes, each with header fields."""
 
     def __init__(self, ranges: Sequence[ByteRange], size: int) -> None:
         boundary = secrets.token_hex(16)
@@ -49,7 +49,7 @@ class Parts:
         self.length = headers + sum(wanted.length for wanted in ranges)
 
     async def pieces(self, content: Content) -> AsyncGenerator[Piece, None]:
-        """The body, as the blob's bytes become available.
+        """Yield the body as the blob's bytes become available.
 
         Raises:
             BrokenOffError: see :meth:`Content.pieces`.

@@ -1,4 +1,4 @@
-"""Which program asks, from what it says of itself (User-Agent): a short name for people."""
+"""The name of a client program, from its User-Agent field."""
 
 import re
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 _NAMES: Final = {
     "buildah": "Buildah",
     "buildkit": "BuildKit",
-    "containers": "Podman",  # names its library alone; the others that use it name themselves
+    "containers": "Podman",  # sends its library's name; other users of it send their own names
     "cri-o": "CRI-O",
     "docker": "Docker",
     "helm": "Helm",
@@ -16,11 +16,11 @@ _NAMES: Final = {
     "skopeo": "Skopeo",
     "trivy": "Trivy",
 }
-_PRODUCT: Final = re.compile(r"[A-Za-z][\w.+-]{0,23}", re.ASCII)  # RFC 9110, 10.1.5, shorter
+_PRODUCT: Final = re.compile(r"[A-Za-z][\w.+-]{0,23}", re.ASCII)  # RFC 9110, 10.1.5, but bounded
 
 
 def client_type(agent: str) -> str:
-    """What people call the program: its first word where nothing better is known, or unknown."""
+    """Return the program's usual name, else the first product in ``agent``, else ``unknown``."""
     product = _PRODUCT.match(agent)
     if product is None:
         return "unknown"

@@ -91,7 +91,7 @@ async def test_what_the_mirror_does_not_know_is_refused_in_one_line(tmp_path, re
         lookup_running(tmp_path) as found,
     ):
         assert found is not None
-        with pytest.raises(OperateError, match=r"no POST /control/nothing.*two versions"):
+        with pytest.raises(OperateError, match=r"no POST /control/nothing.*differ in version"):
             await found.tell("/control/nothing", {})
 
 
