@@ -1,4 +1,4 @@
-"""The mirror as a certificate authority for the registries it stands for in proxy mode.
+"""The certificate authority of proxy mode: it signs certificates for the registries' hosts.
 
-Knows keys, certificates and their files; knows no HTTP and no registry.
+Contains keys, certificates and their files; independent of HTTP and of the registries.
 """

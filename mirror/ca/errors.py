@@ -1,5 +1,5 @@
-"""Why the authority cannot be used."""
+"""The error of this package."""
 
 
 class AuthorityError(Exception):
-    """The authority cannot be used: one line that says why and what to do."""
+    """The CA cannot be used; the message is one line that says why and what to do."""

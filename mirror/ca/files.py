@@ -1,7 +1,7 @@
-"""Where the authority's key and certificate are kept: made once, the same for every process.
+"""The file with the CA's key and certificate: made once and shared by all processes.
 
-One file holds both, so that they cannot be of two minds after a crash; whoever comes first makes
-it, under a lock, and the others read what is there.
+One file holds both, so that a crash cannot leave a key and a certificate that do not match.  The
+first process makes the file under a lock; the others read it.
 """
 
 import fcntl
@@ -30,10 +30,10 @@ def _now() -> datetime:
 
 
 def ensure_authority(directory: Path, name: str, clock: Callable[[], datetime] = _now) -> Authority:
-    """The authority kept in ``directory``, made on first use; ``name`` is what it is called then.
+    """Read the CA in ``directory``; on first use make one with the common name ``name``.
 
     Raises:
-        AuthorityError: it can neither be read nor made.
+        AuthorityError: the CA cannot be read or made, is not valid now, or others may read its key.
     """
     file = directory / _NAME
     try:
@@ -41,7 +41,7 @@ def ensure_authority(directory: Path, name: str, clock: Callable[[], datetime] =
         directory.mkdir(mode=0o700, exist_ok=True)
         if not file.exists():
             with _locked(directory / _LOCK):
-                if not file.exists():  # nobody was quicker
+                if not file.exists():  # no other process made it in the meantime
                     _write(file, new_authority(name, clock()).pem())
         return _read(file, clock())
     except OSError as error:
@@ -62,7 +62,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all, for the owner's eyes only."""
+    """Write a file atomically, readable only by its owner."""
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
@@ -78,7 +78,7 @@ def _write(file: Path, content: bytes) -> None:
 def _read(file: Path, now: datetime) -> Authority:
     content = file.read_bytes()
     if file.stat().st_mode & _OTHERS:
-        raise AuthorityError(f"{file}: others may read the key of the CA in it: chmod 600 {file}")
+        raise AuthorityError(f"{file}: other users may read the key of the CA: chmod 600 {file}")
     try:
         authority = Authority(
             load_pem_private_key(content, None), tuple(load_pem_x509_certificates(content))
@@ -86,14 +86,14 @@ def _read(file: Path, now: datetime) -> Authority:
     except (ValueError, TypeError) as error:
         raise AuthorityError(
             f"{file}: not a private key without password followed by its CA certificate "
-            f"({error}); remove it, and another CA is made"
+            f"({error}); remove it, and the mirror makes a new CA"
         ) from error
     if not authority.fits:
-        raise AuthorityError(f"{file}: the key is not the one of the first certificate there")
+        raise AuthorityError(f"{file}: the key does not belong to the first certificate")
     if not authority.valid_from <= now < authority.valid_until:
         raise AuthorityError(
             f"{file}: the CA is valid from {authority.valid_from:%Y-%m-%d} to "
-            f"{authority.valid_until:%Y-%m-%d}; remove it, and another one is made, which clients "
-            "have to be told of (mirror ca)"
+            f"{authority.valid_until:%Y-%m-%d}; remove it, and the mirror makes a new CA: give "
+            "that one to the clients (mirror ca)"
         )
     return authority

@@ -1,4 +1,4 @@
-"""TLS for the hosts the mirror stands for: a certificate per host, made when it is first asked."""
+"""TLS contexts for the registries' hosts: one certificate per host, made on first use."""
 
 import logging
 import ssl
@@ -11,7 +11,7 @@ from typing import Final
 from mirror.ca.errors import AuthorityError
 from mirror.ca.signing import HOST_LIFE, Authority, host_certificate
 
-_RENEW: Final = HOST_LIFE / 3  # so long before the end
+_RENEW: Final = HOST_LIFE / 3  # before the certificate expires
 
 
 _log = logging.getLogger(__name__)
@@ -22,16 +22,17 @@ def _now() -> datetime:
 
 
 class CertificateIssuer:
-    """Makes what servers of TLS need, and keeps it; the caller bounds how many hosts there are."""
+    """Makes and caches a TLS server context per host; the caller limits the number of hosts."""
 
     def __init__(self, authority: Authority, clock: Callable[[], datetime] = _now) -> None:
         self._authority = authority
         self._clock = clock
-        self._contexts: dict[str, tuple[ssl.SSLContext, datetime]] = {}  # and when it was made
+        # Each context with the time it was made.
+        self._contexts: dict[str, tuple[ssl.SSLContext, datetime]] = {}
         self._told = False
 
     def context(self, host: str) -> ssl.SSLContext:
-        """TLS as ``host``, whatever name the client asks for in it.
+        """Return a TLS server context with a certificate for ``host``; the client's SNI is ignored.
 
         Raises:
             AuthorityError: the CA is not valid now; the log says so once.
@@ -39,7 +40,8 @@ class CertificateIssuer:
         now = self._clock()
         self._check(now)
         context, made = self._contexts.get(host, (None, now))
-        # Also where the clock was ahead then: for clients, what it made is not valid yet.
+        # Also renew if the clock was ahead at that time: clients would reject the certificate as
+        # not yet valid.
         if context is None or not made <= now < made + HOST_LIFE - _RENEW:
             context = _server(host_certificate(self._authority, host, now))
             self._contexts[host] = context, now
@@ -53,7 +55,7 @@ class CertificateIssuer:
         error = AuthorityError(
             f"the CA of [proxy] is valid from {authority.valid_from:%Y-%m-%d} to "
             f"{authority.valid_until:%Y-%m-%d}, and the clock says {now:%Y-%m-%d}: remove its "
-            "ca.pem and restart the mirror, and tell clients of the new CA (mirror ca)"
+            "ca.pem, restart the mirror, and give the new CA to the clients (mirror ca)"
         )
         if not self._told:
             _log.error("%s", error)
@@ -64,7 +66,7 @@ class CertificateIssuer:
 def _server(pem: bytes) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
-    with tempfile.NamedTemporaryFile(prefix="mirror-") as file:  # the library reads files alone
+    with tempfile.NamedTemporaryFile(prefix="mirror-") as file:  # ssl reads chains from files only
         file.write(pem)
         file.flush()
         context.load_cert_chain(file.name)

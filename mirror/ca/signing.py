@@ -1,4 +1,4 @@
-"""Keys and certificates as values: an authority, and what it signs for one host (RFC 5280)."""
+"""Keys and certificates as values: a CA, and the certificates it signs for hosts (RFC 5280)."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _AUTHORITY_LIFE: Final = timedelta(days=3650)
-#: Short, for it is made anew whenever it is needed; long for a mirror whose clock stands still.
+#: Short, since a certificate is renewed when needed; long enough for a clock that stands still.
 HOST_LIFE: Final = timedelta(days=90)
-_SKEW: Final = timedelta(days=1)  # clocks of clients that are late
+_SKEW: Final = timedelta(days=1)  # for clients whose clock is slow
 _MOST_NAME: Final = 64  # characters of a common name
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A key and its certificate, followed by those that lead to a root where it is none itself."""
+    """A CA: its key, its certificate, and for an intermediate CA the certificates up to a root."""
 
     key: PrivateKeyTypes
     chain: tuple[x509.Certificate, ...]
@@ -33,30 +33,30 @@ class Authority:
 
     @property
     def fits(self) -> bool:
-        """Whether the key is the one of the certificate."""
+        """Whether the key belongs to the certificate."""
         return self.key.public_key() == self.certificate.public_key()
 
     @property
     def valid_from(self) -> datetime:
-        """The first moment it counts."""
+        """The start of the validity period."""
         return self.certificate.not_valid_before_utc
 
     @property
     def valid_until(self) -> datetime:
-        """The moment from which on it counts no more."""
+        """The end of the validity period."""
         return self.certificate.not_valid_after_utc
 
     def pem(self) -> bytes:
-        """Key and certificates."""
+        """Key and certificates as PEM: secret."""
         return _key_pem(self.key) + self.public_pem()
 
     def public_pem(self) -> bytes:
-        """What clients are to trust: no secret."""
+        """The certificates as PEM, for clients to trust: not secret."""
         return b"".join(each.public_bytes(Encoding.PEM) for each in self.chain)
 
 
 def new_authority(name: str, now: datetime) -> Authority:
-    """An authority of its own, which signs for hosts and for no other authority."""
+    """Make a self-signed CA that can sign for hosts, but not for other CAs (path length 0)."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:_MOST_NAME])])
     usage = _usage(key_cert_sign=True, crl_sign=True)
@@ -70,12 +70,16 @@ def new_authority(name: str, now: datetime) -> Authority:
 
 
 def host_certificate(authority: Authority, host: str, now: datetime) -> bytes:
-    """Key and certificate for one host, and the chain behind it; as PEM."""
+    """Make a key and a certificate for one host; return them with the CA's chain as PEM.
+
+    Raises:
+        ValueError: the CA's key is neither EC nor RSA.
+    """
     if not isinstance(authority.key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise ValueError("an authority signs with an EC or RSA key")
+        raise ValueError("the key of the CA must be EC or RSA")
     key = ec.generate_private_key(ec.SECP256R1())
     until = min(now + HOST_LIFE, authority.valid_until)
-    # What identifies it is the alternative name; a common name has no room for long hosts.
+    # The alternative name identifies the host; a common name is too short for long hosts.
     builder = _builder(x509.Name([]), authority.certificate.subject, key.public_key(), now, until)
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     certificate = (

@@ -59,7 +59,10 @@ def test_one_of_a_company_is_used_where_it_is_put(tmp_path):
         (b"", "not a private key"),
         (b"nonsense", "not a private key"),
         (trustme.CA().private_key_pem.bytes(), "not a private key"),
-        (trustme.CA().private_key_pem.bytes() + trustme.CA().cert_pem.bytes(), "is not the one of"),
+        (
+            trustme.CA().private_key_pem.bytes() + trustme.CA().cert_pem.bytes(),
+            "does not belong to",
+        ),
     ],
 )
 def test_what_is_no_ca_is_told_with_its_file(tmp_path, content, said):
@@ -80,7 +83,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path):
 
 def test_one_whose_time_is_over_is_told(tmp_path):
     ensure_authority(tmp_path, "mirror")
-    with pytest.raises(AuthorityError, match=r"remove it, and another one is made"):
+    with pytest.raises(AuthorityError, match=r"remove it, and the mirror makes a new CA"):
         ensure_authority(tmp_path, "mirror", lambda: datetime.now(UTC) + timedelta(days=4000))
 
 
