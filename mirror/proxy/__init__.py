@@ -1,1 +1,1 @@
-"""The mirror as an HTTP proxy: registries are answered from the cache, the rest is let through."""
+"""Proxy mode: requests to registries are answered from the cache, other hosts get a tunnel."""

@@ -1,7 +1,7 @@
-"""Connections to servers that clients are let through to.
+"""Connections to the servers at the far end of tunnels.
 
-A name is resolved once, and what is connected to is the address that was checked: what a name
-server says a moment later (DNS rebinding) does not matter.
+A name is resolved once, and the connection is made to the address that was checked, so a later
+answer of the name server (DNS rebinding) has no effect.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ _STAGGER_SECONDS: Final = 0.25  # RFC 8305, 5
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[AddressInfo]:
-    """The addresses of a host, as the system knows them.
+    """Return the addresses of a host from the system's resolver.
 
     Raises:
-        OSError: it has none.
+        OSError: the host has none.
     """
     loop = asyncio.get_running_loop()
     return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
 
 
 class Connector:
-    """Connects to servers, through a proxy of the mirror's own where there is one."""
+    """Connects to servers, directly or through a parent proxy."""
 
     def __init__(
         self,
@@ -42,20 +42,20 @@ class Connector:
         resolve: Resolve = resolve_by_system,
         parent: Callable[[Destination], Proxy | None] = lambda _: None,
     ) -> None:
-        """Give resolving and connecting so many seconds together.
+        """Limit resolving and connecting to ``seconds`` together.
 
-        ``parent`` says which proxy leads to a server, None where none is needed.
+        ``parent`` returns the parent proxy for a server, None for a direct connection.
         """
         self._seconds = seconds
         self._resolve = resolve
         self._parent = parent
 
     async def connect(self, destination: Destination, *, private: bool) -> socket.socket:
-        """A connected socket, which never blocks.
+        """Return a connected, non-blocking socket; ``private`` allows private addresses.
 
         Raises:
-            TunnelError: it has only addresses that are private, and these are not fine, or none
-                that can be connected to.
+            TunnelError: the server's name does not resolve, all its addresses are private ones
+                that are not allowed, or no connection succeeds in time.
         """
         parent = self._parent(destination)
         place = str(destination) if parent is None else f"{destination} through the proxy {parent}"
@@ -74,17 +74,18 @@ class Connector:
     async def _through(
         self, parent: Proxy, destination: Destination, *, private: bool
     ) -> socket.socket:
-        """Connect through a proxy, which may know names that nobody knows here."""
+        """Connect through a parent proxy, which may resolve names that this host cannot."""
         url = parent.url
         if url.scheme != "http" or url.host is None or url.port is None:
-            raise TunnelError(502, f"tunnels go through a proxy over http only, not {parent}")
+            raise TunnelError(502, f"a tunnel needs a parent proxy over http, not {parent}")
         known: Sequence[AddressInfo] = ()
         with contextlib.suppress(OSError, UnicodeError):
             known = await self._resolve(destination.host, destination.port)
         for info in known:
             check_address(destination, info[4][0], private=private)
         if any(leads_inside(info[4][0]) for info in known):
-            return await _started(known)  # what is near and may be had is no matter of that proxy
+            # An allowed private address is reached directly, not through the parent.
+            return await _started(known)
         raw = await _started(await self._resolve(url.host, url.port))
         try:
             await ask_parent(raw, parent, destination)
@@ -98,7 +99,7 @@ class Connector:
             found = await self._resolve(destination.host, destination.port)
         except (OSError, UnicodeError) as error:
             text = f"the name {destination.host} does not resolve"
-            raise TunnelError(502, f"{text}: see whether it is right, and DNS there") from error
+            raise TunnelError(502, f"{text}: check the name, and DNS on the mirror") from error
         refusal: TunnelError | None = None
         addresses = []
         for info in found:

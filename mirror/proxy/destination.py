@@ -1,8 +1,8 @@
-"""The server that a client asks a proxy for: ``host:port`` as it stands after CONNECT.
+"""The server that a client names to a proxy: ``host:port``, as after CONNECT.
 
-Knows the authority-form (RFC 9112, 3.2.3; RFC 9110, 9.3.6) and the absolute-form (RFC 9112, 3.2.2).
-Must not know which servers may be had.  What passes here is well-formed: one host, written one way,
-and a port; everything behind compares texts and relies on that.
+Parses the authority-form (RFC 9112, 3.2.3; RFC 9110, 9.3.6) and the absolute-form (RFC 9112,
+3.2.2).  ``permission`` decides which servers are allowed.  A parsed destination is normalized: one
+host in its only spelling, and a port.  Later code compares these texts and relies on that.
 """
 
 import ipaddress
@@ -20,8 +20,8 @@ _SCHEME: Final = "http://"
 _SHOWN: Final = 80
 
 
-class InvalidDestination(ValueError):  # noqa: N818  # reads as the other names that are none
-    """A text that names no server; the message is one line for people."""
+class InvalidDestination(ValueError):  # noqa: N818  # named like InvalidName
+    """The text does not name a server; the message is one line for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +36,32 @@ class Destination:
 
 
 def parse_connect(target: str) -> Destination:
-    """What CONNECT asks for; it has to say the port.
+    """Parse the target of a CONNECT; the port is required.
 
     Raises:
-        InvalidDestination: it asks for no server.
+        InvalidDestination: the target is not ``host:port``.
     """
     return _parse(target, None)
 
 
 def parse_authority(text: str, port: int) -> Destination:
-    """The server of a Host field (RFC 9110, 7.2); without a port it is ``port``.
+    """Parse a Host field (RFC 9110, 7.2); ``port`` is the default.
 
     Raises:
-        InvalidDestination: it is no server.
+        InvalidDestination: the field is not ``host`` or ``host:port``.
     """
     return _parse(text, port)
 
 
 def parse_absolute(target: str, port: int, scheme: str = _SCHEME) -> tuple[Destination, str]:
-    """The server and the path of ``http://server/path``; without a port it is ``port``.
+    """Return the server and the path of ``http://server/path``; ``port`` is the default.
 
     Raises:
-        InvalidDestination: it is no such address.
+        InvalidDestination: ``target`` has another scheme or names no valid server.
     """
     if target[: len(scheme)].lower() != scheme:
         raise InvalidDestination(
-            f"{target[:_SHOWN]!r} is for no proxy: a request names its server ({scheme}server/path)"
+            f"{target[:_SHOWN]!r} is not a request to a proxy, which has {scheme}server/path"
         )
     rest = target[len(scheme) :]
     end = next((at for at, sign in enumerate(rest) if sign in "/?#"), len(rest))
@@ -72,7 +72,7 @@ def parse_absolute(target: str, port: int, scheme: str = _SCHEME) -> tuple[Desti
 def _parse(text: str, default_port: int | None) -> Destination:
     matched = _AUTHORITY.fullmatch(text)
     if matched is None:
-        raise InvalidDestination(f"{text[:_SHOWN]!r} is no server (host:port)")
+        raise InvalidDestination(f"{text[:_SHOWN]!r} is not a server (host:port)")
     port = default_port if matched[2] is None else int(matched[2])
     if port is None:
         raise InvalidDestination(f"{text[:_SHOWN]!r} lacks the port (host:port)")
@@ -86,14 +86,14 @@ def _host(text: str) -> str:
         try:
             return str(ipaddress.IPv6Address(text[1:-1]))
         except ValueError as error:
-            raise InvalidDestination(f"{text[:_SHOWN]!r} is no IPv6 address") from error
+            raise InvalidDestination(f"{text[:_SHOWN]!r} is not an IPv6 address") from error
     name = text.lower().removesuffix(".")
-    # What ends in a number is an address to whoever resolves it: 127.1, 0x7f000001, 2130706433.
+    # Resolvers take a name that ends in a number for an address: 127.1, 0x7f000001, 2130706433.
     if _NUMBERS.fullmatch(name.rpartition(".")[2]):
         try:
             return str(ipaddress.IPv4Address(name))
         except ValueError as error:
-            raise InvalidDestination(f"{text[:_SHOWN]!r} is no IPv4 address") from error
+            raise InvalidDestination(f"{text[:_SHOWN]!r} is not an IPv4 address") from error
     if len(name) > _MOST_NAME or not _NAME.fullmatch(name):
-        raise InvalidDestination(f"{text[:_SHOWN]!r} is no name of a host")
+        raise InvalidDestination(f"{text[:_SHOWN]!r} is not a host name")
     return name

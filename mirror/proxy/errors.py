@@ -1,8 +1,8 @@
-"""What keeps a client from being let through."""
+"""The error of this package."""
 
 
 class TunnelError(Exception):
-    """The answer to a CONNECT that fails: a status, and one line that says what to change."""
+    """A CONNECT fails: the HTTP status of the answer, and one line that says what to change."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,7 @@
-"""The proxy's port: CONNECT, and requests with the whole address.  Translation only."""
+"""The proxy port: CONNECT, and requests with an absolute URL.
+
+Translation only: the rules are in ``permission``, the answers in ``registries`` and ``tunnel``.
+"""
 
 import asyncio
 import ssl
@@ -39,28 +42,28 @@ _HANDSHAKE_SECONDS: Final = 30.0
 
 
 class Observer(Protocol):
-    """Who wants to know of connections through the proxy."""
+    """Receives the events of proxy mode."""
 
     def proxy_connected(self, upstream: str, result: str) -> None:
-        """A client asked for a server: ``upstream`` where the mirror stands in for it."""
+        """Handle a CONNECT; ``upstream`` is empty unless the server is a configured registry."""
 
     def tunnels_open(self, change: int) -> None:
-        """More or fewer are open."""
+        """Change the number of open tunnels by ``change``."""
 
     def tunnel_ended(self, to_client: int, to_server: int) -> None:
-        """So many bytes went through one."""
+        """Handle the end of a tunnel; the arguments are the bytes in each direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelLimits:
-    """How many at once; seconds one may be idle."""
+    """Maximum number of open tunnels, and the seconds a tunnel may be idle."""
 
     tunnels: int
     idle_seconds: float
 
 
 class ProxyHandler:
-    """Answers clients whose proxy the mirror is."""
+    """Answers the clients that use the mirror as their HTTP proxy."""
 
     def __init__(
         self,
@@ -83,16 +86,17 @@ class ProxyHandler:
         self._handshakes = Handshakes(_HANDSHAKE_SECONDS)
 
     def handler(self, request: web.BaseRequest) -> Handler:
-        """The handler of a request."""
+        """Return the handler of a request."""
         if request[EXCHANGE].connected:
             return self._inside
         return self._connect if request.method == hdrs.METH_CONNECT else self._forward
 
     async def _inside(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer what is asked of the registry that the client connected to, and of no other.
+        """Answer a request inside TLS, if it is for the registry that the client connected to.
 
         Raises:
-            OciError: the request is for another server (RFC 9110, 7.4), or does not say for which.
+            OciError: the request is for another server (421; RFC 9110, 7.4), or names no valid
+                server (400).
         """
         exchange = request[EXCHANGE]
         upstream = self._directory.upstream(exchange.connected)
@@ -114,7 +118,7 @@ class ProxyHandler:
         return await self._registries.answer(request)
 
     async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer ``GET http://registry/v2/...``: plain http is for registries alone."""
+        """Answer ``GET http://registry/v2/...``: over plain http only registries are served."""
         try:
             destination, _ = parse_absolute(request.raw_path, _HTTP_PORT)
         except InvalidDestination as error:
@@ -124,7 +128,7 @@ class ProxyHandler:
             return _refused(request, TunnelError(403, _no_registry(destination)))
         exchange = request[EXCHANGE]
         exchange.connected = upstream
-        # The address is what counts, and not the Host field (RFC 9112, 3.2.2).
+        # The target takes precedence over the Host field (RFC 9112, 3.2.2).
         usual = destination.port == _HTTP_PORT
         host = str(destination).removesuffix(f":{_HTTP_PORT}") if usual else str(destination)
         exchange.origin = replace(exchange.origin, host=host)
@@ -149,7 +153,7 @@ class ProxyHandler:
     async def _stand_in(
         self, request: web.BaseRequest, upstream: str, host: str
     ) -> web.StreamResponse:
-        """Speak TLS in the name of a registry, and answer what is asked inside."""
+        """Terminate TLS in the name of a registry, and answer the requests inside."""
         exchange, connection = request[EXCHANGE], _connection(request)
         exchange.upstream = upstream
         try:
@@ -199,9 +203,7 @@ class ProxyHandler:
     def _counted(self) -> Iterator[None]:
         most = self._limits.tunnels
         if self._open >= most:
-            raise TunnelError(
-                503, f"too many connections are let through ([proxy] tunnels = {most})"
-            )
+            raise TunnelError(503, f"too many tunnels are open ([proxy] tunnels = {most})")
         self._open += 1
         self._observer.tunnels_open(1)
         try:
@@ -212,7 +214,7 @@ class ProxyHandler:
 
 
 class _Given(web.StreamResponse):
-    """Stands for an answer that is over: its connection was given away."""
+    """A finished response without output: its transport was detached and then closed."""
 
     @property
     def prepared(self) -> bool:
@@ -226,22 +228,22 @@ class _Given(web.StreamResponse):
 
 
 def _connection(request: web.BaseRequest) -> Connection:
-    assert isinstance(request.protocol, Connection), "the server makes no others"
+    assert isinstance(request.protocol, Connection), "Server makes only such connections"
     return request.protocol
 
 
 def _destination(request: web.BaseRequest) -> Destination:
-    """What a CONNECT asks for.
+    """Return the server that a CONNECT names.
 
     Raises:
-        TunnelError: it asks for nothing, or says more than it may.
+        TunnelError: the CONNECT is malformed or has a body (400).
     """
     if hdrs.TRANSFER_ENCODING in request.headers or request.headers.get(
         hdrs.CONTENT_LENGTH, "0"
     ) not in {"0", ""}:
         raise TunnelError(400, "a CONNECT has no body (RFC 9110, 9.3.6)")
     if request.version < HttpVersion10:
-        raise TunnelError(400, "a CONNECT ends in HTTP/1.1")
+        raise TunnelError(400, "the request line of a CONNECT must end in HTTP/1.1")
     try:
         return parse_connect(request.raw_path)
     except InvalidDestination as error:
@@ -255,16 +257,16 @@ def _refused(request: web.BaseRequest, error: TunnelError) -> web.Response:
 
 def _no_registry(destination: Destination) -> str:
     return (
-        f"over plain http this proxy leads to the registries of its upstreams alone, and "
-        f'{destination} is none; its operator adds it with [upstreams."{destination}"]'
+        f"over plain http this proxy serves only the registries of its upstreams, and "
+        f'{destination} is not one; its operator adds it with [upstreams."{destination}"]'
     )
 
 
 def _no_tls(error: OSError) -> str:
-    """Why a client and the mirror did not come together, for the log."""
+    """Return the reason why the TLS handshake failed, for the log."""
     if isinstance(error, ssl.SSLError):
         reason = error.reason or str(error)
         if "ALERT" in reason:
             return f"the client does not trust the CA of this mirror (mirror ca): {reason}"
-        return f"the client speaks no TLS, or none that is spoken here: {reason}"
-    return "the client left before it had shaken hands"
+        return f"the client does not speak TLS, or no version that the mirror accepts: {reason}"
+    return "the connection ended before the TLS handshake was complete"

@@ -1,8 +1,8 @@
-"""What is passed on to a registry of which ``allow`` or ``deny`` keep a repository back.
+"""The requests that are passed on to a registry with ``allow`` or ``deny`` rules.
 
-A request is passed on if it is an endpoint of the registry API, in its plain spelling, of a
-repository that may be had, or if it asks for a token.  All else is refused: a path that is not
-understood here may be understood by the registry.
+A request is passed on if it is a plainly spelled endpoint of the registry API for an allowed
+repository, or if it requests a token.  Everything else is refused: the registry may understand a
+path that the mirror does not.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from mirror.oci.errors import ErrorCode, OciError
 
 _READING: Final = frozenset({"GET", "HEAD"})
 _METHODS: Final = _READING | {"POST", "PUT", "PATCH", "DELETE"}
-#: Where registries have their token services; others are known by the registry's challenge.
+#: Usual paths of token services; other paths are found through the registry's challenge.
 TOKEN_PATHS: Final = frozenset(
     {
         *("/token", "/token/", "/auth", "/auth/token", "/v2/auth", "/v2/token", "/service/token"),
@@ -22,10 +22,10 @@ TOKEN_PATHS: Final = frozenset(
     }
 )
 TOKEN_METHODS: Final = frozenset({"GET", "POST"})
-#: Uploads to Google's Artifact Registry; what is there can be written, and not read.
+#: Uploads to Google's Artifact Registry; content under this path can be written, but not read.
 _GOOGLE_UPLOADS: Final = "/artifacts-uploads/"
 _UPLOADING: Final = frozenset({"PUT", "PATCH", "DELETE"})
-#: Fields by which servers and the proxies before them take another path, host or method.
+#: Fields that make some servers and reverse proxies use another path, host or method.
 REWRITING: Final = frozenset(
     {
         *("x-original-url", "x-rewrite-url", "x-original-uri", "x-forwarded-uri"),
@@ -36,22 +36,22 @@ REWRITING: Final = frozenset(
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path has one spelling alone: no escapes, no empty parts, no ``.`` and ``..``."""
+    """Whether a path has only one spelling: no escapes, no empty parts, no ``.`` and ``..``."""
     parts = path.removesuffix("/").split("/")[1:]
     usual = all(part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in parts)
     return path.isascii() and usual
 
 
 def checked_path(method: str, path: str, query: str, permit: Callable[[str], object]) -> str | None:
-    """The path of a request as it is to be passed on, None where it is none of the registry API.
+    """Return the path to pass on; None if the request is not part of the registry API.
 
-    ``permit`` raises where a repository may not be had.
+    ``permit`` raises an error if a repository is not allowed; the error is not caught here.
 
     Raises:
-        OciError: the method, or the repository that a blob is mounted from, is not one of the API.
+        OciError: the method is not part of the API, or a mount does not name its source.
     """
     if method not in _METHODS:
-        text = f"{method[:16]} is no method of the registry API"
+        text = f"{method[:16]} is not a method of the registry API"
         raise OciError(ErrorCode.UNSUPPORTED, text, headers={"Allow": ", ".join(sorted(_METHODS))})
     if path.startswith(_GOOGLE_UPLOADS) and method in _UPLOADING and is_plain(path):
         return path
@@ -70,22 +70,22 @@ def checked_path(method: str, path: str, query: str, permit: Callable[[str], obj
 
 
 def refusal(upstream: str) -> OciError:
-    """Why a request is not passed on."""
+    """Return the error for a request that is not passed on."""
     return OciError(
         ErrorCode.DENIED,
-        f'allow and deny of [upstreams."{upstream}"] hold: only requests of the registry API to '
-        "repositories that they let out, and for tokens, are passed on",
+        f'allow and deny of [upstreams."{upstream}"] apply: the mirror passes on only requests for '
+        "tokens, and requests of the registry API to allowed repositories",
         status=403,
     )
 
 
 def _check_mount(query: str, permit: Callable[[str], object]) -> None:
-    """Check where a blob is mounted from (end-11): a registry would read it there."""
+    """Check the source of a blob mount (end-11): the registry would read the blob from there."""
     # Older registries take ";" for "&" (as Go did before 1.17).
     fields = parse_qsl(query.replace(";", "&"), keep_blank_values=True)
     sources = [value for name, value in fields if name.lower() == "from"]
     if not sources and any(name.lower() == "mount" for name, _ in fields):
-        text = "name the repository that the blob is mounted from: the registry would take any"
+        text = "a mount must name its source repository (from): else the registry may use any"
         raise OciError(ErrorCode.DENIED, text, status=403)
     for source in sources:
         permit(source)

@@ -1,4 +1,4 @@
-"""The proxy that the mirror itself has to go through: a CONNECT of its own (RFC 9110, 9.3.6)."""
+"""CONNECT through the parent proxy, which the mirror itself has to use (RFC 9110, 9.3.6)."""
 
 import asyncio
 import base64
@@ -19,16 +19,16 @@ _END: Final = (b"\r\n\r\n", b"\n\n")
 
 
 async def ask_parent(raw: socket.socket, parent: Proxy, destination: Destination) -> None:
-    """Have the parent at the other end of ``raw`` connect to a server.
+    """Make the parent proxy at the other end of ``raw`` connect to a server.
 
     Raises:
-        TunnelError: it does not.
-        OSError: it is gone.
+        TunnelError: the parent refuses, or its answer is not HTTP.
+        OSError: the connection to the parent is lost.
     """
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(raw, _request(parent.url, destination))
     head = b""
-    # Byte by byte, for what comes behind the head is the server's, and the client's to read.
+    # Byte by byte: the bytes behind the head come from the server and belong to the client.
     while not head.endswith(_END):
         piece = await loop.sock_recv(raw, 1) if len(head) < _MOST_HEAD else b""
         if not piece:
@@ -36,7 +36,7 @@ async def ask_parent(raw: socket.socket, parent: Proxy, destination: Destination
         head += piece
     status = _STATUS.match(head)
     if status is None or not status[1].startswith(b"2"):
-        said = status[1].decode() if status else "no HTTP"
+        said = status[1].decode() if status else "its answer is not HTTP"
         text = f"the proxy {parent} does not connect to {destination}: {said}"
         raise TunnelError(502, f"{text} (it wants user and password)" if said == "407" else text)
 

@@ -1,6 +1,6 @@
-"""A client's own requests to a registry, passed on as they are, and what it answers.
+"""Requests that are passed on to a registry unchanged, and the registry's answers.
 
-Nothing of it is kept.  Bodies are streamed both ways, as fast as the slower side takes them.
+Nothing is stored.  Bodies are streamed in both directions at the speed of the slower side.
 """
 
 import asyncio
@@ -41,25 +41,25 @@ class Passing:
         host: str,
         without: Collection[str] = (),
     ) -> PassedAnswer:
-        """The registry's answer to ``target`` (path and query), the caller's to close.
+        """Return the registry's answer to ``target`` (path and query); the caller must close it.
 
-        ``host`` is what the client calls the registry: what it answers is made for that name.
-        Fields ``without`` (in lower case) are left out.
+        ``host`` is the client's name for the registry: URLs in the answer use it.  The fields in
+        ``without`` (lower case) are left out.
 
         Raises:
-            UpstreamError: there is none.
+            UpstreamError: the registry does not answer.
         """
         headers = end_to_end(request.headers)
         for name in without:
             headers.popall(name, None)
-        if host:  # else a client of HTTP/1.0, and it is what the url says
+        if host:  # empty for a client of HTTP/1.0: the upstream's URL then provides the host
             headers[hdrs.HOST] = host
         body = self._body(request) if request.body_exists else None
         outgoing = Outgoing(request.method, target, headers, body)
         return await self.registries[request[EXCHANGE].connected].pass_on(outgoing)
 
     async def realms(self, upstream: str, host: str) -> list[str]:
-        """Where the registry's challenge sends clients for a token.
+        """Return the token services (realms) in the registry's challenges.
 
         Raises:
             UpstreamError: the registry cannot be asked.
@@ -72,7 +72,12 @@ class Passing:
         return [challenge.parameters.get("realm", "") for challenge in challenges]
 
     async def relay(self, request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
-        """Send the registry's answer; closes it."""
+        """Send the registry's answer to the client and close it.
+
+        Raises:
+            UpstreamError, OSError: the answer failed before its first byte was sent.
+            ConnectionAbortedError: the body broke off; the client's connection is reset.
+        """
         exchange = request[EXCHANGE]
         exchange.kind = "passed"
         try:
@@ -97,7 +102,7 @@ class Passing:
         return response
 
     async def _body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        """What the client sends, as it comes."""
+        """Yield the request's body as it arrives; answer ``Expect: 100-continue`` first."""
         transport = request.transport
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and transport is not None:
             transport.write(_CONTINUE)
@@ -112,8 +117,8 @@ class Passing:
 def _response(request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
     headers = CIMultiDict(answer.headers)
     length = headers.get(hdrs.CONTENT_LENGTH, "")
-    headers.popall(hdrs.CONTENT_LENGTH, None)  # aiohttp's to write
-    headers.setdefault(hdrs.SERVER, "mirror")  # it would put in its own name
+    headers.popall(hdrs.CONTENT_LENGTH, None)  # aiohttp writes this field itself
+    headers.setdefault(hdrs.SERVER, "mirror")  # else aiohttp adds its own name
     response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
     if length.isascii() and length.isdigit():
         response.content_length = int(length)

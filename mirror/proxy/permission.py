@@ -1,4 +1,4 @@
-"""Which servers a client is let through to.  Pure rules; what a name resolves to comes later."""
+"""Which servers a client may reach through a tunnel.  Pure rules, without name resolution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ _WILD: Final = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Hosts by a glob, on one port or (None) on any."""
+    """Hosts that match a glob, on one port or (None) on any port."""
 
     glob: str
     port: int | None = HTTPS_PORT
 
     @property
     def exact(self) -> bool:
-        """Whether it names one host, which somebody then has thought of."""
+        """Whether the rule names one host, so that the operator means exactly this host."""
         return _WILD.isdisjoint(self.glob)
 
     def matches(self, destination: Destination) -> bool:
-        """Whether it is about this server."""
+        """Whether the rule applies to a server."""
         fits = self.port is None or self.port == destination.port
         return fits and fnmatchcase(destination.host, self.glob)
 
 
 def parse_rule(text: str) -> Rule:
-    """``host``, ``host:port`` or ``host:*``, where a host may be a glob."""
+    """Parse ``host``, ``host:port`` or ``host:*``; the host may be a glob, 443 is the default."""
     host, colon, port = text.lower().rpartition(":")
     if not colon or text.endswith("]"):
         host, port = text.lower(), str(HTTPS_PORT)
@@ -43,12 +43,12 @@ def parse_rule(text: str) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """The rules.
+    """The rules for tunnels.
 
-    ``private``: also into private networks.  ``barred`` are hosts that nobody is let through to;
-    ``limited`` those of registries of which only some repositories may be had, to which a tunnel
-    leads where a rule names the host itself.
-    ``near``: only for clients in private networks, for nobody said which others may.
+    ``private``: tunnels may lead into private networks.  ``barred``: hosts that get no tunnel.
+    ``limited``: hosts of registries with ``allow`` or ``deny`` rules; these get a tunnel only if a
+    rule names the host itself.  ``near``: only clients in private networks get tunnels, because no
+    other clients are configured.
     """
 
     rules: Sequence[Rule]
@@ -58,33 +58,33 @@ class Permission:
     limited: frozenset[str] = frozenset()
 
     def check(self, destination: Destination, client: str) -> bool:
-        """Let a client through to a server, or not; whether private addresses are fine there.
+        """Check whether a client may reach a server; return whether private addresses are allowed.
 
         Raises:
-            TunnelError: it is not let through.
+            TunnelError: the client is not allowed to reach the server (403).
         """
         if self.near and client and not is_local(client):
-            text = f"{client} is in no private network; [access] networks says who else may"
-            raise TunnelError(403, f"nobody is let through to {destination}: {text}")
+            text = f"{client} is not in a private network; [access] networks can allow it"
+            raise TunnelError(403, f"no tunnel to {destination}: {text}")
         if destination.host in self.barred:
             text = f"{destination.host} belongs to an upstream that is not enabled"
-            raise TunnelError(403, f"{text}: enabled = true in its table of [upstreams]")
+            raise TunnelError(403, f"{text}: set enabled = true in its table of [upstreams]")
         matching = [rule for rule in self.rules if rule.matches(destination)]
         if not matching:
             text = f'its operator allows it with "{destination}" in allow of [proxy]'
-            raise TunnelError(403, f"this proxy lets nobody through to {destination}; {text}")
+            raise TunnelError(403, f"this proxy opens no tunnel to {destination}; {text}")
         exact = any(rule.exact for rule in matching)
         if destination.host in self.limited and not exact:
-            text = f"allow and deny of [upstreams] limit what may be had of {destination.host}"
-            raise TunnelError(403, f'{text}: a tunnel takes "{destination}" in allow of [proxy]')
+            text = f"allow and deny of [upstreams] limit the repositories of {destination.host}"
+            raise TunnelError(403, f'{text}: a tunnel needs "{destination}" in allow of [proxy]')
         return self.private or exact
 
 
 def check_address(destination: Destination, address: str, *, private: bool) -> None:
-    """Let a client through to an address that a server has, or not.
+    """Check one address of a server.
 
     Raises:
-        TunnelError: it is a private one, and ``private`` ones are not fine.
+        TunnelError: the address is private, and ``private`` is false (403).
     """
     if not private and leads_inside(address):
         raise TunnelError(
@@ -95,5 +95,5 @@ def check_address(destination: Destination, address: str, *, private: bool) -> N
 
 
 def leads_inside(address: str) -> bool:
-    """Whether an address is not one of the public Internet, or stands for one that is not."""
+    """Whether an address is invalid, is not public, or maps to an address that is not public."""
     return lookup_address(address) is None or is_private(address)

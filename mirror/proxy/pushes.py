@@ -1,7 +1,7 @@
-"""Which repositories were pushed to through this mirror, and when: what was known before is old.
+"""Times of pushes through this mirror; answers about a repository from before its push are stale.
 
-Files, so that all processes on one cache directory know, and know at once.  Where they cannot be
-written this process at least knows.
+Stored as files, so that all processes on one cache directory see a push at once.  If the files
+cannot be written, only this process knows of the push.
 """
 
 import contextlib
@@ -18,26 +18,26 @@ _NANOSECONDS: Final = 1_000_000_000
 
 
 class Pushes:
-    """The moments of pushes."""
+    """The time of the last push to each repository."""
 
     def __init__(self, directory: Path, keep_seconds: float) -> None:
-        """Keep them for longer than anybody believes what upstream said before."""
+        """Keep times for ``keep_seconds``; it must exceed the lifetime of upstream's answers."""
         self._directory = directory
         self._keep_seconds = keep_seconds
         self._own: dict[str, int] = {}
 
     def last(self, name: str) -> str:
-        """A text that is another one after each push; empty where there was none."""
+        """Return a text that changes with each push; empty if there was none."""
         moment = self._own.get(name, 0)
         with contextlib.suppress(OSError):
             moment = max(moment, self._file(name).stat().st_mtime_ns)
         return str(moment) if moment else ""
 
     def note(self, name: str) -> None:
-        """There was a push just now; what is long over is forgotten."""
+        """Record a push now, and drop times that are older than ``keep_seconds``."""
         now = time.time_ns()
         self._own = {each: at for each, at in self._own.items() if self._counts(at, now)}
-        # Never one that was there before, although the clock may have been set back.
+        # Always later than the previous push, even if the clock was set back.
         moment = self._own[name] = max(now, int(self.last(name) or 0) + 1)
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -47,7 +47,7 @@ class Pushes:
                 if not self._counts(file.stat().st_mtime_ns, now):
                     file.unlink(missing_ok=True)
         except OSError as error:
-            _log.info("a push is known to this process alone: %s", error)
+            _log.info("cannot report a push to the other processes: %s", error)
 
     def _counts(self, moment: int, now: int) -> bool:
         return now - moment < self._keep_seconds * _NANOSECONDS

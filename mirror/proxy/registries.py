@@ -1,8 +1,8 @@
-"""What clients ask of a registry when the mirror stands in for it.
+"""Requests to a registry that the mirror answers in the registry's name (proxy mode).
 
-What is a pull goes the ordinary way through the cache.  Everything else is the registry's own
-business and passed on to it: pushes, logins, token services, whatever else it serves.  Where
-``allow`` or ``deny`` keep a repository back, ``limited`` says what of that is passed on.
+Pulls are answered through the cache.  All other requests are passed on to the registry: pushes,
+logins, token requests and the rest.  If ``allow`` or ``deny`` exclude repositories, ``limited``
+decides which of these requests are passed on.
 """
 
 import asyncio
@@ -50,11 +50,11 @@ _BROKEN: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Registries:
-    """Answers in the name of registries.
+    """Answers requests in the name of registries.
 
-    ``known`` are the upstreams where the mirror has credentials of its own; ``pushed`` is told of
-    a repository, and of the tag or digest, where something was written.  Where the cache can answer
-    for a registry it is given ``patience`` (seconds): Docker itself has no more than 15 s.
+    ``known`` are the upstreams for which the mirror has its own credentials.  ``pushed`` is called
+    with the target and the tag or digest after a push.  ``patience`` (seconds) is how long a
+    registry may take if the cache could answer in its place: Docker waits no longer than 15 s.
     """
 
     registry: RegistryHandler
@@ -64,7 +64,7 @@ class Registries:
     patience: float
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request to the registry that the client is connected to, as it believes.
+        """Answer a request to the registry that the client addresses.
 
         Raises:
             OciError, UpstreamError, ForbiddenError: see ``responses.error_of``.
@@ -81,7 +81,7 @@ class Registries:
         return await self.registry.answer(request)
 
     async def _greet(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What the registry wants to know of clients; nothing, while it cannot be asked."""
+        """Pass on ``/v2/``, for the registry's challenge; answer 200 if the registry fails."""
         request[EXCHANGE].kind = Ping.kind
         try:
             async with asyncio.timeout(self.patience):
@@ -96,10 +96,10 @@ class Registries:
         return web.json_response({}, headers=API_VERSION)
 
     async def _look(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Whether the registry has something in this very repository.
+        """Ask the registry whether this repository has the content.
 
-        Who pushes asks so, and uploads what is not there; the cache would only know that it was
-        somewhere.
+        A client that pushes asks this, and uploads only missing content.  The cache knows only
+        that the content exists in some repository; it answers if the registry does not.
         """
         try:
             async with asyncio.timeout(self.patience):
@@ -112,7 +112,7 @@ class Registries:
         return await self.passing.relay(request, answer)
 
     async def _note(self, request: web.BaseRequest, answer: PassedAnswer) -> None:
-        """After a push what a tag meant before must not be given out as fresh."""
+        """Report a push, so that the tag's previous manifest counts as stale."""
         if request.method not in _WRITING or not 200 <= answer.status < 300:
             return
         with contextlib.suppress(OciError, InvalidName, ForbiddenError):
@@ -128,7 +128,7 @@ class Registries:
                 await self.pushed(target, str(endpoint.reference))
 
     def _is_no_answer(self, request: web.BaseRequest, answer: PassedAnswer) -> bool:
-        if answer.status in _REFUSALS:  # the mirror may be let in where a nobody is not
+        if answer.status in _REFUSALS:  # the mirror's credentials may help a client without any
             own = request[EXCHANGE].connected in self.known
             return own and "Authorization" not in request.headers
         return answer.status >= _BROKEN or answer.status == _LIMITED
@@ -137,7 +137,7 @@ class Registries:
         exchange = request[EXCHANGE]
         exchange.upstream = exchange.connected
         path, (_, mark, query) = raw_path(request), request.raw_path.partition("?")
-        if not path.startswith("/"):  # it would become part of the host's name
+        if not path.startswith("/"):  # else the path would become a part of the host name
             raise OciError(ErrorCode.UNSUPPORTED, "a path begins with /", status=400)
         without: Collection[str] = ()
         if self.registry.directory.is_limited(exchange.connected):
@@ -146,7 +146,7 @@ class Registries:
         return await self.passing.ask(request, target, exchange.origin.host, without)
 
     async def _limited(self, request: web.BaseRequest, path: str, query: str) -> str:
-        """The path to pass on to a registry that holds repositories which may not be had.
+        """Return the path to pass on to a registry with ``allow`` or ``deny`` rules.
 
         Raises:
             OciError, InvalidName, ForbiddenError: the request is not passed on.
@@ -155,7 +155,7 @@ class Registries:
         permit = partial(
             self.registry.directory.resolve, prefix="", namespace=None, host="", connected=upstream
         )
-        if "#" in request.raw_path:  # what is behind it would be cut off
+        if "#" in request.raw_path:  # the rest of the path would be cut off
             raise OciError(ErrorCode.UNSUPPORTED, "a request's target has no #", status=400)
         checked = checked_path(request.method, path, query, permit)
         if checked is not None:
@@ -167,7 +167,7 @@ class Registries:
         raise refusal(upstream)
 
     async def _gives_tokens(self, request: web.BaseRequest, path: str) -> bool:
-        """Whether the registry's own challenge sends clients to a path."""
+        """Whether the registry's own challenge names a token service at this path."""
         exchange = request[EXCHANGE]
         with contextlib.suppress(UpstreamError, TimeoutError, ValueError):
             async with asyncio.timeout(self.patience):
@@ -181,7 +181,7 @@ class Registries:
 
 
 def _pull(request: web.BaseRequest) -> Endpoint | None:
-    """What a request wants to pull; None where it is something else."""
+    """Return the endpoint of a pull; None for other requests."""
     if request.method not in {"GET", "HEAD"} or request.body_exists:
         return None
     try:

@@ -1,7 +1,7 @@
-"""Bytes between a client and a server, both ways, as they are.
+"""Tunnels: copy bytes between a client and a server in both directions.
 
-Each side is read only as fast as the other one takes it.  An end of one direction (half-close) is
-passed on while the other direction goes on; a reset is passed on as one.
+Each side is read only as fast as the other side accepts data.  The end of one direction
+(half-close) is passed on, and the other direction continues; a reset is passed on as a reset.
 """
 
 import asyncio
@@ -10,17 +10,17 @@ from typing import Final
 
 from mirror.http.body import break_off
 
-#: The whole answer to a CONNECT that succeeds: no field that would speak of a body.
+#: The complete answer to a successful CONNECT; it must not have fields that announce a body.
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
-_HALF_SECONDS: Final = 60.0  # for one direction alone: the other side may well be gone
-_LAST_SECONDS: Final = 1.0  # what an idle tunnel has when the mirror stops
+_HALF_SECONDS: Final = 60.0  # idle time after a half-close: the other side may be gone
+_LAST_SECONDS: Final = 1.0  # idle time while the mirror stops
 
 
 class Tunnel:
-    """A client and a server that talk to each other."""
+    """One tunnel between a client and a server."""
 
     def __init__(self, idle_seconds: float) -> None:
-        """End it when nothing has moved for so many seconds."""
+        """Close the tunnel after ``idle_seconds`` without data."""
         self._loop = asyncio.get_running_loop()
         self._idle_seconds = idle_seconds
         self._moved = self._loop.time()
@@ -32,19 +32,21 @@ class Tunnel:
 
     @property
     def to_client(self) -> int:
-        """Bytes that went to the client."""
+        """Bytes sent to the client."""
         return self._server.count
 
     @property
     def to_server(self) -> int:
-        """Bytes that went to the server."""
+        """Bytes sent to the server."""
         return self._client.count
 
     async def run(self, client: asyncio.Transport, server: socket.socket, early: bytes) -> None:
-        """Pass bytes on until both directions have ended; ``early`` came from the client before.
+        """Answer the CONNECT, and copy bytes until both directions have ended.
+
+        ``early`` are bytes of the client that were read before.
 
         Raises:
-            OSError: the server is gone already.
+            OSError: the connection to the server is already lost.
         """
         try:
             await self._loop.create_connection(lambda: self._server, sock=server)
@@ -64,11 +66,11 @@ class Tunnel:
             self._server.abort()
 
     def wind_down(self) -> None:
-        """The mirror stops: end it as soon as nothing moves any more."""
+        """Close the tunnel after a second without data; the mirror stops."""
         self._be_idle_at_most(_LAST_SECONDS)
 
     def half_closed(self) -> None:
-        """One direction has ended."""
+        """Handle the end of one direction: shorten the idle time."""
         self.moved()
         self._be_idle_at_most(_HALF_SECONDS)
 
@@ -77,11 +79,11 @@ class Tunnel:
         self._watch()
 
     def moved(self) -> None:
-        """Something was passed on, or taken."""
+        """Restart the idle time: data was received or accepted."""
         self._moved = self._loop.time()
 
     def ended(self, error: BaseException | None) -> None:
-        """One side is gone; the other one gets what is on its way to it, or learns of a reset."""
+        """Handle the loss of one side: close the other after its pending data, or reset it."""
         for end in (self._client, self._server):
             if error is not None:
                 end.abort()
@@ -104,7 +106,7 @@ class Tunnel:
 
 
 class _End(asyncio.Protocol):
-    """One side; what comes from it goes to the ``other``."""
+    """One side of a tunnel; its data is written to the ``other`` side."""
 
     other: "_End"
 
@@ -142,7 +144,7 @@ class _End(asyncio.Protocol):
             self.other.close()
         elif self.other.transport is not None and not self.other.transport.is_closing():
             self.other.transport.write_eof()
-        return True  # the other direction goes on
+        return True  # keep the transport open for the other direction
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True

@@ -72,7 +72,7 @@ async def test_what_is_near_and_allowed_is_reached_without_the_parent(office, pa
     [
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not connect to auth.invalid:443: 403"),
         (b"HTTP/1.1 407 Who\r\nProxy-Authenticate: Basic\r\n\r\n", "user and password"),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "no HTTP"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "is not HTTP"),
         (b"", "does not answer a CONNECT as a proxy"),
         (b"HTTP/1.1 200 OK\r\n", "does not answer a CONNECT as a proxy"),
         (b"x" * 20000, "does not answer a CONNECT as a proxy"),

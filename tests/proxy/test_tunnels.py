@@ -186,7 +186,7 @@ async def test_a_stop_does_not_wait_for_tunnels_that_are_idle(tmp_path, server):
         ("does-not-exist.invalid:443", 502, "does not resolve"),
         ("example.com", 400, "lacks the port"),
         ("example.com:0", 400, "port between 1 and 65535"),
-        ("127.1:443", 400, "no IPv4 address"),
+        ("127.1:443", 400, "not an IPv4 address"),
     ],
 )
 async def test_a_refusal_says_in_one_line_what_to_change(office, target, status, said):
