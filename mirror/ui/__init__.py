@@ -1,1 +1,1 @@
-"""The pages for people."""
+"""The status pages for browsers and terminals."""

@@ -1,4 +1,4 @@
-"""Numbers and times as people read them.  Sizes in the units of the configuration (GiB)."""
+"""Format numbers and times for people.  Sizes have the units of the configuration (GiB)."""
 
 import math
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STEP: Final = 1024
-_LARGE: Final = 100  # from here on no decimals
+_LARGE: Final = 100  # from this value on, no decimals
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
@@ -31,7 +31,7 @@ def number(value: float) -> str:
 
 
 def share(part: float | None) -> str:
-    """``96.4 %``; all or nothing only where it is that."""
+    """``96.4 %``; never rounded to 0 % or 100 %.  A dash for None."""
     if part is None:
         return "\N{EN DASH}"
     if part <= 0 or part >= 1:
@@ -69,7 +69,7 @@ def age(seconds: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A time (Unix seconds) as HTML wants it in ``datetime``."""
+    """A time (Unix seconds) in the format of HTML's ``datetime`` attribute."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 

@@ -1,6 +1,6 @@
-"""The pages for the person who opens the mirror in a browser: what it does, how to use it.
+"""Handlers of the status pages: the mirror's state, and how to configure clients.
 
-Translates only: what there is to say comes from the ledger, how it looks from ``pages``.
+The figures come from the ledger; ``ui.templates`` renders them.
 """
 
 import asyncio
@@ -22,11 +22,12 @@ from mirror.ui.templates import Pages, health
 
 _RECENT: Final = 20
 _LISTED: Final = 8
-_LOOKED_AT: Final = 50  # of the largest and the longest unused; some are no longer in the cache
-_LIVE_SECONDS: Final = 0.5  # it takes 4 ms to make, and every open tab asks
+# Images to look up for each of the lists "largest" and "longest unused"; some have been evicted.
+_LOOKED_AT: Final = 50
+_LIVE_SECONDS: Final = 0.5  # rendering takes 4 ms, and every open tab requests the page
 _DAYS: Final = 30
 _BAR: Final = 30
-#: What may stand in a configuration file; a Host field may be anything.
+#: Hosts that are safe in a configuration file; the Host field comes from the client.
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 _POLICY: Final = "; ".join(
     (
@@ -53,23 +54,24 @@ class _File(Protocol):
 
 
 class Snippet(Protocol):
-    """What to paste into a client."""
+    """Configuration files for a client, and advice."""
 
     @property
     def files(self) -> Sequence[_File]:
-        """Each with its path."""
+        """The files, each with its path and text."""
 
     @property
     def advice(self) -> Sequence[str]:
-        """Lines about what to do with them."""
+        """Lines of text: what to do with the files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """How one kind of client is pointed at a mirror of a given address.
+    """How to configure one kind of client for a mirror.
 
-    ``command`` is what stands after ``mirror client``; ``covers`` which registries it is for;
-    ``by_proxy``: the mirror is the client's proxy, at another port and always over plain http.
+    ``command`` is the argument of ``mirror client``; ``covers`` says for which registries the
+    configuration works; ``snippet`` takes the mirror's URL.  ``by_proxy``: the client uses the
+    mirror as its proxy, on another port and always over plain http.
     """
 
     key: str
@@ -82,10 +84,11 @@ class Guide:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the pages get what they say.
+    """The functions that supply the data of the pages.
 
-    ``state`` is asked for so many recent pulls and images; ``usage`` is None while nobody knows;
-    ``held`` says which of some images are in the cache; ``trouble`` why nothing is kept, if so.
+    ``state`` takes the numbers of recent pulls and of images to return.  ``usage`` returns None
+    while the index cannot be read.  ``held`` returns those of its images that are in the cache.
+    ``trouble`` says why the mirror cannot store content; empty if it can.
     """
 
     state: Callable[[int, int], Awaitable[StatsReport]]
@@ -102,7 +105,7 @@ class _Bar:
 
 
 class StatusHandler:
-    """Everything that is for people."""
+    """Answers the requests for the status pages."""
 
     def __init__(
         self,
@@ -128,13 +131,16 @@ class StatusHandler:
         self._live_until = -math.inf
 
     async def page(self, request: web.BaseRequest) -> web.Response:
-        """HTML for browsers, plain text for everybody else."""
+        """Answer with the status as HTML for browsers, as plain text for other clients."""
         if not _wants_html(request):
             return await self._text(request)
         return self._html(request, "status.html", page="status", **await self._said())
 
     async def live(self, request: web.BaseRequest) -> web.Response:
-        """The part of the page that changes, for its script; made once for all who ask at once."""
+        """Answer with the changing part of the page, for its script.
+
+        The part is rendered at most every half second, however many tabs are open.
+        """
         async with self._making:
             if self._monotonic() >= self._live_until:
                 self._live = self._pages.render("live.html", **await self._said())
@@ -142,7 +148,7 @@ class StatusHandler:
         return _sent_html(self._live)
 
     async def clients(self, request: web.BaseRequest) -> web.Response:
-        """How to point a client at the mirror, at the address where the reader found it."""
+        """Answer with instructions for clients; they use the address of this request."""
         url = _url_of(request[EXCHANGE].origin)
         asked = request.rel_url.query.get("client", "")
         chosen = self._guides.get(asked) or next(iter(self._guides.values()))
@@ -158,7 +164,7 @@ class StatusHandler:
         )
 
     async def asset(self, request: web.BaseRequest) -> web.Response:
-        """Style, script and icon; kept by browsers under the address that names their version."""
+        """Answer with a style sheet, script or icon; a URL with a version may be cached."""
         asset = self._pages.assets[request.path.rpartition("/")[2]]
         kept = "max-age=604800" if request.rel_url.raw_query_string else "no-cache"
         headers = {**_FIELDS, "Cache-Control": kept}
@@ -204,12 +210,10 @@ class StatusHandler:
 
     def _condition(self) -> str:
         trouble = self._source.trouble()
-        return f"Nothing is kept at the moment: {trouble}. Pulls go straight through" * bool(
-            trouble
-        )
+        return f"Nothing is stored at the moment: {trouble}. Pulls pass through" * bool(trouble)
 
     def _accounts(self, said: StatsReport) -> list[UpstreamAccount]:
-        """Those that are configured, asked or not."""
+        """Return one account for each configured upstream, empty if it was never asked."""
         known = {account.name: account for account in said.upstreams}
         blank = Figures()
         return [known.get(name) or UpstreamAccount(name, blank, blank) for name in self._upstreams]
@@ -248,7 +252,7 @@ def _sent_html(text: str) -> web.Response:
 
 
 def _wants_html(request: web.BaseRequest) -> bool:
-    """Whether a browser asks: whoever takes HTML names it (RFC 9110, 12.5.1)."""
+    """Whether the client is a browser: only browsers name HTML in Accept (RFC 9110, 12.5.1)."""
     ranges = ",".join(request.headers.getall("Accept", [])).lower().split(",")
     named = [each.partition(";") for each in ranges]
     return any(
@@ -258,13 +262,13 @@ def _wants_html(request: web.BaseRequest) -> bool:
 
 
 def _url_of(origin: Origin) -> str:
-    """The mirror as its reader sees it."""
+    """The mirror's URL as the client sees it; ``localhost`` replaces an unsafe Host."""
     host = origin.host if _HOST.fullmatch(origin.host) else "localhost"
     return f"{origin.scheme}://{host}"
 
 
 def _bars(days: Sequence[tuple[str, Figures]]) -> list[_Bar]:
-    """Bytes saved by day, to be drawn."""
+    """The bytes saved on each day, scaled for a bar chart; empty without enough data."""
     most = max((figures.saved_bytes for _, figures in days), default=0)
     if len(days) <= 1 or most <= 0:
         return []

@@ -1,6 +1,6 @@
-"""Templates made into HTML.  The only module that knows Jinja.
+"""Render the templates.  The only module that imports Jinja.
 
-Whatever is put into a template is escaped, since names of images and programs come from anybody.
+All values are escaped: names of images and programs come from untrusted clients.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _TOO_MANY: Final = "429"
 
 
 class _Named(Protocol):
-    """Anything that is in a repository of an upstream."""
+    """An object with an upstream and a repository."""
 
     @property
     def upstream(self) -> str: ...
@@ -38,7 +38,7 @@ class _Named(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How an upstream is, in a word, and whether that is good, fair, bad or idle."""
+    """The state of an upstream: a short text, and its kind (good, fair, bad or idle)."""
 
     word: str
     kind: str
@@ -46,14 +46,14 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that a page needs, as it is sent."""
+    """The body and the content type of a file that the pages need."""
 
     body: bytes
     content_type: str
 
 
 class Pages:
-    """All pages and what they need; read once."""
+    """The templates of all pages and their assets, read once."""
 
     def __init__(self) -> None:
         sources = {name: (_PLACE / name).read_text("utf-8") for name in _TEMPLATES}
@@ -79,11 +79,11 @@ class Pages:
             for name, content_type in _TYPES.items()
         }
         bodies = b"".join(asset.body for asset in self.assets.values())
-        # Part of their address, so that browsers may keep them and still notice a new version.
+        # Part of the assets' URLs, so that browsers can cache assets and still load a new version.
         self._generation = hashlib.sha256(bodies).hexdigest()[:8]
 
     def render(self, template: str, **values: object) -> str:
-        """A page as HTML."""
+        """Return a page as HTML."""
         return self._environment.get_template(template).render(
             generation=self._generation, **values
         )
@@ -93,11 +93,11 @@ _NUMBERS: Final = ("size", "number", "share", "duration", "age", "moment", "date
 
 
 def health(account: UpstreamAccount) -> Health:
-    """How an upstream is, by its last answer."""
+    """Return the state of an upstream, from its last answer."""
     if account.up is None:
         return Health("not asked yet", "idle")
     if account.code == _TOO_MANY:
-        return Health("limits us", "fair")
+        return Health("rate limited", "fair")
     if account.up:
         return Health("up", "good")
     return Health("no answer" if account.code == "error" else f"fails ({account.code})", "bad")
@@ -108,7 +108,7 @@ def _repository(named: _Named) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A long name may go on in the next line after a slash."""
+    """Allow line breaks after the slashes of a name."""
     return escape(name).replace("/", Markup("/<wbr>"))
 
 
@@ -121,5 +121,5 @@ def _kind(result: str) -> str:
 
 
 def _kept(pull: Pull) -> str:
-    """How much of a pull was here already."""
+    """Return the share of a pull's bytes that came from the cache."""
     return formatting.share(1 - pull.missed_bytes / pull.sent_bytes if pull.sent_bytes else None)

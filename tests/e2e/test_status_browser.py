@@ -82,7 +82,7 @@ async def test_a_download_under_way_moves_its_bar(stage):
     stage.upstream.rate = 1.5 * MIB
     digest = stage.upstream.add_blob(random_bytes(60 * MIB, seed=77))
     page = await stage.page()
-    await expect(page.get_by_text("Nothing: whatever is asked for is here")).to_be_visible()
+    await expect(page.get_by_text("No downloads from upstream at the moment")).to_be_visible()
     pulls = [
         asyncio.create_task(stage.mirror.get(f"/v2/team/app/blobs/{digest}")) for _ in range(2)
     ]
@@ -100,7 +100,7 @@ async def test_a_download_under_way_moves_its_bar(stage):
     assert float(await bar.get_attribute("max") or 0) == 60 * MIB
     stage.upstream.rate = None
     await asyncio.gather(*pulls)
-    await expect(page.get_by_text("Nothing: whatever is asked for is here")).to_be_visible()
+    await expect(page.get_by_text("No downloads from upstream at the moment")).to_be_visible()
 
 
 async def test_new_pulls_appear_by_themselves_and_the_reader_stays_where_they_are(stage):

@@ -1,4 +1,4 @@
-// What needs a script: colours that are remembered, figures that move, text that is copied.
+// The script of the pages: remembers the colour theme, updates the figures, copies text.
 "use strict";
 
 const root = document.documentElement;
@@ -8,10 +8,10 @@ const remembered = {
     try {
       if (theme) localStorage.setItem("theme", theme);
       else localStorage.removeItem("theme");
-    } catch { /* for this page only, then */ }
+    } catch { /* without storage the theme lasts only for this page */ }
   },
 };
-// Before anything is painted.
+// Set the theme before the first paint.
 if (remembered.get()) root.dataset.theme = remembered.get();
 
 function offerColours() {
@@ -32,7 +32,7 @@ function offerColours() {
   button.hidden = false;
 }
 
-// Makes an element what a fresh one is, keeping what is there already: bars move, focus stays.
+// Changes an element into a fresh one, but keeps existing nodes: bars move, and focus stays.
 function become(old, fresh) {
   for (const { name, value } of fresh.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
@@ -58,7 +58,7 @@ function become(old, fresh) {
   }
 }
 
-// Asks while somebody looks: every second while something is being filled, else every five.
+// Requests the figures while the page is visible: every second during a fill, else every five.
 function keepLive() {
   const live = document.getElementById("live");
   if (!live) return;
@@ -80,7 +80,7 @@ function keepLive() {
       lost.hidden = true;
       if (live.querySelector("progress")) seconds = 1;
     } catch {
-      lost.textContent = `The mirror does not answer; these are its figures of ${answered.toLocaleTimeString()}.`;
+      lost.textContent = `The mirror does not answer; these figures are from ${answered.toLocaleTimeString()}.`;
       lost.hidden = false;
     }
     wait(seconds);
@@ -89,7 +89,7 @@ function keepLive() {
   wait(1);
 }
 
-// Over plain http browsers have no clipboard but the old one.
+// Over plain http, browsers support only the old clipboard command.
 async function copy(source) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(source.textContent);
