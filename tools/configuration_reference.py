@@ -1,7 +1,8 @@
 """The reference of all keys in docs/configuration.md, made from the code and config/mirror.toml.
 
-`python -m tools.configuration_reference` writes it: keys, defaults and restarts from the typed tree, the
-allowed values from the messages of `mirror check`, the reasons from config/mirror.toml.
+`python -m tools.configuration_reference` writes the page: keys, defaults and restarts from the
+typed tree, the allowed values from the messages of `mirror check`, the reasons from
+config/mirror.toml.
 """
 
 import os

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.configuration_reference import PAGE, page
 from tests.running import Mirror
+from tools.configuration_reference import PAGE, page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -21,10 +21,10 @@ import typer
 
 from mirror.cli import root
 from mirror.config import load
+from tests.cli.test_images import for_platform
 from tests.docs.test_pages import PAGES, ROOT
 from tests.fakes import FakeRegistry, random_bytes
 from tests.fakes.content import Image
-from tests.cli.test_images import for_platform
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
