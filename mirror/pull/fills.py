@@ -12,7 +12,7 @@ from mirror.pull.fill import Fill
 from mirror.pull.fill_reader import State
 from mirror.pull.policy import UNWANTED_FILLS, UNWANTED_FILLS_OF_CLIENT
 from mirror.pull.range_fetch import RangeFetches
-from mirror.shares import asker
+from mirror.shares import OPERATOR, asker
 
 
 class Fills:
@@ -45,15 +45,20 @@ class Fills:
         if not fill.leave():
             return
         client = asker()
-        if (
+        # The operator's `mirror warm` begins many downloads, and comes back for each at once.
+        if client != OPERATOR:
+            if self._is_crowded(client):
+                fill.give_up()
+                return
+            self._unread[fill] = client
+            self._unread_of[client] += 1
+        fill.linger()
+
+    def _is_crowded(self, client: str) -> bool:
+        return (
             len(self._unread) >= UNWANTED_FILLS
             or self._unread_of[client] >= UNWANTED_FILLS_OF_CLIENT
-        ):
-            fill.give_up()
-            return
-        self._unread[fill] = client
-        self._unread_of[client] += 1
-        fill.linger()
+        )
 
     def _forget_unread(self, fill: Fill) -> None:
         client = self._unread.pop(fill, None)
