@@ -60,7 +60,7 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
         limits = Limits(config.cache.max_size.of(disk_bytes), 0)
         with Threads(workers(), "files") as threads:
             objects = Objects(layout, limits, _Nobody(), threads)
-            notes = public, private = (
+            notes = public, private = tuple(
                 KeyValueStore(directory, limits.bounds)
                 for directory in (layout.tags, layout.private)
             )

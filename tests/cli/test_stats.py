@@ -7,6 +7,7 @@ import pytest
 
 from mirror.admin.commands import stats
 from mirror.config import load
+from mirror.store.local.disk_usage import in_blocks
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import digest_of
 from tests.running import eventually, running
@@ -43,12 +44,13 @@ async def test_it_says_what_was_saved_how_full_the_cache_is_and_how_upstreams_ar
         await eventually(mirror, "mirror_cache_objects", 3)
         found = await stats(config)
         size = len(APP.manifest) + sum(map(len, APP.blobs))
+        blocks = sum(in_blocks(len(each), 4096) for each in (APP.manifest, *APP.blobs))
         total = found["total"]
         assert (total["requests"], total["hits"], total["hit_rate"]) == (12, 9, 0.75)
         assert (total["served_bytes"], total["upstream_bytes"]) == (4 * size, size)
         assert (total["saved_bytes"], total["byte_hit_rate"]) == (3 * size, 0.75)
         assert total["results"]["negative"] == 1
-        assert found["cache"]["bytes"] == found["cache"]["kept_bytes"] == size
+        assert found["cache"]["bytes"] == found["cache"]["kept_bytes"] == blocks
         hub, *others = found["upstreams"]
         assert (hub["name"], hub["up"], hub["last_answer"]) == ("docker.io", True, "404")
         assert {each["up"] for each in others} == {None}

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from mirror.store.local.disk_usage import in_blocks
 from tests.waiting import LIMIT_SECONDS
 
 _REPOSITORY = Path(__file__).parents[2]
@@ -102,7 +103,8 @@ def disagreements(root: Path, max_bytes: int) -> list[str]:
         for path in _files(root / kind)
     }
     partial = {path.name: path.stat().st_size for path in _files(root / "partial")}
-    used = sum(files.values()) + sum(partial.values())
+    places = (root, *root.rglob("*"))
+    used = sum(place.stat(follow_symlinks=False).st_blocks * 512 for place in places)
     return [
         *(f"{path.name} is still pending" for path in _files(root / "pending")),
         *(f"{name} is a file without a row" for name in files.keys() - rows.keys()),
@@ -137,8 +139,8 @@ def _rows(root: Path) -> dict[str, int]:
     for key, name, size, described in rows:
         kind, algorithm, hexadecimal = key.split(".")
         assert name.startswith(f"{kind}/{algorithm}/{hexadecimal[:2]}/{hexadecimal}."), (key, name)
-        assert json.loads(described)["size"] == size
-    return {name: size for _, name, size, _ in rows}
+        assert in_blocks(json.loads(described)["size"], 4096) == size
+    return {name: json.loads(described)["size"] for _, name, _, described in rows}
 
 
 def _files(directory: Path) -> Iterator[Path]:

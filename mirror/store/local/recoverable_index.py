@@ -8,6 +8,7 @@ IndexUnavailableError.  Runs on the index's thread.
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from mirror.store.local.sqlite import (
 _log = logging.getLogger(__name__)
 #: A live process always takes less time between two steps of an adoption or eviction.
 _ABANDONED_SECONDS: Final = 60.0
+_MEASURE_SECONDS: Final = 1.0
 
 
 class RecoverableIndex:
@@ -50,6 +52,7 @@ class RecoverableIndex:
         self._layout = layout
         self._limits = limits
         self._directory_bytes = 0
+        self._measured = -math.inf  # monotonic time
         self._observer = observer
         self._alarm = alarm
         self._told_crowded = False
@@ -81,8 +84,16 @@ class RecoverableIndex:
             self._observer,
             self.reserved,
             self._tell_crowded,
-            self._directory_bytes,
+            self._directories(),
         )
+
+    def _directories(self) -> int:
+        """What the directories take: some milliseconds' work, done once a second at most."""
+        now = time.monotonic()
+        if now - self._measured >= _MEASURE_SECONDS:
+            self._directory_bytes = taken_by(self._layout.all_directories())
+            self._measured = now
+        return self._directory_bytes
 
     def _tell_crowded(self, kept: int) -> None:
         """Log once that kept images take the space."""
@@ -102,7 +113,7 @@ class RecoverableIndex:
             IndexUnavailableError: the index cannot be used; the limits apply once it can.
         """
         self._limits = limits
-        self._directory_bytes = taken_by(self._layout.all_directories())
+        self._measured = -math.inf  # so that the new limits hold at once
         self.index.limit(limits.bounds)
 
     def open(self) -> None:
@@ -124,7 +135,6 @@ class RecoverableIndex:
         It also completes the actions of a process that died, after _ABANDONED_SECONDS.
         """
         if self._sound():
-            self._directory_bytes = taken_by(self._layout.all_directories())
             with contextlib.suppress(OSError, IndexUnavailableError):
                 self.index.repair(media_type_of, before=time.time() - _ABANDONED_SECONDS)
             return
@@ -153,7 +163,6 @@ class RecoverableIndex:
             self._layout.rebuild.touch(0o600)
             discard(self._layout.root)
             self._index = self._repaired(alone=alone)
-        self._directory_bytes = taken_by(self._layout.all_directories())
         assert self._lock is not None, "the directory was locked above"
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
