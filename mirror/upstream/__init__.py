@@ -1,1 +1,1 @@
-"""One registry over HTTP, spoken to as a good client.  Knows no cache and no disk."""
+"""The HTTP client of one registry.  Must not know the cache or the disk."""

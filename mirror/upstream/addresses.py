@@ -1,7 +1,7 @@
-"""Special addresses: those that are not of the public Internet.
+"""Special addresses: the addresses outside the public Internet.
 
-The list is our own, after the IANA special-purpose address registries (RFC 6890), because the
-properties of ``ipaddress`` differ between patch versions of Python.
+The list here follows the IANA special-purpose address registries (RFC 6890).  The properties of
+``ipaddress`` are not used because they differ between patch versions of Python.
 """
 
 import ipaddress
@@ -71,15 +71,15 @@ _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 #: Prefixes that lead to the IPv4 address in the last 32 bits: mapped (RFC 4291), NAT64 (RFC 6052).
 _EMBEDDING: Final = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))
 _LOW: Final = (1 << 32) - 1
-#: What systems read as an IPv4 address: 127.1, 0x7f000001, 2130706433 (``inet_aton``).
+#: Texts that systems read as an IPv4 address: 127.1, 0x7f000001, 2130706433 (``inet_aton``).
 _NUMERIC: Final = re.compile(r"(?:.*\.)?(?:0x[0-9a-f]*|[0-9]+)", re.ASCII | re.DOTALL)
 
 
 def is_private(host: str) -> bool:
-    """Whether a host is at a special address; a name is not, except one of this machine.
+    """Whether a host is a special address.  Of names, only those of this machine are special.
 
-    A numeric host that is no address in its usual form counts as special, because programs read
-    such forms in different ways.
+    A numeric host that is not an address in the usual form counts as special, because programs
+    read such forms in different ways.
     """
     plain = host.partition("%")[0].rstrip(".").lower()
     address = _parse(plain)
@@ -94,16 +94,16 @@ def is_private(host: str) -> bool:
 
 
 def is_local(client: str) -> bool:
-    """Whether the address of a client is one of a private network.
+    """Whether the address of a client is in a private network.
 
-    Stricter than :func:`is_private`: a special address may still be used by a stranger (6to4).
+    Stricter than :func:`is_private`: a client on the Internet can have a special address (6to4).
     """
     address = _parse(client.partition("%")[0])
     return address is not None and any(address in network for network in _LOCAL)
 
 
 def _parse(text: str) -> Address | None:
-    """An address, the inner one where it leads to one; None where the text is no address."""
+    """Return the address, or the embedded IPv4 address; None if the text is not an address."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Who we are to an upstream: nobody, Basic, or a Bearer token fetched for a scope.
+"""Authentication at an upstream: anonymous, Basic, or a Bearer token for a scope.
 
-Follows the distribution project's token authentication.  The scope is always made here,
-``repository:<name>:pull``: ghcr.io's challenge carries a placeholder, Docker Hub's none.
+Follows the token authentication of the distribution project.  The scope is always built here,
+``repository:<name>:pull``: ghcr.io's challenge has a placeholder, Docker Hub's has no scope.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ from mirror.oci.challenge import Challenge
 from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError, UpstreamError
 from mirror.upstream.transport import Request, Transport
 
-_DEFAULT_EXPIRY_SECONDS: Final = 60.0  # what the token specification says of a missing expires_in
+_DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_in is missing
 _MAX_EXPIRY_SECONDS: Final = 86400.0
 _EXPIRY_MARGIN: Final = 0.1
 _MAX_TOKEN_ANSWER_BYTES: Final = 256 * 1024
 
 
 class TokenCache(Protocol):
-    """Where tokens wait until shortly before they expire."""
+    """Stores tokens until shortly before they expire."""
 
     async def lookup(self, name: str) -> str | None:
         """The token, or None."""
 
     async def put(self, name: str, token: str, ttl: float) -> None:
-        """Keep a token for ``ttl`` seconds."""
+        """Store a token for ``ttl`` seconds."""
 
     async def forget(self, name: str) -> None:
         """Drop a token."""
@@ -39,7 +39,7 @@ class TokenCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and a password or access token; never in a repr."""
+    """A user name and a password or access token; the repr hides both."""
 
     username: str
     password: str
@@ -54,25 +54,25 @@ class Credentials:
 
 
 class Authenticator(Protocol):
-    """Says who asks, in the Authorization header for one upstream."""
+    """Makes the Authorization header for one upstream."""
 
     async def header(self, repository: str) -> str | None:
-        """What to send at first."""
+        """Return the header for the first attempt, None for no header."""
 
     async def renewed(
         self, repository: str, challenges: list[Challenge], refused: str | None
     ) -> str | None:
-        """What to send after a 401 that refused ``refused``; None: there is nothing better."""
+        """Return the header after a 401 for ``refused``; None if there is no better one."""
 
     @property
     def needs_challenge(self) -> bool:
-        """Whether it has something to say and does not know in which words."""
+        """Whether there are credentials but no challenge yet that says how to send them."""
 
     def learn(self, challenges: list[Challenge]) -> None:
-        """Upstream has said in which words."""
+        """Take the challenges of upstream before the first request with credentials."""
 
     async def renew(self, repository: str) -> None:
-        """Find out anew, next time, what is good for a repository."""
+        """Drop the token for a repository; the next request fetches a new one."""
 
 
 class Authorization:
@@ -87,7 +87,7 @@ class Authorization:
         credentials: Credentials | None,
         owner: str = "",
     ) -> None:
-        """``owner`` names whose credentials they are, empty for the mirror's own."""
+        """``owner`` identifies the client with these credentials; empty for the mirror's own."""
         self._upstream = upstream
         self._url = url
         self._transport = transport
@@ -98,28 +98,28 @@ class Authorization:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def header(self, repository: str) -> str | None:
-        """What to send at first: what upstream has asked for before, or nothing.
+        """Return the header for the first attempt, by the last challenge; None without one.
 
-        ``repository`` is empty for what concerns none.
+        ``repository`` is empty for requests without a repository.
 
         Raises:
-            UpstreamError: a token is needed and cannot be had.
+            UpstreamError: a token is needed and cannot be fetched.
         """
         if self._challenge is None:
             return None
         try:
             return await self._answer(self._challenge, repository)
         except UpstreamError:
-            self._challenge = None  # it may be asking for something else by now, or for nothing
+            self._challenge = None  # upstream may use another challenge by now, or none
             raise
 
     async def renewed(
         self, repository: str, challenges: list[Challenge], refused: str | None
     ) -> str | None:
-        """What to send after a 401 that refused ``refused``; None when there is nothing better.
+        """Return the header after a 401 for ``refused``; None if there is no better one.
 
         Raises:
-            UpstreamError: a token is needed and cannot be had.
+            UpstreamError: a token is needed and cannot be fetched.
         """
         challenge = self._choose(challenges)
         if challenge is None:
@@ -143,11 +143,11 @@ class Authorization:
 
     @property
     def needs_challenge(self) -> bool:
-        """Whether there are credentials, and upstream has not asked for them yet."""
+        """Whether there are credentials and upstream has not sent a challenge yet."""
         return self._challenge is None and self._credentials is not None
 
     def learn(self, challenges: list[Challenge]) -> None:
-        """Know what upstream asks for before it does."""
+        """Take the challenges of upstream before the first request with credentials."""
         self._challenge = self._choose(challenges)
 
     async def renew(self, repository: str) -> None:
@@ -156,7 +156,7 @@ class Authorization:
 
     async def _forget(self, repository: str, refused: str) -> None:
         name = self._name(_scope(repository))
-        # Another request may have got a new token while this one was being refused.
+        # Another request may have fetched a new token while this one was refused.
         if "Bearer " + (await self._tokens.lookup(name) or "") == refused:
             await self._tokens.forget(name)
 
@@ -196,10 +196,13 @@ class Authorization:
             response.release()
 
     def _realm(self, challenge: Challenge) -> URL:
-        """The token service, if it may be trusted with credentials.
+        """Return the URL of the token service, if the mirror may send credentials to it.
 
-        A realm is only as trustworthy as the connection that named it: over TLS the registry
+        A realm is only as trustworthy as the connection that named it: with TLS the registry
         may name any https service, without TLS only its own host.
+
+        Raises:
+            UnavailableError: the realm is not trusted.
         """
         try:
             realm = URL(challenge.parameters.get("realm", ""))

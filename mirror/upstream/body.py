@@ -1,4 +1,4 @@
-"""Bodies that are read as a whole: one ``read`` of a stream returns only what has arrived."""
+"""Reads whole bodies: one ``read`` of a stream returns only the bytes that have arrived."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ import aiohttp
 async def read_up_to(
     content: aiohttp.StreamReader, count: int, arrived: Callable[[int], None] = lambda _: None
 ) -> bytes:
-    """The first ``count`` bytes of a body, fewer where it ends before them.
+    """Return the first ``count`` bytes of a body, fewer if the body is shorter.
 
-    ``arrived`` is told of every piece, in bytes.
+    ``arrived`` is called with the size of every piece in bytes.
 
     Raises:
         aiohttp.ClientError, OSError, RuntimeError: the connection broke or stalled.

@@ -1,7 +1,7 @@
-"""Spares clients the time-outs of a dead upstream: one of them pays, the others are told at once.
+"""Circuit breaker: one client waits for the time-out of a dead upstream, the others fail at once.
 
-Open, it answers with what went wrong last.  A probe of its own asks upstream from time to time
-whether it is back, so that no client has to find out.
+An open breaker raises the last error again.  A background probe checks whether upstream is back,
+so that no client request is used for that.
 """
 
 import asyncio
@@ -10,20 +10,20 @@ from typing import Final
 
 from mirror.upstream.errors import TimedOutError, UpstreamError
 
-_FAILURES: Final = 3  # that cost no time (connection refused) before it opens
+_FAILURES: Final = 3  # fast failures (connection refused) before it opens; a time-out opens at once
 _FIRST_PROBE_SECONDS: Final = 0.5
 _MAX_PROBE_SECONDS: Final = 30.0
 
 
 class Breaker:
-    """Whether one upstream is worth asking."""
+    """The circuit breaker of one server."""
 
     def __init__(
         self,
         probe: Callable[[], Awaitable[None]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Ask with ``probe``, which raises UpstreamError while upstream cannot be reached."""
+        """``probe`` raises UpstreamError while upstream cannot be reached."""
         self._probe = probe
         self._sleep = sleep
         self._failures = 0
@@ -31,10 +31,10 @@ class Breaker:
         self._probing: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Pass, or be told what went wrong last.
+        """Return if requests may be sent.
 
         Raises:
-            UnavailableError, TimedOutError: upstream is not worth asking now.
+            UnavailableError, TimedOutError: the breaker is open; this is the last error.
         """
         if self._error is not None:
             raise type(self._error)(
@@ -42,13 +42,13 @@ class Breaker:
             )
 
     def failed(self, error: UpstreamError) -> None:
-        """Upstream could not be reached, or did not begin to answer in time."""
+        """Note that upstream could not be reached or did not start to answer in time."""
         self._failures += 1
         if isinstance(error, TimedOutError) or self._failures >= _FAILURES:
             self._open(error)
 
     def answered(self) -> None:
-        """Upstream answered, whatever it said."""
+        """Note that upstream answered, with any status."""
         self._failures = 0
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
-"""A client with credentials of its own, as an upstream is to see it.
+"""Clients with their own credentials.
 
-What it sent is told to that upstream alone.  Everywhere else, in names of what is remembered, in
-logs and errors, it goes by its identity, a keyed hash that says nothing of its secret.
+Only the upstream receives the credentials of a client.  Cache keys, logs and errors contain the
+client's identity instead: a keyed hash that reveals nothing about the secret.
 """
 
 import hashlib
@@ -16,56 +16,56 @@ _IDENTITY_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """One client; ``authorization`` is the field as it was sent, empty for one that sent none."""
+    """One client; ``authorization`` is its Authorization field, empty if it sent none."""
 
     identity: str
     authorization: str = field(default="", repr=False, compare=False)
 
     def credentials(self) -> Credentials | None:
-        """User and password, None where it sent something else."""
+        """User and password; None if the client did not use the Basic scheme."""
         pair = parse_basic(self.authorization)
         return None if pair is None else Credentials(*pair)
 
 
-#: A client that sent nothing and is told what upstream would tell it.
+#: A client without credentials; it gets the answer that upstream gives to anonymous clients.
 NOBODY: Final = Principal("nobody")
 
 
 class Principals:
-    """Makes visitors of what clients send."""
+    """Makes principals from Authorization fields."""
 
     def __init__(self, key: bytes) -> None:
-        """Tell them apart by a hash under ``key``, which nobody else has."""
+        """``key`` is the secret key of the hash that identifies a client."""
         self._key = key
 
     def principal(self, authorization: str) -> Principal:
-        """Who sent this Authorization field."""
+        """Return the principal that sent this Authorization field."""
         data = authorization.encode(errors="surrogateescape")
         hashed = hashlib.blake2b(data, digest_size=_IDENTITY_BYTES, key=self._key)
         return Principal(hashed.hexdigest(), authorization)
 
 
 class Verbatim:
-    """Sends upstream what a client sent, as it is, and nothing else."""
+    """Sends the Authorization field of a client to upstream unchanged, and nothing else."""
 
     def __init__(self, principal: Principal) -> None:
         self._header = principal.authorization or None
 
     async def header(self, repository: str) -> str | None:
-        """What the client sent."""
+        """The field of the client."""
         return self._header
 
     async def renewed(self, repository: str, challenges: object, refused: str | None) -> str | None:
-        """Nothing better: only the client can get another token."""
+        """None: only the client can get another token."""
         return None
 
     @property
     def needs_challenge(self) -> bool:
-        """Never."""
+        """False: the field of the client is sent with every request."""
         return False
 
     def learn(self, challenges: object) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
     async def renew(self, repository: str) -> None:
-        """Nothing to forget."""
+        """Do nothing: no token is stored here."""

@@ -1,6 +1,6 @@
-"""Mirrors of an upstream that sent something else than what was asked for: they are asked last.
+"""Remembers which mirrors of an upstream sent wrong content, so that they are asked last.
 
-Knows addresses by their place in the configuration.  Must not know what is asked of them.
+Knows mirrors by their position in the configuration.  Must not know the kinds of requests.
 """
 
 import math
@@ -11,13 +11,13 @@ from typing import Final
 
 #: How long a mirror is asked last, in seconds.
 _BEHIND_SECONDS: Final = 300.0
-#: So many failures within that time put a mirror behind for everything.
+#: After this many failures within that time, a mirror is asked last for everything.
 _FAILURES: Final = 3
 _MOST_THINGS: Final = 10_000
 
 
 class Doubts:
-    """What the mirrors of one upstream failed to give."""
+    """The failures of the mirrors of one upstream."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -26,20 +26,20 @@ class Doubts:
         self._gave: OrderedDict[str, set[int]] = OrderedDict()
 
     def is_behind(self, mirror: int, thing: str) -> bool:
-        """Whether a mirror is asked for ``thing`` only after all other addresses."""
+        """Whether a mirror is asked for ``thing`` only after all the other addresses."""
         failures = self._failures.setdefault(mirror, deque(maxlen=_FAILURES))
         often = len(failures) == _FAILURES and self._is_recent(failures[0])
         return often or self._has_failed(mirror, thing)
 
     def gave(self, mirror: int, thing: str) -> None:
-        """A mirror answered; whether with the right bytes is seen later."""
+        """Note that a mirror answered; the bytes are verified later."""
         self._gave.setdefault(thing, set()).add(mirror)
         self._gave.move_to_end(thing)
         if len(self._gave) > _MOST_THINGS:
             self._gave.popitem(last=False)
 
     def failed(self, mirror: int, thing: str) -> None:
-        """A mirror answered with something else than ``thing``."""
+        """Note that a mirror answered with other content than ``thing``."""
         now = self._clock()
         self._failed[mirror, thing] = now
         self._failed.move_to_end((mirror, thing))
@@ -48,10 +48,10 @@ class Doubts:
         self._failures.setdefault(mirror, deque(maxlen=_FAILURES)).append(now)
 
     def blame(self, thing: str) -> list[int]:
-        """What came of ``thing`` is wrong: put all mirrors behind that gave some of it.
+        """Note that ``thing`` has wrong content: ask all mirrors that sent a part of it last.
 
         Returns:
-            those that had not failed to give it before.
+            the mirrors that had not failed for ``thing`` before.
         """
         blamed = self._gave.pop(thing, set())
         fresh = [mirror for mirror in blamed if not self._has_failed(mirror, thing)]

@@ -18,17 +18,17 @@ from mirror.upstream.transport import READ_BUFFER_BYTES
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
-#: What is known of a visitor is found out again if it was forgotten.
+#: State of principals is a cache: it can be dropped and made again.
 _MOST_VISITORS: Final = 1_000
-_MOST_VISITOR_BYTES: Final = 4 * 1024 * 1024  # of what they sent: up to 64 KiB each
+_MOST_VISITOR_BYTES: Final = 4 * 1024 * 1024  # of Authorization fields: up to 64 KiB each
 
 
 class Endpoints:
     """The addresses of one upstream.
 
-    What one cannot give, for whatever reason, the next is asked for, as containerd does it; the
-    registry itself has the last word.  A mirror that sent something else than what was asked for is
-    asked after the registry.  Every method raises UpstreamError where it cannot be had.
+    If one address fails for any reason, the next one is asked, as containerd does; the registry
+    itself comes last.  A mirror that sent wrong content is asked after the registry.  Every method
+    raises UpstreamError if no address has the content; the error is that of the registry itself.
     """
 
     def __init__(
@@ -37,7 +37,10 @@ class Endpoints:
         registries: Sequence[Registry],
         introduce: Callable[[Principal], Authenticator],
     ) -> None:
-        """Ask ``registries`` in order; ``introduce`` says who a visitor is to the last of them."""
+        """Ask ``registries`` in order; the last one is the registry itself.
+
+        ``introduce`` returns the authenticator of a principal for the registry itself.
+        """
         self.name = name
         *self._mirrors, self._registry = registries
         self._introduce = introduce
@@ -46,7 +49,7 @@ class Endpoints:
         self._visited_bytes = 0
 
     def with_credentials(self, principal: Principal | None) -> "Endpoints":
-        """The upstream as a visitor sees it: the registry itself, which its credentials are for."""
+        """Return the upstream for a principal: only the registry itself gets its credentials."""
         if principal is None:
             return self
         visited = self._visited.get(principal)
@@ -65,7 +68,7 @@ class Endpoints:
         await self._registry.renew(repository)
 
     async def greet(self) -> None:
-        """See :meth:`Registry.greet`; of the registry itself."""
+        """See :meth:`Registry.greet`; asks the registry itself."""
         await self._registry.greet()
 
     async def confirm_manifest(self, repository: str, reference: str, accept: str) -> None:
@@ -89,9 +92,9 @@ class Endpoints:
     async def get_manifest(
         self, repository: str, reference: str, accept: str, read: Callable[[ManifestBody], R]
     ) -> R:
-        """What ``read`` makes of a manifest; see :meth:`Registry.get_manifest`.
+        """Return the result of ``read`` for a manifest; see :meth:`Registry.get_manifest`.
 
-        Where ``read`` raises an UpstreamError the next address is asked.
+        If ``read`` raises an UpstreamError, the next address is asked.
         """
 
         async def question(each: Registry) -> R:
@@ -132,7 +135,7 @@ class Endpoints:
         )
 
     async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
-        """See :meth:`Registry.pass_on`; what a client has to say is for the registry itself."""
+        """See :meth:`Registry.pass_on`; asks the registry itself, never a mirror."""
         return await self._registry.pass_on(outgoing)
 
     @property
@@ -141,10 +144,10 @@ class Endpoints:
         return bool(self._mirrors)
 
     def blame(self, *thing: object) -> bool:
-        """What came is wrong: ask the mirrors that gave some of it last.
+        """Note wrong content: ask the mirrors that sent a part of it last.
 
         Args:
-            thing: the digest of a blob, or repository and reference of a manifest.
+            thing: the digest of a blob, or the repository and the reference of a manifest.
 
         Returns:
             whether another address is asked first from now on.

@@ -1,10 +1,10 @@
-"""What can go wrong upstream, as values a caller can act on."""
+"""Errors of an upstream, one class for each way to handle them."""
 
 from collections.abc import Sequence
 
 
 class UpstreamError(Exception):
-    """Upstream did not give what was asked.  The message is for people and holds no secret."""
+    """Upstream did not answer a request as asked.  The message contains no secret."""
 
     transient = False
 
@@ -15,11 +15,11 @@ class UpstreamError(Exception):
 
 
 class NotFoundError(UpstreamError):
-    """404: upstream has no such thing."""
+    """404: upstream does not have it."""
 
 
 class RefusedError(UpstreamError):
-    """Upstream has something against who asks; ``challenges`` are its WWW-Authenticate fields."""
+    """Upstream refuses this client; ``challenges`` are the WWW-Authenticate fields."""
 
     def __init__(self, upstream: str, message: str, challenges: Sequence[str] = ()) -> None:
         super().__init__(upstream, message)
@@ -27,7 +27,7 @@ class RefusedError(UpstreamError):
 
 
 class UnauthorizedError(RefusedError):
-    """401, also after a token was got: private, or (Docker Hub) not there at all."""
+    """401, also with a token: the repository is private or (Docker Hub) does not exist."""
 
 
 class DeniedError(RefusedError):
@@ -43,24 +43,24 @@ class RateLimitedError(UpstreamError):
 
 
 class UnavailableError(UpstreamError):
-    """It cannot be reached, broke off, or answered 5xx or nonsense."""
+    """Upstream cannot be reached, broke off, or answered 5xx or nonsense."""
 
     transient = True
 
 
 class NonsenseError(UnavailableError):
-    """It answered something else than what was asked for."""
+    """Upstream answered with content that does not match the request."""
 
 
 class RangeRefusedError(UpstreamError):
-    """416: what we hold of a blob is no prefix of what upstream has."""
+    """416: the stored part of a blob is not a prefix of the blob at upstream."""
 
 
 class OversizedError(UpstreamError):
-    """A blob has more bytes than the operator allows, or does not end."""
+    """A blob is larger than ``[fetch] max_blob_size``, or does not end."""
 
 
 class TimedOutError(UpstreamError):
-    """It was reached and then was too slow."""
+    """Upstream was reached and then was too slow."""
 
     transient = True

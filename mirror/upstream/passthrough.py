@@ -1,4 +1,4 @@
-"""A client's own request to a registry, which the mirror only passes on, and the answer to it."""
+"""Requests that the mirror passes to a registry unchanged, and their answers."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-#: What aiohttp would add; a client that said nothing there meant to say nothing.
+#: Fields that aiohttp adds by itself; a request must not get fields that its client did not send.
 AUTO_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-#: A registry may take long to put together a layer that has just arrived.
+#: A registry may need long to assemble a layer after its upload.
 PASSING_SECONDS: Final = 600.0
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: For one connection only (RFC 9110, 7.6.1), or for a proxy (11.7).
@@ -16,14 +16,14 @@ _HOP_BY_HOP: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"),
         *("upgrade", "proxy-authorization", "proxy-authenticate", "proxy-authentication-info"),
-        "expect",  # answered where the body is read
+        "expect",  # the mirror answers it when it reads the body
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A request; ``target`` is path and query as they came, ``body`` None where there is none."""
+    """A request; ``target`` is the path and query as received, ``body`` is None without a body."""
 
     method: str
     target: str
@@ -32,7 +32,7 @@ class Outgoing:
 
 
 def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict[str]:
-    """The fields that are for the other end, in their order."""
+    """Return the end-to-end fields (RFC 9110, 7.6.1), in their order."""
     named = {
         name.strip().lower()
         for field in headers.getall("Connection", [])
@@ -46,5 +46,5 @@ def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict
 
 
 def counted_method(method: str) -> str:
-    """The method as a label: one of a few."""
+    """Return the method as a metric label; ``other`` for unknown methods."""
     return method if method in _METHODS else "other"

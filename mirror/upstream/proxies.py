@@ -1,7 +1,7 @@
-"""Which HTTP proxy leads to a server: the configured one, or the environment's.
+"""The HTTP proxy for a server: from the configuration or from the environment.
 
-The environment is read after the rules of Go (golang.org/x/net/http/httpproxy), as Docker and
-containerd read it: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or the same in lower case.
+The environment is read by the rules of Go (golang.org/x/net/http/httpproxy), as Docker and
+containerd read it: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or the same names in lower case.
 """
 
 import ipaddress
@@ -19,12 +19,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class InvalidProxyError(ValueError):
-    """A text that names no HTTP proxy; the message is one line without a secret."""
+    """A text is not the address of an HTTP proxy; the message is one line without a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, and the key or variable that names it; as a text without user and password."""
+    """A proxy, and the key or variable that names it; ``str`` omits user and password."""
 
     url: URL = field(repr=False)
     source: str
@@ -35,7 +35,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One entry of NO_PROXY: a network, or a name; ``port`` empty for every port."""
+    """One entry of NO_PROXY: a network or a name; ``port`` is empty for every port."""
 
     network: Network | None = None
     name: str = ""
@@ -43,7 +43,7 @@ class _Entry:
     port: str = ""
 
     def covers(self, host: str, address: Address | None, port: int) -> bool:
-        """Whether a server is asked without a proxy."""
+        """Whether a server is reached without a proxy."""
         if self.port not in {"", str(port)}:
             return False
         if self.network is not None:
@@ -52,7 +52,7 @@ class _Entry:
 
 
 class NoProxy:
-    """The servers that are asked without a proxy: this machine, and the entries of NO_PROXY."""
+    """The servers that are reached without a proxy: this machine and the entries of NO_PROXY."""
 
     def __init__(self, text: str = "") -> None:
         entries = [entry.strip().lower() for entry in text.split(",")]
@@ -61,7 +61,7 @@ class NoProxy:
         self._entries = [entry for entry in parsed if entry is not None]
 
     def covers(self, host: str, port: int) -> bool:
-        """Whether a server is asked without a proxy."""
+        """Whether a server is reached without a proxy."""
         plain = host.lower()
         address = _lookup_address(plain)
         if self._everything or plain == "localhost" or (address and address.is_loopback):
@@ -77,7 +77,7 @@ class Proxies:
     direct: NoProxy | None = None
 
     def lookup(self, scheme: str, host: str, port: int) -> Proxy | None:
-        """The proxy that leads to a server, None where it is asked directly."""
+        """Return the proxy for a server, None if the server is reached directly."""
         proxy = self.by_scheme.get(scheme)
         if proxy is None or (self.direct is not None and self.direct.covers(host, port)):
             return None
@@ -88,22 +88,22 @@ NO_PROXIES: Final = Proxies(MappingProxyType({}))
 
 
 def configured_proxies(text: str, source: str) -> Proxies:
-    """The proxy of a key, for every server: what is configured is meant.
+    """Return the configured proxy for every server; NO_PROXY does not apply to it.
 
     Raises:
-        InvalidProxyError: it is none.
+        InvalidProxyError: the text is not the address of a proxy.
     """
     return Proxies(dict.fromkeys(_SCHEMES, parse_proxy(text, source)))
 
 
 def environment_proxies(environment: Mapping[str, str]) -> Proxies:
-    """The proxies of the environment.
+    """Return the proxies from the environment.
 
-    Where REQUEST_METHOD is set, HTTP_PROXY may be what a client sent as its field ``Proxy`` (CGI),
-    and is not believed.
+    HTTP_PROXY is ignored if REQUEST_METHOD is set: under CGI it may hold the field ``Proxy`` of a
+    client.
 
     Raises:
-        InvalidProxyError: a variable names none.
+        InvalidProxyError: the value of a variable is not the address of a proxy.
     """
     by_scheme = {}
     for scheme in sorted(_SCHEMES):
@@ -117,10 +117,10 @@ def environment_proxies(environment: Mapping[str, str]) -> Proxies:
 
 
 def parse_proxy(text: str, source: str) -> Proxy:
-    """A proxy by its address, which is http where it does not say.
+    """Parse the address of a proxy; the default scheme is http.
 
     Raises:
-        InvalidProxyError: it is none.
+        InvalidProxyError: the text is not the address of a proxy.
     """
     scheme, separator, _ = text.partition("://")
     if not separator:
@@ -151,7 +151,7 @@ def _entry(entry: str) -> _Entry | None:
         return _Entry(ipaddress.ip_network(address), port=port)
     suffix = host[1:] if host.startswith("*.") else host
     name = suffix.removeprefix(".")
-    if not name:  # malformed, and ignored as by Go
+    if not name:  # malformed; Go ignores it too
         return None
     return _Entry(name=_ascii(name), below_only=suffix.startswith("."), port=port)
 

@@ -1,4 +1,4 @@
-"""Keeps quiet while upstream asks for quiet: after a 429 nothing is sent until it is over."""
+"""Rate limit of an upstream: after a 429 no request is sent until its Retry-After is over."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _MAX_DIGITS: Final = 10
 
 
 class RateLimitPause:
-    """Whether one upstream may be asked right now."""
+    """The pause of requests to one upstream."""
 
     def __init__(self, upstream: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._upstream = upstream
@@ -21,17 +21,22 @@ class RateLimitPause:
         self._closed_until = 0.0
 
     def check(self) -> None:
-        """Pass, or not.
+        """Return if requests may be sent.
 
         Raises:
-            RateLimitedError: upstream said 429 and the time it asked for is not over.
+            RateLimitedError: upstream answered 429 and its Retry-After is not over.
         """
         remaining = self._closed_until - self._clock()
         if remaining > 0:
             raise self._error(remaining)
 
     def close(self, retry_after: str, date: str = "") -> RateLimitedError:
-        """Note a 429 with its Retry-After and Date fields as sent; return the error to raise."""
+        """Start the pause after a 429; return the error to raise.
+
+        Args:
+            retry_after: the Retry-After field as received.
+            date: the Date field as received.
+        """
         seconds = _seconds_of(retry_after, date)
         wait = min(_DEFAULT_SECONDS if seconds is None else seconds, _MAX_SECONDS)
         self._closed_until = self._clock() + wait
@@ -42,9 +47,9 @@ class RateLimitPause:
 
 
 def _seconds_of(retry_after: str, date: str) -> float | None:
-    """Retry-After in seconds from now (RFC 9110, 10.2.3), None where it says nothing usable.
+    """Return Retry-After in seconds from now (RFC 9110, 10.2.3), None if it is unusable.
 
-    A moment is compared with ``date``, which the same clock has told: ours may be another one.
+    A timestamp is compared with ``date``, from the same clock: the mirror's clock may differ.
     """
     if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < _MAX_DIGITS:
         return float(retry_after)

@@ -1,4 +1,4 @@
-"""The pull half of the OCI distribution spec, asked of one upstream."""
+"""Client of one upstream registry: the pull part of the OCI distribution spec."""
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -41,13 +41,13 @@ _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
 _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
-#: What an answer of unknown size is given at first.
+#: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
-_NO_HEAD: Final = {405, 501}  # a registry that only knows GET
+_NO_HEAD: Final = {405, 501}  # from a registry that supports only GET
 
 
 class Registry:
-    """One upstream."""
+    """One upstream registry at one address."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Registry:
         *,
         replaceable: bool = False,
     ) -> None:
-        """``replaceable``: there is another address for what this one answers with a web page."""
+        """``replaceable``: a web page is an error, because another address can answer instead."""
         self.name = name
         self._gate = gate
         self._url = url
@@ -77,11 +77,11 @@ class Registry:
 
     @property
     def address(self) -> str:
-        """Where it is."""
+        """The origin of the registry's URL."""
         return str(self._url.origin())
 
     def with_credentials(self, introduction: Authenticator) -> "Registry":
-        """The same registry for somebody else, whom it may limit otherwise."""
+        """Return the same registry with other credentials and its own rate limit."""
         return Registry(
             self.name,
             self._url,
@@ -95,17 +95,17 @@ class Registry:
         )
 
     async def renew(self, repository: str) -> None:
-        """Let upstream look at the credentials themselves, next time it is asked.
+        """Drop the token for a repository: the next request makes upstream check the credentials.
 
         Raises:
-            UpstreamError: it cannot be asked.
+            UpstreamError: upstream cannot be asked.
         """
         await self._authorization.renew(repository)
         if self._authorization.needs_challenge:
             await self._learn()
 
     async def _learn(self) -> None:
-        """Have upstream say what it wants to see: of what is private it may say it is not there."""
+        """Ask for a challenge: upstream may answer 404 without one for a private repository."""
         self._gate.check()
         url = URL(f"{self._url}/v2/", encoded=True)
         response = await self._transport.send(Request("GET", url, "ping"))
@@ -117,24 +117,24 @@ class Registry:
         """Ask for ``/v2/``.
 
         Raises:
-            UpstreamError: upstream minds who asks, or cannot be asked.
+            UpstreamError: upstream refuses the credentials, or cannot be asked.
         """
         async with self._ask("GET", "", "", "ping"):
             return
 
     async def confirm_manifest(self, repository: str, reference: str, accept: str) -> None:
-        """Make sure that upstream gives a manifest.
+        """Check that upstream serves a manifest to this client.
 
         Raises:
-            UpstreamError: it does not.
+            UpstreamError: upstream does not.
         """
         await self._confirm(repository, f"{repository}/manifests/{reference}", "manifest", accept)
 
     async def confirm_blob(self, repository: str, digest: Digest) -> None:
-        """Make sure that upstream gives a blob.
+        """Check that upstream serves a blob to this client.
 
         Raises:
-            UpstreamError: it does not.
+            UpstreamError: upstream does not.
         """
         await self._confirm(repository, f"{repository}/blobs/{digest}", "blob", "*/*")
 
@@ -143,13 +143,13 @@ class Registry:
             if response.status not in _NO_HEAD:
                 return
         async with self._ask("GET", repository, path, kind, accept=accept, span=(0, 1)):
-            return  # its status is enough; the rest is closed unread
+            return  # the status is enough; the body is closed unread
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
-        """Ask what a manifest is without fetching it; Docker Hub does not count this as a pull.
+        """Ask for the fields of a manifest by HEAD; Docker Hub does not count this as a pull.
 
         Raises:
-            UpstreamError: it cannot be had.
+            UpstreamError: upstream does not serve the manifest.
         """
         path = f"{repository}/manifests/{reference}"
         async with self._ask("HEAD", repository, path, "manifest", accept=accept) as response:
@@ -165,7 +165,7 @@ class Registry:
         """Fetch a manifest.
 
         Raises:
-            UpstreamError: it cannot be had, or is larger than 4 MiB.
+            UpstreamError: upstream does not serve the manifest, or it is larger than 4 MiB.
         """
         path = f"{repository}/manifests/{reference}"
         async with self._ask("GET", repository, path, "manifest", accept=accept) as response:
@@ -174,10 +174,10 @@ class Registry:
             return ManifestBody(body, media_type, _digest(response.headers), hold)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
-        """The size of a blob in bytes, None where upstream does not say.
+        """Return the size of a blob in bytes, None if upstream does not tell it.
 
         Raises:
-            UpstreamError: it cannot be had.
+            UpstreamError: upstream does not serve the blob.
         """
         async with self._ask("HEAD", repository, f"{repository}/blobs/{digest}", "blob") as answer:
             return None if answer.status in _NO_HEAD else answer.content_length
@@ -188,12 +188,12 @@ class Registry:
     ) -> AsyncIterator[BlobStream]:
         """Open a blob from byte ``start`` up to ``stop`` (None: the end).
 
-        Upstream may begin at 0 all the same, and send all of it.
+        Upstream may ignore the range and send the whole blob from byte 0.
 
-        Twice ``buffer_bytes`` wait in memory for whoever reads slowly.
+        If the reader is slow, up to twice ``buffer_bytes`` are held in memory.
 
         Raises:
-            UpstreamError: it cannot be had.
+            UpstreamError: upstream does not serve the blob.
         """
         path = f"{repository}/blobs/{digest}"
         asking = self._exchange(
@@ -208,27 +208,27 @@ class Registry:
             )
 
     async def tags(self, repository: str, query: str) -> Listing:
-        """A page of the list of tags.
+        """Fetch a page of the list of tags.
 
         Raises:
-            UpstreamError: it cannot be had.
+            UpstreamError: upstream does not serve the list.
         """
         return await self._listing(repository, f"{repository}/tags/list", "tags", query)
 
     async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
-        """A page of what refers to a manifest.
+        """Fetch a page of the referrers of a manifest.
 
         Raises:
-            UpstreamError: it cannot be had; NotFoundError where upstream lacks the API.
+            UpstreamError: upstream does not serve the list; NotFoundError if it lacks the API.
         """
         path = f"{repository}/referrers/{digest}"
         return await self._listing(repository, path, "referrers", query)
 
     async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
-        """Send a client's own request; the answer is the caller's to close.
+        """Send a client's own request unchanged; the caller closes the answer.
 
         Raises:
-            UpstreamError: there is none.
+            UpstreamError: upstream does not answer.
         """
         url = URL(f"{self._url}{outgoing.target}", encoded=True)
         response = await self._transport.pass_on(outgoing, url)
@@ -258,7 +258,7 @@ class Registry:
         query: str = "",
         span: tuple[int, int | None] = (0, None),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Ask for something small, when it is this client's turn."""
+        """Send a request with a small answer, after waiting for this client's turn."""
         turn = await self._rooms.questions.hold(self.name)
         try:
             asking = self._exchange(
@@ -295,7 +295,7 @@ class Registry:
             self._check(response, repository)
             yield response
         finally:
-            # What was read to its end is kept alive, anything else is closed.
+            # A connection is reused only if its body was read to the end.
             response.release() if response.content.at_eof() else response.close()
 
     async def _ask_again(
@@ -336,7 +336,7 @@ class Registry:
     async def _read(
         self, response: aiohttp.ClientResponse, kind: str, limit: int
     ) -> tuple[bytes, Hold | None]:
-        """A body of at most ``limit`` bytes, and the hold of one that is not small."""
+        """Read a body of at most ``limit`` bytes; a body over SMALL_BYTES also has a hold."""
         size = response.content_length
         hold: Hold | None = None
         if size is None or SMALL_BYTES < size <= limit:
@@ -357,7 +357,7 @@ class Registry:
                 return body, kept
             return body, None
         finally:
-            if hold is not None:  # an error keeps its frames, and all that they refer to
+            if hold is not None:  # an error keeps its frames alive, and the hold with them
                 hold.release()
 
     def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
@@ -395,7 +395,7 @@ def _digest(headers: Mapping[str, str]) -> Digest | None:
 
 
 def _next_query(response: aiohttp.ClientResponse) -> str:
-    """The query of the next page; a link that cannot be read is none."""
+    """Return the query of the next page; empty without a readable link."""
     try:
         following = response.links["next"]["url"] if "next" in response.links else None
     except ValueError:
@@ -404,7 +404,7 @@ def _next_query(response: aiohttp.ClientResponse) -> str:
 
 
 def _is_listing(body: bytes, member: str) -> bool:
-    """Whether a body is an object of JSON with this member; a large one is not read through."""
+    """Whether a body is a JSON object with this member; a large body is not parsed."""
     if len(body) > _READ_THROUGH_BYTES:
         return body.lstrip().startswith(b"{")
     try:
@@ -415,6 +415,6 @@ def _is_listing(body: bytes, member: str) -> bool:
 
 
 def _field(headers: Mapping[str, str], name: str) -> str:
-    """A field that may be sent on to clients; empty where it is missing or may not."""
+    """Return a field if it is safe to send to clients, else an empty text."""
     value = headers.get(name, "")
     return value if value.isascii() and value.isprintable() else ""

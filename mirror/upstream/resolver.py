@@ -1,7 +1,7 @@
-"""Names to addresses, without letting a registry in the Internet point into a private network.
+"""Resolves names, and stops a public registry from redirecting into a private network.
 
-What a registry redirects to is fetched by the mirror, which often stands where its clients do not.
-A registry that is itself at a private address may redirect there: its storage is next to it.
+The mirror follows the redirects of a registry, and can often reach networks that its clients
+cannot.  A registry at a private address may redirect to one: its storage is next to it.
 """
 
 import socket
@@ -13,23 +13,23 @@ from mirror.upstream.addresses import is_private
 
 
 class PrivateAddressError(OSError):
-    """A public registry leads to a private address."""
+    """A public registry redirects to a private address."""
 
 
 class GuardedResolver(AbstractResolver):
-    """The system's resolver, which refuses private addresses to public registries."""
+    """The system's resolver; it refuses private addresses for public registries."""
 
     def __init__(self, own: str, inner: AbstractResolver | None = None) -> None:
-        """Guard the registry whose host is ``own``."""
+        """``own`` is the host of the registry."""
         self._own = own
         self._inner = inner if inner is not None else DefaultResolver()
         self._private = is_private(own)
 
     def check(self, host: str) -> None:
-        """Check an address that needs no resolving.
+        """Check a host that is an address and is not resolved.
 
         Raises:
-            PrivateAddressError: it is a private one, and the registry's is not.
+            PrivateAddressError: the address is private and that of the registry is not.
         """
         if is_private(host) and not self._private:
             raise PrivateAddressError(f"{host} is a private address")
@@ -37,11 +37,11 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a name.
+        """Return the addresses of a name.
 
         Raises:
-            OSError: it has none.
-            PrivateAddressError: it has only private ones, and the registry's is not.
+            OSError: the name has no address.
+            PrivateAddressError: all its addresses are private and that of the registry is not.
         """
         found = await self._inner.resolve(host, port, family)
         if host == self._own:

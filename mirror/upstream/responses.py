@@ -1,4 +1,4 @@
-"""What a registry answers, as values, and the bytes of a blob as they arrive."""
+"""The answers of a registry, and the stream of the bytes of a blob."""
 
 import asyncio
 from collections import deque
@@ -16,9 +16,9 @@ from mirror.upstream.proxies import Proxy
 from mirror.upstream.translation import translated
 from mirror.upstream.transport import Observer
 
-#: Little enough that turns come often, enough that taking them costs nothing (10 us each).
+#: Small enough for frequent turns, large enough that their cost (10 us each) does not matter.
 _GRANT_BYTES: Final = 128 * 1024
-#: What a busy event loop made late may be made up for; more than this would be a burst.
+#: How much delay of a busy event loop is caught up; more would cause a burst.
 _CATCH_UP_SECONDS: Final = 0.05
 
 Turn = Callable[[int], Awaitable[None]]
@@ -26,7 +26,7 @@ Turn = Callable[[int], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
-    """What HEAD tells of a manifest; None where upstream left it out.  ``size`` in bytes."""
+    """The answer to HEAD of a manifest; None for a missing field.  ``size`` is in bytes."""
 
     digest: Digest | None
     media_type: str
@@ -35,9 +35,9 @@ class ManifestHead:
 
 @dataclass(frozen=True, slots=True)
 class ManifestBody:
-    """A manifest as it came, not yet verified; ``digest`` is what upstream says it is.
+    """A manifest as received, not verified; ``digest`` is the digest that upstream states.
 
-    ``hold`` is its place in memory.
+    ``hold`` is its share of the memory for answers.
     """
 
     body: bytes
@@ -48,9 +48,9 @@ class ManifestBody:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A page of a listing, and the query of the next page (empty: this is the last).
+    """A page of a listing, and the query of the next page (empty on the last page).
 
-    ``hold`` is its place in memory.
+    ``hold`` is its share of the memory for answers.
     """
 
     body: bytes
@@ -60,23 +60,23 @@ class Listing:
 
 
 class Pace:
-    """So many bytes a second for all downloads of one upstream, in turns.
+    """Limits all downloads of one upstream to ``rate`` bytes per second, shared between blobs.
 
-    Each blob has one turn, over however many connections it comes: whoever has more connections
-    gets no more of the line (start-time fair queueing, Goyal et al. 1996: a blob that comes back
-    a moment late for its turn has lost nothing).
+    Turns are per blob, not per connection: more connections do not give a blob a larger share
+    (start-time fair queueing, Goyal et al. 1996: a blob that is a little late for its turn loses
+    nothing).
     """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._had: dict[str, int] = {}  # bytes each blob was given, counted as if all began at once
-        self._level = 0  # what the blob served last had had before
+        self._had: dict[str, int] = {}  # bytes granted per blob, as if all had started together
+        self._level = 0  # the value in _had of the blob served last, before its grant
         self._waiting: dict[str, deque[tuple[asyncio.Future[None], int]]] = {}
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def turn(self, blob: str) -> Turn:
-        """What a connection of ``blob`` awaits for the bytes it has read."""
+        """Return the function that a connection of ``blob`` awaits after each read."""
 
         async def take(count: int) -> None:
             granted = asyncio.get_running_loop().create_future()
@@ -95,7 +95,7 @@ class Pace:
         now = loop.time()
         self._timer = None
         self._due = max(self._due, now - _CATCH_UP_SECONDS)
-        for _ in range(len(self._waiting)):  # then whoever was served gets in line again
+        for _ in range(len(self._waiting)):  # then served blobs queue again
             if self._waiting and self._due <= now:
                 self._grant()
         if self._waiting:
@@ -109,7 +109,7 @@ class Pace:
         granted, count = line.popleft()
         if not line:
             del self._waiting[blob]
-        if not granted.done():  # else its download was broken off
+        if not granted.done():  # else the download was cancelled
             granted.set_result(None)
             self._level = self._had[blob]
             self._had[blob] += count
@@ -117,9 +117,9 @@ class Pace:
 
 
 class BlobStream:
-    """The bytes of a blob from ``offset`` on, as they arrive; ``total`` is the blob's size.
+    """The stream of a blob from ``offset`` on; ``total`` is the size of the blob in bytes.
 
-    ``ranged``: upstream says that it can be asked for parts.
+    ``ranged``: upstream states that it supports ranges.
     """
 
     def __init__(
@@ -132,9 +132,12 @@ class BlobStream:
         turn: Turn | None = None,
         proxy: Proxy | None = None,
     ) -> None:
-        """Read a body that stands for ``span`` (offset and size) of a blob, as ``turn`` allows.
+        """Stream the body of ``response``.
 
-        It comes through ``proxy``, if that is one.
+        Args:
+            span: the offset of the body in the blob and the size of the blob (None: unknown).
+            turn: limits the rate; None: no limit.
+            proxy: the proxy of the connection, for error messages.
 
         Raises:
             OversizedError: the blob has more than ``max_bytes``.
@@ -156,11 +159,11 @@ class BlobStream:
 
         Raises:
             UnavailableError, TimedOutError: the connection broke or stalled.
-            OversizedError: it does not end.
+            OversizedError: the body exceeds the limit.
         """
         try:
             piece = await self._arrived()
-        # RuntimeError: aiohttp's word for a body that is read on a connection that is gone.
+        # aiohttp raises RuntimeError for a read on a closed connection.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise translated(self._upstream, self._response.url, error, self._proxy) from error
         self._observer.upstream_bytes(self._upstream, "blob", len(piece))
@@ -181,7 +184,7 @@ class BlobStream:
 
 
 class PassedAnswer:
-    """What a registry answered to a client's own request."""
+    """The answer of a registry to a client's own request."""
 
     def __init__(
         self, upstream: str, response: aiohttp.ClientResponse, proxy: Proxy | None
@@ -205,6 +208,6 @@ class PassedAnswer:
             raise translated(self._upstream, self._response.url, error, self._proxy) from error
 
     def close(self) -> None:
-        """What was read to its end is kept alive, anything else is closed."""
+        """Release the connection; it is reused only if the body was read to the end."""
         response = self._response
         response.release() if response.content.at_eof() else response.close()

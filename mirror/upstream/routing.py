@@ -1,4 +1,4 @@
-"""Which upstream a request means, and what the repository is called there."""
+"""Finds the upstream of a request, and the name of its repository there."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Final
 from mirror.oci.reference import Repository, parse_repository, split_registry
 from mirror.upstream.credentials import Principal
 
-#: What Docker Hub is searched at: a name for it in images, and yet no registry.
+#: The search server of Docker Hub: a registry name in images, but there is no registry at it.
 _HUB_INDEX: Final = "index.docker.io"
 
 
 class UnknownRegistryError(Exception):
-    """A registry that is not configured; ``name`` is what the client asked for."""
+    """The registry is not configured; ``name`` is the name that the client used."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -21,7 +21,7 @@ class UnknownRegistryError(Exception):
 
 
 class ForbiddenError(Exception):
-    """A repository that this mirror is told not to give out."""
+    """The configuration forbids a repository (``allow`` and ``deny``)."""
 
     def __init__(self, upstream: str, repository: str) -> None:
         super().__init__(f"{upstream} {repository}")
@@ -31,12 +31,12 @@ class ForbiddenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What one upstream goes by.
+    """The names of one upstream and its permitted repositories.
 
-    ``aliases`` are other names for it in ``ns=`` and in paths, ``hosts`` are values of the Host
-    header that mean it, ``library`` says that a one-word repository means ``library/<word>``.
-    Of its repositories those may be had that a glob in ``allow`` matches and none in ``deny``;
-    ``*`` stands for anything, slashes too.  ``netloc`` is where it is, ``host`` or ``host:port``.
+    ``aliases`` are other names in ``ns=`` and in paths, ``hosts`` are values of the Host header
+    that select it, ``library``: a one-word repository means ``library/<word>``.  A repository is
+    permitted if a glob in ``allow`` matches it and no glob in ``deny`` does; ``*`` matches any
+    text, slashes included.  ``netloc`` is the address of the upstream, ``host`` or ``host:port``.
     """
 
     name: str
@@ -49,20 +49,20 @@ class Names:
 
     @property
     def limited(self) -> bool:
-        """Whether there may be a repository that may not be had."""
+        """Whether ``allow`` or ``deny`` can forbid a repository."""
         return is_limited(self.allow, self.deny)
 
     def permit(self, repository: str) -> bool:
-        """Whether a repository may be had."""
+        """Whether a repository is permitted."""
         allowed = any(fnmatchcase(repository, glob) for glob in self.allow)
         return allowed and not any(fnmatchcase(repository, glob) for glob in self.deny)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A repository of an upstream; ``visitor`` is who asks for it with credentials of its own.
+    """A repository of an upstream; ``principal`` is the client with its own credentials.
 
-    ``since`` is another text after each push: what upstream said before is not believed then.
+    ``since`` changes after each push, so that earlier cached answers are not used.
     """
 
     upstream: str
@@ -71,7 +71,7 @@ class Target:
     since: str = ""
 
     def __str__(self) -> str:
-        """A name for what is remembered: nothing that one visitor is told is told to another."""
+        """The cache key: it contains the principal, so that principals do not share answers."""
         name = (
             self.record if self.principal is None else f"{self.record} as {self.principal.identity}"
         )
@@ -79,17 +79,17 @@ class Target:
 
     @property
     def record(self) -> str:
-        """A name for what stays, whoever asks and whatever is pushed."""
+        """The key of records that are the same for all clients and stay after a push."""
         return f"{self.upstream} {self.repository}"
 
 
 def is_limited(allow: Collection[str], deny: Collection[str]) -> bool:
-    """Whether globs may keep a repository back."""
+    """Whether ``allow`` or ``deny`` can forbid a repository."""
     return bool(deny) or "*" not in allow
 
 
 class Router:
-    """The upstreams of this mirror by all their names."""
+    """Finds the upstreams of this mirror by all their names."""
 
     def __init__(self, upstreams: Iterable[Names], default: str) -> None:
         self._names: dict[str, Names] = {}
@@ -100,7 +100,7 @@ class Router:
             for host in upstream.hosts:
                 self._hosts[host.lower()] = upstream
         self._default = self._names[default.lower()]
-        # Where it is comes last: several may be behind one address, and go by their names then.
+        # Names win over addresses: several upstreams can share one address.
         places = {each.netloc.lower(): each for each in reversed(self._names.values())}
         self._places = {**places, **self._hosts, **self._names}
         self._places.pop(_HUB_INDEX, None)
@@ -108,19 +108,19 @@ class Router:
     def resolve(
         self, name: str, *, prefix: str, namespace: str | None, host: str, connected: str = ""
     ) -> Target:
-        """Find the upstream and repository a request means; the first match wins.
+        """Find the upstream and the repository of a request; the first match wins.
 
         Args:
             name: the full name after ``/v2/``, which may begin with a registry.
-            prefix: what stands before ``/v2/``.
+            prefix: the path before ``/v2/``.
             namespace: the ``ns`` query parameter (OCI distribution spec, registry proxying).
             host: the Host header.
-            connected: the upstream whose registry the client is connected to, as it believes.
+            connected: in proxy mode, the upstream that the client connected to.
 
         Raises:
-            UnknownRegistryError: it means a registry that is not configured.
-            InvalidName: what is left is no name of a repository.
-            ForbiddenError: the repository may not be had.
+            UnknownRegistryError: the registry is not configured.
+            InvalidName: the rest is not the name of a repository.
+            ForbiddenError: the repository is not permitted.
         """
         registry, rest = split_registry(name)
         if connected and not namespace:
@@ -130,13 +130,13 @@ class Router:
             if registry is None:
                 return _target(self._default, name)
             return _target(self._named(registry), rest)
-        # Podman may say it twice: ns= for a mirror whose location already carries the registry.
+        # Podman may name the registry twice: in ns= and in the location of the mirror.
         if registry is not None and self._names.get(registry.lower()) is chosen:
             return _target(chosen, rest)
         return _target(chosen, name)
 
     def lookup_place(self, host: str, port: int, usual_port: int) -> str | None:
-        """The upstream whose registry clients mean by a host and port, None where it is none.
+        """Return the upstream that clients mean by a host and port, None if there is none.
 
         A name without a port means ``usual_port``.
         """
@@ -147,18 +147,18 @@ class Router:
         return None if names is None else names.name
 
     def is_limited(self, upstream: str) -> bool:
-        """Whether ``allow`` or ``deny`` of an upstream keep a repository back.
+        """Whether ``allow`` or ``deny`` of an upstream can forbid a repository.
 
         Raises:
-            UnknownRegistryError: it is not configured.
+            UnknownRegistryError: the upstream is not configured.
         """
         return self._named(upstream).limited
 
     def upstream(self, registry: str) -> str:
-        """The upstream that a registry's name means.
+        """Return the upstream with this registry name or alias.
 
         Raises:
-            UnknownRegistryError: it is not configured.
+            UnknownRegistryError: the registry is not configured.
         """
         return self._named(registry).name
 

@@ -1,4 +1,4 @@
-"""Which certificate authorities an upstream's certificate may come from."""
+"""The certificate authorities (CAs) that are trusted for an upstream."""
 
 import ssl
 from functools import cache
@@ -6,15 +6,17 @@ from pathlib import Path
 
 
 def trusting(ca_files: tuple[str, ...]) -> ssl.SSLContext:
-    """TLS that trusts the system's authorities and those in the files, as they are now.
+    """Return a TLS context that trusts the CAs of the system and those in the files.
+
+    A changed file is read again.
 
     Raises:
-        OSError: one cannot be read, or holds no certificate (``ssl.SSLError`` is one).
+        OSError: a file cannot be read or contains no certificate (``ssl.SSLError`` is an OSError).
     """
     return _tls(ca_files, tuple(Path(file).stat().st_mtime_ns for file in ca_files))
 
 
-@cache  # 20 ms each, and most upstreams have the same
+@cache  # a context costs 20 ms, and most upstreams use the same one
 def _tls(ca_files: tuple[str, ...], _changed: tuple[int, ...]) -> ssl.SSLContext:
     context = ssl.create_default_context()
     for file in ca_files:

@@ -1,4 +1,4 @@
-"""The only seam between aiohttp's exceptions and ours."""
+"""Translates exceptions of aiohttp to the errors of this package, in this one place."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -11,7 +11,7 @@ from mirror.upstream.proxies import Proxy
 from mirror.upstream.resolver import PrivateAddressError
 
 _PROXY_LOGIN: Final = 407
-#: In this order: the last ones are the first ones' base classes.
+#: The order matters: base classes come after their subclasses.
 _FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientConnectorDNSError: "the name of {origin} does not resolve",
     aiohttp.ClientConnectorCertificateError: (
@@ -25,10 +25,9 @@ _FAILURES: Final[Mapping[type[Exception], str]] = {
 def translated(
     upstream: str, url: URL, error: Exception, proxy: Proxy | None = None
 ) -> UpstreamError:
-    """An exception of aiohttp's as one of ours.
+    """Return the error for an exception of aiohttp.
 
-    The message names the origin and never the path or query, which may be signed; and the proxy
-    that leads there.
+    The message names the origin and the proxy, never the path or the query: these may be signed.
     """
     origin = place(url, proxy)
     if isinstance(error, TimeoutError):
@@ -37,7 +36,7 @@ def translated(
 
 
 def place(url: URL, proxy: Proxy | None) -> str:
-    """A server as messages name it."""
+    """Return the name of a server in messages: its origin and the proxy."""
     origin = str(url.origin() if url.host else url)
     return origin if proxy is None else f"{origin} through the proxy {proxy}"
 

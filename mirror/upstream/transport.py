@@ -1,8 +1,8 @@
 """HTTP to one upstream: sessions, time-outs, redirects.
 
-Knows nothing of registries.  Bodies pass undecoded (a decompressed blob has another digest),
-redirects are followed by hand (aiohttp would requote a signed address and keep custom headers),
-and Authorization never goes to another origin than the one it was made for.
+Must not know registries.  Bodies are not decoded (a decompressed blob has another digest),
+redirects are followed here (aiohttp would requote a signed address and keep custom headers),
+and Authorization is sent only to the origin it was made for.
 """
 
 import asyncio
@@ -32,32 +32,32 @@ _MAX_REDIRECTS: Final = 5
 _PROXY_LOGIN: Final = 407
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
-_MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses outgrow aiohttp's 8 KiB
+_MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
 
 
 _COUNT: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
 class Observer(Protocol):
-    """Who wants to know of every request that went out."""
+    """Observes the requests to upstreams."""
 
     def upstream_answered(
         self, upstream: str, kind: str, method: str, code: str, seconds: float
     ) -> None:
-        """``code`` is the status, or ``error`` when there was no answer."""
+        """``code`` is the status, or ``error`` without an answer."""
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
-        """Upstream told how many pulls it allows and how many are left."""
+        """Upstream stated how many pulls it allows and how many are left."""
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
-        """Body bytes arrived."""
+        """``count`` bytes of a body arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
-    """How to reach upstream; times in seconds.
+    """How to reach upstream; times are in seconds.
 
-    ``private_redirects``: a public registry may lead to private addresses.
+    ``private_redirects``: a public registry may redirect to private addresses.
     """
 
     connect_timeout: float = 10.0
@@ -71,9 +71,9 @@ class TransportSettings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``kind`` is the metric label, ``authorization`` for the first origin only.
+    """One request; ``kind`` is the metric label, ``authorization`` is for the first origin only.
 
-    Bytes from ``range_start`` up to ``range_stop`` (not included; None: to the end).
+    It asks for the bytes from ``range_start`` up to ``range_stop`` (exclusive; None: the end).
     """
 
     method: str
@@ -86,7 +86,7 @@ class Request:
     range_stop: int | None = None
 
     def headers(self, *, same_origin: bool) -> dict[str, str]:
-        """The header fields for one hop."""
+        """Return the header fields for one hop."""
         headers = {"Accept": self.accept, "Accept-Encoding": "identity"}
         if self.range_start or self.range_stop is not None:
             last = "" if self.range_stop is None else self.range_stop - 1
@@ -97,12 +97,12 @@ class Request:
 
 
 class Transport:
-    """A pool of connections to one upstream and to where it redirects."""
+    """A connection pool for one upstream and the servers it redirects to."""
 
     def __init__(
         self, upstream: str, host: str, settings: TransportSettings, observer: Observer
     ) -> None:
-        """Talk to the registry at ``host``."""
+        """``host`` is the host of the registry."""
         self._upstream = upstream
         self._settings = settings
         self._observer = observer
@@ -113,7 +113,7 @@ class Transport:
 
     async def __aenter__(self) -> Self:
         self._direct = self._opened(self._resolver)
-        # A session of its own: the only name that it resolves is the proxy's, which is not guarded.
+        # A separate session: it resolves only the names of proxies, which may be private.
         self._proxied = self._opened(None)
         return self
 
@@ -121,7 +121,7 @@ class Transport:
         settings = self._settings
         return aiohttp.ClientSession(
             auto_decompress=False,
-            trust_env=False,  # it would send what ~/.netrc has for a host
+            trust_env=False,  # aiohttp would send credentials from ~/.netrc
             cookie_jar=aiohttp.DummyCookieJar(),
             connector=aiohttp.TCPConnector(
                 limit=0, ssl=trusting(settings.ca_files), resolver=resolver
@@ -148,7 +148,7 @@ class Transport:
                 await session.close()
 
     def lookup_proxy(self, url: URL) -> Proxy | None:
-        """The proxy that leads to an address, None where it is asked directly."""
+        """Return the proxy for an address, None if the address is reached directly."""
         return self._settings.proxies.lookup(url.scheme, url.raw_host or "", url.port or 0)
 
     async def _request(
@@ -171,10 +171,10 @@ class Transport:
         return response
 
     async def send(self, request: Request) -> aiohttp.ClientResponse:
-        """Send a request, follow where it leads, return the last answer with its body unread.
+        """Send a request, follow its redirects, return the last answer with its body unread.
 
         Raises:
-            UnavailableError, TimedOutError: there was no usable answer.
+            UnavailableError, TimedOutError: upstream did not answer, or a redirect is refused.
         """
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
@@ -194,15 +194,15 @@ class Transport:
         limit: int,
         arrived: Callable[[int], None] = lambda _: None,
     ) -> bytes:
-        """The whole body of an answer that is small: at most ``limit`` bytes.
+        """Read the whole body of a small answer: at most ``limit`` bytes.
 
-        ``arrived`` is told of every piece, in bytes, before more is read.
+        ``arrived`` is called with the size of every piece in bytes before the next read.
 
-        All of it has to arrive within ``idle_timeout``; a time-out counts for the breaker.
+        The whole body has to arrive within ``idle_timeout``; a time-out counts for the breaker.
 
         Raises:
-            NonsenseError: it is too large.
-            UnavailableError, TimedOutError: it broke off, or did not arrive in time.
+            NonsenseError: the body is larger than ``limit``.
+            UnavailableError, TimedOutError: the body broke off or did not arrive in time.
         """
 
         def count_piece(count: int) -> None:
@@ -216,7 +216,7 @@ class Transport:
                     limit + 1,
                     count_piece,
                 )
-        # RuntimeError: aiohttp's word for a body that is read on a connection that is gone.
+        # aiohttp raises RuntimeError for a read on a closed connection.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             proxy = self.lookup_proxy(response.url)
             failure = translated(self._upstream, response.url, error, proxy)
@@ -227,10 +227,12 @@ class Transport:
         return body
 
     async def pass_on(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
-        """Send a client's own request, return the answer with its body unread, wherever it leads.
+        """Send a client's own request, return the answer with its body unread.
+
+        Redirects are not followed: they are for the client.
 
         Raises:
-            UnavailableError, TimedOutError: there was no usable answer.
+            UnavailableError, TimedOutError: upstream did not answer.
         """
         breaker = self._breaker(url.origin())
         breaker.check()
@@ -271,7 +273,7 @@ class Transport:
     async def _hop(
         self, request: Request, url: URL, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
-        """One exchange, unless its server is known not to answer."""
+        """Send one request, unless the breaker of its server is open."""
         breaker = self._breaker(url.origin())
         breaker.check()
         try:
@@ -283,15 +285,15 @@ class Transport:
         return response
 
     def _breaker(self, origin: URL) -> Breaker:
-        """The breaker of one server: a registry may be well while its storage is not."""
+        """Return the breaker of one server: a registry can be up while its storage is down."""
         if origin not in self._breakers:
-            if len(self._breakers) >= _MAX_BREAKERS:  # storage behind ever-changing names
+            if len(self._breakers) >= _MAX_BREAKERS:  # storage with changing host names
                 return Breaker(lambda: self._ping(origin))
             self._breakers[origin] = Breaker(lambda: self._ping(origin))
         return self._breakers[origin]
 
     async def _ping(self, origin: URL) -> None:
-        """Ask a server for ``/v2/``; any answer will do."""
+        """Ask a server for ``/v2/``; any answer means that it is up."""
         url = origin / "v2/"
         response = await self._exchange(Request("GET", url, "ping"), url, {})
         response.close()
@@ -299,22 +301,22 @@ class Transport:
     async def _exchange(
         self, request: Request, url: URL, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
-        """One exchange, up to the answer's header fields; a span where somebody collects them."""
+        """Send a request, read the answer's header fields; record a span if tracing is on."""
         part = current()
-        if part is NOTHING or request.kind == "ping":  # which is for nobody
+        if part is NOTHING or request.kind == "ping":  # a ping belongs to no client request
             return await self._exchanged(request, url, headers)
         own = url.origin() == request.url.origin()
         with entered(part.child(request.method, outgoing=True)) as span:
             self._describe(span, request, url if own else url.origin())
-            told = span.headers() if own else {}  # where it redirects is nobody that is known
+            told = span.headers() if own else {}  # trace headers are not for redirect targets
             response = await self._exchanged(request, url, {**headers, **told})
             span.note({"http.response.status_code": response.status})
-            if response.status >= 400 and response.status != 401:  # which asks for a token
+            if response.status >= 400 and response.status != 401:  # 401 is a normal challenge
                 span.fail(str(response.status))
             return response
 
     def _describe(self, span: Span, request: Request, url: URL) -> None:
-        address = url.with_query(None).with_user(None)  # both may hold what is secret
+        address = url.with_query(None).with_user(None)  # both may contain secrets
         span.note(
             {
                 "http.request.method": request.method,
