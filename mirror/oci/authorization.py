@@ -1,6 +1,6 @@
-"""Authorization: what a client says of itself (RFC 9110, 11.6.2).
+"""The Authorization field: credentials of a client (RFC 9110, 11.6.2).
 
-Knows the Basic scheme (RFC 7617).  Must not know whom the credentials are for.
+Knows the Basic scheme (RFC 7617).  Must not know which server checks the credentials.
 """
 
 import base64
@@ -8,7 +8,7 @@ import binascii
 
 
 def parse_basic(field: str) -> tuple[str, str] | None:
-    """User and password of an Authorization field, None where it holds none."""
+    """Return user and password of an Authorization field, None if it has none."""
     scheme, _, encoded = field.partition(" ")
     if scheme.lower() != "basic":
         return None

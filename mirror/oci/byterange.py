@@ -1,6 +1,6 @@
-"""Byte ranges: what a client asks for, and what an upstream says it sends (RFC 9110, 14).
+"""Byte ranges: the fields Range and Content-Range (RFC 9110, 14).
 
-Knows the two header fields.  Must not know what the bytes are.
+Knows the two header fields.  Must not know the content.
 """
 
 import contextlib
@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-_DIGITS: Final = "[0-9]{1,20}"  # room for 2**64 - 1, which stands for "to the end" in some clients
+_DIGITS: Final = "[0-9]{1,20}"  # enough for 2**64 - 1, with which some clients mean "to the end"
 _SPEC: Final = re.compile(rf"bytes\s*=\s*({_DIGITS})?-({_DIGITS})?\s*", re.ASCII | re.IGNORECASE)
-_MAX_RANGES: Final = 64  # each costs a read and a head of its own
+_MAX_RANGES: Final = 64  # each costs a read and a part header
 _CONTENT_RANGE: Final = re.compile(
     rf"bytes ({_DIGITS})-({_DIGITS})/({_DIGITS}|\*)", re.ASCII | re.IGNORECASE
 )
@@ -22,9 +22,9 @@ class RangeNotSatisfiable(ValueError):  # noqa: N818  # the phrase of status 416
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """The bytes from ``start`` up to and without ``stop``.
+    """The bytes from ``start`` up to ``stop`` (exclusive).
 
-    ``open_ended``: however many there are; such a client takes what it needs and leaves.
+    ``open_ended``: the client named no end; it may close the connection when it has enough.
     """
 
     start: int
@@ -33,7 +33,7 @@ class ByteRange:
 
     @property
     def length(self) -> int:
-        """How many bytes."""
+        """The number of bytes."""
         return self.stop - self.start
 
     def content_range(self, size: int) -> str:
@@ -42,13 +42,13 @@ class ByteRange:
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """The range a client wants of content of ``size`` bytes; None means the whole.
+    """Parse a Range field for content of ``size`` bytes; None means the whole content.
 
-    Another unit and several ranges at once (see :func:`parse_ranges`) are ignored, as RFC 9110,
-    14.2 allows; a range that reaches beyond the end is cut there.
+    A field with another unit or with several ranges (see :func:`parse_ranges`) is ignored, as
+    RFC 9110, 14.2 allows; a range that reaches beyond the end is cut there.
 
     Raises:
-        RangeNotSatisfiable: it lies beyond the end, or is malformed.
+        RangeNotSatisfiable: the range starts beyond the end, or the field is malformed.
     """
     if header is None or "," in header or not _is_in_bytes(header):
         return None
@@ -61,20 +61,20 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     else:
         start, stop = int(first), size if last is None else min(int(last) + 1, size)
     if first is not None and start == size == 0:
-        return None  # as Go's ServeContent: containerd's parallel fetch asks bytes=0- of everything
+        return None  # like Go's ServeContent: containerd's parallel fetch always asks for bytes=0-
     if start >= stop:
         raise RangeNotSatisfiable(f"the range names no byte of the {size} there are")
     return ByteRange(start, stop, open_ended=first is not None and last is None)
 
 
 def parse_ranges(header: str | None, size: int) -> tuple[ByteRange, ...]:
-    """The ranges a client wants of content of ``size`` bytes, in its order; none means the whole.
+    """Parse a Range field for content of ``size`` bytes; no ranges mean the whole content.
 
-    Those that name no byte are left out.  More than 64 of them, or together more bytes than there
-    are, are ignored (RFC 9110, 14.2).
+    The order is that of the field.  Ranges that contain no byte are left out.  The field is
+    ignored if it has more than 64 ranges or their sum exceeds ``size`` (RFC 9110, 14.2).
 
     Raises:
-        RangeNotSatisfiable: all of them lie beyond the end, or are malformed.
+        RangeNotSatisfiable: every range starts beyond the end or is malformed.
     """
     if header is None or "," not in header or not _is_in_bytes(header):
         one = parse_range(header, size)
@@ -96,10 +96,10 @@ def parse_ranges(header: str | None, size: int) -> tuple[ByteRange, ...]:
 
 
 def parse_content_range(header: str) -> tuple[int, int, int | None]:
-    """Read Content-Range: start, stop (exclusive), size (None where it is unknown).
+    """Parse Content-Range: start, stop (exclusive), size (None if unknown).
 
     Raises:
-        ValueError: it makes no sense.
+        ValueError: the field is malformed or contradicts itself.
     """
     matched = _CONTENT_RANGE.fullmatch(header.strip())
     if matched is None:

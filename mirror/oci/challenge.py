@@ -1,6 +1,6 @@
-"""WWW-Authenticate: what a registry wants to see (RFC 9110, 11.6.1).
+"""The WWW-Authenticate field: challenges of a registry (RFC 9110, 11.6.1).
 
-Knows the grammar of challenges.  Must not know how they are answered.
+Knows the grammar of challenges.  Must not know how a client answers them.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-# No repetition here can match one text in two ways: a hostile header costs linear time.
+# No repetition here can match a text in two ways, so a hostile header costs only linear time.
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _END: Final = r"(?=[\s,]|\Z)"
 _SCHEME: Final = re.compile(rf"[\s,]*({_WORD}){_END}", re.ASCII)
@@ -23,16 +23,16 @@ _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A scheme and its parameters, both by lower-case name."""
+    """A scheme and its parameters; all names are in lower case."""
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """The challenges of one field, at most 16; what cannot be read ends the list.
+    """Return the challenges of one field, at most 16; the first unreadable one ends the list.
 
-    A token68 is passed over: no scheme that registries use has one.
+    A token68 is skipped: the schemes of registries do not use it.
     """
     challenges: list[Challenge] = []
     position = 0

@@ -1,6 +1,6 @@
-"""Digests: names that say what their content must be (OCI image spec, descriptor.md#digests).
+"""Digests: names that are the hash of their content (OCI image spec, descriptor.md#digests).
 
-Knows the two algorithms every client can check.  Must not know where the bytes come from.
+Knows the two algorithms that every client supports.  Must not know where the bytes come from.
 """
 
 import hashlib
@@ -13,20 +13,20 @@ _HEX: Final = re.compile(r"[0-9a-f]+", re.ASCII)
 
 
 class InvalidDigest(ValueError):  # noqa: N818  # reads as the spec's DIGEST_INVALID
-    """A text that is no digest."""
+    """A text is not a digest."""
 
 
 class Hasher(Protocol):
-    """What hashlib's objects are."""
+    """The interface of hashlib's objects."""
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Take in more bytes."""
+        """Add bytes."""
 
     def hexdigest(self) -> str:
         """The hash of the bytes so far, in lower-case hexadecimal."""
 
     def copy(self) -> "Hasher":
-        """Another hasher that has seen the same bytes."""
+        """Return another hasher with the same state."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,10 +41,10 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``algorithm:hex``.
+        """Parse ``algorithm:hex``.
 
         Raises:
-            InvalidDigest: it is not a digest by one of the algorithms of the spec.
+            InvalidDigest: the text is not a digest of one of the algorithms of the spec.
         """
         algorithm, _, hexadecimal = text.partition(":")
         if algorithm not in _HEX_LENGTHS:
@@ -56,13 +56,13 @@ class Digest:
 
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Self:
-        """The digest of ``data`` by ``sha256`` or ``sha512``."""
+        """Return the digest of ``data`` by ``sha256`` or ``sha512``."""
         return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
 
     def hasher(self) -> Hasher:
-        """A hasher of this digest's algorithm that has seen nothing yet."""
+        """Return a new hasher of this digest's algorithm."""
         return hashlib.new(self.algorithm)
 
     def matches(self, hasher: Hasher) -> bool:
-        """Whether what the hasher has seen is this digest's content."""
+        """Whether the bytes in ``hasher`` have this digest."""
         return hasher.hexdigest() == self.hex

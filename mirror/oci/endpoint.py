@@ -1,8 +1,8 @@
-"""A request line as a typed request: the door of the registry API.
+"""Parses request lines to the endpoints of the registry API.
 
 Knows the paths of the OCI distribution spec ("Endpoints").  Must not know which registries are
-configured.  What passes here is well-formed; everything behind relies on that.  The path is read
-as it stood on the wire, because decoding is where one path becomes two.
+configured.  The parts of an endpoint are well-formed; all other code relies on that.  The raw path
+is parsed, because decoding could turn two different paths into one.
 """
 
 import re
@@ -28,16 +28,16 @@ _HOST: Final = re.compile(
 _MAX_HOST_LENGTH: Final = 255
 _COLON: Final = re.compile("%3a", re.IGNORECASE)
 _ROOT: Final = re.compile(r"(?:/(?P<prefix>(?!v2/)[^/]+))?/v2(?:/(?P<rest>.*))?")
-_STRANGE: Final = re.compile(r"[^!-$&-~]")  # what is not visible ASCII, and "%"
+_STRANGE: Final = re.compile(r"[^!-$&-~]")  # "%", and all but visible ASCII
 _NO_NAMES: Final = frozenset({"", ".", ".."})
 _READING: Final = frozenset({"GET", "HEAD"})
-# The last part is a registry's own name for an upload; GitHub's registry writes "upload".
+# The registry chooses the last part, the name of an upload; GitHub's registry writes "upload".
 _UPLOAD: Final = re.compile(r"/blobs/uploads?(?:/(?!\.{1,2}\Z)[A-Za-z0-9._~:=@+-]*)?\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """``/v2/``: whether this is a registry."""
+    """``/v2/``: clients ask whether this is a registry."""
 
     kind: ClassVar[str] = "ping"
     prefix: str
@@ -84,7 +84,7 @@ class ReferrersEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class UploadEndpoint:
-    """``/v2/<name>/blobs/uploads/``, and an upload below it (end-4a to end-6, end-11, end-13)."""
+    """``/v2/<name>/blobs/uploads/`` and uploads below it (end-4a to end-6, end-11, end-13)."""
 
     kind: ClassVar[str] = "upload"
     prefix: str
@@ -96,10 +96,10 @@ Endpoint = Ping | Content
 
 
 def parse_endpoint(method: str, raw_path: str) -> Endpoint:
-    """Read a request line; ``raw_path`` is the path as on the wire, without the query.
+    """Parse a request line; ``raw_path`` is the path as on the wire, without the query.
 
     Raises:
-        OciError: it is not a read of the registry API, or not well-formed.
+        OciError: the request does not read from the registry API, or is malformed.
     """
     if method not in _READING:
         raise OciError(
@@ -120,10 +120,10 @@ def parse_endpoint(method: str, raw_path: str) -> Endpoint:
 
 
 def parse_passed(raw_path: str) -> Endpoint | UploadEndpoint:
-    """Read the path of a request of any method to a registry: what is pulled, and what is pushed.
+    """Parse the path of a request with any method to a registry, pulls and pushes.
 
     Raises:
-        OciError: it is no endpoint of the registry API, or not well-formed.
+        OciError: the path is not an endpoint of the registry API, or is malformed.
     """
     matched = _UPLOAD.search(raw_path)
     if matched is None or not raw_path.startswith("/v2/"):
@@ -135,7 +135,7 @@ def parse_passed(raw_path: str) -> Endpoint | UploadEndpoint:
 
 
 def plain_path(raw_path: str) -> str:
-    """The one spelling of a path that :func:`parse_endpoint` has read."""
+    """Return the canonical spelling of a path that :func:`parse_endpoint` accepted."""
     return _COLON.sub(":", raw_path)
 
 
@@ -152,7 +152,7 @@ def _parse_content(prefix: str, rest: str) -> Content:
     except InvalidDigest as error:
         raise OciError(ErrorCode.DIGEST_INVALID, str(error)) from error
     except InvalidReference as error:
-        # A tag that cannot be is one that nobody has: the spec's conformance tests want 404 for it.
+        # The spec's conformance tests expect 404 for an invalid tag: it cannot exist.
         code = ErrorCode.DIGEST_INVALID if ":" in last else ErrorCode.MANIFEST_UNKNOWN
         raise OciError(code, str(error)) from error
 

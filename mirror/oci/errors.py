@@ -1,4 +1,4 @@
-"""Errors as the spec puts them on the wire (OCI distribution spec, "Error codes").
+"""Error answers of the registry API (OCI distribution spec, "Error codes").
 
 Knows codes, their usual status and the JSON.  Must not know why a request failed.
 """
@@ -11,7 +11,7 @@ from typing import Final
 
 
 class ErrorCode(StrEnum):
-    """The codes of the spec; the last three are the distribution project's own."""
+    """The codes of the spec; the last three are additions of the distribution project."""
 
     BLOB_UNKNOWN = "BLOB_UNKNOWN"
     BLOB_UPLOAD_INVALID = "BLOB_UPLOAD_INVALID"
@@ -51,9 +51,9 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class OciError(Exception):
-    """An answer that is an error: a code, a message for people, an HTTP status.
+    """An error answer: a code, a message for people, an HTTP status.
 
-    Without ``status`` it is the usual one of the code; ``headers`` go out with the answer.
+    The default ``status`` is the usual one of the code; ``headers`` are sent with the answer.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class OciError(Exception):
         self.headers = headers
 
     def body(self) -> bytes:
-        """The JSON of the spec; ``detail`` is left out where there is none."""
+        """Return the JSON of the spec, with ``detail`` only if there is one."""
         error: dict[str, object] = {"code": self.code, "message": self.message}
         if self.detail is not None:
             error["detail"] = self.detail
-        # An error must not fail for want of a JSON form of its detail.
+        # default=str: an error answer must not fail because its detail has no JSON form.
         return json.dumps({"errors": [error]}, default=str).encode()

@@ -1,4 +1,4 @@
-"""What people call things: the name they type to pull an image, a digest short enough to read."""
+"""Familiar names: image names as people type them, and short digests."""
 
 from typing import Final
 
@@ -8,14 +8,14 @@ _SHOWN: Final = 12
 
 
 def familiar_repository(registry: str, repository: str) -> str:
-    """A repository as one types it after ``docker pull``: Docker Hub's need not be named."""
+    """Return a repository as typed after ``docker pull``: without the registry for Docker Hub."""
     if registry == _HUB:
         return repository.removeprefix(_LIBRARY)
     return f"{registry}/{repository}"
 
 
 def familiar_reference(reference: str) -> str:
-    """What comes after it: ``:tag``, or ``@sha256:`` and the first digits; no ``(private)``."""
+    """Return ``:tag``, or ``@sha256:`` and the first digits; empty for ``(private)``."""
     if reference.startswith("("):
         return ""
     if ":" not in reference:
@@ -24,6 +24,6 @@ def familiar_reference(reference: str) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """Enough of a digest to tell it from others."""
+    """Return the algorithm and the first digits of a digest."""
     algorithm, _, digits = digest.partition(":")
     return f"{algorithm}:{digits[:_SHOWN]}"

@@ -1,7 +1,7 @@
-"""Images by the full names that people give them, and globs of such names.
+"""Full names of images, and globs of such names.
 
-Knows how a name is written.  Must not know what is cached or which registries there are: whoever
-reads a glob brings the habits of the registries along (``Naming``).
+Knows how a name is written.  Must not know the cached images or the configured registries: the
+caller passes the rules of the registries (``Naming``).
 """
 
 import re
@@ -21,7 +21,7 @@ _ANY: Final = "**"
 
 
 class InvalidGlob(ValueError):  # noqa: N818  # reads as the other names' mistakes
-    """A text that names no image, nor any number of them; says what is allowed."""
+    """A text is not a name or a glob of images; the message says what is allowed."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,16 +42,16 @@ class FullName:
 
     @property
     def by_digest(self) -> bool:
-        """Whether it is a digest that names it."""
+        """Whether the reference is a digest."""
         return ":" in self.reference
 
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What a name means that leaves something out.
+    """The rules to complete a short name.
 
-    ``default`` is the registry of a name without one, ``aliases`` are other names of registries;
-    in those of ``library`` a one-word name means ``library/<word>``.
+    ``default`` is the registry of a name without one, ``aliases`` maps other names of registries;
+    in the registries of ``library`` a one-word name means ``library/<word>``.
     """
 
     default: str
@@ -59,7 +59,7 @@ class Naming:
     library: frozenset[str] = frozenset()
 
     def spelt_out(self, name: str) -> tuple[str, str]:
-        """Registry and repository of a name, either of which may be a glob."""
+        """Return the registry and the repository of a name; both may be globs."""
         first, _, rest = name.partition("/")
         if name == _ANY or (first == _ANY and rest):
             return "*", name
@@ -75,11 +75,11 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class ImageGlob:
-    """Any number of images: ``[registry/]repository[:tag|@digest]``, as Docker reads names.
+    """A glob of images: ``[registry/]repository[:tag|@digest]``, read like a name in Docker.
 
-    ``*`` stands for anything within a part between slashes, ``?`` for one character of it, and
-    ``**``, by itself between slashes, for one part or more (in front also for none).  A digest is
-    meant only where one is written (``@*`` is all of them).
+    ``*`` matches any text without a slash, ``?`` one character other than a slash, and ``**``,
+    alone between slashes, one or more parts (at the start also none).  A glob matches digests only
+    if it has an ``@`` (``@*`` matches all of them).
     """
 
     text: str
@@ -93,10 +93,10 @@ class ImageGlob:
 
     @classmethod
     def parse(cls, text: str, naming: Naming, tag: str = "*") -> Self:
-        """Read a glob; without tag or digest ``tag`` is meant.
+        """Parse a glob; ``tag`` is used if the glob has neither tag nor digest.
 
         Raises:
-            InvalidGlob: it is none.
+            InvalidGlob: the text is not a glob.
         """
         if not _ALLOWED.fullmatch(text):
             raise InvalidGlob("names and globs such as docker.io/library/alpine:* or ghcr.io/**")
@@ -122,7 +122,7 @@ class ImageGlob:
         )
 
     def matches(self, image: FullName) -> bool:
-        """Whether it means an image."""
+        """Whether the glob matches an image."""
         return (
             self.by_digest == image.by_digest
             and self._references.fullmatch(image.reference) is not None
@@ -130,23 +130,23 @@ class ImageGlob:
         )
 
     def is_in(self, image: FullName) -> bool:
-        """Whether it means images of the same repository."""
+        """Whether the glob matches the repository of an image."""
         return self._places.fullmatch(image.place) is not None
 
     def may_mean(self, registry: str) -> bool:
-        """Whether it means images of a registry."""
+        """Whether the glob can match images of a registry."""
         return self._registries.fullmatch(registry) is not None
 
     @property
     def exact(self) -> FullName | None:
-        """The one image that it means, None where it may be several."""
+        """The only image that the glob matches, None if it can match several."""
         if is_glob(self.registry + self.repository + self.reference):
             return None
         return FullName(self.registry, self.repository, self.reference)
 
 
 def is_glob(text: str) -> bool:
-    """Whether a text has what stands for anything."""
+    """Whether a text contains ``*`` or ``?``."""
     return not _WILD.isdisjoint(text)
 
 
@@ -155,15 +155,15 @@ def _compiled(expression: str) -> re.Pattern[str]:
 
 
 def _without_tag(name: str, tag: str) -> tuple[str, str]:
-    """Take the tag off a name; a colon before a slash is a port's."""
+    """Split the tag from a name; a colon before a slash belongs to a port."""
     head, colon, last = name.rpartition(":")
     return (head, last) if colon and "/" not in last else (name, tag)
 
 
 def _expression(glob: str) -> str:
-    """A regular expression for parts between slashes.
+    """Return a regular expression for several parts.
 
-    As in a part, what stands before the next ``**`` is matched once, where it is found first.
+    As in :func:`_part`, the parts before the next ``**`` are matched once, at the first position.
     """
     first, *runs = _runs(glob.split("/"))
     if not runs:
@@ -176,7 +176,7 @@ def _expression(glob: str) -> str:
 
 
 def _runs(parts: list[str]) -> list[list[str]]:
-    """The expressions of parts, before, between and behind each ``**``."""
+    """Return the expressions of the parts before, between and after each ``**``."""
     runs: list[list[str]] = [[]]
     for part in parts:
         if part == _ANY:
@@ -187,10 +187,10 @@ def _runs(parts: list[str]) -> list[list[str]]:
 
 
 def _part(glob: str) -> str:
-    """A regular expression for one part.
+    """Return a regular expression for one part.
 
-    A piece between two stars is matched once, where it is found first: to look for it further on
-    cannot help, and would cost exponentially many steps for many stars.
+    A piece between two stars is matched once, at its first position: later positions cannot help,
+    and trying them would cost exponentially many steps for many stars.
     """
     if _ANY in glob:
         raise InvalidGlob("** by itself between slashes, as in mcr.microsoft.com/dotnet/**")

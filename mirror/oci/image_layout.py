@@ -1,6 +1,6 @@
-"""The OCI image layout: the names in it, and its index (image-layout.md).
+"""The OCI image layout: its file names and its index (image-layout.md).
 
-Knows what stands in ``oci-layout`` and ``index.json``.  Must not know where the files are: a
+Knows the content of ``oci-layout`` and ``index.json``.  Must not know where the files are: a
 directory, a tar, a pipe.
 """
 
@@ -24,7 +24,7 @@ from mirror.oci.media_types import OCI_INDEX
 
 MARKER_FILE: Final = "oci-layout"
 INDEX_FILE: Final = "index.json"
-ARCHIVE_FILE: Final = "manifest.json"  # Docker's own, from before there were layouts
+ARCHIVE_FILE: Final = "manifest.json"  # of Docker's older format
 MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
@@ -34,32 +34,33 @@ _SHOWN: Final = 80
 
 
 class NotALayout(ValueError):  # noqa: N818  # says what it is
-    """Files that are no OCI image layout."""
+    """Files are not an OCI image layout."""
 
 
 class UnsafeName(NotALayout):
-    """A file name that would lead out of the layout."""
+    """A file name points outside the layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedRoot:
-    """One entry of a layout's index: a manifest, and what it is called (None: nobody says)."""
+    """One entry of a layout's index: a manifest and its image name (None: no name)."""
 
     descriptor: Descriptor
     image: ImageName | None
 
 
 def blob_file(digest: Digest) -> str:
-    """Where a layout keeps what has this digest."""
+    """Return the path of a blob in a layout."""
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
 def parse_file(name: str) -> Digest | str | None:
-    """What a file of a layout is: a digest, the marker's or the index's name; None: of no interest.
+    """Classify a file of a layout: the digest of a blob, or the name of the marker or the index.
+
+    None means that the file is ignored.
 
     Raises:
-        UnsafeName: no layout has a file of that name, and a program that unpacks it would write
-            somewhere else.
+        UnsafeName: a program that unpacks this name would write outside the layout.
     """
     if "\\" in name or "\0" in name or name.startswith("/") or ".." in name.split("/"):
         raise UnsafeName(f"has a file {name[:_SHOWN]!r}, which leads out of it")
@@ -69,15 +70,15 @@ def parse_file(name: str) -> Digest | str | None:
     matched = _BLOB.fullmatch(plain)
     try:
         return Digest.parse(f"{matched[1]}:{matched[2]}") if matched else None
-    except InvalidDigest:  # by an algorithm that no client knows
+    except InvalidDigest:  # of an unknown algorithm
         return None
 
 
 def check_marker(data: bytes) -> None:
-    """Make sure that a layout is of the version there is.
+    """Check that a layout has a supported version.
 
     Raises:
-        NotALayout: it is not.
+        NotALayout: the version is missing or not supported.
     """
     try:
         version = json.loads(data)["imageLayoutVersion"]
@@ -88,10 +89,10 @@ def check_marker(data: bytes) -> None:
 
 
 def parse_index(data: bytes) -> tuple[NamedRoot, ...]:
-    """What a layout's index holds.
+    """Parse the index of a layout.
 
     Raises:
-        NotALayout: it is no index.
+        NotALayout: the bytes are not an index.
     """
     try:
         entries = index_entries(data)
@@ -101,10 +102,10 @@ def parse_index(data: bytes) -> tuple[NamedRoot, ...]:
 
 
 def merged_index(data: bytes, roots: Iterable[tuple[Descriptor, str]]) -> bytes:
-    """A layout's index with more manifests in it, which take the place of those of the same name.
+    """Add manifests to a layout's index; they replace manifests of the same name.
 
     Raises:
-        NotALayout: it was no index.
+        NotALayout: the bytes are not an index.
     """
     parse_index(data)
     document, more = json.loads(data), json.loads(written_index(roots))
@@ -115,10 +116,10 @@ def merged_index(data: bytes, roots: Iterable[tuple[Descriptor, str]]) -> bytes:
 
 
 def written_archive(images: Iterable[tuple[bytes, str]]) -> bytes:
-    """What ``docker load`` looks for instead of an index: images by their manifests, with names.
+    """Return ``manifest.json`` for ``docker load``, from pairs of a manifest and a name.
 
     Raises:
-        NotAManifest: one is none.
+        NotAManifest: the bytes of an image are not a manifest.
     """
     entries = []
     for manifest, name in images:
@@ -129,7 +130,7 @@ def written_archive(images: Iterable[tuple[bytes, str]]) -> bytes:
 
 
 def written_index(roots: Iterable[tuple[Descriptor, str]]) -> bytes:
-    """An index of manifests and their full names, as skopeo, containerd and Docker read it."""
+    """Return an index of manifests with full names, as skopeo, containerd and Docker read it."""
     manifests = [
         {
             **descriptor_fields(descriptor),
@@ -142,9 +143,10 @@ def written_index(roots: Iterable[tuple[Descriptor, str]]) -> bytes:
 
 
 def _name(entry: IndexEntry) -> ImageName | None:
-    """Docker and containerd write the whole name apart, and skopeo what its user wrote.
+    """Return the image name of an entry.
 
-    A word alone is a tag: nobody can tell of which image.
+    Docker and containerd write the full name in CONTAINERD_NAME; skopeo writes the text that its
+    user gave in REF_NAME.  A single word there is a tag and does not tell the image.
     """
     for key in (CONTAINERD_NAME, REF_NAME):
         text = entry.annotations.get(key, "")

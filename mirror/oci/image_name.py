@@ -1,7 +1,7 @@
-"""Images as a person types them: ``alpine``, ``ghcr.io/org/app:1``, ``name@sha256:...``.
+"""Image names as people type them: ``alpine``, ``ghcr.io/org/app:1``, ``name@sha256:...``.
 
-Knows Docker's rules for what may be left out.  Must not know which registries are configured, nor
-that Docker Hub puts one-word names below ``library/``.
+Knows Docker's rules for short names.  Must not know which registries are configured, or that
+Docker Hub puts one-word names below ``library/``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,7 +40,7 @@ class ImageName:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One line of a list of images, or what is wrong with it; ``number`` counts from 1."""
+    """One line of a list of images, or the mistake in it; ``number`` counts from 1."""
 
     number: int
     text: str
@@ -54,10 +54,10 @@ def joined(repository: str, reference: Reference) -> str:
 
 
 def parse_image(text: str) -> ImageName:
-    """Read the name of an image; of a tag and a digest the digest is what counts.
+    """Parse the name of an image; if it has a tag and a digest, the tag is ignored.
 
     Raises:
-        InvalidName, InvalidReference: it is none.
+        InvalidName, InvalidReference: the text is not the name of an image.
     """
     if "://" in text:
         _, _, rest = text[:_SHOWN].partition("://")
@@ -77,7 +77,7 @@ def parse_image(text: str) -> ImageName:
 
 
 def parse_list(lines: Iterable[str]) -> Iterator[Listed]:
-    """Read a list of images: one per line, ``#`` begins a comment, empty lines mean nothing."""
+    """Parse a list of images: one per line, ``#`` begins a comment, empty lines are skipped."""
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip("\ufeff \t\r\n\f\v")
         if not text:

@@ -1,7 +1,7 @@
-"""Manifests, read just enough to know them from a captive portal's HTML.
+"""Manifests: parsed only as far as needed to tell them from other content, such as a web page.
 
-Knows the fields that say what a manifest is and what it is made of.  Must not know where it came
-from, and never writes one anew: its bytes are its identity.
+Knows the fields for the type and the parts of a manifest.  Must not know where a manifest came
+from, and never serializes one again: the digest covers its bytes.
 """
 
 import json
@@ -21,11 +21,11 @@ from mirror.oci.media_types import (
 )
 
 _SCHEMA_VERSION: Final = 2
-_MAX_SIZE: Final = 2**63 - 1  # what the clients' int64 holds
-_MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many; of "[]," over two million
+_MAX_SIZE: Final = 2**63 - 1  # the clients use int64
+_MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many, 4 MiB of "[]," 2 million
 _SHOWN: Final = 80
 _INDEX, _IMAGE, _ARTIFACT, _SCHEMA1 = "an index", "an image", "an artifact", "schema 1"
-#: The fields by which the kinds of manifests differ.
+#: The fields that only one kind of manifest has.
 _FIELDS: Final = {
     _INDEX: ("manifests",),
     _IMAGE: ("config", "layers"),
@@ -40,11 +40,11 @@ _TYPES: Final = {
 
 
 class NotAManifest(ValueError):  # noqa: N818  # says what it is
-    """Bytes that are no manifest."""
+    """The bytes are not a manifest."""
 
 
 class Schema1Unsupported(NotAManifest):
-    """A manifest of Docker's first schema, whose digest does not cover its bytes."""
+    """A manifest of Docker's schema 1, whose digest does not cover its bytes."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -54,7 +54,7 @@ class Schema1Unsupported(NotAManifest):
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What content is and how large, in bytes (OCI image spec, descriptor.md)."""
+    """Media type, digest and size in bytes of content (OCI image spec, descriptor.md)."""
 
     media_type: str
     digest: Digest
@@ -63,9 +63,9 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One manifest of an index: what it is, for which platform, and what is said about it.
+    """One manifest of an index, with its platform and annotations.
 
-    ``platform`` is os, architecture and variant as they are written there, empty where not.
+    ``platform`` is os, architecture and variant as written in the index; a missing one is empty.
     """
 
     descriptor: Descriptor
@@ -74,12 +74,12 @@ class IndexEntry:
 
 
 def encode_descriptor(descriptor: Descriptor) -> bytes:
-    """The JSON of a descriptor."""
+    """Return the JSON of a descriptor."""
     return json.dumps(descriptor_fields(descriptor)).encode()
 
 
 def descriptor_fields(descriptor: Descriptor) -> dict[str, str | int]:
-    """A descriptor as an object of JSON."""
+    """Return a descriptor as a JSON object."""
     return {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),
@@ -88,23 +88,23 @@ def descriptor_fields(descriptor: Descriptor) -> dict[str, str | int]:
 
 
 def decode_descriptor(data: bytes) -> Descriptor:
-    """Read what :func:`encode_descriptor` wrote.
+    """Parse the output of :func:`encode_descriptor`.
 
     Raises:
-        ValueError: it is no descriptor.
+        ValueError: the bytes are not a descriptor.
     """
     return _descriptor(_parse(data))
 
 
 def identify(body: bytes, content_type: str) -> str:
-    """The media type of a manifest.
+    """Return the media type of a manifest.
 
     Args:
         body: the manifest.
-        content_type: what it was sent as; may be empty or as vague as application/json.
+        content_type: the Content-Type of the answer; may be empty or vague (application/json).
 
     Raises:
-        NotAManifest: it is none, or not the one it was sent as.
+        NotAManifest: the body is not a manifest, or is a manifest of another type.
     """
     sent_as = content_type.partition(";")[0].strip().lower()
     if is_schema1(sent_as):
@@ -116,13 +116,13 @@ def identify(body: bytes, content_type: str) -> str:
 
 
 def media_types(body: bytes) -> tuple[str, ...]:
-    """The media types that the bytes of a manifest allow, the most likely one first.
+    """Return the possible media types of a manifest, the most likely one first.
 
-    There is one where the manifest has a ``mediaType``; otherwise those of its fields, of which
-    only the registry can say which one is meant.
+    It is one type if the manifest has a ``mediaType``.  Otherwise the fields can fit several
+    types, and only the registry can tell which one it is.
 
     Raises:
-        NotAManifest: it is none, or has the fields of two kinds of manifests.
+        NotAManifest: the body is not a manifest, or has the fields of two kinds of manifests.
     """
     document = _parse(body)
     shape = _shape(document)
@@ -135,17 +135,17 @@ def media_types(body: bytes) -> tuple[str, ...]:
         raise NotAManifest(f"says it is {stated}, but its fields say {allowed[0]}")
     if not stated and not _is_complete(document, shape):
         raise NotAManifest("JSON with neither manifests nor config and layers")
-    # Artifact manifests were drafted without a schemaVersion.
+    # The draft of the artifact manifest has no schemaVersion.
     if version != _SCHEMA_VERSION and OCI_ARTIFACT not in (stated, *allowed):
         raise NotAManifest("JSON without schemaVersion 2")
     return (stated,) if stated else allowed
 
 
 def references(body: bytes) -> tuple[Descriptor, ...]:
-    """What a manifest is made of: an index's manifests, or a manifest's config and layers.
+    """Return the parts of a manifest: the manifests of an index, or the config and layers.
 
     Raises:
-        NotAManifest: it is none, or one of its descriptors is malformed.
+        NotAManifest: the body is not a manifest, or one of its descriptors is malformed.
     """
     document = _parse(body)
     config = document.get("config")
@@ -156,10 +156,10 @@ def references(body: bytes) -> tuple[Descriptor, ...]:
 
 
 def index_entries(body: bytes) -> tuple[IndexEntry, ...]:
-    """The manifests of an index, in order.
+    """Return the manifests of an index, in order.
 
     Raises:
-        NotAManifest: it is none, or one of its descriptors is malformed.
+        NotAManifest: the body is not an index, or one of its descriptors is malformed.
     """
     return tuple(_entry(entry) for entry in _listed(_parse(body), "manifests"))
 
@@ -173,7 +173,7 @@ def _entry(entry: object) -> IndexEntry:
 
 
 def _texts(table: object) -> dict[str, str]:
-    """What of a table is text; the rest is of no interest here."""
+    """Return the text values of a table; other values are ignored."""
     fields = table.items() if isinstance(table, dict) else ()
     return {key: value for key, value in fields if isinstance(value, str)}
 
@@ -191,7 +191,7 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _stated(document: dict[str, Any]) -> str:
-    """What the manifest says it is, if it says so."""
+    """Return the ``mediaType`` of a manifest, empty if it has none."""
     stated = document.get("mediaType") or ""
     if not isinstance(stated, str):
         raise NotAManifest("a mediaType that is no string")
@@ -201,20 +201,20 @@ def _stated(document: dict[str, Any]) -> str:
 
 
 def _shape(document: dict[str, Any]) -> str:
-    """Which kind of manifest has the fields of this one; empty where it has none of any."""
+    """Return the kind of manifest by its fields, empty if it has no field of any kind."""
     found = [
         shape
         for shape, fields in _FIELDS.items()
         if any(document.get(field) is not None for field in fields)
     ]
-    # One client would take it for an index and another for an image (GHSA-mc8v-mgrf-8f4m).
+    # Some clients would read it as an index and others as an image (GHSA-mc8v-mgrf-8f4m).
     if len(found) > 1:
         raise NotAManifest(f"{' and '.join(found)} in one")
     return found[0] if found else ""
 
 
 def _is_complete(document: dict[str, Any], shape: str) -> bool:
-    """Whether the fields are enough to know a manifest that does not say what it is."""
+    """Whether the fields are enough to identify a manifest without ``mediaType``."""
     if shape == _IMAGE:
         # Go writes null for an empty slice.
         layers = document.get("layers", ())

@@ -1,6 +1,6 @@
-"""Media types of manifests, and who accepts which (RFC 9110, 12.5.1).
+"""Media types of manifests, and the Accept field (RFC 9110, 12.5.1).
 
-Knows names and the Accept field.  Must not know what a manifest looks like inside.
+Knows names and the Accept field.  Must not know the content of a manifest.
 """
 
 import re
@@ -16,25 +16,25 @@ OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
 
-_MAX_ACCEPT_LENGTH: Final = 4096  # Docker's has 600
+_MAX_ACCEPT_LENGTH: Final = 4096  # Docker's field has 600 characters
 _MAX_ACCEPT_ITEMS: Final = 64
 _REMEMBERED_ACCEPTS: Final = 256
 _ZERO: Final = re.compile(r"0+(?:\.0*)?")
 
-#: What images are made of today; a client that takes all four is given what there is.
+#: The current types of images; a client that accepts all four gets any manifest.
 CURRENT_TYPES: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST)
 MANIFEST_TYPES: Final = (*CURRENT_TYPES, OCI_ARTIFACT)
 
-#: What the mirror asks for whatever the client sent.  No schema 1 and no wildcard: registries
-#: that still convert would take either as leave to.
+#: The Accept field of the mirror, independent of the client.  It has no schema 1 and no wildcard:
+#: either would let a registry that still converts manifests send a converted one.
 ACCEPT_MANIFESTS: Final = ", ".join(MANIFEST_TYPES)
 
 
 def accepts(accept: str, media_type: str) -> bool:
-    """Whether an Accept field covers a media type; an empty one covers everything.
+    """Whether an Accept field accepts a media type; an empty field accepts everything.
 
     The most precise pattern decides.  Parameters other than ``q`` are ignored: manifests have none.
-    A field of more than 4096 characters or 64 patterns is disregarded (RFC 9110, 12.5.1).
+    A field of more than 4096 characters or 64 patterns is ignored (RFC 9110, 12.5.1).
     """
     if len(accept) > _MAX_ACCEPT_LENGTH:
         return True
@@ -47,16 +47,15 @@ def accepts(accept: str, media_type: str) -> bool:
 
 
 def is_schema1(media_type: str) -> bool:
-    """Whether it is a manifest of Docker's first schema, as a Content-Type may say it."""
+    """Whether a Content-Type is that of a manifest of Docker's schema 1."""
     essence = media_type.partition(";")[0].strip().lower()
     return essence in {DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
 
 
 def narrow_accept(accept: str) -> str:
-    """What a picky client accepts, in our order; empty for a client that takes them all.
+    """Return the types that a client accepts, in a fixed order; empty if it accepts all four.
 
-    Also empty for one that takes none of them: it is given the real manifest, for want of
-    anything better.
+    It is also empty for a client that accepts no manifest type: it gets the original manifest.
     """
     accepted = [name for name in MANIFEST_TYPES if accepts(accept, name)]
     return "" if set(CURRENT_TYPES) <= set(accepted) else ", ".join(accepted)
@@ -64,7 +63,7 @@ def narrow_accept(accept: str) -> str:
 
 @lru_cache(_REMEMBERED_ACCEPTS)
 def _parse_accept(accept: str) -> Mapping[str, bool]:
-    """Each pattern of an Accept field, and whether it is accepted; empty where all is."""
+    """Return whether each pattern is accepted; empty if everything is accepted."""
     patterns: dict[str, bool] = {}
     items = [item for item in accept.lower().split(",") if item.strip(" \t")]
     if len(items) > _MAX_ACCEPT_ITEMS:

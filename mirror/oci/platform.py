@@ -1,7 +1,7 @@
-"""Platforms: what an image runs on, and which of an index's images that means (image-index.md).
+"""Platforms, and the selection of images by platform from an index (image-index.md).
 
-Knows the names that people and programs use for one thing, and which variants run on which.
-Must not know what platform this process runs on.
+Knows the different names of a platform, and which variants run on which.  Must not know the
+platform of this process.
 """
 
 import re
@@ -32,14 +32,14 @@ _OLD_ARM: Final = frozenset({"armel", "armv6l", "armv6"})
 _KNOWN: Final = frozenset(_ARCHITECTURES.values()) | {
     "ppc64le", "s390x", "riscv64", "mips64le", "loong64", "wasm",
 }  # fmt: skip
-#: What a variant is when nobody says.
+#: The default variants.
 _USUAL: Final = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
 
-_NOBODY: Final = frozenset({"", "unknown"})  # what attestations are in an index for
+_NOBODY: Final = frozenset({"", "unknown"})  # the platform of attestations in an index
 
 
 class InvalidPlatform(ValueError):  # noqa: N818  # says what it is
-    """A text that names no platform."""
+    """A text is not a platform."""
 
 
 class NoSuchPlatform(ValueError):  # noqa: N818  # the same
@@ -59,10 +59,10 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``os/arch[/variant]``, or an architecture alone for Linux.
+        """Parse ``os/arch[/variant]``, or an architecture alone for Linux.
 
         Raises:
-            InvalidPlatform: it is none.
+            InvalidPlatform: the text is not a platform.
         """
         parts = text.split("/")
         if len(parts) == 1 and _ARCHITECTURES.get(text.lower(), text.lower()) in _KNOWN:
@@ -75,7 +75,7 @@ class Platform:
 
     @classmethod
     def of(cls, system: str, architecture: str, variant: str = "") -> Self:
-        """A platform by whatever names; a variant that goes without saying is left out."""
+        """Return a platform by any of its names; the default variant is left out."""
         system, architecture, variant = system.lower(), architecture.lower(), variant.lower()
         if architecture in _OLD_ARM and not variant:
             variant = "v6"
@@ -86,9 +86,9 @@ class Platform:
         return cls({"macos": "darwin"}.get(system, system), architecture, variant)
 
     def distance(self, built_for: "Platform") -> int | None:
-        """How far an image built for another variant is from what runs best here; None: too far.
+        """Return how many versions older the variant of an image is; None if it does not run here.
 
-        An older variant runs on a newer machine, never the other way round.
+        An older variant runs on a newer machine, but not the reverse.
         """
         if (self.os, self.architecture) != (built_for.os, built_for.architecture):
             return None
@@ -99,12 +99,12 @@ class Platform:
 
 
 def choose(entries: Sequence[IndexEntry], wanted: Iterable[Platform]) -> list[IndexEntry]:
-    """The entries of an index for the wanted platforms, each once, in the index's order.
+    """Return the entries of an index for the wanted platforms, each once, in the index's order.
 
-    Where several are equally good (Windows has one per build) all of them.
+    If several entries fit equally well (Windows has one per build), all of them are returned.
 
     Raises:
-        NoSuchPlatform: there is none for one of them.
+        NoSuchPlatform: the index has no image for one of the platforms.
     """
     chosen: set[int] = set()
     for platform in wanted:

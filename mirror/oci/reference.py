@@ -1,6 +1,6 @@
-"""Names: repositories, tags, references (OCI distribution spec, "Pulling manifests").
+"""Names of repositories, tags and references (OCI distribution spec, "Pulling manifests").
 
-Knows what a well-formed name is.  Must not know which registries are configured.
+Knows the grammar of names.  Must not know which registries are configured.
 """
 
 import re
@@ -20,18 +20,18 @@ _SHOWN: Final = 80
 
 
 class InvalidName(ValueError):  # noqa: N818  # reads as the spec's NAME_INVALID
-    """A text that names no repository."""
+    """A text is not the name of a repository."""
 
 
 class InvalidReference(ValueError):  # noqa: N818  # the same for tags and digests
-    """A text that is neither tag nor digest."""
+    """A text is neither a tag nor a digest."""
 
 
 def parse_repository(text: str) -> Repository:
     """Check the name of a repository.
 
     Raises:
-        InvalidName: it is none.
+        InvalidName: the text is not the name of a repository.
     """
     if len(text) > _MAX_REPOSITORY_LENGTH:
         raise InvalidName(f"a repository's name has at most {_MAX_REPOSITORY_LENGTH} characters")
@@ -47,7 +47,7 @@ def parse_tag(text: str) -> Tag:
     """Check a tag.
 
     Raises:
-        InvalidReference: it is none.
+        InvalidReference: the text is not a tag.
     """
     if not _TAG.fullmatch(text):
         raise InvalidReference(
@@ -58,10 +58,10 @@ def parse_tag(text: str) -> Tag:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read a tag or a digest; what has a colon is meant to be a digest.
+    """Parse a tag or a digest; a text with a colon is parsed as a digest.
 
     Raises:
-        InvalidReference: it is neither.
+        InvalidReference: the text is neither a tag nor a digest.
     """
     if ":" not in text:
         return parse_tag(text)
@@ -72,9 +72,9 @@ def parse_reference(text: str) -> Reference:
 
 
 def split_registry(name: str) -> tuple[str | None, str]:
-    """Take the registry off a full name, by Docker's rule; None where it names no registry.
+    """Split the registry from a full name by Docker's rule; None if the name has no registry.
 
-    The first part is a registry if more follows and it has a dot or a colon or is ``localhost``.
+    The first part of several is a registry if it contains a dot or a colon, or is ``localhost``.
     """
     first, slash, rest = name.partition("/")
     if slash and (first == "localhost" or "." in first or ":" in first):
