@@ -1,4 +1,4 @@
-"""Names and addresses of registries and proxies, as text."""
+"""Checks names and addresses of registries and proxies."""
 
 import re
 from typing import Final
@@ -6,15 +6,15 @@ from urllib.parse import SplitResult, urlsplit
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?", re.ASCII)
 
-#: A path before the API's own; no empty parts, no dots alone.
+#: A path before that of the API, without empty parts, ``.`` and ``..``.
 _PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[a-zA-Z0-9._~:-]+)*", re.ASCII)
 
 
 def checked_name(name: str) -> str:
-    """A registry's name as it stands before an image, ``host[:port]``.
+    """Return the name of a registry as written before an image, ``host[:port]``.
 
     Raises:
-        ValueError: it is no such name.
+        ValueError: the text is not such a name.
     """
     if not _NAME.fullmatch(name):
         raise ValueError("a registry's name in lower case, such as registry.example.com:5000")
@@ -22,10 +22,10 @@ def checked_name(name: str) -> str:
 
 
 def checked_url(url: str) -> str:
-    """The address of a mirror, without a slash at its end.
+    """Return the address of a mirror, without a slash at its end.
 
     Raises:
-        ValueError: it is none, or it says more than where the mirror is.
+        ValueError: the text is not an address, or has a path, a query or credentials.
     """
     if _checked(url).path not in {"", "/"}:
         raise ValueError("an address without a path (the registry API is at the root)")
@@ -33,19 +33,19 @@ def checked_url(url: str) -> str:
 
 
 def checked_upstream(url: str) -> str:
-    """The address of a registry, without a slash at its end.
+    """Return the address of a registry, without a slash at its end.
 
-    It may have a path before the API's own, as a mirror behind a mirror has:
+    It may have a path, for example if the upstream is another mirror:
     ``http://mirror.example.com:5000/ghcr.io`` is asked below ``/ghcr.io/v2/``.
 
     Raises:
-        ValueError: it is none, or it says more than where the registry is.
+        ValueError: the text is not an address, or has a query or credentials.
     """
     path = _checked(url).path.rstrip("/")
     if not _PATH.fullmatch(path):
         raise ValueError("an address whose path is plain (letters, digits, . _ ~ : -)")
     if path.rpartition("/")[2] in {"v1", "v2"}:
-        raise ValueError("an address without /v2 (it is added to whatever stands before it)")
+        raise ValueError("an address without /v2 (the mirror adds it)")
     return url.rstrip("/")
 
 
@@ -59,10 +59,10 @@ def _checked(url: str) -> SplitResult:
 
 
 def checked_proxy(url: str) -> str:
-    """The address of an HTTP proxy, which may carry user and password; empty for none.
+    """Return the address of an HTTP proxy, user and password allowed; empty for no proxy.
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: the text is not such an address.
     """
     if url:
         _split(url, "http://proxy.example.com:3128")
@@ -74,7 +74,7 @@ def _split(url: str, example: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         reachable = bool(parts.hostname) and parts.port != 0
-    except ValueError as error:  # a port or an IPv6 address that is none
+    except ValueError as error:  # an invalid port or IPv6 address
         raise ValueError(mistake) from error
     if parts.scheme not in {"http", "https"} or not reachable or re.search(r"\s", url):
         raise ValueError(mistake)

@@ -1,4 +1,4 @@
-"""What upstreams must agree on: one default, and no name that means two of them."""
+"""Rules between upstreams: exactly one is the default, and no name is used twice."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,7 +10,7 @@ Place = tuple[str, ...]
 
 
 def with_default(upstreams: Upstreams) -> dict[str, UpstreamConfig]:
-    """The upstreams, with Docker Hub as default where nobody says otherwise."""
+    """Return the upstreams, with Docker Hub as the default if the configuration names none."""
     hub = upstreams.get(DEFAULT_UPSTREAM)
     silent = hub is not None and "default" not in hub.model_fields_set
     if hub is None or not silent or _defaults(upstreams):
@@ -19,9 +19,9 @@ def with_default(upstreams: Upstreams) -> dict[str, UpstreamConfig]:
 
 
 def disagreements(upstreams: Upstreams, *, whole: bool) -> Iterator[tuple[Place, str]]:
-    """Where upstreams contradict each other, and what is wrong there.
+    """Yield the key and the text of each contradiction between upstreams.
 
-    ``whole`` says that these are all upstreams: only then can a default be missing.
+    ``whole``: these are all upstreams.  Otherwise a missing default is not a mistake.
     """
     first, *others = _defaults(upstreams) or [""]
     for name in others:
@@ -36,12 +36,12 @@ def disagreements(upstreams: Upstreams, *, whole: bool) -> Iterator[tuple[Place,
 
 
 def taking_credentials(upstreams: Upstreams) -> list[str]:
-    """The upstreams for which clients bring credentials of their own."""
+    """Return the upstreams to which clients send their own credentials."""
     return [name for name in _enabled(upstreams) if upstreams[name].client_credentials]
 
 
 def without_host(upstreams: Upstreams) -> list[str]:
-    """Those of them that a client's credentials are for where no Host says otherwise."""
+    """Return the upstreams that get a client's credentials without a matching Host field."""
     return [name for name in taking_credentials(upstreams) if not upstreams[name].hosts]
 
 

@@ -1,4 +1,4 @@
-"""What a configuration that was read again changes, and what of that has to wait for a restart."""
+"""The changes after a reload of the configuration, and those of them that need a restart."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mirror.config.model import Config
 
 Place = tuple[str, ...]
 
-#: What a process is given when it starts, and keeps: its sockets, its number, its directory.
+#: Keys that are read only at the start: sockets, number of processes, directories, tracing.
 FIXED: Final = frozenset(
     {
         ("server", "listen"),
@@ -31,7 +31,7 @@ _TLS: Final = frozenset({("server", "tls_certificate"), ("server", "tls_key")})
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key (or an upstream) that is another one now; ``waits`` for a restart."""
+    """The change of a key or of an upstream; ``waits``: it needs a restart."""
 
     text: str
     waits: bool
@@ -41,7 +41,7 @@ class Change:
 
 
 def in_force(running: Config, read: Config) -> Config:
-    """``read`` with all that has to wait for a restart as it is ``running``."""
+    """Return ``read`` with the values of ``running`` for all keys that need a restart."""
     updates: dict[str, dict[str, Any]] = {}
     for section, key in _waiting(running, read):
         updates.setdefault(section, {})[key] = getattr(getattr(running, section), key)
@@ -53,7 +53,7 @@ def in_force(running: Config, read: Config) -> Config:
 
 
 def changes(running: Config, read: Config) -> list[Change]:
-    """Every difference, secrets masked, in the order of the file."""
+    """Return all differences, with masked secrets, in the order of the file."""
     before, after = dict(_keys(running)), dict(_keys(read))
     waiting = _waiting(running, read)
     return [
@@ -64,13 +64,13 @@ def changes(running: Config, read: Config) -> list[Change]:
 
 
 def _waiting(running: Config, read: Config) -> frozenset[Place]:
-    # A socket speaks TLS or it does not; with what certificate is another matter.
+    # TLS on a socket can be switched on or off only by a restart; certificates are reloaded.
     toggled = bool(running.server.tls_certificate) != bool(read.server.tls_certificate)
     return FIXED | _TLS if toggled else FIXED
 
 
 def _keys(config: Config) -> Iterator[tuple[Place, Any]]:
-    """Every key with its value; an upstream as a whole too, as the place of its table."""
+    """Yield every key with its value, and every upstream as a whole under the key of its table."""
     for section in type(config).model_fields:
         table = getattr(config, section)
         if isinstance(table, BaseModel):
@@ -85,7 +85,7 @@ def _keys(config: Config) -> Iterator[tuple[Place, Any]]:
 
 
 def _told(place: Place, before: dict[Place, Any], after: dict[Place, Any]) -> str:
-    """What has become of a key; empty where nothing has, or where its table tells it."""
+    """Describe the change of a key; empty if it is unchanged or its table is reported instead."""
     if place[:2] not in before:
         return f"{spelt(place)} added: {after[place].url}" if len(place) == 2 else ""
     if place[:2] not in after:

@@ -1,4 +1,4 @@
-"""The configuration as TOML again, defaults filled in and secrets masked."""
+"""Writes the configuration as TOML, with defaults filled in and secrets masked."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from mirror.config.secrecy import MASK, masked
 
 
 def dump_toml(config: Config) -> str:
-    """TOML that ``load`` would read the same way, but for the secrets."""
+    """Return TOML from which ``load`` reads the same configuration, except for the secrets."""
     lines: list[str] = []
     for name in type(config).model_fields:
         if name == "upstreams":
@@ -31,7 +31,7 @@ def _keys(table: Any) -> list[str]:
 
 
 def rendered(value: Any) -> str:
-    """A value as TOML, secrets masked."""
+    """Return a value as TOML, with masked secrets."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, SecretStr):
@@ -40,6 +40,6 @@ def rendered(value: Any) -> str:
         return "[" + ", ".join(rendered(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {rendered(item)}" for key, item in value.items()) + "}"
-    # A JSON string is a TOML basic string, but for the one control character JSON lets through.
+    # A JSON string is a TOML basic string, except for DEL, which only JSON allows unescaped.
     text = masked(str(value)) if isinstance(value, Path | str) else value
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

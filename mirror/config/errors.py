@@ -1,8 +1,8 @@
-"""Mistakes in a configuration, told all at once."""
+"""The error for mistakes in a configuration, all of them at once."""
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used; each of ``problems`` is one line for its author."""
+    """The configuration is invalid; each of ``problems`` is a message of one line."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))

@@ -1,4 +1,4 @@
-"""What a key of the configuration may be, and what it is told where it is something else."""
+"""Types of configuration keys: the allowed values and the messages for other values."""
 
 import ipaddress
 import os
@@ -18,7 +18,7 @@ _SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
 
 
 def default_directory() -> Path:
-    """Where the cache is when nobody says: the system's for root, else the user's own."""
+    """Return the default cache directory: the system's for root, else that of the user."""
     if os.geteuid() == 0:
         return _SYSTEM_DIRECTORY
     try:
@@ -28,12 +28,12 @@ def default_directory() -> Path:
 
 
 def size(text: str) -> SizeField:
-    """A default."""
+    """Return the default value of a size."""
     return Size.parse(text)
 
 
 def time(text: str) -> DurationField:
-    """A default."""
+    """Return the default value of a time."""
     return Duration.parse(text)
 
 
@@ -59,7 +59,7 @@ def _checked_proxy_network(text: str) -> str:
     try:
         return text if text == UNIX_PROXIES else _checked_network(text)
     except ValueError as error:
-        raise ValueError(f"{error}, or {UNIX_PROXIES} for who comes by a unix socket") from error
+        raise ValueError(f"{error}, or {UNIX_PROXIES} for clients of a unix socket") from error
 
 
 def _in_bytes(size: Size) -> Size:

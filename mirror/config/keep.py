@@ -30,7 +30,7 @@ def _some(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class KeepRule(Table):
-    """Images that one reason is to keep."""
+    """A group of images that are never evicted."""
 
     images: Annotated[
         tuple[Annotated[str, AfterValidator(_checked_glob)], ...], AfterValidator(_some)
@@ -38,7 +38,7 @@ class KeepRule(Table):
 
 
 def naming(config: "Config") -> Naming:
-    """How a name of an image is read that leaves something out."""
+    """Return the rules to complete short image names."""
     upstreams = config.enabled()
     return Naming(
         config.default_upstream(),
@@ -48,13 +48,13 @@ def naming(config: "Config") -> Naming:
 
 
 def kept_images(config: "Config") -> list[ImageGlob]:
-    """What all rules say together."""
+    """Return the globs of all rules."""
     names = naming(config)
     return [ImageGlob.parse(text, names) for rule in config.keep for text in rule.images]
 
 
 def unknown_registries(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
-    """Where a rule means images of no registry that there is, and what is wrong there."""
+    """Yield the key and the text of each mistake: a glob that matches no configured registry."""
     upstreams, names = config.enabled(), naming(config)
     for number, rule in enumerate(config.keep):
         for place, text in enumerate(rule.images):

@@ -1,4 +1,4 @@
-"""Where the mirror listens, as it is written: ``HOST:PORT``, ``:PORT``, ``unix:/path``."""
+"""Addresses to listen at: ``HOST:PORT``, ``:PORT``, ``unix:/path``."""
 
 import ipaddress
 import re
@@ -16,14 +16,14 @@ _ALLOWED: Final = "HOST:PORT, such as 0.0.0.0:5000, [::]:5000 or :5000, or unix:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A host, empty for all addresses of IPv4 and IPv6, and a port, 0 for any."""
+    """A host (empty: all addresses of IPv4 and IPv6) and a port (0: any free port)."""
 
     host: str
     port: int
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine gets there."""
+        """Whether only this machine can connect to the address."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -35,7 +35,7 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A socket in the file system."""
+    """The path of a unix socket."""
 
     path: Path
 
@@ -47,23 +47,23 @@ Address = TcpAddress | UnixAddress
 
 
 def parse_listen(text: str) -> Address:
-    """Where to listen.
+    """Parse an address to listen at.
 
     Raises:
-        ValueError: it is no such place.
+        ValueError: the text is not such an address.
     """
     unix = _UNIX.fullmatch(text)
-    if unix and Path(unix[1]).name:  # the root has none, however it is written
+    if unix and Path(unix[1]).name:  # the root directory has no name
         return UnixAddress(Path(unix[1]))
     host, port = split_listen(text)
     return TcpAddress(host, port)
 
 
 def split_listen(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``; an empty host means all.
+    """Split ``HOST:PORT``; an empty host means all addresses.
 
     Raises:
-        ValueError: it is no such thing.
+        ValueError: the text has another form.
     """
     matched = _TCP.fullmatch(text)
     if matched is None or int(matched[3]) > _MAX_PORT:
@@ -72,20 +72,20 @@ def split_listen(text: str) -> tuple[str, int]:
 
 
 def checked_listen(text: str) -> str:
-    """One place to listen, as it was written.
+    """Return an address to listen at, as written.
 
     Raises:
-        ValueError: it is no such place.
+        ValueError: the text is not such an address.
     """
     parse_listen(text)
     return text
 
 
 def listed(value: Any) -> Any:
-    """Several places of one text, which an environment variable separates by commas.
+    """Split a text at its commas, for environment variables; return other values unchanged.
 
     Raises:
-        ValueError: the text is one place, and wrong.
+        ValueError: the text is a single address and invalid.
     """
     if not isinstance(value, str):
         return value
@@ -94,10 +94,10 @@ def listed(value: Any) -> Any:
 
 
 def checked_mode(text: str) -> str:
-    """The mode of a socket file.
+    """Return the mode of a socket file, as written.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a mode.
     """
     if not _MODE.fullmatch(text):
         raise ValueError('a mode in octal digits such as "0660" or "0666"')
@@ -105,7 +105,7 @@ def checked_mode(text: str) -> str:
 
 
 def lookup_outermost(addresses: Iterable[Address]) -> TcpAddress | None:
-    """The address to tell clients: the first that others can reach, else the first over TCP."""
+    """Return the first TCP address that other machines can reach, else the first TCP address."""
     over_tcp = [address for address in addresses if isinstance(address, TcpAddress)]
     reachable = [address for address in over_tcp if not address.is_local]
     return next(iter([*reachable, *over_tcp]), None)

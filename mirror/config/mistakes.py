@@ -1,4 +1,4 @@
-"""How a mistake is told: where it was made, which key, what was found, what is allowed."""
+"""Messages for mistakes: the source, the key, the value found, the values allowed."""
 
 import difflib
 import json
@@ -18,7 +18,7 @@ Place = tuple[str, ...]
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _MAX_FOUND: Final = 120
-#: What stands in a table of tables, or in a list of them.
+#: The tables inside a table of tables or a list of tables.
 _ENTRIES: Final[Mapping[str, type[BaseModel]]] = {
     "upstreams": UpstreamConfig,
     "keep": KeepRule,
@@ -42,25 +42,25 @@ _ALLOWED: Final[Mapping[str, str]] = {
 
 
 def told(error: ValidationError, origins: Mapping[Place, str]) -> list[str]:
-    """One line per mistake that pydantic found; ``origins`` says who set which key."""
+    """Return one line per mistake that pydantic found; ``origins`` maps keys to their sources."""
     lines = []
     for mistake in error.errors():
         place = tuple(map(str, mistake["loc"]))
         if place[-1] == "[key]" and mistake["type"] != "extra_forbidden":
-            place = place[:-1]  # pydantic's word for the name of a table, unless it is one
+            place = place[:-1]  # pydantic marks the name of a table so, if it is not a key itself
         lines.append(line(place, _what(mistake, place), origins))
     return lines
 
 
 def line(place: Place, text: str, origins: Mapping[Place, str]) -> str:
-    """One mistake: who made it, the key as TOML spells it, what is wrong with it."""
+    """Return the message for one mistake: its source, the key in TOML, the text."""
     around = (place[:end] for end in range(len(place), 0, -1))
     origin = next((origins[table] for table in around if table in origins), "default")
     return f"{origin}: {spelt(place)}: {text}"
 
 
 def spelt(place: Place) -> str:
-    """A key as TOML spells it."""
+    """Return a key as written in TOML."""
     return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part) for part in place)
 
 
@@ -77,7 +77,7 @@ def _found(mistake: ErrorDetails, place: Place) -> str:
     value = mistake["input"]
     if isinstance(value, dict):
         return "a table" if mistake["type"] in _ALLOWED else "these keys together"
-    # What stands where a table belongs may be a table that is misspelt, secrets and all.
+    # A value in the place of a table may be a misspelt table that contains secrets.
     if place[-1] == "password" or mistake["type"] in {"dict_type", "model_type"}:
         return f"a value of type {type(value).__name__}"
     return masked(repr(value))[:_MAX_FOUND]

@@ -1,4 +1,4 @@
-"""The tree of the configuration, with every default and what each key allows."""
+"""The tree of the configuration: all keys, with their defaults and types."""
 
 import os
 from pathlib import Path
@@ -60,16 +60,16 @@ class ServerConfig(_Table):
         return self
 
     def processes(self) -> int:
-        """How many processes serve: ``workers``, or as many as there are cores."""
+        """Return the number of processes: ``workers``, or the number of cores if that is 0."""
         return self.workers or len(os.sched_getaffinity(0))
 
     def addresses(self) -> list[Address]:
-        """Where to listen."""
+        """Return the addresses to listen at."""
         return [parse_listen(text) for text in self.listen]
 
 
 class AccessConfig(_Table):
-    """Who may use the mirror."""
+    """Which clients may use the mirror."""
 
     networks: tuple[Network, ...] = ()
     htpasswd_file: ReadableFile = ""
@@ -77,7 +77,7 @@ class AccessConfig(_Table):
 
 
 class LimitsConfig(_Table):
-    """How much at once, so that no crowd and no slow client is everybody's trouble."""
+    """Limits, so that many or slow clients do not disturb the others."""
 
     connections: PositiveInt = 10_000
     connections_per_client: PositiveInt = 1_000
@@ -93,7 +93,7 @@ class LimitsConfig(_Table):
 
 
 class LogConfig(_Table):
-    """What the mirror says on standard error."""
+    """The log on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
@@ -101,7 +101,7 @@ class LogConfig(_Table):
 
 
 class CacheConfig(_Table):
-    """Where and how much is kept."""
+    """The directory and the limits of the cache."""
 
     directory: Directory = Field(default_factory=default_directory)
     max_size: SizeField = size("50GiB")
@@ -111,7 +111,7 @@ class CacheConfig(_Table):
 
 
 class TagsConfig(_Table):
-    """How long upstream's word on a tag holds."""
+    """How long an answer of upstream for a tag is used."""
 
     max_age: DurationField = time("60s")
     stale_if_error: DurationField = time("30d")
@@ -168,7 +168,7 @@ class UpstreamConfig(_Table):
         return self
 
     def secret(self) -> str:
-        """The password, from the file where one is named.
+        """Return the password, read from ``password_file`` if that is set.
 
         Raises:
             OSError: the file cannot be read.
@@ -179,7 +179,7 @@ class UpstreamConfig(_Table):
 
 
 class Config(_Table):
-    """All of it."""
+    """The whole configuration."""
 
     server: ServerConfig = ServerConfig()
     access: AccessConfig = AccessConfig()
@@ -196,11 +196,11 @@ class Config(_Table):
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 
     def enabled(self) -> dict[str, UpstreamConfig]:
-        """The upstreams that are to be served, by name."""
+        """Return the enabled upstreams by name."""
         return {name: upstream for name, upstream in self.upstreams.items() if upstream.enabled}
 
     def share(self, workers: int) -> Self:
-        """What one of so many processes may take of all that is bounded for the whole mirror."""
+        """Return the configuration of one of ``workers`` processes: its part of each limit."""
 
         def part(amount: int) -> int:
             return -(-amount // workers)
@@ -227,5 +227,5 @@ class Config(_Table):
         return self.model_copy(update={"limits": limits, "upstreams": upstreams, "proxy": proxy})
 
     def default_upstream(self) -> str:
-        """The upstream that a plain ``/v2/<name>/`` means."""
+        """Return the upstream for requests that name no registry."""
         return next(name for name, upstream in self.enabled().items() if upstream.default)

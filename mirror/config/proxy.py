@@ -1,4 +1,4 @@
-"""``[proxy]``: the mirror as the HTTP proxy of its clients."""
+"""``[proxy]``: the mirror as an HTTP proxy for its clients."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def _above_zero(duration: Duration) -> Duration:
 
 
 class ProxyConfig(Table):
-    """Where the mirror listens as a proxy, and what it lets through besides its registries."""
+    """The addresses of the proxy, and the other servers that clients may reach through it."""
 
     listen: Annotated[
         tuple[Annotated[str, AfterValidator(checked_listen)], ...],
@@ -51,9 +51,9 @@ class ProxyConfig(Table):
     idle_timeout: Annotated[DurationField, AfterValidator(_above_zero)] = Duration.parse("10m")
 
     def addresses(self) -> list[Address]:
-        """Where to listen; nowhere unless told to."""
+        """Return the addresses to listen at; empty if the proxy is off."""
         return [parse_listen(text) for text in self.listen]
 
     def authority_directory(self, cache: Path) -> Path:
-        """Where the CA is kept, ``cache`` being the cache directory."""
+        """Return the directory of the CA; ``cache`` is the cache directory."""
         return Path(self.ca_directory).expanduser() if self.ca_directory else cache / _DIRECTORY

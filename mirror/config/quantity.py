@@ -1,4 +1,4 @@
-"""Sizes and times as people write them."""
+"""Sizes and times with units, such as ``50GiB`` and ``12h``."""
 
 import re
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ _PERCENT: Final = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes, or a share of the disk (0 to 1); ``text`` is how it was written."""
+    """Bytes, or a share of the disk (0 to 1); ``text`` is the size as written."""
 
     text: str
     bytes: int = 0
     share: float | None = None
 
     def of(self, disk_bytes: int) -> int:
-        """The size in bytes on a disk of ``disk_bytes``."""
+        """Return the size in bytes on a disk of ``disk_bytes``."""
         return self.bytes if self.share is None else int(self.share * disk_bytes)
 
     @classmethod
     def parse(cls, text: object) -> "Size":
-        """Read ``512MiB``, ``50GiB``, ``80%``.
+        """Parse ``512MiB``, ``50GiB``, ``80%``.
 
         Raises:
-            ValueError: it is no size.
+            ValueError: the text is not a size.
         """
         if isinstance(text, Size):
             return text
@@ -46,17 +46,17 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Seconds; ``text`` is how it was written."""
+    """Seconds; ``text`` is the time as written."""
 
     text: str
     seconds: float
 
     @classmethod
     def parse(cls, text: object) -> "Duration":
-        """Read ``250ms``, ``30s``, ``5m``, ``12h``, ``30d``.
+        """Parse ``250ms``, ``30s``, ``5m``, ``12h``, ``30d``.
 
         Raises:
-            ValueError: it is no time.
+            ValueError: the text is not a time.
         """
         if isinstance(text, Duration):
             return text

@@ -1,7 +1,7 @@
-"""Where the configuration comes from: flags over environment over file over defaults.
+"""Loads the configuration: defaults, overridden by the file, the environment and flags.
 
-pydantic-settings reads the environment; what is ours is who said what, so that a mistake is told
-as one line with the place where it was made.
+pydantic-settings reads the environment.  This module also records the source of each key, so that
+the message for a mistake is one line that names it.
 """
 
 import os
@@ -33,16 +33,16 @@ _FLAT: Final = re.compile(r"[a-z0-9_]*", re.ASCII)
 
 
 class _Environment(Config, BaseSettings):
-    """Tells pydantic-settings which variables there may be; the values are checked later."""
+    """Tells pydantic-settings the names of the variables; their values are checked later."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter=_DELIMITER)
 
 
 class _Variables(EnvSettingsSource):
-    """Reads the environment and leaves what it cannot decode to be told with the rest."""
+    """Reads the environment; a value that is not JSON is reported later with other mistakes."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        """The value of a table or a list, which is JSON."""
+        """Decode the value of a table or a list from JSON; return other text unchanged."""
         try:
             return super().decode_complex_value(field_name, field, value)
         except ValueError:
@@ -53,11 +53,11 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Co
     """Read the configuration.
 
     Args:
-        file: the file to read; without one ``$MIRROR_CONFIG``, or the system's if it is there.
-        flags: a tree of what the command line says.
+        file: the file to read; None: ``$MIRROR_CONFIG``, else the system's file if it exists.
+        flags: the values from the command line, as a tree.
 
     Raises:
-        ConfigError: it cannot be used; all mistakes at once.
+        ConfigError: the configuration is invalid; the error lists all mistakes.
     """
     chosen = file or _file_of_environment()
     told_by_file = _read(chosen) if chosen else {}
@@ -94,7 +94,7 @@ def _read(file: Path) -> Tree:
 
 def _environment(known: Iterable[str]) -> Tree:
     tree: Tree = _Variables(_Environment)()
-    # Only with the delimiter in it: Kubernetes sets MIRROR_PORT and more for a service "mirror".
+    # Only names with the delimiter: Kubernetes sets MIRROR_PORT and more for a service "mirror".
     for variable in os.environ:
         section, delimiter, _ = variable.upper().removeprefix(_PREFIX).partition(_DELIMITER)
         if delimiter and variable.upper().startswith(_PREFIX):
@@ -105,7 +105,7 @@ def _environment(known: Iterable[str]) -> Tree:
 
 
 def _spelt_out(tables: Tree, known: Iterable[str]) -> Tree:
-    """``docker_io`` is how an environment variable says ``docker.io``."""
+    """Restore the names of registries: an environment variable has ``docker_io``."""
     dotted = [name for name in (*tables, *known) if not _FLAT.fullmatch(name)]
     names = {re.sub(r"[^a-z0-9]", "_", name): name for name in dotted}
     spelt: Tree = {}
@@ -163,7 +163,7 @@ def _checked(tree: Tree, origins: Origins) -> Config:
 
 
 def _valid_upstreams(tree: Tree) -> dict[str, UpstreamConfig]:
-    """The tables that are right by themselves, so that they can be compared."""
+    """Return the tables that are valid by themselves, to check the rules between them."""
     tables = tree.get("upstreams")
     valid: dict[str, UpstreamConfig] = {}
     for name, table in tables.items() if isinstance(tables, dict) else ():

@@ -1,4 +1,4 @@
-"""What every table of the configuration has in common: no key it does not know, nothing changed."""
+"""The base of all tables of the configuration: unknown keys are refused, values do not change."""
 
 from pydantic import BaseModel, ConfigDict
 

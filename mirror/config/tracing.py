@@ -1,4 +1,4 @@
-"""``[tracing]``: where spans go."""
+"""``[tracing]``: the export of spans."""
 
 import math
 from typing import Annotated
@@ -33,13 +33,13 @@ def _checked_share(share: float) -> float:
 
 
 class TracingConfig(Table):
-    """Who collects spans, of how many of the requests."""
+    """The collector of spans, and the share of requests to trace."""
 
     endpoint: Annotated[str, AfterValidator(_checked_endpoint)] = ""
     sample: Annotated[float, AfterValidator(_checked_share)] = 1.0
     service: str = "mirror"
 
     def address(self) -> str:
-        """The endpoint with OTLP's path where it has none."""
+        """Return the endpoint; OTLP's path is added if it has no path."""
         parts = urlsplit(self.endpoint)
         return self.endpoint if parts.path.strip("/") else parts._replace(path=_PATH).geturl()

@@ -1,4 +1,4 @@
-"""Images that the mirror pulls ahead of time, by itself."""
+"""``[[warm]]``: images that the mirror pulls in advance."""
 
 import re
 from typing import Annotated, Any, Final, Self
@@ -42,7 +42,7 @@ def _some(images: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class WarmConfig(Table):
-    """A list of images, and when they are pulled."""
+    """A list of images and the schedule to pull them."""
 
     images: Annotated[
         tuple[Annotated[str, AfterValidator(_checked_image)], ...], AfterValidator(_some)
@@ -65,6 +65,6 @@ class WarmConfig(Table):
         return self
 
     def time_of_day(self) -> tuple[int, int] | None:
-        """Hour and minute where it is ``at`` a time, None where it is ``every`` so long."""
+        """Return hour and minute of ``at``, None if ``every`` is set instead."""
         matched = _TIME.fullmatch(self.at)
         return None if matched is None else (int(matched[1]), int(matched[2]))

@@ -1,11 +1,11 @@
-"""The public registries the mirror knows without being told, and how each differs."""
+"""The public registries that are configured by default."""
 
 from types import MappingProxyType
 from typing import Any, Final
 
 DEFAULT_UPSTREAM: Final = "docker.io"
 
-#: Name to what its table would say in the configuration.
+#: Registry name to the content of its table in the configuration.
 WELL_KNOWN: Final = MappingProxyType[str, dict[str, Any]](
     {
         DEFAULT_UPSTREAM: {
