@@ -1,4 +1,4 @@
-"""What to paste into a client so that it pulls through the mirror, and where.  Pure text."""
+"""Configuration files for clients that pull through the mirror.  Pure functions of text."""
 
 from mirror.clients.address import is_loopback, reachable_url
 from mirror.clients.buildkit import buildkit

@@ -1,6 +1,6 @@
-"""BuildKit on its own and buildx's docker-container driver: ``buildkitd.toml``.
+"""Standalone BuildKit and the docker-container driver of buildx: ``buildkitd.toml``.
 
-A build by the Docker daemon itself goes by Docker's configuration.
+Builds of the Docker daemon itself use Docker's configuration.
 """
 
 from typing import Final
@@ -12,7 +12,7 @@ _PATH: Final = "/etc/buildkit/buildkitd.toml"
 
 
 def buildkit(mirror: Mirror) -> Snippet:
-    """A table per registry; what stands after a host BuildKit puts behind ``/v2/``."""
+    """Return a table per registry; BuildKit puts the path of a mirror after ``/v2/``."""
     lines: list[str] = []
     for name in mirror.upstreams:
         lines += [f"[registry.{quoted(name)}]"]
@@ -30,7 +30,7 @@ def buildkit(mirror: Mirror) -> Snippet:
 
 
 def _how(mirror: Mirror) -> list[str]:
-    """How the mirror is spoken to; what is on this machine BuildKit takes for http."""
+    """Return the table for the mirror's host; BuildKit's default for this machine is http."""
     how = []
     if mirror.plain or is_loopback(mirror.host):
         how.append(f"  http = {'true' if mirror.plain else 'false'}")

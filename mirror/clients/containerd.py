@@ -1,4 +1,4 @@
-"""containerd, and so Kubernetes and nerdctl: ``hosts.toml``."""
+"""containerd, for Kubernetes and nerdctl: ``hosts.toml``."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ _CERTS: Final = "/etc/containerd/certs.d"
 
 
 def containerd(mirror: Mirror) -> Snippet:
-    """A ``hosts.toml`` per registry, and what makes containerd read them."""
+    """Return a ``hosts.toml`` per registry, and how to make containerd read them."""
     advice = (
         f"A file per registry below {_CERTS}; read at every pull, without restart.",
         "nerdctl finds them by itself, ctr with: ctr images pull --hosts-dir " + _CERTS,

@@ -12,10 +12,10 @@ _CERTS: Final = "/etc/docker/certs.d"
 
 
 def docker(mirror: Mirror) -> Snippet:
-    """``registry-mirrors``, which every Docker knows and which is for Docker Hub alone."""
+    """Return ``registry-mirrors``, which every Docker supports, but only for Docker Hub."""
     daemon: dict[str, object] = {"registry-mirrors": [mirror.address]}
     if mirror.plain and not is_loopback(mirror.host):
-        # dockerd speaks plain http to a mirror as given, but a path-prefix pull is no mirror pull.
+        # dockerd uses plain http for a mirror with that scheme, but not for pulls with a path.
         daemon["insecure-registries"] = [mirror.netloc]
     ca_copy = f"{_CERTS}/{mirror.netloc}/ca.crt" if mirror.ca_file else ""
     advice = [
@@ -30,7 +30,7 @@ def docker(mirror: Mirror) -> Snippet:
 
 
 def docker_hosts(mirror: Mirror) -> Snippet:
-    """``hosts.toml`` for every registry, which Docker reads from Engine 28 on."""
+    """Return a ``hosts.toml`` for every registry; Docker reads them from Engine 28 on."""
     advice = (
         "For Docker Engine 28 and later with the containerd image store: a file per registry",
         f"below {_CERTS}, read without a restart.",

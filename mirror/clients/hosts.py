@@ -1,4 +1,4 @@
-"""``hosts.toml``: one file per registry, for containerd and for Docker with its image store.
+"""``hosts.toml``: one file per registry, for containerd and for Docker with containerd's store.
 
 Both send ``?ns=<registry>`` to a host that is not the registry itself, so the mirror's address is
 the same for all (containerd, docs/hosts.md).
@@ -9,7 +9,7 @@ from mirror.clients.snippet import HUB, File, Mirror, commented, quoted
 
 
 def hosts_files(mirror: Mirror, directory: str) -> tuple[File, ...]:
-    """A ``hosts.toml`` for every upstream below ``directory``."""
+    """Return a ``hosts.toml`` below ``directory`` for every upstream."""
     return tuple(
         commented(f"{directory}/{name}/hosts.toml", _lines(mirror, name))
         for name in mirror.upstreams
@@ -19,7 +19,7 @@ def hosts_files(mirror: Mirror, directory: str) -> tuple[File, ...]:
 def _lines(mirror: Mirror, registry: str) -> list[str]:
     lines = [*_server(registry), f"[host.{quoted(mirror.address)}]"]
     lines.append('  capabilities = ["pull", "resolve"]')
-    # Without it a mirror that is gone costs 30 s per blob.
+    # Without dial_timeout an unreachable mirror costs 30 s per blob.
     lines.append('  dial_timeout = "3s"')
     if mirror.ca_file:
         lines.append(f"  ca = {quoted(mirror.ca_file)}")
@@ -27,9 +27,9 @@ def _lines(mirror: Mirror, registry: str) -> list[str]:
 
 
 def _server(registry: str) -> list[str]:
-    """Who is asked when the mirror cannot answer."""
+    """Return the server to ask if the mirror cannot answer."""
     if registry == HUB:
         return ['server = "https://registry-1.docker.io"', ""]
     if is_loopback(registry.partition(":")[0]):
-        return []  # the client knows best whether that is http
+        return []  # the client itself knows whether to use http
     return [f"server = {quoted(f'https://{registry}')}", ""]

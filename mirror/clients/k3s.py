@@ -1,6 +1,6 @@
-"""k3s and RKE2: ``registries.yaml``, from which they write containerd's ``hosts.toml``.
+"""k3s and RKE2: ``registries.yaml``, from which they generate containerd's ``hosts.toml``.
 
-containerd then sends ``?ns=``, so no rewrite and no path is needed.
+containerd then sends ``?ns=``, so that no rewrite and no path are needed.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ _PATH: Final = "/etc/rancher/k3s/registries.yaml"
 
 
 def k3s(mirror: Mirror) -> Snippet:
-    """``registries.yaml`` for every node."""
+    """Return ``registries.yaml`` for every node."""
     lines = ["mirrors:"]
     for name in mirror.upstreams:
         lines += [f"  {quoted(name)}:", "    endpoint:", f"      - {quoted(mirror.address)}"]

@@ -4,13 +4,13 @@ from typing import Final
 
 from mirror.clients.snippet import Mirror, Snippet, commented, copying, quoted
 
-# A file of its own, so that nothing there has to be merged.
+# A separate file: it does not have to be merged with an existing one.
 _PATH: Final = "/etc/containers/registries.conf.d/mirror.conf"
 _CERTS: Final = "/etc/containers/certs.d"
 
 
 def podman(mirror: Mirror) -> Snippet:
-    """A table per registry, with the registry's name as path: not all of them send ``?ns=``."""
+    """Return a table per registry, with its name as path: not every client sends ``?ns=``."""
     lines: list[str] = []
     for name in mirror.upstreams:
         lines += ["[[registry]]", f"prefix = {quoted(name)}", f"location = {quoted(name)}", ""]

@@ -1,4 +1,4 @@
-"""Docker with the mirror as its proxy: ``daemon.json`` (Engine 23), or systemd's environment."""
+"""Docker with the mirror as its proxy: ``daemon.json`` (Engine 23), or a drop-in for systemd."""
 
 import json
 from typing import Final
@@ -13,7 +13,7 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def docker_proxy(mirror: Mirror) -> Snippet:
-    """``proxies`` in ``daemon.json``; ``mirror`` is at the proxy's address."""
+    """Return ``proxies`` for ``daemon.json``; the URL of ``mirror`` is that of the proxy."""
     proxies = {"https-proxy": mirror.address, "no-proxy": _no_proxy(mirror)}
     text = json.dumps({"proxies": proxies}, indent=2) + "\n"
     first = f"For Docker 23 and later put this into {_DAEMON} (merge it with what is there),"
@@ -21,7 +21,7 @@ def docker_proxy(mirror: Mirror) -> Snippet:
 
 
 def docker_proxy_unit(mirror: Mirror) -> Snippet:
-    """A drop-in of systemd, which any Docker goes by."""
+    """Return a drop-in for systemd, which works with every Docker."""
     lines = (
         "[Service]",
         f'Environment="HTTPS_PROXY={mirror.address}"',
@@ -36,7 +36,7 @@ def docker_proxy_unit(mirror: Mirror) -> Snippet:
 
 
 def _no_proxy(mirror: Mirror) -> str:
-    """What is asked without the proxy: this machine, and the mirror by its own name."""
+    """Return NO_PROXY: this machine, and the mirror itself."""
     return ",".join([*_LOCAL, *([] if is_loopback(mirror.host) else [mirror.host])])
 
 

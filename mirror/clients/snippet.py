@@ -1,4 +1,4 @@
-"""Text for clients as a value: files, where they go, and what a person should know."""
+"""Values for the configuration of a client: files, their paths, and advice."""
 
 import json
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ HUB: Final = "docker.io"
 class Mirror:
     """The mirror as its clients see it.
 
-    ``upstreams`` are the names of what it serves and ``default`` is the one that a name without
-    registry means; ``ca_file`` is the certificate authority that a client must be told to trust,
-    as a path on the client's machine, empty where it trusts the mirror anyway.
+    ``upstreams`` are the names of its registries, and ``default`` is the one for image names
+    without a registry; ``ca_file`` is the path, on the client's machine, of the CA that the client
+    must trust, empty if it needs none.
     """
 
     url: str
@@ -29,23 +29,23 @@ class Mirror:
 
     @property
     def netloc(self) -> str:
-        """``host[:port]``, as it stands before an image."""
+        """``host[:port]``, as written before an image."""
         return urlsplit(self.url).netloc
 
     @property
     def host(self) -> str:
-        """Without port and brackets."""
+        """The host without port and brackets."""
         return urlsplit(self.url).hostname or ""
 
     @property
     def plain(self) -> bool:
-        """Whether it is reached without TLS."""
+        """Whether clients reach the mirror without TLS."""
         return urlsplit(self.url).scheme == "http"
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a client's configuration, whole."""
+    """A complete file of a client's configuration."""
 
     path: str
     text: str
@@ -53,7 +53,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """Files to paste, what a person should know about them, and where the CA must be copied."""
+    """Files to install, advice about them, and the path where the CA must be copied to."""
 
     files: tuple[File, ...]
     advice: tuple[str, ...]
@@ -61,20 +61,20 @@ class Snippet:
 
     @property
     def text(self) -> str:
-        """The files one after the other; where there can be several each begins with its path."""
+        """All files in one text; each begins with its path if there can be several."""
         return "\n".join(file.text for file in self.files)
 
 
 def commented(path: str, lines: list[str]) -> File:
-    """A file whose first line says where it goes."""
+    """Return a file whose first line is a comment with its path."""
     return File(path, "\n".join([f"# {path}", *lines]) + "\n")
 
 
 def quoted(text: str) -> str:
-    """As a string of TOML or YAML, both of which take JSON's."""
+    """Return a text as a string of TOML or YAML; both accept a JSON string."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def copying(mirror: Mirror, path: str) -> list[str]:
-    """How the CA gets to where the client looks for it."""
+    """Return the command that copies the CA to the path where the client looks for it."""
     return [f"  install -D -m 644 {mirror.ca_file} {path}"] if mirror.ca_file else []

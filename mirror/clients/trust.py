@@ -1,11 +1,11 @@
-"""How a machine comes to trust the CA of proxy mode.  Pure text."""
+"""Instructions to make a machine trust the CA of proxy mode."""
 
 
 def trusting() -> tuple[str, ...]:
-    """What to do with what ``mirror ca`` prints, for the system, dockerd and containerd."""
+    """Return where to put the output of ``mirror ca``, for the system, dockerd and containerd."""
     return (
-        "The CA of this mirror, for machines whose HTTPS_PROXY it is, and no others: whoever has",
-        "its key (which stays with the mirror) can pass for any server there.",
+        "The CA of this mirror, only for machines that use the mirror as HTTPS_PROXY: with its key",
+        "(which never leaves the mirror) one can impersonate any server to these machines.",
         "Debian, Ubuntu: mirror ca > /usr/local/share/ca-certificates/mirror.crt",
         "                update-ca-certificates",
         "Fedora, RHEL:   mirror ca > /etc/pki/ca-trust/source/anchors/mirror.crt",
