@@ -1,6 +1,6 @@
-"""Why did Docker bypass me: clients' configuration and the mirror, as a client meets them.
+"""``mirror doctor``: finds out why a client does not pull through the mirror.
 
-Reads files, asks the Docker daemon and the mirror; changes nothing.
+Reads the configuration of clients, asks the Docker daemon and the mirror; changes nothing.
 """
 
 from mirror.doctor.examination import examine

@@ -1,4 +1,4 @@
-"""BuildKit on its own: ``buildkitd.toml``."""
+"""Standalone BuildKit: ``buildkitd.toml``."""
 
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ _RESTART: Final = "systemctl restart buildkit"
 
 
 def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
-    """Look at every registry whose mirror is ours."""
+    """Inspect every registry whose mirror is ``target``."""
     try:
         config = tree.toml(_FILE) or {}
     except UnusableFileError as error:
@@ -50,7 +50,7 @@ def _faults(
     if "://" in mirror or path not in {"", name}:
         what = f"the mirror of {name} is {mirror}, and must be {right}"
         found.append(wrong(_FILE, what, f'mirrors = ["{right}"], then {_RESTART}'))
-    # What is on this machine BuildKit takes for http, unless it is told.
+    # BuildKit's default for this machine is http.
     http = how.get("http", target.local)
     if http is not target.plain:
         speaks = "http" if target.plain else "https"

@@ -11,7 +11,7 @@ from mirror.doctor.target import MirrorAddress
 
 _FILE: Final = "/etc/containerd/config.toml"
 CERTS: Final = "/etc/containerd/certs.d"
-# Of version 3, 2 and 1 of the file: the table that has config_path.
+# The table with config_path in version 3, 2 and 1 of the file.
 _TABLES: Final = (
     ("plugins", "io.containerd.cri.v1.images", "registry"),
     ("plugins", "io.containerd.grpc.v1.cri", "registry"),
@@ -21,7 +21,7 @@ _RESTART: Final = "systemctl restart containerd"
 
 
 def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
-    """Look at containerd, where it is pointed anywhere."""
+    """Inspect config.toml and every hosts.toml."""
     try:
         config = tree.toml(_FILE)
     except UnusableFileError as error:
@@ -57,7 +57,7 @@ class _Settings:
         )
 
     def judge(self, directory: str, *, given: bool) -> list[Finding]:
-        """Whether ``directory``, where the mirror is named, is one that containerd reads."""
+        """Check that containerd reads ``directory``, in which a file names the mirror."""
         table_of = "io.containerd.cri.v1.images" if self.version >= 3 else _TABLES[1][1]
         mend = f"[plugins.\"{table_of}\".registry] config_path = '{directory}', then {_RESTART}"
         if self.disabled:

@@ -1,4 +1,4 @@
-"""What the Docker daemon thinks: ``GET /info`` on its socket (Docker Engine API)."""
+"""The settings of the running Docker daemon: ``GET /info`` (Docker Engine API)."""
 
 import ipaddress
 import json
@@ -20,12 +20,12 @@ _HOSTS_SINCE: Final = 28
 
 
 class SilentDaemonError(Exception):
-    """There is a socket and no answer; one line that says why."""
+    """The daemon has a socket and does not answer; the message is the reason, one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A running dockerd as it sees itself."""
+    """The settings of a running dockerd."""
 
     version: str
     mirrors: tuple[str, ...]
@@ -37,13 +37,13 @@ class Daemon:
 
     @property
     def reads_hosts(self) -> bool:
-        """Whether it goes by ``/etc/docker/certs.d/<registry>/hosts.toml``."""
+        """Whether the daemon reads ``/etc/docker/certs.d/<registry>/hosts.toml``."""
         major = re.match(r"\d+", self.version)
         recent = major is not None and int(major[0]) >= _HOSTS_SINCE
         return recent and self.containerd_store
 
     def spares(self, host: str, netloc: str) -> bool:
-        """Whether it would speak plain http to a registry."""
+        """Whether the daemon would use plain http for a registry."""
         return is_insecure(self.insecure, host, netloc)
 
 
@@ -60,10 +60,10 @@ def _holds(network: str, host: str) -> bool:
 
 
 async def ask(tree: Tree) -> Daemon | None:
-    """The daemon of this machine, None where there is none.
+    """Return the daemon of this machine, None if it has none.
 
     Raises:
-        SilentDaemonError: it cannot be asked.
+        SilentDaemonError: the daemon does not answer.
     """
     sockets = [tree.at(path) for path in SOCKETS if tree.exists(path)]
     return parsed(await _info(sockets[0])) if sockets else None
@@ -86,7 +86,7 @@ async def _info(socket: Path) -> dict[str, Any]:
 
 
 def parsed(info: dict[str, Any]) -> Daemon:
-    """An answer of ``/info``."""
+    """Parse an answer of ``/info``."""
     registries = table(info, "RegistryConfig")
     configs = table(registries, "IndexConfigs")
     insecure = [name for name, config in configs.items() if table(config).get("Secure") is False]

@@ -1,4 +1,4 @@
-"""Docker: ``daemon.json``, what the daemon made of it, and ``hosts.toml`` from Engine 28 on."""
+"""Docker: ``daemon.json``, the settings of the daemon, and ``hosts.toml`` from Engine 28 on."""
 
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ _RESTART: Final = "systemctl restart docker"
 
 
 def inspect(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspection:
-    """Look at Docker, where there is one."""
+    """Inspect Docker, if the machine has it."""
     by_hosts = hosts.inspect(tree, _CERTS, target, "Docker")
     if daemon is None and not by_hosts.findings and not tree.exists(_FILE):
         return Inspection()
@@ -46,7 +46,7 @@ def inspect(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspect
 
 
 def named(tree: Tree) -> list[str]:
-    """The mirrors that ``daemon.json`` names."""
+    """Return the mirrors in ``daemon.json``."""
     try:
         settings = tree.json(_FILE) or {}
     except UnusableFileError:
@@ -82,7 +82,7 @@ def _registry_mirrors(
 
 
 def _restarts(written: list[str], daemon: Daemon | None) -> list[Finding]:
-    """Whether the daemon has not read what is in its file."""
+    """Check whether the daemon needs a restart to use its file."""
     unread = [url for url in written if daemon and url.rstrip("/") not in daemon.mirrors]
     if not unread:
         return []
@@ -91,7 +91,7 @@ def _restarts(written: list[str], daemon: Daemon | None) -> list[Finding]:
 
 
 def _misses(urls: list[str], source: str, target: MirrorAddress) -> list[Finding]:
-    """What stands in ``registry-mirrors`` instead of the mirror."""
+    """Report the other addresses in ``registry-mirrors``."""
     mend = f'"registry-mirrors": ["{target.url}"] in {_FILE}, then {_RESTART}'
     for url in urls:
         if "://" not in url:
@@ -105,7 +105,7 @@ def _misses(urls: list[str], source: str, target: MirrorAddress) -> list[Finding
 def _plain_http(
     target: MirrorAddress, settings: dict[str, Any], daemon: Daemon | None
 ) -> list[Finding]:
-    """Pulls by path, of the registries that ``registry-mirrors`` is not for."""
+    """Check pulls by path over plain http, for registries other than Docker Hub."""
     if not target.plain or target.local:
         return []
     written = is_insecure(
@@ -155,5 +155,5 @@ def _trust(tree: Tree, target: MirrorAddress, settings: dict[str, Any]) -> Trust
 
 
 def silent(reason: str) -> Finding:
-    """The daemon could not be asked."""
+    """Return the finding for a daemon that does not answer."""
     return note(_WHO, f"cannot be asked ({reason})", "run as root, or see whether it is up")

@@ -1,4 +1,4 @@
-"""An examination: what clients are told, what the daemon thinks, what the mirror answers them."""
+"""Examines the files of clients, the settings of the Docker daemon, the answers of the mirror."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from mirror.doctor.target import Likeness, MirrorAddress
 
 
 async def examine(root: Path, url: str | None, own: str, home: str = "/root") -> Report:
-    """Look at the clients of a machine and at the mirror they are to use.
+    """Examine the clients of a machine and the mirror that they should use.
 
     Args:
-        root: where the machine's files are.
-        url: the mirror; None for the one that the clients name.
-        own: the mirror where neither says one.
-        home: the home directory of a user whose configuration counts too.
+        root: the directory with the files of the machine.
+        url: the mirror; None: the one in the files of the clients.
+        own: the mirror if neither ``url`` nor a file names one.
+        home: the home directory of a user whose files are examined too.
     """
     tree = Tree(root, home)
     findings: list[Finding] = []
@@ -50,7 +50,7 @@ def _inspected(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Insp
 
 
 def _guessed(tree: Tree, own: str) -> str:
-    """The mirror that the clients name: this machine's own if it is among them, else the first."""
+    """Return the mirror in the files of the clients: ``own`` if it is there, else the first."""
     named = docker.named(tree)
     for directory in ("/etc/docker/certs.d", containerd.CERTS):
         named += hosts.named(tree, directory)

@@ -1,4 +1,4 @@
-"""Configuration files of the machine that is examined, below a root directory."""
+"""Reads configuration files of the examined machine, below a root directory."""
 
 import json
 import tomllib
@@ -8,42 +8,42 @@ from typing import Any
 
 
 class UnusableFileError(Exception):
-    """A file is there and cannot be used; one line that says why."""
+    """A file exists but cannot be used; the message is the reason, one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The files of a machine; paths are as that machine sees them.
+    """The files of a machine; all paths are paths on that machine.
 
-    ``home`` is that of whoever runs clients without root.
+    ``home`` is the home directory of the user who runs clients without root.
     """
 
     root: Path
     home: str = "/root"
 
     def at(self, path: str) -> Path:
-        """Where a file of the machine is for us."""
+        """Return the path of a file for this process."""
         return self.root / path.removeprefix("/")
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or directory."""
+        """Whether a file or directory exists."""
         try:
             return self.at(path).exists()
-        except OSError:  # below a directory that we may not enter
+        except OSError:  # no permission for a parent directory
             return False
 
     def names(self, path: str) -> list[str]:
-        """What is in a directory, in order; nothing where there is none."""
+        """Return the sorted names in a directory; empty if it cannot be read."""
         try:
             return sorted(entry.name for entry in self.at(path).iterdir())
         except OSError:
             return []
 
     def text(self, path: str) -> str | None:
-        """A file's text, None where there is no such file.
+        """Return the text of a file, None if it does not exist.
 
         Raises:
-            UnusableFileError: it cannot be read, or is no text.
+            UnusableFileError: the file cannot be read, or is not UTF-8.
         """
         try:
             return self.at(path).read_text(encoding="utf-8")
@@ -55,10 +55,10 @@ class Tree:
             raise UnusableFileError("is no UTF-8 text") from error
 
     def toml(self, path: str) -> dict[str, Any] | None:
-        """A file's tables, None where there is no such file.
+        """Return the tables of a TOML file, None if it does not exist.
 
         Raises:
-            UnusableFileError: it cannot be read, or is no TOML.
+            UnusableFileError: the file cannot be read, or is not TOML.
         """
         text = self.text(path)
         try:
@@ -67,13 +67,13 @@ class Tree:
             raise UnusableFileError(f"is no valid TOML: {error}") from error
 
     def json(self, path: str) -> dict[str, Any] | None:
-        """A file's object, None where there is no such file.
+        """Return the object in a JSON file, None if the file is empty or does not exist.
 
         Raises:
-            UnusableFileError: it cannot be read, or is no JSON object.
+            UnusableFileError: the file cannot be read, or is not a JSON object.
         """
         text = self.text(path)
-        if text is None or not text.strip():  # dockerd takes an empty file for none
+        if text is None or not text.strip():  # dockerd treats an empty file as missing
             return None
         try:
             value = json.loads(text)
@@ -85,17 +85,17 @@ class Tree:
 
 
 def table(value: object, *keys: str) -> dict[str, Any]:
-    """The table below ``keys``; an empty one where there is none."""
+    """Return the table below ``keys``; empty if it does not exist."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def strings(value: object) -> list[str]:
-    """The strings of a list; none where it is no list."""
+    """Return the strings in a list; empty for other values."""
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def tables(value: object) -> list[dict[str, Any]]:
-    """The tables of an array of tables; none where it is no such thing."""
+    """Return the tables in an array of tables; empty for other values."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -1,4 +1,4 @@
-"""``hosts.toml``, one per registry (containerd docs/hosts.md), as three programs read it."""
+"""``hosts.toml``, one per registry (containerd, docs/hosts.md), for containerd, Docker and k3s."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,11 +15,11 @@ _NEEDED: Final = ("pull", "resolve")
 
 
 def inspect(tree: Tree, directory: str, target: MirrorAddress, client: str) -> Inspection:
-    """Look at every ``hosts.toml`` below ``directory``."""
+    """Inspect every ``hosts.toml`` below ``directory``."""
     inspection = Inspection()
     for name in tree.names(directory):
         if name.endswith(".toml"):
-            what = f"lies in {directory} itself, where nobody reads it"
+            what = f"lies in {directory} itself, where no client reads it"
             mend = f"move it to {directory}/REGISTRY/hosts.toml, such as {directory}/{_HUB}"
             inspection.findings.append(wrong(f"{directory}/{name}", what, mend))
             continue
@@ -29,12 +29,12 @@ def inspect(tree: Tree, directory: str, target: MirrorAddress, client: str) -> I
                 inspection.take(_File(tree, path, name, target, client).inspect())
             elif file.endswith(".toml"):
                 mend = f"rename it to {directory}/{name}/hosts.toml"
-                inspection.findings.append(wrong(path, "is read by nobody under this name", mend))
+                inspection.findings.append(wrong(path, "is not read under this name", mend))
     return inspection
 
 
 def named(tree: Tree, directory: str) -> list[str]:
-    """The addresses that the files below ``directory`` name."""
+    """Return the addresses in the files below ``directory``."""
     found: list[str] = []
     for name in tree.names(directory):
         try:
@@ -67,7 +67,7 @@ class _File:
         found = [*self._misplaced(), *self._incapable(settings), *self._authorities(settings)]
         if found:
             return Inspection(found)
-        # "host_5000_" is host:5000 where a colon cannot be in a file's name.
+        # "host_5000_" means host:5000 on systems without colons in file names.
         named = self.registry.replace("_", ":", 1).removesuffix("_")
         registry = _HUB if self.registry == "_default" else named
         walk = Walk(self.client, registry, Way.NAMESPACE, self._trust(settings))
@@ -80,7 +80,7 @@ class _File:
                 return wrong(self.path, f"has {masked(url)}, {reason}", mend)
         others = f" but {masked(', '.join(urls))}" if urls else ""
         what = f"does not name {self.target.url}{others}"
-        # A registry of one's own may well have a file that has nothing to do with the mirror.
+        # The file of a private registry may have nothing to do with the mirror.
         if self.registry not in {_HUB, "_default"}:
             return note(self.path, what, mend)
         return wrong(self.path, what, mend)

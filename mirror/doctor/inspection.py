@@ -1,4 +1,4 @@
-"""What one client was told: what is right and wrong in it, and what it would ask the mirror."""
+"""The result of inspecting one client: findings, and the requests that it would send."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,7 +8,7 @@ from mirror.doctor.report import Finding
 
 
 class Way(StrEnum):
-    """How a client tells the mirror which registry it means."""
+    """How a client names the registry in a request to the mirror."""
 
     PLAIN = "by its plain name"
     NAMESPACE = "by ns="
@@ -17,7 +17,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Which certificates a client accepts, and where it would look for one more."""
+    """The CAs that a client trusts, and how to add one (``mend``)."""
 
     ca_files: tuple[str, ...] = ()
     insecure: bool = False
@@ -26,7 +26,7 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A request that a client makes of the mirror."""
+    """A request that a client would send to the mirror."""
 
     client: str
     registry: str
@@ -36,9 +36,9 @@ class Walk:
 
 @dataclass(slots=True)
 class Inspection:
-    """What one client's configuration says; ``pointed`` are the registries it gets from here.
+    """The findings for a client; ``pointed`` are the registries that it pulls from the mirror.
 
-    ``through``: it has the mirror as its proxy.
+    ``through``: the mirror as the proxy of the client, None if it is not.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Inspection:
     through: Through | None = None
 
     def take(self, other: "Inspection") -> None:
-        """Add what another inspection found."""
+        """Add the results of another inspection."""
         self.findings += other.findings
         self.walks += other.walks
         self.pointed |= other.pointed

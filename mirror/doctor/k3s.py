@@ -1,4 +1,4 @@
-"""k3s and RKE2: ``registries.yaml``, and the ``hosts.toml`` they made of it when they started."""
+"""k3s and RKE2: ``registries.yaml``, and the ``hosts.toml`` that they generate at the start."""
 
 import re
 from typing import Final
@@ -15,7 +15,7 @@ _ADDRESS: Final = re.compile(r"^[^#\n]*?(https?://[^\s\"',\]}]+)", re.MULTILINE)
 
 
 def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
-    """Look at k3s and RKE2, where they are told of registries."""
+    """Inspect k3s and RKE2, if they have a ``registries.yaml``."""
     inspection = Inspection()
     for program in _PROGRAMS:
         inspection.take(_inspect(tree, target, program))
@@ -23,7 +23,7 @@ def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
 
 
 def named(tree: Tree) -> list[str]:
-    """The addresses in ``registries.yaml``."""
+    """Return the addresses in ``registries.yaml``."""
     found: list[str] = []
     for program in _PROGRAMS:
         try:
@@ -48,7 +48,7 @@ def _inspect(tree: Tree, target: MirrorAddress, program: str) -> Inspection:
     addresses = _ADDRESS.findall(text)
     if not any(target.likeness(url) is Likeness.SAME for url in addresses):
         return Inspection([_miss(path, addresses, target)])
-    # What it made of the file is what containerd goes by.
+    # containerd reads only the files that the program generates.
     made = f"/var/lib/rancher/{program}/agent/etc/containerd/certs.d"
     inspection = hosts.inspect(tree, made, target, program)
     if inspection.pointed:

@@ -15,7 +15,7 @@ _HUB: Final = "docker.io"
 
 
 def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
-    """Look at every table that names the mirror."""
+    """Inspect every table that names the mirror."""
     inspection = Inspection()
     for path in _paths(tree):
         try:
@@ -30,7 +30,7 @@ def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
 
 
 def named(tree: Tree) -> list[str]:
-    """The mirrors in all files, as addresses."""
+    """Return the addresses of the mirrors in all files."""
     found = []
     for path in _paths(tree):
         try:
@@ -45,7 +45,7 @@ def named(tree: Tree) -> list[str]:
 
 
 def _paths(tree: Tree) -> list[str]:
-    """A user's own file replaces the system's; drop-ins are read from both places."""
+    """Return all files: a user's file replaces the system's, drop-ins of both are read."""
     user = f"{tree.home}/{_USER}"
     place = user if tree.exists(f"{user}/registries.conf") else _SYSTEM
     drop_ins = [f"{at}/registries.conf.d" for at in (_SYSTEM, user)]

@@ -15,7 +15,7 @@ from mirror.doctor.unreachable import explained, no_authority
 from mirror.oci.media_types import CURRENT_TYPES
 from mirror.upstream.body import read_up_to
 
-_SECONDS: Final = 15  # what dockerd gives a mirror
+_SECONDS: Final = 15  # dockerd's time-out for a mirror
 _READ_BYTES: Final = 1 << 16
 _HUB: Final = "docker.io"
 _ACCEPT: Final = ", ".join(CURRENT_TYPES)
@@ -24,7 +24,7 @@ _FOR_HUB: Final = f"credentials you have for {_HUB}"
 
 
 async def walk_all(target: MirrorAddress, walks: list[Walk]) -> list[Finding]:
-    """Walk them; where a client cannot even say hello, that is all that is said for it."""
+    """Send the requests of all walks; if ``/v2/`` fails for a client, report only that."""
     findings: list[Finding] = []
     by_trust: dict[Trust, list[Walk]] = {}
     for walk in walks:
@@ -51,8 +51,8 @@ async def _walk(
         return [_stranger(target, hello)]
     if (refusal := _refusal(target, hello)) is not None:
         return [refusal]
-    findings = [ok(target.url, "is a mirror, and asks nobody for a password")]
-    # One question per registry and way, however many clients ask it.
+    findings = [ok(target.url, "is a mirror, and asks for no password")]
+    # One request per registry and way, for all clients.
     for registry, way in dict.fromkeys((walk.registry, walk.way) for walk in walks):
         findings.append(await _manifest(asker, registry, way))
     return findings
@@ -67,17 +67,17 @@ class _Reply:
 
     @property
     def is_mirror(self) -> bool:
-        """Whether a mirror gave it."""
+        """Whether the answer is from a mirror."""
         return self.server == "mirror" or self.cache_status.startswith("mirror")
 
     @property
     def is_stale(self) -> bool:
-        """Whether it was given although upstream could not be asked (RFC 9211)."""
+        """Whether the answer is stale because upstream could not be asked (RFC 9211)."""
         return "fwd=stale" in self.cache_status and "revalidated" not in self.cache_status
 
     @property
     def message(self) -> str:
-        """What the spec's error body says, or the status."""
+        """The message in the spec's error body, or the status."""
         try:
             return str(json.loads(self.body)["errors"][0]["message"])
         except (ValueError, LookupError, TypeError):
@@ -115,7 +115,7 @@ def _context(trust: Trust) -> ssl.SSLContext:
 
 
 async def _hidden(asker: _Asker) -> bool:
-    """Whether a mirror is behind a reverse proxy that puts its own name into ``Server``."""
+    """Whether this is a mirror behind a reverse proxy that replaces the field ``Server``."""
     try:
         return (await asker.ask("HEAD", _path(_HUB, Way.PATH))).is_mirror
     except (OSError, aiohttp.ClientError, TimeoutError):
@@ -147,7 +147,7 @@ def _refusal(target: MirrorAddress, hello: _Reply) -> Finding | None:
 
 
 async def _manifest(asker: _Asker, registry: str, way: Way) -> Finding:
-    """Ask for an image as a client does, by HEAD, and for the reason where that fails."""
+    """Ask for an image by HEAD, as a client does; after a failure by GET, to get the reason."""
     where = f"{asker.target.url} for {registry}, asked {way}"
     path = _path(registry, way)
     try:
@@ -160,7 +160,7 @@ async def _manifest(asker: _Asker, registry: str, way: Way) -> Finding:
 
 
 def _path(registry: str, way: Way) -> str:
-    # Of Docker Hub an image that is there; of others any, for 404 is an answer too.
+    # For Docker Hub an image that exists; for others any name, because 404 is an answer too.
     image = "library/busybox" if registry == _HUB else "mirror-doctor/probe"
     name = f"{registry}/{image}" if way is Way.PATH else image
     query = f"?ns={registry}" if way is Way.NAMESPACE else ""

@@ -1,4 +1,4 @@
-"""Docker whose HTTPS proxy the mirror is: whether it gets there, and trusts what it is shown."""
+"""Docker with the mirror as its HTTPS proxy: checks the connection and the trust in the CA."""
 
 import ssl
 from dataclasses import dataclass
@@ -27,21 +27,21 @@ _NO_PROXY: Final = "see [proxy] listen of the mirror: is it on, and is this its 
 
 @dataclass(frozen=True, slots=True)
 class Through:
-    """A proxy that Docker is told of, and the file of the CAs it trusts (empty: the system's)."""
+    """A proxy of Docker, and the file with the CAs that it trusts (empty: the system's)."""
 
     proxy: str
     ca_file: str
 
     @property
     def where(self) -> str:
-        """The proxy, without a password."""
+        """The name of the proxy in findings, without a password."""
         return f"Docker through the proxy {masked(self.proxy)}"
 
 
 def lookup_through(
     tree: Tree, target: MirrorAddress, settings: dict[str, Any], daemon: Daemon | None
 ) -> Through | None:
-    """The proxy of Docker where it is at the mirror, None where it is another or there is none."""
+    """Return the proxy of Docker if it is the mirror, else None."""
     written = str(table(settings, "proxies").get("https-proxy", ""))
     proxy = daemon.https_proxy if daemon is not None else written
     try:
@@ -56,7 +56,7 @@ def lookup_through(
 
 
 async def walk_through(through: Through) -> Finding:
-    """Ask the proxy for Docker Hub as Docker does; nothing is downloaded."""
+    """Send a HEAD request to Docker Hub through the proxy, as Docker does."""
     context = ssl.create_default_context(cafile=through.ca_file or None)
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     try:

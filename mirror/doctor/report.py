@@ -1,11 +1,11 @@
-"""What an examination found, as values and as lines for people."""
+"""The findings of an examination, as values and as lines for people."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """How a finding is to be taken."""
+    """The severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -14,7 +14,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; ``where`` is a file, a daemon or an address."""
+    """The result of one check; ``where`` is a file, a daemon or an address."""
 
     verdict: Verdict
     where: str
@@ -22,45 +22,45 @@ class Finding:
     mend: str = ""
 
     def lines(self) -> list[str]:
-        """For people; how to mend it stands on a line of its own."""
+        """Return the lines for people; ``mend`` is on a separate line."""
         first = f"{self.verdict:<5}  {self.where}: {self.what}"
         return [first, f"       mend: {self.mend}"] if self.mend else [first]
 
 
 def ok(where: str, what: str) -> Finding:
-    """Something is as it must be."""
+    """Return a finding that is correct."""
     return Finding(Verdict.OK, where, what)
 
 
 def note(where: str, what: str, mend: str = "") -> Finding:
-    """Something is good to know and keeps nobody from the mirror."""
+    """Return a finding that is informational: clients still use the mirror."""
     return Finding(Verdict.NOTE, where, what, mend)
 
 
 def wrong(where: str, what: str, mend: str) -> Finding:
-    """Something makes a client bypass the mirror, or fail there."""
+    """Return a finding that makes a client bypass the mirror, or fail there."""
     return Finding(Verdict.WRONG, where, what, mend)
 
 
 def is_wrong(finding: Finding) -> bool:
-    """Whether a finding keeps a client from the mirror."""
+    """Whether a finding makes a client bypass the mirror, or fail there."""
     return finding.verdict is Verdict.WRONG
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was found about one mirror."""
+    """All findings about one mirror."""
 
     url: str
     findings: tuple[Finding, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no finding is ``wrong``."""
         return not any(map(is_wrong, self.findings))
 
     def lines(self) -> list[str]:
-        """All of it, for people; what several clients share is said once."""
+        """Return all lines for people; equal findings of several clients appear once."""
         findings = dict.fromkeys(self.findings)
         number = sum(map(is_wrong, findings))
         summary = f"{number} wrong" if number else "nothing is wrong"

@@ -1,4 +1,4 @@
-"""The mirror's address, and how far another address is the same."""
+"""The address of the mirror, and its comparison with other addresses."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -11,7 +11,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Likeness(Enum):
-    """What is different between an address in a configuration and the mirror's."""
+    """The difference between an address in a file and that of the mirror."""
 
     SAME = auto()
     PATH = auto()
@@ -23,7 +23,7 @@ class Likeness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MirrorAddress:
-    """The mirror that clients ought to be pointed at."""
+    """The address of the mirror that clients should use."""
 
     url: str
 
@@ -34,21 +34,21 @@ class MirrorAddress:
 
     @property
     def host(self) -> str:
-        """Without port and brackets."""
+        """The host without port and brackets."""
         return urlsplit(self.url).hostname or ""
 
     @property
     def port(self) -> int:
-        """The port, also where it is not written."""
+        """The port; the default one of the scheme if the URL has none."""
         return _port(urlsplit(self.url))
 
     @property
     def plain(self) -> bool:
-        """Whether it is reached without TLS."""
+        """Whether clients reach the mirror without TLS."""
         return urlsplit(self.url).scheme == "http"
 
     def difference(self, url: str) -> str | None:
-        """What is wrong with an address that is meant to be the mirror's; None where it is not."""
+        """Return the mistake in an address meant for the mirror; None for any other address."""
         reasons = {
             Likeness.SCHEME: f"and the mirror speaks {'http' if self.plain else 'https'}",
             Likeness.PORT: f"and the mirror is at port {self.port}",
@@ -59,11 +59,11 @@ class MirrorAddress:
 
     @property
     def local(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the mirror is on this machine."""
         return is_loopback(self.host)
 
     def likeness(self, url: str) -> Likeness:
-        """How an address with a scheme compares."""
+        """Compare an address with a scheme to that of the mirror."""
         try:
             other = urlsplit(url)
             port = _port(other)
@@ -72,19 +72,19 @@ class MirrorAddress:
         if (other.hostname or "") != self.host:
             return Likeness.OTHER
         if port != self.port:
-            # Two default ports differ because the schemes do.
+            # If neither has a port, the default ports differ because the schemes do.
             return Likeness.PORT if other.port or urlsplit(self.url).port else Likeness.SCHEME
         if other.scheme != urlsplit(self.url).scheme:
             return Likeness.SCHEME
         return _likeness_behind(other)
 
     def is_at(self, netloc: str) -> bool:
-        """Whether ``host[:port]`` without a scheme is where the mirror is."""
+        """Whether ``host[:port]`` without a scheme is the address of the mirror."""
         return self.likeness(f"{urlsplit(self.url).scheme}://{netloc}") is Likeness.SAME
 
 
 def _likeness_behind(other: SplitResult) -> Likeness:
-    """What an address with the right scheme, host and port has besides."""
+    """Compare the rest of an address with the right scheme, host and port."""
     if other.username is not None:
         return Likeness.LOGIN
     extra = other.path.rstrip("/") or other.query or other.fragment

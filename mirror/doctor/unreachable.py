@@ -1,4 +1,4 @@
-"""Why a connection to the mirror fails, in words."""
+"""Explains why a connection to the mirror fails."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ _OTHER_NAME: Final = (62, 64)  # ..._HOSTNAME_MISMATCH, ..._IP_ADDRESS_MISMATCH
 
 
 async def explained(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:
-    """A failure to say hello as a finding."""
+    """Return the finding for a failed request to ``/v2/``."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _certificate(target, trust, error.certificate_error)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -36,7 +36,7 @@ async def explained(target: MirrorAddress, trust: Trust, error: Exception) -> Fi
 
 
 def no_authority(target: MirrorAddress, trust: Trust, error: OSError) -> Finding:
-    """A file that the client takes its CA from is none; ``ssl.SSLError`` is an OSError too."""
+    """Return the finding for an unreadable CA file; ``ssl.SSLError`` is an OSError too."""
     files = ", ".join(trust.ca_files)
     return wrong(target.url, f"no CA can be read from {files}: {error}", trust.mend)
 

@@ -59,11 +59,11 @@ PLANTED: dict[str, tuple[Mapping[str, str], str]] = {
     ),
     "hosts.toml in no directory of a registry": (
         {**READS_HOSTS, "/etc/containerd/certs.d/hosts.toml": '[host."http://HOST"]'},
-        "where nobody reads it",
+        "where no client reads it",
     ),
     "hosts.toml under another name": (
         {**READS_HOSTS, "/etc/containerd/certs.d/docker.io/config.toml": '[host."http://HOST"]'},
-        "is read by nobody under this name",
+        "is not read under this name",
     ),
     "hosts.toml of an address of Docker Hub": (
         {**READS_HOSTS, HOSTS.replace("docker.io", "registry-1.docker.io"): '[host."http://HOST"]'},
