@@ -22,7 +22,7 @@ from mirror.oci.media_types import (
 
 _SCHEMA_VERSION: Final = 2
 _MAX_SIZE: Final = 2**63 - 1  # the clients use int64
-_MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many, 4 MiB of "[]," 2 million
+_MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many; of "[]," over two million
 _SHOWN: Final = 80
 _INDEX, _IMAGE, _ARTIFACT, _SCHEMA1 = "an index", "an image", "an artifact", "schema 1"
 #: The fields that only one kind of manifest has.
