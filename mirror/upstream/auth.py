@@ -234,5 +234,5 @@ def _parse(body: bytes) -> tuple[str, float]:
         raise ValueError("no token in the answer")
     number = isinstance(expires_in, int | float) and not isinstance(expires_in, bool)
     if not number or math.isnan(expires_in):
-        raise ValueError("expires_in is no number")
+        raise ValueError("expires_in is not a number")
     return token, min(max(expires_in, 1.0), _MAX_EXPIRY_SECONDS)

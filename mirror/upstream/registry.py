@@ -238,7 +238,7 @@ class Registry:
         async with self._ask("GET", repository, path, kind, query=query) as response:
             body, hold = await self._read(response, kind, _MAX_LISTING_BYTES)
             if not _is_listing(body, "manifests" if kind == "referrers" else "tags"):
-                raise NonsenseError(self.name, "answered a listing that is not JSON of one")
+                raise NonsenseError(self.name, "answered a listing that is not JSON of a listing")
             return Listing(
                 body,
                 _next_query(response),
@@ -322,14 +322,14 @@ class Registry:
         if status == 404:
             raise NotFoundError(self.name, f"has no such thing in {repository}")
         if status == 416:
-            raise RangeRefusedError(self.name, "refuses to go on where the last answer ended")
+            raise RangeRefusedError(self.name, "refuses to continue where the last answer ended")
         if status == 429:
             fields = response.headers
             raise self._gate.close(fields.get("Retry-After", ""), fields.get("Date", ""))
         if status == 401 and origin == self._url.origin():
             raise UnauthorizedError(self.name, _private(repository), _challenges(response))
         if status == 403 and origin == self._url.origin():
-            raise DeniedError(self.name, f"denies access to {repository or 'whoever asks'}")
+            raise DeniedError(self.name, f"denies access to {repository or 'this client'}")
         server = place(response.url, self._transport.lookup_proxy(response.url))
         raise UnavailableError(self.name, f"{server} answered {status} for {repository}")
 
@@ -366,7 +366,7 @@ class Registry:
         try:
             first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
         except ValueError as error:
-            raise NonsenseError(self.name, "answered a range without saying which") from error
+            raise NonsenseError(self.name, "answered a range with a bad Content-Range") from error
         if first != start:
             raise NonsenseError(self.name, f"answered from byte {first}, asked for {start}")
         return first, total

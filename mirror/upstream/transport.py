@@ -360,9 +360,9 @@ class Transport:
             target = url.join(URL(location, encoded=True))
             host = target.host
         except ValueError as error:
-            raise UnavailableError(self._upstream, "redirects to no address") from error
+            raise UnavailableError(self._upstream, "redirects to an invalid address") from error
         if target.scheme not in {"http", "https"} or not host:
-            raise UnavailableError(self._upstream, "redirects to no http address")
+            raise UnavailableError(self._upstream, "redirects to an address without http or https")
         if url.scheme == "https" and target.scheme == "http":
             raise UnavailableError(self._upstream, f"redirects from https to {target.origin()}")
         return target

@@ -230,8 +230,8 @@ async def test_no_secret_in_log_metrics_or_error(tmp_path, upstream, tokens, app
     ("location", "word"),
     [
         ("/v2/library/app/blobs/{digest}", "redirects"),
-        ("ftp://127.0.0.1/x", "no http address"),
-        ("http://[", "no address"),
+        ("ftp://127.0.0.1/x", "without http or https"),
+        ("http://[", "an invalid address"),
     ],
 )
 async def test_a_redirect_that_leads_nowhere_is_502(mirror, upstream, location, word):
