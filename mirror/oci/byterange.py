@@ -63,7 +63,7 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     if first is not None and start == size == 0:
         return None  # like Go's ServeContent: containerd's parallel fetch always asks for bytes=0-
     if start >= stop:
-        raise RangeNotSatisfiable(f"the range names no byte of the {size} there are")
+        raise RangeNotSatisfiable(f"the range contains none of the {size} bytes")
     return ByteRange(start, stop, open_ended=first is not None and last is None)
 
 
@@ -91,7 +91,7 @@ def parse_ranges(header: str | None, size: int) -> tuple[ByteRange, ...]:
             if one is not None:
                 found.append(one)
     if not found:
-        raise RangeNotSatisfiable(f"none of the ranges names a byte of the {size} there are")
+        raise RangeNotSatisfiable(f"the ranges contain none of the {size} bytes")
     return () if sum(one.length for one in found) > size else tuple(found)
 
 

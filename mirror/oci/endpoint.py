@@ -115,7 +115,7 @@ def parse_endpoint(method: str, raw_path: str) -> Endpoint:
         raise OciError(ErrorCode.NAME_UNKNOWN, "the registry API is below /v2/")
     prefix, rest = matched["prefix"] or "", matched["rest"] or ""
     if prefix and not is_host(prefix):
-        raise OciError(ErrorCode.NAME_INVALID, "what stands before /v2/ is no name of a registry")
+        raise OciError(ErrorCode.NAME_INVALID, "the path before /v2/ is not the name of a registry")
     return _parse_content(prefix, rest) if rest else Ping(prefix)
 
 
@@ -177,7 +177,7 @@ def _content(prefix: str, name: str, verb: str, last: str) -> Content:
 def _parse_name(name: str) -> str:
     registry, repository = split_registry(name)
     if registry is not None and not is_host(registry):
-        raise InvalidName(f"{registry[:80]!r} is no name of a registry")
+        raise InvalidName(f"{registry[:80]!r} is not the name of a registry")
     parse_repository(repository)
     return name
 

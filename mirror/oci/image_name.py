@@ -65,7 +65,7 @@ def parse_image(text: str) -> ImageName:
     named, at, digest = text.partition("@")
     registry, rest = split_registry(named)
     if registry is not None and not is_host(registry):
-        raise InvalidName(f"{registry[:_SHOWN]!r} is no name of a registry")
+        raise InvalidName(f"{registry[:_SHOWN]!r} is not the name of a registry")
     repository, colon, tag = rest.partition(":")
     reference: Reference = parse_tag(tag) if colon else _DEFAULT_TAG
     if at:

@@ -194,9 +194,9 @@ def _stated(document: dict[str, Any]) -> str:
     """Return the ``mediaType`` of a manifest, empty if it has none."""
     stated = document.get("mediaType") or ""
     if not isinstance(stated, str):
-        raise NotAManifest("a mediaType that is no string")
+        raise NotAManifest("a mediaType that is not a string")
     if stated and stated not in MANIFEST_TYPES:
-        raise NotAManifest(f"says it is {stated[:_SHOWN]!r}, which is no kind of manifest")
+        raise NotAManifest(f"says it is {stated[:_SHOWN]!r}, which is not a type of manifest")
     return stated
 
 
@@ -227,13 +227,13 @@ def _listed(document: dict[str, Any], key: str) -> list[Any]:
     if entries is None:  # Go writes null for an empty slice
         return []
     if not isinstance(entries, list):
-        raise NotAManifest(f"{key} that are no list")
+        raise NotAManifest(f"{key} that are not a list")
     return entries
 
 
 def _descriptor(entry: object) -> Descriptor:
     if not isinstance(entry, dict):
-        raise NotAManifest("a descriptor that is no object")
+        raise NotAManifest("a descriptor that is not an object")
     size, media_type, digest = entry.get("size"), entry.get("mediaType"), entry.get("digest")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MAX_SIZE:
         raise NotAManifest("a descriptor without a size")

@@ -69,7 +69,7 @@ class Platform:
             parts = ["linux", text]
         if len(parts) not in {2, 3} or not all(map(_PART.fullmatch, parts)):
             raise InvalidPlatform(
-                f"{text[:80]!r} is no platform: os/arch or os/arch/variant, such as linux/arm64"
+                f"{text[:80]!r} is not a platform: os/arch or os/arch/variant, such as linux/arm64"
             )
         return cls.of(*parts)
 

@@ -37,7 +37,7 @@ def parse_repository(text: str) -> Repository:
         raise InvalidName(f"a repository's name has at most {_MAX_REPOSITORY_LENGTH} characters")
     if not _REPOSITORY.fullmatch(text):
         raise InvalidName(
-            f"{text[:_SHOWN]!r} is no name of a repository: lower-case letters and digits, "
+            f"{text[:_SHOWN]!r} is not the name of a repository: lower-case letters and digits, "
             "joined by '.', '_', '__' or '-', in parts joined by '/'"
         )
     return Repository(text)
@@ -51,7 +51,7 @@ def parse_tag(text: str) -> Tag:
     """
     if not _TAG.fullmatch(text):
         raise InvalidReference(
-            f"{text[:_SHOWN]!r} is no tag: 1 to 128 letters, digits, '_', '.' and '-', "
+            f"{text[:_SHOWN]!r} is not a tag: 1 to 128 letters, digits, '_', '.' and '-', "
             "not beginning with '.' or '-'"
         )
     return Tag(text)

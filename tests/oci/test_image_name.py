@@ -80,7 +80,7 @@ def test_a_list_has_comments_and_empty_lines_and_says_where_a_mistake_is():
         (5, None),
         (6, "a:latest"),
     ]
-    assert "'Alpine' is no name of a repository" in found[2].mistake
+    assert "'Alpine' is not the name of a repository" in found[2].mistake
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\n\r"), max_size=40), max_size=10))

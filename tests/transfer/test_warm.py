@@ -136,7 +136,7 @@ async def test_mistakes_in_a_list_are_told_with_file_and_line_before_anything_is
     ended = await mirror("warm", "--cache-dir", tmp_path / "cache", "--file", file)
     assert (ended.code, ended.out) == (2, "")
     first, second = ended.err.splitlines()
-    assert first.startswith(f"mirror: {file}:2: 'Alpine' is no name of a repository")
+    assert first.startswith(f"mirror: {file}:2: 'Alpine' is not the name of a repository")
     assert second == f"mirror: {file}:4: an image is named without a scheme: alpine"
     assert not (tmp_path / "cache").exists()
 
@@ -145,7 +145,7 @@ async def test_mistakes_in_a_list_are_told_with_file_and_line_before_anything_is
     ("arguments", "said"),
     [
         ([], "name an image, such as alpine:3.20, or a list of them with --file"),
-        (["a", "--platform", "x"], "'x' is no platform: os/arch or os/arch/variant"),
+        (["a", "--platform", "x"], "'x' is not a platform: os/arch or os/arch/variant"),
         (["a", "--platform", "linux/arm64", "--all-platforms"], "either --platform or"),
     ],
 )
