@@ -52,7 +52,7 @@ class Tree:
         except OSError as error:
             raise UnusableFileError(f"cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise UnusableFileError("is no UTF-8 text") from error
+            raise UnusableFileError("is not UTF-8 text") from error
 
     def toml(self, path: str) -> dict[str, Any] | None:
         """Return the tables of a TOML file, None if it does not exist.
@@ -64,7 +64,7 @@ class Tree:
         try:
             return None if text is None else tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise UnusableFileError(f"is no valid TOML: {error}") from error
+            raise UnusableFileError(f"is not valid TOML: {error}") from error
 
     def json(self, path: str) -> dict[str, Any] | None:
         """Return the object in a JSON file, None if the file is empty or does not exist.
@@ -78,9 +78,9 @@ class Tree:
         try:
             value = json.loads(text)
         except ValueError as error:
-            raise UnusableFileError(f"is no valid JSON: {error}") from error
+            raise UnusableFileError(f"is not valid JSON: {error}") from error
         if not isinstance(value, dict):
-            raise UnusableFileError("is no JSON object")
+            raise UnusableFileError("is not a JSON object")
         return value
 
 

@@ -124,7 +124,7 @@ async def _hidden(asker: _Asker) -> bool:
 
 def _stranger(target: MirrorAddress, hello: _Reply) -> Finding:
     who = f" ({hello.server})" if hello.server else ""
-    what = f"something else than a mirror answers there{who}, with status {hello.status}"
+    what = f"something other than a mirror answers there{who}, with status {hello.status}"
     return wrong(target.url, what, "see what listens on that port, and where the mirror does")
 
 
@@ -169,7 +169,7 @@ def _path(registry: str, way: Way) -> str:
 
 def _judged(where: str, registry: str, reply: _Reply) -> Finding:
     if reply.status == 200 and reply.is_stale:
-        return note(where, "served as last known, for upstream does not answer")
+        return note(where, "served as last known, because upstream does not answer")
     if reply.status in {200, 404}:
         return ok(where, "is answered")
     if reply.status in {401, 403} and _NOT_CONFIGURED not in reply.message:

@@ -57,7 +57,7 @@ async def _no_http(target: MirrorAddress) -> Finding:
         mend = f"https://{target.netloc} in the configuration of the client"
         return wrong(target.url, "speaks https, not http", mend)
     mend = "see what listens on that port, and where the mirror does"
-    return wrong(target.url, "something else than a mirror answers there, and no HTTP", mend)
+    return wrong(target.url, "something other than a mirror answers there, and no HTTP", mend)
 
 
 async def _speaks_tls(target: MirrorAddress) -> bool:

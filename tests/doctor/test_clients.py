@@ -27,9 +27,9 @@ SEVERAL = (
 # HOST is host:port of the mirror, LAN the address of one that is not on this machine.
 PLANTED: dict[str, tuple[Mapping[str, str], str]] = {
     "daemon.json is no JSON": (
-        {DAEMON: '{"registry-mirrors": ["http://HOST"],}'}, "daemon.json: is no valid JSON",
+        {DAEMON: '{"registry-mirrors": ["http://HOST"],}'}, "daemon.json: is not valid JSON",
     ),
-    "daemon.json is no object": ({DAEMON: "[]"}, "is no JSON object"),
+    "daemon.json is no object": ({DAEMON: "[]"}, "is not a JSON object"),
     "registry-mirrors is a string": (
         {DAEMON: '{"registry-mirrors": "http://HOST"}'}, "is no list of addresses",
     ),
@@ -55,7 +55,7 @@ PLANTED: dict[str, tuple[Mapping[str, str], str]] = {
         "and no user and password may stand there",
     ),
     "hosts.toml is no TOML": (
-        {**READS_HOSTS, HOSTS: '[host."http://HOST"\n'}, "hosts.toml: is no valid TOML",
+        {**READS_HOSTS, HOSTS: '[host."http://HOST"\n'}, "hosts.toml: is not valid TOML",
     ),
     "hosts.toml in no directory of a registry": (
         {**READS_HOSTS, "/etc/containerd/certs.d/hosts.toml": '[host."http://HOST"]'},
@@ -83,7 +83,7 @@ PLANTED: dict[str, tuple[Mapping[str, str], str]] = {
         {**READS_HOSTS, HOSTS: '[host."http://HOST"]\nca = "ca.pem"'},
         "names the CA /etc/containerd/certs.d/docker.io/ca.pem, which is not there",
     ),
-    "config.toml is no TOML": ({CONTAINERD: "version = "}, "config.toml: is no valid TOML"),
+    "config.toml is no TOML": ({CONTAINERD: "version = "}, "config.toml: is not valid TOML"),
     "config_path is not set": (
         {CONTAINERD: "version = 2", HOSTS: '[host."http://HOST"]'}, "config_path is not set",
     ),
@@ -102,7 +102,7 @@ PLANTED: dict[str, tuple[Mapping[str, str], str]] = {
         },
         "registry.mirrors beside config_path",
     ),
-    "registries.conf is no TOML": ({PODMAN: "[[registry]"}, "registries.conf: is no valid TOML"),
+    "registries.conf is no TOML": ({PODMAN: "[[registry]"}, "registries.conf: is not valid TOML"),
     "registries.conf lacks the upstream in the path": (
         {
             PODMAN: '[[registry]]\nprefix = "second.example.com"\n'
@@ -149,7 +149,7 @@ PLANTED: dict[str, tuple[Mapping[str, str], str]] = {
         },
         "docker.io is blocked",
     ),
-    "buildkitd.toml is no TOML": ({BUILDKIT: "[registry"}, "buildkitd.toml: is no valid TOML"),
+    "buildkitd.toml is no TOML": ({BUILDKIT: "[registry"}, "buildkitd.toml: is not valid TOML"),
     "buildkitd.toml with the path of another": (
         {BUILDKIT: '[registry."second.example.com"]\nmirrors = ["HOST/v2"]'},
         "must be HOST/second.example.com",

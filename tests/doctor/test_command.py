@@ -45,7 +45,7 @@ def test_the_configuration_of_a_user_counts_too(tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text("[[registry]")
     said = doctor(tmp_path, "--url", "http://127.0.0.1:1").stdout
-    assert "/home/me/.config/containers/registries.conf: is no valid TOML" in said
+    assert "/home/me/.config/containers/registries.conf: is not valid TOML" in said
 
 
 def test_a_url_that_is_none_is_a_wrong_command_line(tmp_path: Path) -> None:

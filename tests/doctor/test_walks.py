@@ -58,7 +58,7 @@ async def test_something_else_answers(machine: Machine) -> None:
     async with answering(nginx) as url:
         use(machine, url)
         said = await only_wrong(machine, url)
-    assert "something else than a mirror answers there (nginx), with status 404" in said
+    assert "something other than a mirror answers there (nginx), with status 404" in said
 
 
 async def test_a_mirror_behind_a_reverse_proxy_is_still_one(

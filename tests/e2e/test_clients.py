@@ -424,6 +424,6 @@ def test_the_doctor_sees_that_the_real_daemon_was_not_restarted(
     file.write_text('{"registry-mirrors": ["http://127.0.0.1:1"]}')
     assert "does not use the registry mirror http://127.0.0.1:1" in doctor(1)
     file.write_text("{")
-    assert "is no valid JSON" in doctor(1)
+    assert "is not valid JSON" in doctor(1)
     file.write_text(right)
     doctor(0)
