@@ -49,8 +49,9 @@ def _ambiguous(upstreams: Upstreams) -> Iterator[tuple[Place, str]]:
     first, *others = without_host(upstreams) or [""]
     for name in others:
         text = (
-            f"found true without hosts, as {first}: whose credentials a client sends could not be "
-            "told, allowed: one without hosts (give this one hosts, a name of its own)"
+            f"found true without hosts, as {first}: the mirror could not tell which of them a "
+            "client sends credentials for, allowed: one without hosts (set hosts here: a separate "
+            "name of the mirror)"
         )
         yield ("upstreams", name, "client_credentials"), text
 

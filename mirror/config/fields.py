@@ -41,7 +41,7 @@ def _checked_directory(directory: Path) -> Path:
     try:
         expanded = directory.expanduser()
     except RuntimeError as error:
-        raise ValueError("a directory (there is no such user)") from error
+        raise ValueError("a directory (the user does not exist)") from error
     if expanded == Path():
         raise ValueError("a directory")
     return expanded
