@@ -62,7 +62,7 @@ class Authenticator(Protocol):
     async def renewed(
         self, repository: str, challenges: list[Challenge], refused: str | None
     ) -> str | None:
-        """Return the header after a 401 for ``refused``; None if there is no better one."""
+        """Return the header after a 401 for ``refused``; None if there is nothing new to send."""
 
     @property
     def needs_challenge(self) -> bool:
@@ -116,7 +116,7 @@ class Authorization:
     async def renewed(
         self, repository: str, challenges: list[Challenge], refused: str | None
     ) -> str | None:
-        """Return the header after a 401 for ``refused``; None if there is no better one.
+        """Return the header after a 401 for ``refused``; None if there is nothing new to send.
 
         Raises:
             UpstreamError: a token is needed and cannot be fetched.

@@ -38,7 +38,7 @@ from mirror.upstream.transport import Observer, Request, Transport
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
-_READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms
+_READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms to parse
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
 _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 #: The memory reserved first for an answer of unknown size.

@@ -8,7 +8,7 @@ from typing import Final
 from mirror.oci.reference import Repository, parse_repository, split_registry
 from mirror.upstream.credentials import Principal
 
-#: The search server of Docker Hub: a registry name in images, but there is no registry at it.
+#: The search server of Docker Hub: image names use it as a registry, but it serves no images.
 _HUB_INDEX: Final = "index.docker.io"
 
 
