@@ -47,7 +47,7 @@ def told(error: ValidationError, origins: Mapping[Place, str]) -> list[str]:
     for mistake in error.errors():
         place = tuple(map(str, mistake["loc"]))
         if place[-1] == "[key]" and mistake["type"] != "extra_forbidden":
-            place = place[:-1]  # pydantic marks the name of a table so, if it is not a key itself
+            place = place[:-1]  # pydantic adds [key] if the name of a table is wrong
         lines.append(line(place, _what(mistake, place), origins))
     return lines
 
