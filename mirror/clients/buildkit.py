@@ -23,7 +23,7 @@ def buildkit(mirror: Mirror) -> Snippet:
         "~/.config/buildkit/buildkitd.toml), then: systemctl restart buildkit",
         "For buildx with a docker-container driver make a builder with it:",
         "  docker buildx create --use --buildkitd-config buildkitd.toml    # older: --config",
-        "A docker build without buildx's own builder goes by Docker's configuration:",
+        "A docker build without buildx's own builder uses Docker's configuration:",
         "  mirror client docker",
     )
     return Snippet((commented(_PATH, lines[:-1]),), advice)
