@@ -136,7 +136,7 @@ def _refusal(target: MirrorAddress, hello: _Reply) -> Finding | None:
         what = "/v2/ asks for a password, and Docker sends the one it has for Docker Hub"
         mend = (
             "let clients in by [access] networks rather than by htpasswd_file; give an upstream "
-            "with client_credentials a name of the mirror of its own (hosts)"
+            "with client_credentials a separate name of the mirror (hosts)"
         )
         return wrong(target.url, what, mend)
     if hello.status == 403:
