@@ -134,7 +134,7 @@ async def test_the_mirror_takes_credentials_of_clients(
         assert wrongs(report) == []
         assert "/v2/ asks for a password for Docker Hub" in said
     else:
-        assert "client_credentials a name of the mirror of its own (hosts)" in said
+        assert "client_credentials a separate name of the mirror (hosts)" in said
         assert len(wrongs(report)) == 1
 
 
