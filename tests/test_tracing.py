@@ -190,7 +190,7 @@ async def test_a_collector_that_is_gone_slows_nobody_and_is_told_once(
 def test_without_the_extra_an_endpoint_is_one_clear_line(tmp_path):
     program = (
         "import sys; sys.modules['opentelemetry'] = None; "
-        "from mirror.cli import main; sys.argv[0] = 'mirror'; main()"
+        "from mirror.cli.root import main; sys.argv[0] = 'mirror'; main()"
     )
     (tmp_path / "mirror.toml").write_text('[tracing]\nendpoint = "http://127.0.0.1:4318"\n')
     arguments = ["serve", "--config", str(tmp_path / "mirror.toml"), "--listen", "127.0.0.1:0"]

@@ -63,8 +63,10 @@ async def connected(mirror: Mirror):
         client.writer.close()
 
 
-def request(path: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
-    lines = [f"{method} {path} HTTP/{version}", "Host: mirror", *fields]
+def request(
+    path: str, *fields: str, method: str = "GET", version: str = "1.1", host: str = "mirror"
+) -> bytes:
+    lines = [f"{method} {path} HTTP/{version}", f"Host: {host}", *fields]
     return "\r\n".join([*lines, "", ""]).encode()
 
 

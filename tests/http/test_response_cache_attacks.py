@@ -32,9 +32,11 @@ class Attacker:
 
     path: str
     fields: tuple[str, ...]
+    host: str
 
     def ask(self, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
-        return request(self.path, *self.fields, *fields, method=method, version=version)
+        every = (*self.fields, *fields)
+        return request(self.path, *every, method=method, version=version, host=self.host)
 
     def announce(self, body: bytes, *fields: str, method: str = "GET") -> bytes:
         return self.ask(f"Content-Length: {len(body)}", *fields, method=method)
@@ -138,6 +140,10 @@ class Way:
     connected: Callable[..., object]
     server: dict[str, object]
     fields: tuple[str, ...] = ()
+    host: str = "mirror"
+
+    def request(self, path: str, *fields: str) -> bytes:
+        return request(path, *self.fields, *fields, host=self.host)
 
 
 WAYS = {
@@ -146,7 +152,7 @@ WAYS = {
         _plain, {"trusted_proxies": ["127.0.0.1"]}, ("X-Forwarded-For: 192.0.2.1",)
     ),
     "over TLS": Way(_over_tls, {"tls_certificate": "cert.pem", "tls_key": "key.pem"}),
-    "inside the proxy": Way(_inside, {}),
+    "inside the proxy": Way(_inside, {}, host="registry-1.docker.io"),
 }
 
 
@@ -189,7 +195,7 @@ async def test_a_victim_gets_what_it_asks_for(tmp_path, upstream: FakeRegistry, 
         f"/v2/{REPO}/blobs/{APP.digests[1]}": APP.blobs[1],
     }
     evil = f"/v2/{REPO}/manifests/{EVIL.digest}"
-    last = request("/healthz", *way.fields, "Connection: close", "X-Long: " + "x" * 2000)
+    last = way.request("/healthz", "Connection: close", "X-Long: " + "x" * 2000)
     wrong = []
     async with running(
         tmp_path / "cache",
@@ -200,11 +206,11 @@ async def test_a_victim_gets_what_it_asks_for(tmp_path, upstream: FakeRegistry, 
     ) as mirror:
         async with way.connected(mirror, tmp_path) as client:
             for path in (*wanted, evil):  # from now on their answers are hits
-                await client.ask(request(path, *way.fields))
+                await client.ask(way.request(path))
         for name, attack in ATTACKS.items():
-            attacker = Attacker(evil, (*way.fields, f"User-Agent: {name}"))
+            attacker = Attacker(evil, (*way.fields, f"User-Agent: {name}"), way.host)
             for path, body in wanted.items():
-                victim = request(path, *way.fields, f"User-Agent: {name}")
+                victim = way.request(path, f"User-Agent: {name}")
                 for segments in attack(attacker, victim):
                     async with way.connected(mirror, tmp_path) as client:
                         await _attack(client, segments, last)

@@ -82,7 +82,7 @@ real, step = time.time, [0.0]
 time.time = lambda: real() + step[0]
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from mirror.store.local.expiry import Aging
+from mirror.store.local.expiry import Expiry
 from mirror.store.local.layout import Layout
 from mirror.store.local.objects import Objects
 from mirror.store.local.eviction import Limits
@@ -96,7 +96,7 @@ async def main():
         objects = Objects(layout, Limits(10_000_000, 0), Evictions(), threads)
         await objects.open()
         key = await adopt(layout, objects, "young")
-        aging = Aging(objects, 30 * DAY, always, clock.sleep)
+        aging = Expiry(objects, 30 * DAY, always, clock.sleep)
         step[0] = 365 * DAY
         running = asyncio.create_task(aging.run())
         await clock.rounds.acquire()
