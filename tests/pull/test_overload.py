@@ -58,12 +58,16 @@ async def test_what_passes_through_takes_a_turn_too(tmp_path, upstream):
     cache = {"max_size": "1MiB"}
     upstreams = {"docker.io": upstream.url}
     async with running(tmp_path, upstreams, limits=limits, cache=cache) as mirror:
-        pulls = [asyncio.create_task(mirror.get(BLOB + digest)) for digest in digests]
-        await until(lambda: upstream.count("blob") == 1)
+        urls = [mirror.url + BLOB + digest for digest in digests]
+        answers = [asyncio.create_task(mirror.session.get(url)) for url in urls]
+        async with limit():
+            begun, waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
         await mirror.get("/v2/")
-        assert upstream.count("blob") == 1
+        assert (len(begun), len(waiting), [each.done() for each in waiting]) == (1, 1, [False])
         upstream.release()
-        assert [(await pull).status for pull in pulls] == [200, 200]
+        async with limit():
+            bodies = [await (await answer).read() for answer in answers]
+        assert bodies == [upstream.blobs[digest] for digest in digests]
 
 
 class Connection:
