@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = [pytest.mark.slow]
+
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("http/", "api/", "ui/", "proxy/")
 MAY_IMPORT_WEB = {"server/access.py", "server/control.py", "server/routes.py", "server/serve.py"}

@@ -12,6 +12,9 @@ from tests.fakes.collector import Collector
 from tests.running import eventually, running
 from tests.waiting import LIMIT_SECONDS, until
 
+pytestmark = [pytest.mark.slow]
+
+
 REPO = "library/app"
 HUB = "docker.io"
 MIB = 1 << 20

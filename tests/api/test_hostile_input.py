@@ -122,6 +122,7 @@ def well_formed(target: str) -> bool:
     )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=200,
     deadline=None,

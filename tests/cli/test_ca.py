@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 from mirror.ca.files import ensure_authority
 from mirror.cli.root import app
 
+pytestmark = [pytest.mark.slow]
+
 
 def run(*arguments: str):
     return CliRunner().invoke(app, ["ca", *arguments])

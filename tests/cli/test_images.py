@@ -16,6 +16,9 @@ from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, Image, digest_of, index
 from tests.running import Mirror, eventually, running
 
+pytestmark = [pytest.mark.slow]
+
+
 OBJECTS = "mirror_cache_objects"
 BASE = random_bytes(50_000, 1)
 APP = image(BASE, random_bytes(30_000, 2), marker="app")

@@ -12,6 +12,8 @@ import pytest
 from mirror import __version__
 from tests.waiting import LIMIT_SECONDS
 
+pytestmark = [pytest.mark.slow]
+
 
 def mirror(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MIRROR_")} | variables

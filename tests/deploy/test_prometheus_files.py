@@ -19,6 +19,9 @@ from tests.deploy.promql import Series, series, unknown
 from tests.deploy.traffic import watched
 from tests.peers.requirements import need
 
+pytestmark = [pytest.mark.slow]
+
+
 _TARGET = {"job": "mirror", "instance": "mirror:5000"}
 _RECORDED = re.compile(r"[a-z]+(_[a-z]+)*:mirror(_[a-z0-9]+)+:[a-z0-9_]+")
 

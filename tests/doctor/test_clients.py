@@ -8,6 +8,9 @@ import pytest
 from tests.doctor.machine import CLASSIC, Machine, registries, wrongs
 from tests.running import Mirror
 
+pytestmark = [pytest.mark.slow]
+
+
 DAEMON = "/etc/docker/daemon.json"
 DOCKER_HOSTS = "/etc/docker/certs.d/docker.io/hosts.toml"
 HOSTS = "/etc/containerd/certs.d/docker.io/hosts.toml"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +54,7 @@ class Strange(Tree):
         return self.content
 
 
+@pytest.mark.slow
 @given(TABLES, TABLES)
 def test_an_examination_takes_any_content(content: dict[str, Any], info: dict[str, Any]) -> None:
     tree = Strange(Path("/"), content=content)

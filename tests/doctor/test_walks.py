@@ -17,6 +17,9 @@ from tests.fakes import FakeRegistry
 from tests.peers.process import free_port
 from tests.running import Mirror, running
 
+pytestmark = [pytest.mark.slow]
+
+
 HUB, SECOND = "docker.io", "second.example.com"
 
 

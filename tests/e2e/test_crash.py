@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from mirror.config import load as configured
 from mirror.config.wellknown import WELL_KNOWN
@@ -34,8 +35,11 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
+
 KIB, MIB = 1 << 10, 1 << 20
-KILLS = int(os.environ.get("CRASH_KILLS", "80"))
+KILLS = int(os.environ.get("CRASH_KILLS", "50"))
 CLIENTS = 8
 MAX_SIZE = 24 * MIB
 SLACK = 64 * KIB  # manifests on their way have made room, but reserve none

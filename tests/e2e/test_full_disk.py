@@ -17,6 +17,9 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import lacking
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
+
 MIB = 1 << 20
 
 

@@ -12,6 +12,8 @@ from tests.fakes import FakeRegistry, random_bytes
 from tests.running import eventually, running
 from tests.waiting import LIMIT_SECONDS
 
+pytestmark = [pytest.mark.slow]
+
 
 async def verify(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """In a thread: the mirror in this process is told of what is dropped."""

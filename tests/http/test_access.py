@@ -24,6 +24,9 @@ from mirror.server import StartError
 from tests.fakes import image
 from tests.running import running
 
+pytestmark = [pytest.mark.slow]
+
+
 REPO = "library/app"
 PASSWORDS = {"alice": "rabbit hole", "bob": "Bücher:2"}
 

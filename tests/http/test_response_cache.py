@@ -122,6 +122,7 @@ _CORPUS = [
 ]
 
 
+@pytest.mark.slow
 async def test_the_whole_corpus_is_answered_alike_with_and_without(tmp_path, filled):
     answers = []
     for hot in (True, False):
@@ -286,6 +287,7 @@ async def test_access_rules_are_never_passed_by(tmp_path, filled, access):
             assert answer.split()[1] in {b"401", b"403"}
 
 
+@pytest.mark.slow
 async def test_an_idle_connection_lives_by_its_last_hot_answer(tmp_path, filled):
     limits = {"idle_timeout": "3s"}
     upstreams = {"docker.io": filled.url}

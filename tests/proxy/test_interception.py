@@ -14,6 +14,9 @@ from tests.proxy.clients import ask, connected, trusting
 from tests.running import running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
+
 REPO = "team/app"
 LAYER = random_bytes(3_000_000)
 APP = image(LAYER, random_bytes(1000, 7))

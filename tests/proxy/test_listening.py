@@ -19,6 +19,9 @@ from tests.proxy.registry import recording
 from tests.running import running
 from tests.waiting import LIMIT_SECONDS, limit
 
+pytestmark = [pytest.mark.slow]
+
+
 NOWHERE = {"docker.io": "http://127.0.0.1:9"}
 
 

@@ -15,6 +15,9 @@ from tests.proxy.registry import Recorder, recording
 from tests.running import running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
+
 NAME = "second.test"
 APP = image(b"layer")
 REPO = "team/app"

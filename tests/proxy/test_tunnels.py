@@ -142,6 +142,7 @@ async def test_as_many_as_are_allowed_and_not_one_more(office, server):
             assert " 200 " in await four.connect(server.place)
 
 
+@pytest.mark.slow
 async def test_a_tunnel_that_is_idle_is_ended(tmp_path, server):
     proxy = {"listen": "127.0.0.1:0", "allow": [server.place], "idle_timeout": "2s"}
     async with running(tmp_path, {"docker.io": "http://127.0.0.1:9"}, proxy=proxy) as mirror:

@@ -318,6 +318,7 @@ async def test_a_client_that_leaves_does_not_stop_the_others(mirror, upstream):
     assert upstream.count("blob") == 1
 
 
+@pytest.mark.slow
 async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(tmp_path, upstream):
     size = 10 * MIB
     hot = upstream.add_blob(random_bytes(size, seed=1000))
@@ -326,7 +327,7 @@ async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(
     most = 0
     async with running(directory, {"docker.io": upstream.url}, cache=cache) as mirror:
         await mirror.get(path(hot))
-        for seed in range(100):
+        for seed in range(40):
             digest = upstream.add_blob(random_bytes(size, seed))
             await mirror.get(path(digest))
             del upstream.blobs[digest]
@@ -336,6 +337,6 @@ async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(
         figures = await mirror.metrics()
     print(f"the disk held at most {most / MIB:.0f} MiB")
     assert most <= 90 * MIB
-    assert figures["mirror_evictions_total"] == 93
-    assert figures["mirror_evicted_bytes_total"] == 93 * size
+    assert figures["mirror_evictions_total"] == 33
+    assert figures["mirror_evicted_bytes_total"] == 33 * size
     assert figures["mirror_cache_bytes"] == 8 * size

@@ -16,6 +16,9 @@ from tests.peers.mirror import MirrorProcess
 from tests.running import Mirror, eventually, running
 from tests.waiting import until
 
+pytestmark = [pytest.mark.slow]
+
+
 BLOB = "/v2/library/app/blobs/"
 MIB = 1 << 20
 

@@ -13,6 +13,9 @@ from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.running import Mirror, eventually, running
 from tests.waiting import until
 
+pytestmark = [pytest.mark.slow]
+
+
 BLOB = "/v2/library/app/blobs/"
 MIB = 1 << 20
 SMALL = {"segment": "1MiB", "parallel_from": "4MiB"}  # so that tests take no minutes

@@ -275,6 +275,7 @@ CONNECTIONS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(script=st.lists(CONNECTIONS, max_size=12), spare=st.integers(0, 4), start=st.integers(0, 9))
 def test_whatever_the_connections_do_the_bytes_are_right(script, spare, start):

@@ -18,6 +18,9 @@ from tests.fakes.office import EVERYBODY, Office, basic
 from tests.running import Mirror, eventually, running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
+
 TEAM, OTHER, MINE, OPEN = "team/app", "other/app", "eve/app", "library/base"
 GRANT_SECONDS = 0.5
 ANN, BOB, EVE = (basic(name, f"secret-of-{name}") for name in ("ann", "bob", "eve"))

@@ -32,6 +32,7 @@ async def chunk(mirror: Mirror, digest: str, start: int, length: int = CHUNK) ->
     return bytes(body[:length])
 
 
+@pytest.mark.slow
 async def test_a_layer_read_in_parallel_by_open_ranges_comes_from_upstream_once(tmp_path, upstream):
     data = random_bytes(256 * MIB)
     digest = upstream.add_blob(data)

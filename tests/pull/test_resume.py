@@ -10,6 +10,9 @@ from mirror.oci.digest import Digest
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.running import Mirror, eventually, running
 
+pytestmark = [pytest.mark.slow]
+
+
 BLOB = "/v2/library/app/blobs/"
 MIB = 1 << 20
 #: What a break loses at most: the system's buffers on both sides (tcp_wmem, tcp_rmem), aiohttp's.

@@ -22,6 +22,9 @@ from tests.fakes.office import Office, basic
 from tests.running import Mirror, configured, eventually, running
 from tests.waiting import limit, until
 
+pytestmark = [pytest.mark.slow]
+
+
 MIB = 1 << 20
 REPO = "library/app"
 BLOB = f"/v2/{REPO}/blobs/"

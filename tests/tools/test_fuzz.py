@@ -16,6 +16,8 @@ from tools.fuzz.parsers import PARSERS, Parser
 from tools.fuzz.searching import by_atheris, by_hypothesis, has_atheris
 from tools.fuzz.upstreams import fuzz_upstreams
 
+pytestmark = [pytest.mark.slow]
+
 
 @pytest.mark.parametrize("parser", PARSERS, ids=[parser.name for parser in PARSERS])
 def test_every_parser_bears_its_own_seeds(parser):

@@ -35,6 +35,9 @@ from tests.transfer.layouts import (
     saved_by_docker,
 )
 
+pytestmark = [pytest.mark.slow]
+
+
 MIB = 1 << 20
 APP = image(random_bytes(5 * MIB, 1), random_bytes(300, 2), marker="app")
 ARM = image(random_bytes(MIB, 3), marker="arm")

@@ -23,6 +23,9 @@ from tests.peers.process import free_port
 from tests.running import eventually, running
 from tests.transfer.commands import Terminal, configured, mirror
 
+pytestmark = [pytest.mark.slow]
+
+
 MIB = 1 << 20
 SHARED = random_bytes(MIB, 99)
 APPS = [image(SHARED, random_bytes(400_000 + n, n), marker=f"{n:02}") for n in range(20)]

@@ -12,6 +12,9 @@ from tests.peers.process import free_port
 from tests.running import Mirror, eventually, running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
+
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 KIB = 1024
 

@@ -12,6 +12,9 @@ import pytest
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.running import Mirror, eventually, running
 
+pytestmark = [pytest.mark.slow]
+
+
 REPO = "team/app"
 MIB = 1 << 20
 

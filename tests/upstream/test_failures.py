@@ -15,6 +15,9 @@ from tests.peers.process import free_port
 from tests.running import Mirror, eventually, running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
+
 REPO = "library/app"
 BLOB = "/v2/library/app/blobs/"
 NOWHERE = "sha256:" + "0" * 64

@@ -78,6 +78,7 @@ def test_the_sum_follows_adoptions_removals_and_replacements(layout, index):
     assert index.kept.bytes() == 70 * K
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_kept_objects_do_not_slow_down_who_makes_room(layout, index):
     """Rows without files, as many as a large cache has, and all older than the one that may go."""
     with sqlite3.connect(layout.root / DATABASE) as database:
