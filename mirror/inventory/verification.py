@@ -27,8 +27,8 @@ async def verify(
 
     Args:
         cache: the cache to verify.
-        expected: called once with the total number of bytes.
-        advanced: called with the size in bytes of each finished object.
+        expected: called once with the total number of bytes on the disk.
+        advanced: called with the bytes on the disk of each finished object.
         dropped: called with the key of each damaged object.
 
     Raises:
@@ -52,7 +52,7 @@ async def verify(
             if verdict is not None:  # None: evicted in the meantime
                 verification.objects += 1
                 verification.bytes += row.size
-            advanced(row.size)
+            advanced(row.takes)
 
     await asyncio.gather(*(work() for _ in range(workers())))
     return verification

@@ -56,11 +56,12 @@ class ObjectEntry:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the index; ``size`` is the space that the object takes on the disk, in bytes."""
+    """A row of the index; ``size`` in bytes; the object ``takes`` that many on the disk."""
 
     number: int
     key: ObjectKey
     size: int
+    takes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +234,13 @@ class ObjectIndex:
         Raises:
             IndexUnavailableError: the index cannot be read.
         """
-        statement = "SELECT rowid, key, size FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        statement = (
+            "SELECT rowid, key, json_extract(value, '$.size'), size FROM Cache "
+            "WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        )
         with translated():
             rows = self._cache._sql(statement, (row, limit)).fetchall()
-        return [Row(number, ObjectKey.parse(key), size) for number, key, size in rows]
+        return [Row(number, ObjectKey.parse(key), *sizes) for number, key, *sizes in rows]
 
     def held(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Held]:
         """Return those of the objects that are stored.

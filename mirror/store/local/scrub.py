@@ -48,7 +48,7 @@ class Scrub:
             damaged += verdict is False
             self._progress.write_text(f"{row.number}\n")
             usage = await self._objects.usage()
-            due = self._period * row.size / max(usage.used_bytes, row.size, 1)
+            due = self._period * row.takes / max(usage.used_bytes, row.takes, 1)
             await self._sleep(max(0.0, due - (self._clock() - started)))
         self._progress.write_text("0\n")
         _log.info("scrub: %d objects are sound, %d were damaged and dropped", sound, damaged)
