@@ -47,7 +47,7 @@ class Reader:
 
 
 @dataclass
-class ConnectionLimiter:
+class Crowd:
     """All connections of this process."""
 
     orders: Orders
@@ -121,19 +121,19 @@ def main() -> None:
     orders = Orders(**json.loads(sys.argv[1]))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limiter = ConnectionLimiter(orders)
-    signal.signal(signal.SIGTERM, limiter.stop)
-    limiter.open()
+    crowd = Crowd(orders)
+    signal.signal(signal.SIGTERM, crowd.stop)
+    crowd.open()
     print("ready", flush=True)
     began = time.monotonic()
-    limiter.run()
-    received = sorted(reader.received for reader in limiter.readers) or [0]
+    crowd.run()
+    received = sorted(reader.received for reader in crowd.readers) or [0]
     report = {
         "seconds": time.monotonic() - began,
         "total": sum(received),
         "least": received[0],
         "median": received[len(received) // 2],
-        "closed": sum(reader.closed for reader in limiter.readers),
+        "closed": sum(reader.closed for reader in crowd.readers),
         "cpu": time.process_time(),
     }
     print(json.dumps(report), flush=True)

@@ -9,8 +9,8 @@ from tests.fakes import FakeRegistry
 from tests.peers.mirror import MirrorProcess
 from tools.soak.scarce import (
     EXTRA,
-    BatchedMetric,
-    ConnectionLimiter,
+    Counts,
+    Crowd,
     fill,
     lookup_cgroups,
     no_more_memory,
@@ -32,15 +32,15 @@ async def test_each_client_gets_what_it_may_have_and_nothing_else(tmp_path, limi
         office, owners = fill(registry)
         mirror = MirrorProcess(tmp_path, {"docker.io": registry.url}, EXTRA, measured=False)
         mirror.start()
-        tally, rounds = BatchedMetric(), iter(range(ROUNDS))
-        limiter = ConnectionLimiter(mirror.url, office, owners, tally, random.Random(5))
+        tally, rounds = Counts(), iter(range(ROUNDS))
+        crowd = Crowd(mirror.url, office, owners, tally, random.Random(5))
         try:
             with contextlib.ExitStack() as stack:
                 if limit == "memory":
                     no_more_memory(mirror.pid, 32 * MIB)
                 else:
                     stack.enter_context(no_more_threads(mirror.pid, 0))
-                await limiter.run(CLIENTS, lambda: next(rounds, None) is not None)
+                await crowd.run(CLIENTS, lambda: next(rounds, None) is not None)
         finally:
             mirror.kill()
         assert not tally.wrong

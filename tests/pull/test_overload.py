@@ -92,33 +92,33 @@ class Connection:
 async def test_one_connection_too_many_is_told_so(tmp_path, upstream, key):
     limits = {key: 8}
     async with running(tmp_path, {"docker.io": upstream.url}, limits=limits) as mirror:
-        limiter = [Connection(mirror) for _ in range(8)]
-        assert all([b" 200 " in await connection.ask() for connection in limiter])
+        crowd = [Connection(mirror) for _ in range(8)]
+        assert all([b" 200 " in await connection.ask() for connection in crowd])
         late = Connection(mirror)
         answer = await late.ask()
         assert b" 503 " in answer
         assert b"Retry-After" in answer
         assert f"[limits] {key} = 8".encode() in answer
-        limiter.pop().close()
+        crowd.pop().close()
         late.close()
         async with limit():
             while b" 200 " not in await (again := Connection(mirror)).ask():
                 again.close()
-        for connection in [*limiter, again]:
+        for connection in [*crowd, again]:
             connection.close()
 
 
 async def test_far_too_many_are_not_even_told(tmp_path, upstream):
     async with running(tmp_path, {"docker.io": upstream.url}, limits={"connections": 4}) as mirror:
-        limiter = [Connection(mirror) for _ in range(12)]
+        crowd = [Connection(mirror) for _ in range(12)]
         answered = 0
-        for connection in limiter:
+        for connection in crowd:
             try:
                 answered += b" 503 " in await connection.ask()
             except ConnectionError:
                 continue
         assert 1 <= answered <= 2
-        for connection in limiter:
+        for connection in crowd:
             connection.close()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.peers.process import NotReadyError
 from tools.bench import crowds, daemons, fills, hits
-from tools.bench.comparison import NotAvailableError, RateLimitPause, Result
+from tools.bench.comparison import Gate, NotAvailableError, Result
 from tools.bench.load import ClientError
 from tools.bench.stage import QUICK, Scale, Stage
 from tools.bench.table import heading, on_screen, table
@@ -83,9 +83,7 @@ def _measured(stage: Stage, rows: list[Row]) -> Iterator[tuple[Row, Result | str
         except NotAvailableError as error:
             result = str(error)
         except (ClientError, NotReadyError, AssertionError, OSError) as error:
-            result = Result(
-                gates=[RateLimitPause("it runs", f"{type(error).__name__}: {error}", met=False)]
-            )
+            result = Result(gates=[Gate("it runs", f"{type(error).__name__}: {error}", met=False)])
         print(on_screen(row.name, row.title, result))
         print(f"    ({time.monotonic() - began:.0f} s)\n", flush=True)
         yield row, result

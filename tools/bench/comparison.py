@@ -62,7 +62,7 @@ def interleaved(
 
 
 @dataclass(frozen=True)
-class RateLimitPause:
+class Gate:
     """A gate: the condition for a figure, and its value."""
 
     asked: str
@@ -70,14 +70,14 @@ class RateLimitPause:
     met: bool
 
 
-def at_least(what: str, limit: float, got: float, unit: str = "x") -> RateLimitPause:
+def at_least(what: str, limit: float, got: float, unit: str = "x") -> Gate:
     """Gate: ``what`` has to be ``limit`` or more."""
-    return RateLimitPause(f"{what} >= {limit:g} {unit}", f"{got:.3g} {unit}", got >= limit)
+    return Gate(f"{what} >= {limit:g} {unit}", f"{got:.3g} {unit}", got >= limit)
 
 
-def at_most(what: str, limit: float, got: float, unit: str = "x") -> RateLimitPause:
+def at_most(what: str, limit: float, got: float, unit: str = "x") -> Gate:
     """Gate: ``what`` has to be ``limit`` or less."""
-    return RateLimitPause(f"{what} <= {limit:g} {unit}", f"{got:.3g} {unit}", got <= limit)
+    return Gate(f"{what} <= {limit:g} {unit}", f"{got:.3g} {unit}", got <= limit)
 
 
 @dataclass
@@ -85,4 +85,4 @@ class Result:
     """The result of a row: figures by name and server, and gates."""
 
     figures: dict[str, dict[str, str]] = field(default_factory=dict)
-    gates: list[RateLimitPause] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)

@@ -40,7 +40,7 @@ def slow_clients(stage: Stage) -> Result:
         server.stop()  # excludes the memory of the fill
         server.start()
         forget_peaks(server.pid)
-        with _limiter(server, **orders):
+        with _crowd(server, **orders):
             time.sleep(_SLOW_SECONDS)
         peak = peak_mib(server.pid)
     return Result({"MiB": {MIRROR: f"{peak:.0f}"}}, [at_most("RSS of a worker", 100, peak, "MiB")])
@@ -61,7 +61,7 @@ def beside_slow_clients(stage: Stage) -> Result:
     with stage.fresh(_hospitable, OFFICE_LINE) as server:
         direct = downloads(stage.origin.door(OFFICE_LINE), stage.corpus.large)["seconds"]
         tardy = {"path": stage.corpus.large, "readers": 200, "rate": 1, "window": 4096}
-        with _limiter(server, **tardy):
+        with _crowd(server, **tardy):
             filled = downloads(server, stage.corpus.large)["seconds"]
     slower = {
         # The fastest pulls: the readers and this client together need more than two cores.
@@ -84,7 +84,7 @@ def _alone_and_among(
     server: Mirror, rounds: int, measure: Callable[[], Sample], **orders: object
 ) -> Measured:
     def among() -> Sample:
-        with _limiter(server, **orders):
+        with _crowd(server, **orders):
             time.sleep(_SETTLE_SECONDS)
             return measure()
 
@@ -97,19 +97,19 @@ def _hospitable(directory: Path, upstream: int) -> Mirror:
 
 
 @contextmanager
-def _limiter(server: Mirror, **orders: object) -> Iterator[None]:
+def _crowd(server: Mirror, **orders: object) -> Iterator[None]:
     """Start slow clients in a separate process; each has received its first bytes."""
     told = json.dumps({"port": server.port, **orders})
     command = [sys.executable, "-m", "tests.e2e.slow_readers", told]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as limiter:
-        assert limiter.stdout is not None
-        began = limiter.stdout.readline().strip() == "ready"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+        assert crowd.stdout is not None
+        began = crowd.stdout.readline().strip() == "ready"
         try:
             if began:
                 yield
         finally:
-            limiter.send_signal(signal.SIGTERM)
-            report = limiter.stdout.readline()
+            crowd.send_signal(signal.SIGTERM)
+            report = crowd.stdout.readline()
     if not began or json.loads(report)["closed"]:
         raise ClientError(f"the slow clients were not served: {report}")
 

@@ -8,8 +8,8 @@ from tools.bench.comparison import (
     MIRROR,
     P1,
     P2,
+    Gate,
     NotAvailableError,
-    RateLimitPause,
     Result,
     at_least,
     at_most,
@@ -55,7 +55,7 @@ def cold_many_clients(stage: Stage) -> Result:
             "times from upstream": measured.shown("fetched"),
         },
         [
-            RateLimitPause("once from upstream", f"{max(fetched):g}", set(fetched) == {1.0}),
+            Gate("once from upstream", f"{max(fetched):g}", set(fetched) == {1.0}),
             at_most("last first byte", 100, measured.median(MIRROR, "first_byte"), "ms"),
             at_most("time, of direct", 1.1, measured.ratio("seconds", MIRROR, DIRECT)),
             at_most("CPU, of P1", 0.5, measured.ratio("cpu", MIRROR, P1)),

@@ -8,9 +8,9 @@ from tools.bench.comparison import (
     P1,
     P2,
     P3,
+    Gate,
     Measured,
     NotAvailableError,
-    RateLimitPause,
     Result,
     at_least,
     at_most,
@@ -49,7 +49,7 @@ def _large(stage: Stage, path: str, clients: int, seconds: float) -> Measured:
     return interleaved(stage.scale.rounds, contestants)
 
 
-def _large_result(measured: Measured, *gates: RateLimitPause) -> Result:
+def _large_result(measured: Measured, *gates: Gate) -> Result:
     figures = {"GB/s": measured.shown("rate"), "CPU-s/GiB": measured.shown("cpu_gib")}
     return Result(figures, list(gates))
 

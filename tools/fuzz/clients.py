@@ -129,7 +129,7 @@ def _made(rng: random.Random) -> Case:
 
 
 @dataclass
-class _Ground:
+class _TestBed:
     """A mirror, its upstream, and the directories for its files."""
 
     root: Path
@@ -231,7 +231,7 @@ def _parts(fields: dict[bytes, bytes], body: bytes) -> list[tuple[bytes, bytes]]
 
 
 @asynccontextmanager
-async def _shared_state(*, guarded: bool) -> AsyncIterator[_Ground]:
+async def _bed(*, guarded: bool) -> AsyncIterator[_TestBed]:
     """A mirror; ``guarded``: with a password."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
         root = Path(directory)
@@ -245,44 +245,42 @@ async def _shared_state(*, guarded: bool) -> AsyncIterator[_Ground]:
             upstream.add_manifest(_REPOSITORY, _MANIFEST, _INDEX, "1")
             upstreams = {"docker.io": upstream.url}
             async with running(root / "cache", upstreams, access=access) as mirror:
-                yield _Ground(root, upstream, mirror, login)
+                yield _TestBed(root, upstream, mirror, login)
 
 
-async def _failure(shared_state: _Ground, case: Case, errors: list[str]) -> str:
+async def _failure(bed: _TestBed, case: Case, errors: list[str]) -> str:
     """The error of the mirror in a case; empty if there is none."""
     before = len(errors)
     try:
-        await shared_state.check(case)
-        await shared_state.known()
-        shared_state.inside()
+        await bed.check(case)
+        await bed.known()
+        bed.inside()
     except Exception:
         return traceback.format_exc() + "".join(errors[before:])
     return "".join(errors[before:])
 
 
-async def _reduced(shared_state: _Ground, case: Case, errors: list[str]) -> Case:
+async def _reduced(bed: _TestBed, case: Case, errors: list[str]) -> Case:
     for simpler in case.simpler():
-        if await _failure(shared_state, simpler, errors):
-            return await _reduced(shared_state, simpler, errors)
+        if await _failure(bed, simpler, errors):
+            return await _reduced(bed, simpler, errors)
     return case
 
 
 async def _run(report: Report, seconds: float, seed: int, *, guarded: bool) -> None:
     rng, stop = random.Random(seed), time.monotonic() + seconds
     with listening() as errors:
-        async with _shared_state(guarded=guarded) as shared_state:
+        async with _bed(guarded=guarded) as bed:
             # At least one case: on a busy machine the start of the mirror may take longer than the
             # whole run.
             while (time.monotonic() < stop or not report.cases) and not report.findings:
                 cases = [_made(rng) for _ in range(_WORKERS)]
-                failures = await asyncio.gather(
-                    *(_failure(shared_state, case, errors) for case in cases)
-                )
+                failures = await asyncio.gather(*(_failure(bed, case, errors) for case in cases))
                 report.cases += len(cases)
                 for case in [case for case, why in zip(cases, failures, strict=True) if why]:
                     # Run alone, because concurrent cases share the log.
-                    if why := await _failure(shared_state, case, errors):
-                        small = await _reduced(shared_state, case, errors)
+                    if why := await _failure(bed, case, errors):
+                        small = await _reduced(bed, case, errors)
                         report.findings.append(Finding(repr((small.bytes(), small.piece)), why))
                         break
                 else:

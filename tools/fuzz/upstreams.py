@@ -209,7 +209,7 @@ class _Retired(Exception):  # noqa: N818  # names the event
 
 
 @dataclass
-class _Ground:
+class _TestBed:
     """A mirror, the upstream behind all its names, and the number of the next case."""
 
     mirror: Mirror
@@ -299,23 +299,21 @@ class _Run:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
             root = Path(directory) / "cache"
             async with server, running(root, tables, fetch=_FETCH) as mirror:
-                shared_state = _Ground(mirror, upstream, origin, self.numbers)
+                bed = _TestBed(mirror, upstream, origin, self.numbers)
                 stop = min(self.stop, time.monotonic() + _ROUND_SECONDS)
-                await asyncio.gather(
-                    *(self._work(shared_state, names, stop) for _ in range(_WORKERS))
-                )
+                await asyncio.gather(*(self._work(bed, names, stop) for _ in range(_WORKERS)))
 
-    async def _work(self, shared_state: _Ground, names: list[str], stop: float) -> None:
+    async def _work(self, bed: _TestBed, names: list[str], stop: float) -> None:
         name = names.pop()
         # At least one case: on a busy machine the start of the mirror may take longer than the
         # whole run.
         while (time.monotonic() < stop or not self.report.cases) and not self.report.findings:
-            case = _made(self.rng, next(self.numbers), shared_state.origin)
+            case = _made(self.rng, next(self.numbers), bed.origin)
             self.report.cases += 1
             self.recent[name] = case
             try:
-                await shared_state.check(case, name)
-                await shared_state.works(name)
+                await bed.check(case, name)
+                await bed.works(name)
             except _Retired:
                 if not names:
                     return

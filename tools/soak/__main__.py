@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
 from tools.soak.catalogue import MIB, Catalogue
-from tools.soak.clients import BatchedMetric, limiter
+from tools.soak.clients import Counts, clients_at_work
 from tools.soak.watch import Sample, open_files, reader, sample
 
 _SAMPLE_SECONDS = 5.0
@@ -51,7 +51,7 @@ class Soak:
     seed: int
     clients: int
     pause: float
-    tally: BatchedMetric = field(default_factory=BatchedMetric)
+    tally: Counts = field(default_factory=Counts)
     samples: list[Sample] = field(default_factory=list)
     max_bytes: int = 0
 
@@ -73,7 +73,7 @@ class Soak:
     async def _crowd_for(self, seconds: float, seed: int) -> None:
         ends = time.monotonic() + seconds
         who = (self.clients, self.pause, seed)
-        async with limiter(self.mirror.url, self.catalogue, self.tally, *who):
+        async with clients_at_work(self.mirror.url, self.catalogue, self.tally, *who):
             while time.monotonic() < ends:
                 await asyncio.sleep(_SAMPLE_SECONDS)
                 await self._look(seconds - (ends - time.monotonic()))
@@ -136,7 +136,7 @@ def _line(seen: Sample) -> str:
     )
 
 
-def _table(tally: BatchedMetric, during: Sequence[Sample]) -> None:
+def _table(tally: Counts, during: Sequence[Sample]) -> None:
     by_kind: dict[str, Counter[str]] = {}
     for (kind, result), count in tally.results.items():
         by_kind.setdefault(kind, Counter())[result] += count

@@ -42,7 +42,7 @@ class _WrongBytesError(Exception):
 
 
 @dataclass
-class BatchedMetric:
+class Counts:
     """Results of all requests."""
 
     results: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class Client:
 
     url: str
     catalogue: Catalogue
-    tally: BatchedMetric
+    tally: Counts
     draw: random.Random
     pause: float
 
@@ -233,8 +233,8 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def limiter(
-    url: str, catalogue: Catalogue, tally: BatchedMetric, count: int, pause: float, seed: int
+async def clients_at_work(
+    url: str, catalogue: Catalogue, tally: Counts, count: int, pause: float, seed: int
 ) -> AsyncIterator[None]:
     """Run ``count`` clients; at the end each may finish its request, for a while."""
     stopping = asyncio.Event()

@@ -46,7 +46,7 @@ access = false
 
 
 @dataclass
-class BatchedMetric:
+class Counts:
     """Results of the clients."""
 
     results: Counter[str] = field(default_factory=Counter)
@@ -55,13 +55,13 @@ class BatchedMetric:
 
 
 @dataclass
-class ConnectionLimiter:
+class Crowd:
     """Clients of a mirror; each knows every byte that it may receive."""
 
     url: str
     office: Office
     owners: dict[str, str]  # the user that may read a repository
-    tally: BatchedMetric
+    tally: Counts
     draw: random.Random
 
     async def run(self, clients: int, goes_on: Callable[[], bool]) -> None:
@@ -202,7 +202,7 @@ def no_more_memory(pid: int, spare: int) -> str:
 
 
 async def _soak(arguments: argparse.Namespace, directory: Path) -> list[str]:
-    tally = BatchedMetric()
+    tally = Counts()
     async with FakeRegistry(rate_per_connection=32 * MIB) as registry:
         office, owners = fill(registry)
         mirror = MirrorProcess(directory, {"docker.io": registry.url}, EXTRA, measured=False)
@@ -215,11 +215,9 @@ async def _soak(arguments: argparse.Namespace, directory: Path) -> list[str]:
                 else:
                     limit = no_more_memory(mirror.pid, (arguments.spare or _SPARE_MIB) * MIB)
                 print(f"{limit}, {threads_of(mirror.pid)} threads", flush=True)
-                limiter = ConnectionLimiter(
-                    mirror.url, office, owners, tally, random.Random(arguments.seed)
-                )
+                crowd = Crowd(mirror.url, office, owners, tally, random.Random(arguments.seed))
                 ends = time.monotonic() + arguments.minutes * 60
-                await limiter.run(arguments.clients, lambda: time.monotonic() < ends)
+                await crowd.run(arguments.clients, lambda: time.monotonic() < ends)
                 print(f"{threads_of(mirror.pid)} threads at the end")
             log, figures = mirror.output(), {}
             with contextlib.suppress(OSError):
