@@ -1,7 +1,7 @@
 """The programs to compare: nginx in three roles, distribution, the mirror.
 
-Each is configured for speed as its documentation says, without an access log.  nginx runs with one
-worker, like the mirror.
+Each is configured for speed as its documentation says, with an access log (in a file) or without.
+nginx runs with one worker, like the mirror.
 """
 
 import os
@@ -53,7 +53,7 @@ error_log {directory}/error.log;
 worker_processes {workers};
 events {{ worker_connections 4096; }}
 http {{
-    access_log off;
+    access_log {access_log};
     sendfile on;
     keepalive_requests 1000000000;
     client_body_temp_path {directory}/body;
@@ -115,7 +115,7 @@ _PROXY = """\
 
 _REGISTRY = """\
 version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
+log: {{level: error, accesslog: {{disabled: {quiet}}}}}
 storage: {{filesystem: {{rootdirectory: {directory}/data}}}}
 http: {{addr: "127.0.0.1:{port}"}}
 proxy: {{remoteurl: "http://127.0.0.1:{upstream}"}}
@@ -123,7 +123,10 @@ proxy: {{remoteurl: "http://127.0.0.1:{upstream}"}}
 
 
 class _Nginx:
-    def __init__(self, directory: Path, ports: list[int], workers: int) -> None:
+    def __init__(
+        self, directory: Path, ports: list[int], workers: int, *, access_log: bool = False
+    ) -> None:
+        self._access_log = f"{directory}/access.log" if access_log else "off"
         self.directory = directory
         self.port = ports[0]
         self._ports = ports
@@ -135,7 +138,11 @@ class _Nginx:
         user = "user root;" if os.geteuid() == 0 else ""  # www-data may not read the directory
         config.write_text(
             _NGINX.format(
-                user=user, directory=self.directory, workers=self._workers, http=self._http()
+                user=user,
+                directory=self.directory,
+                workers=self._workers,
+                access_log=self._access_log,
+                http=self._http(),
             )
         )
         self._process = Process(["nginx", "-c", str(config)], self.directory / "log")
@@ -155,8 +162,8 @@ class _Nginx:
 class StaticFiles(_Nginx):
     """P3: nginx serves the files of the corpus by sendfile."""
 
-    def __init__(self, directory: Path, root: Path) -> None:
-        super().__init__(directory, [free_port()], workers=1)
+    def __init__(self, directory: Path, root: Path, *, access_log: bool = False) -> None:
+        super().__init__(directory, [free_port()], workers=1, access_log=access_log)
         self._root = root
 
     def _http(self) -> str:
@@ -206,8 +213,8 @@ def _static(port: int, root: Path, limit_rate: int, log: str = "", header: str =
 class ProxyCache(_Nginx):
     """P2: nginx proxy_cache."""
 
-    def __init__(self, directory: Path, upstream: int) -> None:
-        super().__init__(directory, [free_port()], workers=1)
+    def __init__(self, directory: Path, upstream: int, *, access_log: bool = False) -> None:
+        super().__init__(directory, [free_port()], workers=1, access_log=access_log)
         self._upstream = upstream
 
     def _http(self) -> str:
@@ -221,12 +228,18 @@ class Distribution:
     directory: Path
     upstream: int
     port: int = field(default_factory=free_port)
+    access_log: bool = False
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
         config.write_text(
-            _REGISTRY.format(directory=self.directory, port=self.port, upstream=self.upstream)
+            _REGISTRY.format(
+                directory=self.directory,
+                port=self.port,
+                upstream=self.upstream,
+                quiet=str(not self.access_log).lower(),
+            )
         )
         command = ["docker-registry", "serve", str(config)]
         self._process = Process(command, self.directory / "log")

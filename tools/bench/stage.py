@@ -62,10 +62,12 @@ QUICK = Scale(large_bytes=128 * MIB, objects=20_000, rounds=2, few_rounds=1)
 class Stage:
     """Owns a directory and all processes of a run."""
 
-    def __init__(self, directory: Path, scale: Scale) -> None:
+    def __init__(self, directory: Path, scale: Scale, *, access_log: bool = False) -> None:
+        """``access_log``: the mirror as it is by default, and the peers with logs of their own."""
         need("nginx", "docker-registry", "wrk")
         self.directory = directory
         self.scale = scale
+        self._access_log = access_log
         self.corpus = Corpus(directory / "www", scale.large_bytes)
         self.listing = directory / "paths"
         self._ending = ExitStack()
@@ -85,16 +87,19 @@ class Stage:
 
     @cached_property
     def static(self) -> StaticFiles:
-        return self._running(StaticFiles(self.new_directory(), self.corpus.root))
+        return self._running(
+            StaticFiles(self.new_directory(), self.corpus.root, access_log=self._access_log)
+        )
 
     @cached_property
     def servers(self) -> dict[str, Server]:
         """The mirror and its peers; they run from first use to the end of the stage."""
-        upstream = self.origin.door(FULL_SPEED).port
+        upstream, log = self.origin.door(FULL_SPEED).port, self._access_log
+        settings = {"MIRROR_LOG__ACCESS": str(log).lower()}
         return {
-            MIRROR: self._running(Mirror(self.new_directory(), upstream)),
-            P1: self._running(Distribution(self.new_directory(), upstream)),
-            P2: self._running(ProxyCache(self.new_directory(), upstream)),
+            MIRROR: self._running(Mirror(self.new_directory(), upstream, settings)),
+            P1: self._running(Distribution(self.new_directory(), upstream, access_log=log)),
+            P2: self._running(ProxyCache(self.new_directory(), upstream, access_log=log)),
             P3: self.static,
         }
 

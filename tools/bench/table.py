@@ -11,9 +11,10 @@ from tools.bench.stage import Scale
 _HEADINGS = ("row", "measured", "asked", "got", "")
 
 
-def heading(scale: Scale, directory: Path, quick: bool) -> str:
+def heading(scale: Scale, directory: Path, quick: bool, access_log: bool) -> str:
     """What was measured and where, and how to read the table."""
     cores = len(os.sched_getaffinity(0))
+    logs = "access logs in files" if access_log else "no access logs"
     text = f"""\
 {platform.system()} {platform.release()}, {cores} cores, {_processor()}, files in {directory}.
 Everything on the loopback, upstream and clients on the same cores; medians of {scale.rounds}
@@ -21,7 +22,7 @@ interleaved rounds (least-most), ratios within a round; slow rows give the peers
 has {scale.few_rounds}. CPU is the server's alone.
 
 P1 distribution as pull-through cache, P2 nginx proxy_cache, P3 nginx static with sendfile, direct:
-from upstream. One worker each, no access logs. Clients: wrk for small answers,
+from upstream. One worker each, {logs}. Clients: wrk for small answers,
 `tools/bench/downloads.py` for large ones."""
     if quick:
         text += "\n\n**Quick: this shows that it works; the figures mean little.**"
