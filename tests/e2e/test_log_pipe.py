@@ -47,7 +47,9 @@ class Piped:
             stderr=writing,
         )
         os.close(writing)
+        deadline = time.monotonic() + 120
         while not self._mirror._ready():
+            assert time.monotonic() < deadline, "the mirror does not start"
             assert self.process.poll() is None, "the mirror ended"
             time.sleep(0.05)
 
@@ -110,8 +112,9 @@ async def test_a_pipe_that_is_not_read_costs_log_lines_and_no_request(mirror):
     dropped = await asyncio.to_thread(mirror.metric, "mirror_log_dropped_total")
     assert 0 < dropped < REQUESTS
     reader = mirror.read()
-    while not GAP.search(mirror.text()):
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(120):
+        while not GAP.search(mirror.text()):
+            await asyncio.sleep(0.05)
     assert await pinged(mirror, 50) == 50
     assert mirror.terminate() == 0
     reader.join()
@@ -135,8 +138,9 @@ async def test_a_reader_that_goes_away_costs_log_lines_and_no_request(mirror):
     await asyncio.to_thread(mirror.start)
     mirror.close_reader()
     assert await pinged(mirror, 200) == 200
-    while not await asyncio.to_thread(mirror.metric, "mirror_log_dropped_total"):
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(120):
+        while not await asyncio.to_thread(mirror.metric, "mirror_log_dropped_total"):
+            await asyncio.sleep(0.05)
     assert await pinged(mirror, 200) == 200
     assert mirror.terminate() == 0
 
