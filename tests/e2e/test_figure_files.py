@@ -45,7 +45,7 @@ async def test_what_a_killed_mirror_left_is_removed_and_what_another_uses_is_not
         assert used is not None
         workers = workers_of(killed)
         killed.kill()
-        await until(lambda: all(map(gone, workers)), 30)
+        await until(lambda: all(map(gone, workers)))
         assert left.exists()
         third.start()
         stack.callback(third.kill)

@@ -86,7 +86,7 @@ async def test_where_the_limit_is_reached_one_line_says_so_and_clients_come_in_a
             resource.prlimit(mirror.pid, resource.RLIMIT_NOFILE, (few, former[1]))
             with contextlib.ExitStack() as stack:
                 await connect(mirror, 50, stack)
-                await until(lambda: LINE in mirror.output(), 30)
+                await until(lambda: LINE in mirror.output())
                 await asyncio.sleep(2.5)  # asyncio tries again every second
                 assert mirror.output().count("Too many open files") == 1
                 assert "Traceback" not in mirror.output()

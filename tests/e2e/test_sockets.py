@@ -43,7 +43,7 @@ def test_curl_on_a_unix_socket_beside_a_port_that_is_told_first(tmp_path):
     command = arguments(tmp_path)
     command += ["--listen", f"127.0.0.1:{port}", "--listen", f"unix:{path}"]
     mirror = Process(command, tmp_path / "log")
-    mirror.wait_until(lambda: "figures" in mirror.output())
+    mirror.wait_until(lambda: "/metrics" in mirror.output())
     assert curl(path).startswith("HTTP/1.1 200 OK")
     assert answers(port) == 200
     assert mirror.terminate() == 0
@@ -57,7 +57,7 @@ def test_a_socket_left_by_a_killed_mirror_is_taken_over(tmp_path):
     path = tmp_path / "m.sock"
     for _ in range(2):
         mirror = Process([*arguments(tmp_path), "--listen", f"unix:{path}"], tmp_path / "log")
-        mirror.wait_until(lambda run=mirror: "figures" in run.output())
+        mirror.wait_until(lambda run=mirror: "/metrics" in run.output())
         assert curl(path).startswith("HTTP/1.1 200 OK")
         assert f"curl --unix-socket {path} http://localhost/metrics" in mirror.output()
         mirror.kill()

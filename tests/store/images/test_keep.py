@@ -89,7 +89,7 @@ async def test_what_does_not_fit_beside_kept_images_passes_through_and_the_log_s
         assert (await mirror.metrics())["mirror_evictions_total"] == 0
     said = [record.getMessage() for record in caplog.records if "kept images" in str(record.msg)]
     assert len(said) == 1
-    assert "pass" in said[0]
+    assert "not cached" in said[0]
 
 
 async def test_kept_images_are_dropped_only_by_force(tmp_path, upstream):
