@@ -28,7 +28,7 @@ class Verbose(FakeRegistry):
     size = 0
 
     async def _tags(self, request, repo, *_):
-        return self._listing(request, {"name": repo})
+        return self._listing(request, {"name": repo, "tags": []})
 
     async def _referrers(self, request, *_):
         return self._listing(request, {"schemaVersion": 2, "mediaType": OCI_INDEX})
