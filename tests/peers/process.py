@@ -1,7 +1,11 @@
 """A child process: started, waited for, ended by its pid, its output kept."""
 
+import fcntl
+import os
+import random
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +18,41 @@ class NotReadyError(Exception):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, and that this machine gives to nothing else.
+
+    The system takes the local ports of outgoing connections, and of sockets bound to port 0,
+    from a range of its own. A port from there can be taken again between this call and the
+    program that is to listen on it, so these lie below it, and each is given once among all
+    test processes until every other one was given.
+    """
+    lowest_of_system = int(_PORTS_OF_SYSTEM.read_text().split()[0])
+    count = max(lowest_of_system, _FIRST_PORT + 1000) - _FIRST_PORT
+    with _LAST_PORT.open("a+") as last:
+        fcntl.flock(last, fcntl.LOCK_EX)
+        last.seek(0)
+        offset = int(last.read() or random.randrange(count))
+        for _ in range(count):
+            offset = (offset + 1) % count
+            if _is_free(_FIRST_PORT + offset):
+                last.truncate(0)
+                last.write(str(offset))
+                return _FIRST_PORT + offset
+    raise NotReadyError(f"no port is free among {count} from {_FIRST_PORT}")
+
+
+_FIRST_PORT = 10_000
+_PORTS_OF_SYSTEM = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LAST_PORT = Path(tempfile.gettempdir()) / f"mirror-tests-last-port-{os.getuid()}"
+
+
+def _is_free(port: int) -> bool:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        with socket.create_server(("", port), family=family, dualstack_ipv6=both):
+            return True
+    except OSError:
+        return False
 
 
 def accepts(port: int) -> bool:
