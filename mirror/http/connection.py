@@ -239,7 +239,7 @@ class Connection(RequestHandler):
         elif not self._sent_file(transport, answer, answer.file):
             return False
         ended = time.monotonic()
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._next_keepalive_close_time = ended + self._keepalive_timeout
         answer.ended(self.client, ended - started)
         return True
 

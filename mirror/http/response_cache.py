@@ -22,6 +22,7 @@ _MOST_ANSWERS: Final = 8192
 _MOST_FILES: Final = 512
 _MOST_BYTES: Final = 32 * 1024 * 1024
 _FIELD_BYTES: Final = 160  # memory per header field in addition to its bytes
+_USE_SECONDS: Final = 1.0  # uses are ordered this exactly: to note each costs a tenth of a replay
 
 #: Larger files are not cached: sending takes much longer than the lookup, and needs a thread.
 SMALL_FILE_BYTES: Final = 128 * 1024
@@ -56,13 +57,13 @@ class HotKey(NamedTuple):
         return self.size + _FIELD_BYTES * (len(self.fields) + 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CachedResponse:
     """A complete response; the value of the Date field goes between ``first`` and ``rest``.
 
     ``file`` is the descriptor of a body that is not in ``body``; the response cache closes it.
-    ``until`` is when the response expires (monotonic seconds).  ``ended`` is called with the
-    client's address and the seconds to the first byte.
+    ``until`` is when the response expires and ``used`` when it was used last (monotonic seconds).
+    ``ended`` is called with the client's address and the seconds to the first byte.
     """
 
     first: bytes
@@ -73,6 +74,7 @@ class CachedResponse:
     until: float
     digest: Digest
     ended: Callable[[str, float], None]
+    used: float = 0.0
 
     @property
     def weight(self) -> int:
@@ -102,7 +104,9 @@ class ResponseCache:
         if answer.until <= now:
             self._drop(request)
             return None
-        self._answers.move_to_end(request)
+        if now - answer.used > _USE_SECONDS:
+            answer.used = now
+            self._answers.move_to_end(request)
         return answer
 
     def put(self, request: HotKey, answer: CachedResponse) -> None:
