@@ -21,12 +21,11 @@ from aiohttp.http_parser import HttpParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
-from mirror.http.connection_context import ConnectionContext
-from mirror.http.connection_limiter import ConnectionLimiter
+from mirror.http.admission import ConnectionLimiter
 from mirror.http.forwarded import plain_address
 from mirror.http.response_cache import CachedResponse, HotKey, ResponseCache
 from mirror.http.responses import error_response, plain_response
-from mirror.http.server_options import ServerOptions
+from mirror.http.server_options import ConnectionContext, ServerOptions
 from mirror.oci.errors import ErrorCode, OciError
 
 if TYPE_CHECKING:

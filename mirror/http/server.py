@@ -8,16 +8,14 @@ from collections.abc import Callable, Mapping
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
+from mirror.http.admission import ConnectionLimiter
 from mirror.http.body import reset
 from mirror.http.connection import Connection
-from mirror.http.connection_context import DIRECT, ConnectionContext
-from mirror.http.connection_limiter import ConnectionLimiter
-from mirror.http.exchange import EXCHANGE, AccessRecord, Exchange, Observer
+from mirror.http.exchange import EXCHANGE, UNTRACED, AccessRecord, Exchange, Observer, describe
 from mirror.http.forwarded import Origin
 from mirror.http.response_cache import MOST_REQUEST_BYTES, CachedResponse, HotKey
 from mirror.http.responses import COMMON, error_of, error_response, outcome_of, plain_response
-from mirror.http.server_options import ServerOptions
-from mirror.http.traced import UNTRACED, describe
+from mirror.http.server_options import DIRECT, ConnectionContext, ServerOptions
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
 from mirror.shares import FullError, asking

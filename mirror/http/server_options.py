@@ -1,4 +1,4 @@
-"""The options of the server: handlers, access rules, trusted proxies, limits, response cache."""
+"""What a request is answered with: the options of the server, and how its connection arrived."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -76,3 +76,21 @@ class ServerOptions:
     table: ResponseCache | None
     requests: Requests
     proxy: Handlers | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionContext:
+    """How a connection arrived.
+
+    ``proxy``: on the proxy port, where each request names its server.
+    ``upstream``: inside TLS that the mirror terminates in the name of this upstream's registry;
+    ``client`` is the address that sent the CONNECT.
+    """
+
+    proxy: bool = False
+    upstream: str = ""
+    client: str = ""
+
+
+DIRECT = ConnectionContext()
+PROXY = ConnectionContext(proxy=True)

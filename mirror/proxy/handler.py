@@ -14,11 +14,10 @@ from aiohttp import HttpVersion10, hdrs, web
 
 from mirror.ca.errors import AuthorityError
 from mirror.http.connection import Connection
-from mirror.http.connection_context import ConnectionContext
 from mirror.http.exchange import EXCHANGE
 from mirror.http.handshake import Handshakes
 from mirror.http.responses import plain_response
-from mirror.http.server_options import Handler
+from mirror.http.server_options import ConnectionContext, Handler
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.proxy.connecting import Connector
 from mirror.proxy.destination import (

@@ -13,9 +13,9 @@ from mirror.api.handlers import RegistryHandler
 from mirror.ca.errors import AuthorityError
 from mirror.config.listen import TcpAddress
 from mirror.config.model import Config, UpstreamConfig
-from mirror.http.connection_context import PROXY
 from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
+from mirror.http.server_options import PROXY
 from mirror.metrics.metrics import Metrics
 from mirror.oci.image_glob import FullName
 from mirror.proxy.connecting import Connector
