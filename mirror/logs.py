@@ -15,14 +15,13 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import groupby
 from queue import Empty, SimpleQueue
-from typing import Final
-
-from mirror.http.exchange import AccessRecord
+from typing import Final, NamedTuple, Protocol
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -31,19 +30,25 @@ _CLOSED: Final = -1  # the process was started without this stream
 _MOST_BYTES: Final = 8 * 1024 * 1024
 _RECORD_BYTES: Final = 2 * 1024  # of a record, without its message and traceback
 _MOST_TEXT: Final = 16 * 1024  # characters of one message, traceback or printed line
-_MOST_FIELD: Final = 512  # characters of one field of the access log
 _BATCH: Final = 256
 _PAUSE_SECONDS: Final = 0.02  # between two batches: waking the thread for each record costs more
 _DRAIN_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-_access = logging.getLogger("mirror.access")
+#: The logger of the lines that have one request each.
+ACCESS: Final = "mirror.access"
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
 
-def _when(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def when(unix_seconds: float) -> str:
+    """Return the time in UTC with milliseconds (RFC 3339)."""
+    whole, milliseconds = divmod(int(unix_seconds * 1000), 1000)
+    return f"{_second(whole)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(unix_seconds: int) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -56,7 +61,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record and its extra fields as JSON."""
         line: dict[str, object] = {
-            "time": _when(record),
+            "time": when(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -72,12 +77,18 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record and its extra fields; control characters are escaped."""
-        fields = "".join(f" {key}={_word(value)}" for key, value in _fields(record).items())
         message = _printable(record.getMessage())
-        line = f"{_when(record)} {record.levelname.lower()} {message}{fields}"
+        line = (
+            f"{when(record.created)} {record.levelname.lower()} {message}{logfmt(_fields(record))}"
+        )
         if traceback := _traceback(record):
             line += "\n" + traceback
         return line
+
+
+def logfmt(fields: Mapping[str, object]) -> str:
+    """Return `` key=value`` for each field; values with spaces or control characters are quoted."""
+    return "".join(f" {key}={_word(value)}" for key, value in fields.items())
 
 
 def _traceback(record: logging.LogRecord) -> str:
@@ -99,11 +110,11 @@ def _word(value: object) -> str:
 def configure(level: str, form: str, *, access: bool) -> None:
     """Send the log to standard error, through the queue if :func:`queue_output` made one."""
     root = logging.getLogger()
-    handler: logging.Handler = _queued() or logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = queued() or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    _access.setLevel(logging.INFO if access else logging.CRITICAL)
+    logging.getLogger(ACCESS).setLevel(logging.INFO if access else logging.CRITICAL)
 
 
 def queue_output() -> "QueuedOutput":
@@ -122,13 +133,16 @@ def queue_output() -> "QueuedOutput":
 
 def dropped() -> int:
     """The number of log records and printed lines dropped since the start of this process."""
-    output = _queued()
+    output = queued()
     return 0 if output is None else output.dropped
 
 
-def _queued() -> "QueuedOutput | None":
-    handlers = logging.getLogger().handlers
-    return next((each for each in handlers if isinstance(each, QueuedOutput)), None)
+def queued() -> "QueuedOutput | None":
+    """Return the queue of this process, None if :func:`queue_output` made none."""
+    for handler in logging.root.handlers:
+        if isinstance(handler, QueuedOutput):
+            return handler
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +159,19 @@ class _Gap:
         return _log.makeRecord(__name__, logging.WARNING, __file__, 0, text, told, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+class Line(Protocol):
+    """A line that is formatted by the thread that writes it."""
+
+    def text(self, *, as_json: bool) -> str:
+        """Return the line without its end."""
+
+
+class _Item(NamedTuple):
     """A record or text for the descriptor ``fd``; it counts as ``size`` bytes in the queue."""
 
     fd: int
     size: int
-    what: logging.LogRecord | _Gap | str
+    what: logging.LogRecord | Line | _Gap | str
 
 
 class QueuedOutput(logging.Handler):
@@ -187,6 +207,10 @@ class QueuedOutput(logging.Handler):
             return
         size = _RECORD_BYTES + len(record.msg) + len(text)
         self._put(_Item(self._stderr, size, record))
+
+    def put(self, line: Line, size: int) -> None:
+        """Queue a line that takes ``size`` bytes of memory."""
+        self._put(_Item(self._stderr, size, line))
 
     def print(self, fd: int, text: str) -> None:
         """Queue printed lines."""
@@ -238,7 +262,8 @@ class QueuedOutput(logging.Handler):
                 self._written_bytes += sum(item.size for item in items)
                 if self._gap and not self._failing and self._queue.empty():
                     self._tell_gap()
-            time.sleep(_PAUSE_SECONDS)
+            if len(items) < _BATCH:
+                time.sleep(_PAUSE_SECONDS)
 
     def _write(self, items: Sequence[_Item]) -> Sequence[_Item]:
         """Write to one descriptor, without a time-out; return the items not written in full."""
@@ -255,14 +280,16 @@ class QueuedOutput(logging.Handler):
                     return items[number:]
         return ()
 
-    def _text(self, what: logging.LogRecord | _Gap | str) -> str:
+    def _text(self, what: logging.LogRecord | Line | _Gap | str) -> str:
         if isinstance(what, str):
             return what
         record = what.record() if isinstance(what, _Gap) else what
         try:
-            return f"{self.format(record)}\n"
+            if isinstance(record, logging.LogRecord):
+                return f"{self.format(record)}\n"
+            return f"{record.text(as_json=isinstance(self.formatter, JsonFormatter))}\n"
         except Exception as error:  # noqa: BLE001  # no record may stop the thread
-            return f"a log record of {record.name} cannot be formatted: {error!r}\n"
+            return f"a log record cannot be formatted: {error!r}: {record!r}\n"
 
 
 def _fd_of(item: _Item) -> int:
@@ -305,36 +332,3 @@ class _Stream(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
-
-
-class AccessLog:
-    """One line per request."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the access log is on."""
-        return _access.isEnabledFor(logging.INFO)
-
-    def request_ended(self, ending: AccessRecord) -> None:
-        """Log a finished request."""
-        if not self.wanted:
-            return
-        exchange = ending.exchange
-        fields = {
-            "client": ending.client[:_MOST_FIELD],
-            "method": ending.method[:_MOST_FIELD],
-            "status": exchange.status,
-            "upstream": exchange.upstream,
-            "repository": exchange.repository[:_MOST_FIELD],
-            "reference": exchange.reference[:_MOST_FIELD],
-            "kind": exchange.kind,
-            "result": "" if exchange.outcome is None else exchange.outcome.value,
-            "bytes": exchange.sent_bytes,
-            "seconds": round(ending.seconds, 4),
-            "whole": exchange.whole,
-            "agent": ending.agent[:_MOST_FIELD],
-            "detail": exchange.detail[:_MOST_FIELD],
-        }
-        if exchange.kind in {"", "passed"}:
-            fields["path"] = ending.path.partition("?")[0][:200]
-        _access.info("request", extra={key: value for key, value in fields.items() if value != ""})

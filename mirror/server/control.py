@@ -16,13 +16,13 @@ from typing import Final
 
 from aiohttp import web
 
+from mirror.access_log import AccessLog
 from mirror.api.control import Commands, ControlRoutes
 from mirror.http.admission import Admission
 from mirror.http.exchange import AccessRecord
 from mirror.http.forwarded import Proxies
 from mirror.http.server import Server
 from mirror.http.server_options import ServerOptions
-from mirror.logs import AccessLog
 from mirror.server.control_sockets import ControlSocket, stand
 from mirror.store.local.opening import kept
 

@@ -1,10 +1,10 @@
 """Passes events to their receivers: metrics, access log, ledger."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from mirror.access_log import AccessLog
 from mirror.http.exchange import AccessRecord
-from mirror.logs import AccessLog
 from mirror.metrics.batch import MetricBatch
 from mirror.metrics.metrics import Metrics
 from mirror.server.recorder import StatsRecorder
@@ -36,12 +36,13 @@ class RequestEvents:
             count(batch)
 
         add = self.metrics.tallies.tally(tell).add
+        log = self.log.repeated(ending)
 
         def ended(client: str, seconds: float) -> None:
             add(seconds)
             database(client)
             if self.log.wanted:
-                self.log.request_ended(replace(ending, client=client, seconds=seconds))
+                log(client, seconds)
 
         return ended
 

@@ -14,11 +14,12 @@ from typing import Final
 from aiohttp import web
 
 from mirror import __version__
+from mirror.access_log import AccessLog
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
 from mirror.http.tls import Certificate
-from mirror.logs import AccessLog, configure, dropped
+from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
 from mirror.server.access import certificate, listen
 from mirror.server.books import opened_stats

@@ -1,0 +1,95 @@
+"""Lines of the log's own thread are those that the formatters of the standard library make."""
+
+import json
+import logging
+import os
+from contextlib import contextmanager
+
+import pytest
+
+from mirror.access_log import AccessLog
+from mirror.http.exchange import AccessRecord, Exchange
+from mirror.http.forwarded import Origin
+from mirror.logs import JsonFormatter, QueuedOutput, TextFormatter
+from mirror.pull.outcome import Outcome
+
+ODD = 'a "quoted"\nname = \x1b[31m é'
+
+
+def record(**fields: object) -> AccessRecord:
+    exchange = Exchange(0.0, Origin("10.0.0.1"))
+    for name, value in fields.items():
+        setattr(exchange, name, value)
+    return AccessRecord(exchange, "GET", "/v2/?secret", "10.0.0.1", ODD, 0.25)
+
+
+RECORDS = {
+    "ping": record(status=200, kind="", detail=""),
+    "hit": record(
+        status=200, kind="blob", upstream="docker.io", repository="library/x",
+        reference="sha256:1", outcome=Outcome.HIT, sent_bytes=17,
+    ),
+    "odd": record(status=400, kind="passed", repository=ODD, detail=ODD, whole=False),
+}  # fmt: skip
+
+
+@contextmanager
+def logging_to(handler: logging.Handler):
+    root, log = logging.getLogger(), logging.getLogger("mirror.access")
+    before, level = root.handlers[:], log.level
+    root.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        log.setLevel(level)
+
+
+class Collected(logging.Handler):
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@pytest.mark.parametrize("form", [TextFormatter, JsonFormatter])
+@pytest.mark.parametrize("client", ["10.0.0.1", "", ODD])
+@pytest.mark.parametrize("ending", RECORDS.values(), ids=RECORDS)
+def test_a_queued_line_is_the_line_of_the_formatter(form, client, ending):
+    log = AccessLog()
+    collected = Collected(form())
+    with logging_to(collected):
+        log.repeated(ending)(client, 0.00012)
+    reader, writer = os.pipe()
+    try:
+        queue = QueuedOutput(writer)
+        queue.setFormatter(form())
+        with logging_to(queue):
+            log.repeated(ending)(client, 0.00012)
+            log.request_ended(ending)
+        queue.drain()
+        queued, once, _ = os.read(reader, 65536).decode().split("\n")
+    finally:
+        os.close(reader)
+        os.close(writer)
+    (expected,) = collected.lines
+    if form is TextFormatter:
+        assert queued.split(" ")[1:] == expected.split(" ")[1:]
+        assert " seconds=0.25 " in once
+    else:
+        assert {**json.loads(queued), "time": ""} == {**json.loads(expected), "time": ""}
+        assert json.loads(once)["seconds"] == 0.25
+    assert "secret" not in queued
+
+
+def test_nothing_is_logged_where_the_access_log_is_off():
+    collected = Collected(TextFormatter())
+    with logging_to(collected):
+        logging.getLogger("mirror.access").setLevel(logging.CRITICAL)
+        assert not AccessLog().wanted
+        AccessLog().request_ended(RECORDS["hit"])
+    assert not collected.lines
