@@ -4,9 +4,11 @@ import re
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
+from mirror.oci.reference import InvalidName, parse_repository
+
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?", re.ASCII)
 
-#: A path before that of the API, without empty parts, ``.`` and ``..``.
+#: A path without empty parts, ``.`` and ``..``.
 _PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[a-zA-Z0-9._~:-]+)*", re.ASCII)
 
 
@@ -35,18 +37,41 @@ def checked_url(url: str) -> str:
 def checked_upstream(url: str) -> str:
     """Return the address of a registry, without a slash at its end.
 
-    It may have a path, for example if the upstream is another mirror:
-    ``http://mirror.example.com:5000/ghcr.io`` is asked below ``/ghcr.io/v2/``.
+    It may have a path before ``/v2``, below which the registry API is, for example if the upstream
+    is another mirror: ``http://mirror.example.com:5000/ghcr.io`` is asked below ``/ghcr.io/v2/``.
+    It may have a path after ``/v2/``, with which the names of all repositories begin there, for
+    example a project of Harbor: ``https://harbor.example.com/v2/hub-proxy``.
 
     Raises:
-        ValueError: the text is not an address, or has a query or credentials.
+        ValueError: the text is not an address, has a query or credentials, or is below no path of
+            a registry API.
     """
     path = _checked(url).path.rstrip("/")
     if not _PATH.fullmatch(path):
         raise ValueError("an address whose path is plain (letters, digits, . _ ~ : -)")
-    if path.rpartition("/")[2] in {"v1", "v2"}:
-        raise ValueError("an address without /v2 (the mirror adds it)")
+    parts = path.split("/")
+    if "V2" in parts or (parts[-1] == "v1" and "v2" not in parts):
+        raise ValueError("an address without /v1 or /V2 (the registry API is below /v2/)")
+    root, prefix = split_upstream(url.rstrip("/"))
+    if not prefix:
+        return root
+    try:
+        parse_repository(prefix.rstrip("/"))
+    except InvalidName as error:
+        text = "a path below /v2/ that begins the name of a repository (a-z, 0-9, . _ - and /)"
+        raise ValueError(text) from error
     return url.rstrip("/")
+
+
+def split_upstream(url: str) -> tuple[str, str]:
+    """Split the address of a registry at its API, ``/v2/``.
+
+    Returns:
+        the address before ``/v2/``, and the path below it with a slash at its end, or "".
+    """
+    parts = urlsplit(url)
+    base, _, prefix = f"{parts.path}/".partition("/v2/")
+    return f"{parts.scheme}://{parts.netloc}{base.rstrip('/')}", prefix
 
 
 def _checked(url: str) -> SplitResult:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from yarl import URL
 
 from mirror import __version__
+from mirror.config.addresses import split_upstream
 from mirror.config.model import Config, UpstreamConfig
 from mirror.server.errors import StartError
 from mirror.server.outgoing_proxies import upstream_proxies
@@ -154,7 +155,8 @@ async def opened_upstream(
     async with AsyncExitStack() as stack:
         registries = list[Registry]()
         for address, with_credentials in addresses:
-            url = URL(address)
+            root, prefix = split_upstream(address)
+            url = URL(root)
             transport = Transport(name, url.host or "", settings, observer)
             with _using_ca_files(name):
                 await stack.enter_async_context(transport)
@@ -166,6 +168,7 @@ async def opened_upstream(
                 Registry(
                     *(name, url, transport, authorization, gate, observer),
                     *(rooms, max_bytes, pace),
+                    prefix=prefix,
                     replaceable=len(registries) < len(upstream.mirrors),
                 )
             )

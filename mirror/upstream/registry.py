@@ -1,6 +1,7 @@
 """Client of one upstream registry: the pull part of the OCI distribution spec."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -61,9 +62,14 @@ class Registry:
         max_blob_bytes: int,
         pace: Pace | None = None,
         *,
+        prefix: str = "",
         replaceable: bool = False,
     ) -> None:
-        """``replaceable``: a web page is an error, because another address can answer instead."""
+        """Ask the registry whose API is below ``url``, at ``/v2/``.
+
+        All names of repositories begin with ``prefix`` there: "", or a path with a slash at its
+        end.  ``replaceable``: a web page is an error, because another address can answer instead.
+        """
         self.name = name
         self._gate = gate
         self._url = url
@@ -73,6 +79,7 @@ class Registry:
         self._rooms = rooms
         self._max_blob_bytes = max_blob_bytes
         self._pace = pace
+        self._prefix = prefix
         self._replaceable = replaceable
 
     @property
@@ -92,6 +99,7 @@ class Registry:
             self._rooms,
             self._max_blob_bytes,
             self._pace,
+            prefix=self._prefix,
         )
 
     async def renew(self, repository: str) -> None:
@@ -100,7 +108,7 @@ class Registry:
         Raises:
             UpstreamError: upstream cannot be asked.
         """
-        await self._authorization.renew(repository)
+        await self._authorization.renew(self._own_name(repository))
         if self._authorization.needs_challenge:
             await self._learn()
 
@@ -228,8 +236,14 @@ class Registry:
         """Send a client's own request unchanged; the caller closes the answer.
 
         Raises:
+            DeniedError: names of repositories are different at upstream, so that the paths and the
+                token scopes of the client are wrong there.
             UpstreamError: upstream does not answer.
         """
+        if self._prefix:
+            place = f"{self._url}/v2/{self._prefix}"
+            text = f"only pulls are passed on to {place}: send this request to that registry itself"
+            raise DeniedError(self.name, text)
         url = URL(f"{self._url}{outgoing.target}", encoded=True)
         response = await self._transport.pass_on(outgoing, url)
         return PassedAnswer(self.name, response, self._transport.lookup_proxy(url))
@@ -239,8 +253,9 @@ class Registry:
             body, hold = await self._read(response, kind, _MAX_LISTING_BYTES)
             if not _is_listing(body, "manifests" if kind == "referrers" else "tags"):
                 raise NonsenseError(self.name, "answered a listing that is not JSON of a listing")
+            own_name = rb'("name"\s*:\s*")' + re.escape(self._prefix.encode())
             return Listing(
-                body,
+                re.sub(own_name, rb"\1", body, count=1) if self._prefix else body,
                 _next_query(response),
                 _field(response.headers, "OCI-Filters-Applied"),
                 hold,
@@ -282,6 +297,7 @@ class Registry:
         span: tuple[int, int | None] = (0, None),
         buffer_bytes: int = SMALL_BYTES,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        path, repository = self._own_name(path), self._own_name(repository)
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
         self._gate.check()
         authorization = await self._authorization.header(repository)
@@ -297,6 +313,10 @@ class Registry:
         finally:
             # A connection is reused only if its body was read to the end.
             response.release() if response.content.at_eof() else response.close()
+
+    def _own_name(self, name: str) -> str:
+        """The registry's own name of a repository, or its path below /v2/; "" stays ""."""
+        return self._prefix + name if name else ""
 
     async def _ask_again(
         self, request: Request, repository: str, refusal: aiohttp.ClientResponse

@@ -144,3 +144,26 @@ def test_a_missing_file_is_one_line() -> None:
     with pytest.raises(ConfigError) as caught:
         load(Path("nowhere.toml"))
     assert caught.value.problems == ["nowhere.toml: cannot be read: No such file or directory"]
+
+
+@pytest.mark.parametrize(
+    ("written", "used"),
+    [
+        ("https://r.lan/", "https://r.lan"),
+        ("https://r.lan/v2", "https://r.lan"),
+        ("https://r.lan:5000/v2/", "https://r.lan:5000"),
+        ("https://v2/v2/", "https://v2"),
+        ("https://r.lan/nexus/repository/hub/", "https://r.lan/nexus/repository/hub"),
+        ("https://r.lan/nexus/repository/hub/v2/", "https://r.lan/nexus/repository/hub"),
+        ("https://r.lan/v2/hub-proxy/", "https://r.lan/v2/hub-proxy"),
+        ("https://r.lan/v2/a.b/c_d", "https://r.lan/v2/a.b/c_d"),
+        ("https://r.lan/v2/v2/", "https://r.lan/v2/v2"),
+        ("https://r.lan/v2/v1", "https://r.lan/v2/v1"),
+    ],
+)
+def test_an_address_may_name_the_api_and_the_beginning_of_its_repositories(
+    written: str, used: str
+) -> None:
+    config = load(None, {"upstreams": {"r.lan": {"url": written, "mirrors": [written]}}})
+    assert config.upstreams["r.lan"].url == used
+    assert config.upstreams["r.lan"].mirrors == (used,)
