@@ -130,7 +130,8 @@ async def test_a_redirect_to_another_path_of_the_registry_is_followed(tmp_path, 
     async with behind(tmp_path, upstream) as mirror:
         answer = await mirror.get(f"/v2/library/alpine/blobs/{digest}")
         assert answer.body == APP.blobs[0]
-    assert upstream.seen[-1].path == moved
+    asked = f"/v2/hub-proxy/library/alpine/blobs/{digest}"
+    assert [seen.path for seen in upstream.seen] == [asked, moved]
 
 
 async def test_a_token_is_for_the_repository_as_the_registry_knows_it(tmp_path, upstream):
