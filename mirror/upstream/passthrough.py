@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 #: Fields that aiohttp adds by itself; a request must not get fields that its client did not send.
 AUTO_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
@@ -19,6 +20,9 @@ _HOP_BY_HOP: Final = frozenset(
         "expect",  # the mirror answers it when it reads the body
     }
 )
+#: Other hosts of a registry, by its host.  They serve the same images, but pages of their own, such
+#: as /v1/search: a request is passed on to the host that the client named.
+_OTHER_HOSTS: Final = {"registry-1.docker.io": frozenset({"index.docker.io"})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,13 @@ class Outgoing:
     target: str
     headers: CIMultiDict[str]
     body: AsyncIterator[bytes] | None = None
+
+    def url(self, registry: URL) -> URL:
+        """Return the address to ask, for the address of the registry before ``/v2/``."""
+        named = self.headers.get("Host", "").lower().removesuffix(":443")
+        if named in _OTHER_HOSTS.get(registry.host or "", ()):
+            registry = registry.with_host(named)
+        return URL(f"{registry}{self.target}", encoded=True)
 
 
 def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict[str]:

@@ -244,7 +244,7 @@ class Registry:
             place = f"{self._url}/v2/{self._prefix}"
             text = f"only pulls are passed on to {place}: send this request to that registry itself"
             raise DeniedError(self.name, text)
-        url = URL(f"{self._url}{outgoing.target}", encoded=True)
+        url = outgoing.url(self._url)
         response = await self._transport.pass_on(outgoing, url)
         return PassedAnswer(self.name, response, self._transport.lookup_proxy(url))
 

@@ -3,13 +3,9 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
 
 from mirror.oci.reference import Repository, parse_repository, split_registry
 from mirror.upstream.credentials import Principal
-
-#: The search server of Docker Hub: image names use it as a registry, but it serves no images.
-_HUB_INDEX: Final = "index.docker.io"
 
 
 class UnknownRegistryError(Exception):
@@ -103,7 +99,6 @@ class Router:
         # Names win over addresses: several upstreams can share one address.
         places = {each.netloc.lower(): each for each in reversed(self._names.values())}
         self._places = {**places, **self._hosts, **self._names}
-        self._places.pop(_HUB_INDEX, None)
 
     def resolve(
         self, name: str, *, prefix: str, namespace: str | None, host: str, connected: str = ""

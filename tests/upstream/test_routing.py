@@ -79,7 +79,7 @@ def test_a_registry_is_found_by_where_clients_connect_to():
         ("hub.lan", 443): None,
         ("r.lan", 443): None,
         ("elsewhere.lan", 443): None,
-        ("index.docker.io", 443): None,
+        ("index.docker.io", 443): "docker.io",
     }
     assert {place: directory.lookup_place(*place, 443) for place in found} == found
 
