@@ -1,8 +1,11 @@
 """Requests that the mirror passes to a registry unchanged, and their answers."""
 
+import contextlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
@@ -23,6 +26,8 @@ _HOP_BY_HOP: Final = frozenset(
 #: Other hosts of a registry, by its host.  They serve the same images, but pages of their own, such
 #: as /v1/search: a request is passed on to the host that the client named.
 _OTHER_HOSTS: Final = {"registry-1.docker.io": frozenset({"index.docker.io"})}
+#: The addresses in the fields of an answer (RFC 9110, 10.2.2; RFC 8288, 3).
+_ADDRESSES: Final = {"Location": re.compile(".+"), "Link": re.compile("(?<=<)[^>]+")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,41 @@ def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict
         for name, value in headers.items()
         if name.lower() not in _HOP_BY_HOP and name.lower() not in named
     )
+
+
+def correct_addresses(headers: CIMultiDict[str], registry: URL, named: str) -> None:
+    """Make the addresses in an answer (Location, Link) those that its client can follow.
+
+    A registry behind another server may not know the scheme, the port or the path by which clients
+    reach it.  Its addresses below ``/v2/`` become relative to the address that the client asked;
+    so do all such addresses over http.  An address over https on another host is not changed: the
+    client can reach it through the proxy.
+
+    Args:
+        registry: the address of the registry before ``/v2/``.
+        named: the Host field of the request.
+    """
+
+    def corrected(found: re.Match[str]) -> str:
+        with contextlib.suppress(ValueError):
+            return _corrected(found[0], registry, named)
+        return found[0]
+
+    for name, address in _ADDRESSES.items():
+        values = headers.popall(name, [])
+        headers.extend((name, address.sub(corrected, value)) for value in values)
+
+
+def _corrected(address: str, registry: URL, named: str) -> str:
+    parts, base = urlsplit(address), registry.raw_path.rstrip("/")
+    if parts.netloc and parts.scheme != "http":
+        right = parts.netloc == named and not base
+        if right or parts.hostname not in {registry.host, urlsplit(f"//{named}").hostname}:
+            return address
+    path = address.partition("//")[2].removeprefix(parts.netloc) if parts.netloc else address
+    if path.startswith(f"{base}/v2/"):
+        path = path.removeprefix(base)
+    return path if path.startswith("/v2/") else address
 
 
 def counted_method(method: str) -> str:

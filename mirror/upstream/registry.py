@@ -24,7 +24,7 @@ from mirror.upstream.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from mirror.upstream.passthrough import Outgoing
+from mirror.upstream.passthrough import Outgoing, correct_addresses
 from mirror.upstream.rate_limit import RateLimitPause
 from mirror.upstream.responses import (
     BlobStream,
@@ -233,7 +233,7 @@ class Registry:
         return await self._listing(repository, path, "referrers", query)
 
     async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
-        """Send a client's own request unchanged; the caller closes the answer.
+        """Send a client's own request; the caller closes the answer.
 
         Raises:
             DeniedError: names of repositories are different at upstream, so that the paths and the
@@ -246,7 +246,9 @@ class Registry:
             raise DeniedError(self.name, text)
         url = outgoing.url(self._url)
         response = await self._transport.pass_on(outgoing, url)
-        return PassedAnswer(self.name, response, self._transport.lookup_proxy(url))
+        answer = PassedAnswer(self.name, response, self._transport.lookup_proxy(url))
+        correct_addresses(answer.headers, self._url, outgoing.headers.get("Host", ""))
+        return answer
 
     async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
         async with self._ask("GET", repository, path, kind, query=query) as response:

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 MIB = 1 << 20
 NAME = "second.test"
 PRIVATE = "private.test"
+PLAIN = "plain.test"
 
 
 @dataclass
@@ -85,6 +86,8 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
             f'[upstreams."{PRIVATE}"]',
             f'url = "{private.url}"',
             f'ca_file = "{directory}/registry-ca.pem"',
+            f'[upstreams."{PLAIN}"]',
+            f'url = "{twin.url}"',
             '[tags]\nmax_age = "1h"',
             "[fill]\nconnections = 1",
             f'[proxy]\nlisten = "127.0.0.1:{port}"\n',
@@ -149,6 +152,33 @@ def test_a_push_goes_through_and_is_seen_at_once(office: Office) -> None:
     assert sum(path.startswith("/v2/team/pushed/blobs/uploads/") for _, path in written) >= 4
 
 
+def test_a_push_goes_through_to_a_registry_without_tls(office: Office, tmp_path: Path) -> None:
+    """It names http addresses for its uploads; Docker and skopeo speak https to the mirror."""
+    need("skopeo")
+    push_image(office.twin.url, "team/plain", "1", "without tls", [2 * MIB])
+    image, docker = f"{PLAIN}/team/by-docker:1", office.docker
+    docker.docker("pull", f"{PLAIN}/team/plain:1")
+    docker.docker("tag", f"{PLAIN}/team/plain:1", image)
+    docker.docker("push", image)
+    docker.docker("rmi", image, f"{PLAIN}/team/plain:1")
+    office.pull_and_run(image, "without tls")
+    copied(office, f"docker://{image}", f"dir:{tmp_path}/image")
+    copied(office, f"dir:{tmp_path}/image", f"docker://{PLAIN}/team/by-skopeo:1")
+    written = office.twin.writes()
+    for client in ("docker", "skopeo"):
+        assert ("PUT", f"/v2/team/by-{client}/manifests/1") in written
+
+
+def copied(office: Office, source: str, target: str) -> None:
+    """Copy an image with skopeo, whose proxy is the mirror."""
+    command = ["skopeo", "--insecure-policy", "copy", "--all", source, target]
+    environment = {**os.environ, **office.docker.environment}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_login_is_the_registrys_and_what_is_private_is_cached_for_whom_it_lets_in(
     office: Office,
 ) -> None:
@@ -181,21 +211,12 @@ def gets(registry: Distribution) -> int:
 def test_skopeo_copies_an_image_in_and_out(office: Office, tmp_path: Path) -> None:
     need("skopeo")
     push_image(office.twin.url, "team/skopeo", "1", "copied", [2 * MIB])
-    environment = {**os.environ, **office.docker.environment}
-
-    def copy(source: str, target: str) -> None:
-        policy = ["skopeo", "--insecure-policy", "copy", "--all", source, target]
-        done = subprocess.run(
-            policy, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stderr
-
-    copy(f"docker://{NAME}/team/skopeo:1", f"dir:{tmp_path}/first")
+    copied(office, f"docker://{NAME}/team/skopeo:1", f"dir:{tmp_path}/first")
     asked = gets(office.registry)
-    copy(f"docker://{NAME}/team/skopeo:1", f"dir:{tmp_path}/second")
+    copied(office, f"docker://{NAME}/team/skopeo:1", f"dir:{tmp_path}/second")
     assert gets(office.registry) == asked
-    copy(f"dir:{tmp_path}/first", f"docker://{NAME}/team/copied:1")
-    copy(f"docker://{NAME}/team/copied:1", f"dir:{tmp_path}/third")
+    copied(office, f"dir:{tmp_path}/first", f"docker://{NAME}/team/copied:1")
+    copied(office, f"docker://{NAME}/team/copied:1", f"dir:{tmp_path}/third")
     names = [{file.name for file in (tmp_path / each).iterdir()} for each in ("first", "third")]
     assert names[0] == names[1]
 
