@@ -43,8 +43,8 @@ def checked_upstream(url: str) -> str:
     example a project of Harbor: ``https://harbor.example.com/v2/hub-proxy``.
 
     Raises:
-        ValueError: the text is not an address, has a query or credentials, or is below no path of
-            a registry API.
+        ValueError: the text is not an address, has a query or credentials, or has a path that no
+            registry has.
     """
     path = _checked(url).path.rstrip("/")
     if not _PATH.fullmatch(path):
