@@ -41,7 +41,7 @@ def started(directory: Path, upstream: str, server: str = "") -> Iterator[Mirror
 
 
 def workers_of(mirror: MirrorProcess) -> list[int]:
-    return [int(pid) for pid in children(mirror.pid)]
+    return [int(pid) for pid in children(mirror.pid) if not gone(int(pid))]
 
 
 def children(pid: int) -> list[str]:
