@@ -61,10 +61,12 @@ $(BIN)/python:
 	@python3 -m venv $(VENV) >/dev/null || { rm -rf $(VENV); echo "make: Python cannot make an environment: apt-get install python3-venv" >&2; exit 1; }
 
 $(VENV)/.serve: $(BIN)/python pyproject.toml config/constraints.txt
+	@echo "make: installing the mirror into $(VENV), once (about a minute)" >&2
 	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
+	@echo "make: installing the mirror and what its tests need into $(VENV), once (a few minutes)" >&2
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
