@@ -1,4 +1,4 @@
-"""The access log: one line per request.
+"""The access log: one line per request, a warning if the request failed.
 
 Responses from memory are repeated faster than the standard library formats a record (50 us).
 Their lines are formatted by the thread of the log queue, from parts that they have in common.
@@ -33,7 +33,7 @@ class AccessLog:
 
     def request_ended(self, ending: AccessRecord) -> None:
         """Log a finished request."""
-        if self.wanted:
+        if _log.isEnabledFor(_level(ending)):
             _log_line(_Parts(ending), ending.client, ending.seconds, _RECORD_BYTES)
 
     def repeated(self, ending: AccessRecord) -> Callable[[str, float], None]:
@@ -42,11 +42,17 @@ class AccessLog:
         return lambda client, seconds: _log_line(parts, client, seconds, _REPEATED_BYTES)
 
 
+def _level(ending: AccessRecord) -> int:
+    return logging.WARNING if ending.exchange.failed else logging.INFO
+
+
 class _Parts:
     """The fields of a line before and after ``seconds``; the client comes first."""
 
     def __init__(self, ending: AccessRecord) -> None:
         exchange = ending.exchange
+        self.level = _level(ending)
+        self.level_name = logging.getLevelName(self.level).lower()
         self.before = _given(
             method=ending.method[:_MOST_FIELD],
             status=exchange.status,
@@ -103,11 +109,12 @@ class _Line:
         if not as_json:
             before, after = self.parts.text()
             client = logfmt({"client": self.client}) if self.client else ""
-            head = f"{when(self.ended)} info {_MESSAGE}{client}{before}"
+            head = f"{when(self.ended)} {self.parts.level_name} {_MESSAGE}{client}{before}"
             return f"{head} seconds={self.seconds}{after}"
         before, after = self.parts.json()
         client = f'"client": {json.dumps(self.client)}, ' if self.client else ""
-        head = f'"time": "{when(self.ended)}", "level": "info", "logger": "{ACCESS}", '
+        level = self.parts.level_name
+        head = f'"time": "{when(self.ended)}", "level": "{level}", "logger": "{ACCESS}", '
         fields = f'{client}{before}, "seconds": {self.seconds}, {after}'
         return f'{{{head}"message": "{_MESSAGE}", {fields}}}'
 
@@ -119,4 +126,4 @@ def _log_line(parts: _Parts, client: str, seconds: float, size: int) -> None:
         output.put(_Line(parts, client, seconds, time.time()), size)
         return
     fields = _given(client=client, **parts.before, seconds=seconds, **parts.after)
-    _log.info(_MESSAGE, extra=dict(fields))
+    _log.log(parts.level, _MESSAGE, extra=dict(fields))

@@ -114,7 +114,8 @@ def configure(level: str, form: str, *, access: bool) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger(ACCESS).setLevel(logging.INFO if access else logging.CRITICAL)
+    requests = logging.INFO if access else logging.WARNING  # failed requests are always logged
+    logging.getLogger(ACCESS).setLevel(max(root.level, requests))
 
 
 def queue_output() -> "QueuedOutput":

@@ -10,7 +10,7 @@ import pytest
 from mirror.access_log import AccessLog
 from mirror.http.exchange import AccessRecord, Exchange
 from mirror.http.forwarded import Origin
-from mirror.logs import JsonFormatter, QueuedOutput, TextFormatter
+from mirror.logs import JsonFormatter, QueuedOutput, TextFormatter, configure
 from mirror.pull.outcome import Outcome
 
 ODD = 'a "quoted"\nname = \x1b[31m é'
@@ -29,6 +29,7 @@ RECORDS = {
         status=200, kind="blob", upstream="docker.io", repository="library/x",
         reference="sha256:1", outcome=Outcome.HIT, sent_bytes=17,
     ),
+    "failed": record(status=502, kind="blob", outcome=Outcome.ERROR, detail="upstream is gone"),
     "odd": record(status=400, kind="passed", repository=ODD, detail=ODD, whole=False),
 }  # fmt: skip
 
@@ -86,10 +87,26 @@ def test_a_queued_line_is_the_line_of_the_formatter(form, client, ending):
     assert "secret" not in queued
 
 
-def test_nothing_is_logged_where_the_access_log_is_off():
+@pytest.mark.parametrize(
+    ("level", "access", "logged"),
+    [
+        ("info", True, {"hit", "failed"}),
+        ("debug", True, {"hit", "failed"}),
+        ("info", False, {"failed"}),
+        ("warning", True, {"failed"}),
+        ("error", True, set()),
+    ],
+)
+def test_failed_requests_are_warnings_whether_or_not_requests_are_logged(level, access, logged):
     collected = Collected(TextFormatter())
+    root = logging.getLogger().level
     with logging_to(collected):
-        logging.getLogger("mirror.access").setLevel(logging.CRITICAL)
-        assert not AccessLog().wanted
-        AccessLog().request_ended(RECORDS["hit"])
-    assert not collected.lines
+        configure(level, "text", access=access)
+        logging.getLogger().handlers[:] = [collected]
+        for name in ("hit", "failed"):
+            AccessLog().request_ended(RECORDS[name])
+    logging.getLogger().setLevel(root)
+    words = {"hit": " info request ", "failed": " warning request "}
+    assert len(collected.lines) == len(logged)
+    for name, word in words.items():
+        assert any(word in line for line in collected.lines) == (name in logged)

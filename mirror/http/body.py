@@ -42,6 +42,7 @@ async def stream(
     except (BrokenOffError, OSError) as error:
         exchange.detail = str(error)
         exchange.whole = False
+        exchange.broken_off = isinstance(error, BrokenOffError)
         reset(request)
 
 

@@ -49,7 +49,8 @@ class Exchange:
 
     ``connected`` (proxy mode) is the upstream whose registry the client addresses: the request's
     Authorization field is meant for that registry.  ``private``: the answer depends on the
-    client's credentials, so it must not be shown to other clients.
+    client's credentials, so it must not be shown to other clients.  ``broken_off``: the mirror
+    ended the body early, since the rest of it cannot be had.
     """
 
     started: float
@@ -67,9 +68,15 @@ class Exchange:
     sent_bytes: int = 0
     first_byte: float | None = None
     whole: bool = True
+    broken_off: bool = False
     repeatable: bool = False  # the response cache may store the answer
     kept: CacheableResponse | None = None
     private: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the client asked for nothing wrong and did not get it."""
+        return self.broken_off or self.status >= 500 or self.status == 429
 
     def set_outcome(self, outcome: Outcome, *, private: bool) -> None:
         """Record the outcome; a private answer is not cached."""
