@@ -95,7 +95,7 @@ class BlobPulls:
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             stored.close()
-            return BlobHead(Outcome.HIT, stored.size)
+            return BlobHead(Outcome.HIT, stored.length)
         fill = self._joinable(digest, target.upstream)
         verified = fill is not None and fill.reader.state is State.WHOLE
         # Before the digest is verified, only the upstream that sends the blob vouches for the size.

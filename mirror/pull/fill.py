@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
 from mirror.pull.errors import DigestMismatchError
@@ -30,7 +31,6 @@ from mirror.pull.policy import (
 )
 from mirror.spans import NOTHING, current, entered
 from mirror.store.local.blobs import Blobs
-from mirror.store.local.entry_cache import OpenObject
 from mirror.store.local.eviction import NoRoomError
 from mirror.store.local.partial import Partial, PartialBusyError
 from mirror.store.local.sqlite import IndexUnavailableError
@@ -191,16 +191,16 @@ class Fill:
             await self._lead(partial, following)
             return
 
-    async def _find(self, stored: OpenObject, following: Following) -> None:
+    async def _find(self, stored: FileRange, following: Following) -> None:
         self.found = not self.followed
-        if self.reader.total not in {None, stored.size}:  # the readers have the other size
+        if self.reader.total not in {None, stored.length}:  # the readers have the other size
             stored.close()
             raise UpstreamError(self.source.registry.name, _OTHER_SIZE)
         if not self.reader.visible:
-            self.reader.own(stored.fd)
-            self.reader.be_whole(stored.size)
-        elif following.leads_to(stored.fd):
-            self.reader.be_whole(stored.size)
+            self.reader.own(stored)
+            self.reader.be_whole(stored.length)
+        elif following.leads_to(stored):
+            self.reader.be_whole(stored.length)
             stored.close()
         else:
             stored.close()
@@ -211,7 +211,7 @@ class Fill:
         await following.decline()
 
     async def _lead(self, partial: Partial, following: Following) -> None:
-        if not following.leads_to(partial.fd):
+        if not following.leads_to(partial.content):
             await asyncio.shield(self._blobs.release(partial, discard=partial.length == 0))
             await self._pass(following, "the process that filled it started over")
             return
@@ -235,7 +235,7 @@ class Fill:
     async def _fill_partial(self, partial: Partial) -> str:
         discard = False
         if not self.reader.visible:  # else the readers have this file already
-            self.reader.own(partial.reader())
+            self.reader.own(partial.content.duplicate())
         self._resumed = partial.length > 0
         try:
             await self._download(partial)

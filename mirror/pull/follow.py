@@ -8,7 +8,7 @@ one of them ends.
 import asyncio
 from typing import Final
 
-from mirror.descriptor import Descriptor
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.pull.fill_reader import FillReader, State
 from mirror.store.local.blobs import Blobs
@@ -56,9 +56,9 @@ class Following:
             self.close()  # no client has read from this file: the next one may differ
         return True
 
-    def leads_to(self, fd: Descriptor) -> bool:
-        """Whether ``fd`` is the file that readers have bytes of, renamed or not."""
-        return self._tail is None or self._tail.is_file_of(fd)
+    def leads_to(self, file: FileRange) -> bool:
+        """Whether ``file`` is the file that readers have bytes of, renamed or not."""
+        return self._tail is None or self._tail.content.is_same_file(file)
 
     async def decline(self) -> None:
         """Let readers fetch the rest themselves: their file will not grow any more.
@@ -84,7 +84,7 @@ class Following:
         if status.total is None:
             return  # no answer yet, or no known size: the bytes on disk could be the whole blob
         if reader.state is State.ASKING:
-            reader.own(tail.reader())
+            reader.own(tail.content.duplicate())
             reader.begin(status.total, min(status.length, status.total))
         elif status.length > reader.length:
             reader.show(min(status.length, status.total))

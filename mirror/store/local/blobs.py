@@ -7,8 +7,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
-from mirror.store.local.entry_cache import OpenObject
 from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
 from mirror.store.local.opening import kept
@@ -48,16 +48,15 @@ class Blobs:
         parts = (self._layout, self._objects, self._threads)
         return Blobs(*parts, private=True, origin=origin_mark(upstream))
 
-    async def lookup(self, digest: Digest) -> OpenObject | None:
-        """Open a stored blob, or None."""
+    async def lookup(self, digest: Digest) -> FileRange | None:
+        """Open a stored blob, or None; the caller closes it."""
         stored = await self._objects.lookup(ObjectKey(BLOBS, digest))
-        if stored is not None or not self.private:
-            return stored
-        stored = await self._objects.lookup(self._key(digest))
-        if stored is not None and stored.origin != self._origin:
-            stored.close()
-            return None
-        return stored
+        if stored is None and self.private:
+            stored = await self._objects.lookup(self._key(digest))
+            if stored is not None and stored.origin != self._origin:
+                stored.close()
+                return None
+        return None if stored is None else stored.content
 
     def _key(self, digest: Digest) -> ObjectKey:
         return ObjectKey(PRIVATE_BLOBS if self.private else BLOBS, digest)

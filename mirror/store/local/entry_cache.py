@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mirror.descriptor import Descriptor
+from mirror.descriptor import Descriptor, FileRange
 from mirror.store.local.index import ObjectEntry
 from mirror.store.local.layout import ObjectKey, origin_of
 
@@ -16,13 +16,9 @@ _MOST: Final = 100_000  # about 500 bytes each
 
 @dataclass(frozen=True, slots=True)
 class OpenObject:
-    """A stored object with an open descriptor, which the caller closes; ``size`` in bytes.
+    """A stored object, whose file the caller closes; ``path`` at the time of opening."""
 
-    ``path`` is the path at the time of opening.
-    """
-
-    fd: Descriptor
-    size: int
+    content: FileRange
     media_type: str
     path: Path
 
@@ -32,8 +28,8 @@ class OpenObject:
         return origin_of(self.path)
 
     def close(self) -> None:
-        """Close the descriptor."""
-        self.fd.close()
+        """Close the file."""
+        self.content.close()
 
 
 class EntryCache:
@@ -61,7 +57,8 @@ class EntryCache:
             fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
             there = os.fstat(fd)
             if (there.st_size, there.st_mtime_ns) == (entry.size, entry.modified):
-                return OpenObject(Descriptor(fd), entry.size, entry.media_type, entry.path)
+                content = FileRange(Descriptor(fd), 0, entry.size)
+                return OpenObject(content, entry.media_type, entry.path)
             os.close(fd)
         self.forget(key)
         return None

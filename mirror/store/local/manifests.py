@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.shares import Hold, Limits, Shares
 from mirror.store.local.entry_cache import OpenObject
@@ -91,13 +92,13 @@ class Manifests:
         if key.kind != MANIFESTS and stored.origin != self._origin:
             stored.close()
             return None
-        if stored.size > _SMALL_BYTES:
+        if stored.content.length > _SMALL_BYTES:
             return await self._lookup_large(key, stored)
         # Hashing 4 KiB takes 4 us, and saves a flush to disk per stored manifest.
         try:
-            body = _at_hand(stored)
+            body = _at_hand(stored.content)
             if body is None:
-                body = await self._run(lambda: _read(stored))
+                body = await self._run(stored.content.read)
         finally:
             stored.close()
         if Digest.of(body, digest.algorithm) != digest:
@@ -110,11 +111,11 @@ class Manifests:
         reading = self._reading.setdefault(key, asyncio.Lock())
         try:
             async with reading:
-                hold = self._answers.try_hold("", stored.size)
+                hold = self._answers.try_hold("", stored.content.length)
                 if hold is not None or key in self._large:
                     return await self._shared(key, stored, hold)
             # Outside the lock: a client at its limit must not block other clients.
-            hold = await self._answers.hold("", stored.size)
+            hold = await self._answers.hold("", stored.content.length)
             async with reading:
                 return await self._shared(key, stored, hold)
         finally:
@@ -125,7 +126,7 @@ class Manifests:
     ) -> Manifest | None:
         if (shared := self._large.get(key)) is not None:
             return shared
-        body = await self._run(lambda: _checked(stored, key.digest))
+        body = await self._run(lambda: _checked(stored.content, key.digest))
         if body is None:
             await self._objects.forget(key)
             return None
@@ -178,25 +179,20 @@ class Manifests:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
-def _at_hand(stored: OpenObject) -> bytes | None:
+def _at_hand(stored: FileRange) -> bytes | None:
     """Read a small manifest if it is in the page cache; a thread hop costs ten times more."""
-    if _NOWAIT is None or stored.size > _SMALL_BYTES:
+    if _NOWAIT is None or stored.length > _SMALL_BYTES:
         return None
-    buffer = bytearray(stored.size)
+    buffer = bytearray(stored.length)
     try:
-        with stored.fd as number:
-            whole = os.preadv(number, [buffer], 0, _NOWAIT) == stored.size
+        with stored.descriptor as number:
+            whole = os.preadv(number, [buffer], 0, _NOWAIT) == stored.length
     except OSError:  # not in the page cache, or RWF_NOWAIT is not supported
         return None
     return bytes(buffer) if whole else None
 
 
-def _checked(stored: OpenObject, digest: Digest) -> bytes | None:
+def _checked(stored: FileRange, digest: Digest) -> bytes | None:
     """Return the bytes of a manifest; None if they do not hash to its digest."""
-    body = _read(stored)
+    body = stored.read()
     return body if Digest.of(body, digest.algorithm) == digest else None
-
-
-def _read(stored: OpenObject) -> bytes:
-    with stored.fd as number:
-        return os.pread(number, stored.size, 0)

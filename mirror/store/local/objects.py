@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
-from mirror.descriptor import Descriptor
+from mirror.descriptor import Descriptor, FileRange
 from mirror.store.local.disk_health import DiskHealth
 from mirror.store.local.entry_cache import EntryCache, OpenObject
 from mirror.store.local.eviction import Limits, Observer
@@ -205,7 +205,8 @@ class Objects:
             os.close(fd)
             index.remove(key)
             return None
-        opened = OpenObject(Descriptor(fd), entry.size, entry.media_type, entry.path)
+        content = FileRange(Descriptor(fd), 0, entry.size)
+        opened = OpenObject(content, entry.media_type, entry.path)
         return _Found(entry, opened, trusted=there.st_mtime_ns == entry.modified)
 
     async def verify(self, key: ObjectKey) -> bool | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mirror.descriptor import Descriptor
+from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest, Hasher
 
 _READ_BYTES: Final = 1024 * 1024
@@ -127,13 +127,9 @@ class Partial:
             os.fsync(number)
 
     @property
-    def fd(self) -> Descriptor:
-        """The descriptor that holds the lock; readers use :meth:`reader`."""
-        return self._fd
-
-    def reader(self) -> Descriptor:
-        """Return a new descriptor of the growing file; the caller closes it."""
-        return self._fd.duplicate()
+    def content(self) -> FileRange:
+        """The bytes so far; readers duplicate the range, since this descriptor holds the lock."""
+        return FileRange(self._fd, 0, self.length)
 
     def discard(self) -> None:
         """Remove the file; open descriptors stay readable."""
@@ -155,7 +151,8 @@ class PartialReader:
         """
         self._expected = expected
         self._fd = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        self.total: int | None = None
+        self._total: int | None = None
+        self._length = 0
 
     def look(self) -> PartialStatus:
         """Return the current state.  This takes three system calls, a few microseconds.
@@ -165,15 +162,10 @@ class PartialReader:
         """
         with self._fd as number:
             led = is_locked(number)  # before fstat, which then sees the last write
-            length = os.fstat(number).st_size
-        if self.total is None:
-            self.total = self._expected()
-        return PartialStatus(length, self.total, led)
-
-    def is_file_of(self, fd: Descriptor) -> bool:
-        """Return True if ``fd`` refers to the same file, even if the file was moved."""
-        with self._fd as own, fd as other:
-            return os.path.samestat(os.fstat(own), os.fstat(other))
+            self._length = os.fstat(number).st_size
+        if self._total is None:
+            self._total = self._expected()
+        return PartialStatus(self._length, self._total, led)
 
     def hashed(self, digest: Digest, length: int) -> Hasher:
         """Hash the first ``length`` bytes.
@@ -192,9 +184,10 @@ class PartialReader:
                 position += len(piece)
         return hasher
 
-    def reader(self) -> Descriptor:
-        """Return a new descriptor of the growing file; the caller closes it."""
-        return self._fd.duplicate()
+    @property
+    def content(self) -> FileRange:
+        """The bytes at the last :meth:`look`; readers duplicate the range."""
+        return FileRange(self._fd, 0, self._length)
 
     def close(self) -> None:
         """Close the file."""

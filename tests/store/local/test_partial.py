@@ -33,7 +33,7 @@ def test_only_one_leads_at_a_time(tmp_path):
 def test_a_slow_reader_does_not_keep_the_lead_taken(tmp_path):
     """flock belongs to the open file, which a duplicated descriptor shares."""
     leader = Partial(tmp_path / "p", DIGEST)
-    reader = leader.reader()
+    reader = leader.content.duplicate()
     leader.close()
     Partial(tmp_path / "p", DIGEST).close()
     reader.close()
@@ -42,10 +42,10 @@ def test_a_slow_reader_does_not_keep_the_lead_taken(tmp_path):
 def test_a_reader_keeps_its_bytes_when_the_file_goes(tmp_path):
     partial = Partial(tmp_path / "p", DIGEST)
     partial.append([DATA])
-    reader = partial.reader()
+    reader = partial.content.duplicate()
     partial.discard()
     partial.close()
-    assert os.pread(reader.fileno(), 100, 0) == DATA
+    assert os.pread(reader.descriptor.fileno(), 100, 0) == DATA
     reader.close()
 
 
@@ -53,10 +53,10 @@ def test_a_readers_position_does_not_move_the_writer(tmp_path):
     """sendfile moves the position of the open file that reader and writer share."""
     partial = Partial(tmp_path / "p", DIGEST)
     partial.append([DATA[:4]])
-    reader = partial.reader()
-    os.lseek(reader.fileno(), 0, os.SEEK_SET)
+    reader = partial.content.duplicate()
+    os.lseek(reader.descriptor.fileno(), 0, os.SEEK_SET)
     partial.append([DATA[4:]])
-    assert os.pread(reader.fileno(), 100, 0) == DATA
+    assert os.pread(reader.descriptor.fileno(), 100, 0) == DATA
     reader.close()
     partial.close()
 

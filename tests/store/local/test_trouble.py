@@ -69,7 +69,7 @@ class Store:
         if stored is None:
             return None
         try:
-            return os.pread(stored.fd.fileno(), stored.size, 0)
+            return stored.read()
         finally:
             stored.close()
 
