@@ -12,10 +12,10 @@ from mirror.config.model import Config
 from mirror.inventory.errors import UpkeepError
 from mirror.oci.image_glob import FullName, ImageGlob, Naming
 from mirror.store.images.catalogue import Catalogue, Section
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import Layout
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.tags import Tags
 from mirror.threads import NoThreadError, Threads

@@ -14,7 +14,7 @@ from mirror.pull.refusals import Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.pull.slots import Slots
 from mirror.spans import current
-from mirror.store.local.blobs import Blobs
+from mirror.store.interface import BlobStore
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.routing import Target
@@ -48,7 +48,7 @@ class BlobPulls:
     def __init__(
         self,
         registries: Mapping[str, Endpoints],
-        blobs: Blobs,
+        blobs: BlobStore,
         refusals: Refusals,
         observer: Observer,
         slots: Slots,

@@ -17,7 +17,7 @@ from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError, Shares
-from mirror.store.metadata.listings import MOST_PAGE_BYTES, Listings, Page
+from mirror.store.interface import MOST_PAGE_BYTES, ListingStore, Page
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NotFoundError,
@@ -84,7 +84,7 @@ class ListingPulls:
         self,
         registries: Mapping[str, Endpoints],
         pages: Pages,
-        kept: Listings,
+        kept: ListingStore,
         refusals: Refusals,
         answers: Shares,
         stale_if_error: float,

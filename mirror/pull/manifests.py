@@ -37,11 +37,16 @@ from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError
-from mirror.store.local.eviction import NoRoomError
-from mirror.store.local.manifests import Manifest, Manifests
-from mirror.store.local.partial import PartialBusyError
-from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.tags import Link, Tags, link_name
+from mirror.store.interface import (
+    IndexUnavailableError,
+    Link,
+    Manifest,
+    ManifestStore,
+    NoRoomError,
+    PartialBusyError,
+    TagStore,
+    link_name,
+)
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NonsenseError,
@@ -136,8 +141,8 @@ class ManifestPulls:
     def __init__(
         self,
         registries: Mapping[str, Endpoints],
-        manifests: Manifests,
-        tags: Tags,
+        manifests: ManifestStore,
+        tags: TagStore,
         freshness: Freshness,
         refusals: Refusals,
         observer: Observer,
@@ -211,7 +216,7 @@ class ManifestPulls:
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].with_credentials(target.principal)
 
-    def _kept(self, target: Target) -> Manifests:
+    def _kept(self, target: Target) -> ManifestStore:
         return self._manifests.of(target.upstream)
 
     # By digest.

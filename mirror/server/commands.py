@@ -16,8 +16,8 @@ from mirror.inventory.timestamps import rfc3339
 from mirror.server.generations import Generations
 from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import ObjectKey
-from mirror.store.local.sqlite import IndexUnavailableError
 
 
 def commands(

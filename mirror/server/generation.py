@@ -23,7 +23,7 @@ from mirror.server.routes import Routes
 from mirror.server.shared_state import SharedState
 from mirror.server.status import status_handler
 from mirror.server.upstreams import directory
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.interface import IndexUnavailableError
 from mirror.ttl_cache.backend import Backend
 
 _EPHEMERAL_KEYS: Final = 100_000

@@ -19,7 +19,7 @@ from mirror.pull.blobs import BlobPulls
 from mirror.pull.rates import DownloadRates
 from mirror.stats.buffer import Answer, RateLimit, Request
 from mirror.stats.ledger import Ledger
-from mirror.store.local.manifests import Manifest
+from mirror.store.interface import Manifest
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _PRIVATE: Final = "(private)"

@@ -12,9 +12,10 @@ from mirror.config.model import Config
 from mirror.oci.digest import Digest
 from mirror.server.recorder import StatsRecorder
 from mirror.stats.report import Image, StatsReport
+from mirror.store.interface import IndexUnavailableError
+from mirror.store.local.eviction import Usage
 from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.store.local.objects import Objects, Usage
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.local.objects import Objects
 from mirror.ui.status import Guide, Source, StatusHandler
 
 _EVERY: Final = "Every registry, by its usual names."

@@ -17,13 +17,13 @@ from mirror.server.limits import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.disk_usage import total_inodes
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import Layout
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.links import Links
 from mirror.store.metadata.listings import Listings

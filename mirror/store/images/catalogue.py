@@ -24,13 +24,7 @@ from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.store.images.image import CachedImage, Surroundings, assembled, first
 from mirror.store.images.manifest_graph import Node, read_node
 from mirror.store.local.index import Held
-from mirror.store.local.layout import (
-    BLOBS,
-    MANIFESTS,
-    PRIVATE_BLOBS,
-    PRIVATE_MANIFESTS,
-    ObjectKey,
-)
+from mirror.store.local.layout import BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.tags import Tags
 

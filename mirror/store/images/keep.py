@@ -14,11 +14,11 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.manifest_graph import Node
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.kept import Kept
 from mirror.store.local.layout import ObjectKey
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 
 _BATCH: Final = 500
 _MOST_LEVELS: Final = 4  # an image, its index, and two indexes above that index

@@ -2,13 +2,12 @@
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from mirror.descriptor import FileRange
-from mirror.oci.digest import Digest, Hasher
+from mirror.oci.digest import Digest
 from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
 from mirror.store.local.opening import kept
@@ -16,6 +15,53 @@ from mirror.store.local.partial import Partial, PartialReader
 from mirror.store.local.reservations import Reservations
 
 R = TypeVar("R")
+
+
+class _Run(Protocol):
+    def __call__(self, function: Callable[[], R], /) -> Awaitable[R]: ...
+
+
+class StagedBlob(Partial):
+    """The partial file of a fill that this process leads, and its way into the store."""
+
+    def __init__(
+        self, layout: Layout, key: ObjectKey, origin: str, objects: Objects, run: _Run
+    ) -> None:
+        """As for :class:`Partial`; ``run`` runs blocking work in a thread."""
+        super().__init__(layout.partial_of(key, origin), key.digest)
+        self._key = key
+        self._origin = origin
+        self._objects = objects
+        self._run = run
+        Reservations(layout.expected).forget(self.path.name)  # of a dead leader
+
+    async def reserve(self, size: int, total: int | None) -> bool:
+        """Reserve space; see :meth:`Objects.reserve`."""
+        return await self._objects.reserve(self, size, total)
+
+    async def append(self, pieces: Sequence[bytes]) -> None:
+        """Write and hash the next bytes; see :meth:`write`."""
+        await self._run(lambda: self.write(pieces))
+
+    async def restart(self) -> None:
+        """Discard the bytes so far; see :meth:`truncate`."""
+        await self._run(self.truncate)
+
+    async def adopt(self) -> None:
+        """Flush the verified file and make it a stored blob.
+
+        Raises:
+            OSError, IndexUnavailableError: the blob could not be stored.
+        """
+        await self._run(self.flush)
+        await self._objects.adopt(self._key, self, origin=self._origin)
+
+    async def release(self, *, discard: bool = False) -> None:
+        """End the fill: keep the bytes for the next leader, or discard them."""
+        await self._objects.release(self)
+        if discard:
+            await self._run(self.discard)
+        await self._run(self.close)
 
 
 class Blobs:
@@ -61,20 +107,20 @@ class Blobs:
     def _key(self, digest: Digest) -> ObjectKey:
         return ObjectKey(PRIVATE_BLOBS if self.private else BLOBS, digest)
 
-    def _partial_of(self, digest: Digest) -> Path:
-        return self._layout.partial_of(self._key(digest), self._origin)
-
-    async def stage(self, digest: Digest) -> Partial:
+    async def stage(self, digest: Digest) -> "StagedBlob":
         """Become the leader of a blob's fill, and continue where the last leader stopped.
 
         Raises:
             PartialBusyError: another process is the leader.
             OSError: the file cannot be opened or read.
         """
-        path = self._partial_of(digest)
+        key = self._key(digest)
 
-        async def staged() -> Partial:
-            return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
+        async def staged() -> StagedBlob:
+            staging = self._run(
+                lambda: StagedBlob(self._layout, key, self._origin, self._objects, self._run)
+            )
+            return await kept(staging, StagedBlob.close)
 
         try:
             return await staged()
@@ -84,18 +130,13 @@ class Blobs:
                 raise
         return await staged()
 
-    def _staged(self, path: Path, digest: Digest) -> Partial:
-        partial = Partial(path, digest)
-        Reservations(self._layout.expected).forget(path.name)  # of a dead leader
-        return partial
-
     async def tail(self, digest: Digest) -> PartialReader | None:
         """Open the partial file that another process fills; None if that fill has just ended.
 
         Raises:
             OSError: the file cannot be opened.
         """
-        path = self._partial_of(digest)
+        path = self._layout.partial_of(self._key(digest), self._origin)
         expected = Reservations(self._layout.expected)
 
         def total() -> int | None:
@@ -103,60 +144,10 @@ class Blobs:
             return None if expectation is None else expectation.total
 
         try:
-            return await kept(self._run(lambda: PartialReader(path, total)), PartialReader.close)
+            opening = self._run(lambda: PartialReader(path, total, self._run))
+            return await kept(opening, PartialReader.close)
         except FileNotFoundError:
             return None
-
-    async def hashed(self, tail: PartialReader, digest: Digest, length: int) -> Hasher:
-        """Hash the first ``length`` bytes of a followed file.
-
-        Raises:
-            OSError: the file cannot be read, or is shorter.
-        """
-        return await self._run(lambda: tail.hashed(digest, length))
-
-    async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
-        """Reserve space for a partial file to grow to ``size`` bytes; False if there is none.
-
-        ``total`` is the size of the blob in bytes, None if unknown.
-
-        Raises:
-            OSError, IndexUnavailableError: the disk or the index cannot be used.
-        """
-        return await self._objects.reserve(partial, size, total)
-
-    async def append(self, partial: Partial, pieces: Sequence[bytes]) -> None:
-        """Write and hash the next bytes.
-
-        Raises:
-            OSError: the write failed.
-        """
-        await self._run(lambda: partial.append(pieces))
-
-    async def restart(self, partial: Partial) -> None:
-        """Discard the bytes so far.  The file must not have readers.
-
-        Raises:
-            OSError: the file cannot be truncated.
-        """
-        await self._run(partial.restart)
-
-    async def adopt(self, partial: Partial) -> None:
-        """Flush a verified partial file and make it a stored blob.
-
-        Raises:
-            OSError, IndexUnavailableError: the blob could not be stored.
-        """
-        await self._run(partial.flush)
-        key = self._key(partial.digest)
-        await self._objects.adopt(key, partial, origin=self._origin)
-
-    async def release(self, partial: Partial, *, discard: bool = False) -> None:
-        """End a fill: keep the bytes for the next leader, or discard them."""
-        await self._objects.release(partial)
-        if discard:
-            await self._run(partial.discard)
-        await self._run(partial.close)
 
     def touch(self, digest: Digest) -> None:
         """Record a use of the blob."""

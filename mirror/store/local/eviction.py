@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.disk_usage import block_bytes, free_on, in_blocks, taken_by
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.partial import Partial
 from mirror.store.local.reservations import Reservation, Reservations
-from mirror.store.local.sqlite import Bounds, IndexUnavailableError, files_of
+from mirror.store.local.sqlite import Bounds, files_of
 
 _BATCH: Final = 32  # evictions before other calls get the thread: one millisecond
 #: Inodes for the files and directories of new objects, in addition to min_free.
@@ -27,10 +28,6 @@ _SPARE_INODES: Final = 16
 _RESERVED_SHARE: Final = 40
 _DIRECTORY_SHARE: Final = 16
 _DIRECTORIES: Final = 512
-
-
-class NoRoomError(Exception):
-    """The limits leave too little space, and eviction cannot make any."""
 
 
 class Observer(Protocol):
@@ -52,6 +49,20 @@ class Limits:
     def bounds(self) -> Bounds:
         """The size limits of the databases."""
         return Bounds.of(self.max_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The current use of the cache, in bytes on the disk and number of objects.
+
+    ``used_bytes`` counts blobs, manifests and partial files, ``overhead_bytes`` databases and
+    directories; their sum stays within ``max_bytes``.
+    """
+
+    used_bytes: int
+    overhead_bytes: int
+    objects: int
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +116,10 @@ class Evictor:
         """Return the bytes of objects, partial files and reservations of running fills."""
         return self._index.total_bytes() + self._partial_bytes()
 
-    def overhead_bytes(self) -> int:
-        """Return the bytes of databases, reservation files and directories."""
-        return self._overhead_bytes(0, 0, 0)
+    def usage(self) -> Usage:
+        """Return the current use of the cache."""
+        overhead = self._overhead_bytes(0, 0, 0)
+        return Usage(self.used_bytes(), overhead, self._index.count(), self._limits.max_bytes)
 
     def _reserved_overhead(self) -> int:
         """Return the overhead, including the growth that it has reserved."""

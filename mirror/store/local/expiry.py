@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 
 _WAIT_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.1  # after each batch, so that pulls get the index

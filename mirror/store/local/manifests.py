@@ -5,15 +5,14 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.shares import Hold, Limits, Shares
+from mirror.store.interface import Manifest, NoRoomError
 from mirror.store.local.entry_cache import OpenObject
-from mirror.store.local.eviction import NoRoomError
 from mirror.store.local.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
 from mirror.store.local.opening import kept
@@ -25,16 +24,6 @@ Watcher = Callable[[ObjectKey], Awaitable[None]]
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux
 _SMALL_BYTES: Final = 64 * 1024
 _UNBOUNDED: Final = Limits(sys.maxsize, 0, 0.0)
-
-
-@dataclass(frozen=True, slots=True, weakref_slot=True)
-class Manifest:
-    """A manifest, byte for byte as upstream sent it; ``hold`` is its share of the memory."""
-
-    digest: Digest
-    media_type: str
-    body: bytes
-    hold: Hold | None = field(default=None, compare=False, repr=False)
 
 
 class Manifests:
@@ -159,8 +148,8 @@ class Manifests:
     def _write(self, key: ObjectKey, manifest: Manifest) -> Partial:
         partial = Partial(self._layout.partial_of(key, self._origin), manifest.digest)
         try:
-            partial.restart()
-            partial.append([manifest.body])
+            partial.truncate()
+            partial.write([manifest.body])
         except OSError:
             partial.discard()
             partial.close()

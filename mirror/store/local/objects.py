@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
 from mirror.descriptor import Descriptor, FileRange
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.disk_health import DiskHealth
 from mirror.store.local.entry_cache import EntryCache, OpenObject
-from mirror.store.local.eviction import Limits, Observer
+from mirror.store.local.eviction import Limits, Observer, Usage
 from mirror.store.local.index import ObjectEntry, ObjectIndex, Row
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial
 from mirror.store.local.rebuild import rebuild
 from mirror.store.local.recoverable_index import RecoverableIndex, media_type_of
-from mirror.store.local.sqlite import IndexDamagedError, IndexUnavailableError
+from mirror.store.local.sqlite import IndexDamagedError
 from mirror.store.local.verify import intact
 from mirror.threads import Threads
 
@@ -33,20 +34,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 _PAGE: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The current use of the cache, in bytes on the disk and number of objects.
-
-    ``used_bytes`` counts blobs, manifests and partial files, ``overhead_bytes`` databases and
-    directories; their sum stays within ``max_bytes``.
-    """
-
-    used_bytes: int
-    overhead_bytes: int
-    objects: int
-    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +59,6 @@ class Objects:
         """``threads`` runs the work that hashes files or walks the tree."""
         self.alarm = DiskHealth(layout.root)
         self._layout = layout
-        self._limits = limits
         self._observer = observer
         self._threads = threads
         self._clock = clock
@@ -135,7 +121,6 @@ class Objects:
         Raises:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
-        self._limits = limits
         await self.flush_touches()
         with self.alarm.watching():
             await self._visit(self._recoverable.limit, limits)
@@ -343,10 +328,7 @@ class Objects:
         return await self._visit(self._usage)
 
     def _usage(self) -> Usage:
-        recoverable = self._recoverable
-        space = recoverable.space
-        sizes = space.used_bytes(), space.overhead_bytes()
-        return Usage(*sizes, recoverable.index.count(), self._limits.max_bytes)
+        return self._recoverable.space.usage()
 
     async def flush_touches(self) -> None:
         """Write the times of use since the last call to the index."""

@@ -1,35 +1,23 @@
 """The partial file of a fill: a contiguous prefix of a blob that grows until it is complete.
 
 The fill that holds the lock on the file is its leader, in this process or another.  This module
-is independent of the index and of upstreams.  All functions block: call them from a worker
+is independent of the index and of upstreams.  All other functions block: call them from a worker
 thread.
 """
 
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest, Hasher
+from mirror.store.interface import PartialBusyError, PartialStatus
 
 _READ_BYTES: Final = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class PartialStatus:
-    """The state of a partial file: ``length`` of ``total`` bytes; ``led`` if it has a leader."""
-
-    length: int
-    total: int | None
-    led: bool
-
-
-class PartialBusyError(Exception):
-    """Another leader, most likely another process, is filling this blob."""
+_Run = Callable[[Callable[[], Hasher]], Awaitable[Hasher]]
 
 
 class Partial:
@@ -88,7 +76,7 @@ class Partial:
         finally:
             os.close(fd)
 
-    def restart(self) -> None:
+    def truncate(self) -> None:
         """Truncate the file to start again.  The file must not have readers.
 
         Raises:
@@ -99,7 +87,7 @@ class Partial:
         self.length = 0
         self.hasher = self.digest.hasher()
 
-    def append(self, pieces: Sequence[bytes]) -> None:
+    def write(self, pieces: Sequence[bytes]) -> None:
         """Write and hash the next bytes of the blob.
 
         Raises:
@@ -143,13 +131,16 @@ class Partial:
 class PartialReader:
     """Read-only access to a partial file, for followers of its leader."""
 
-    def __init__(self, path: Path, expected: Callable[[], int | None]) -> None:
+    def __init__(self, path: Path, expected: Callable[[], int | None], run: _Run) -> None:
         """``expected`` returns the size of the blob once the leader knows it.
+
+        ``run`` runs the work that hashes.
 
         Raises:
             OSError: the file does not exist or cannot be opened.
         """
         self._expected = expected
+        self._run = run
         self._fd = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         self._total: int | None = None
         self._length = 0
@@ -167,12 +158,15 @@ class PartialReader:
             self._total = self._expected()
         return PartialStatus(self._length, self._total, led)
 
-    def hashed(self, digest: Digest, length: int) -> Hasher:
+    async def hashed(self, digest: Digest, length: int) -> Hasher:
         """Hash the first ``length`` bytes.
 
         Raises:
             OSError: the file cannot be read, or is shorter.
         """
+        return await self._run(lambda: self._hashed(digest, length))
+
+    def _hashed(self, digest: Digest, length: int) -> Hasher:
         hasher = digest.hasher()
         position = 0
         with self._fd as number:

@@ -11,13 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from mirror.store.local.sqlite import (
-    LARGEST,
-    Bounds,
-    IndexDamagedError,
-    IndexUnavailableError,
-    discard,
-)
+from mirror.store.interface import IndexUnavailableError
+from mirror.store.local.sqlite import LARGEST, Bounds, IndexDamagedError, discard
 from mirror.store.metadata.records import RecordIndex
 from mirror.threads import Threads
 

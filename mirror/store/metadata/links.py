@@ -9,7 +9,7 @@ import logging
 from collections import OrderedDict
 from typing import Final
 
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)

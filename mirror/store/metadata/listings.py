@@ -3,28 +3,11 @@
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
 
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.interface import MOST_PAGE_BYTES, IndexUnavailableError, Page
 from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)
-#: A page of tags takes a few KiB, the full list of a busy repository 100 KiB.
-MOST_PAGE_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page, its header fields by name, and the time when upstream sent it (Unix seconds).
-
-    ``body`` is None if upstream answered that the listing does not exist.
-    """
-
-    body: bytes | None
-    fields: Mapping[str, str]
-    seen: float
 
 
 class Listings:

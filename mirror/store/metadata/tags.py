@@ -2,27 +2,14 @@
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
+from mirror.store.interface import Link
 from mirror.store.metadata.kv import KeyValueStore
 
 Watcher = Callable[[FullName, Digest], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A tag's manifest, and the time when upstream confirmed it (Unix seconds).
-
-    ``imported``: the operator imported the tag.  Such a link never becomes too old; the operator
-    removes it.
-    """
-
-    descriptor: Descriptor
-    seen: float
-    imported: bool = False
 
 
 class Tags:
@@ -77,11 +64,6 @@ class Tags:
             IndexUnavailableError: the link could not be removed.
         """
         await self._notes.remove(name)
-
-
-def link_name(image: FullName, accept: str = "") -> str:
-    """Return the name of an image's link: for all clients, or for those with this ``accept``."""
-    return f"{image.registry} {image.repository} {image.reference} {accept}".rstrip()
 
 
 def image_of(name: str) -> FullName | None:

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey
-from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.records import RecordIndex
 
 

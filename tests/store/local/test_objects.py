@@ -12,14 +12,15 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
+from mirror.store.interface import Link, Manifest, NoRoomError
 from mirror.store.local.blobs import Blobs
-from mirror.store.local.eviction import Limits, NoRoomError
+from mirror.store.local.eviction import Limits
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.store.local.manifests import Manifest, Manifests
+from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.tags import Link, Tags
+from mirror.store.metadata.tags import Tags
 from tests.store.local.test_eviction import Evictions
 
 MOST = 10_000_000
@@ -47,9 +48,9 @@ def threads():
 async def blobs(layout, objects, threads):
     blobs = Blobs(layout, objects, threads)
     partial = await blobs.stage(DIGEST)
-    await blobs.append(partial, [DATA])
-    await blobs.adopt(partial)
-    await blobs.release(partial)
+    await partial.append([DATA])
+    await partial.adopt()
+    await partial.release()
     return blobs
 
 
