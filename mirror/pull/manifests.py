@@ -47,6 +47,7 @@ from mirror.store.interface import (
     TagStore,
     link_name,
 )
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NonsenseError,
@@ -70,19 +71,6 @@ class Observer(Protocol):
 
     def manifest_mismatched(self, upstream: str) -> None:
         """Upstream sent a manifest that does not match its digest."""
-
-
-class Freshness(Protocol):
-    """Fresh tags: those that upstream confirmed recently."""
-
-    async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
-        """The descriptor of a fresh tag and the end of its freshness (monotonic seconds)."""
-
-    async def put(self, name: str, descriptor: Descriptor) -> None:
-        """Make a tag fresh: upstream has just sent ``descriptor``."""
-
-    async def forget(self, name: str) -> None:
-        """Make a tag not fresh, so that the next request asks upstream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +131,7 @@ class ManifestPulls:
         registries: Mapping[str, Endpoints],
         manifests: ManifestStore,
         tags: TagStore,
-        freshness: Freshness,
+        freshness: TtlCache[Descriptor],
         refusals: Refusals,
         observer: Observer,
         stale_if_error: float,
@@ -306,7 +294,7 @@ class ManifestPulls:
     # By tag.
 
     async def _resolve(self, wanted: _Wanted, tag: Tag) -> Resolution:
-        fresh = await self._freshness.lookup(wanted.name(tag))
+        fresh = await self._freshness.entry(wanted.name(tag))
         if fresh is not None:
             descriptor, until = fresh
             return Resolution(descriptor, Outcome.HIT, until=until)

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from mirror import logs
 from mirror.api.handlers import RegistryHandler
@@ -24,9 +23,6 @@ from mirror.server.shared_state import SharedState
 from mirror.server.status import status_handler
 from mirror.server.upstreams import directory
 from mirror.store.interface import IndexUnavailableError
-from mirror.ttl_cache.backend import Backend
-
-_EPHEMERAL_KEYS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +46,9 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
     Raises:
         StartError: a file, a directory or a proxy named in ``config`` cannot be used.
     """
-    backend = Backend(_EPHEMERAL_KEYS)
     async with AsyncExitStack() as stack:
         registries = await stack.enter_async_context(shared_state.upstreams.used(config))
-        pulls = await stack.enter_async_context(
-            opened_pulls(config, registries, shared_state, backend)
-        )
+        pulls = await stack.enter_async_context(opened_pulls(config, registries, shared_state))
         pushes = opened_pushes(config, shared_state.store.layout)
         handler = RegistryHandler(
             directory(config),

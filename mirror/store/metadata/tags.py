@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
-from mirror.oci.manifest import Descriptor
+from mirror.oci.manifest import Descriptor, descriptor_fields
 from mirror.store.interface import Link
 from mirror.store.metadata.kv import KeyValueStore
 
@@ -73,15 +73,9 @@ def image_of(name: str) -> FullName | None:
 
 
 def _encoded(link: Link) -> bytes:
-    descriptor = link.descriptor
+    imported = {"imported": True} if link.imported else {}
     return json.dumps(
-        {
-            "mediaType": descriptor.media_type,
-            "digest": str(descriptor.digest),
-            "size": descriptor.size,
-            "seen": link.seen,
-            **({"imported": True} if link.imported else {}),
-        }
+        {**descriptor_fields(link.descriptor), "seen": link.seen, **imported}
     ).encode()
 
 
