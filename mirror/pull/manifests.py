@@ -9,11 +9,11 @@ tag is served, marked stale.
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
+from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import (
@@ -146,7 +146,7 @@ class ManifestPulls:
         self._observer = observer
         self._stale_if_error = stale_if_error
         self._clock = clock
-        self._media_types: OrderedDict[Digest, tuple[str, ...]] = OrderedDict()
+        self._media_types: Lru[Digest, tuple[str, ...]] = Lru(_KNOWN_TYPES)
         self._fetches: SingleFlight[tuple[_Wanted, str], Manifest] = SingleFlight("manifest")
         self._questions: SingleFlight[tuple[_Wanted, str], Resolution] = SingleFlight("tag")
 
@@ -244,9 +244,8 @@ class ManifestPulls:
         """The media types that a manifest may have; cached, since parsing 10 KiB takes 50 us."""
         possible = self._media_types.get(manifest.digest)
         if possible is None:
-            possible = self._media_types[manifest.digest] = media_types(manifest.body)
-            if len(self._media_types) > _KNOWN_TYPES:
-                self._media_types.popitem(last=False)
+            possible = media_types(manifest.body)
+            self._media_types.put(manifest.digest, possible)
         return possible
 
     async def _fetch(self, wanted: _Wanted, reference: str, digest: Digest | None) -> Manifest:

@@ -6,13 +6,13 @@ same; of private images, no name.  Every client can see the ledger.
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from mirror.api.user_agents import client_type
 from mirror.http.exchange import NO_PULLS, AccessRecord
+from mirror.lru import Lru
 from mirror.oci.manifest import NotAManifest, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.pull.blobs import BlobPulls
@@ -33,7 +33,7 @@ class StatsRecorder:
     def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
         self.ledger = ledger
         self._clock = clock
-        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._sizes: Lru[str, int] = Lru(_KNOWN_SIZES)
         self._pulls: list[BlobPulls] = []
         self._speeds = DownloadRates()
 
@@ -109,7 +109,6 @@ class StatsRecorder:
                 size = sum(part.size for part in references(manifest.body))
             except NotAManifest:
                 size = 0
-            self._sizes[name] = min(size, 2**62)  # SQLite's integers end at 2**63
-            if len(self._sizes) > _KNOWN_SIZES:
-                self._sizes.popitem(last=False)
-        return min(size, 2**62)
+            size = min(size, 2**62)  # SQLite's integers end at 2**63
+            self._sizes.put(name, size)
+        return size

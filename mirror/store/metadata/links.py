@@ -6,9 +6,9 @@ requested repository has a link to it.
 """
 
 import logging
-from collections import OrderedDict
 from typing import Final
 
+from mirror.lru import Lru
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 
@@ -21,15 +21,15 @@ class Links:
 
     def __init__(self, notes: KeyValueStore) -> None:
         self._notes = notes
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._known: Lru[str, bool] = Lru(_KNOWN)
 
     async def has(self, name: str) -> bool:
         """Return True if upstream has confirmed the link; False if this is unknown."""
-        if name in self._known:
+        if self._known.get(name):
             return True
         if await self._notes.lookup(f"link {name}") is None:
             return False
-        self._remember(name)
+        self._known.put(name, True)
         return True
 
     async def put(self, name: str) -> None:
@@ -42,10 +42,4 @@ class Links:
         except IndexUnavailableError as error:
             _log.info("cannot write a repository link: %s", error)
         else:
-            self._remember(name)
-
-    def _remember(self, name: str) -> None:
-        self._known[name] = None
-        self._known.move_to_end(name)
-        if len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
+            self._known.put(name, True)
