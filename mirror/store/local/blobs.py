@@ -10,9 +10,9 @@ from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
-from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial, PartialReader
 from mirror.store.local.reservations import Reservations
+from mirror.threads import opened_or_closed
 
 R = TypeVar("R")
 
@@ -120,7 +120,7 @@ class Blobs:
             staging = self._run(
                 lambda: StagedBlob(self._layout, key, self._origin, self._objects, self._run)
             )
-            return await kept(staging, StagedBlob.close)
+            return await opened_or_closed(staging, StagedBlob.close)
 
         try:
             return await staged()
@@ -145,7 +145,7 @@ class Blobs:
 
         try:
             opening = self._run(lambda: PartialReader(path, total, self._run))
-            return await kept(opening, PartialReader.close)
+            return await opened_or_closed(opening, PartialReader.close)
         except FileNotFoundError:
             return None
 

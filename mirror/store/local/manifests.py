@@ -15,8 +15,8 @@ from mirror.store.interface import Manifest, NoRoomError
 from mirror.store.local.entry_cache import OpenObject
 from mirror.store.local.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
-from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial
+from mirror.threads import opened_or_closed
 
 R = TypeVar("R")
 Watcher = Callable[[ObjectKey], Awaitable[None]]
@@ -137,7 +137,7 @@ class Manifests:
             raise NoRoomError(f"no room for {key}")
         with self._objects.alarm.watching():
             writing = self._run(lambda: self._write(key, manifest))
-            partial = await kept(writing, Partial.close)
+            partial = await opened_or_closed(writing, Partial.close)
         try:
             await self._objects.adopt(key, partial, manifest.media_type, self._origin)
         finally:

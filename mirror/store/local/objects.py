@@ -22,13 +22,12 @@ from mirror.store.local.entry_cache import EntryCache, OpenObject
 from mirror.store.local.eviction import Limits, Observer, Usage
 from mirror.store.local.index import ObjectEntry, ObjectIndex, Row
 from mirror.store.local.layout import Layout, ObjectKey
-from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial
 from mirror.store.local.rebuild import rebuild
 from mirror.store.local.recoverable_index import RecoverableIndex, media_type_of
 from mirror.store.local.sqlite import IndexDamagedError
 from mirror.store.local.verify import intact
-from mirror.threads import Threads
+from mirror.threads import Threads, opened_or_closed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -173,7 +172,7 @@ class Objects:
         return found.opened
 
     async def _found(self, key: ObjectKey) -> _Found | None:
-        return await kept(self._visit(self._lookup, key), _close)
+        return await opened_or_closed(self._visit(self._lookup, key), _close)
 
     def _lookup(self, key: ObjectKey) -> _Found | None:
         index = self._recoverable.index

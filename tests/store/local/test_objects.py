@@ -3,24 +3,19 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
-from mirror.store.interface import Link, Manifest, NoRoomError
+from mirror.store.interface import Manifest, NoRoomError
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.eviction import Limits
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.tags import Tags
 from tests.store.local.test_eviction import Evictions
 
 MOST = 10_000_000
@@ -137,24 +132,6 @@ async def test_a_manifest_without_room_is_refused(layout, threads):
     with pytest.raises(NoRoomError):
         await Manifests(layout, objects, threads).put(MANIFEST)
     await objects.close()
-
-
-@asynccontextmanager
-async def opened(notes: KeyValueStore) -> AsyncIterator[KeyValueStore]:
-    await notes.heal()
-    yield notes
-    await notes.close()
-
-
-async def test_tags_survive_and_can_be_forgotten(layout):
-    link = Link(Descriptor(OCI_MANIFEST, DIGEST, 7), 123.5)
-    async with opened(KeyValueStore(layout.tags)) as notes:
-        await Tags(notes).put("hub app:1", link)
-    async with opened(KeyValueStore(layout.tags)) as notes:
-        again = Tags(notes)
-        assert await again.lookup("hub app:1") == link
-        await again.forget("hub app:1")
-        assert await again.lookup("hub app:1") is None
 
 
 async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threads):
