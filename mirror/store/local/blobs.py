@@ -1,6 +1,5 @@
 """The stored blobs and their partial files: lookup, staging, and adoption."""
 
-import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -12,7 +11,7 @@ from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, o
 from mirror.store.local.objects import Objects
 from mirror.store.local.partial import Partial, PartialReader
 from mirror.store.local.reservations import Reservations
-from mirror.threads import opened_or_closed
+from mirror.threads import opened_or_closed, run_in
 
 R = TypeVar("R")
 
@@ -159,4 +158,4 @@ class Blobs:
 
     async def _run(self, function: Callable[[], R]) -> R:
         with self._objects.alarm.watching():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+            return await run_in(self._threads, function)

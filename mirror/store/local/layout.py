@@ -119,71 +119,23 @@ def origin_of(path: Path) -> str:
     return path.name.rpartition(".")[2][: -2 * _RANDOM_BYTES]
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths in one cache directory."""
+    """The paths in one cache directory, as in the tree above."""
 
-    root: Path
-
-    @property
-    def partial(self) -> Path:
-        """The directory of the partial files."""
-        return self.root / "partial"
-
-    @property
-    def expected(self) -> Path:
-        """The directory of the reservations of fills."""
-        return self.root / "expected"
-
-    @property
-    def pending(self) -> Path:
-        """The directory of the links that announce changes to the index."""
-        return self.root / "pending"
-
-    @property
-    def tags(self) -> Path:
-        """The directory of the tag database."""
-        return self.root / "tags"
-
-    @property
-    def listings(self) -> Path:
-        """The directory of the listing database."""
-        return self.root / "listings"
-
-    @property
-    def ledger(self) -> Path:
-        """The directory of the ledger."""
-        return self.root / "ledger"
-
-    @property
-    def private(self) -> Path:
-        """The directory of the database of private repositories: tags, listings and links."""
-        return self.root / "private"
-
-    @property
-    def rebuild(self) -> Path:
-        """The file that exists while a lost index is rebuilt."""
-        return self.root / "rebuild"
-
-    @property
-    def pushed(self) -> Path:
-        """The directory of the push times."""
-        return self.root / "pushed"
-
-    @property
-    def lock(self) -> Path:
-        """The file that every process using the directory locks."""
-        return self.root / "lock"
-
-    @property
-    def control(self) -> Path:
-        """The directory of the control sockets."""
-        return self.root / "control"
-
-    @property
-    def scrub(self) -> Path:
-        """The file with the progress of the scrub."""
-        return self.root / "scrub"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.partial = root / "partial"
+        self.expected = root / "expected"
+        self.pending = root / "pending"
+        self.tags = root / "tags"
+        self.listings = root / "listings"
+        self.private = root / "private"
+        self.ledger = root / "ledger"
+        self.pushed = root / "pushed"
+        self.control = root / "control"
+        self.lock = root / "lock"
+        self.scrub = root / "scrub"
+        self.rebuild = root / "rebuild"
 
     def records(self) -> Iterator[Path]:
         """Yield the directories of the databases of small records."""

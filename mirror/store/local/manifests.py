@@ -12,11 +12,11 @@ from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.shares import Hold, Limits, Shares
 from mirror.store.interface import Manifest, NoRoomError
-from mirror.store.local.entry_cache import OpenObject
+from mirror.store.local.entry import OpenObject
 from mirror.store.local.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
 from mirror.store.local.partial import Partial
-from mirror.threads import opened_or_closed
+from mirror.threads import opened_or_closed, run_in
 
 R = TypeVar("R")
 Watcher = Callable[[ObjectKey], Awaitable[None]]
@@ -93,7 +93,7 @@ class Manifests:
         if Digest.of(body, digest.algorithm) != digest:
             await self._objects.forget(key)
             return None
-        return Manifest(digest, stored.media_type, body)
+        return Manifest(digest, stored.entry.media_type, body)
 
     async def _lookup_large(self, key: ObjectKey, stored: OpenObject) -> Manifest | None:
         """Return a large manifest; concurrent requests share one copy in memory."""
@@ -119,7 +119,7 @@ class Manifests:
         if body is None:
             await self._objects.forget(key)
             return None
-        manifest = self._large[key] = Manifest(key.digest, stored.media_type, body, hold)
+        manifest = self._large[key] = Manifest(key.digest, stored.entry.media_type, body, hold)
         return manifest
 
     def _key(self, digest: Digest) -> ObjectKey:
@@ -165,7 +165,7 @@ class Manifests:
         return await self._objects.forget(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await run_in(self._threads, function)
 
 
 def _at_hand(stored: FileRange) -> bytes | None:

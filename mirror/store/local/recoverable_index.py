@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 #: A live process always takes less time between two steps of an adoption or eviction.
 _ABANDONED_SECONDS: Final = 60.0
 _MEASURE_SECONDS: Final = 1.0
+_REBUILD_ROWS: Final = 200  # per call: about 20 ms, in which hits must wait
 
 
 class RecoverableIndex:
@@ -204,6 +206,33 @@ class RecoverableIndex:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+async def rebuild(
+    layout: Layout,
+    include: Callable[[list[str]], Awaitable[int]],
+    run: Callable[[Callable[[], list[str]]], Awaitable[list[str]]],
+) -> None:
+    """Rebuild a lost index: pass the names of all files to ``include``, some at a time.
+
+    Rows are inserted while the mirror serves; each file is hashed before it is served for the
+    first time.  ``run`` runs blocking work in a thread.
+
+    Raises:
+        OSError, IndexUnavailableError: the rebuild must be started again.
+    """
+    _log.warning("cache directory %s: index lost; rebuilding it from the files", layout.root)
+    found = 0
+    names = _names(layout)
+    while some := await run(lambda: list(islice(names, _REBUILD_ROWS))):
+        found += await include(some)
+    layout.rebuild.unlink(missing_ok=True)
+    _log.warning("index rebuilt: %d objects found; each is verified before it is served", found)
+
+
+def _names(layout: Layout) -> Iterator[str]:
+    for directory in layout.directories():
+        yield from (str(file.relative_to(layout.root)) for file in directory.iterdir())
 
 
 def media_type_of(manifest: Path) -> str:

@@ -19,15 +19,15 @@ _KNOWN: Final = 10_000  # held in memory: each pull of a private image checks ev
 class Links:
     """Links by name; the caller chooses unique names."""
 
-    def __init__(self, notes: KeyValueStore) -> None:
-        self._notes = notes
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
         self._known: Lru[str, bool] = Lru(_KNOWN)
 
     async def has(self, name: str) -> bool:
         """Return True if upstream has confirmed the link; False if this is unknown."""
         if self._known.get(name):
             return True
-        if await self._notes.lookup(f"link {name}") is None:
+        if await self._records.lookup(f"link {name}") is None:
             return False
         self._known.put(name, True)
         return True
@@ -38,7 +38,7 @@ class Links:
         If the write fails, the mirror asks upstream again at the next request.
         """
         try:
-            await self._notes.put(f"link {name}", b"")
+            await self._records.put(f"link {name}", b"")
         except IndexUnavailableError as error:
             _log.info("cannot write a repository link: %s", error)
         else:

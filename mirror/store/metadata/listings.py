@@ -13,13 +13,13 @@ _log = logging.getLogger(__name__)
 class Listings:
     """Pages by name; the caller chooses unique names."""
 
-    def __init__(self, notes: KeyValueStore) -> None:
-        self._notes = notes
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
         self._writing = asyncio.Lock()  # at most one encoded page in memory waits for the disk
 
     async def lookup(self, name: str) -> Page | None:
         """Return the last response of upstream, or None."""
-        record = await self._notes.lookup(f"listing {name}")
+        record = await self._records.lookup(f"listing {name}")
         if record is None:
             return None
         head, _, body = record.partition(b"\n")
@@ -35,6 +35,6 @@ class Listings:
         head = json.dumps({"found": found, "fields": dict(page.fields), "seen": page.seen})
         try:
             async with self._writing:
-                await self._notes.put(f"listing {name}", head.encode() + b"\n" + body)
+                await self._records.put(f"listing {name}", head.encode() + b"\n" + body)
         except IndexUnavailableError as error:
             _log.info("cannot write a listing: %s", error)

@@ -15,8 +15,8 @@ Watcher = Callable[[FullName, Digest], Awaitable[None]]
 class Tags:
     """Links by name (see :func:`link_name`)."""
 
-    def __init__(self, notes: KeyValueStore) -> None:
-        self._notes = notes
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
@@ -25,7 +25,7 @@ class Tags:
 
     async def lookup(self, name: str) -> Link | None:
         """Return the link, or None if it does not exist or the database cannot be read."""
-        record = await self._notes.lookup(name)
+        record = await self._records.lookup(name)
         return None if record is None else _decoded(record)
 
     async def pages(
@@ -36,7 +36,7 @@ class Tags:
         Raises:
             IndexUnavailableError: the index cannot be read.
         """
-        async for page in self._notes.pages():
+        async for page in self._records.pages():
             found = ((name, image_of(name), record) for name, record in page)
             links = (
                 (name, image, _lookup_decoded(record))
@@ -51,7 +51,7 @@ class Tags:
         Raises:
             IndexUnavailableError: the link could not be written.
         """
-        await self._notes.put(name, _encoded(link))
+        await self._records.put(name, _encoded(link))
         image = image_of(name)
         if image is not None:
             for watcher in self._watchers:
@@ -63,7 +63,7 @@ class Tags:
         Raises:
             IndexUnavailableError: the link could not be removed.
         """
-        await self._notes.remove(name)
+        await self._records.remove(name)
 
 
 def image_of(name: str) -> FullName | None:
