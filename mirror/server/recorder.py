@@ -59,28 +59,28 @@ class StatsRecorder:
         if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
         now = self._clock()
-        self.ledger.batch.add(self._request(ending), ending.client, now - ending.seconds, now)
+        self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)
 
     def repeated(self, ending: AccessRecord) -> Callable[[str], None]:
         """Return a function that counts a replayed response, by client; built once per response."""
         ledger, request, clock = self.ledger, self._request(ending), self._clock
 
         def count(client: str) -> None:
-            ledger.batch.repeat(request, client, clock())
+            ledger.buffer.repeat(request, client, clock())
 
         return count
 
     def upstream_answered(self, upstream: str, code: str) -> None:
         """Record the status of an upstream's response, ``error`` if there was none."""
-        self.ledger.batch.answers[upstream] = Answer(code, self._clock())
+        self.ledger.buffer.answers[upstream] = Answer(code, self._clock())
 
     def upstream_bytes(self, upstream: str, count: int) -> None:
         """Record received body bytes."""
-        self.ledger.batch.got(upstream, count)
+        self.ledger.buffer.got(upstream, count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
         """Record the rate limit of an upstream: pulls allowed, pulls remaining."""
-        self.ledger.batch.limits[upstream] = RateLimit(limit, remaining)
+        self.ledger.buffer.limits[upstream] = RateLimit(limit, remaining)
 
     def _request(self, ending: AccessRecord) -> Request:
         exchange = ending.exchange

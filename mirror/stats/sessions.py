@@ -62,106 +62,104 @@ class SessionWriter:
         self._connection = connection
         self._key = key
 
-    def write(self, principal: PullClient, visit: Session) -> None:
+    def write(self, client: PullClient, session: Session) -> None:
         """Add a session to the pulls that it belongs to."""
-        rows = self._under_way(principal, visit)
-        tags = {name: asked for name, asked in visit.asked.items() if ":" not in name}
-        digests = {name: asked for name, asked in visit.asked.items() if ":" in name}
+        rows = self._under_way(client, session)
+        tags = {name: asked for name, asked in session.asked.items() if ":" not in name}
+        digests = {name: asked for name, asked in session.asked.items() if ":" in name}
         for tag, asked in tags.items():
-            row = self._row_of_tag(principal, visit, rows, tag)
+            row = self._row_of_tag(client, session, rows, tag)
             row.means = asked.digest or row.means
-            self._ask(principal, row, asked, own=True)
+            self._ask(client, row, asked, own=True)
         for digest, asked in digests.items():
             meant = [row for row in rows if digest in {row.means, row.reference}]
-            for row in meant or [self._latest(principal, visit, rows, digest)]:
-                self._ask(principal, row, asked, own=row.reference == digest)
-        self._add(principal, visit, self._latest(principal, visit, rows, ""))
+            for row in meant or [self._latest(client, session, rows, digest)]:
+                self._ask(client, row, asked, own=row.reference == digest)
+        self._add(client, session, self._latest(client, session, rows, ""))
 
-    def _under_way(self, principal: PullClient, visit: Session) -> list[_Row]:
+    def _under_way(self, client: PullClient, session: Session) -> list[_Row]:
         """Return the pulls that a session may belong to, the latest last."""
         found = self._connection.execute(
             f"SELECT {_COLUMNS} FROM pulls WHERE visitor = ? AND upstream = ? AND repository = ? "  # noqa: S608  # a constant
             "AND last >= ? AND first <= ? ORDER BY id",
             (
-                self._hash(principal),
-                principal.upstream,
-                principal.repository,
-                visit.first - _PAUSE_SECONDS,
-                visit.last + _LATE_SECONDS,
+                self._hash(client),
+                client.upstream,
+                client.repository,
+                session.first - _PAUSE_SECONDS,
+                session.last + _LATE_SECONDS,
             ),
         )
         return [_Row(*row) for row in found]
 
-    def _row_of_tag(
-        self, principal: PullClient, visit: Session, rows: list[_Row], tag: str
-    ) -> _Row:
+    def _row_of_tag(self, client: PullClient, session: Session, rows: list[_Row], tag: str) -> _Row:
         same = [row for row in rows if row.reference == tag]
         if same:
             return same[-1]
         for row in reversed(rows):
             # Another process wrote the blobs of this pull before its tag.
-            if not row.named and row.first >= visit.first - _LATE_SECONDS:
-                self._rename(principal, row, tag)
+            if not row.named and row.first >= session.first - _LATE_SECONDS:
+                self._rename(client, row, tag)
                 return row
-        return self._new(principal, visit, rows, tag)
+        return self._new(client, session, rows, tag)
 
     def _latest(
-        self, principal: PullClient, visit: Session, rows: list[_Row], reference: str
+        self, client: PullClient, session: Session, rows: list[_Row], reference: str
     ) -> _Row:
         if not rows:
-            return self._new(principal, visit, rows, reference)
+            return self._new(client, session, rows, reference)
         row = rows[-1]
         if reference and not row.reference:
-            self._rename(principal, row, reference)
+            self._rename(client, row, reference)
         return row
 
-    def _new(self, principal: PullClient, visit: Session, rows: list[_Row], reference: str) -> _Row:
+    def _new(self, client: PullClient, session: Session, rows: list[_Row], reference: str) -> _Row:
         done = self._connection.execute(
             "INSERT INTO pulls (visitor, upstream, repository, reference, client, first, last) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                self._hash(principal),
-                principal.upstream,
-                principal.repository,
+                self._hash(client),
+                client.upstream,
+                client.repository,
                 reference,
-                principal.agent,
-                visit.first,
-                visit.first,
+                client.agent,
+                session.first,
+                session.first,
             ),
         )
         number = done.lastrowid or 0
-        rows.append(_Row(number, reference, "", visit.first, visit.first, 0, 0, 0, "", 0, 0))
+        rows.append(_Row(number, reference, "", session.first, session.first, 0, 0, 0, "", 0, 0))
         return rows[-1]
 
-    def _rename(self, principal: PullClient, row: _Row, reference: str) -> None:
-        self._count(principal, row, -row.pulls)
+    def _rename(self, client: PullClient, row: _Row, reference: str) -> None:
+        self._count(client, row, -row.pulls)
         row.reference, row.heads, row.gets = reference, 0, 0
 
-    def _ask(self, principal: PullClient, row: _Row, asked: Asked, *, own: bool) -> None:
+    def _ask(self, client: PullClient, row: _Row, asked: Asked, *, own: bool) -> None:
         """Add manifest requests to a pull; ``own``: the requests used the name of the pull."""
         before = row.pulls
         row.heads += asked.heads if own else 0
         row.gets += asked.gets if own else 0
         row.fetched = int(row.fetched or asked.gets > 0)
         self._save(row)
-        self._count(principal, row, row.pulls - before)
+        self._count(client, row, row.pulls - before)
         if asked.content_bytes:
             self._connection.execute(
                 "UPDATE images SET digest = ?, size = ? "
                 "WHERE upstream = ? AND repository = ? AND reference = ?",
-                (asked.digest, asked.content_bytes, *_name(principal, row)),
+                (asked.digest, asked.content_bytes, *_name(client, row)),
             )
 
-    def _add(self, principal: PullClient, visit: Session, row: _Row) -> None:
-        row.first, row.last = min(row.first, visit.first), max(row.last, visit.last)
-        row.result = worse(row.result, visit.result)
-        row.sent_bytes += visit.sent_bytes
-        row.missed_bytes += visit.missed_bytes
+    def _add(self, client: PullClient, session: Session, row: _Row) -> None:
+        row.first, row.last = min(row.first, session.first), max(row.last, session.last)
+        row.result = worse(row.result, session.result)
+        row.sent_bytes += session.sent_bytes
+        row.missed_bytes += session.missed_bytes
         self._save(row)
         self._connection.execute(
             "UPDATE images SET last = max(last, ?) "
             "WHERE upstream = ? AND repository = ? AND reference = ?",
-            (visit.last, *_name(principal, row)),
+            (session.last, *_name(client, row)),
         )
 
     def _save(self, row: _Row) -> None:
@@ -174,25 +172,25 @@ class SessionWriter:
             ),
         )
 
-    def _count(self, principal: PullClient, row: _Row, pulls: int) -> None:
+    def _count(self, client: PullClient, row: _Row, pulls: int) -> None:
         if not pulls:
             return
         self._connection.execute(
             "INSERT INTO images (upstream, repository, reference, pulls, last) "
             "VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, repository, reference) "
             "DO UPDATE SET pulls = pulls + excluded.pulls",
-            (*_name(principal, row), pulls, row.last),
+            (*_name(client, row), pulls, row.last),
         )
         self._connection.execute(
             "DELETE FROM images WHERE upstream = ? AND repository = ? AND reference = ? "
             "AND pulls <= 0",
-            _name(principal, row),
+            _name(client, row),
         )
 
-    def _hash(self, principal: PullClient) -> bytes:
-        text = f"{principal.client} {principal.agent}".encode(errors="replace")
+    def _hash(self, client: PullClient) -> bytes:
+        text = f"{client.address} {client.agent}".encode(errors="replace")
         return hashlib.blake2b(text, key=self._key, digest_size=8).digest()
 
 
-def _name(principal: PullClient, row: _Row) -> tuple[str, str, str]:
-    return principal.upstream, principal.repository, row.reference
+def _name(client: PullClient, row: _Row) -> tuple[str, str, str]:
+    return client.upstream, client.repository, row.reference
