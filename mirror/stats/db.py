@@ -84,8 +84,8 @@ class StatsDatabase:
             discard(directory)
             self._connection = _opened(self.path, now)
         self._inode = _inode_of(self.path)
-        key = self._connection.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()[0]
-        self._sessions = SessionWriter(self._connection, key)
+        select_key = "SELECT value FROM meta WHERE name = 'key'"
+        self._key: bytes = self._connection.execute(select_key).fetchone()[0]
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -115,7 +115,7 @@ class StatsDatabase:
             )
             self._write_upstreams(buffer)
             for client, session in buffer.in_order():
-                self._sessions.write(client, session)
+                SessionWriter(connection, self._key, client, session).write()
             self._trim(now)
 
     def write_fills(self, process: str, fills: Iterable[Filling], now: float) -> None:
