@@ -9,8 +9,11 @@ therefore refers to a ``Descriptor``, which gives the number only while the file
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
+
+_PIECE_BYTES: Final = 1024 * 1024
 
 
 class Descriptor:
@@ -90,6 +93,18 @@ class FileRange:
         """
         with self.descriptor as number:
             return os.pread(number, self.length, self.offset)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes, at most 1 MiB at a time; fewer at the end of the file.
+
+        Raises:
+            OSError: as for :meth:`read`.
+        """
+        position, stop = self.offset, self.offset + self.length
+        with self.descriptor as number:
+            while piece := os.pread(number, min(_PIECE_BYTES, stop - position), position):
+                yield piece
+                position += len(piece)
 
     def duplicate(self) -> "FileRange":
         """Return the same range with another descriptor, which the caller closes.

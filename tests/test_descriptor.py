@@ -24,6 +24,15 @@ def test_a_part_has_its_own_bytes_of_the_same_file(file):
     whole.close()
 
 
+def test_pieces_are_the_bytes_up_to_the_end_of_the_file(file):
+    whole = opened(file)
+    assert b"".join(whole.part(2, 5).pieces()) == b"234"
+    assert b"".join(whole.part(8, 1 << 40).pieces()) == b"89"
+    file.write_bytes(bytes(3 << 20))
+    assert [len(piece) for piece in whole.part(0, 5 << 19).pieces()] == [1 << 20, 1 << 20, 1 << 19]
+    whole.close()
+
+
 def test_a_duplicate_is_readable_after_the_first_range_is_closed(file):
     whole = opened(file)
     copy = whole.part(2, 4).duplicate()

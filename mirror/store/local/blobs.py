@@ -21,7 +21,7 @@ class _Run(Protocol):
 
 
 class StagedBlob(Partial):
-    """The partial file of a fill that this process leads, and its way into the store."""
+    """See :class:`mirror.store.interface.PartialBlob`."""
 
     def __init__(
         self, layout: Layout, key: ObjectKey, origin: str, objects: Objects, run: _Run
@@ -35,28 +35,19 @@ class StagedBlob(Partial):
         Reservations(layout.expected).forget(self.path.name)  # of a dead leader
 
     async def reserve(self, size: int, total: int | None) -> bool:
-        """Reserve space; see :meth:`Objects.reserve`."""
         return await self._objects.reserve(self, size, total)
 
     async def append(self, pieces: Sequence[bytes]) -> None:
-        """Write and hash the next bytes; see :meth:`write`."""
         await self._run(lambda: self.write(pieces))
 
     async def restart(self) -> None:
-        """Discard the bytes so far; see :meth:`truncate`."""
         await self._run(self.truncate)
 
     async def adopt(self) -> None:
-        """Flush the verified file and make it a stored blob.
-
-        Raises:
-            OSError, IndexUnavailableError: the blob could not be stored.
-        """
         await self._run(self.flush)
         await self._objects.adopt(self._key, self, origin=self._origin)
 
     async def release(self, *, discard: bool = False) -> None:
-        """End the fill: keep the bytes for the next leader, or discard them."""
         await self._objects.release(self)
         if discard:
             await self._run(self.discard)
@@ -64,7 +55,7 @@ class StagedBlob(Partial):
 
 
 class Blobs:
-    """The blobs of the cache, and their partial files."""
+    """See :class:`mirror.store.interface.BlobStore`."""
 
     def __init__(
         self,
@@ -87,32 +78,21 @@ class Blobs:
         self._threads = threads
 
     def of(self, upstream: str) -> "Blobs":
-        """Return the blobs that ``upstream`` may serve: public ones, and its own private ones."""
         if not self.private:
             return self
         parts = (self._layout, self._objects, self._threads)
         return Blobs(*parts, private=True, origin=origin_mark(upstream))
 
     async def lookup(self, digest: Digest) -> FileRange | None:
-        """Open a stored blob, or None; the caller closes it."""
         stored = await self._objects.lookup(ObjectKey(BLOBS, digest))
         if stored is None and self.private:
-            stored = await self._objects.lookup(self._key(digest))
-            if stored is not None and stored.origin != self._origin:
-                stored.close()
-                return None
+            stored = await self._objects.lookup(self._key(digest), self._origin)
         return None if stored is None else stored.content
 
     def _key(self, digest: Digest) -> ObjectKey:
         return ObjectKey(PRIVATE_BLOBS if self.private else BLOBS, digest)
 
     async def stage(self, digest: Digest) -> "StagedBlob":
-        """Become the leader of a blob's fill, and continue where the last leader stopped.
-
-        Raises:
-            PartialBusyError: another process is the leader.
-            OSError: the file cannot be opened or read.
-        """
         key = self._key(digest)
 
         async def staged() -> StagedBlob:
@@ -130,11 +110,6 @@ class Blobs:
         return await staged()
 
     async def tail(self, digest: Digest) -> PartialReader | None:
-        """Open the partial file that another process fills; None if that fill has just ended.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
         path = self._layout.partial_of(self._key(digest), self._origin)
         expected = Reservations(self._layout.expected)
 
@@ -149,12 +124,7 @@ class Blobs:
             return None
 
     def touch(self, digest: Digest) -> None:
-        """Record a use of the blob."""
         self._objects.touch(self._key(digest))
-
-    async def forget(self, digest: Digest) -> bool:
-        """Remove a blob; return True if it was stored."""
-        return await self._objects.forget(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
         with self._objects.alarm.watching():

@@ -2,14 +2,12 @@
 
 import json
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from mirror.descriptor import Descriptor, FileRange
 from mirror.store.local.layout import ObjectKey, origin_of
-
-_READ_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +47,15 @@ class ObjectEntry:
             they do not, if the file cannot be read, or if it changes during the read.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            with closing(self.open()) as opened, opened.content.descriptor as number:
+                before = os.fstat(number).st_mtime_ns
+                hasher = self.key.digest.hasher()
+                for piece in opened.content.pieces():
+                    hasher.update(piece)
+                same = os.fstat(number).st_mtime_ns == before
         except OSError:
             return None
-        try:
-            before = os.fstat(fd).st_mtime_ns
-            hasher, position = self.key.digest.hasher(), 0
-            while piece := os.pread(fd, _READ_BYTES, position):
-                hasher.update(piece)
-                position += len(piece)
-            same = os.fstat(fd).st_mtime_ns == before
-            return before if same and self.key.digest.matches(hasher) else None
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
+        return before if same and self.key.digest.matches(hasher) else None
 
 
 @dataclass(frozen=True, slots=True)

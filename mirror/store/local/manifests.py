@@ -27,7 +27,7 @@ _UNBOUNDED: Final = Limits(sys.maxsize, 0, 0.0)
 
 
 class Manifests:
-    """The manifests of the cache."""
+    """See :class:`mirror.store.interface.ManifestStore`.  A damaged manifest is removed."""
 
     def __init__(
         self,
@@ -58,7 +58,6 @@ class Manifests:
         self._watchers.append(watcher)
 
     def of(self, upstream: str) -> "Manifests":
-        """Return the manifests that ``upstream`` may serve, as for blobs."""
         if not self._private:
             return self
         parts = (self._layout, self._objects, self._threads)
@@ -67,7 +66,6 @@ class Manifests:
         return own
 
     async def lookup(self, digest: Digest) -> Manifest | None:
-        """Return the manifest of a digest, or None.  A damaged manifest is removed."""
         found = await self._lookup(ObjectKey(MANIFESTS, digest))
         if found is not None or not self._private:
             return found
@@ -75,11 +73,8 @@ class Manifests:
 
     async def _lookup(self, key: ObjectKey) -> Manifest | None:
         digest = key.digest
-        stored = await self._objects.lookup(key)
+        stored = await self._objects.lookup(key, self._origin)
         if stored is None:
-            return None
-        if key.kind != MANIFESTS and stored.origin != self._origin:
-            stored.close()
             return None
         if stored.content.length > _SMALL_BYTES:
             return await self._lookup_large(key, stored)
@@ -126,12 +121,6 @@ class Manifests:
         return ObjectKey(PRIVATE_MANIFESTS if self._private else MANIFESTS, digest)
 
     async def put(self, manifest: Manifest) -> None:
-        """Store a manifest whose digest the caller has verified.
-
-        Raises:
-            NoRoomError, OSError, IndexUnavailableError, PartialBusyError: the manifest could not
-                be stored.
-        """
         key = self._key(manifest.digest)
         if not await self._objects.make_room(len(manifest.body)):
             raise NoRoomError(f"no room for {key}")
@@ -157,12 +146,7 @@ class Manifests:
         return partial
 
     def touch(self, digest: Digest) -> None:
-        """Record a use of the manifest."""
         self._objects.touch(self._key(digest))
-
-    async def forget(self, digest: Digest) -> bool:
-        """Remove a manifest; return True if it was stored."""
-        return await self._objects.forget(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await run_in(self._threads, function)

@@ -135,8 +135,10 @@ class Objects:
         """Record the use of an object that was not looked up."""
         self._touched[key] = self._clock()
 
-    async def lookup(self, key: ObjectKey) -> OpenObject | None:
+    async def lookup(self, key: ObjectKey, origin: str = "") -> OpenObject | None:
         """Open a stored object; None on a miss or if the index cannot be read.
+
+        A private object is a miss unless ``origin`` is the mark of its upstream.
 
         A file that another program has written to, or whose row was lost, is hashed first.
         """
@@ -157,6 +159,9 @@ class Objects:
                 return None
             self._trusted.put(key, opened.entry)
         self._touched[key] = self._clock()
+        if key.private_twin is None and opened.origin != origin:
+            opened.close()
+            return None
         return opened
 
     def _open_trusted(self, key: ObjectKey) -> OpenObject | None:
@@ -262,7 +267,7 @@ class Objects:
 
     def _adopt(self, key: ObjectKey, partial: Partial, media_type: str, origin: str) -> None:
         recoverable = self._recoverable
-        recoverable.space.release(partial.path)
+        recoverable.release(partial.path)
         recoverable.index.adopt(key, partial.path, partial.length, media_type, origin)
 
     async def make_room(self, incoming: int) -> bool:

@@ -8,15 +8,14 @@ thread.
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest, Hasher
 from mirror.store.interface import PartialBusyError, PartialStatus
 
-_READ_BYTES: Final = 1024 * 1024
 _Run = Callable[[Callable[[], Hasher]], Awaitable[Hasher]]
 
 
@@ -43,10 +42,9 @@ class Partial:
             raise
 
     def _rehash(self) -> None:
-        with self._fd as number:
-            while piece := os.pread(number, _READ_BYTES, self.length):
-                self.hasher.update(piece)
-                self.length += len(piece)
+        for piece in FileRange(self._fd, 0, sys.maxsize).pieces():
+            self.hasher.update(piece)
+            self.length += len(piece)
 
     @staticmethod
     def remove_idle(path: Path) -> bool:
@@ -167,15 +165,12 @@ class PartialReader:
         return await self._run(lambda: self._hashed(digest, length))
 
     def _hashed(self, digest: Digest, length: int) -> Hasher:
-        hasher = digest.hasher()
-        position = 0
-        with self._fd as number:
-            while position < length:
-                piece = os.pread(number, min(_READ_BYTES, length - position), position)
-                if not piece:
-                    raise OSError(errno.EIO, "the file became shorter")
-                hasher.update(piece)
-                position += len(piece)
+        hasher, left = digest.hasher(), length
+        for piece in FileRange(self._fd, 0, length).pieces():
+            hasher.update(piece)
+            left -= len(piece)
+        if left:
+            raise OSError(errno.EIO, "the file became shorter")
         return hasher
 
     @property

@@ -24,7 +24,6 @@ class Links:
         self._known: Lru[str, bool] = Lru(_KNOWN)
 
     async def has(self, name: str) -> bool:
-        """Return True if upstream has confirmed the link; False if this is unknown."""
         if self._known.get(name):
             return True
         if await self._records.lookup(f"link {name}") is None:

@@ -18,7 +18,6 @@ class Listings:
         self._writing = asyncio.Lock()  # at most one encoded page in memory waits for the disk
 
     async def lookup(self, name: str) -> Page | None:
-        """Return the last response of upstream, or None."""
         record = await self._records.lookup(f"listing {name}")
         if record is None:
             return None
@@ -27,7 +26,6 @@ class Listings:
         return Page(body if said["found"] else None, said["fields"], said["seen"])
 
     async def put(self, name: str, page: Page) -> None:
-        """Record a response.  Pages over MOST_PAGE_BYTES and failed writes are skipped."""
         body = page.body or b""
         if len(body) > MOST_PAGE_BYTES:
             return

@@ -13,7 +13,7 @@ Watcher = Callable[[FullName, Digest], Awaitable[None]]
 
 
 class Tags:
-    """Links by name (see :func:`link_name`)."""
+    """See :class:`mirror.store.interface.TagStore`."""
 
     def __init__(self, records: KeyValueStore) -> None:
         self._records = records
@@ -24,7 +24,6 @@ class Tags:
         self._watchers.append(watcher)
 
     async def lookup(self, name: str) -> Link | None:
-        """Return the link, or None if it does not exist or the database cannot be read."""
         record = await self._records.lookup(name)
         return None if record is None else _decoded(record)
 
@@ -46,11 +45,6 @@ class Tags:
             yield [(name, image, link) for name, image, link in links if link is not None]
 
     async def put(self, name: str, link: Link) -> None:
-        """Record a link.
-
-        Raises:
-            IndexUnavailableError: the link could not be written.
-        """
         await self._records.put(name, _encoded(link))
         image = image_of(name)
         if image is not None:
@@ -58,11 +52,6 @@ class Tags:
                 await watcher(image, link.descriptor.digest)
 
     async def forget(self, name: str) -> None:
-        """Remove the link of a tag that upstream no longer has.
-
-        Raises:
-            IndexUnavailableError: the link could not be removed.
-        """
         await self._records.remove(name)
 
 

@@ -13,7 +13,7 @@ from mirror.store.interface import Manifest, NoRoomError
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.eviction import Limits
 from mirror.store.local.index import ObjectIndex
-from mirror.store.local.layout import MANIFESTS, ObjectKey
+from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from tests.store.local.test_eviction import Evictions
@@ -102,8 +102,8 @@ async def test_a_file_truncated_behind_our_back_is_a_miss_and_no_longer_counted(
 
 
 async def test_forgetting_says_whether_there_was_anything(objects, blobs):
-    assert await blobs.forget(DIGEST)
-    assert not await blobs.forget(DIGEST)
+    assert await objects.forget(ObjectKey(BLOBS, DIGEST))
+    assert not await objects.forget(ObjectKey(BLOBS, DIGEST))
 
 
 async def test_a_manifest_is_hashed_again_whenever_it_leaves_the_disk(layout, objects, threads):
@@ -114,7 +114,7 @@ async def test_a_manifest_is_hashed_again_whenever_it_leaves_the_disk(layout, ob
     assert await manifests.lookup(MANIFEST.digest) is None
     assert (await objects.usage()).objects == 0
     await manifests.put(MANIFEST)
-    assert await manifests.forget(MANIFEST.digest)
+    assert await objects.forget(ObjectKey(MANIFESTS, MANIFEST.digest))
 
 
 async def test_a_manifest_written_halfway_by_a_crash_does_not_stay_in_the_way(
