@@ -162,7 +162,7 @@ class BlobPulls:
         except BaseException:
             self._fills.leave(fill)
             raise
-        if fill.reader.kept:
+        if fill.reader.has_content:
             outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
             left = partial(self._fills.leave, fill)
             content = GrowingContent(fill.reader, source, self._fills.ahead, left)

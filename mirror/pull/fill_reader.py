@@ -124,7 +124,7 @@ class FillReader:
             raise self._error
 
     @property
-    def kept(self) -> bool:
+    def has_content(self) -> bool:
         """Whether the file has, or will have, bytes to read."""
         return self.state is not State.DECLINED or self.visible > 0
 

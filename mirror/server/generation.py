@@ -82,7 +82,7 @@ def _health(shared_state: SharedState) -> HealthHandler:
     def condition() -> Condition:
         if shared_state.stopping.is_set():
             return Condition(False, "stopping")
-        trouble = store.objects.alarm.reason
+        trouble = store.objects.health.reason
         # A mirror that cannot store still serves: taking it out of service would break pulls.
         return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
 

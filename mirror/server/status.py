@@ -85,7 +85,7 @@ def _source(books: StatsRecorder, objects: Objects) -> Source:
             return ()
         return [image for image, key in keys.items() if key in there]
 
-    return Source(state, usage, held, lambda: objects.alarm.reason)
+    return Source(state, usage, held, lambda: objects.health.reason)
 
 
 def _key_of(image: Image) -> ObjectKey:

@@ -163,7 +163,7 @@ async def _opened_disk(
 
 async def _warn_of_databases(config: Config, objects: Objects) -> None:
     """Log one warning if the cache is so small that its databases leave no room."""
-    with contextlib.suppress(OSError, IndexUnavailableError):  # the alarm has logged it
+    with contextlib.suppress(OSError, IndexUnavailableError):  # Objects.health has logged it
         usage = await objects.usage()
         if usage.overhead_bytes > usage.max_bytes // 2:
             _log.warning(

@@ -32,7 +32,7 @@ class StagedBlob(Partial):
         self._origin = origin
         self._objects = objects
         self._run = run
-        Reservations(layout.expected).forget(self.path.name)  # of a dead leader
+        Reservations(layout.reservations).forget(self.path.name)  # of a dead leader
 
     async def reserve(self, size: int, total: int | None) -> bool:
         return await self._objects.reserve(self, size, total)
@@ -111,11 +111,11 @@ class Blobs:
 
     async def tail(self, digest: Digest) -> PartialReader | None:
         path = self._layout.partial_of(self._key(digest), self._origin)
-        expected = Reservations(self._layout.expected)
+        reservations = Reservations(self._layout.reservations)
 
         def total() -> int | None:
-            expectation = expected.lookup(path.name)
-            return None if expectation is None else expectation.total
+            reservation = reservations.lookup(path.name)
+            return None if reservation is None else reservation.total
 
         try:
             opening = self._run(lambda: PartialReader(path, total, self._run))
@@ -127,5 +127,5 @@ class Blobs:
         self._objects.touch(self._key(digest))
 
     async def _run(self, function: Callable[[], R]) -> R:
-        with self._objects.alarm.watching():
+        with self._objects.health.watching():
             return await run_in(self._threads, function)

@@ -110,7 +110,7 @@ class Evictor:
         self._observer = observer
         self._reserved = reserved
         self._crowded = crowded
-        self._expected = Reservations(layout.expected)
+        self._reservations = Reservations(layout.reservations)
 
     def used_bytes(self) -> int:
         """Return the bytes of objects, partial files and reservations of running fills."""
@@ -151,13 +151,13 @@ class Evictor:
             OSError: the reservation cannot be written.
         """
         self._reserved[partial.name] = size
-        expectation = Reservation(size, total)
+        reservation = Reservation(size, total)
         # Write first, then count: two processes that do this at once see each other's reservation.
         with contextlib.suppress(OSError):  # a full disk: retried below, after eviction
-            self._expected.put(partial.name, expectation)
+            self._reservations.put(partial.name, reservation)
         fits = self.make_room(0)
         if fits:
-            self._expected.put(partial.name, expectation)
+            self._reservations.put(partial.name, reservation)
         elif fits is False:
             self.release(partial)
         return fits
@@ -165,7 +165,7 @@ class Evictor:
     def release(self, partial: Path) -> None:
         """Drop the reservation of an ended fill; the bytes of its partial file still count."""
         self._reserved.pop(partial.name, None)
-        self._expected.forget(partial.name)
+        self._reservations.forget(partial.name)
 
     def make_room(self, incoming: int) -> bool | None:
         """Evict a batch of objects so that ``incoming`` more bytes fit; none if they cannot fit.
@@ -223,16 +223,16 @@ class Evictor:
 
     def _partial_bytes(self) -> int:
         sizes = self._partial_sizes()
-        expected = self._expected.sizes() | self._reserved
-        names = sizes.keys() | expected
-        largest = (max(sizes.get(name, 0), expected.get(name, 0)) for name in names)
+        reservations = self._reservations.sizes() | self._reserved
+        names = sizes.keys() | reservations
+        largest = (max(sizes.get(name, 0), reservations.get(name, 0)) for name in names)
         return sum(in_blocks(size, self._block) for size in largest)
 
     def _forget_the_gone(self) -> None:
         """Drop the reservations of dead processes."""
-        for name in self._expected.names():
+        for name in self._reservations.names():
             if name not in self._reserved and not Partial.is_led(self._layout.partial / name):
-                self._expected.forget(name)
+                self._reservations.forget(name)
 
     def _partial_sizes(self) -> dict[str, int]:
         return {path.name: size for path, size in self._partials()}

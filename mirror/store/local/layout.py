@@ -125,7 +125,7 @@ class Layout:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.partial = root / "partial"
-        self.expected = root / "expected"
+        self.reservations = root / "expected"
         self.pending = root / "pending"
         self.tags = root / "tags"
         self.listings = root / "listings"
@@ -143,13 +143,13 @@ class Layout:
 
     def others(self) -> Iterator[Path]:
         """Yield the files of the ledger, of reservations, of pending changes and of pushes."""
-        for directory in (self.ledger, self.expected, self.pending, self.pushed):
+        for directory in (self.ledger, self.reservations, self.pending, self.pushed):
             with contextlib.suppress(OSError):
                 yield from directory.iterdir()
 
     def all_directories(self) -> Iterator[Path]:
         """Yield all directories: on most file systems each takes at least one block."""
-        fixed = (self.root, self.partial, self.expected, self.pending, self.pushed)
+        fixed = (self.root, self.partial, self.reservations, self.pending, self.pushed)
         yield from (*fixed, *self.records(), self.ledger, self.control)
         for kind in _KINDS:
             yield from (self.root / kind, *(self.root / kind).glob("*"))
@@ -171,7 +171,7 @@ class Layout:
             OSError: the cache directory cannot be created or written, or has no hard links.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        growing = (self.partial, self.expected, self.pending)
+        growing = (self.partial, self.reservations, self.pending)
         for directory in (*growing, self.tags, self.listings, self.private):
             directory.mkdir(mode=0o700, exist_ok=True)
         # Backup programs skip a directory with this file (bford.info/cachedir).

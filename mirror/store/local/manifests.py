@@ -124,7 +124,7 @@ class Manifests:
         key = self._key(manifest.digest)
         if not await self._objects.make_room(len(manifest.body)):
             raise NoRoomError(f"no room for {key}")
-        with self._objects.alarm.watching():
+        with self._objects.health.watching():
             writing = self._run(lambda: self._write(key, manifest))
             partial = await opened_or_closed(writing, Partial.close)
         try:

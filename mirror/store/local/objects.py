@@ -45,7 +45,7 @@ class Objects:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``threads`` runs the work that hashes files or walks the tree."""
-        self.alarm = DiskHealth(layout.root)
+        self.health = DiskHealth(layout.root)
         self._layout = layout
         self._threads = threads
         self._clock = clock
@@ -55,7 +55,7 @@ class Objects:
         self._trusted: Lru[ObjectKey, ObjectEntry] = Lru(_MOST_ENTRIES)
         self._watchers: list[Callable[[ObjectKey], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._recoverable = RecoverableIndex(layout, limits, observer, self.alarm, self._removed)
+        self._recoverable = RecoverableIndex(layout, limits, observer, self.health, self._removed)
         self._thread = Threads(1, "index")
 
     # Opening, healing, closing.
@@ -111,9 +111,9 @@ class Objects:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
         await self.flush_touches()
-        with self.alarm.watching():
+        with self.health.watching():
             await self._call(lambda: self._recoverable.limit(limits))
-            await self._evicting(lambda: self._recoverable.space.make_room(0))
+            await self._evicting(lambda: self._recoverable.evictor.make_room(0))
 
     # Stored objects.
 
@@ -244,9 +244,9 @@ class Objects:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
         await self.flush_touches()
-        with self.alarm.watching():
+        with self.health.watching():
             return await self._evicting(
-                lambda: self._recoverable.space.reserve(partial.path, size, total)
+                lambda: self._recoverable.evictor.reserve(partial.path, size, total)
             )
 
     async def release(self, partial: Partial) -> None:
@@ -261,9 +261,9 @@ class Objects:
         Raises:
             OSError, IndexUnavailableError: the object could not be stored.
         """
-        with self.alarm.watching():
+        with self.health.watching():
             await self._call(lambda: self._adopt(key, partial, media_type, origin))
-        self.alarm.working()
+        self.health.working()
 
     def _adopt(self, key: ObjectKey, partial: Partial, media_type: str, origin: str) -> None:
         recoverable = self._recoverable
@@ -273,8 +273,8 @@ class Objects:
     async def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; return False if they cannot fit."""
         await self.flush_touches()
-        with self.alarm.watching():
-            return await self._evicting(lambda: self._recoverable.space.make_room(incoming))
+        with self.health.watching():
+            return await self._evicting(lambda: self._recoverable.evictor.make_room(incoming))
 
     async def _evicting(self, step: Callable[[], bool | None]) -> bool:
         """Run ``step`` until it is done; other calls run in between: 100,000 evictions take 2 s."""
@@ -291,7 +291,7 @@ class Objects:
         return await self._call(self._usage)
 
     def _usage(self) -> Usage:
-        return self._recoverable.space.usage()
+        return self._recoverable.evictor.usage()
 
     async def flush_touches(self) -> None:
         """Write the times of use since the last call to the index."""

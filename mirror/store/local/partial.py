@@ -129,15 +129,15 @@ class Partial:
 class PartialReader:
     """Read-only access to a partial file, for followers of its leader."""
 
-    def __init__(self, path: Path, expected: Callable[[], int | None], run: _Run) -> None:
-        """``expected`` returns the size of the blob once the leader knows it.
+    def __init__(self, path: Path, size_of: Callable[[], int | None], run: _Run) -> None:
+        """``size_of`` returns the size of the blob once the leader knows it.
 
         ``run`` runs the work that hashes.
 
         Raises:
             OSError: the file does not exist or cannot be opened.
         """
-        self._expected = expected
+        self._size_of = size_of
         self._run = run
         self._fd = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         self._total: int | None = None
@@ -153,7 +153,7 @@ class PartialReader:
             led = is_locked(number)  # before fstat, which then sees the last write
             self._length = os.fstat(number).st_size
         if self._total is None:
-            self._total = self._expected()
+            self._total = self._size_of()
         return PartialStatus(self._length, self._total, led)
 
     async def hashed(self, digest: Digest, length: int) -> Hasher:

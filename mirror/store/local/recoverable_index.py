@@ -41,7 +41,7 @@ class RecoverableIndex:
         layout: Layout,
         limits: Limits,
         observer: Observer,
-        alarm: DiskHealth,
+        health: DiskHealth,
         removed: Callable[[ObjectKey], None],
     ) -> None:
         """``removed`` is called for every object that is removed."""
@@ -52,7 +52,7 @@ class RecoverableIndex:
         self._directory_bytes = 0
         self._measured = -math.inf  # monotonic time
         self._observer = observer
-        self._alarm = alarm
+        self._health = health
         self._told_crowded = False
         self._index: ObjectIndex | None = None
         self._lock: int | None = None
@@ -65,12 +65,12 @@ class RecoverableIndex:
             IndexUnavailableError: the index is not open.
         """
         if self._index is None:
-            raise IndexUnavailableError(self._alarm.reason or "the cache directory is not open")
+            raise IndexUnavailableError(self._health.reason or "the cache directory is not open")
         return self._index
 
     @property
-    def space(self) -> Evictor:
-        """The disk space of objects and fills.
+    def evictor(self) -> Evictor:
+        """The evictor, with the limits and reservations of now.
 
         Raises:
             IndexUnavailableError: the index is not open.
@@ -125,7 +125,7 @@ class RecoverableIndex:
         except (OSError, IndexUnavailableError) as error:
             if isinstance(error, OSError) and error.errno not in TROUBLES:
                 raise
-            self._alarm.failing(error)
+            self._health.failing(error)
 
     def heal(self) -> None:
         """Reopen the index if it is closed, damaged or removed.
@@ -139,12 +139,12 @@ class RecoverableIndex:
         try:
             self._open()
         except (OSError, IndexUnavailableError) as error:
-            self._alarm.failing(error)
+            self._health.failing(error)
         else:
-            self._alarm.working()
+            self._health.working()
 
     def _sound(self) -> bool:
-        directories = (self._layout.partial, self._layout.expected, self._layout.pending)
+        directories = (self._layout.partial, self._layout.reservations, self._layout.pending)
         in_place = self._index is not None and self._index.in_place()
         return in_place and all(directory.is_dir() for directory in directories)
 
@@ -190,12 +190,12 @@ class RecoverableIndex:
     def release(self, partial: Path) -> None:
         """Drop the reservation of a fill; a fill may end while the index is not open."""
         self.reserved.pop(partial.name, None)
-        Reservations(self._layout.expected).forget(partial.name)
+        Reservations(self._layout.reservations).forget(partial.name)
 
     def damaged(self, error: IndexDamagedError) -> None:
         """Close a damaged index until :meth:`heal` reopens it."""
         self.close()
-        self._alarm.failing(error)
+        self._health.failing(error)
 
     def close(self) -> None:
         """Close the index."""

@@ -51,7 +51,7 @@ class KeyValueStore:
         if self._cache is not None and in_place:
             return
         self._close()
-        with contextlib.suppress(OSError, IndexUnavailableError):  # Objects.alarm reports it
+        with contextlib.suppress(OSError, IndexUnavailableError):  # Objects.health reports it
             try:
                 self._open()
             except IndexDamagedError as error:

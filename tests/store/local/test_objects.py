@@ -61,7 +61,7 @@ async def test_who_looks_something_up_does_not_wait_until_thousands_are_evicted(
     bodies = [BODY + b" " * at for at in range(1, 70)]
     for body in bodies:
         await manifests.put(Manifest(Digest.of(body), OCI_MANIFEST, body))
-    most = MOST - objects._recoverable.space._reserved_overhead()
+    most = MOST - objects._recoverable.evictor._reserved_overhead()
     evicting = asyncio.create_task(objects.make_room(most // 4096 * 4096 - 10 * 4096))
     found = await objects.lookup(ObjectKey(MANIFESTS, Digest.of(bodies[-1])))
     assert found is not None

@@ -269,7 +269,7 @@ async def test_a_directory_removed_while_running_is_made_again(filled, threads):
         await store.objects.heal()
         await store.keep(CONTENTS[0])
         assert await store.read(CONTENTS[0]) == CONTENTS[0]
-        assert store.objects.alarm.reason == ""
+        assert store.objects.health.reason == ""
 
 
 async def test_an_index_damaged_while_running_is_made_again(filled, threads):
@@ -331,7 +331,7 @@ async def test_room_is_made_on_a_disk_too_full_for_the_index(filled, threads, mo
 
         monkeypatch.setattr("os.link", full)
         await store.objects.flush_touches()
-        most = 10_000_000 - store.objects._recoverable.space._reserved_overhead()
+        most = 10_000_000 - store.objects._recoverable.evictor._reserved_overhead()
         await store.objects.make_room(most // 4096 * 4096 - 4096)
         assert failed
         assert index.count() < 2
@@ -377,7 +377,7 @@ async def test_manifests_without_a_directory_pass(layout, threads):
         shutil.rmtree(layout.partial)
         with pytest.raises(OSError):  # noqa: PT011  # whatever the disk says first
             await store.manifests.put(Manifest(MANIFEST.digest, OCI_MANIFEST, BODY))
-        assert store.objects.alarm.reason
+        assert store.objects.health.reason
         await store.objects.heal()
         await store.manifests.put(MANIFEST)
-        assert store.objects.alarm.reason == ""
+        assert store.objects.health.reason == ""
