@@ -60,10 +60,10 @@ async def opened_pulls(
     config: Config, registries: Mapping[str, Endpoints], shared_state: SharedState
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
-    refusals = Refusals(TtlCache(config.tags.negative_max_age.seconds, _REFUSALS, 8 * _MIB))
+    refusals = Refusals(TtlCache(config.tags.negative_max_age.seconds, _REFUSALS, 6 * _MIB))
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
     freshness: TtlCache[Descriptor] = TtlCache(
-        max_age, _FRESH_TAGS, 24 * _MIB, lambda _: _DESCRIPTOR_BYTES
+        max_age, _FRESH_TAGS, 20 * _MIB, lambda _: _DESCRIPTOR_BYTES
     )
     pages: TtlCache[FreshPage] = TtlCache(
         max_age, _PAGES, 16 * _MIB, lambda page: len(page[0]), MOST_PAGE_BYTES
@@ -98,7 +98,7 @@ async def opened_pulls(
             return
         private = made(store.private, shared_state.private_fills)
         grants: TtlCache[bool] = TtlCache(
-            config.access.grant_max_age.seconds, _GRANTS, 8 * _MIB, lambda _: 0
+            config.access.grant_max_age.seconds, _GRANTS, 6 * _MIB, lambda _: 0
         )
         rights = PrivateAccess(registries, grants, store.private.links, refusals)
         stack.push_async_callback(rights.close)

@@ -1,7 +1,8 @@
 """The store as ``mirror.pull`` uses it: Protocols, their values and their errors.
 
-All methods may be called from several tasks at once.  They raise ``IndexUnavailableError`` or
-``OSError`` only where this is documented: reading from a failing store is a miss, never an error.
+Any number of tasks may use a store at once; a partial blob belongs to the task that staged it.
+Methods raise ``IndexUnavailableError`` or ``OSError`` only where this is documented: a lookup in a
+failing store is a miss.
 ``tests/store/test_conformance.py`` tests these promises.
 """
 
