@@ -50,6 +50,29 @@ class Threads(ThreadPoolExecutor):
             each.result()
 
 
+async def run_in(threads: Executor, function: Callable[[], R]) -> R:
+    """Return the result of ``function``, called in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(threads, function)
+
+
+async def opened_or_closed(opening: Coroutine[Any, Any, R], close: Callable[[R], object]) -> R:
+    """Return the result of ``opening``; if the caller is cancelled first, ``close`` the result.
+
+    A thread cannot be cancelled: the resource that it opens would stay open, with its lock.
+    """
+
+    def close_result(task: asyncio.Task[R]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            close(task.result())
+
+    task = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(close_result)
+        raise
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """asyncio's event loop with its own :class:`Threads` instead of the default executor."""
 

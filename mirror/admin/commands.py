@@ -13,12 +13,12 @@ from typing import Any, Final
 from mirror.admin.client import Running, lookup_running
 from mirror.admin.errors import OperateError
 from mirror.config.model import Config
-from mirror.inventory.errors import UpkeepError
+from mirror.inventory.cache import UpkeepError
 from mirror.inventory.listing import listing
-from mirror.inventory.open_cache import opened_cache
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
+from mirror.server.store import opened_cache
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
 

@@ -174,7 +174,7 @@ class RegistryHandler:
             return None
         used = partial(self.blobs.touch, digest)
         try:
-            file = os.dup(content.descriptor)
+            file = os.dup(content.file.descriptor.fileno())
         except OSError:  # too many open files: the ordinary handler answers the next request
             return None
         return CacheableResponse(digest, math.inf, used, file=file, size=content.size)

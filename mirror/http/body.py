@@ -10,9 +10,10 @@ from typing import Final
 
 from aiohttp import web
 
+from mirror.descriptor import FileRange
 from mirror.http.exchange import EXCHANGE, Exchange
 from mirror.http.sendfile import Sender
-from mirror.pull.body import FilePiece, Piece
+from mirror.pull.body import Piece
 from mirror.pull.errors import BrokenOffError
 from mirror.shares import SMALL_BYTES
 
@@ -86,10 +87,10 @@ async def _send(
 
 
 async def _copy(
-    response: web.StreamResponse, piece: FilePiece, exchange: Exchange, sender: Sender
+    response: web.StreamResponse, piece: FileRange, exchange: Exchange, sender: Sender
 ) -> None:
     """Send a piece without sendfile: for TLS, and for chunked bodies, which need chunk headers."""
-    position, stop = piece.offset, piece.offset + piece.count
+    position, stop = piece.offset, piece.offset + piece.length
     while position < stop:
         count = min(_COPY_BYTES, stop - position)
         read = await sender.read(piece, position, count)

@@ -15,7 +15,7 @@ from mirror.http.forwarded import Origin
 from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
 from mirror.spans import Attribute, Span
-from mirror.store.local.manifests import Manifest
+from mirror.store.interface import Manifest
 
 #: Kinds of requests that are not pulls; they must not count in the hit rate.
 NO_PULLS: Final = frozenset({"", "ping", "passed", "tunnel"})

@@ -6,7 +6,6 @@ import ipaddress
 import logging
 import re
 import secrets
-from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ import bcrypt
 
 from mirror.http.forwarded import lookup_address
 from mirror.http.turns import Turns
+from mirror.lru import Lru
 from mirror.threads import Threads
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Htpasswd:
         self._cost = _USUAL_COST
         self._read = 0
         # Passwords that matched, each as a hash with a key of this process, never as plain text.
-        self._remembered: OrderedDict[tuple[str, bytes, bytes], None] = OrderedDict()
+        self._remembered: Lru[tuple[str, bytes, bytes], bool] = Lru(_REMEMBERED)
         self._key = secrets.token_bytes(32)
         # One thread: a bcrypt check costs 50 ms, and password guessing must not load every core.
         self._thread = Threads(1, "bcrypt")
@@ -92,24 +92,16 @@ class Htpasswd:
         secret = password.encode()[:_MAX_PASSWORD_BYTES]
         # The file's hash is part of the key, so a changed password is checked anew.
         pair = user, hashed, hashlib.blake2b(secret, key=self._key).digest()
-        if self._remembers(pair):
+        if self._remembered.get(pair):
             return True
         async with self._turns.turn(_home(client)):
-            if self._remembers(pair):  # another connection of the client had the same check
+            if self._remembered.get(pair):  # another connection of the client had the same check
                 return True
             loop = asyncio.get_running_loop()
             right = await loop.run_in_executor(self._thread, _is_right, secret, hashed, self._cost)
             if right:
-                self._remembered[pair] = None
-                if len(self._remembered) > _REMEMBERED:
-                    self._remembered.popitem(last=False)
+                self._remembered.put(pair, True)
             return right
-
-    def _remembers(self, pair: tuple[str, bytes, bytes]) -> bool:
-        if pair not in self._remembered:
-            return False
-        self._remembered.move_to_end(pair)
-        return True
 
     def close(self) -> None:
         """End the thread."""

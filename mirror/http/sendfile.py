@@ -17,8 +17,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
-from mirror.descriptor import Descriptor
-from mirror.pull.body import FilePiece
+from mirror.descriptor import Descriptor, FileRange
 
 _PIECE_BYTES: Final = 16 * 1024 * 1024  # per call: with a fast client a call would not end
 #: A client has a thread for one turn: the long turn for up to _FEW clients, else the short one.
@@ -65,7 +64,7 @@ class Sender:
         return not encrypted and transport.get_extra_info("socket") is not None
 
     async def send(
-        self, transport: asyncio.Transport, piece: FilePiece, sent: Callable[[int], None]
+        self, transport: asyncio.Transport, piece: FileRange, sent: Callable[[int], None]
     ) -> None:
         """Send a piece; ``sent`` is called with the number of bytes of each step.
 
@@ -73,12 +72,12 @@ class Sender:
             OSError: the client has gone or stalled, or the file is shorter than the piece.
         """
         async with self._raw(transport) as (connection, out):
-            position, end = piece.offset, piece.offset + piece.count
+            position, end = piece.offset, piece.offset + piece.length
             slow, wait_ms = self._sending > _MANY, _FAST_MS
             with _StallTimer(self._stall_seconds) as patience:
                 while position < end:
                     span = position, end
-                    step, full = await self._step(out, piece.fd, span, wait_ms, slow=slow)
+                    step, full = await self._step(out, piece.descriptor, span, wait_ms, slow=slow)
                     position += step
                     sent(step)
                     if full:
@@ -138,14 +137,16 @@ class Sender:
             await _ended(step)  # nothing else may be written to the socket before the step ends
             raise
 
-    async def read(self, piece: FilePiece, position: int, count: int) -> bytes:
+    async def read(self, piece: FileRange, position: int, count: int) -> bytes:
         """Read bytes of a piece's file, for a connection that cannot use sendfile.
 
         Raises:
             OSError: the file cannot be read, or ends before ``position``.
         """
         loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(self._threads, _read, piece.fd, position, count)
+        data = await loop.run_in_executor(
+            self._threads, piece.part(position, position + count).read
+        )
         if not data:
             raise OSError("the file is shorter than it was")
         return data
@@ -170,11 +171,6 @@ async def _ended(step: asyncio.Future[tuple[int, bool]]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([step])
     step.exception()  # else asyncio logs an exception that was never retrieved
-
-
-def _read(fd: Descriptor, position: int, count: int) -> bytes:
-    with fd as file:
-        return os.pread(file, count, position)
 
 
 def _sendfile(

@@ -5,11 +5,10 @@ stable.  Sizes are bytes, times are RFC 3339.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from mirror.inventory.errors import UpkeepError
-from mirror.inventory.open_cache import Cache
-from mirror.inventory.timestamps import rfc3339
+from mirror.inventory.cache import Cache, UpkeepError
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob
 from mirror.store.images.image import CachedImage
@@ -103,3 +102,8 @@ def told(image: CachedImage, *, kept: bool) -> dict[str, Any]:
         "kept": kept,
         "last_used": rfc3339(image.used),
     }
+
+
+def rfc3339(seconds: float) -> str:
+    """Format Unix seconds as RFC 3339, in UTC, rounded down to the second."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

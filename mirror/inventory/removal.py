@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.inventory.errors import UpkeepError
+from mirror.inventory.cache import Cache, UpkeepError
 from mirror.inventory.listing import parse_glob
-from mirror.inventory.open_cache import Cache
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.oci.image_glob import FullName, ImageGlob, is_glob
 from mirror.store.images.catalogue import BLOB_KINDS, Named

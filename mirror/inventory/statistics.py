@@ -6,8 +6,8 @@ stable.  Sizes are bytes, rates are fractions of one, times are RFC 3339.
 
 from typing import Any
 
-from mirror.inventory.open_cache import Cache
-from mirror.inventory.timestamps import rfc3339
+from mirror.inventory.cache import Cache
+from mirror.inventory.listing import rfc3339
 from mirror.stats.report import Figures, Filling, StatsReport, UpstreamAccount
 
 

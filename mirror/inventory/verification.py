@@ -1,10 +1,11 @@
 """Verification of all cached objects."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from mirror.inventory.open_cache import Cache, workers
+from mirror.inventory.cache import Cache
 from mirror.store.local.layout import ObjectKey
 
 
@@ -54,5 +55,5 @@ async def verify(
                 verification.bytes += row.size
             advanced(row.takes)
 
-    await asyncio.gather(*(work() for _ in range(workers())))
+    await asyncio.gather(*(work() for _ in range(max(2, os.cpu_count() or 1))))
     return verification

@@ -73,11 +73,6 @@ class IndexEntry:
     annotations: Mapping[str, str]
 
 
-def encode_descriptor(descriptor: Descriptor) -> bytes:
-    """Return the JSON of a descriptor."""
-    return json.dumps(descriptor_fields(descriptor)).encode()
-
-
 def descriptor_fields(descriptor: Descriptor) -> dict[str, str | int]:
     """Return a descriptor as a JSON object."""
     return {
@@ -85,15 +80,6 @@ def descriptor_fields(descriptor: Descriptor) -> dict[str, str | int]:
         "digest": str(descriptor.digest),
         "size": descriptor.size,
     }
-
-
-def decode_descriptor(data: bytes) -> Descriptor:
-    """Parse the output of :func:`encode_descriptor`.
-
-    Raises:
-        ValueError: the bytes are not a descriptor.
-    """
-    return _descriptor(_parse(data))
 
 
 def identify(body: bytes, content_type: str) -> str:

@@ -14,7 +14,7 @@ from mirror.pull.refusals import Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.pull.slots import Slots
 from mirror.spans import current
-from mirror.store.local.blobs import Blobs
+from mirror.store.interface import BlobStore
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.routing import Target
@@ -48,7 +48,7 @@ class BlobPulls:
     def __init__(
         self,
         registries: Mapping[str, Endpoints],
-        blobs: Blobs,
+        blobs: BlobStore,
         refusals: Refusals,
         observer: Observer,
         slots: Slots,
@@ -95,7 +95,7 @@ class BlobPulls:
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             stored.close()
-            return BlobHead(Outcome.HIT, stored.size)
+            return BlobHead(Outcome.HIT, stored.length)
         fill = self._joinable(digest, target.upstream)
         verified = fill is not None and fill.reader.state is State.WHOLE
         # Before the digest is verified, only the upstream that sends the blob vouches for the size.
@@ -162,7 +162,7 @@ class BlobPulls:
         except BaseException:
             self._fills.leave(fill)
             raise
-        if fill.reader.kept:
+        if fill.reader.has_content:
             outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
             left = partial(self._fills.leave, fill)
             content = GrowingContent(fill.reader, source, self._fills.ahead, left)

@@ -14,28 +14,17 @@ from contextlib import (
 from dataclasses import dataclass
 from typing import Protocol
 
-from mirror.descriptor import Descriptor
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.errors import BrokenOffError, DigestMismatchError
 from mirror.pull.parallel import Segments
 from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
 from mirror.pull.slots import Slots
-from mirror.store.local.entry_cache import OpenObject
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
 from mirror.upstream.responses import BlobStream
 
-
-@dataclass(frozen=True, slots=True)
-class FilePiece:
-    """``count`` bytes of an open file, starting at ``offset``."""
-
-    fd: Descriptor
-    offset: int
-    count: int
-
-
-Piece = FilePiece | bytes
+Piece = FileRange | bytes
 
 
 class Content(Protocol):
@@ -152,23 +141,23 @@ class _Watched:
 class StoredContent:
     """A blob from the cache."""
 
-    def __init__(self, stored: OpenObject) -> None:
+    def __init__(self, stored: FileRange) -> None:
         self._stored = stored
 
     @property
     def size(self) -> int:
         """The size of the blob, in bytes."""
-        return self._stored.size
+        return self._stored.length
 
     @property
-    def descriptor(self) -> int:
-        """The open file; a caller that keeps the descriptor must duplicate it."""
-        return self._stored.fd.fileno()
+    def file(self) -> FileRange:
+        """The open file; a caller that keeps it must duplicate it."""
+        return self._stored
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """Yield the whole range as one piece."""
         end = self.size if stop is None else stop
-        yield FilePiece(self._stored.fd, start, end - start)
+        yield self._stored.part(start, end)
 
     async def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
 from mirror.pull.errors import DigestMismatchError
@@ -29,11 +30,13 @@ from mirror.pull.policy import (
     nearly_done,
 )
 from mirror.spans import NOTHING, current, entered
-from mirror.store.local.blobs import Blobs
-from mirror.store.local.entry_cache import OpenObject
-from mirror.store.local.eviction import NoRoomError
-from mirror.store.local.partial import Partial, PartialBusyError
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.interface import (
+    BlobStore,
+    IndexUnavailableError,
+    NoRoomError,
+    PartialBlob,
+    PartialBusyError,
+)
 from mirror.upstream.errors import (
     NonsenseError,
     RangeRefusedError,
@@ -68,7 +71,9 @@ class _Count:
 class Fill:
     """The download of one blob from one source."""
 
-    def __init__(self, digest: Digest, source: Source, blobs: Blobs, observer: Observer) -> None:
+    def __init__(
+        self, digest: Digest, source: Source, blobs: BlobStore, observer: Observer
+    ) -> None:
         self.digest = digest
         self.source = source
         self.reader = FillReader(digest)
@@ -191,16 +196,16 @@ class Fill:
             await self._lead(partial, following)
             return
 
-    async def _find(self, stored: OpenObject, following: Following) -> None:
+    async def _find(self, stored: FileRange, following: Following) -> None:
         self.found = not self.followed
-        if self.reader.total not in {None, stored.size}:  # the readers have the other size
+        if self.reader.total not in {None, stored.length}:  # the readers have the other size
             stored.close()
             raise UpstreamError(self.source.registry.name, _OTHER_SIZE)
         if not self.reader.visible:
-            self.reader.own(stored.fd)
-            self.reader.be_whole(stored.size)
-        elif following.leads_to(stored.fd):
-            self.reader.be_whole(stored.size)
+            self.reader.own(stored)
+            self.reader.be_whole(stored.length)
+        elif following.leads_to(stored):
+            self.reader.be_whole(stored.length)
             stored.close()
         else:
             stored.close()
@@ -210,9 +215,9 @@ class Fill:
         _log.info("%s passes through uncached: %s", self.digest, reason)
         await following.decline()
 
-    async def _lead(self, partial: Partial, following: Following) -> None:
-        if not following.leads_to(partial.fd):
-            await asyncio.shield(self._blobs.release(partial, discard=partial.length == 0))
+    async def _lead(self, partial: PartialBlob, following: Following) -> None:
+        if not following.leads_to(partial.content):
+            await asyncio.shield(partial.release(discard=partial.length == 0))
             await self._pass(following, "the process that filled it started over")
             return
         with self._counted() as count:
@@ -232,10 +237,10 @@ class Fill:
             self._observer.fill_ended(self.source.registry.name, count.result)
             self.span.note({"mirror.result": count.result, "mirror.bytes": self.reader.length})
 
-    async def _fill_partial(self, partial: Partial) -> str:
+    async def _fill_partial(self, partial: PartialBlob) -> str:
         discard = False
         if not self.reader.visible:  # else the readers have this file already
-            self.reader.own(partial.reader())
+            self.reader.own(partial.content.duplicate())
         self._resumed = partial.length > 0
         try:
             await self._download(partial)
@@ -251,17 +256,17 @@ class Fill:
             raise
         finally:
             discard = discard or partial.length == 0
-            await asyncio.shield(self._blobs.release(partial, discard=discard))
+            await asyncio.shield(partial.release(discard=discard))
 
-    async def _adopt(self, partial: Partial) -> str:
+    async def _adopt(self, partial: PartialBlob) -> str:
         try:
-            await self._blobs.adopt(partial)
+            await partial.adopt()
         except (OSError, IndexUnavailableError) as error:
             _log.info("%s is served but could not be stored: %s", self.digest, error)
             return "failed"
         return "resumed" if self._resumed else "stored"
 
-    async def _download(self, partial: Partial) -> None:
+    async def _download(self, partial: PartialBlob) -> None:
         """Complete the partial file and verify it."""
         backoff = Backoff(partial.length)
         inherited = partial.length > 0  # from an unknown address of the upstream
@@ -298,21 +303,21 @@ class Fill:
                 self._resumed = True
                 await asyncio.sleep(delay)
 
-    async def _restart(self, partial: Partial) -> None:
+    async def _restart(self, partial: PartialBlob) -> None:
         """Discard the bytes of the partial file; no reader has seen any of them."""
-        await self._blobs.restart(partial)
+        await partial.restart()
         self._resumed = False
         if self.reader.state is State.ASKING:
             self.reader.total = None
 
-    def _check(self, partial: Partial) -> None:
+    def _check(self, partial: PartialBlob) -> None:
         name, total = self.source.registry.name, self.reader.total
         if total is not None and partial.length < total:
             raise NonsenseError(name, f"ended {total - partial.length} bytes early")
         if not partial.verified():
             raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
 
-    async def _begin(self, stream: Stream, partial: Partial) -> None:
+    async def _begin(self, stream: Stream, partial: PartialBlob) -> None:
         known = self.reader.total
         if known is not None and stream.total not in {None, known}:
             # Without any bytes of the blob, nothing tells which of the two addresses is right.
@@ -324,12 +329,12 @@ class Fill:
         # addresses, its size is not announced before then either: another address may be needed.
         small = self.source.registry.several and total is not None and total <= HOLD_BACK_BYTES
         expected = partial.length + GROWTH_STEP_BYTES if stream.total is None else stream.total
-        if not await self._blobs.reserve(partial, expected, None if small else total):
+        if not await partial.reserve(expected, None if small else total):
             raise NoRoomError("no room for the blob (max_size, min_free)")
         if not small:
             self.reader.begin(stream.total, partial.length)
 
-    async def _copy(self, stream: Stream, partial: Partial) -> None:
+    async def _copy(self, stream: Stream, partial: PartialBlob) -> None:
         """Write the stream to the disk; collect the next batch while a write is running."""
         skip = partial.length - stream.offset  # > 0: upstream ignored Range, and sends from byte 0
         batch: list[bytes] = []
@@ -348,11 +353,13 @@ class Fill:
         finally:
             await asyncio.shield(self._drain(writing, partial, batch))
 
-    async def _drain(self, writing: Awaitable[None], partial: Partial, batch: list[bytes]) -> None:
+    async def _drain(
+        self, writing: Awaitable[None], partial: PartialBlob, batch: list[bytes]
+    ) -> None:
         await writing
         await self._write(partial, batch)
 
-    async def _write(self, partial: Partial, batch: list[bytes]) -> None:
+    async def _write(self, partial: PartialBlob, batch: list[bytes]) -> None:
         size = sum(map(len, batch))
         if not size:
             return
@@ -361,14 +368,14 @@ class Fill:
             raise DigestMismatchError(name, "sent more bytes than it had announced")
         if self.reader.total is None and not await self._grow(partial, size):
             raise NoRoomError("no room for the rest of the blob (max_size, min_free)")
-        await self._blobs.append(partial, batch)
+        await partial.append(batch)
         self.reader.show(partial.length)
 
-    async def _grow(self, partial: Partial, size: int) -> bool:
+    async def _grow(self, partial: PartialBlob, size: int) -> bool:
         before, after = partial.length, partial.length + size
         if after // GROWTH_STEP_BYTES == before // GROWTH_STEP_BYTES:
             return True
-        return await self._blobs.reserve(partial, after + GROWTH_STEP_BYTES, None)
+        return await partial.reserve(after + GROWTH_STEP_BYTES, None)
 
 
 async def _nothing() -> None:

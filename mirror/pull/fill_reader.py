@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from enum import Enum, auto
 
-from mirror.descriptor import Descriptor
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
-from mirror.pull.body import FilePiece, PassingContent, Piece, Source
+from mirror.pull.body import PassingContent, Piece, Source
 from mirror.pull.errors import BrokenOffError
 from mirror.pull.policy import (
     HOLD_BACK_BYTES,
@@ -46,7 +46,7 @@ class FillReader:
         self.total: int | None = None
         self.length = 0
         self.visible = 0
-        self._fd: Descriptor | None = None
+        self._file: FileRange | None = None
         self._hasher: Hasher = digest.hasher()
         self._error: UpstreamError | None = None
         self._changed = asyncio.Event()
@@ -56,10 +56,10 @@ class FillReader:
 
     # Called by the fill.
 
-    def own(self, fd: Descriptor) -> None:
-        """Take over the descriptor that readers read from; only while no byte is visible."""
+    def own(self, file: FileRange) -> None:
+        """Take over the file that readers read from; only while no byte is visible."""
         self.close()
-        self._fd = fd
+        self._file = file
 
     def begin(self, total: int | None, length: int) -> None:
         """Record that upstream's headers have arrived; ``length`` bytes are on disk already."""
@@ -97,10 +97,10 @@ class FillReader:
         self._notify()
 
     def close(self) -> None:
-        """Close the descriptor, once all readers have ended."""
-        if self._fd is not None:
-            self._fd.close()
-            self._fd = None
+        """Close the file, once all readers have ended."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _notify(self) -> None:
         if self._timer is not None:
@@ -124,7 +124,7 @@ class FillReader:
             raise self._error
 
     @property
-    def kept(self) -> bool:
+    def has_content(self) -> bool:
         """Whether the file has, or will have, bytes to read."""
         return self.state is not State.DECLINED or self.visible > 0
 
@@ -192,10 +192,10 @@ class FillReader:
         since, before = self._began
         return arrival_seconds(target - self.length, self.length - before, now - since)
 
-    def piece(self, start: int, stop: int) -> FilePiece:
+    def piece(self, start: int, stop: int) -> FileRange:
         """The bytes of the file from ``start`` to ``stop``."""
-        assert self._fd is not None, "nothing is visible before there is a file"
-        return FilePiece(self._fd, start, stop - start)
+        assert self._file is not None, "nothing is visible before there is a file"
+        return self._file.part(start, stop)
 
     def remainder(self, source: Source) -> PassingContent | None:
         """The rest of a declined blob, straight from upstream; None if it was not declined."""
@@ -232,7 +232,7 @@ class GrowingContent:
             async with aclosing(self._relayed(start, stop)) as relayed:
                 async for piece in relayed:
                     yield piece
-                    position += piece.count if isinstance(piece, FilePiece) else len(piece)
+                    position += piece.length if isinstance(piece, FileRange) else len(piece)
         while stop is None or position < stop:
             visible = await self._reader.advance(position, stop)
             if visible == position:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from mirror.oci.digest import Digest
 from mirror.pull.outcome import Outcome
@@ -17,7 +17,8 @@ from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError, Shares
-from mirror.store.metadata.listings import MOST_PAGE_BYTES, Listings, Page
+from mirror.store.interface import MOST_PAGE_BYTES, ListingStore, Page
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NotFoundError,
@@ -33,16 +34,8 @@ _log = logging.getLogger(__name__)
 _CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
 #: The fields of a listing that are stored beside its body.
 _FIELDS = ("next_query", "filters_applied")
-
-
-class Pages(Protocol):
-    """Pages of listings, while they are fresh: a body and its header fields by name."""
-
-    async def lookup(self, name: str) -> tuple[bytes, Mapping[str, Any]] | None:
-        """The page, None if none is fresh."""
-
-    async def put(self, name: str, body: bytes, fields: Mapping[str, Any]) -> None:
-        """Remember a page that upstream has just sent."""
+#: A body and its header fields by name.
+FreshPage = tuple[bytes, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +76,8 @@ class ListingPulls:
     def __init__(
         self,
         registries: Mapping[str, Endpoints],
-        pages: Pages,
-        kept: Listings,
+        pages: TtlCache[FreshPage],
+        kept: ListingStore,
         refusals: Refusals,
         answers: Shares,
         stale_if_error: float,
@@ -159,7 +152,7 @@ class ListingPulls:
             await self._kept.put(wanted.record, Page(None, {}, self._clock()))
             raise
         body, fields = listing.body, {name: getattr(listing, name) for name in _FIELDS}
-        await self._pages.put(wanted.name, body, {**fields, "hold": listing.hold})
+        await self._pages.put(wanted.name, (body, {**fields, "hold": listing.hold}))
         await self._kept.put(wanted.record, Page(body, fields, self._clock()))
         return listing
 

@@ -9,11 +9,11 @@ tag is served, marked stale.
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
+from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import (
@@ -37,11 +37,17 @@ from mirror.pull.policy import usable_stale
 from mirror.pull.refusals import Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError
-from mirror.store.local.eviction import NoRoomError
-from mirror.store.local.manifests import Manifest, Manifests
-from mirror.store.local.partial import PartialBusyError
-from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.tags import Link, Tags, link_name
+from mirror.store.interface import (
+    IndexUnavailableError,
+    Link,
+    Manifest,
+    ManifestStore,
+    NoRoomError,
+    PartialBusyError,
+    TagStore,
+    link_name,
+)
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NonsenseError,
@@ -65,19 +71,6 @@ class Observer(Protocol):
 
     def manifest_mismatched(self, upstream: str) -> None:
         """Upstream sent a manifest that does not match its digest."""
-
-
-class Freshness(Protocol):
-    """Fresh tags: those that upstream confirmed recently."""
-
-    async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
-        """The descriptor of a fresh tag and the end of its freshness (monotonic seconds)."""
-
-    async def put(self, name: str, descriptor: Descriptor) -> None:
-        """Make a tag fresh: upstream has just sent ``descriptor``."""
-
-    async def forget(self, name: str) -> None:
-        """Make a tag not fresh, so that the next request asks upstream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +129,9 @@ class ManifestPulls:
     def __init__(
         self,
         registries: Mapping[str, Endpoints],
-        manifests: Manifests,
-        tags: Tags,
-        freshness: Freshness,
+        manifests: ManifestStore,
+        tags: TagStore,
+        freshness: TtlCache[Descriptor],
         refusals: Refusals,
         observer: Observer,
         stale_if_error: float,
@@ -153,7 +146,7 @@ class ManifestPulls:
         self._observer = observer
         self._stale_if_error = stale_if_error
         self._clock = clock
-        self._media_types: OrderedDict[Digest, tuple[str, ...]] = OrderedDict()
+        self._media_types: Lru[Digest, tuple[str, ...]] = Lru(_KNOWN_TYPES)
         self._fetches: SingleFlight[tuple[_Wanted, str], Manifest] = SingleFlight("manifest")
         self._questions: SingleFlight[tuple[_Wanted, str], Resolution] = SingleFlight("tag")
 
@@ -211,7 +204,7 @@ class ManifestPulls:
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].with_credentials(target.principal)
 
-    def _kept(self, target: Target) -> Manifests:
+    def _kept(self, target: Target) -> ManifestStore:
         return self._manifests.of(target.upstream)
 
     # By digest.
@@ -251,9 +244,8 @@ class ManifestPulls:
         """The media types that a manifest may have; cached, since parsing 10 KiB takes 50 us."""
         possible = self._media_types.get(manifest.digest)
         if possible is None:
-            possible = self._media_types[manifest.digest] = media_types(manifest.body)
-            if len(self._media_types) > _KNOWN_TYPES:
-                self._media_types.popitem(last=False)
+            possible = media_types(manifest.body)
+            self._media_types.put(manifest.digest, possible)
         return possible
 
     async def _fetch(self, wanted: _Wanted, reference: str, digest: Digest | None) -> Manifest:
@@ -301,7 +293,7 @@ class ManifestPulls:
     # By tag.
 
     async def _resolve(self, wanted: _Wanted, tag: Tag) -> Resolution:
-        fresh = await self._freshness.lookup(wanted.name(tag))
+        fresh = await self._freshness.entry(wanted.name(tag))
         if fresh is not None:
             descriptor, until = fresh
             return Resolution(descriptor, Outcome.HIT, until=until)

@@ -15,12 +15,14 @@ as itself, and as the client only if upstream refuses.
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.pull.refusals import Refusals
 from mirror.pull.singleflight import SingleFlight
+from mirror.store.interface import RepositoryLinks
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.credentials import NOBODY, Principal
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
@@ -37,29 +39,6 @@ R = TypeVar("R")
 _log = logging.getLogger(__name__)
 #: Errors without the client's credentials after which a request with them may succeed.
 _NOT_FOR_ALL: Final = (RefusedError, NotFoundError, RateLimitedError)
-
-
-class Grants(Protocol):
-    """Recent grants: a client's access to a repository."""
-
-    async def holds(self, name: str) -> bool:
-        """Whether the grant exists and has not expired."""
-
-    async def put(self, name: str) -> None:
-        """Store a grant that upstream has just given."""
-
-    async def forget(self, name: str) -> None:
-        """Remove a grant that upstream no longer gives."""
-
-
-class Links(Protocol):
-    """Links: upstream confirmed that a repository has an object."""
-
-    async def has(self, name: str) -> bool:
-        """Whether the link exists."""
-
-    async def put(self, name: str) -> None:
-        """Store a link that upstream has just confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +76,8 @@ class PrivateAccess:
     def __init__(
         self,
         registries: Mapping[str, Endpoints],
-        grants: Grants,
-        links: Links,
+        grants: TtlCache[bool],
+        links: RepositoryLinks,
         refusals: Refusals,
     ) -> None:
         self._registries = registries
@@ -131,7 +110,7 @@ class PrivateAccess:
         Raises:
             UpstreamError: upstream gives neither.
         """
-        if not await self._grants.holds(str(target)):
+        if await self._grants.lookup(str(target)) is None:
             try:
                 try:
                     return await public(replace(target, principal=None))
@@ -176,7 +155,7 @@ class PrivateAccess:
         else:
             # A 404 for another resource says nothing: ask for this one, even if it has a link.
             await self._confirm(target, thing)
-            await self._grants.put(str(target))
+            await self._grants.put(str(target), True)
 
     async def _asked_anew(
         self, target: Target, thing: Resource
@@ -187,7 +166,7 @@ class PrivateAccess:
             await self._confirm(target, thing)
         except UpstreamError as error:
             return thing, error
-        await self._grants.put(str(target))
+        await self._grants.put(str(target), True)
         return thing, None
 
     async def _confirm(self, target: Target, thing: Resource) -> None:

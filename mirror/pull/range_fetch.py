@@ -7,10 +7,10 @@ clients, but never stored.  A budget per blob limits the cost to upstream.
 """
 
 import logging
-from collections import OrderedDict
 from contextlib import AbstractContextManager
 from typing import Final
 
+from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
 from mirror.pull.policy import AHEAD_PIECE_BYTES, PASSING_BUFFER_BYTES, ahead_allowance
@@ -25,8 +25,9 @@ from mirror.upstream.errors import (
 _log = logging.getLogger(__name__)
 _Key = tuple[Digest, int, int, str]
 
-#: The most bytes in memory, for all blobs together.
-_KEPT_BYTES: Final = 32 * 1024 * 1024
+#: The most pieces, and bytes of them, in memory, for all blobs together.
+_PIECES: Final = 100_000
+_PIECES_BYTES: Final = 32 * 1024 * 1024
 #: The assumed cost of a failed fetch: upstream sends as much as fits into buffers on the way.
 _FAILURE_BYTES: Final = 256 * 1024
 #: Maximum number of blobs whose cost is tracked.
@@ -42,9 +43,8 @@ class RangeFetches:
     def __init__(self, share: float) -> None:
         """Fetch at most this ``share`` of a blob in addition to its fill."""
         self._share = share
-        self._spent: OrderedDict[Digest, int] = OrderedDict()
-        self._kept: OrderedDict[_Key, bytes] = OrderedDict()
-        self._kept_bytes = 0
+        self._spent: Lru[Digest, int] = Lru(_BLOBS)
+        self._pieces: Lru[_Key, bytes] = Lru(_PIECES, _PIECES_BYTES)
         self._flights: SingleFlight[_Key, bytes | None] = SingleFlight("part")
 
     async def lookup(
@@ -55,18 +55,19 @@ class RangeFetches:
         None if they cannot be fetched: then the reader has to wait for the fill.
         """
         key = (digest, start, min(stop, start + AHEAD_PIECE_BYTES), source.registry.name)
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept
+        held = self._pieces.get(key)
+        if held is not None:
+            return held
         piece, _ = await self._flights.join(key, lambda: self._fetch(source, key, total))
         return piece
 
     def forget(self, digest: Digest, *, spent: bool) -> None:
         """Drop the pieces of a blob whose fill has ended; if ``spent``, reset its cost too."""
-        for key in [key for key in self._kept if key[0] == digest]:
-            self._kept_bytes -= len(self._kept.pop(key))
+        for key in self._pieces:
+            if key[0] == digest:
+                self._pieces.pop(key)
         if spent:
-            self._spent.pop(digest, None)
+            self._spent.pop(digest)
 
     async def close(self) -> None:
         """Cancel all requests."""
@@ -86,27 +87,21 @@ class RangeFetches:
                 source.slots.calm(source.registry.name)
             refused = isinstance(error, RangeRefusedError)
             cost = ahead_allowance(total, self._share) if refused else _FAILURE_BYTES
-            self._spend(digest, self._spent.get(digest, 0) + cost)
+            self._spent.put(digest, (self._spent.get(digest) or 0) + cost)
             return None
-        self._keep(key, piece)
+        self._pieces.put(key, piece, len(piece))
         return piece
 
     def _slot(self, source: Source, key: _Key, total: int) -> AbstractContextManager[None] | None:
         """A slot for one more connection, None if the budget is spent or no slot is free."""
         digest, start, stop, _ = key
-        cost = self._spent.get(digest, 0) + stop - start
+        cost = (self._spent.get(digest) or 0) + stop - start
         if cost > ahead_allowance(total, self._share):
             return None
         slot = source.slots.try_taken(source.registry.name)
         if slot is not None:
-            self._spend(digest, cost)
+            self._spent.put(digest, cost)
         return slot
-
-    def _spend(self, digest: Digest, cost: int) -> None:
-        self._spent[digest] = cost
-        self._spent.move_to_end(digest)
-        if len(self._spent) > _BLOBS:
-            self._spent.popitem(last=False)
 
     async def _read(self, source: Source, key: _Key, total: int) -> bytes:
         digest, start, stop, _ = key
@@ -122,10 +117,3 @@ class RangeFetches:
         if len(piece) != stop - start:
             raise UnavailableError(source.registry.name, "sent another part than was requested")
         return bytes(piece)
-
-    def _keep(self, key: _Key, piece: bytes) -> None:
-        self._kept[key] = piece
-        self._kept_bytes += len(piece)
-        while self._kept_bytes > _KEPT_BYTES:
-            _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= len(dropped)

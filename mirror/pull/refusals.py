@@ -3,8 +3,9 @@
 Callers choose a unique name for each request; this module does not interpret the names.
 """
 
-from typing import Final, Protocol
+from typing import Final
 
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
@@ -13,20 +14,6 @@ from mirror.upstream.errors import (
     UpstreamError,
 )
 from mirror.upstream.routing import Target
-
-
-class Negatives(Protocol):
-    """Texts by name, which expire after a short while."""
-
-    async def lookup(self, name: str) -> str | None:
-        """The text, or None."""
-
-    async def put(self, name: str, said: str) -> None:
-        """Store a text."""
-
-    async def forget(self, name: str) -> None:
-        """Remove a text, if there is one."""
-
 
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
 
@@ -38,7 +25,7 @@ class Refusals:
     credentials is not remembered: it may send others, or get access a moment later.
     """
 
-    def __init__(self, negatives: Negatives) -> None:
+    def __init__(self, negatives: TtlCache[str]) -> None:
         self._negatives = negatives
 
     async def check(self, target: Target, name: str) -> None:

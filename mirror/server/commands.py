@@ -7,17 +7,15 @@ from typing import Any
 
 from mirror import __version__
 from mirror.api.control import Command, CommandError, Commands
-from mirror.inventory.errors import UpkeepError
-from mirror.inventory.listing import listing
-from mirror.inventory.open_cache import Cache
+from mirror.inventory.cache import Cache, UpkeepError
+from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
-from mirror.inventory.timestamps import rfc3339
 from mirror.server.generations import Generations
 from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import ObjectKey
-from mirror.store.local.sqlite import IndexUnavailableError
 
 
 def commands(

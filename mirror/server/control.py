@@ -24,7 +24,7 @@ from mirror.http.forwarded import Proxies
 from mirror.http.server import Server
 from mirror.http.server_options import ServerOptions
 from mirror.server.control_sockets import ControlSocket, stand
-from mirror.store.local.opening import kept
+from mirror.threads import opened_or_closed
 
 _LOOK_SECONDS: Final = 5.0
 #: Clients have ``drain``; an operator can repeat an interrupted command.
@@ -105,7 +105,7 @@ class _ControlListener:
         await self.shut()
         try:
             standing = asyncio.to_thread(stand, self._directory, os.getpid())
-            self._standing = await kept(standing, ControlSocket.withdraw)
+            self._standing = await opened_or_closed(standing, ControlSocket.withdraw)
         except OSError as error:
             if not self._missed:
                 _log.warning(

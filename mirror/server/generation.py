@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from mirror import logs
 from mirror.api.handlers import RegistryHandler
@@ -23,10 +22,7 @@ from mirror.server.routes import Routes
 from mirror.server.shared_state import SharedState
 from mirror.server.status import status_handler
 from mirror.server.upstreams import directory
-from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.ttl_cache.backend import Backend
-
-_EPHEMERAL_KEYS: Final = 100_000
+from mirror.store.interface import IndexUnavailableError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +46,9 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
     Raises:
         StartError: a file, a directory or a proxy named in ``config`` cannot be used.
     """
-    backend = Backend(_EPHEMERAL_KEYS)
     async with AsyncExitStack() as stack:
         registries = await stack.enter_async_context(shared_state.upstreams.used(config))
-        pulls = await stack.enter_async_context(
-            opened_pulls(config, registries, shared_state, backend)
-        )
+        pulls = await stack.enter_async_context(opened_pulls(config, registries, shared_state))
         pushes = opened_pushes(config, shared_state.store.layout)
         handler = RegistryHandler(
             directory(config),
@@ -89,7 +82,7 @@ def _health(shared_state: SharedState) -> HealthHandler:
     def condition() -> Condition:
         if shared_state.stopping.is_set():
             return Condition(False, "stopping")
-        trouble = store.objects.alarm.reason
+        trouble = store.objects.health.reason
         # A mirror that cannot store still serves: taking it out of service would break pulls.
         return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
 

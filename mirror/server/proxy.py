@@ -30,8 +30,8 @@ from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
 from mirror.server.outgoing_proxies import general_proxies, upstream_proxies
 from mirror.server.store import Store
+from mirror.store.interface import link_name
 from mirror.store.local.layout import Layout
-from mirror.store.metadata.tags import link_name
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.proxies import Proxies, Proxy
 from mirror.upstream.routing import Target, is_limited

@@ -11,26 +11,28 @@ from mirror.api.client_credentials import ClientCredentials
 from mirror.config.agreement import taking_credentials, without_host
 from mirror.config.listen import TcpAddress
 from mirror.config.model import Config
+from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import Fills
-from mirror.pull.listings import ListingPulls
+from mirror.pull.listings import FreshPage, ListingPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
 from mirror.pull.private_access import PrivateAccess
 from mirror.pull.refusals import Refusals
 from mirror.server.shared_state import SharedState
 from mirror.server.store import Private, Store
-from mirror.ttl_cache.backend import Backend
-from mirror.ttl_cache.freshness import Freshness
-from mirror.ttl_cache.grants import Grants
-from mirror.ttl_cache.negative import Negatives
-from mirror.ttl_cache.pages import Pages
+from mirror.store.interface import MOST_PAGE_BYTES
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.credentials import Principals
 from mirror.upstream.endpoints import Endpoints
 
 _log = logging.getLogger(__name__)
+_MIB: Final = 1024 * 1024
 _PAGES: Final = 1_000
-_PAGES_BYTES: Final = 16 * 1024 * 1024
+_FRESH_TAGS: Final = 50_000
+_DESCRIPTOR_BYTES: Final = 512  # in memory
+_REFUSALS: Final = 25_000
+_GRANTS: Final = 25_000
 _KEY_BYTES: Final = 32
 
 
@@ -55,12 +57,17 @@ class Pulls:
 
 @asynccontextmanager
 async def opened_pulls(
-    config: Config, registries: Mapping[str, Endpoints], shared_state: SharedState, backend: Backend
+    config: Config, registries: Mapping[str, Endpoints], shared_state: SharedState
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
-    refusals = Refusals(Negatives(backend, config.tags.negative_max_age.seconds))
+    refusals = Refusals(TtlCache(config.tags.negative_max_age.seconds, _REFUSALS, 6 * _MIB))
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
-    freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES, _PAGES_BYTES), max_age)
+    freshness: TtlCache[Descriptor] = TtlCache(
+        max_age, _FRESH_TAGS, 20 * _MIB, lambda _: _DESCRIPTOR_BYTES
+    )
+    pages: TtlCache[FreshPage] = TtlCache(
+        max_age, _PAGES, 16 * _MIB, lambda page: len(page[0]), MOST_PAGE_BYTES
+    )
     store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
     async with AsyncExitStack() as stack:
 
@@ -90,7 +97,9 @@ async def opened_pulls(
             yield Pulls(begun, *public)
             return
         private = made(store.private, shared_state.private_fills)
-        grants = Grants(backend, config.access.grant_max_age.seconds)
+        grants: TtlCache[bool] = TtlCache(
+            config.access.grant_max_age.seconds, _GRANTS, 6 * _MIB, lambda _: 0
+        )
         rights = PrivateAccess(registries, grants, store.private.links, refusals)
         stack.push_async_callback(rights.close)
         yield Pulls(

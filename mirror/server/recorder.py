@@ -6,20 +6,20 @@ same; of private images, no name.  Every client can see the ledger.
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from mirror.api.user_agents import client_type
 from mirror.http.exchange import NO_PULLS, AccessRecord
+from mirror.lru import Lru
 from mirror.oci.manifest import NotAManifest, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.rates import DownloadRates
 from mirror.stats.buffer import Answer, RateLimit, Request
 from mirror.stats.ledger import Ledger
-from mirror.store.local.manifests import Manifest
+from mirror.store.interface import Manifest
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _PRIVATE: Final = "(private)"
@@ -33,7 +33,7 @@ class StatsRecorder:
     def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
         self.ledger = ledger
         self._clock = clock
-        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._sizes: Lru[str, int] = Lru(_KNOWN_SIZES)
         self._pulls: list[BlobPulls] = []
         self._speeds = DownloadRates()
 
@@ -59,28 +59,28 @@ class StatsRecorder:
         if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
         now = self._clock()
-        self.ledger.batch.add(self._request(ending), ending.client, now - ending.seconds, now)
+        self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)
 
     def repeated(self, ending: AccessRecord) -> Callable[[str], None]:
         """Return a function that counts a replayed response, by client; built once per response."""
         ledger, request, clock = self.ledger, self._request(ending), self._clock
 
         def count(client: str) -> None:
-            ledger.batch.repeat(request, client, clock())
+            ledger.buffer.repeat(request, client, clock())
 
         return count
 
     def upstream_answered(self, upstream: str, code: str) -> None:
         """Record the status of an upstream's response, ``error`` if there was none."""
-        self.ledger.batch.answers[upstream] = Answer(code, self._clock())
+        self.ledger.buffer.answers[upstream] = Answer(code, self._clock())
 
     def upstream_bytes(self, upstream: str, count: int) -> None:
         """Record received body bytes."""
-        self.ledger.batch.got(upstream, count)
+        self.ledger.buffer.got(upstream, count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
         """Record the rate limit of an upstream: pulls allowed, pulls remaining."""
-        self.ledger.batch.limits[upstream] = RateLimit(limit, remaining)
+        self.ledger.buffer.limits[upstream] = RateLimit(limit, remaining)
 
     def _request(self, ending: AccessRecord) -> Request:
         exchange = ending.exchange
@@ -109,7 +109,6 @@ class StatsRecorder:
                 size = sum(part.size for part in references(manifest.body))
             except NotAManifest:
                 size = 0
-            self._sizes[name] = min(size, 2**62)  # SQLite's integers end at 2**63
-            if len(self._sizes) > _KNOWN_SIZES:
-                self._sizes.popitem(last=False)
-        return min(size, 2**62)
+            size = min(size, 2**62)  # SQLite's integers end at 2**63
+            self._sizes.put(name, size)
+        return size

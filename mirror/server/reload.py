@@ -26,7 +26,7 @@ from mirror.server.scrub import ScrubTask
 from mirror.server.store import Store, cache_limits
 from mirror.server.upstreams import check_upstreams
 from mirror.server.warming import Warming
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.interface import IndexUnavailableError
 
 _log = logging.getLogger(__name__)
 

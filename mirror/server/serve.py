@@ -44,7 +44,7 @@ from mirror.server.store import Store, opened_store
 from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
 from mirror.server.worker_channel import WorkerChannel
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.interface import IndexUnavailableError
 
 _TEND_SECONDS: Final = 5.0
 _UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them

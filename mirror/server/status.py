@@ -12,9 +12,10 @@ from mirror.config.model import Config
 from mirror.oci.digest import Digest
 from mirror.server.recorder import StatsRecorder
 from mirror.stats.report import Image, StatsReport
+from mirror.store.interface import IndexUnavailableError
+from mirror.store.local.eviction import Usage
 from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.store.local.objects import Objects, Usage
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.local.objects import Objects
 from mirror.ui.status import Guide, Source, StatusHandler
 
 _EVERY: Final = "Every registry, by its usual names."
@@ -84,7 +85,7 @@ def _source(books: StatsRecorder, objects: Objects) -> Source:
             return ()
         return [image for image, key in keys.items() if key in there]
 
-    return Source(state, usage, held, lambda: objects.alarm.reason)
+    return Source(state, usage, held, lambda: objects.health.reason)
 
 
 def _key_of(image: Image) -> ObjectKey:

@@ -2,33 +2,34 @@
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mirror.config.model import Config
-from mirror.metrics.metrics import Metrics
+from mirror.inventory.cache import Cache, UpkeepError
 from mirror.server.errors import StartError
 from mirror.server.limits import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.disk_usage import total_inodes
-from mirror.store.local.eviction import Limits
+from mirror.store.local.eviction import Limits, Observer
 from mirror.store.local.layout import Layout
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.links import Links
 from mirror.store.metadata.listings import Listings
 from mirror.store.metadata.tags import Tags
-from mirror.threads import Threads
+from mirror.threads import NoThreadError, Threads
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +60,15 @@ class Store:
     tags: Tags
     listings: Listings
     private: Private
-    notes: tuple[KeyValueStore, ...]
+    records: tuple[KeyValueStore, ...]
     catalogue: Catalogue
     keeping: KeptImages
 
     async def heal(self) -> None:
         """Reopen databases that were damaged, removed, or could not be opened; call it often."""
         await self.objects.heal()
-        for notes in self.notes:
-            await notes.heal()
+        for records in self.records:
+            await records.heal()
 
     async def limit(self, limits: Limits) -> None:
         """Apply other limits from now on, and drop at once what exceeds them.
@@ -75,45 +76,94 @@ class Store:
         Raises:
             OSError, IndexUnavailableError: the disk or a database cannot be used now.
         """
-        for notes in self.notes:
-            await notes.limit(limits.bounds)
+        for records in self.records:
+            await records.limit(limits.bounds)
         await self.objects.limit(limits)  # after the databases, whose size counts
 
 
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """The open databases of a cache directory, and the images in it."""
+
+    layout: Layout
+    objects: Objects
+    records: tuple[KeyValueStore, ...]  # as Layout.records
+    sections: tuple[Section, Section]
+    catalogue: Catalogue
+
+
 @asynccontextmanager
-async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
+async def opened_store(config: Config, observer: Observer) -> AsyncIterator[Store]:
     """Open the store; it opens even if the disk has errors.
 
     Raises:
         StartError: the directory can never be used.
     """
+    async with AsyncExitStack() as stack:
+        threads = stack.enter_context(Threads(_FILE_THREADS, "files"))
+        reading = stack.enter_context(Threads(_READING_THREADS, "catalogue"))
+        opening = _opened_disk(config, cache_limits(config), observer, threads, reading)
+        try:
+            disk = await stack.enter_async_context(opening)
+        except OSError as error:
+            raise StartError(_unusable(config, error, "choose")) from error
+        await _warn_of_databases(config, disk.objects)
+        questions = Shares("question", question_limits(config))
+        yield _store(disk, threads, Rooms(questions, Shares("answer", answer_limits(config))))
+
+
+@asynccontextmanager
+async def opened_cache(config: Config) -> AsyncIterator[Cache]:
+    """Open the cache for a command; other processes may use it at the same time.
+
+    Raises:
+        UpkeepError: the directory cannot be used, now or inside the context.
+    """
+    try:
+        os.stat(config.cache.directory)  # a misspelt directory is not created
+        with Threads(max(2, os.cpu_count() or 1), "files") as threads:
+            opening = _opened_disk(config, cache_limits(config), _NoObserver(), threads, threads)
+            async with opening as disk:
+                yield Cache.of(config, disk.objects, disk.catalogue)
+    except NoThreadError as error:
+        raise UpkeepError(str(error)) from error
+    except (OSError, IndexUnavailableError) as error:
+        raise UpkeepError(_unusable(config, error, "name")) from error
+
+
+class _NoObserver:
+    def evicted(self, size: int) -> None:
+        """Do nothing: commands do not evict."""
+
+
+@asynccontextmanager
+async def _opened_disk(
+    config: Config, limits: Limits, observer: Observer, threads: Executor, reading: Executor
+) -> AsyncIterator[_Disk]:
+    """Open the databases of the cache directory.
+
+    Raises:
+        OSError: the directory can never be used.
+    """
     layout = Layout(config.cache.directory.absolute())
-    limits = cache_limits(config)
-    threads = Threads(_FILE_THREADS, "files")
-    objects = Objects(layout, limits, metrics, threads)
+    objects = Objects(layout, limits, observer, threads)
+    await objects.open()
+    records = tuple(KeyValueStore(place, limits.bounds) for place in layout.records())
+    for each in records:
+        await each.heal()
+    tags, _, private = records
+    sections = Section.public(Tags(tags)), Section.private(Tags(private))
     try:
-        await objects.open()
-    except OSError as error:
-        raise _directory_error(config, error) from error
-    reading = Threads(_READING_THREADS, "catalogue")
-    questions = Shares("question", question_limits(config))
-    rooms = Rooms(questions, Shares("answer", answer_limits(config)))
-    store = _store(layout, limits, objects, (threads, reading), rooms)
-    await store.heal()
-    await _warn_of_databases(config, objects)
-    try:
-        yield store
+        yield _Disk(layout, objects, records, sections, Catalogue(objects, sections, reading))
     finally:
         await objects.close()
-        for notes in store.notes:
-            await notes.close()
-        reading.shutdown()
-        threads.shutdown()
+        for each in records:
+            await each.close()
 
 
 async def _warn_of_databases(config: Config, objects: Objects) -> None:
     """Log one warning if the cache is so small that its databases leave no room."""
-    with contextlib.suppress(OSError, IndexUnavailableError):  # the alarm has logged it
+    with contextlib.suppress(OSError, IndexUnavailableError):  # Objects.health has logged it
         usage = await objects.usage()
         if usage.overhead_bytes > usage.max_bytes // 2:
             _log.warning(
@@ -124,42 +174,32 @@ async def _warn_of_databases(config: Config, objects: Objects) -> None:
             )
 
 
-def _store(
-    layout: Layout,
-    limits: Limits,
-    objects: Objects,
-    executors: tuple[Executor, Executor],
-    rooms: Rooms,
-) -> Store:
-    threads, reading = executors
-    parts = (layout, objects, threads)
-    places = (layout.tags, layout.listings, layout.private)
-    notes = tags, listings, private = tuple(KeyValueStore(place, limits.bounds) for place in places)
-    hidden = Private(
+def _store(disk: _Disk, threads: Executor, rooms: Rooms) -> Store:
+    parts = (disk.layout, disk.objects, threads)
+    _, listings, private = disk.records
+    public, hidden = disk.sections
+    own = Private(
         Blobs(*parts, private=True),
         Manifests(*parts, private=True, answers=rooms.answers),
-        Tags(private),
+        hidden.tags,
         Listings(private),
         Links(private),
     )
     manifests = Manifests(*parts, answers=rooms.answers)
-    public = Section.public(Tags(tags))
-    sections = (public, Section.private(hidden.tags))
-    catalogue = Catalogue(objects, sections, reading)
-    keeping = KeptImages(objects, catalogue)
-    for section, stored in zip(sections, (manifests, hidden.manifests), strict=True):
-        keeping.watch(section, stored)
+    keeping = KeptImages(disk.objects, disk.catalogue)
+    keeping.watch(public, manifests)
+    keeping.watch(hidden, own.manifests)
     return Store(
         rooms,
-        layout,
-        objects,
+        disk.layout,
+        disk.objects,
         Blobs(*parts),
         manifests,
         public.tags,
         Listings(listings),
-        hidden,
-        notes,
-        catalogue,
+        own,
+        disk.records,
+        disk.catalogue,
         keeping,
     )
 
@@ -178,9 +218,9 @@ def _existing(directory: Path) -> Path:
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
-def _directory_error(config: Config, error: Exception) -> StartError:
+def _unusable(config: Config, error: Exception, verb: str) -> str:
     reason = error.strerror if isinstance(error, OSError) else error
-    return StartError(
+    return (
         f"the cache directory {config.cache.directory} cannot be used: {reason}; "
-        "choose another with --cache-dir or [cache] directory"
+        f"{verb} another with --cache-dir or [cache] directory"
     )

@@ -14,8 +14,7 @@ from mirror.config.model import Config, UpstreamConfig
 from mirror.server.errors import StartError
 from mirror.server.outgoing_proxies import upstream_proxies
 from mirror.shares import Rooms
-from mirror.ttl_cache.backend import Backend
-from mirror.ttl_cache.tokens import Tokens
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.auth import (
     Authenticator,
     Authorization,
@@ -101,9 +100,9 @@ class Upstreams:
 
     async def _opened(self, name: str, upstream: UpstreamConfig, config: Config, way: Any) -> _Open:
         stack = AsyncExitStack()
-        backend = Backend(_TOKENS, _TOKENS_BYTES)
+        tokens: TtlCache[str] = TtlCache(0, _TOKENS, _TOKENS_BYTES)  # each has its own ttl
         endpoints = await stack.enter_async_context(
-            opened_upstream(name, upstream, config, backend, self._observer, self._rooms)
+            opened_upstream(name, upstream, config, tokens, self._observer, self._rooms)
         )
         self._open.append(_Open(way, endpoints, stack))
         return self._open[-1]
@@ -136,7 +135,7 @@ async def opened_upstream(
     name: str,
     upstream: UpstreamConfig,
     config: Config,
-    backend: Backend,
+    tokens: TtlCache[str],
     observer: Observer,
     rooms: Rooms,
 ) -> AsyncIterator[Endpoints]:
@@ -160,7 +159,6 @@ async def opened_upstream(
             transport = Transport(name, url.host or "", settings, observer)
             with _using_ca_files(name):
                 await stack.enter_async_context(transport)
-            tokens = Tokens(backend)
             authorization = Authorization(name, url, transport, tokens, with_credentials)
             max_bytes = config.fetch.max_blob_size.bytes
             gate = RateLimitPause(name)
@@ -181,7 +179,7 @@ async def opened_upstream(
 
 
 def _introduction(
-    principal: Principal, name: str, url: URL, transport: Transport, tokens: Tokens
+    principal: Principal, name: str, url: URL, transport: Transport, tokens: TtlCache[str]
 ) -> Authenticator:
     """How a client with its own credentials authenticates to the registry at ``url``."""
     credentials = principal.credentials()

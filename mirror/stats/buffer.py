@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-_MOST_VISITS: Final = 2000
+_MOST_SESSIONS: Final = 2000
 _MOST_REFERENCES: Final = 64  # per session: tags and digests of one repository
 _MOST_REPEATS: Final = 10_000
 
@@ -57,9 +57,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class PullClient:
-    """A client at one repository; ``client`` is its address."""
+    """A client at one repository."""
 
-    client: str
+    address: str
     agent: str
     upstream: str
     repository: str
@@ -146,13 +146,13 @@ class StatsBuffer:
     def __init__(self, day: str) -> None:
         self._repeats: dict[tuple[Request, str], _Repeats] = {}
         self.figures: Counter[tuple[str, str, str]] = Counter()  # by day, upstream, name
-        self.visits: dict[PullClient, Session] = {}
+        self.sessions: dict[PullClient, Session] = {}
         self.answers: dict[str, Answer] = {}
         self.limits: dict[str, RateLimit] = {}
         self._day = day
 
     def __bool__(self) -> bool:
-        return any((self._repeats, self.figures, self.visits, self.answers, self.limits))
+        return any((self._repeats, self.figures, self.sessions, self.answers, self.limits))
 
     def add(
         self, request: Request, client: str, began: float, ended: float, count: int = 1
@@ -162,14 +162,14 @@ class StatsBuffer:
         self.figures[self._day, request.upstream, "served_bytes"] += request.size * count
         if not request.of_a_pull:
             return
-        principal = PullClient(client, request.agent, request.upstream, request.repository)
-        visit = self.visits.get(principal)
-        if visit is None:
-            if len(self.visits) >= _MOST_VISITS:
+        pull_client = PullClient(client, request.agent, request.upstream, request.repository)
+        session = self.sessions.get(pull_client)
+        if session is None:
+            if len(self.sessions) >= _MOST_SESSIONS:
                 return
-            visit = self.visits[principal] = Session(began, ended)
-        visit.first, visit.last = min(visit.first, began), max(visit.last, ended)
-        visit.note(request, count)
+            session = self.sessions[pull_client] = Session(began, ended)
+        session.first, session.last = min(session.first, began), max(session.last, ended)
+        session.note(request, count)
 
     def got(self, upstream: str, count: int) -> None:
         """Record ``count`` bytes received from upstream."""
@@ -198,14 +198,14 @@ class StatsBuffer:
         Both must be settled.
         """
         self.figures.update(later.figures)
-        for principal, visit in later.visits.items():
-            if principal in self.visits:
-                self.visits[principal].absorb(visit)
-            elif len(self.visits) < _MOST_VISITS:
-                self.visits[principal] = visit
+        for pull_client, session in later.sessions.items():
+            if pull_client in self.sessions:
+                self.sessions[pull_client].absorb(session)
+            elif len(self.sessions) < _MOST_SESSIONS:
+                self.sessions[pull_client] = session
         self.answers |= later.answers
         self.limits |= later.limits
 
     def in_order(self) -> Iterator[tuple[PullClient, Session]]:
         """Yield the sessions in the order of their start."""
-        yield from sorted(self.visits.items(), key=lambda item: item[1].first)
+        yield from sorted(self.sessions.items(), key=lambda item: item[1].first)

@@ -84,8 +84,8 @@ class StatsDatabase:
             discard(directory)
             self._connection = _opened(self.path, now)
         self._inode = _inode_of(self.path)
-        key = self._connection.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()[0]
-        self._visits = SessionWriter(self._connection, key)
+        select_key = "SELECT value FROM meta WHERE name = 'key'"
+        self._key: bytes = self._connection.execute(select_key).fetchone()[0]
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -96,7 +96,7 @@ class StatsDatabase:
         """Return True if the open database is still the file in the directory."""
         return self._inode is not None and self._inode == _inode_of(self.path)
 
-    def write(self, batch: StatsBuffer, now: float) -> None:
+    def write(self, buffer: StatsBuffer, now: float) -> None:
         """Write a buffer at ``now`` (Unix seconds), and delete rows over the limits.
 
         Raises:
@@ -109,13 +109,13 @@ class StatsDatabase:
                 "ON CONFLICT (day, upstream, name) DO UPDATE SET value = value + excluded.value",
                 [
                     (day, upstream, name, value)
-                    for (date, upstream, name), value in batch.figures.items()
+                    for (date, upstream, name), value in buffer.figures.items()
                     for day in (date, "")  # "" is the total of all days
                 ],
             )
-            self._write_upstreams(batch)
-            for principal, visit in batch.in_order():
-                self._visits.write(principal, visit)
+            self._write_upstreams(buffer)
+            for client, session in buffer.in_order():
+                SessionWriter(connection, self._key, client, session).write()
             self._trim(now)
 
     def write_fills(self, process: str, fills: Iterable[Filling], now: float) -> None:
@@ -143,16 +143,16 @@ class StatsDatabase:
         """Close the connection."""
         self._connection.close()
 
-    def _write_upstreams(self, batch: StatsBuffer) -> None:
+    def _write_upstreams(self, buffer: StatsBuffer) -> None:
         self._connection.executemany(
             "INSERT INTO upstreams (name, code, answered_at) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET code = excluded.code, answered_at = excluded.answered_at",
-            [(name, answer.code, answer.at) for name, answer in batch.answers.items()],
+            [(name, answer.code, answer.at) for name, answer in buffer.answers.items()],
         )
         self._connection.executemany(
             "INSERT INTO upstreams (name, allowed, remaining) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET allowed = excluded.allowed, remaining = excluded.remaining",
-            [(name, limit.allowed, limit.remaining) for name, limit in batch.limits.items()],
+            [(name, limit.allowed, limit.remaining) for name, limit in buffer.limits.items()],
         )
 
     def _trim(self, now: float) -> None:

@@ -4,7 +4,6 @@ The ledger never delays a pull: events are collected in memory and a separate th
 second later.  If the write fails, the events wait and pulls go on.
 """
 
-import asyncio
 import contextlib
 import logging
 import secrets
@@ -19,7 +18,7 @@ from mirror.stats.buffer import StatsBuffer
 from mirror.stats.db import StatsDatabase, day_of, discard, is_damage
 from mirror.stats.queries import read_report, report_of
 from mirror.stats.report import Filling, StatsReport
-from mirror.threads import Threads
+from mirror.threads import Threads, run_in
 
 R = TypeVar("R")
 
@@ -39,21 +38,21 @@ class Ledger:
         self._unwritten: StatsBuffer | None = None
         self._filling = False
         self._trouble = ""
-        self.batch = self._new_batch()
+        self.buffer = self._new_buffer()
 
     async def flush(self, fills: Sequence[Filling] = ()) -> None:
         """Write the collected events and the running ``fills``; to be called every second.
 
         If the write fails, the events are kept for the next call.
         """
-        batch, self.batch = self.batch, self._new_batch()
-        if batch or fills or self._filling or self._unwritten:
-            await self._run(lambda: self._write(batch, fills))
+        buffer, self.buffer = self.buffer, self._new_buffer()
+        if buffer or fills or self._filling or self._unwritten:
+            await self._run(lambda: self._write(buffer, fills))
 
     async def state(self, *, recent: int = 50, images: int = 10) -> StatsReport:
         """Return the content of the ledger, including all events of this process."""
-        batch, self.batch = self.batch, self._new_batch()
-        return await self._run(lambda: self._state(batch, recent, images))
+        buffer, self.buffer = self.buffer, self._new_buffer()
+        return await self._run(lambda: self._state(buffer, recent, images))
 
     async def close(self) -> None:
         """Write the remaining events and close the database."""
@@ -61,24 +60,24 @@ class Ledger:
         await self._run(self._close)
         self._thread.shutdown()
 
-    def _new_batch(self) -> StatsBuffer:
+    def _new_buffer(self) -> StatsBuffer:
         return StatsBuffer(day_of(self._clock()))
 
     async def _run(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await run_in(self._thread, function)
 
     # On the ledger's thread.
 
-    def _write(self, batch: StatsBuffer, fills: Sequence[Filling] | None) -> None:
-        batch.settle()
+    def _write(self, buffer: StatsBuffer, fills: Sequence[Filling] | None) -> None:
+        buffer.settle()
         if self._unwritten is not None:
-            self._unwritten.absorb(batch)
-            batch = self._unwritten
-        self._unwritten = batch
+            self._unwritten.absorb(buffer)
+            buffer = self._unwritten
+        self._unwritten = buffer
         try:
             database = self._opened()
-            if batch:
-                database.write(batch, self._clock())
+            if buffer:
+                database.write(buffer, self._clock())
             self._unwritten = None
             if fills is not None and (fills or self._filling):
                 database.write_fills(self._process, fills, self._clock())
@@ -88,9 +87,9 @@ class Ledger:
         else:
             self._trouble = ""
 
-    def _state(self, batch: StatsBuffer, recent: int, images: int) -> StatsReport:
-        if batch or self._unwritten:
-            self._write(batch, None)
+    def _state(self, buffer: StatsBuffer, recent: int, images: int) -> StatsReport:
+        if buffer or self._unwritten:
+            self._write(buffer, None)
         try:
             connection = self._opened().connection
             said = report_of(connection, self._clock(), recent=recent, images=images)

@@ -34,15 +34,6 @@ def read_report(
         return StatsReport(trouble=f"the ledger cannot be read: {error}")
 
 
-def read_images(directory: Path) -> tuple[Image, ...]:
-    """Return all images in the ledger, the most pulled first; empty if it cannot be read."""
-    try:
-        with opened_for_reading(directory) as connection:
-            return _images(connection, "ORDER BY pulls DESC, last DESC", -1)
-    except (OSError, sqlite3.Error):
-        return ()
-
-
 def report_of(
     connection: sqlite3.Connection, now: float, *, recent: int = _RECENT, images: int = _IMAGES
 ) -> StatsReport:

@@ -16,7 +16,7 @@ order; this module combines them.
 
 import hashlib
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final
 
 from mirror.stats.buffer import Asked, PullClient, Session, worse
@@ -55,144 +55,125 @@ class _Row:
 
 
 class SessionWriter:
-    """Writes sessions as pulls and images."""
+    """Adds one session to the pulls that it belongs to, and to the images."""
 
-    def __init__(self, connection: sqlite3.Connection, key: bytes) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, key: bytes, client: PullClient, session: Session
+    ) -> None:
         """``key`` is for the keyed hash that identifies a client; addresses are not stored."""
         self._connection = connection
-        self._key = key
+        self._client = client
+        self._session = session
+        text = f"{client.address} {client.agent}".encode(errors="replace")
+        visitor = hashlib.blake2b(text, key=key, digest_size=8).digest()
+        self._place = visitor, client.upstream, client.repository
+        self._rows = self._under_way()
 
-    def write(self, principal: PullClient, visit: Session) -> None:
-        """Add a session to the pulls that it belongs to."""
-        rows = self._under_way(principal, visit)
-        tags = {name: asked for name, asked in visit.asked.items() if ":" not in name}
-        digests = {name: asked for name, asked in visit.asked.items() if ":" in name}
+    def write(self) -> None:
+        """Add the session."""
+        session = self._session
+        tags = {name: asked for name, asked in session.asked.items() if ":" not in name}
+        digests = {name: asked for name, asked in session.asked.items() if ":" in name}
         for tag, asked in tags.items():
-            row = self._row_of_tag(principal, visit, rows, tag)
+            row = self._row_of_tag(tag)
             row.means = asked.digest or row.means
-            self._ask(principal, row, asked, own=True)
+            self._ask(row, asked, own=True)
         for digest, asked in digests.items():
-            meant = [row for row in rows if digest in {row.means, row.reference}]
-            for row in meant or [self._latest(principal, visit, rows, digest)]:
-                self._ask(principal, row, asked, own=row.reference == digest)
-        self._add(principal, visit, self._latest(principal, visit, rows, ""))
+            meant = [row for row in self._rows if digest in {row.means, row.reference}]
+            for row in meant or [self._latest(digest)]:
+                self._ask(row, asked, own=row.reference == digest)
+        self._add(self._latest(""))
 
-    def _under_way(self, principal: PullClient, visit: Session) -> list[_Row]:
-        """Return the pulls that a session may belong to, the latest last."""
+    def _under_way(self) -> list[_Row]:
+        """Return the pulls that the session may belong to, the latest last."""
+        times = self._session.first - _PAUSE_SECONDS, self._session.last + _LATE_SECONDS
         found = self._connection.execute(
             f"SELECT {_COLUMNS} FROM pulls WHERE visitor = ? AND upstream = ? AND repository = ? "  # noqa: S608  # a constant
             "AND last >= ? AND first <= ? ORDER BY id",
-            (
-                self._hash(principal),
-                principal.upstream,
-                principal.repository,
-                visit.first - _PAUSE_SECONDS,
-                visit.last + _LATE_SECONDS,
-            ),
+            (*self._place, *times),
         )
         return [_Row(*row) for row in found]
 
-    def _row_of_tag(
-        self, principal: PullClient, visit: Session, rows: list[_Row], tag: str
-    ) -> _Row:
-        same = [row for row in rows if row.reference == tag]
+    def _row_of_tag(self, tag: str) -> _Row:
+        same = [row for row in self._rows if row.reference == tag]
         if same:
             return same[-1]
-        for row in reversed(rows):
+        for row in reversed(self._rows):
             # Another process wrote the blobs of this pull before its tag.
-            if not row.named and row.first >= visit.first - _LATE_SECONDS:
-                self._rename(principal, row, tag)
+            if not row.named and row.first >= self._session.first - _LATE_SECONDS:
+                self._rename(row, tag)
                 return row
-        return self._new(principal, visit, rows, tag)
+        return self._new(tag)
 
-    def _latest(
-        self, principal: PullClient, visit: Session, rows: list[_Row], reference: str
-    ) -> _Row:
-        if not rows:
-            return self._new(principal, visit, rows, reference)
-        row = rows[-1]
+    def _latest(self, reference: str) -> _Row:
+        if not self._rows:
+            return self._new(reference)
+        row = self._rows[-1]
         if reference and not row.reference:
-            self._rename(principal, row, reference)
+            self._rename(row, reference)
         return row
 
-    def _new(self, principal: PullClient, visit: Session, rows: list[_Row], reference: str) -> _Row:
+    def _new(self, reference: str) -> _Row:
+        first = self._session.first
         done = self._connection.execute(
             "INSERT INTO pulls (visitor, upstream, repository, reference, client, first, last) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                self._hash(principal),
-                principal.upstream,
-                principal.repository,
-                reference,
-                principal.agent,
-                visit.first,
-                visit.first,
-            ),
+            (*self._place, reference, self._client.agent, first, first),
         )
-        number = done.lastrowid or 0
-        rows.append(_Row(number, reference, "", visit.first, visit.first, 0, 0, 0, "", 0, 0))
-        return rows[-1]
+        row = _Row(done.lastrowid or 0, reference, "", first, first, 0, 0, 0, "", 0, 0)
+        self._rows.append(row)
+        return row
 
-    def _rename(self, principal: PullClient, row: _Row, reference: str) -> None:
-        self._count(principal, row, -row.pulls)
+    def _rename(self, row: _Row, reference: str) -> None:
+        self._count(row, -row.pulls)
         row.reference, row.heads, row.gets = reference, 0, 0
 
-    def _ask(self, principal: PullClient, row: _Row, asked: Asked, *, own: bool) -> None:
+    def _ask(self, row: _Row, asked: Asked, *, own: bool) -> None:
         """Add manifest requests to a pull; ``own``: the requests used the name of the pull."""
         before = row.pulls
         row.heads += asked.heads if own else 0
         row.gets += asked.gets if own else 0
         row.fetched = int(row.fetched or asked.gets > 0)
         self._save(row)
-        self._count(principal, row, row.pulls - before)
+        self._count(row, row.pulls - before)
         if asked.content_bytes:
-            self._connection.execute(
-                "UPDATE images SET digest = ?, size = ? "
-                "WHERE upstream = ? AND repository = ? AND reference = ?",
-                (asked.digest, asked.content_bytes, *_name(principal, row)),
-            )
+            self._update_image(row, "digest = ?, size = ?", asked.digest, asked.content_bytes)
 
-    def _add(self, principal: PullClient, visit: Session, row: _Row) -> None:
-        row.first, row.last = min(row.first, visit.first), max(row.last, visit.last)
-        row.result = worse(row.result, visit.result)
-        row.sent_bytes += visit.sent_bytes
-        row.missed_bytes += visit.missed_bytes
+    def _add(self, row: _Row) -> None:
+        session = self._session
+        row.first, row.last = min(row.first, session.first), max(row.last, session.last)
+        row.result = worse(row.result, session.result)
+        row.sent_bytes += session.sent_bytes
+        row.missed_bytes += session.missed_bytes
         self._save(row)
-        self._connection.execute(
-            "UPDATE images SET last = max(last, ?) "
-            "WHERE upstream = ? AND repository = ? AND reference = ?",
-            (visit.last, *_name(principal, row)),
-        )
+        self._update_image(row, "last = max(last, ?)", session.last)
 
     def _save(self, row: _Row) -> None:
+        number, *values = astuple(row)
+        columns = _COLUMNS.partition(", ")[2]
         self._connection.execute(
-            "UPDATE pulls SET reference = ?, means = ?, first = ?, last = ?, heads = ?, gets = ?, "
-            "fetched = ?, result = ?, sent_bytes = ?, missed_bytes = ? WHERE id = ?",
-            (
-                *(row.reference, row.means, row.first, row.last, row.heads, row.gets),
-                *(row.fetched, row.result, row.sent_bytes, row.missed_bytes, row.id),
-            ),
+            f"UPDATE pulls SET ({columns}) = ({', '.join('?' * len(values))}) WHERE id = ?",  # noqa: S608  # constants
+            (*values, number),
         )
 
-    def _count(self, principal: PullClient, row: _Row, pulls: int) -> None:
+    def _update_image(self, row: _Row, change: str, *values: str | float) -> None:
+        self._connection.execute(
+            f"UPDATE images SET {change} WHERE upstream = ? AND repository = ? AND reference = ?",  # noqa: S608  # constants
+            (*values, *self._place[1:], row.reference),
+        )
+
+    def _count(self, row: _Row, pulls: int) -> None:
         if not pulls:
             return
+        name = (*self._place[1:], row.reference)
         self._connection.execute(
             "INSERT INTO images (upstream, repository, reference, pulls, last) "
             "VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, repository, reference) "
             "DO UPDATE SET pulls = pulls + excluded.pulls",
-            (*_name(principal, row), pulls, row.last),
+            (*name, pulls, row.last),
         )
         self._connection.execute(
             "DELETE FROM images WHERE upstream = ? AND repository = ? AND reference = ? "
             "AND pulls <= 0",
-            _name(principal, row),
+            name,
         )
-
-    def _hash(self, principal: PullClient) -> bytes:
-        text = f"{principal.client} {principal.agent}".encode(errors="replace")
-        return hashlib.blake2b(text, key=self._key, digest_size=8).digest()
-
-
-def _name(principal: PullClient, row: _Row) -> tuple[str, str, str]:
-    return principal.upstream, principal.repository, row.reference

@@ -5,8 +5,7 @@ from mirror.oci.image_layout import NotALayout
 from mirror.oci.manifest import Descriptor, NotAManifest, identify, index_entries
 from mirror.oci.media_types import MANIFEST_TYPES
 from mirror.registry_client.plan import MAX_DEPTH, MAX_REFERENCES, blobs_of, is_index
-from mirror.store.local.blobs import Blobs
-from mirror.store.local.manifests import Manifests
+from mirror.store.interface import BlobStore, ManifestStore
 from mirror.transfer.layout_files import store_blob, whole
 
 
@@ -25,7 +24,7 @@ _Visit = tuple[Digest, str, int]
 class Completeness:
     """Checks images; each manifest of a layout once, however many others refer to it."""
 
-    def __init__(self, blobs: Blobs, manifests: Manifests) -> None:
+    def __init__(self, blobs: BlobStore, manifests: ManifestStore) -> None:
         self._blobs = blobs
         self._manifests = manifests
         self._visited: dict[_Visit, tuple[Descriptor, int] | str] = {}

@@ -27,11 +27,14 @@ from mirror.server.errors import StartError
 from mirror.server.images import located
 from mirror.server.maintenance import keeping_rule
 from mirror.server.store import Store, opened_store
-from mirror.store.local.eviction import NoRoomError
+from mirror.store.interface import (
+    IndexUnavailableError,
+    Link,
+    NoRoomError,
+    PartialBusyError,
+    link_name,
+)
 from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.store.local.partial import PartialBusyError
-from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.tags import Link, link_name
 from mirror.threads import NoThreadError
 from mirror.transfer.completeness import Completeness, LackingError
 from mirror.transfer.layout_files import Taking

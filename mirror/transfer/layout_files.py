@@ -18,10 +18,7 @@ from mirror.oci.image_layout import (
     parse_index,
 )
 from mirror.oci.manifest import NotAManifest, identify
-from mirror.store.local.blobs import Blobs
-from mirror.store.local.eviction import NoRoomError
-from mirror.store.local.manifests import Manifest, Manifests
-from mirror.store.local.partial import PartialBusyError
+from mirror.store.interface import BlobStore, Manifest, ManifestStore, NoRoomError, PartialBusyError
 from mirror.transfer.layout_reader import LayoutFile
 
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the same limit as for upstreams
@@ -36,7 +33,7 @@ class DamagedLayout(NotALayout):  # names the state
 class Taking:
     """Stores the files of one layout."""
 
-    def __init__(self, blobs: Blobs, manifests: Manifests) -> None:
+    def __init__(self, blobs: BlobStore, manifests: ManifestStore) -> None:
         self._blobs = blobs
         self._manifests = manifests
         self._roots: Sequence[NamedRoot] | None = None
@@ -84,7 +81,9 @@ class Taking:
             await store_blob(self._blobs, digest, len(body), whole(body))
 
 
-async def store_blob(blobs: Blobs, digest: Digest, size: int, pieces: AsyncIterator[bytes]) -> None:
+async def store_blob(
+    blobs: BlobStore, digest: Digest, size: int, pieces: AsyncIterator[bytes]
+) -> None:
     """Verify a blob and store it; only verify it if it is stored, or being downloaded, already.
 
     Raises:
@@ -103,17 +102,17 @@ async def store_blob(blobs: Blobs, digest: Digest, size: int, pieces: AsyncItera
         return
     adopted = False
     try:
-        await blobs.restart(partial)
-        if not await blobs.reserve(partial, size, size):
+        await partial.restart()
+        if not await partial.reserve(size, size):
             raise NoRoomError(f"no room for {digest}: check max_size, min_free and the disk")
         async for piece in pieces:
-            await blobs.append(partial, [piece])
+            await partial.append([piece])
         if not partial.verified():
             raise DamagedLayout(_OTHER.format(digest))
-        await blobs.adopt(partial)
+        await partial.adopt()
         adopted = True
     finally:
-        await asyncio.shield(blobs.release(partial, discard=not adopted))
+        await asyncio.shield(partial.release(discard=not adopted))
 
 
 async def whole(body: bytes) -> AsyncIterator[bytes]:

@@ -16,7 +16,7 @@ from aiohttp import web
 from mirror.http.exchange import EXCHANGE
 from mirror.http.forwarded import Origin
 from mirror.stats.report import Figures, Image, StatsReport, UpstreamAccount
-from mirror.store.local.objects import Usage
+from mirror.store.local.eviction import Usage
 from mirror.ui import formatting
 from mirror.ui.templates import Pages, health
 

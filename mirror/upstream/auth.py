@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from yarl import URL
 
 from mirror.oci.challenge import Challenge
+from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError, UpstreamError
 from mirror.upstream.transport import Request, Transport
 
@@ -22,19 +23,6 @@ _DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_
 _MAX_EXPIRY_SECONDS: Final = 86400.0
 _EXPIRY_MARGIN: Final = 0.1
 _MAX_TOKEN_ANSWER_BYTES: Final = 256 * 1024
-
-
-class TokenCache(Protocol):
-    """Stores tokens until shortly before they expire."""
-
-    async def lookup(self, name: str) -> str | None:
-        """The token, or None."""
-
-    async def put(self, name: str, token: str, ttl: float) -> None:
-        """Store a token for ``ttl`` seconds."""
-
-    async def forget(self, name: str) -> None:
-        """Drop a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +71,7 @@ class Authorization:
         upstream: str,
         url: URL,
         transport: Transport,
-        tokens: TokenCache,
+        tokens: TtlCache[str],
         credentials: Credentials | None,
         owner: str = "",
     ) -> None:

@@ -3,11 +3,12 @@
 Knows mirrors by their position in the configuration.  Must not know the kinds of requests.
 """
 
-import math
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+from mirror.lru import Lru
 
 #: How long a mirror is asked last, in seconds.
 _BEHIND_SECONDS: Final = 300.0
@@ -21,9 +22,9 @@ class Doubts:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failed: OrderedDict[tuple[int, str], float] = OrderedDict()
+        self._failed: Lru[tuple[int, str], float] = Lru(_MOST_THINGS)
         self._failures: dict[int, deque[float]] = {}
-        self._gave: OrderedDict[str, set[int]] = OrderedDict()
+        self._gave: Lru[str, set[int]] = Lru(_MOST_THINGS)
 
     def is_behind(self, mirror: int, thing: str) -> bool:
         """Whether a mirror is asked for ``thing`` only after all the other addresses."""
@@ -33,18 +34,12 @@ class Doubts:
 
     def gave(self, mirror: int, thing: str) -> None:
         """Note that a mirror answered; the bytes are verified later."""
-        self._gave.setdefault(thing, set()).add(mirror)
-        self._gave.move_to_end(thing)
-        if len(self._gave) > _MOST_THINGS:
-            self._gave.popitem(last=False)
+        self._gave.put(thing, (self._gave.get(thing) or set()) | {mirror})
 
     def failed(self, mirror: int, thing: str) -> None:
         """Note that a mirror answered with other content than ``thing``."""
         now = self._clock()
-        self._failed[mirror, thing] = now
-        self._failed.move_to_end((mirror, thing))
-        if len(self._failed) > _MOST_THINGS:
-            self._failed.popitem(last=False)
+        self._failed.put((mirror, thing), now)
         self._failures.setdefault(mirror, deque(maxlen=_FAILURES)).append(now)
 
     def blame(self, thing: str) -> list[int]:
@@ -53,14 +48,15 @@ class Doubts:
         Returns:
             the mirrors that had not failed for ``thing`` before.
         """
-        blamed = self._gave.pop(thing, set())
+        blamed = self._gave.pop(thing) or set()
         fresh = [mirror for mirror in blamed if not self._has_failed(mirror, thing)]
         for mirror in blamed:
             self.failed(mirror, thing)
         return fresh
 
     def _has_failed(self, mirror: int, thing: str) -> bool:
-        return self._is_recent(self._failed.get((mirror, thing), -math.inf))
+        failed = self._failed.get((mirror, thing))
+        return failed is not None and self._is_recent(failed)
 
     def _is_recent(self, moment: float) -> bool:
         return moment > self._clock() - _BEHIND_SECONDS

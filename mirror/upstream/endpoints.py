@@ -1,11 +1,11 @@
 """One upstream behind several addresses: its mirrors in order, then the registry itself."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
+from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.upstream.auth import Authenticator
 from mirror.upstream.credentials import Principal
@@ -19,8 +19,8 @@ from mirror.upstream.transport import READ_BUFFER_BYTES
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 #: State of principals is a cache: it can be dropped and made again.
-_MOST_VISITORS: Final = 1_000
-_MOST_VISITOR_BYTES: Final = 4 * 1024 * 1024  # of Authorization fields: up to 64 KiB each
+_MOST_PRINCIPALS: Final = 1_000
+_MOST_PRINCIPAL_BYTES: Final = 4 * 1024 * 1024  # of Authorization fields: up to 64 KiB each
 
 
 class Endpoints:
@@ -45,23 +45,20 @@ class Endpoints:
         *self._mirrors, self._registry = registries
         self._introduce = introduce
         self._doubts = Doubts()
-        self._visited: OrderedDict[Principal, Endpoints] = OrderedDict()
-        self._visited_bytes = 0
+        self._of_principals: Lru[Principal, Endpoints] = Lru(
+            _MOST_PRINCIPALS, _MOST_PRINCIPAL_BYTES
+        )
 
     def with_credentials(self, principal: Principal | None) -> "Endpoints":
         """Return the upstream for a principal: only the registry itself gets its credentials."""
         if principal is None:
             return self
-        visited = self._visited.get(principal)
-        if visited is None:
+        endpoints = self._of_principals.get(principal)
+        if endpoints is None:
             registry = self._registry.with_credentials(self._introduce(principal))
-            visited = self._visited[principal] = Endpoints(self.name, [registry], self._introduce)
-            self._visited_bytes += len(principal.authorization)
-            while len(self._visited) > _MOST_VISITORS or self._visited_bytes > _MOST_VISITOR_BYTES:
-                gone, _ = self._visited.popitem(last=False)
-                self._visited_bytes -= len(gone.authorization)
-        self._visited.move_to_end(principal)
-        return visited
+            endpoints = Endpoints(self.name, [registry], self._introduce)
+            self._of_principals.put(principal, endpoints, len(principal.authorization))
+        return endpoints
 
     async def renew(self, repository: str) -> None:
         """See :meth:`Registry.renew`."""

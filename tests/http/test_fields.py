@@ -9,7 +9,7 @@ import pytest
 from mirror import __version__
 from mirror.metrics.metrics import Metrics
 from mirror.server.store import opened_store
-from mirror.store.metadata.listings import Page
+from mirror.store.interface import Page
 from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import OCI_INDEX
 from tests.running import configured, running

@@ -12,8 +12,7 @@ from mirror.oci.manifest import (
     Descriptor,
     NotAManifest,
     Schema1Unsupported,
-    decode_descriptor,
-    encode_descriptor,
+    descriptor_fields,
     identify,
     media_types,
     references,
@@ -44,8 +43,7 @@ FIELDS = st.sampled_from(
 
 
 def entry(descriptor: Descriptor) -> dict[str, Any]:
-    decoded: dict[str, Any] = json.loads(encode_descriptor(descriptor))
-    return decoded
+    return descriptor_fields(descriptor)
 
 
 def encoded(**fields: Any) -> bytes:
@@ -242,8 +240,6 @@ def test_a_malformed_descriptor_is_refused(change: dict[str, Any]):
         references(image(layers=[bad]))
     with pytest.raises(NotAManifest):
         references(index(manifests=[bad]))
-    with pytest.raises(ValueError, match=r"descriptor|digest|sha256"):
-        decode_descriptor(json.dumps(bad).encode())
 
 
 @pytest.mark.parametrize(
@@ -260,11 +256,6 @@ def test_a_malformed_descriptor_is_refused(change: dict[str, Any]):
 def test_what_is_no_list_of_descriptors_is_refused(body: bytes):
     with pytest.raises(NotAManifest):
         references(body)
-
-
-@given(DESCRIPTORS)
-def test_a_descriptor_survives_being_written_and_read(descriptor: Descriptor):
-    assert decode_descriptor(encode_descriptor(descriptor)) == descriptor
 
 
 @pytest.mark.parametrize("value", [b"[],", b"{},", b"0,", b'{"a":[[]]},'])

@@ -14,8 +14,8 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
 from mirror.server.store import opened_store
 from mirror.store.images.removal import planned
-from mirror.store.local.manifests import Manifest, Manifests
-from mirror.store.metadata.tags import Link, link_name
+from mirror.store.interface import Link, Manifest, link_name
+from mirror.store.local.manifests import Manifests
 from mirror.transfer.completeness import Completeness
 from tests.fakes import image
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of

@@ -9,7 +9,7 @@ from mirror import __version__
 from mirror.metrics.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.server.store import opened_store
-from mirror.store.local.manifests import Manifest
+from mirror.store.interface import Manifest
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.running import configured, running

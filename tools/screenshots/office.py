@@ -90,9 +90,9 @@ async def write_history(directory: Path) -> None:
             for result, part, size in (("hit", 1 - missed, 9 * MIB), ("miss", missed, 14 * MIB)):
                 request = Request(upstream, "", "", "blob", result, "", size)
                 for _ in range(round(pulls * part)):
-                    ledger.batch.add(request, "", moment, moment)
+                    ledger.buffer.add(request, "", moment, moment)
                 if result == "miss":
-                    ledger.batch.got(upstream, round(pulls * part) * size)
+                    ledger.buffer.got(upstream, round(pulls * part) * size)
         for each in IMAGES:
             await _pull_before(ledger, each, moment)
         await ledger.close()
@@ -111,7 +111,7 @@ async def _pull_before(ledger: Ledger, pulled: Pulled, moment: float) -> None:
                 0,
             )
         )
-        ledger.batch.add(request, f"10.1.0.{number}", moment, moment)
+        ledger.buffer.add(request, f"10.1.0.{number}", moment, moment)
 
 
 async def work(mirror: Mirror) -> None:

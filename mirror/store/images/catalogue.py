@@ -1,10 +1,10 @@
 """The catalogue of cached images: their names, manifests and blobs.
 
 It reads in pages, so that no pull waits for it, and holds at most one name per manifest in
-memory.  It is independent of HTTP and read-only.
+memory.  It is independent of HTTP and read-only.  All methods raise IndexUnavailableError if the
+cache cannot be read.
 """
 
-import asyncio
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -21,18 +21,12 @@ from typing import Final, Self, TypeVar
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
-from mirror.store.images.image import CachedImage, Surroundings, assembled, first
-from mirror.store.images.manifest_graph import Node, read_node
-from mirror.store.local.index import Held
-from mirror.store.local.layout import (
-    BLOBS,
-    MANIFESTS,
-    PRIVATE_BLOBS,
-    PRIVATE_MANIFESTS,
-    ObjectKey,
-)
+from mirror.store.images.image import CachedImage, Node, Surroundings, assembled, first, read_node
+from mirror.store.local.entry import Held
+from mirror.store.local.layout import BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.tags import Tags
+from mirror.threads import run_in
 
 R = TypeVar("R")
 
@@ -92,11 +86,7 @@ class Catalogue:
         self._threads = threads
 
     async def names(self, wanted: Places = lambda _: True) -> AsyncGenerator[list[Named], None]:
-        """Yield the names that ``wanted`` accepts, one page at a time.
-
-        Raises:
-            IndexUnavailableError: the cache cannot be read.
-        """
+        """Yield the names that ``wanted`` accepts, one page at a time."""
         for section in self.sections:
             async for page in section.tags.pages(wanted):
                 found = ((link, name, means.descriptor) for link, name, means in page)
@@ -109,9 +99,6 @@ class Catalogue:
         """Yield the images of the repositories that ``places`` accepts, by tag and by digest.
 
         A digest is omitted if a tag or an index of the same repository leads to it.
-
-        Raises:
-            IndexUnavailableError: the cache cannot be read.
         """
         told: set[str] = set()
         for indexes, by_digest in ((None, False), (True, True), (False, True)):
@@ -127,11 +114,7 @@ class Catalogue:
                     yield image
 
     async def nameless(self, named: Container[Digest]) -> AsyncGenerator[CachedImage, None]:
-        """Yield the images of the manifests that are not in ``named``.
-
-        Raises:
-            IndexUnavailableError: the cache cannot be read.
-        """
+        """Yield the images of the manifests that are not in ``named``."""
         below: set[Digest] = set()
         for indexes in (True, False):
             async for keys in self._manifest_keys():
@@ -144,11 +127,7 @@ class Catalogue:
                     yield image
 
     async def manifests(self) -> AsyncGenerator[Iterable[Node], None]:
-        """Yield all manifests, one page at a time.
-
-        Raises:
-            IndexUnavailableError: the cache cannot be read.
-        """
+        """Yield all manifests, one page at a time."""
         async for keys in self._manifest_keys():
             kinds = {key.kind for key in keys}
             yield (await self.nodes(kinds, [key.digest for key in keys])).values()
@@ -167,19 +146,12 @@ class Catalogue:
         """Return those of the manifests that are stored.
 
         After _MOST_PARTS parts, the remaining manifests are returned without their parts.
-
-        Raises:
-            IndexUnavailableError: the cache cannot be read.
         """
         held = await self._held(kinds, digests)
         return await self._run(lambda: _read_nodes(held))
 
     async def without_name(self, digests: Iterable[Digest]) -> list[CachedImage]:
-        """Return the images of those manifests that are stored, without a name.
-
-        Raises:
-            IndexUnavailableError: the cache cannot be read.
-        """
+        """Return the images of those manifests that are stored, without a name."""
         nodes = await self.nodes(MANIFEST_KINDS, digests)
         return await self._images_of(nodes.values())
 
@@ -192,11 +164,7 @@ class Catalogue:
         return images
 
     async def resolved(self, page: Sequence[Named]) -> list[CachedImage]:
-        """Return the images of those names whose manifest is stored; for one page at most.
-
-        Raises:
-            IndexUnavailableError: the cache cannot be read.
-        """
+        """Return the images of those names whose manifest is stored; for one page at most."""
         images: list[CachedImage] = []
         for section in self.sections:
             mine = [each for each in page if each.section is section]
@@ -239,7 +207,7 @@ class Catalogue:
         return await self._objects.consult(lambda index: index.held(keys))
 
     async def _run(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await run_in(self._threads, function)
 
 
 def _read_nodes(held: Mapping[ObjectKey, Held]) -> dict[ObjectKey, Node]:

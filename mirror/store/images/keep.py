@@ -2,7 +2,8 @@
 
 Objects are marked as kept when a name is written and when a manifest is stored, in any process,
 even before the objects are stored.  A review of all names releases the objects that no rule
-covers any more.
+covers any more.  All methods but ``noted`` and ``stored`` raise IndexUnavailableError if the index
+cannot be used.
 """
 
 import logging
@@ -13,12 +14,12 @@ from typing import Final
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.store.images.catalogue import Catalogue, Section
-from mirror.store.images.manifest_graph import Node
+from mirror.store.images.image import Node
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.kept import Kept
 from mirror.store.local.layout import ObjectKey
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 
 _BATCH: Final = 500
 _MOST_LEVELS: Final = 4  # an image, its index, and two indexes above that index
@@ -67,9 +68,6 @@ class KeptImages:
 
         Returns:
             the stored bytes that are kept.
-
-        Raises:
-            IndexUnavailableError: the index cannot be used.
         """
         await self._objects.rebuilt()
         begun, rule = self._clock(), self.rule
@@ -89,9 +87,6 @@ class KeptImages:
         """Return True if a review with this rule has finished in this index.
 
         The index may have been lost and replaced since the last review.
-
-        Raises:
-            IndexUnavailableError: the index is not open.
         """
         kept = await self._objects.consult(lambda index: index.kept)
         return self._settled == (self.rule, kept)

@@ -14,8 +14,7 @@ from mirror.store.images.catalogue import (
     Catalogue,
     Named,
 )
-from mirror.store.images.image import CachedImage
-from mirror.store.images.manifest_graph import Node
+from mirror.store.images.image import CachedImage, Node
 from mirror.store.local.layout import ObjectKey
 from mirror.store.local.objects import Objects
 

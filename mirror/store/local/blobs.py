@@ -1,25 +1,61 @@
 """The stored blobs and their partial files: lookup, staging, and adoption."""
 
-import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from mirror.oci.digest import Digest, Hasher
-from mirror.store.local.entry_cache import OpenObject
+from mirror.descriptor import FileRange
+from mirror.oci.digest import Digest
 from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
-from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial, PartialReader
 from mirror.store.local.reservations import Reservations
+from mirror.threads import opened_or_closed, run_in
 
 R = TypeVar("R")
 
 
+class _Run(Protocol):
+    def __call__(self, function: Callable[[], R], /) -> Awaitable[R]: ...
+
+
+class StagedBlob(Partial):
+    """See :class:`mirror.store.interface.PartialBlob`."""
+
+    def __init__(
+        self, layout: Layout, key: ObjectKey, origin: str, objects: Objects, run: _Run
+    ) -> None:
+        """As for :class:`Partial`; ``run`` runs blocking work in a thread."""
+        super().__init__(layout.partial_of(key, origin), key.digest)
+        self._key = key
+        self._origin = origin
+        self._objects = objects
+        self._run = run
+        Reservations(layout.reservations).forget(self.path.name)  # of a dead leader
+
+    async def reserve(self, size: int, total: int | None) -> bool:
+        return await self._objects.reserve(self, size, total)
+
+    async def append(self, pieces: Sequence[bytes]) -> None:
+        await self._run(lambda: self.write(pieces))
+
+    async def restart(self) -> None:
+        await self._run(self.truncate)
+
+    async def adopt(self) -> None:
+        await self._run(self.flush)
+        await self._objects.adopt(self._key, self, origin=self._origin)
+
+    async def release(self, *, discard: bool = False) -> None:
+        await self._objects.release(self)
+        if discard:
+            await self._run(self.discard)
+        await self._run(self.close)
+
+
 class Blobs:
-    """The blobs of the cache, and their partial files."""
+    """See :class:`mirror.store.interface.BlobStore`."""
 
     def __init__(
         self,
@@ -42,40 +78,28 @@ class Blobs:
         self._threads = threads
 
     def of(self, upstream: str) -> "Blobs":
-        """Return the blobs that ``upstream`` may serve: public ones, and its own private ones."""
         if not self.private:
             return self
         parts = (self._layout, self._objects, self._threads)
         return Blobs(*parts, private=True, origin=origin_mark(upstream))
 
-    async def lookup(self, digest: Digest) -> OpenObject | None:
-        """Open a stored blob, or None."""
+    async def lookup(self, digest: Digest) -> FileRange | None:
         stored = await self._objects.lookup(ObjectKey(BLOBS, digest))
-        if stored is not None or not self.private:
-            return stored
-        stored = await self._objects.lookup(self._key(digest))
-        if stored is not None and stored.origin != self._origin:
-            stored.close()
-            return None
-        return stored
+        if stored is None and self.private:
+            stored = await self._objects.lookup(self._key(digest), self._origin)
+        return None if stored is None else stored.content
 
     def _key(self, digest: Digest) -> ObjectKey:
         return ObjectKey(PRIVATE_BLOBS if self.private else BLOBS, digest)
 
-    def _partial_of(self, digest: Digest) -> Path:
-        return self._layout.partial_of(self._key(digest), self._origin)
+    async def stage(self, digest: Digest) -> "StagedBlob":
+        key = self._key(digest)
 
-    async def stage(self, digest: Digest) -> Partial:
-        """Become the leader of a blob's fill, and continue where the last leader stopped.
-
-        Raises:
-            PartialBusyError: another process is the leader.
-            OSError: the file cannot be opened or read.
-        """
-        path = self._partial_of(digest)
-
-        async def staged() -> Partial:
-            return await kept(self._run(lambda: self._staged(path, digest)), Partial.close)
+        async def staged() -> StagedBlob:
+            staging = self._run(
+                lambda: StagedBlob(self._layout, key, self._origin, self._objects, self._run)
+            )
+            return await opened_or_closed(staging, StagedBlob.close)
 
         try:
             return await staged()
@@ -85,88 +109,23 @@ class Blobs:
                 raise
         return await staged()
 
-    def _staged(self, path: Path, digest: Digest) -> Partial:
-        partial = Partial(path, digest)
-        Reservations(self._layout.expected).forget(path.name)  # of a dead leader
-        return partial
-
     async def tail(self, digest: Digest) -> PartialReader | None:
-        """Open the partial file that another process fills; None if that fill has just ended.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
-        path = self._partial_of(digest)
-        expected = Reservations(self._layout.expected)
+        path = self._layout.partial_of(self._key(digest), self._origin)
+        reservations = Reservations(self._layout.reservations)
 
         def total() -> int | None:
-            expectation = expected.lookup(path.name)
-            return None if expectation is None else expectation.total
+            reservation = reservations.lookup(path.name)
+            return None if reservation is None else reservation.total
 
         try:
-            return await kept(self._run(lambda: PartialReader(path, total)), PartialReader.close)
+            opening = self._run(lambda: PartialReader(path, total, self._run))
+            return await opened_or_closed(opening, PartialReader.close)
         except FileNotFoundError:
             return None
 
-    async def hashed(self, tail: PartialReader, digest: Digest, length: int) -> Hasher:
-        """Hash the first ``length`` bytes of a followed file.
-
-        Raises:
-            OSError: the file cannot be read, or is shorter.
-        """
-        return await self._run(lambda: tail.hashed(digest, length))
-
-    async def reserve(self, partial: Partial, size: int, total: int | None) -> bool:
-        """Reserve space for a partial file to grow to ``size`` bytes; False if there is none.
-
-        ``total`` is the size of the blob in bytes, None if unknown.
-
-        Raises:
-            OSError, IndexUnavailableError: the disk or the index cannot be used.
-        """
-        return await self._objects.reserve(partial, size, total)
-
-    async def append(self, partial: Partial, pieces: Sequence[bytes]) -> None:
-        """Write and hash the next bytes.
-
-        Raises:
-            OSError: the write failed.
-        """
-        await self._run(lambda: partial.append(pieces))
-
-    async def restart(self, partial: Partial) -> None:
-        """Discard the bytes so far.  The file must not have readers.
-
-        Raises:
-            OSError: the file cannot be truncated.
-        """
-        await self._run(partial.restart)
-
-    async def adopt(self, partial: Partial) -> None:
-        """Flush a verified partial file and make it a stored blob.
-
-        Raises:
-            OSError, IndexUnavailableError: the blob could not be stored.
-        """
-        await self._run(partial.flush)
-        key = self._key(partial.digest)
-        await self._objects.adopt(key, partial, origin=self._origin)
-
-    async def release(self, partial: Partial, *, discard: bool = False) -> None:
-        """End a fill: keep the bytes for the next leader, or discard them."""
-        await self._objects.release(partial)
-        if discard:
-            await self._run(partial.discard)
-        await self._run(partial.close)
-
     def touch(self, digest: Digest) -> None:
-        """Record a use of the blob."""
         self._objects.touch(self._key(digest))
 
-    async def forget(self, digest: Digest) -> bool:
-        """Remove a blob; return True if it was stored."""
-        return await self._objects.forget(self._key(digest))
-
     async def _run(self, function: Callable[[], R]) -> R:
-        with self._objects.alarm.watching():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        with self._objects.health.watching():
+            return await run_in(self._threads, function)

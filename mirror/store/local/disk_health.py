@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.disk_usage import lacks_inodes
-from mirror.store.local.sqlite import IndexUnavailableError
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,8 @@
-"""Disk usage of files, in whole blocks and inodes.  Independent of the cache."""
+"""Disk usage of files, in whole blocks and inodes.  Independent of the cache.
+
+All functions but ``lacks_inodes`` and ``taken_by`` raise OSError if the file system cannot be
+queried.
+"""
 
 import math
 import os
@@ -20,21 +24,13 @@ class Free:
 
 
 def free_on(path: Path) -> Free:
-    """Return the free space of the file system of ``path``.
-
-    Raises:
-        OSError: the file system cannot be queried.
-    """
+    """Return the free space of the file system of ``path``."""
     there = os.statvfs(path)
     return Free(there.f_bavail * there.f_frsize, there.f_favail if there.f_files else math.inf)
 
 
 def total_inodes(path: Path) -> int:
-    """Return the number of inodes of the file system of ``path``, 0 if unlimited.
-
-    Raises:
-        OSError: the file system cannot be queried.
-    """
+    """Return the number of inodes of the file system of ``path``, 0 if unlimited."""
     return os.statvfs(path).f_files
 
 
@@ -47,11 +43,7 @@ def lacks_inodes(path: Path) -> bool:
 
 
 def block_bytes(path: Path) -> int:
-    """Return the block size of the file system of ``path``, in bytes.
-
-    Raises:
-        OSError: the file system cannot be queried.
-    """
+    """Return the block size of the file system of ``path``, in bytes."""
     return max(_BLOCK_BYTES, os.statvfs(path).f_frsize)
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.disk_usage import block_bytes, free_on, in_blocks, taken_by
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.partial import Partial
 from mirror.store.local.reservations import Reservation, Reservations
-from mirror.store.local.sqlite import Bounds, IndexUnavailableError, files_of
+from mirror.store.local.sqlite import Bounds, files_of
 
 _BATCH: Final = 32  # evictions before other calls get the thread: one millisecond
 #: Inodes for the files and directories of new objects, in addition to min_free.
@@ -27,10 +28,6 @@ _SPARE_INODES: Final = 16
 _RESERVED_SHARE: Final = 40
 _DIRECTORY_SHARE: Final = 16
 _DIRECTORIES: Final = 512
-
-
-class NoRoomError(Exception):
-    """The limits leave too little space, and eviction cannot make any."""
 
 
 class Observer(Protocol):
@@ -52,6 +49,20 @@ class Limits:
     def bounds(self) -> Bounds:
         """The size limits of the databases."""
         return Bounds.of(self.max_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The current use of the cache, in bytes on the disk and number of objects.
+
+    ``used_bytes`` counts blobs, manifests and partial files, ``overhead_bytes`` databases and
+    directories; their sum stays within ``max_bytes``.
+    """
+
+    used_bytes: int
+    overhead_bytes: int
+    objects: int
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +110,16 @@ class Evictor:
         self._observer = observer
         self._reserved = reserved
         self._crowded = crowded
-        self._expected = Reservations(layout.expected)
+        self._reservations = Reservations(layout.reservations)
 
     def used_bytes(self) -> int:
         """Return the bytes of objects, partial files and reservations of running fills."""
         return self._index.total_bytes() + self._partial_bytes()
 
-    def overhead_bytes(self) -> int:
-        """Return the bytes of databases, reservation files and directories."""
-        return self._overhead_bytes(0, 0, 0)
+    def usage(self) -> Usage:
+        """Return the current use of the cache."""
+        overhead = self._overhead_bytes(0, 0, 0)
+        return Usage(self.used_bytes(), overhead, self._index.count(), self._limits.max_bytes)
 
     def _reserved_overhead(self) -> int:
         """Return the overhead, including the growth that it has reserved."""
@@ -139,13 +151,13 @@ class Evictor:
             OSError: the reservation cannot be written.
         """
         self._reserved[partial.name] = size
-        expectation = Reservation(size, total)
+        reservation = Reservation(size, total)
         # Write first, then count: two processes that do this at once see each other's reservation.
         with contextlib.suppress(OSError):  # a full disk: retried below, after eviction
-            self._expected.put(partial.name, expectation)
+            self._reservations.put(partial.name, reservation)
         fits = self.make_room(0)
         if fits:
-            self._expected.put(partial.name, expectation)
+            self._reservations.put(partial.name, reservation)
         elif fits is False:
             self.release(partial)
         return fits
@@ -153,7 +165,7 @@ class Evictor:
     def release(self, partial: Path) -> None:
         """Drop the reservation of an ended fill; the bytes of its partial file still count."""
         self._reserved.pop(partial.name, None)
-        self._expected.forget(partial.name)
+        self._reservations.forget(partial.name)
 
     def make_room(self, incoming: int) -> bool | None:
         """Evict a batch of objects so that ``incoming`` more bytes fit; none if they cannot fit.
@@ -211,16 +223,16 @@ class Evictor:
 
     def _partial_bytes(self) -> int:
         sizes = self._partial_sizes()
-        expected = self._expected.sizes() | self._reserved
-        names = sizes.keys() | expected
-        largest = (max(sizes.get(name, 0), expected.get(name, 0)) for name in names)
+        reservations = self._reservations.sizes() | self._reserved
+        names = sizes.keys() | reservations
+        largest = (max(sizes.get(name, 0), reservations.get(name, 0)) for name in names)
         return sum(in_blocks(size, self._block) for size in largest)
 
     def _forget_the_gone(self) -> None:
         """Drop the reservations of dead processes."""
-        for name in self._expected.names():
+        for name in self._reservations.names():
             if name not in self._reserved and not Partial.is_led(self._layout.partial / name):
-                self._expected.forget(name)
+                self._reservations.forget(name)
 
     def _partial_sizes(self) -> dict[str, int]:
         return {path.name: size for path, size in self._partials()}

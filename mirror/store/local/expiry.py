@@ -7,12 +7,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 
 _WAIT_SECONDS: Final = 60.0
-_PAUSE_SECONDS: Final = 0.1  # after each batch, so that pulls get the index
+_PAUSE_SECONDS: Final = 0.1  # between two rounds, so that pulls get the index
 _BATCH: Final = 32
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ in ``pending/``, named after the action.  After a crash :meth:`ObjectIndex.repai
 actions, in time proportional to the number of links and not to the number of objects.
 
 Not thread-safe: one thread owns an index (see ``store.local.objects``).  Several processes may
-share one index on a local disk.
+share one index on a local disk.  All methods raise IndexUnavailableError if the database cannot be
+used.
 """
 
 import contextlib
@@ -13,12 +14,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
 from mirror.store.local.disk_usage import block_bytes, in_blocks
+from mirror.store.local.entry import Held, ObjectEntry, Row
 from mirror.store.local.kept import Kept
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.sqlite import (
@@ -37,55 +39,6 @@ _ADOPT: Final = "adopt"
 _EVICT: Final = "evict"
 
 MediaTypeOf = Callable[[Path], str]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectEntry:
-    """One stored object; ``size`` in bytes, ``media_type`` empty for blobs.
-
-    ``modified`` is the modification time of the file (ns since 1970) when its bytes were
-    verified.  A file with another modification time must be verified again.
-    """
-
-    key: ObjectKey
-    path: Path
-    size: int
-    media_type: str = ""
-    modified: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the index; ``size`` in bytes; the object ``takes`` that many on the disk."""
-
-    number: int
-    key: ObjectKey
-    size: int
-    takes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A stored object for listings; ``used`` is the time of last use (Unix seconds).
-
-    Listings read many at a time, so ``path`` and ``media_type`` are computed on access.
-    """
-
-    root: Path
-    name: str
-    size: int
-    used: float
-    told: str
-
-    @property
-    def path(self) -> Path:
-        """The file of the object."""
-        return self.root / self.name
-
-    @property
-    def media_type(self) -> str:
-        """The media type of a manifest; empty for a blob."""
-        return str(json.loads(self.told)["mediaType"])
 
 
 class ObjectIndex:
@@ -191,9 +144,6 @@ class ObjectIndex:
 
         Returns:
             the number of new rows.
-
-        Raises:
-            IndexUnavailableError: the rows cannot be written.
         """
         with translated(), self._cache.transact():
             return sum(self._included(name, media_type_of) for name in names)
@@ -217,11 +167,7 @@ class ObjectIndex:
         return True
 
     def vouch(self, entry: ObjectEntry, modified: int) -> None:
-        """Record that an object was verified at the modification time ``modified`` (ns).
-
-        Raises:
-            IndexUnavailableError: the row cannot be written.
-        """
+        """Record that an object was verified at the modification time ``modified`` (ns)."""
         name = str(entry.path.relative_to(self._layout.root))
         text = described(Adoption(None, name, entry.size, entry.media_type, modified))
         statement = "UPDATE Cache SET value = ? WHERE key = ? AND filename = ?"
@@ -229,11 +175,7 @@ class ObjectIndex:
             self._cache._sql(statement, (text, str(entry.key), name))
 
     def rows_after(self, row: int, limit: int) -> list[Row]:
-        """Return up to ``limit`` rows after number ``row``, in the order of insertion.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+        """Return up to ``limit`` rows after number ``row``, in the order of insertion."""
         statement = (
             "SELECT rowid, key, json_extract(value, '$.size'), size FROM Cache "
             "WHERE rowid > ? ORDER BY rowid LIMIT ?"
@@ -243,11 +185,7 @@ class ObjectIndex:
         return [Row(number, ObjectKey.parse(key), *sizes) for number, key, *sizes in rows]
 
     def held(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Held]:
-        """Return those of the objects that are stored.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+        """Return those of the objects that are stored."""
         statement = (
             "SELECT key, filename, json_extract(value, '$.size'), access_time, value FROM Cache "
             "WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
@@ -258,11 +196,7 @@ class ObjectIndex:
         return {named[key]: Held(root, *rest) for key, *rest in rows}
 
     def keys_after(self, kind: str, name: str, limit: int) -> list[ObjectKey]:
-        """Return up to ``limit`` objects of a kind whose key, as text, sorts after ``name``.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+        """Return up to ``limit`` objects of a kind whose key, as text, sorts after ``name``."""
         statement = "SELECT key FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
         start, end = max(name, f"{kind}."), f"{kind}/"  # "/" is the character after "."
         with translated():

@@ -6,6 +6,7 @@ objects that any process adopts later, and maintain the sum of the sizes.  Makin
 costs the same with many kept objects as with none.
 
 The table and the triggers are created when the first object is kept.  Runs on the index's thread.
+All methods raise IndexUnavailableError if the index cannot be used.
 """
 
 import json
@@ -48,11 +49,7 @@ class Kept:
         self._there = False
 
     def is_any(self) -> bool:
-        """Return True if objects may be kept, that is, if the table exists.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+        """Return True if objects may be kept, that is, if the table exists."""
         if not self._there:
             statement = "SELECT 1 FROM sqlite_master WHERE name = 'Kept'"
             with translated():
@@ -60,11 +57,7 @@ class Kept:
         return self._there
 
     def put(self, keys: Collection[ObjectKey], now: float) -> None:
-        """Mark objects as kept at the time ``now`` (Unix seconds).
-
-        Raises:
-            IndexUnavailableError: the index cannot be written.
-        """
+        """Mark objects as kept at the time ``now`` (Unix seconds)."""
         names = json.dumps([str(key) for key in keys])
         with translated(), self._cache.transact():
             if not self.is_any():
@@ -84,9 +77,6 @@ class Kept:
 
         Returns:
             the number of released objects.
-
-        Raises:
-            IndexUnavailableError: the index cannot be written.
         """
         if not self.is_any():
             return 0
@@ -105,11 +95,7 @@ class Kept:
         return len(names)
 
     def among(self, keys: Collection[ObjectKey]) -> set[ObjectKey]:
-        """Return those of the objects that are kept.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+        """Return those of the objects that are kept."""
         if not self.is_any():
             return set()
         named = {str(key): key for key in keys}
@@ -119,11 +105,7 @@ class Kept:
         return {named[name] for (name,) in rows}
 
     def bytes(self) -> int:
-        """Return the total disk space of the kept objects that are stored, in bytes.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+        """Return the total disk space of the kept objects that are stored, in bytes."""
         if not self.is_any():
             return 0
         with translated():

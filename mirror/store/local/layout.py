@@ -119,71 +119,23 @@ def origin_of(path: Path) -> str:
     return path.name.rpartition(".")[2][: -2 * _RANDOM_BYTES]
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths in one cache directory."""
+    """The paths in one cache directory, as in the tree above."""
 
-    root: Path
-
-    @property
-    def partial(self) -> Path:
-        """The directory of the partial files."""
-        return self.root / "partial"
-
-    @property
-    def expected(self) -> Path:
-        """The directory of the reservations of fills."""
-        return self.root / "expected"
-
-    @property
-    def pending(self) -> Path:
-        """The directory of the links that announce changes to the index."""
-        return self.root / "pending"
-
-    @property
-    def tags(self) -> Path:
-        """The directory of the tag database."""
-        return self.root / "tags"
-
-    @property
-    def listings(self) -> Path:
-        """The directory of the listing database."""
-        return self.root / "listings"
-
-    @property
-    def ledger(self) -> Path:
-        """The directory of the ledger."""
-        return self.root / "ledger"
-
-    @property
-    def private(self) -> Path:
-        """The directory of the database of private repositories: tags, listings and links."""
-        return self.root / "private"
-
-    @property
-    def rebuild(self) -> Path:
-        """The file that exists while a lost index is rebuilt."""
-        return self.root / "rebuild"
-
-    @property
-    def pushed(self) -> Path:
-        """The directory of the push times."""
-        return self.root / "pushed"
-
-    @property
-    def lock(self) -> Path:
-        """The file that every process using the directory locks."""
-        return self.root / "lock"
-
-    @property
-    def control(self) -> Path:
-        """The directory of the control sockets."""
-        return self.root / "control"
-
-    @property
-    def scrub(self) -> Path:
-        """The file with the progress of the scrub."""
-        return self.root / "scrub"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.partial = root / "partial"
+        self.reservations = root / "expected"
+        self.pending = root / "pending"
+        self.tags = root / "tags"
+        self.listings = root / "listings"
+        self.private = root / "private"
+        self.ledger = root / "ledger"
+        self.pushed = root / "pushed"
+        self.control = root / "control"
+        self.lock = root / "lock"
+        self.scrub = root / "scrub"
+        self.rebuild = root / "rebuild"
 
     def records(self) -> Iterator[Path]:
         """Yield the directories of the databases of small records."""
@@ -191,13 +143,13 @@ class Layout:
 
     def others(self) -> Iterator[Path]:
         """Yield the files of the ledger, of reservations, of pending changes and of pushes."""
-        for directory in (self.ledger, self.expected, self.pending, self.pushed):
+        for directory in (self.ledger, self.reservations, self.pending, self.pushed):
             with contextlib.suppress(OSError):
                 yield from directory.iterdir()
 
     def all_directories(self) -> Iterator[Path]:
         """Yield all directories: on most file systems each takes at least one block."""
-        fixed = (self.root, self.partial, self.expected, self.pending, self.pushed)
+        fixed = (self.root, self.partial, self.reservations, self.pending, self.pushed)
         yield from (*fixed, *self.records(), self.ledger, self.control)
         for kind in _KINDS:
             yield from (self.root / kind, *(self.root / kind).glob("*"))
@@ -219,7 +171,7 @@ class Layout:
             OSError: the cache directory cannot be created or written, or has no hard links.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        growing = (self.partial, self.expected, self.pending)
+        growing = (self.partial, self.reservations, self.pending)
         for directory in (*growing, self.tags, self.listings, self.private):
             directory.mkdir(mode=0o700, exist_ok=True)
         # Backup programs skip a directory with this file (bford.info/cachedir).

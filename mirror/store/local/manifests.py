@@ -5,18 +5,18 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.shares import Hold, Limits, Shares
-from mirror.store.local.entry_cache import OpenObject
-from mirror.store.local.eviction import NoRoomError
+from mirror.store.interface import Manifest, NoRoomError
+from mirror.store.local.entry import OpenObject
 from mirror.store.local.layout import MANIFESTS, PRIVATE_MANIFESTS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
-from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial
+from mirror.threads import opened_or_closed, run_in
 
 R = TypeVar("R")
 Watcher = Callable[[ObjectKey], Awaitable[None]]
@@ -26,18 +26,8 @@ _SMALL_BYTES: Final = 64 * 1024
 _UNBOUNDED: Final = Limits(sys.maxsize, 0, 0.0)
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
-class Manifest:
-    """A manifest, byte for byte as upstream sent it; ``hold`` is its share of the memory."""
-
-    digest: Digest
-    media_type: str
-    body: bytes
-    hold: Hold | None = field(default=None, compare=False, repr=False)
-
-
 class Manifests:
-    """The manifests of the cache."""
+    """See :class:`mirror.store.interface.ManifestStore`.  A damaged manifest is removed."""
 
     def __init__(
         self,
@@ -68,7 +58,6 @@ class Manifests:
         self._watchers.append(watcher)
 
     def of(self, upstream: str) -> "Manifests":
-        """Return the manifests that ``upstream`` may serve, as for blobs."""
         if not self._private:
             return self
         parts = (self._layout, self._objects, self._threads)
@@ -77,7 +66,6 @@ class Manifests:
         return own
 
     async def lookup(self, digest: Digest) -> Manifest | None:
-        """Return the manifest of a digest, or None.  A damaged manifest is removed."""
         found = await self._lookup(ObjectKey(MANIFESTS, digest))
         if found is not None or not self._private:
             return found
@@ -85,36 +73,33 @@ class Manifests:
 
     async def _lookup(self, key: ObjectKey) -> Manifest | None:
         digest = key.digest
-        stored = await self._objects.lookup(key)
+        stored = await self._objects.lookup(key, self._origin)
         if stored is None:
             return None
-        if key.kind != MANIFESTS and stored.origin != self._origin:
-            stored.close()
-            return None
-        if stored.size > _SMALL_BYTES:
+        if stored.content.length > _SMALL_BYTES:
             return await self._lookup_large(key, stored)
         # Hashing 4 KiB takes 4 us, and saves a flush to disk per stored manifest.
         try:
-            body = _at_hand(stored)
+            body = _at_hand(stored.content)
             if body is None:
-                body = await self._run(lambda: _read(stored))
+                body = await self._run(stored.content.read)
         finally:
             stored.close()
         if Digest.of(body, digest.algorithm) != digest:
             await self._objects.forget(key)
             return None
-        return Manifest(digest, stored.media_type, body)
+        return Manifest(digest, stored.entry.media_type, body)
 
     async def _lookup_large(self, key: ObjectKey, stored: OpenObject) -> Manifest | None:
         """Return a large manifest; concurrent requests share one copy in memory."""
         reading = self._reading.setdefault(key, asyncio.Lock())
         try:
             async with reading:
-                hold = self._answers.try_hold("", stored.size)
+                hold = self._answers.try_hold("", stored.content.length)
                 if hold is not None or key in self._large:
                     return await self._shared(key, stored, hold)
             # Outside the lock: a client at its limit must not block other clients.
-            hold = await self._answers.hold("", stored.size)
+            hold = await self._answers.hold("", stored.content.length)
             async with reading:
                 return await self._shared(key, stored, hold)
         finally:
@@ -125,29 +110,23 @@ class Manifests:
     ) -> Manifest | None:
         if (shared := self._large.get(key)) is not None:
             return shared
-        body = await self._run(lambda: _checked(stored, key.digest))
+        body = await self._run(lambda: _checked(stored.content, key.digest))
         if body is None:
             await self._objects.forget(key)
             return None
-        manifest = self._large[key] = Manifest(key.digest, stored.media_type, body, hold)
+        manifest = self._large[key] = Manifest(key.digest, stored.entry.media_type, body, hold)
         return manifest
 
     def _key(self, digest: Digest) -> ObjectKey:
         return ObjectKey(PRIVATE_MANIFESTS if self._private else MANIFESTS, digest)
 
     async def put(self, manifest: Manifest) -> None:
-        """Store a manifest whose digest the caller has verified.
-
-        Raises:
-            NoRoomError, OSError, IndexUnavailableError, PartialBusyError: the manifest could not
-                be stored.
-        """
         key = self._key(manifest.digest)
         if not await self._objects.make_room(len(manifest.body)):
             raise NoRoomError(f"no room for {key}")
-        with self._objects.alarm.watching():
+        with self._objects.health.watching():
             writing = self._run(lambda: self._write(key, manifest))
-            partial = await kept(writing, Partial.close)
+            partial = await opened_or_closed(writing, Partial.close)
         try:
             await self._objects.adopt(key, partial, manifest.media_type, self._origin)
         finally:
@@ -158,8 +137,8 @@ class Manifests:
     def _write(self, key: ObjectKey, manifest: Manifest) -> Partial:
         partial = Partial(self._layout.partial_of(key, self._origin), manifest.digest)
         try:
-            partial.restart()
-            partial.append([manifest.body])
+            partial.truncate()
+            partial.write([manifest.body])
         except OSError:
             partial.discard()
             partial.close()
@@ -167,36 +146,26 @@ class Manifests:
         return partial
 
     def touch(self, digest: Digest) -> None:
-        """Record a use of the manifest."""
         self._objects.touch(self._key(digest))
 
-    async def forget(self, digest: Digest) -> bool:
-        """Remove a manifest; return True if it was stored."""
-        return await self._objects.forget(self._key(digest))
-
     async def _run(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await run_in(self._threads, function)
 
 
-def _at_hand(stored: OpenObject) -> bytes | None:
+def _at_hand(stored: FileRange) -> bytes | None:
     """Read a small manifest if it is in the page cache; a thread hop costs ten times more."""
-    if _NOWAIT is None or stored.size > _SMALL_BYTES:
+    if _NOWAIT is None or stored.length > _SMALL_BYTES:
         return None
-    buffer = bytearray(stored.size)
+    buffer = bytearray(stored.length)
     try:
-        with stored.fd as number:
-            whole = os.preadv(number, [buffer], 0, _NOWAIT) == stored.size
+        with stored.descriptor as number:
+            whole = os.preadv(number, [buffer], 0, _NOWAIT) == stored.length
     except OSError:  # not in the page cache, or RWF_NOWAIT is not supported
         return None
     return bytes(buffer) if whole else None
 
 
-def _checked(stored: OpenObject, digest: Digest) -> bytes | None:
+def _checked(stored: FileRange, digest: Digest) -> bytes | None:
     """Return the bytes of a manifest; None if they do not hash to its digest."""
-    body = _read(stored)
+    body = stored.read()
     return body if Digest.of(body, digest.algorithm) == digest else None
-
-
-def _read(stored: OpenObject) -> bytes:
-    with stored.fd as number:
-        return os.pread(number, stored.size, 0)

@@ -2,60 +2,35 @@
 
 One thread owns the index and all that must be consistent with it (disk space, adoption,
 eviction); only this module uses that thread.  A hit costs one thread hop: the row is read and the
-file opened in the same call, so that no eviction can occur in between.
+file opened in the same call, so that no eviction can occur in between.  All methods except
+``lookup``, ``release`` and ``flush_touches`` raise IndexUnavailableError if the index cannot be
+used.
 """
 
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, TypeVar
 
-from mirror.descriptor import Descriptor
+from mirror.lru import Lru
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.disk_health import DiskHealth
-from mirror.store.local.entry_cache import EntryCache, OpenObject
-from mirror.store.local.eviction import Limits, Observer
-from mirror.store.local.index import ObjectEntry, ObjectIndex, Row
+from mirror.store.local.entry import ObjectEntry, OpenObject, Row
+from mirror.store.local.eviction import Limits, Observer, Usage
+from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
-from mirror.store.local.opening import kept
 from mirror.store.local.partial import Partial
-from mirror.store.local.rebuild import rebuild
-from mirror.store.local.recoverable_index import RecoverableIndex, media_type_of
-from mirror.store.local.sqlite import IndexDamagedError, IndexUnavailableError
-from mirror.store.local.verify import intact
-from mirror.threads import Threads
+from mirror.store.local.recoverable_index import RecoverableIndex, media_type_of, rebuild
+from mirror.store.local.sqlite import IndexDamagedError
+from mirror.threads import Threads, opened_or_closed, run_in
 
-P = ParamSpec("P")
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 _PAGE: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The current use of the cache, in bytes on the disk and number of objects.
-
-    ``used_bytes`` counts blobs, manifests and partial files, ``overhead_bytes`` databases and
-    directories; their sum stays within ``max_bytes``.
-    """
-
-    used_bytes: int
-    overhead_bytes: int
-    objects: int
-    max_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An opened object; ``trusted``: its file has not been written since it was verified."""
-
-    entry: ObjectEntry
-    opened: OpenObject
-    trusted: bool
+_MOST_ENTRIES: Final = 100_000  # in memory, about 500 bytes each
 
 
 class Objects:
@@ -70,19 +45,17 @@ class Objects:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``threads`` runs the work that hashes files or walks the tree."""
-        self.alarm = DiskHealth(layout.root)
+        self.health = DiskHealth(layout.root)
         self._layout = layout
-        self._limits = limits
-        self._observer = observer
         self._threads = threads
         self._clock = clock
         self._touched: dict[ObjectKey, float] = {}
         self._verifying: dict[ObjectKey, asyncio.Task[bool | None]] = {}
         self._rebuilding: asyncio.Task[None] | None = None
-        self._known = EntryCache()
+        self._trusted: Lru[ObjectKey, ObjectEntry] = Lru(_MOST_ENTRIES)
         self._watchers: list[Callable[[ObjectKey], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._recoverable = RecoverableIndex(layout, limits, observer, self.alarm, self._removed)
+        self._recoverable = RecoverableIndex(layout, limits, observer, self.health, self._removed)
         self._thread = Threads(1, "index")
 
     # Opening, healing, closing.
@@ -94,12 +67,12 @@ class Objects:
             OSError: the directory cannot be used, and waiting will not help.
         """
         self._loop = asyncio.get_running_loop()
-        await self._visit(self._recoverable.open)
+        await self._call(self._recoverable.open)
         self._rebuild_if_lost()
 
     async def heal(self) -> None:
         """Reopen the index if it is closed, damaged or removed; to be called often."""
-        await self._visit(self._recoverable.heal)
+        await self._call(self._recoverable.heal)
         self._rebuild_if_lost()
 
     def _rebuild_if_lost(self) -> None:
@@ -109,7 +82,9 @@ class Objects:
 
     async def _rebuild(self) -> None:
         with contextlib.suppress(OSError, IndexUnavailableError):  # heal() starts it again
-            await rebuild(self._layout, self._include, self._run)
+            await rebuild(
+                self._layout, self._include, lambda function: run_in(self._threads, function)
+            )
 
     async def rebuilt(self) -> None:
         """Wait for the end of a rebuild, if the index was lost."""
@@ -117,7 +92,7 @@ class Objects:
             await asyncio.wait([self._rebuilding])
 
     async def _include(self, names: list[str]) -> int:
-        return await self._visit(lambda: self._recoverable.index.include(names, media_type_of))
+        return await self.consult(lambda index: index.include(names, media_type_of))
 
     async def close(self) -> None:
         """Write the pending times of use and close the index."""
@@ -126,7 +101,7 @@ class Objects:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.flush_touches()
-        await self._visit(self._recoverable.close)
+        await self._call(self._recoverable.close)
         self._thread.shutdown()
 
     async def limit(self, limits: Limits) -> None:
@@ -135,11 +110,10 @@ class Objects:
         Raises:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
-        self._limits = limits
         await self.flush_touches()
-        with self.alarm.watching():
-            await self._visit(self._recoverable.limit, limits)
-            await self._evicting(lambda: self._recoverable.space.make_room(0))
+        with self.health.watching():
+            await self._call(lambda: self._recoverable.limit(limits))
+            await self._evicting(lambda: self._recoverable.evictor.make_room(0))
 
     # Stored objects.
 
@@ -153,7 +127,7 @@ class Objects:
 
     def let_go(self, key: ObjectKey) -> None:
         """Drop the cached entry of an object, which another process may have removed."""
-        self._known.forget(key)
+        self._trusted.pop(key)
         for watcher in self._watchers:
             watcher(key)
 
@@ -161,52 +135,53 @@ class Objects:
         """Record the use of an object that was not looked up."""
         self._touched[key] = self._clock()
 
-    async def lookup(self, key: ObjectKey) -> OpenObject | None:
+    async def lookup(self, key: ObjectKey, origin: str = "") -> OpenObject | None:
         """Open a stored object; None on a miss or if the index cannot be read.
+
+        A private object is a miss unless ``origin`` is the mark of its upstream.
 
         A file that another program has written to, or whose row was lost, is hashed first.
         """
-        opened = self._known.open(key)
-        if opened is not None:
-            self._touched[key] = self._clock()
-            return opened
-        try:
-            found = await self._found(key)
-            if found is not None and not found.trusted:
-                found.opened.close()
-                found = await self._found(key) if await self.verify(key) else None
-        except (IndexUnavailableError, OSError) as error:
-            _log.debug("looking up %s: %s", key, error)
-            return None
-        if found is None:
-            return None
-        if not found.trusted:  # written to again after it was hashed
-            found.opened.close()
-            return None
+        opened = self._open_trusted(key)
+        if opened is None:
+            try:
+                opened = await self._opened(key)
+                if opened is not None and not opened.trusted:
+                    opened.close()
+                    opened = await self._opened(key) if await self.verify(key) else None
+            except (IndexUnavailableError, OSError) as error:
+                _log.debug("looking up %s: %s", key, error)
+                return None
+            if opened is None:
+                return None
+            if not opened.trusted:  # written to again after it was hashed
+                opened.close()
+                return None
+            self._trusted.put(key, opened.entry)
         self._touched[key] = self._clock()
-        self._known.remember(found.entry)
-        return found.opened
+        if key.private_twin is None and opened.origin != origin:
+            opened.close()
+            return None
+        return opened
 
-    async def _found(self, key: ObjectKey) -> _Found | None:
-        return await kept(self._visit(self._lookup, key), _close)
-
-    def _lookup(self, key: ObjectKey) -> _Found | None:
-        index = self._recoverable.index
-        entry = index.lookup(key)
+    def _open_trusted(self, key: ObjectKey) -> OpenObject | None:
+        """Open an object without a look into the index, if it was looked up before."""
+        entry = self._trusted.get(key)
         if entry is None:
             return None
-        try:
-            fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            index.remove(key)
-            return None
-        there = os.fstat(fd)
-        if there.st_size != entry.size:
-            os.close(fd)
-            index.remove(key)
-            return None
-        opened = OpenObject(Descriptor(fd), entry.size, entry.media_type, entry.path)
-        return _Found(entry, opened, trusted=there.st_mtime_ns == entry.modified)
+        with contextlib.suppress(OSError):
+            opened = entry.open()
+            if opened.trusted:
+                return opened
+            opened.close()
+        self._trusted.pop(key)
+        return None
+
+    async def _opened(self, key: ObjectKey) -> OpenObject | None:
+        return await opened_or_closed(
+            self.consult(lambda index: _open(index, key)),
+            lambda opened: None if opened is None else opened.close(),
+        )
 
     async def verify(self, key: ObjectKey) -> bool | None:
         """Hash an object and remove it if it is damaged; concurrent calls share one run.
@@ -230,56 +205,30 @@ class Objects:
             task.exception()  # retrieve it: all callers may have been cancelled
 
     async def _verify(self, key: ObjectKey) -> bool | None:
-        entry = await self._visit(lambda: self._recoverable.index.lookup(key))
+        entry = await self.consult(lambda index: index.lookup(key))
         if entry is None:
             return None
-        modified = await self._run(lambda: intact(entry.path, key.digest))
-        return await self._visit(self._note, entry, modified)
-
-    def _note(self, entry: ObjectEntry, modified: int | None) -> bool | None:
-        index = self._recoverable.index
-        if index.lookup(entry.key) != entry:  # evicted or replaced in the meantime
-            return None
-        if modified is None:
-            _log.warning("%s: file was altered on disk; removing it from the cache", entry.key)
-            index.remove(entry.key)
-            return False
-        if modified != entry.modified:
-            index.vouch(entry, modified)
-        return True
+        modified = await run_in(self._threads, entry.hashed)
+        return await self.consult(lambda index: _record_verdict(index, entry, modified))
 
     async def held(self, keys: Iterable[ObjectKey]) -> set[ObjectKey]:
-        """Return those of the objects that are stored, without recording a use.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+        """Return those of the objects that are stored, without recording a use."""
         wanted = list(keys)
-        return await self._visit(
-            lambda: {key for key in wanted if self._recoverable.index.lookup(key) is not None}
-        )
+        return await self.consult(lambda index: set(index.held(wanted)))
 
     async def rows(self, after: int = 0) -> AsyncGenerator[Row, None]:
-        """Yield all objects after row number ``after``, in the order they were stored.
-
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
-        while rows := await self._visit(self._rows_after, after):
+        """Yield all objects after row number ``after``, in the order they were stored."""
+        while rows := await self._rows_after(after):
             for row in rows:
                 yield row
             after = rows[-1].number
 
-    def _rows_after(self, number: int) -> list[Row]:
-        return self._recoverable.index.rows_after(number, _PAGE)
+    async def _rows_after(self, number: int) -> list[Row]:
+        return await self.consult(lambda index: index.rows_after(number, _PAGE))
 
     async def consult(self, question: Callable[[ObjectIndex], R]) -> R:
-        """Call ``question`` with the index, on the index's thread, and return its result.
-
-        Raises:
-            IndexUnavailableError: the index cannot be used.
-        """
-        return await self._visit(lambda: question(self._recoverable.index))
+        """Call ``question`` with the index, on the index's thread, and return its result."""
+        return await self._call(lambda: question(self._recoverable.index))
 
     # Objects to be stored.
 
@@ -295,14 +244,14 @@ class Objects:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
         await self.flush_touches()
-        with self.alarm.watching():
+        with self.health.watching():
             return await self._evicting(
-                lambda: self._recoverable.space.reserve(partial.path, size, total)
+                lambda: self._recoverable.evictor.reserve(partial.path, size, total)
             )
 
     async def release(self, partial: Partial) -> None:
         """Release the reservation of :meth:`reserve`."""
-        await self._visit(self._recoverable.release, partial.path)
+        await self._call(lambda: self._recoverable.release(partial.path))
 
     async def adopt(
         self, key: ObjectKey, partial: Partial, media_type: str = "", origin: str = ""
@@ -312,53 +261,48 @@ class Objects:
         Raises:
             OSError, IndexUnavailableError: the object could not be stored.
         """
-        with self.alarm.watching():
-            await self._visit(self._adopt, key, partial, media_type, origin)
-        self.alarm.working()
+        with self.health.watching():
+            await self._call(lambda: self._adopt(key, partial, media_type, origin))
+        self.health.working()
 
     def _adopt(self, key: ObjectKey, partial: Partial, media_type: str, origin: str) -> None:
         recoverable = self._recoverable
-        recoverable.space.release(partial.path)
+        recoverable.release(partial.path)
         recoverable.index.adopt(key, partial.path, partial.length, media_type, origin)
 
     async def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; return False if they cannot fit."""
         await self.flush_touches()
-        with self.alarm.watching():
-            return await self._evicting(lambda: self._recoverable.space.make_room(incoming))
+        with self.health.watching():
+            return await self._evicting(lambda: self._recoverable.evictor.make_room(incoming))
 
     async def _evicting(self, step: Callable[[], bool | None]) -> bool:
         """Run ``step`` until it is done; other calls run in between: 100,000 evictions take 2 s."""
-        while (fits := await self._visit(step)) is None:
+        while (fits := await self._call(step)) is None:
             pass
         return fits
 
     async def forget(self, key: ObjectKey) -> bool:
         """Remove an object; return True if it was stored."""
-        return await self._visit(lambda: self._recoverable.index.remove(key)) > 0
+        return await self.consult(lambda index: index.remove(key)) > 0
 
     async def usage(self) -> Usage:
         """Return the current use of the cache."""
-        return await self._visit(self._usage)
+        return await self._call(self._usage)
 
     def _usage(self) -> Usage:
-        recoverable = self._recoverable
-        space = recoverable.space
-        sizes = space.used_bytes(), space.overhead_bytes()
-        return Usage(*sizes, recoverable.index.count(), self._limits.max_bytes)
+        return self._recoverable.evictor.usage()
 
     async def flush_touches(self) -> None:
         """Write the times of use since the last call to the index."""
         touched, self._touched = self._touched, {}
         if touched:
             with contextlib.suppress(IndexUnavailableError):  # a wrong LRU order is harmless
-                await self._visit(lambda: self._recoverable.index.touch(touched))
+                await self.consult(lambda index: index.touch(touched))
 
-    async def _visit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._thread, lambda: self._guarded(lambda: function(*args, **kwargs))
-        )
+    async def _call(self, function: Callable[[], R]) -> R:
+        """Call ``function`` on the index's thread."""
+        return await run_in(self._thread, lambda: self._guarded(function))
 
     def _guarded(self, function: Callable[[], R]) -> R:
         try:
@@ -367,10 +311,25 @@ class Objects:
             self._recoverable.damaged(error)
             raise
 
-    async def _run(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+def _open(index: ObjectIndex, key: ObjectKey) -> OpenObject | None:
+    """Open an object, or remove its row if the file is missing or has another size."""
+    entry = index.lookup(key)
+    if entry is not None:
+        try:
+            return entry.open()
+        except FileNotFoundError:
+            index.remove(key)
+    return None
 
 
-def _close(found: _Found | None) -> None:
-    if found is not None:
-        found.opened.close()
+def _record_verdict(index: ObjectIndex, entry: ObjectEntry, modified: int | None) -> bool | None:
+    if index.lookup(entry.key) != entry:  # evicted or replaced in the meantime
+        return None
+    if modified is None:
+        _log.warning("%s: file was altered on disk; removing it from the cache", entry.key)
+        index.remove(entry.key)
+        return False
+    if modified != entry.modified:
+        index.vouch(entry, modified)
+    return True

@@ -1,35 +1,22 @@
 """The partial file of a fill: a contiguous prefix of a blob that grows until it is complete.
 
 The fill that holds the lock on the file is its leader, in this process or another.  This module
-is independent of the index and of upstreams.  All functions block: call them from a worker
+is independent of the index and of upstreams.  All other functions block: call them from a worker
 thread.
 """
 
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
 
-from mirror.descriptor import Descriptor
+from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest, Hasher
+from mirror.store.interface import PartialBusyError, PartialStatus
 
-_READ_BYTES: Final = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class PartialStatus:
-    """The state of a partial file: ``length`` of ``total`` bytes; ``led`` if it has a leader."""
-
-    length: int
-    total: int | None
-    led: bool
-
-
-class PartialBusyError(Exception):
-    """Another leader, most likely another process, is filling this blob."""
+_Run = Callable[[Callable[[], Hasher]], Awaitable[Hasher]]
 
 
 class Partial:
@@ -55,10 +42,9 @@ class Partial:
             raise
 
     def _rehash(self) -> None:
-        with self._fd as number:
-            while piece := os.pread(number, _READ_BYTES, self.length):
-                self.hasher.update(piece)
-                self.length += len(piece)
+        for piece in FileRange(self._fd, 0, sys.maxsize).pieces():
+            self.hasher.update(piece)
+            self.length += len(piece)
 
     @staticmethod
     def remove_idle(path: Path) -> bool:
@@ -88,7 +74,7 @@ class Partial:
         finally:
             os.close(fd)
 
-    def restart(self) -> None:
+    def truncate(self) -> None:
         """Truncate the file to start again.  The file must not have readers.
 
         Raises:
@@ -99,7 +85,7 @@ class Partial:
         self.length = 0
         self.hasher = self.digest.hasher()
 
-    def append(self, pieces: Sequence[bytes]) -> None:
+    def write(self, pieces: Sequence[bytes]) -> None:
         """Write and hash the next bytes of the blob.
 
         Raises:
@@ -127,13 +113,9 @@ class Partial:
             os.fsync(number)
 
     @property
-    def fd(self) -> Descriptor:
-        """The descriptor that holds the lock; readers use :meth:`reader`."""
-        return self._fd
-
-    def reader(self) -> Descriptor:
-        """Return a new descriptor of the growing file; the caller closes it."""
-        return self._fd.duplicate()
+    def content(self) -> FileRange:
+        """The bytes so far; readers duplicate the range, since this descriptor holds the lock."""
+        return FileRange(self._fd, 0, self.length)
 
     def discard(self) -> None:
         """Remove the file; open descriptors stay readable."""
@@ -147,15 +129,19 @@ class Partial:
 class PartialReader:
     """Read-only access to a partial file, for followers of its leader."""
 
-    def __init__(self, path: Path, expected: Callable[[], int | None]) -> None:
-        """``expected`` returns the size of the blob once the leader knows it.
+    def __init__(self, path: Path, size_of: Callable[[], int | None], run: _Run) -> None:
+        """``size_of`` returns the size of the blob once the leader knows it.
+
+        ``run`` runs the work that hashes.
 
         Raises:
             OSError: the file does not exist or cannot be opened.
         """
-        self._expected = expected
+        self._size_of = size_of
+        self._run = run
         self._fd = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        self.total: int | None = None
+        self._total: int | None = None
+        self._length = 0
 
     def look(self) -> PartialStatus:
         """Return the current state.  This takes three system calls, a few microseconds.
@@ -165,36 +151,32 @@ class PartialReader:
         """
         with self._fd as number:
             led = is_locked(number)  # before fstat, which then sees the last write
-            length = os.fstat(number).st_size
-        if self.total is None:
-            self.total = self._expected()
-        return PartialStatus(length, self.total, led)
+            self._length = os.fstat(number).st_size
+        if self._total is None:
+            self._total = self._size_of()
+        return PartialStatus(self._length, self._total, led)
 
-    def is_file_of(self, fd: Descriptor) -> bool:
-        """Return True if ``fd`` refers to the same file, even if the file was moved."""
-        with self._fd as own, fd as other:
-            return os.path.samestat(os.fstat(own), os.fstat(other))
-
-    def hashed(self, digest: Digest, length: int) -> Hasher:
+    async def hashed(self, digest: Digest, length: int) -> Hasher:
         """Hash the first ``length`` bytes.
 
         Raises:
             OSError: the file cannot be read, or is shorter.
         """
-        hasher = digest.hasher()
-        position = 0
-        with self._fd as number:
-            while position < length:
-                piece = os.pread(number, min(_READ_BYTES, length - position), position)
-                if not piece:
-                    raise OSError(errno.EIO, "the file became shorter")
-                hasher.update(piece)
-                position += len(piece)
+        return await self._run(lambda: self._hashed(digest, length))
+
+    def _hashed(self, digest: Digest, length: int) -> Hasher:
+        hasher, left = digest.hasher(), length
+        for piece in FileRange(self._fd, 0, length).pieces():
+            hasher.update(piece)
+            left -= len(piece)
+        if left:
+            raise OSError(errno.EIO, "the file became shorter")
         return hasher
 
-    def reader(self) -> Descriptor:
-        """Return a new descriptor of the growing file; the caller closes it."""
-        return self._fd.duplicate()
+    @property
+    def content(self) -> FileRange:
+        """The bytes at the last :meth:`look`; readers duplicate the range."""
+        return FileRange(self._fd, 0, self._length)
 
     def close(self) -> None:
         """Close the file."""

@@ -11,28 +11,26 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from mirror.oci.manifest import NotAManifest, identify
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.disk_health import TROUBLES, DiskHealth
 from mirror.store.local.disk_usage import taken_by
 from mirror.store.local.eviction import Evictor, Limits, Observer
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.reservations import Reservations
-from mirror.store.local.sqlite import (
-    IndexDamagedError,
-    IndexUnavailableError,
-    discard,
-    inode_of,
-)
+from mirror.store.local.sqlite import IndexDamagedError, discard, inode_of
 
 _log = logging.getLogger(__name__)
 #: A live process always takes less time between two steps of an adoption or eviction.
 _ABANDONED_SECONDS: Final = 60.0
 _MEASURE_SECONDS: Final = 1.0
+_REBUILD_ROWS: Final = 200  # per call: about 20 ms, in which hits must wait
 
 
 class RecoverableIndex:
@@ -43,7 +41,7 @@ class RecoverableIndex:
         layout: Layout,
         limits: Limits,
         observer: Observer,
-        alarm: DiskHealth,
+        health: DiskHealth,
         removed: Callable[[ObjectKey], None],
     ) -> None:
         """``removed`` is called for every object that is removed."""
@@ -54,7 +52,7 @@ class RecoverableIndex:
         self._directory_bytes = 0
         self._measured = -math.inf  # monotonic time
         self._observer = observer
-        self._alarm = alarm
+        self._health = health
         self._told_crowded = False
         self._index: ObjectIndex | None = None
         self._lock: int | None = None
@@ -67,12 +65,12 @@ class RecoverableIndex:
             IndexUnavailableError: the index is not open.
         """
         if self._index is None:
-            raise IndexUnavailableError(self._alarm.reason or "the cache directory is not open")
+            raise IndexUnavailableError(self._health.reason or "the cache directory is not open")
         return self._index
 
     @property
-    def space(self) -> Evictor:
-        """The disk space of objects and fills.
+    def evictor(self) -> Evictor:
+        """The evictor, with the limits and reservations of now.
 
         Raises:
             IndexUnavailableError: the index is not open.
@@ -127,7 +125,7 @@ class RecoverableIndex:
         except (OSError, IndexUnavailableError) as error:
             if isinstance(error, OSError) and error.errno not in TROUBLES:
                 raise
-            self._alarm.failing(error)
+            self._health.failing(error)
 
     def heal(self) -> None:
         """Reopen the index if it is closed, damaged or removed.
@@ -141,12 +139,12 @@ class RecoverableIndex:
         try:
             self._open()
         except (OSError, IndexUnavailableError) as error:
-            self._alarm.failing(error)
+            self._health.failing(error)
         else:
-            self._alarm.working()
+            self._health.working()
 
     def _sound(self) -> bool:
-        directories = (self._layout.partial, self._layout.expected, self._layout.pending)
+        directories = (self._layout.partial, self._layout.reservations, self._layout.pending)
         in_place = self._index is not None and self._index.in_place()
         return in_place and all(directory.is_dir() for directory in directories)
 
@@ -192,12 +190,12 @@ class RecoverableIndex:
     def release(self, partial: Path) -> None:
         """Drop the reservation of a fill; a fill may end while the index is not open."""
         self.reserved.pop(partial.name, None)
-        Reservations(self._layout.expected).forget(partial.name)
+        Reservations(self._layout.reservations).forget(partial.name)
 
     def damaged(self, error: IndexDamagedError) -> None:
         """Close a damaged index until :meth:`heal` reopens it."""
         self.close()
-        self._alarm.failing(error)
+        self._health.failing(error)
 
     def close(self) -> None:
         """Close the index."""
@@ -208,6 +206,33 @@ class RecoverableIndex:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+async def rebuild(
+    layout: Layout,
+    include: Callable[[list[str]], Awaitable[int]],
+    run: Callable[[Callable[[], list[str]]], Awaitable[list[str]]],
+) -> None:
+    """Rebuild a lost index: pass the names of all files to ``include``, some at a time.
+
+    Rows are inserted while the mirror serves; each file is hashed before it is served for the
+    first time.  ``run`` runs blocking work in a thread.
+
+    Raises:
+        OSError, IndexUnavailableError: the rebuild must be started again.
+    """
+    _log.warning("cache directory %s: index lost; rebuilding it from the files", layout.root)
+    found = 0
+    names = _names(layout)
+    while some := await run(lambda: list(islice(names, _REBUILD_ROWS))):
+        found += await include(some)
+    layout.rebuild.unlink(missing_ok=True)
+    _log.warning("index rebuilt: %d objects found; each is verified before it is served", found)
+
+
+def _names(layout: Layout) -> Iterator[str]:
+    for directory in layout.directories():
+        yield from (str(file.relative_to(layout.root)) for file in directory.iterdir())
 
 
 def media_type_of(manifest: Path) -> str:

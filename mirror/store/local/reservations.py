@@ -25,15 +25,15 @@ class Reservations:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def put(self, name: str, expectation: Reservation) -> None:
+    def put(self, name: str, reservation: Reservation) -> None:
         """Write a reservation.
 
         Raises:
             OSError: the file cannot be written.
         """
-        total = "-" if expectation.total is None else expectation.total
+        total = "-" if reservation.total is None else reservation.total
         # Constant length, so that one write replaces the whole text and no reader sees half of it.
-        text = f"{expectation.size:20} {total:>20}"
+        text = f"{reservation.size:20} {total:>20}"
         fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(fd, text.encode(), 0)

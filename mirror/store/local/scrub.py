@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.objects import Objects
-from mirror.store.local.sqlite import IndexUnavailableError
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 60.0  # between rounds; also for an empty cache or an unavailable index

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import diskcache
 
+from mirror.store.interface import IndexUnavailableError
+
 DATABASE: Final = diskcache.core.DBNAME
 _BUSY_SECONDS: Final = 5.0  # wait for another process's write lock; diskcache's default is 60 s
 _PAGE_BYTES: Final = 4096
@@ -50,10 +52,6 @@ class Bounds:
 
 #: The bounds of a large cache.
 LARGEST: Final = Bounds(_MOST_RECORD_BYTES, _MOST_LOG_BYTES)
-
-
-class IndexUnavailableError(Exception):
-    """The index cannot be read or written: lock timeout, full disk, or disk failure."""
 
 
 class IndexDamagedError(IndexUnavailableError):

@@ -6,10 +6,10 @@ requested repository has a link to it.
 """
 
 import logging
-from collections import OrderedDict
 from typing import Final
 
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.lru import Lru
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)
@@ -19,17 +19,16 @@ _KNOWN: Final = 10_000  # held in memory: each pull of a private image checks ev
 class Links:
     """Links by name; the caller chooses unique names."""
 
-    def __init__(self, notes: KeyValueStore) -> None:
-        self._notes = notes
-        self._known: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
+        self._known: Lru[str, bool] = Lru(_KNOWN)
 
     async def has(self, name: str) -> bool:
-        """Return True if upstream has confirmed the link; False if this is unknown."""
-        if name in self._known:
+        if self._known.get(name):
             return True
-        if await self._notes.lookup(f"link {name}") is None:
+        if await self._records.lookup(f"link {name}") is None:
             return False
-        self._remember(name)
+        self._known.put(name, True)
         return True
 
     async def put(self, name: str) -> None:
@@ -38,14 +37,8 @@ class Links:
         If the write fails, the mirror asks upstream again at the next request.
         """
         try:
-            await self._notes.put(f"link {name}", b"")
+            await self._records.put(f"link {name}", b"")
         except IndexUnavailableError as error:
             _log.info("cannot write a repository link: %s", error)
         else:
-            self._remember(name)
-
-    def _remember(self, name: str) -> None:
-        self._known[name] = None
-        self._known.move_to_end(name)
-        if len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
+            self._known.put(name, True)

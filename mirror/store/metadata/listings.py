@@ -3,40 +3,22 @@
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
 
-from mirror.store.local.sqlite import IndexUnavailableError
+from mirror.store.interface import MOST_PAGE_BYTES, IndexUnavailableError, Page
 from mirror.store.metadata.kv import KeyValueStore
 
 _log = logging.getLogger(__name__)
-#: A page of tags takes a few KiB, the full list of a busy repository 100 KiB.
-MOST_PAGE_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page, its header fields by name, and the time when upstream sent it (Unix seconds).
-
-    ``body`` is None if upstream answered that the listing does not exist.
-    """
-
-    body: bytes | None
-    fields: Mapping[str, str]
-    seen: float
 
 
 class Listings:
     """Pages by name; the caller chooses unique names."""
 
-    def __init__(self, notes: KeyValueStore) -> None:
-        self._notes = notes
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
         self._writing = asyncio.Lock()  # at most one encoded page in memory waits for the disk
 
     async def lookup(self, name: str) -> Page | None:
-        """Return the last response of upstream, or None."""
-        record = await self._notes.lookup(f"listing {name}")
+        record = await self._records.lookup(f"listing {name}")
         if record is None:
             return None
         head, _, body = record.partition(b"\n")
@@ -44,7 +26,6 @@ class Listings:
         return Page(body if said["found"] else None, said["fields"], said["seen"])
 
     async def put(self, name: str, page: Page) -> None:
-        """Record a response.  Pages over MOST_PAGE_BYTES and failed writes are skipped."""
         body = page.body or b""
         if len(body) > MOST_PAGE_BYTES:
             return
@@ -52,6 +33,6 @@ class Listings:
         head = json.dumps({"found": found, "fields": dict(page.fields), "seen": page.seen})
         try:
             async with self._writing:
-                await self._notes.put(f"listing {name}", head.encode() + b"\n" + body)
+                await self._records.put(f"listing {name}", head.encode() + b"\n" + body)
         except IndexUnavailableError as error:
             _log.info("cannot write a listing: %s", error)

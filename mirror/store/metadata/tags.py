@@ -2,34 +2,21 @@
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
-from mirror.oci.manifest import Descriptor
+from mirror.oci.manifest import Descriptor, descriptor_fields
+from mirror.store.interface import Link
 from mirror.store.metadata.kv import KeyValueStore
 
 Watcher = Callable[[FullName, Digest], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A tag's manifest, and the time when upstream confirmed it (Unix seconds).
-
-    ``imported``: the operator imported the tag.  Such a link never becomes too old; the operator
-    removes it.
-    """
-
-    descriptor: Descriptor
-    seen: float
-    imported: bool = False
-
-
 class Tags:
-    """Links by name (see :func:`link_name`)."""
+    """See :class:`mirror.store.interface.TagStore`."""
 
-    def __init__(self, notes: KeyValueStore) -> None:
-        self._notes = notes
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
@@ -37,8 +24,7 @@ class Tags:
         self._watchers.append(watcher)
 
     async def lookup(self, name: str) -> Link | None:
-        """Return the link, or None if it does not exist or the database cannot be read."""
-        record = await self._notes.lookup(name)
+        record = await self._records.lookup(name)
         return None if record is None else _decoded(record)
 
     async def pages(
@@ -49,7 +35,7 @@ class Tags:
         Raises:
             IndexUnavailableError: the index cannot be read.
         """
-        async for page in self._notes.pages():
+        async for page in self._records.pages():
             found = ((name, image_of(name), record) for name, record in page)
             links = (
                 (name, image, _lookup_decoded(record))
@@ -59,29 +45,14 @@ class Tags:
             yield [(name, image, link) for name, image, link in links if link is not None]
 
     async def put(self, name: str, link: Link) -> None:
-        """Record a link.
-
-        Raises:
-            IndexUnavailableError: the link could not be written.
-        """
-        await self._notes.put(name, _encoded(link))
+        await self._records.put(name, _encoded(link))
         image = image_of(name)
         if image is not None:
             for watcher in self._watchers:
                 await watcher(image, link.descriptor.digest)
 
     async def forget(self, name: str) -> None:
-        """Remove the link of a tag that upstream no longer has.
-
-        Raises:
-            IndexUnavailableError: the link could not be removed.
-        """
-        await self._notes.remove(name)
-
-
-def link_name(image: FullName, accept: str = "") -> str:
-    """Return the name of an image's link: for all clients, or for those with this ``accept``."""
-    return f"{image.registry} {image.repository} {image.reference} {accept}".rstrip()
+        await self._records.remove(name)
 
 
 def image_of(name: str) -> FullName | None:
@@ -91,15 +62,9 @@ def image_of(name: str) -> FullName | None:
 
 
 def _encoded(link: Link) -> bytes:
-    descriptor = link.descriptor
+    imported = {"imported": True} if link.imported else {}
     return json.dumps(
-        {
-            "mediaType": descriptor.media_type,
-            "digest": str(descriptor.digest),
-            "size": descriptor.size,
-            "seen": link.seen,
-            **({"imported": True} if link.imported else {}),
-        }
+        {**descriptor_fields(link.descriptor), "seen": link.seen, **imported}
     ).encode()
 
 

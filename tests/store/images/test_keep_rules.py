@@ -7,11 +7,12 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
+from mirror.store.interface import Link, link_name
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.tags import Link, Tags, link_name
+from mirror.store.metadata.tags import Tags
 from tests.fakes.content import OCI_MANIFEST
 from tests.store.local.test_eviction import Evictions
 

@@ -125,7 +125,7 @@ def test_an_idle_partial_file_goes_before_what_was_used_since(layout, index, evi
 def test_a_partial_file_that_somebody_leads_stays(layout, index, evictions):
     digest = Digest.of(b"led elsewhere")
     partial = Partial(layout.partial_of(ObjectKey(BLOBS, digest)), digest)
-    partial.append([bytes(100 * K)])
+    partial.write([bytes(100 * K)])
     os.utime(partial.path, (1, 1))
     assert not Partial.remove_idle(partial.path)
     gone = adopt(layout, index, "a", 100 * K, 2)

@@ -53,7 +53,7 @@ async def adopt(layout, objects, name: str) -> ObjectKey:
     digest = Digest.of(name.encode())
     key = ObjectKey(BLOBS, digest)
     partial = Partial(layout.partial_of(key), digest)
-    partial.append([name.encode()])
+    partial.write([name.encode()])
     await objects.adopt(key, partial)
     objects.touch(key)
     await objects.flush_touches()

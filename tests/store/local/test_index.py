@@ -11,10 +11,9 @@ import sys
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey
-from mirror.store.local.sqlite import IndexUnavailableError
-from mirror.store.metadata.records import RecordIndex
 
 
 def staged(layout: Layout, data: bytes, kind: str = BLOBS):
@@ -212,14 +211,3 @@ def assert_in_agreement(layout: Layout, index: ObjectIndex) -> None:
     files = {file for file in (layout.root / BLOBS).rglob("*") if file.is_file()}
     rows = {index.lookup(key).path for key, _ in index.oldest(100)}
     assert files == rows
-
-
-def test_records_are_bytes_by_name_and_survive(layout):
-    records = RecordIndex(layout.tags)
-    records.put("a", b"1")
-    records.put("a", b"2")
-    records.close()
-    again = RecordIndex(layout.tags)
-    assert again.lookup("a") == b"2"
-    again.remove("a")
-    assert again.lookup("a") is None

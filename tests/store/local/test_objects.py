@@ -3,23 +3,19 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
+from mirror.store.interface import Manifest, NoRoomError
 from mirror.store.local.blobs import Blobs
-from mirror.store.local.eviction import Limits, NoRoomError
+from mirror.store.local.eviction import Limits
 from mirror.store.local.index import ObjectIndex
-from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.store.local.manifests import Manifest, Manifests
+from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
+from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.tags import Link, Tags
 from tests.store.local.test_eviction import Evictions
 
 MOST = 10_000_000
@@ -47,9 +43,9 @@ def threads():
 async def blobs(layout, objects, threads):
     blobs = Blobs(layout, objects, threads)
     partial = await blobs.stage(DIGEST)
-    await blobs.append(partial, [DATA])
-    await blobs.adopt(partial)
-    await blobs.release(partial)
+    await partial.append([DATA])
+    await partial.adopt()
+    await partial.release()
     return blobs
 
 
@@ -65,7 +61,7 @@ async def test_who_looks_something_up_does_not_wait_until_thousands_are_evicted(
     bodies = [BODY + b" " * at for at in range(1, 70)]
     for body in bodies:
         await manifests.put(Manifest(Digest.of(body), OCI_MANIFEST, body))
-    most = MOST - objects._recoverable.space._reserved_overhead()
+    most = MOST - objects._recoverable.evictor._reserved_overhead()
     evicting = asyncio.create_task(objects.make_room(most // 4096 * 4096 - 10 * 4096))
     found = await objects.lookup(ObjectKey(MANIFESTS, Digest.of(bodies[-1])))
     assert found is not None
@@ -106,8 +102,8 @@ async def test_a_file_truncated_behind_our_back_is_a_miss_and_no_longer_counted(
 
 
 async def test_forgetting_says_whether_there_was_anything(objects, blobs):
-    assert await blobs.forget(DIGEST)
-    assert not await blobs.forget(DIGEST)
+    assert await objects.forget(ObjectKey(BLOBS, DIGEST))
+    assert not await objects.forget(ObjectKey(BLOBS, DIGEST))
 
 
 async def test_a_manifest_is_hashed_again_whenever_it_leaves_the_disk(layout, objects, threads):
@@ -118,7 +114,7 @@ async def test_a_manifest_is_hashed_again_whenever_it_leaves_the_disk(layout, ob
     assert await manifests.lookup(MANIFEST.digest) is None
     assert (await objects.usage()).objects == 0
     await manifests.put(MANIFEST)
-    assert await manifests.forget(MANIFEST.digest)
+    assert await objects.forget(ObjectKey(MANIFESTS, MANIFEST.digest))
 
 
 async def test_a_manifest_written_halfway_by_a_crash_does_not_stay_in_the_way(
@@ -136,24 +132,6 @@ async def test_a_manifest_without_room_is_refused(layout, threads):
     with pytest.raises(NoRoomError):
         await Manifests(layout, objects, threads).put(MANIFEST)
     await objects.close()
-
-
-@asynccontextmanager
-async def opened(notes: KeyValueStore) -> AsyncIterator[KeyValueStore]:
-    await notes.heal()
-    yield notes
-    await notes.close()
-
-
-async def test_tags_survive_and_can_be_forgotten(layout):
-    link = Link(Descriptor(OCI_MANIFEST, DIGEST, 7), 123.5)
-    async with opened(KeyValueStore(layout.tags)) as notes:
-        await Tags(notes).put("hub app:1", link)
-    async with opened(KeyValueStore(layout.tags)) as notes:
-        again = Tags(notes)
-        assert await again.lookup("hub app:1") == link
-        await again.forget("hub app:1")
-        assert await again.lookup("hub app:1") is None
 
 
 async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threads):

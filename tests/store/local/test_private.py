@@ -6,10 +6,11 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import OCI_MANIFEST
+from mirror.store.interface import Manifest
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS, ObjectKey
-from mirror.store.local.manifests import Manifest, Manifests
+from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from tests.store.local.test_eviction import Evictions
 
@@ -36,9 +37,9 @@ async def objects(layout, threads):
 
 async def store(blobs: Blobs) -> None:
     partial = await blobs.stage(DIGEST)
-    await blobs.append(partial, [DATA])
-    await blobs.adopt(partial)
-    await blobs.release(partial)
+    await partial.append([DATA])
+    await partial.adopt()
+    await partial.release()
 
 
 async def is_there(blobs: Blobs) -> bool:
@@ -79,7 +80,7 @@ async def test_two_upstreams_do_not_fill_one_file(layout, objects, threads):
     public = await Blobs(layout, objects, threads).stage(DIGEST)
     assert len({first.path, second.path, public.path}) == 3
     for partial in (first, second, public):
-        await private.release(partial, discard=True)
+        await partial.release(discard=True)
 
 
 async def test_it_stays_private_and_whose_it_is_when_the_index_is_lost(layout, threads):

@@ -13,12 +13,9 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.server.store import cache_limits, opened_store
-from mirror.store.local.eviction import NoRoomError
+from mirror.store.interface import Link, Manifest, NoRoomError, Page, link_name
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import MANIFESTS, Layout, ObjectKey
-from mirror.store.local.manifests import Manifest
-from mirror.store.metadata.listings import Page
-from mirror.store.metadata.tags import Link, link_name
 from tests.fakes import FakeRegistry, random_bytes
 from tests.running import running
 

@@ -1,0 +1,36 @@
+"""An open cache directory, as cache operations need it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from mirror.config.keep import kept_images, naming
+from mirror.config.model import Config
+from mirror.oci.image_glob import FullName, ImageGlob, Naming
+from mirror.store.images.catalogue import Catalogue
+from mirror.store.local.objects import Objects
+
+
+class UpkeepError(Exception):
+    """An operation failed; the message is one line with the cause and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The stored objects, the catalogue of images, the naming rules, and the kept images."""
+
+    objects: Objects
+    catalogue: Catalogue
+    naming: Naming
+    kept: Sequence[ImageGlob]
+    upstreams: Sequence[str]
+
+    @classmethod
+    def of(cls, config: Config, objects: Objects, catalogue: Catalogue) -> Self:
+        """Combine an open cache with the rules of a configuration."""
+        names = tuple(config.enabled())
+        return cls(objects, catalogue, naming(config), kept_images(config), names)
+
+    def keeps(self, image: FullName) -> bool:
+        """Return True if a ``[[keep]]`` rule matches an image."""
+        return any(glob.matches(image) for glob in self.kept)
