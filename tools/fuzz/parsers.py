@@ -62,7 +62,7 @@ class Parser:
     """A parser with its check, and valid inputs."""
 
     name: str
-    check: Callable[[bytes], None]
+    check: Callable[[bytes], object]
     seeds: tuple[bytes, ...]
 
     def try_all(self, data: bytes) -> None:
