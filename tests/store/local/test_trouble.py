@@ -181,9 +181,12 @@ async def test_a_blob_that_was_only_touched_is_verified_once_and_served(
 ):
     hashed = []
     intact = __import__("mirror.store.local.objects", fromlist=["intact"]).intact
-    monkeypatch.setattr(
-        "mirror.store.local.objects.intact", lambda *given: hashed.append(given) or intact(*given)
-    )
+
+    def counted(*given):
+        hashed.append(given)
+        return intact(*given)
+
+    monkeypatch.setattr("mirror.store.local.objects.intact", counted)
     async with Store(filled, threads) as store:
         os.utime(store.file_of(CONTENTS[0]))
         for _ in range(3):
@@ -317,7 +320,7 @@ async def test_room_is_made_on_a_disk_too_full_for_the_index(filled, threads, mo
     """The file goes first; a row without its file is a miss."""
     async with Store(filled, threads) as store:
         index = store.objects._recoverable.index
-        link, failed = os.link, []
+        link, failed = os.link, list[object]()
 
         def full(source, target):
             if not failed:
