@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from mirror.config import Config, load
@@ -21,7 +22,7 @@ _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 @dataclass(frozen=True)
 class Answer:
     status: int
-    headers: Mapping[str, str]
+    headers: CIMultiDictProxy[str]
     body: bytes
 
 
@@ -59,9 +60,7 @@ async def eventually(mirror: Mirror, sample: str, value: float) -> None:
             await asyncio.sleep(0.01)
 
 
-def configured(
-    directory: Path, upstreams: Mapping[str, Any], **sections: Mapping[str, Any]
-) -> Config:
+def configured(directory: Path, upstreams: Mapping[str, Any], **sections: Any) -> Config:
     """The configuration of a mirror on a free port, with its cache in ``directory``.
 
     ``upstreams`` maps names to urls or tables; other sections are given as in the file.
@@ -80,7 +79,7 @@ def configured(
 
 @asynccontextmanager
 async def running(
-    directory: Path, upstreams: Mapping[str, Any], **sections: Mapping[str, Any]
+    directory: Path, upstreams: Mapping[str, Any], **sections: Any
 ) -> AsyncIterator[Mirror]:
     """Run a mirror in this process, ``configured`` like that."""
     config = configured(directory, upstreams, **sections)

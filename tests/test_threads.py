@@ -60,7 +60,7 @@ def test_a_loop_resolves_names_and_runs_work_without_further_threads(monkeypatch
 
 
 def test_what_is_cancelled_before_its_turn_is_never_done():
-    done, go = [], threading.Event()
+    done, go = list[int](), threading.Event()
     with Threads(1, "one") as threads:
         busy = threads.submit(go.wait)
         later = threads.submit(done.append, 1)

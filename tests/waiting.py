@@ -11,7 +11,7 @@ def limit() -> asyncio.Timeout:
     return asyncio.timeout(LIMIT_SECONDS)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds."""
     async with limit():
         while not condition():

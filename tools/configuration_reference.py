@@ -29,7 +29,7 @@ _MARK: Final = (
 _UPSTREAM: Final = "docker.io"
 _KEY: Final = re.compile(r"([a-z_]+) = (.+)")
 #: Wrong for every key of one type or another, the general mistakes first.
-_PROBES: Final = ({}, -1, "?", ["?"], [], ["a b"], "10%", "1", "0s", "1s", 2)
+_PROBES: Final[tuple[object, ...]] = ({}, -1, "?", ["?"], [], ["a b"], "10%", "1", "0s", "1s", 2)
 _GENERAL: Final = re.compile(
     r"a text in quotes|a list of texts|a size such as .*|a time such as .*|a whole number|a table"
     r"|Input should be .*"
@@ -62,7 +62,7 @@ class Section:
     def model(self) -> type[BaseModel]:
         entries = {"upstreams": UpstreamConfig, "keep": KeepRule, "warm": WarmConfig}
         annotation: Any = entries.get(self.name) or Config.model_fields[self.name].annotation
-        return annotation  # type: ignore[no-any-return]
+        return annotation  # type: ignore[no-any-return]  # the annotation of a table is a model
 
 
 def sections() -> list[Section]:

@@ -52,7 +52,7 @@ class Tracer:
     def collecting(self) -> Iterator[set[Path]]:
         """Yield a set that holds the files when the context is left."""
         found: set[Path] = set()
-        self._files = files = set()
+        self._files = files = set[str]()
         try:
             yield found
         finally:

@@ -206,7 +206,7 @@ class BlobStore(Protocol):
 class ManifestStore(Protocol):
     """The stored manifests."""
 
-    def of(self, upstream: str) -> Self:
+    def of(self, upstream: str) -> "ManifestStore":
         """Return the manifests that ``upstream`` may serve, as for blobs."""
 
     async def lookup(self, digest: Digest) -> Manifest | None:

@@ -137,7 +137,7 @@ def test_a_tilde_means_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load().server.listen = ":1"
+        load().server.listen = (":1",)
 
 
 def test_a_missing_file_is_one_line() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,8 @@ class Site:
         )
         self.wait_until(lambda: self.state()["Health"]["Status"] == "healthy")
 
-    def state(self) -> dict[str, object]:
-        found: dict[str, object] = json.loads(
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
             self.docker.docker("inspect", "--format", "{{json .State}}", NAME)
         )
         return found

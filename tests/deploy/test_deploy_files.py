@@ -14,6 +14,7 @@ import yaml
 
 from mirror.cli.root import app
 from mirror.config import Config, load
+from mirror.config.listen import TcpAddress
 from tests.deploy.files import CONFIG, yaml_of
 from tests.peers.requirements import need
 
@@ -24,9 +25,9 @@ _USER = 10001  # the Dockerfile's
 
 def parsed(arguments: list[str]) -> dict[str, Any]:
     """What the command line makes of arguments; it exits where it does not know one."""
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     name, *rest = arguments
-    command = group.commands[name]  # type: ignore[attr-defined]
+    command = group.commands[name]
     return command.make_context(name, list(rest)).params
 
 
@@ -145,7 +146,9 @@ def test_the_unit_gives_the_mirror_its_cache_its_files_and_its_time(unit, monkey
 
 def test_the_socket_unit_opens_the_port_that_clients_know():
     lines = [line for line in SOCKET.read_text().splitlines() if line.startswith("Listen")]
-    assert lines == [f"ListenStream={load().server.addresses()[0].port}"]
+    (address,) = load().server.addresses()
+    assert isinstance(address, TcpAddress)
+    assert lines == [f"ListenStream={address.port}"]
 
 
 def test_the_unit_is_hardened(unit):

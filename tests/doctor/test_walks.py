@@ -127,7 +127,9 @@ async def test_the_mirror_takes_credentials_of_clients(
     machine: Machine, tmp_path: Path, upstream: FakeRegistry, taking: str, right: bool
 ) -> None:
     """Those for Docker Hub are what Docker sends; others it must not be asked for."""
-    upstreams = {name: {"url": upstream.url} for name in (HUB, SECOND)}
+    upstreams: dict[str, dict[str, object]] = {
+        name: {"url": upstream.url} for name in (HUB, SECOND)
+    }
     upstreams[taking]["client_credentials"] = True
     async with running(tmp_path / "cache", upstreams) as mirror:
         use(machine, mirror.url)

@@ -5,7 +5,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -45,10 +46,10 @@ class Site:
         assert "Traceback" not in done.stderr
         return done
 
-    def json(self, *arguments: str) -> dict:
+    def json(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self.command(*arguments, "--json").stdout)
 
-    def stats(self, requests: int) -> dict:
+    def stats(self, requests: int) -> dict[str, Any]:
         """The figures once all requests are in them; each worker writes a second later."""
         deadline = time.monotonic() + LIMIT_SECONDS
         while (found := self.json("stats"))["total"]["requests"] != requests:
@@ -69,7 +70,7 @@ class Site:
 
 
 @pytest.fixture
-async def upstream() -> Iterator[FakeRegistry]:
+async def upstream() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         registry.add_image("library/app", APP, "1")
         registry.add_image("library/tool", TOOL, "1")

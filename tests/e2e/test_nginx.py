@@ -73,7 +73,9 @@ class Office:
 def snippet(language: str, directory: Path) -> str:
     """What the page has, with the files of this test."""
     section = PAGE.partition("## Reverse proxies")[2]
-    text = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
+    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert found
+    text = found[1]
     for name in ("/run/mirror/mirror.sock", "/etc/ssl/mirror.crt", "/etc/ssl/mirror.key"):
         text = text.replace(name, str(directory / Path(name).name))
     return text

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_workers import get, until
+from tests.e2e.test_workers import get
 from tests.fakes import FakeRegistry, random_bytes
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
 from tests.peers.requirements import need
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e]
 

@@ -55,9 +55,13 @@ def test_curl_on_a_unix_socket_beside_a_port_that_is_told_first(tmp_path):
 def test_a_socket_left_by_a_killed_mirror_is_taken_over(tmp_path):
     need("curl")
     path = tmp_path / "m.sock"
+
+    def listens() -> bool:
+        return "/metrics" in mirror.output()
+
     for _ in range(2):
         mirror = Process([*arguments(tmp_path), "--listen", f"unix:{path}"], tmp_path / "log")
-        mirror.wait_until(lambda run=mirror: "/metrics" in run.output())
+        mirror.wait_until(listens)
         assert curl(path).startswith("HTTP/1.1 200 OK")
         assert f"curl --unix-socket {path} http://localhost/metrics" in mirror.output()
         mirror.kill()
@@ -91,7 +95,8 @@ def test_a_descriptor_that_is_no_socket_is_one_line_and_exit_1(tmp_path, descrip
     with ours, theirs:
         done = subprocess.run(
             ["bash", "-c", script, "bash", *arguments(tmp_path)],
-            stdin=theirs, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
+            stdin=theirs.fileno(), capture_output=True, text=True, check=False,
+            timeout=LIMIT_SECONDS,
         )  # fmt: skip
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

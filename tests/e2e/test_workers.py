@@ -102,6 +102,10 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
             await get(url)
             before = workers_of(mirror)
             broken = 0
+
+            def is_replaced() -> bool:
+                return victim not in workers_of(mirror)
+
             for victim in before:
                 load = [asyncio.create_task(get(url)) for _ in range(12)]
                 await asyncio.sleep(0.01)
@@ -109,7 +113,7 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
                 ended = await asyncio.gather(*load, return_exceptions=True)
                 broken += sum(isinstance(each, BaseException) for each in ended)
                 assert all(isinstance(each, Exception) or each == data for each in ended)
-                await until(lambda gone=victim: gone not in workers_of(mirror))
+                await until(is_replaced)
                 assert await get(url) == data, "whoever comes waits at most for the new worker"
             await until(lambda: len(workers_of(mirror)) == 3)
             assert not set(workers_of(mirror)) & set(before)

@@ -48,6 +48,20 @@ def htpasswd(tmp_path):
 
 
 @pytest.fixture
+def hashes(monkeypatch) -> list[tuple[object, ...]]:
+    """The arguments of each call that hashes a password."""
+    calls: list[tuple[object, ...]] = []
+    check = bcrypt.checkpw
+
+    def counted(*given):
+        calls.append(given)
+        return check(*given)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counted)
+    return calls
+
+
+@pytest.fixture
 async def guarded(tmp_path, upstream, htpasswd):
     access = {"htpasswd_file": str(htpasswd)}
     async with running(tmp_path / "cache", {"docker.io": upstream.url}, access=access) as mirror:
@@ -99,13 +113,10 @@ async def test_health_checks_always_get_in(guarded, path):
     assert (await guarded.get(path)).status == 200
 
 
-async def test_a_password_is_hashed_once(htpasswd, monkeypatch):
-    calls = []
-    check = bcrypt.checkpw
-    monkeypatch.setattr(bcrypt, "checkpw", lambda *given: calls.append(given) or check(*given))
+async def test_a_password_is_hashed_once(htpasswd, hashes):
     users = Htpasswd(htpasswd)
     assert all([await users.knows("alice", "rabbit hole") for _ in range(5)])
-    assert len(calls) == 1
+    assert len(hashes) == 1
     users.close()
 
 
@@ -188,13 +199,10 @@ async def test_no_name_is_told_by_the_work_it_makes(tmp_path, monkeypatch, costs
     users.close()
 
 
-async def test_connections_that_begin_together_cost_one_hash(htpasswd, monkeypatch):
-    calls = []
-    check = bcrypt.checkpw
-    monkeypatch.setattr(bcrypt, "checkpw", lambda *given: calls.append(given) or check(*given))
+async def test_connections_that_begin_together_cost_one_hash(htpasswd, hashes):
     users = Htpasswd(htpasswd)
     assert all(await asyncio.gather(*(users.knows("alice", "rabbit hole") for _ in range(8))))
-    assert len(calls) == 1
+    assert len(hashes) == 1
     users.close()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,7 +15,7 @@ from tests.waiting import limit
 
 APP = image(b"layer")
 PATH = "/v2/library/app/manifests/1"
-LOCAL, NOBODY = {"trusted_proxies": ["127.0.0.1"]}, {}
+LOCAL, NOBODY = {"trusted_proxies": ["127.0.0.1"]}, dict[str, Any]()
 OFFICE = {"networks": ["192.0.2.0/24"]}
 
 

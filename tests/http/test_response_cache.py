@@ -45,9 +45,9 @@ class Client:
     async def answer(self, method: bytes = b"GET") -> bytes:
         async with limit():
             head = await self.reader.readuntil(b"\r\n\r\n")
-            told = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            told = re.findall(rb"content-length: (\d+)", head, re.IGNORECASE)
             bodiless = method == b"HEAD" or b" 304 " in head.partition(b"\r\n")[0]
-            body = b"" if bodiless else await self.reader.readexactly(int(told[1]))
+            body = b"" if bodiless else await self.reader.readexactly(int(told[0]))
         answer = re.sub(rb"Date: [^\r]+", b"Date: now", head) + body
         boundary = re.search(rb"boundary=(\w+)", head)  # of several parts: drawn each time
         return answer if boundary is None else answer.replace(boundary[1], b"drawn")

@@ -7,7 +7,7 @@ are answered with something else.  The victim then has to get what it asks for.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ ATTACKS: dict[str, Callable[[Attacker, bytes], list[Segments]]] = {
 
 @asynccontextmanager
 async def _plain(mirror: Mirror, _: Path) -> AsyncIterator[Client]:
-    host, _, port = mirror.url.removeprefix("http://").partition(":")
+    host, port = mirror.url.removeprefix("http://").split(":")
     client = Client(await asyncio.open_connection(host, int(port)))
     yield client
     client.writer.close()
@@ -137,7 +137,7 @@ async def _inside(mirror: Mirror, directory: Path) -> AsyncIterator[Client]:
 class Way:
     """How clients reach the mirror."""
 
-    connected: Callable[..., object]
+    connected: Callable[[Mirror, Path], AbstractAsyncContextManager[Client]]
     server: dict[str, object]
     fields: tuple[str, ...] = ()
     host: str = "mirror"

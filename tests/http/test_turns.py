@@ -20,7 +20,7 @@ async def settle() -> None:
 
 
 async def test_who_comes_last_alone_is_served_before_those_behind_in_a_long_line():
-    turns, order, go_on = Turns(1, 1, 100), [], asyncio.Event()
+    turns, order, go_on = Turns(1, 1, 100), list[str](), asyncio.Event()
     tasks = [asyncio.create_task(worked(turns, "a", order, go_on)) for _ in range(50)]
     tasks += [asyncio.create_task(worked(turns, name, order, go_on)) for name in "bc"]
     await settle()
@@ -31,7 +31,7 @@ async def test_who_comes_last_alone_is_served_before_those_behind_in_a_long_line
 
 
 async def test_one_client_never_has_all_turns_and_others_wait_for_none():
-    turns, order, go_on = Turns(4, 2, 100), [], asyncio.Event()
+    turns, order, go_on = Turns(4, 2, 100), list[str](), asyncio.Event()
     tasks = [asyncio.create_task(worked(turns, "a", order, go_on)) for _ in range(9)]
     await settle()
     assert order == ["a", "a"]
@@ -44,7 +44,7 @@ async def test_one_client_never_has_all_turns_and_others_wait_for_none():
 
 
 async def test_a_full_line_is_full_for_its_client_alone():
-    turns, order, go_on = Turns(1, 1, 3), [], asyncio.Event()
+    turns, order, go_on = Turns(1, 1, 3), list[str](), asyncio.Event()
     tasks = [asyncio.create_task(worked(turns, "a", order, go_on)) for _ in range(4)]
     await settle()
     with pytest.raises(LineFullError):
@@ -57,7 +57,7 @@ async def test_a_full_line_is_full_for_its_client_alone():
 
 @pytest.mark.parametrize("moment", ["waiting", "served", "at once"])
 async def test_a_client_that_leaves_takes_no_turn_along(moment):
-    turns, order, go_on = Turns(1, 1, 3), [], asyncio.Event()
+    turns, order, go_on = Turns(1, 1, 3), list[str](), asyncio.Event()
     first = asyncio.create_task(worked(turns, "a", order, go_on))
     await settle()
     leaving = asyncio.create_task(worked(turns, "b", order, go_on))

@@ -31,7 +31,12 @@ async def test_a_batch_is_counted_as_its_answers_would_have_been():
 async def test_what_is_counted_is_told_soon_and_once():
     told: list[MetricBatch] = []
     heard = asyncio.Event()
-    tally = MetricBatcher([1.0]).tally(lambda batch: (told.append(batch), heard.set()))
+
+    def hear(batch: MetricBatch) -> None:
+        told.append(batch)
+        heard.set()
+
+    tally = MetricBatcher([1.0]).tally(hear)
     for seconds in (0.5, 2.0, 1.0):
         tally.add(seconds)
     assert not told

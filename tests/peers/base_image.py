@@ -45,10 +45,10 @@ def _fill(archive: tarfile.TarFile) -> None:
     files = [python, install, *_tree(library), *_extensions_beside(library)]
     extensions = [str(file) for file in files if ".so" in file.suffixes]
     added = set()
-    for file in [*files, *_libraries([str(python), str(install), *extensions])]:
-        if str(file) not in added:
-            added.add(str(file))
-            archive.add(os.path.realpath(file), str(file).lstrip("/"), recursive=False)
+    for path in [*map(str, files), *_libraries([str(python), str(install), *extensions])]:
+        if path not in added:
+            added.add(path)
+            archive.add(os.path.realpath(path), path.lstrip("/"), recursive=False)
     pip = importlib.util.find_spec("pip")
     assert pip is not None, "an environment has pip"
     assert pip.origin is not None, "in files"

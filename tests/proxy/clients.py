@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -71,7 +72,7 @@ async def ask(
     context: ssl.SSLContext,
     url: str,
     method: str = "GET",
-    **options: object,
+    **options: Any,
 ) -> Answer:
     """Ask as Docker does whose HTTPS_PROXY is the mirror (or at an address); one connection."""
     proxy = mirror if isinstance(mirror, str) else mirror.proxy

@@ -47,8 +47,8 @@ async def recording() -> AsyncIterator[Recorder]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     recorder = Recorder(ca=authority.cert_pem.bytes())
-    sizes = {"max_field_size": 65536, "max_line_size": 65536}
-    runner = web.ServerRunner(web.Server(recorder.handle, **sizes), shutdown_timeout=0.1)
+    server = web.Server(recorder.handle, max_field_size=65536, max_line_size=65536)
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     recorder.url = f"https://127.0.0.1:{runner.addresses[0][1]}"

@@ -24,21 +24,24 @@ NAME = "second.test"
 
 
 @pytest.fixture
-async def second():
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def second(authority):
     """A registry that speaks TLS, at an address that no client knows."""
-    authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     async with FakeRegistry(tls=context) as registry:
         registry.add_image(REPO, APP, "1")
-        registry.authority = authority
         yield registry
 
 
 @pytest.fixture
-def upstreams(tmp_path, second):
+def upstreams(tmp_path, second, authority):
     ca = tmp_path / "upstream.pem"
-    second.authority.cert_pem.write_to_path(str(ca))
+    authority.cert_pem.write_to_path(str(ca))
     return {
         "docker.io": "http://127.0.0.1:9",
         NAME: {"url": second.url, "ca_file": str(ca), "aliases": ["alias.test:8443"]},

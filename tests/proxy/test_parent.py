@@ -16,6 +16,7 @@ class Parent:
     """A proxy that answers as told, and then echoes."""
 
     def __init__(self) -> None:
+        self.port = 0
         self.answer = b"HTTP/1.1 200 OK\r\nX-Via: parent\r\n\r\nbanner "
         self.asked: list[str] = []
 

@@ -127,8 +127,8 @@ async def test_token_services_of_the_registry_itself_are_reached(office, trust, 
 
 async def test_the_registrys_challenge_reaches_the_client(office, trust, registry):
     challenge = f'Bearer realm="{registry.url}/token",service="second"'
-    refusal = {"status": 401, "headers": {"WWW-Authenticate": challenge}}
-    registry.answer = lambda _: web.json_response({"errors": []}, **refusal)
+    refusal = {"WWW-Authenticate": challenge}
+    registry.answer = lambda _: web.json_response({"errors": []}, status=401, headers=refusal)
     answer = await ask(office, trust, url("/v2/"))
     assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, challenge)
     for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{APP.digest}"):
@@ -221,6 +221,7 @@ async def test_a_client_that_waits_to_be_told_to_go_on_is_told(office, trust, re
 
 async def test_a_body_that_breaks_off_breaks_the_connection(office, trust, registry):
     def answer(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
         asyncio.get_running_loop().call_later(0.05, request.transport.abort)
         return web.Response(body=b"x" * 50, headers={"Content-Length": "100"})
 

@@ -16,7 +16,7 @@ async def test_rules_and_upstreams_change_under_connections_that_stay(
 ):
     upstream.add_image("team/app", APP, "1")
     server = await asyncio.start_server(lambda *streams: taken.put_nowait(streams), "127.0.0.1", 0)
-    taken: asyncio.Queue = asyncio.Queue()
+    taken = asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
     place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     before = {"docker.io": "http://127.0.0.1:9", "second.test": upstream.url}
     after = {"docker.io": "http://127.0.0.1:9"}

@@ -21,7 +21,9 @@ class Server:
     """Takes one connection after the other, for the test to talk on."""
 
     def __init__(self) -> None:
-        self.taken: asyncio.Queue = asyncio.Queue()
+        self.place = ""
+        self.taken: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+        self.taken = asyncio.Queue()
 
     async def take(self):
         async with limit():

@@ -263,7 +263,7 @@ class Opaque(FakeRegistry):
 
 async def test_pages_are_turned_by_whatever_key_the_registry_gives(tmp_path):
     async with Opaque() as upstream, running(tmp_path, {"docker.io": upstream.url}) as mirror:
-        where, names = f"/v2/{REPO}/tags/list?ns=docker.io", []
+        where, names = f"/v2/{REPO}/tags/list?ns=docker.io", list[str]()
         while where and len(names) < 5:
             answer = await mirror.get(where)
             names += json.loads(answer.body)["tags"]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import email
 import hashlib
+from typing import Any
 
 import aiohttp
 import pytest
@@ -144,7 +145,7 @@ async def test_ranges_that_make_no_sense_are_416(mirror, upstream):
 def parts_of(answer: Answer) -> list[tuple[str | None, bytes]]:
     """The parts of a body of type multipart/byteranges: each one's Content-Range and bytes."""
     kind = f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode()
-    parts = email.message_from_bytes(kind + answer.body).get_payload()
+    parts: Any = email.message_from_bytes(kind + answer.body).get_payload()
     return [(part["Content-Range"], part.get_payload(decode=True)) for part in parts]
 
 

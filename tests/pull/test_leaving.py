@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
-from tests.running import Mirror, running
+from tests.running import Answer, Mirror, running
 
 MIB = 1 << 20
 HUB = "docker.io"
@@ -25,13 +25,15 @@ async def all_ended(mirror: Mirror) -> None:
             await asyncio.sleep(0.05)
 
 
-async def leave(pulls: list[asyncio.Task]) -> None:
+async def leave(pulls: list[asyncio.Task[Answer]]) -> None:
     for pull in pulls:
         pull.cancel()
     await asyncio.gather(*pulls, return_exceptions=True)
 
 
-async def begun(mirror: Mirror, upstream: FakeRegistry, digests: list[str]) -> list[asyncio.Task]:
+async def begun(
+    mirror: Mirror, upstream: FakeRegistry, digests: list[str]
+) -> list[asyncio.Task[Answer]]:
     """Pulls of which each has got a little."""
     upstream.rate_per_connection = 64 * 1024
     pulls = [asyncio.create_task(mirror.get(f"{APP}/blobs/{digest}")) for digest in digests]

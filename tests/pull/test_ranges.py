@@ -38,7 +38,7 @@ async def test_a_layer_read_in_parallel_by_open_ranges_comes_from_upstream_once(
     digest = upstream.add_blob(data)
     upstream.hold(MIB)
     wanted = iter(range(0, len(data), CHUNK))
-    right = []
+    right: list[bool] = []
 
     async def reader() -> None:
         for start in wanted:

@@ -54,7 +54,7 @@ async def test_a_signed_address_that_has_expired_is_asked_for_anew(mirror, upstr
     """Storage answers 403 to an old signature: the registry signs another."""
     data = random_bytes(8 * MIB)
     digest = upstream.add_blob(data)
-    valid, signatures = set(), iter("abcdefgh")
+    valid, signatures = set[str](), iter("abcdefgh")
 
     def redirect(_: str) -> str:
         signature = next(signatures)

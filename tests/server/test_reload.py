@@ -150,7 +150,7 @@ async def test_many_reloads_under_load_leave_nothing_behind(
         pulls = [mirror.get(TAG) for _ in range(8)] + [mirror.get(BLOB + digests[number])]
         table = {"url": upstream.url, "max_rate": f"{100 + number}MiB"}
         answers = await asyncio.gather(reload({HUB: table}), *pulls)
-        assert all(answer.status == 200 for answer in answers[1:])
+        assert all(answer and answer.status == 200 for answer in answers[1:])
 
     for number in range(8):  # pools of threads fill up when there is work for more of them
         await turn(number)
@@ -331,7 +331,7 @@ def recording(table: BaseModel, place: tuple[str, ...], seen: set[tuple[str, ...
     """The same table, which notes in ``seen`` which of its keys is asked for."""
     kind = type(table)
 
-    class Recording(kind):  # type: ignore[misc, valid-type]
+    class Recording(kind):  # type: ignore[misc, valid-type]  # a base known at run time
         def __getattribute__(self, name: str) -> object:
             if name in kind.model_fields:
                 seen.add((*place, name))
@@ -369,7 +369,7 @@ async def test_every_key_takes_effect_by_a_reload_or_is_known_to_need_a_restart(
     async with running(tmp_path / "cache", {HUB: upstream.url}, **sections) as mirror:
         await mirror.reload(config)
         await mirror.reload(recorded(later, seen))
-    keys = {
+    keys: set[tuple[str, ...]] = {
         (section, key)
         for section in Config.model_fields
         if isinstance(table := getattr(later, section), BaseModel)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ APP = image(random_bytes(MIB, 1), marker="app")
 OTHER = image(random_bytes(MIB, 2), marker="other")
 
 
-def often(*images: str, every: str = "1s", **keys) -> list[dict[str, object]]:
+def often(*images: str, every: str = "1s", **keys) -> list[dict[str, Any]]:
     return [{"images": list(images), "every": every, **keys}]
 
 

@@ -97,12 +97,16 @@ async def test_a_download_under_way_is_seen_until_it_ends(tmp_path):
             pulls = [
                 asyncio.create_task(mirror.get(f"/v2/library/app/blobs/{digest}")) for _ in range(3)
             ]
-            for least, most in ((1, 1 << 20), (2 << 20, 4 << 20)):
+
+            async def is_seen(least: int, most: int) -> None:
                 upstream.hold(most)
                 expected = [(digest, "library/app", len(data), 3)]
-                await until(lambda expected=expected: [it[:4] for it in fills()] == expected)
-                await until(lambda least=least: fills()[0][4] >= least)
+                await until(lambda: [it[:4] for it in fills()] == expected)
+                await until(lambda: fills()[0][4] >= least)
                 assert fills()[0][4] <= most
+
+            await is_seen(1, 1 << 20)
+            await is_seen(2 << 20, 4 << 20)
             upstream.release()
             assert [(await pull).body for pull in pulls] == [data] * 3
             await until(lambda: fills() == [])

@@ -74,7 +74,9 @@ async def store(request, layout) -> AsyncIterator[Store]:
         yield Store(
             *(Blobs(*parts), Blobs(*parts, private=True)),
             *(Manifests(*parts), Manifests(*parts, private=True)),
-            *(Tags(records), Listings(records), Links(records)),
+            Tags(records),
+            Listings(records),
+            Links(records),
         )
         await records.close()
         await parts[1].close()

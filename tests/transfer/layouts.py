@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from tests.fakes import Image
 from tests.fakes.content import digest_of
@@ -36,10 +37,10 @@ def files_of(image: Image, **annotations: str) -> dict[str, bytes]:
     return {**blobs, "index.json": index_of([(image, named)]), "oci-layout": MARKER}
 
 
-def packed(files: Mapping[str, bytes], mode: str = "w") -> bytes:
+def packed(files: Mapping[str, bytes], mode: Literal["w", "w:gz", "w:bz2", "w:xz"] = "w") -> bytes:
     """A tar with directories, as Go programs write it."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for directory in ("blobs", "blobs/sha256"):
             member = tarfile.TarInfo(directory + "/")
             member.type = tarfile.DIRTYPE

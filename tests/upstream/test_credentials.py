@@ -5,6 +5,7 @@ import traceback
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.oci.reference import Repository
 from mirror.upstream.credentials import NOBODY, Principal, Principals
 from mirror.upstream.routing import Target
 from tests.fakes.office import basic
@@ -24,7 +25,7 @@ def test_they_are_the_same_if_they_sent_the_same(one: str, other: str):
 
 def test_nothing_that_is_written_down_has_the_secret():
     principal = principals.principal(FIELD)
-    target = Target("docker.io", "team/app", principal)
+    target = Target("docker.io", Repository("team/app"), principal)
     error = ValueError(principal, target)
     told = f"{principal} {principal!r} {target} {target!r} {principal.credentials()!r} {error!r}"
     told += "".join(traceback.format_exception(error))
@@ -48,5 +49,5 @@ def test_a_pair_is_read_and_a_token_is_none():
 
 def test_names_of_what_is_remembered_differ_by_visitor():
     one, other = principals.principal(FIELD), principals.principal("Bearer abc")
-    names = {str(Target("docker.io", "team/app", who)) for who in (None, one, other)}
+    names = {str(Target("docker.io", Repository("team/app"), who)) for who in (None, one, other)}
     assert len(names) == 3

@@ -10,7 +10,7 @@ class Registry:
 
 
 def test_visitors_that_send_much_are_forgotten_sooner():
-    endpoints = Endpoints("hub", [Registry()], Verbatim)  # type: ignore[list-item]
+    endpoints = Endpoints("hub", [Registry()], Verbatim)  # type: ignore[list-item]  # a fake
     principals = Principals(b"a key")
 
     def principal(number: int):

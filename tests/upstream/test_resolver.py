@@ -1,11 +1,12 @@
 """Names that lead from a public registry into a private network."""
 
 import pytest
+from aiohttp.abc import AbstractResolver
 
 from mirror.upstream.resolver import GuardedResolver, PrivateAddressError
 
 
-class Names:
+class Names(AbstractResolver):
     """A name service with these names in it."""
 
     def __init__(self, **addresses: str) -> None:

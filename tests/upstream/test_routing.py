@@ -19,28 +19,29 @@ def directory() -> Router:
 @pytest.mark.parametrize(
     ("name", "prefix", "namespace", "host", "expected"),
     [
-        ("alpine", "", None, "mirror", Target(HUB, "library/alpine")),
-        ("org/app", "", None, "mirror", Target(HUB, "org/app")),
-        ("dotnet/sdk", "", MCR, "mirror", Target(MCR, "dotnet/sdk")),
-        ("alpine", "", "index.docker.io", "mirror", Target(HUB, "library/alpine")),
-        ("alpine", "", "DOCKER.IO", "mirror", Target(HUB, "library/alpine")),
-        ("dotnet/sdk", "", None, "mcr.corp", Target(MCR, "dotnet/sdk")),
-        ("dotnet/sdk", "", None, "MCR.corp", Target(MCR, "dotnet/sdk")),
-        ("dotnet/sdk", MCR, None, "mirror", Target(MCR, "dotnet/sdk")),
-        ("mcr.microsoft.com/dotnet/sdk", "", None, "mirror", Target(MCR, "dotnet/sdk")),
-        ("docker.io/alpine", "", None, "mirror", Target(HUB, "library/alpine")),
-        ("localhost:5001/app", "", None, "mirror", Target("localhost:5001", "app")),
+        ("alpine", "", None, "mirror", (HUB, "library/alpine")),
+        ("org/app", "", None, "mirror", (HUB, "org/app")),
+        ("dotnet/sdk", "", MCR, "mirror", (MCR, "dotnet/sdk")),
+        ("alpine", "", "index.docker.io", "mirror", (HUB, "library/alpine")),
+        ("alpine", "", "DOCKER.IO", "mirror", (HUB, "library/alpine")),
+        ("dotnet/sdk", "", None, "mcr.corp", (MCR, "dotnet/sdk")),
+        ("dotnet/sdk", "", None, "MCR.corp", (MCR, "dotnet/sdk")),
+        ("dotnet/sdk", MCR, None, "mirror", (MCR, "dotnet/sdk")),
+        ("mcr.microsoft.com/dotnet/sdk", "", None, "mirror", (MCR, "dotnet/sdk")),
+        ("docker.io/alpine", "", None, "mirror", (HUB, "library/alpine")),
+        ("localhost:5001/app", "", None, "mirror", ("localhost:5001", "app")),
         # ns before Host, Host before prefix, prefix before the name
-        ("app/x", "", HUB, "mcr.corp", Target(HUB, "app/x")),
-        ("app/x", HUB, None, "mcr.corp", Target(MCR, "app/x")),
+        ("app/x", "", HUB, "mcr.corp", (HUB, "app/x")),
+        ("app/x", HUB, None, "mcr.corp", (MCR, "app/x")),
         # said twice by Podman
-        ("mcr.microsoft.com/dotnet/sdk", "", MCR, "mirror", Target(MCR, "dotnet/sdk")),
+        ("mcr.microsoft.com/dotnet/sdk", "", MCR, "mirror", (MCR, "dotnet/sdk")),
         # not a registry but a repository of the one that was named
-        ("dotted.name/app", "", MCR, "mirror", Target(MCR, "dotted.name/app")),
+        ("dotted.name/app", "", MCR, "mirror", (MCR, "dotted.name/app")),
     ],
 )
 def test_a_request_means(directory, name, prefix, namespace, host, expected):
-    assert directory.resolve(name, prefix=prefix, namespace=namespace, host=host) == expected
+    found = directory.resolve(name, prefix=prefix, namespace=namespace, host=host)
+    assert found == Target(*expected)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,10 @@ def test_inside_the_proxy_a_name_is_the_registrys_own():
     directory = Router([Names("docker.io", library=True), Names("quay.io")], "docker.io")
 
     def target(name: str, namespace: str | None = None) -> str:
-        place = {"prefix": "", "namespace": namespace, "host": "docker.io", "connected": "quay.io"}
-        return str(directory.resolve(name, **place))
+        found = directory.resolve(
+            name, prefix="", namespace=namespace, host="docker.io", connected="quay.io"
+        )
+        return str(found)
 
     assert target("team/app") == "quay.io team/app"
     assert target("docker.io/team/app") == "quay.io docker.io/team/app"

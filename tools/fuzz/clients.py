@@ -214,7 +214,9 @@ def _check_body(status: int, fields: dict[bytes, bytes], data: bytes) -> bytes:
         assert digest == "sha256:" + hashlib.sha256(body).hexdigest(), "the wrong bytes"
     if status == 206 and len(body) == length:
         for said, part in _parts(fields, body):
-            start = int(re.fullmatch(rb"bytes (\d+)-.*", said)[1])
+            named = re.fullmatch(rb"bytes (\d+)-.*", said)
+            assert named, f"no range: {said!r}"
+            start = int(named[1])
             assert part == _BLOB[start : start + len(part)] != b"", "the wrong range"
     return rest
 

@@ -24,8 +24,6 @@ from mirror.oci.image_layout import NotALayout, blob_file, merged_index, parse_f
 from mirror.oci.image_name import parse_image
 from mirror.oci.manifest import (
     NotAManifest,
-    decode_descriptor,
-    encode_descriptor,
     identify,
     references,
 )
@@ -62,7 +60,7 @@ class Parser:
     """A parser with its check, and valid inputs."""
 
     name: str
-    check: Callable[[bytes], None]
+    check: Callable[[bytes], object]
     seeds: tuple[bytes, ...]
 
     def try_all(self, data: bytes) -> None:
@@ -208,9 +206,7 @@ def _manifest(data: bytes) -> None:
         parts = references(body)
     except NotAManifest:
         return
-    for part in parts:
-        assert 0 <= part.size < 2**63
-        assert decode_descriptor(encode_descriptor(part)) == part
+    assert all(0 <= part.size < 2**63 for part in parts)
 
 
 def _accept(data: bytes) -> None:

@@ -189,7 +189,7 @@ class _Upstream:
         named, route = _CASE.search(target), _ROUTE.search(target)
         case = self.cases.get(int(named[1])) if named else None
         said = case.answers.get(route[1]) if case and route else None
-        if case is None or not said:
+        if case is None or route is None or not said:
             writer.write(_GOOD)
             return True
         turn = self.given[case.number, route[1]] = self.given.get((case.number, route[1]), -1) + 1

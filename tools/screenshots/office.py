@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mirror.api.user_agents import client_type
@@ -81,7 +82,7 @@ async def write_history(directory: Path) -> None:
     now, chance = time.time(), random.Random(7)
     for day in range(29, -1, -1):
         moment = now - day * DAY - 60
-        ledger = Ledger(directory, lambda moment=moment: moment)
+        ledger = Ledger(directory, partial(float, moment))
         weekend = time.localtime(moment).tm_wday >= 5
         for upstream in UPSTREAMS:
             pulls = chance.randint(40, 90) if weekend else chance.randint(380, 700)

@@ -136,7 +136,7 @@ def fill(registry: FakeRegistry) -> tuple[Office, dict[str, str]]:
     """A registry with public repositories and those of Ann and of Bob; and the owners by
     repository.
     """
-    office, owners = Office(registry), {}
+    office, owners = Office(registry), dict[str, str]()
     for owner in (EVERYBODY, EVERYBODY, *_USERS):
         for number in range(_REPOSITORIES_EACH):
             repository = f"{owner}/app{len(owners)}"

@@ -59,7 +59,7 @@ class FaultyRegistry(FakeRegistry):
         self.done[name] += 1
         return Fault(kind=kind, **_FAULTS[name][1])
 
-    async def _failed(self, request: web.BaseRequest, fault: Fault) -> web.Response | None:
+    async def _failed(self, request: web.BaseRequest, fault: Fault) -> web.StreamResponse | None:
         if fault.redirect:
             fault = replace(fault, redirect=self.elsewhere + request.raw_path)
         return await super()._failed(request, fault)
@@ -77,7 +77,7 @@ class FaultyRegistry(FakeRegistry):
         return await super()._manifest(request, repo, reference, self._fitting(fault, 200))
 
     def _fitting(self, fault: Fault, size: int) -> Fault:
-        at = {
+        at: dict[str, Any] = {
             name: self.draw.randrange(size)
             for name in ("flip", "cut", "reset", "stall")
             if getattr(fault, name) is not None

@@ -75,8 +75,8 @@ def open_files(pid: int) -> Counter[str]:
 
 
 def _kind_of(path: str) -> str:
-    known = ("blobs", "manifests", "partial", "expected", "pending", "tags", "listings", "ledger")
-    known += ("cache.db", "log")
+    known = ["blobs", "manifests", "partial", "expected", "pending", "tags", "listings", "ledger"]
+    known += ["cache.db", "log"]
     found = [name for name in known if f"/{name}" in path]
     return (found[0] if found else path) + (" (deleted)" if path.endswith("(deleted)") else "")
 

@@ -321,7 +321,7 @@ async def test_room_is_made_on_a_disk_too_full_for_the_index(filled, threads, mo
     """The file goes first; a row without its file is a miss."""
     async with Store(filled, threads) as store:
         index = store.objects._recoverable.index
-        link, failed = os.link, []
+        link, failed = os.link, list[str]()
 
         def full(source, target):
             if not failed:
