@@ -138,7 +138,7 @@ async def test_a_registry_without_the_referrers_api_sends_clients_to_the_tag(mir
     for _ in range(2):
         refused = await mirror.get(f"/v2/{REPO}/referrers/{app.digest}")
         assert refused.status == 404
-        assert json.loads(refused.body)["errors"][0]["code"] == "NAME_UNKNOWN"
+        assert json.loads(refused.body)["errors"][0]["code"] == "UNSUPPORTED"
     assert upstream.count("referrers") == 1
     assert json.loads((await mirror.get(path(fallback))).body) == listed
     assert (await mirror.get(path(cosign))).body == signature
