@@ -34,7 +34,7 @@ from mirror.oci.reference import Tag
 from mirror.pull.errors import DigestMismatchError
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import usable_stale
-from mirror.pull.refusals import Refusals
+from mirror.pull.refusals import CANNOT_ANSWER, Question, Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError
 from mirror.store.local.eviction import NoRoomError
@@ -46,8 +46,6 @@ from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NonsenseError,
     NotFoundError,
-    RateLimitedError,
-    TimedOutError,
     UnavailableError,
     UpstreamError,
 )
@@ -57,7 +55,7 @@ from mirror.upstream.routing import Target
 V = TypeVar("V")
 _log = logging.getLogger(__name__)
 _KNOWN_TYPES: Final = 10_000
-_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
+_KIND: Final = "manifest"
 
 
 class Observer(Protocol):
@@ -201,7 +199,7 @@ class ManifestPulls:
     async def forget(self, name: str) -> None:
         """Forget that a link (see ``store.metadata.tags``) is fresh, or refused."""
         await self._freshness.forget(name)
-        await self._refusals.forget(_question_of(name))
+        await self._refusals.forget(f"{_KIND} {name}")
 
     async def close(self) -> None:
         """Cancel all requests."""
@@ -321,7 +319,7 @@ class ManifestPulls:
         except NotFoundError:
             await self._write_down(self._tags.forget(name))
             raise
-        except _CANNOT_ANSWER as error:
+        except CANNOT_ANSWER as error:
             stale = None if known is None else await self._servable(wanted.target, known)
             if stale is None:
                 raise
@@ -382,18 +380,17 @@ class ManifestPulls:
         call: Callable[[], Awaitable[V]],
     ) -> tuple[V, bool]:
         """Send one request for all concurrent callers; remember a refusal for a while."""
-        name = _question_of(wanted.name(reference))
-        await self._refusals.check(wanted.target, name)
+        rest = f"{reference} {wanted.narrow}".rstrip()
+        question = Question(wanted.target, _KIND, rest, reference)
+        await self._refusals.check(question)
         try:
-            return await flights.join((wanted, reference), call)
-        except UpstreamError as error:
-            await self._refusals.note(wanted.target, name, error)
+            answer, led = await flights.join((wanted, reference), call)
+        except (UpstreamError, FullError) as error:
+            await self._refusals.note(question, error)
             raise
-
-
-def _question_of(link: str) -> str:
-    """The key of a refusal of a manifest."""
-    return f"manifest {link}"
+        if led:
+            await self._refusals.found(question)
+        return answer, led
 
 
 def _image(target: Target, digest: Digest) -> FullName:

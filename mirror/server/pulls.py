@@ -58,7 +58,7 @@ async def opened_pulls(
     config: Config, registries: Mapping[str, Endpoints], shared_state: SharedState, backend: Backend
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
-    refusals = Refusals(Negatives(backend, config.tags.negative_max_age.seconds))
+    negatives = Negatives(backend, config.tags.negative_max_age.seconds)
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
     freshness, pages = Freshness(backend, max_age), Pages(Backend(_PAGES, _PAGES_BYTES), max_age)
     store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
@@ -67,6 +67,7 @@ async def opened_pulls(
         def made(
             kept: Store | Private, fills: Fills
         ) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
+            refusals = Refusals(negatives, kept.listings, stale)
             blobs = BlobPulls(registries, kept.blobs, refusals, metrics, shared_state.slots, fills)
             begun.append(blobs)
             manifests = ManifestPulls(
@@ -91,7 +92,7 @@ async def opened_pulls(
             return
         private = made(store.private, shared_state.private_fills)
         grants = Grants(backend, config.access.grant_max_age.seconds)
-        rights = PrivateAccess(registries, grants, store.private.links, refusals)
+        rights = PrivateAccess(registries, grants, store.private.links, Refusals(negatives))
         stack.push_async_callback(rights.close)
         yield Pulls(
             begun,

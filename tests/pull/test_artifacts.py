@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from urllib.parse import quote
 
 import pytest
@@ -172,20 +173,74 @@ async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a
         assert (await mirror.get(tags)).status == 502
 
 
-async def test_offline_too_clients_are_sent_to_the_tag_of_referrers(tmp_path, upstream):
+#: What Docker 29.1 asks for an attestation manifest at every pull, and other content that may lack.
+MISSING = [
+    f"/v2/{REPO}/referrers/sha256:{'1' * 64}",
+    f"/v2/{REPO}/manifests/sha256-{'1' * 64}",
+    f"/v2/{REPO}/manifests/sha256:{'1' * 64}",
+    f"/v2/{REPO}/blobs/sha256:{'1' * 64}",
+    "/v2/library/nothing/tags/list",
+]
+SHORT = {"max_age": "0s", "negative_max_age": "0s"}
+
+
+@pytest.mark.parametrize("status", [0, 503, 429])
+async def test_what_upstream_lacked_stays_missing_while_it_cannot_answer_also_after_a_restart(
+    tmp_path, upstream, status
+):
+    upstream.referrers_api = False
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        for where in MISSING:
+            assert (await mirror.get(where)).status == 404
+    if status:
+        upstream.faults.append(Fault(kind="", status=status, times=99))
+    else:
+        await upstream.stop()
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        for where in MISSING:
+            answer = await mirror.get(where)
+            assert (answer.status, where) == (404, where)
+            assert "when last asked" in json.loads(answer.body)["errors"][0]["message"]
+            never = await mirror.get(where.replace("1" * 64, "2" * 64).replace("nothing", "more"))
+            assert never.status in {502, 429}, "upstream was never asked for this"
+        filtered = await mirror.get(f"{MISSING[0]}?artifactType={SBOM}")
+        assert filtered.status == 404
+        picky = await mirror.get(MISSING[1], Accept=OCI_INDEX)
+        assert picky.status == 404
+    if not status:
+        await upstream.start()
+
+
+async def test_a_404_of_long_ago_does_not_count_while_upstream_cannot_answer(tmp_path, upstream):
+    tags = {**SHORT, "stale_if_error": "1ms"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(path("latest"))).status == 404
+        await asyncio.sleep(0.01)
+        upstream.faults.append(Fault(kind="manifest", status=500))
+        assert (await mirror.get(path("latest"))).status == 502
+
+
+async def test_what_upstream_has_again_is_not_missing(tmp_path, upstream):
     upstream.referrers_api = False
     app = image(b"layer")
-    upstream.add_image(REPO, app, "latest")
-    where = f"/v2/{REPO}/referrers/{app.digest}"
-    tags = {"negative_max_age": "1ms"}
-    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
-        assert (await mirror.get(where)).status == 404
-        await asyncio.sleep(0.01)
-        await upstream.stop()
-        assert (await mirror.get(where)).status == 404
-        never = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'0' * 64}")
-        assert never.status == 502, "who knows"
-    await upstream.start()
+    where = [
+        path(app.digest.replace(":", "-")),
+        path(app.digest),
+        f"/v2/{REPO}/blobs/{app.digests[1]}",
+        f"/v2/{REPO}/referrers/{app.digest}",
+        f"/v2/{REPO}/tags/list",
+    ]
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        assert [(await mirror.get(each)).status for each in where] == [404] * 5
+        upstream.referrers_api = True
+        upstream.add_image(REPO, app, app.digest.replace(":", "-"))
+        assert [(await mirror.get(each)).status for each in where] == [200] * 5
+    for kind in ("blobs", "manifests"):
+        shutil.rmtree(tmp_path / "cache" / kind)
+    upstream.faults.append(Fault(kind="", status=500, times=99))
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        answers = [(await mirror.get(each)).status for each in where]
+        assert answers == [502, 502, 502, 200, 200], "only the listings are still known"
 
 
 async def test_a_kind_that_head_does_not_tell_is_looked_up_in_the_manifest(mirror, upstream):

@@ -1,4 +1,4 @@
-"""The last upstream response for each listing, used while upstream is unavailable."""
+"""The last responses of upstream, used while upstream is unavailable: listings, and 404s."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ MOST_PAGE_BYTES: Final = 256 * 1024
 class Page:
     """A page, its header fields by name, and the time when upstream sent it (Unix seconds).
 
-    ``body`` is None if upstream answered that the listing does not exist.
+    ``body`` is None if upstream answered 404, for a listing or for other content.
     """
 
     body: bytes | None
@@ -44,9 +44,13 @@ class Listings:
         return Page(body if said["found"] else None, said["fields"], said["seen"])
 
     async def put(self, name: str, page: Page) -> None:
-        """Record a response.  Pages over MOST_PAGE_BYTES and failed writes are skipped."""
+        """Record a response; forget the last one instead if the page exceeds MOST_PAGE_BYTES.
+
+        A failed write is skipped.
+        """
         body = page.body or b""
         if len(body) > MOST_PAGE_BYTES:
+            await self.forget(name)
             return
         found = page.body is not None
         head = json.dumps({"found": found, "fields": dict(page.fields), "seen": page.seen})
@@ -55,3 +59,10 @@ class Listings:
                 await self._notes.put(f"listing {name}", head.encode() + b"\n" + body)
         except IndexUnavailableError as error:
             _log.info("cannot write a listing: %s", error)
+
+    async def forget(self, name: str) -> None:
+        """Remove a response, if there is one.  A failed write is skipped."""
+        try:
+            await self._notes.remove(f"listing {name}")
+        except IndexUnavailableError as error:
+            _log.info("cannot remove a listing: %s", error)
