@@ -19,6 +19,7 @@ from mirror.upstream.errors import (
     NonsenseError,
     NotFoundError,
     RangeRefusedError,
+    RedirectError,
     RefusedError,
     UnauthorizedError,
     UnavailableError,
@@ -39,11 +40,15 @@ from mirror.upstream.transport import Observer, Request, Transport
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms to parse
+_NO_REFERRERS: Final = "has no referrers API"
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
 _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 #: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
 _NO_HEAD: Final = {405, 501}  # from a registry that supports only GET
+#: Answers that refuse the client, or this request for now, and not the whole referrers API.
+_NO_CLIENT: Final = {401, 403}
+_NOT_NOW: Final = {407, 408, 425, 429}
 
 
 class Registry:
@@ -222,7 +227,10 @@ class Registry:
             UpstreamError: upstream does not serve the list; NotFoundError if it lacks the API.
         """
         path = f"{repository}/referrers/{digest}"
-        return await self._listing(repository, path, "referrers", query)
+        try:
+            return await self._listing(repository, path, "referrers", query)
+        except RedirectError as error:  # such as to a page for people that needs cookies
+            raise NotFoundError(self.name, f"{_NO_REFERRERS} ({error.message})") from error
 
     async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
         """Send a client's own request unchanged; the caller closes the answer.
@@ -238,6 +246,8 @@ class Registry:
         async with self._ask("GET", repository, path, kind, query=query) as response:
             body, hold = await self._read(response, kind, _MAX_LISTING_BYTES)
             if not _is_listing(body, "manifests" if kind == "referrers" else "tags"):
+                if kind == "referrers" and not _is_broken_json(body):
+                    raise NotFoundError(self.name, f"{_NO_REFERRERS} (it answered other content)")
                 raise NonsenseError(self.name, "answered a listing that is not JSON of a listing")
             return Listing(
                 body,
@@ -292,6 +302,8 @@ class Registry:
             response.release()
             response = await self._ask_again(request, repository, response)
         try:
+            if kind == "referrers" and self._lacks_referrers(response):
+                raise NotFoundError(self.name, f"{_NO_REFERRERS} (its {response.status})")
             self._check(response, repository)
             yield response
         finally:
@@ -311,6 +323,15 @@ class Registry:
         if header is None:
             raise UnauthorizedError(self.name, _private(repository), fields)
         return await self._transport.send(replace(request, authorization=header))
+
+    def _lacks_referrers(self, response: aiohttp.ClientResponse) -> bool:
+        """Whether an answer to a request for referrers says that there is no such API."""
+        status = response.status
+        if status == 200:
+            return response.content_type in _PAGES
+        if status in _NO_CLIENT:
+            return response.url.origin() != self._url.origin()
+        return status == 501 or (status < 500 and status not in _NOT_NOW)
 
     def _check(self, response: aiohttp.ClientResponse, repository: str) -> None:
         status = response.status
@@ -412,6 +433,15 @@ def _is_listing(body: bytes, member: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(document, dict) and member in document
+
+
+def _is_broken_json(body: bytes) -> bool:
+    """Whether a body begins as a JSON object and is none, so that a part may be missing."""
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return body.lstrip().startswith(b"{")
+    return False
 
 
 def _field(headers: Mapping[str, str], name: str) -> str:

@@ -20,7 +20,12 @@ from yarl import URL
 from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.body import read_up_to
 from mirror.upstream.breaker import Breaker
-from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
+from mirror.upstream.errors import (
+    NonsenseError,
+    RedirectError,
+    UnavailableError,
+    UpstreamError,
+)
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.resolver import GuardedResolver
@@ -185,7 +190,7 @@ class Transport:
             location = response.headers["Location"]
             response.release()
             url = self._target(url, location)
-        raise UnavailableError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
+        raise RedirectError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
 
     async def read(
         self,
@@ -360,11 +365,11 @@ class Transport:
             target = url.join(URL(location, encoded=True))
             host = target.host
         except ValueError as error:
-            raise UnavailableError(self._upstream, "redirects to an invalid address") from error
+            raise RedirectError(self._upstream, "redirects to an invalid address") from error
         if target.scheme not in {"http", "https"} or not host:
-            raise UnavailableError(self._upstream, "redirects to an address without http or https")
+            raise RedirectError(self._upstream, "redirects to an address without http or https")
         if url.scheme == "https" and target.scheme == "http":
-            raise UnavailableError(self._upstream, f"redirects from https to {target.origin()}")
+            raise RedirectError(self._upstream, f"redirects from https to {target.origin()}")
         return target
 
     def _note_rate_limit(self, response: aiohttp.ClientResponse) -> None:

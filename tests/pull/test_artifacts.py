@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -171,6 +172,73 @@ async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a
         await asyncio.sleep(0.01)
         upstream.faults.append(Fault(kind="tags", status=500, times=9))
         assert (await mirror.get(tags)).status == 502
+
+
+NO_API = {
+    **{
+        str(status): Fault(kind="referrers", status=status)
+        for status in (204, 400, 404, 405, 406, 410, 415, 422, 501)
+    },
+    "a page": Fault(kind="referrers", status=200, body=b"<html></html>"),
+    "a typed page": Fault(
+        kind="referrers", status=200, body=b"{}", headers={"Content-Type": "text/html"}
+    ),
+    "nothing": Fault(kind="referrers", status=200),
+    "an error with 200": Fault(kind="referrers", status=200, body=b'{"errors": []}'),
+}
+
+
+@pytest.mark.parametrize("answer", NO_API)
+async def test_whatever_says_that_there_is_no_referrers_api_sends_clients_to_the_tag(
+    mirror, upstream, answer
+):
+    upstream.faults.append(replace(NO_API[answer], times=9))
+    where = f"/v2/{REPO}/referrers/sha256:{'1' * 64}"
+    for _ in range(2):
+        refused = await mirror.get(where)
+        error = json.loads(refused.body)["errors"][0]
+        assert (refused.status, error["code"]) == (404, "UNSUPPORTED")
+        assert "has no referrers API" in error["message"]
+    assert upstream.count("referrers") == 1
+
+
+@pytest.mark.parametrize("target", ["page", "forbidden page", "loop", "no http"])
+async def test_a_redirect_of_referrers_to_a_page_says_that_there_is_no_such_api(
+    tmp_path, upstream, target
+):
+    async with FakeRegistry() as login:
+        login.guard = lambda *_: web.Response(
+            text="<html></html>",
+            content_type="text/html",
+            status=403 if target == "forbidden page" else 200,
+        )
+        where = "ftp://registry" if target == "no http" else f"{login.url}/login"
+        upstream.faults.append(Fault(kind="referrers", redirect=where, times=9))
+        if target == "loop":
+            login.guard = lambda *_: web.Response(status=302, headers={"Location": "/login"})
+        table = {"url": upstream.url, "private_redirects": True}
+        async with running(tmp_path, {"docker.io": table}) as mirror:
+            refused = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'1' * 64}")
+    assert (refused.status, json.loads(refused.body)["errors"][0]["code"]) == (404, "UNSUPPORTED")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (Fault(kind="referrers", status=401), 401),
+        (Fault(kind="referrers", status=403), 403),
+        (Fault(kind="referrers", status=429), 429),
+        (Fault(kind="referrers", status=500), 502),
+        (Fault(kind="referrers", status=200, body=b'{"manifests": ['), 502),
+    ],
+    ids=["401", "403", "429", "500", "half of an index"],
+)
+async def test_what_refuses_or_fails_is_no_registry_without_referrers(
+    mirror, upstream, fault, status
+):
+    upstream.faults.append(replace(fault, times=9))
+    answer = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'1' * 64}")
+    assert answer.status == status
 
 
 #: What Docker 29.1 asks for an attestation manifest at every pull, and other content that may lack.
