@@ -1,13 +1,15 @@
 """Listings: the tags of a repository and the referrers of a manifest.
 
 Upstream makes the listings; concurrent clients share one request, and its answer stays fresh for a
-while.  When upstream cannot answer, the last known page is served, marked stale.
+while.  When upstream cannot answer, the last known page is served, marked stale.  The mirrors of a
+registry come last, and their pages are not stored: signatures that a mirror lacks would vanish.
 """
 
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from mirror.oci.digest import Digest
@@ -18,11 +20,14 @@ from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError, Shares
 from mirror.store.metadata.listings import MOST_PAGE_BYTES, Listings, Page
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.errors import NotFoundError, UpstreamError
+from mirror.upstream.errors import NotFoundError, RefusedError, UpstreamError
+from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Listing
 from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
+#: Asks a registry for a page.
+_Call = Callable[[Endpoints | Registry], Awaitable[Listing]]
 #: The fields of a listing that are stored beside its body.
 _FIELDS = ("next_query", "filters_applied")
 
@@ -83,9 +88,8 @@ class ListingPulls:
             UpstreamError: upstream does not send the page, and no stale one may be served.
             FullError: a limit of the mirror is reached, and no stale page may be served.
         """
-        registry = self._registry(target)
         wanted = Question(target, "tags", query, "")
-        return await self._asked(wanted, lambda: registry.tags(target.repository, query))
+        return await self._asked(wanted, lambda each: each.tags(target.repository, query))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
         """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged.
@@ -93,10 +97,9 @@ class ListingPulls:
         Raises:
             UpstreamError, FullError: as for :meth:`tags`.
         """
-        registry = self._registry(target)
         wanted = Question(target, "referrers", f"{digest} {query}", f"{digest} ")
         return await self._asked(
-            wanted, lambda: registry.referrers(target.repository, digest, query)
+            wanted, lambda each: each.referrers(target.repository, digest, query)
         )
 
     async def close(self) -> None:
@@ -106,9 +109,7 @@ class ListingPulls:
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].with_credentials(target.principal)
 
-    async def _asked(
-        self, wanted: Question, call: Callable[[], Awaitable[Listing]]
-    ) -> ListingAnswer:
+    async def _asked(self, wanted: Question, call: _Call) -> ListingAnswer:
         name = wanted.name
         fresh = await self._pages.lookup(name)
         if fresh is not None:
@@ -117,19 +118,16 @@ class ListingPulls:
         await self._refusals.check(wanted)
         try:
             listing, led = await self._flights.join(name, lambda: self._question(wanted, call))
-        except CANNOT_ANSWER as error:
-            return await self._stale(wanted, error)
-        except UpstreamError as error:
-            await self._refusals.note(wanted, error)
-            raise
+        except (UpstreamError, FullError) as error:
+            return await self._instead(wanted, call, error)
         if led:
             await self._refusals.found(wanted)
         return ListingAnswer(listing, Outcome.MISS if led else Outcome.COALESCED)
 
-    async def _question(self, wanted: Question, call: Callable[[], Awaitable[Listing]]) -> Listing:
-        """Ask upstream, and store its answer."""
+    async def _question(self, wanted: Question, call: _Call) -> Listing:
+        """Ask the registry itself, and store its answer."""
         try:
-            listing = await call()
+            listing = await call(self._registry(wanted.target))
         except NotFoundError:
             await self._kept.forget(wanted.page)
             raise
@@ -138,8 +136,45 @@ class ListingPulls:
         await self._kept.put(wanted.page, Page(body, fields, self._clock()))
         return listing
 
-    async def _stale(self, wanted: Question, error: UpstreamError | FullError) -> ListingAnswer:
-        """Return the last known page if it is recent enough; else raise ``error``."""
+    async def _instead(
+        self, wanted: Question, call: _Call, error: UpstreamError | FullError
+    ) -> ListingAnswer:
+        """Return the page to serve if the registry itself sends none.
+
+        Raises:
+            UpstreamError, FullError: there is none; ``error``, or the last known 404.
+        """
+        if isinstance(error, CANNOT_ANSWER) and (stale := await self._stale(wanted, error)):
+            return stale
+        refused = isinstance(error, RefusedError)
+        if not refused:
+            await self._refusals.note(wanted, error)
+        if not isinstance(error, NotFoundError):
+            answer = await self._from_mirrors(wanted, call, type(error).__name__)
+            if answer is not None:
+                return answer
+        if refused:  # not before: the next client is to get the page of a mirror too
+            await self._refusals.note(wanted, error)
+        raise error
+
+    async def _from_mirrors(
+        self, wanted: Question, call: _Call, detail: str
+    ) -> ListingAnswer | None:
+        for number, mirror in enumerate(self._registry(wanted.target).mirrors):
+            try:
+                key = f"{wanted.name} mirror {number}"
+                listing, led = await self._flights.join(key, partial(call, mirror))
+            except (UpstreamError, FullError) as failure:
+                _log.info("%s; asking the next address", failure)
+            else:
+                outcome = Outcome.MISS if led else Outcome.COALESCED
+                return ListingAnswer(listing, outcome, detail)
+        return None
+
+    async def _stale(
+        self, wanted: Question, error: UpstreamError | FullError
+    ) -> ListingAnswer | None:
+        """Return the last known page if it is recent enough, else None."""
         hold = await self._answers.hold(wanted.target.upstream, MOST_PAGE_BYTES)
         page = await self._kept.lookup(wanted.page)
         body = None if page is None else page.body
@@ -148,8 +183,7 @@ class ListingPulls:
         usable = page and usable_stale(page.seen, self._clock(), self._stale_if_error)
         if page is None or body is None or not usable:
             hold.release()
-            await self._refusals.note(wanted, error)
-            raise error
+            return None
         _log.info("serving %s stale: %s", wanted.page, error)
         # Records of earlier versions have upstream's Content-Type as well.
         fields = {name: page.fields[name] for name in page.fields if name != "media_type"}

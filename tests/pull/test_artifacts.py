@@ -12,6 +12,7 @@ from aiohttp import web
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, image, index
 from tests.running import running
+from tests.waiting import limit
 
 REPO = "library/app"
 ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
@@ -239,6 +240,38 @@ async def test_what_refuses_or_fails_is_no_registry_without_referrers(
     upstream.faults.append(replace(fault, times=9))
     answer = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'1' * 64}")
     assert answer.status == status
+
+
+async def test_listings_come_from_the_registry_itself_and_from_its_mirrors_at_last(
+    tmp_path, upstream
+):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1", "2")
+    signature = upstream.add_manifest(REPO, attached(app.manifest, SIGNATURE), OCI_MANIFEST)
+    paths = [f"/v2/{REPO}/referrers/{app.digest}", f"/v2/{REPO}/tags/list"]
+    async with FakeRegistry() as partial:
+        partial.add_image(REPO, app, "1")
+        table = {"url": upstream.url, "mirrors": [partial.url]}
+        async with running(tmp_path, {"docker.io": table}, tags=SHORT) as mirror:
+            whole = [(await mirror.get(where)).body for where in paths]
+            assert signature in whole[0].decode()
+            assert json.loads(whole[1])["tags"] == ["1", "2"]
+            assert partial.seen == []
+            await upstream.stop()
+            assert [(await mirror.get(where)).body for where in paths] == whole, "the last known"
+            paged = f"{paths[1]}?n=5"
+            assert json.loads((await mirror.get(paged)).body)["tags"] == ["1"]
+            await upstream.start()
+            async with limit():
+                while json.loads((await mirror.get(paged)).body)["tags"] != ["1", "2"]:
+                    await asyncio.sleep(0.05)  # the breaker looks by itself
+        upstream.guard = lambda *_: web.Response(status=403)
+        async with running(tmp_path / "new", {"docker.io": table}) as mirror:
+            for _ in range(2):
+                assert json.loads((await mirror.get(paged)).body)["tags"] == ["1"]
+        upstream.guard = lambda *_: web.Response(status=404)
+        async with running(tmp_path / "newer", {"docker.io": table}) as mirror:
+            assert (await mirror.get(paths[0])).status == 404, "the mirror may lack signatures"
 
 
 #: What Docker 29.1 asks for an attestation manifest at every pull, and other content that may lack.
