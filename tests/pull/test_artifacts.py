@@ -434,3 +434,14 @@ async def test_a_page_of_no_number_is_refused_without_upstream(mirror, upstream,
     answer = await mirror.get(f"/v2/{REPO}/tags/list?n={quote(count)}")
     assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (400, "UNSUPPORTED")
     assert upstream.seen == []
+
+
+async def test_head_of_a_long_list_has_no_body(mirror, upstream):
+    upstream.tags.update({(REPO, f"{number:0100}"): "sha256:" + "0" * 64 for number in range(1000)})
+    for _ in range(2):
+        head = await mirror.get(f"/v2/{REPO}/tags/list", "HEAD")
+        assert (head.status, head.body, int(head.headers["Content-Length"]) > 100_000) == (
+            200,
+            b"",
+            True,
+        )
