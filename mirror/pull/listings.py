@@ -7,14 +7,16 @@ registry come last, and their pages are not stored: signatures that a mirror lac
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from mirror.oci.digest import Digest
+from mirror.pull.errors import BrokenOffError
 from mirror.pull.outcome import Outcome
-from mirror.pull.policy import usable_stale
+from mirror.pull.policy import PASSING_BUFFER_BYTES, usable_stale
 from mirror.pull.refusals import CANNOT_ANSWER, Question, Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError, Shares
@@ -22,7 +24,7 @@ from mirror.store.metadata.listings import MOST_PAGE_BYTES, Listings, Page
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NotFoundError, RefusedError, UpstreamError
 from mirror.upstream.registry import Registry
-from mirror.upstream.responses import Listing
+from mirror.upstream.responses import BlobStream, Listing
 from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
@@ -43,16 +45,27 @@ class Pages(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LargeListing:
+    """A page as it passes through: its header fields, its size in bytes if known, its bytes."""
+
+    listing: Listing
+    size: int | None
+    pieces: AsyncGenerator[bytes, None]
+
+
+@dataclass(frozen=True, slots=True)
 class ListingAnswer:
     """A page of a listing and its outcome; ``detail`` says why it is stale.
 
-    ``private``: only for clients to which upstream has given access.
+    ``private``: only for clients to which upstream has given access.  ``opened`` opens the page if
+    it is too large to hold; the page and its size then come from upstream, and are not stored.
     """
 
     listing: Listing
     outcome: Outcome
     detail: str = ""
     private: bool = False
+    opened: Callable[[], AbstractAsyncContextManager[LargeListing]] | None = None
 
 
 class ListingPulls:
@@ -89,7 +102,17 @@ class ListingPulls:
             FullError: a limit of the mirror is reached, and no stale page may be served.
         """
         wanted = Question(target, "tags", query, "")
-        return await self._asked(wanted, lambda each: each.tags(target.repository, query))
+        answer = await self._asked(wanted, lambda each: each.tags(target.repository, query))
+        if not answer.listing.large:
+            return answer
+        return replace(answer, outcome=Outcome.MISS, opened=partial(self._open_tags, target, query))
+
+    @asynccontextmanager
+    async def _open_tags(self, target: Target, query: str) -> AsyncIterator[LargeListing]:
+        registry = self._registry(target)
+        opening = registry.open_tags(target.repository, query, PASSING_BUFFER_BYTES)
+        async with opening as (listing, stream):
+            yield LargeListing(listing, stream.total, _pieces(stream))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
         """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged.
@@ -132,8 +155,12 @@ class ListingPulls:
             await self._kept.forget(wanted.page)
             raise
         body, fields = listing.body, {name: getattr(listing, name) for name in _FIELDS}
-        await self._pages.put(wanted.name, body, {**fields, "hold": listing.hold})
-        await self._kept.put(wanted.page, Page(body, fields, self._clock()))
+        other = {"large": listing.large, "hold": listing.hold}
+        await self._pages.put(wanted.name, body, {**fields, **other})
+        if listing.large:
+            await self._kept.forget(wanted.page)
+        else:
+            await self._kept.put(wanted.page, Page(body, fields, self._clock()))
         return listing
 
     async def _instead(
@@ -185,7 +212,14 @@ class ListingPulls:
             hold.release()
             return None
         _log.info("serving %s stale: %s", wanted.page, error)
-        # Records of earlier versions have upstream's Content-Type as well.
-        fields = {name: page.fields[name] for name in page.fields if name != "media_type"}
-        listing = Listing(body, **fields, hold=hold)
+        next_query, filters = (page.fields[name] for name in _FIELDS)
+        listing = Listing(body, next_query, filters, hold=hold)
         return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
+
+
+async def _pieces(stream: BlobStream) -> AsyncGenerator[bytes, None]:
+    try:
+        while piece := await stream.read():
+            yield piece
+    except UpstreamError as error:
+        raise BrokenOffError(str(error)) from error

@@ -128,6 +128,14 @@ class Endpoints:
         """See :meth:`Registry.tags`; asks the registry itself, since a mirror may lack entries."""
         return await self._registry.tags(repository, query)
 
+    @asynccontextmanager
+    async def open_tags(
+        self, repository: str, query: str, buffer_bytes: int
+    ) -> AsyncIterator[tuple[Listing, BlobStream]]:
+        """See :meth:`Registry.open_tags`; asks the registry itself, as for :meth:`tags`."""
+        async with self._registry.open_tags(repository, query, buffer_bytes) as opened:
+            yield opened
+
     async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
         """See :meth:`Registry.referrers`; asks the registry itself, as for :meth:`tags`."""
         return await self._registry.referrers(repository, digest, query)

@@ -21,7 +21,7 @@ from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.body import read_up_to
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
-    NonsenseError,
+    OversizedAnswerError,
     RedirectError,
     UnavailableError,
     UpstreamError,
@@ -206,7 +206,7 @@ class Transport:
         The whole body has to arrive within ``idle_timeout``; a time-out counts for the breaker.
 
         Raises:
-            NonsenseError: the body is larger than ``limit``.
+            OversizedAnswerError: the body is larger than ``limit``.
             UnavailableError, TimedOutError: the body broke off or did not arrive in time.
         """
 
@@ -214,6 +214,9 @@ class Transport:
             self._observer.upstream_bytes(self._upstream, kind, count)
             arrived(count)
 
+        text = f"answered a {kind} over {limit} bytes"
+        if (response.content_length or 0) > limit:
+            raise OversizedAnswerError(self._upstream, text)
         try:
             async with asyncio.timeout(self._settings.idle_timeout):
                 body = await read_up_to(
@@ -228,7 +231,7 @@ class Transport:
             self._breaker(response.url.origin()).failed(failure)
             raise failure from error
         if len(body) > limit:
-            raise NonsenseError(self._upstream, f"answered a {kind} over {limit} bytes")
+            raise OversizedAnswerError(self._upstream, text)
         return body
 
     async def pass_on(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:

@@ -436,6 +436,47 @@ async def test_a_page_of_no_number_is_refused_without_upstream(mirror, upstream,
     assert upstream.seen == []
 
 
+LARGE = json.dumps({"name": REPO, "tags": [f"{number:0100}" for number in range(170_000)]}).encode()
+
+
+class Endless(FakeRegistry):
+    """Lists more tags than fit into 16 MiB; ``size`` says whether it states their size."""
+
+    size = True
+
+    async def _tags(self, request: web.BaseRequest, *_: object) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Link": '</v2/x/tags/list?last=z>; rel="next"'})
+        if self.size:
+            response.content_length = len(LARGE)
+        else:
+            response.enable_chunked_encoding()
+        await response.prepare(request)
+        if request.method == "GET":
+            await response.write(LARGE)
+        await response.write_eof()
+        return response
+
+
+@pytest.mark.parametrize("size", [True, False])
+async def test_a_list_of_tags_over_16_mib_passes_through(tmp_path, size):
+    where = f"/v2/{REPO}/tags/list"
+    async with Endless() as upstream:
+        upstream.size = size
+        async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+            answers = await asyncio.gather(*(mirror.get(where) for _ in range(3)))
+            for answer in (*answers, await mirror.get(where)):
+                assert (answer.status, answer.body == LARGE) == (200, True)
+                assert answer.headers["Cache-Status"] == "mirror; fwd=miss"
+                assert answer.headers["Link"] == f'<{where}?last=z>; rel="next"'
+                assert ("Content-Length" in answer.headers) is size
+            head = await mirror.get(where, "HEAD")
+            assert (head.status, head.body) == (200, b"")
+            upstream.faults.append(Fault(kind="tags", status=500, times=99))
+            assert (await mirror.get(where)).status == 502
+            sample = 'mirror_upstream_bytes_total{kind="tags",upstream="docker.io"}'
+            assert (await mirror.metrics())[sample] >= 4 * len(LARGE)
+
+
 async def test_head_of_a_long_list_has_no_body(mirror, upstream):
     upstream.tags.update({(REPO, f"{number:0100}"): "sha256:" + "0" * 64 for number in range(1000)})
     for _ in range(2):
