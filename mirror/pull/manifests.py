@@ -2,8 +2,8 @@
 
 A manifest by digest is immutable: upstream is asked once.  A tag that is not fresh any more is
 checked with HEAD (which does not count against Docker Hub's limit), and its manifest is fetched
-only if the cache does not have it.  When upstream cannot answer, the last known manifest of the
-tag is served, marked stale.
+only if the cache does not have it, also for a client that sends HEAD: the tag can then be had
+offline.  When upstream cannot answer, the last known manifest of the tag is served, marked stale.
 """
 
 import logging
@@ -118,6 +118,11 @@ class _Wanted:
     def accept(self) -> str:
         return self.narrow or ACCEPT_MANIFESTS
 
+    @property
+    def wide(self) -> "_Wanted":
+        """The same for clients that accept all types."""
+        return replace(self, narrow="")
+
     def name(self, reference: str) -> str:
         """The key of a reference in memory: freshness and refusals."""
         return f"{self.target} {reference} {self.narrow}".rstrip()
@@ -164,16 +169,22 @@ class ManifestPulls:
         wanted = _Wanted(target, narrow_accept(accept))
         if isinstance(reference, Digest):
             return await self._by_digest(wanted, reference)
-        resolution = await self._resolve(wanted, reference)
-        meant = resolution.descriptor
+        return await self._meant(wanted, reference, await self._resolve(wanted, reference))
+
+    async def _meant(self, wanted: _Wanted, tag: Tag, resolution: Resolution) -> ManifestAnswer:
+        """Return the manifest that a tag has resolved to."""
+        meant, repository = resolution.descriptor, wanted.target.repository
         try:
             found = await self._by_digest(wanted, meant.digest, meant.media_type)
-        except (NotFoundError, UnavailableError):
-            # This address of the upstream may lack the digest that it named: ask the next one.
-            if not self._registry(target).blame(target.repository, reference):
+        except (NotFoundError, UnavailableError) as error:
+            blamed = self._registry(wanted.target).blame(repository, tag)
+            if not (blamed or isinstance(error, NotFoundError)):
                 raise
-            await self._freshness.forget(wanted.name(reference))
-            return await self.get(target, reference, accept)
+            for each in (wanted, wanted.wide):
+                await self._freshness.forget(each.name(tag))
+            if blamed:  # this address may lack the digest that it named: ask the next one
+                return await self._meant(wanted, tag, await self._resolve(wanted, tag))
+            return await self._by_tag(wanted, tag)  # it may have moved since it was resolved
         if found.outcome is Outcome.HIT:
             return ManifestAnswer(
                 found.manifest, resolution.outcome, resolution.detail, resolution.until
@@ -181,16 +192,23 @@ class ManifestPulls:
         return found
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
-        """Return the descriptor of a manifest; fetch the manifest only if necessary.
+        """Return the descriptor of a manifest, and have the manifest in the cache if possible.
 
         Raises:
             UpstreamError: the descriptor is unknown, and upstream does not send it.
         """
         wanted = _Wanted(target, narrow_accept(accept))
-        if not isinstance(reference, Digest):
-            return await self._resolve(wanted, reference)
-        answer = await self._by_digest(wanted, reference)
-        return Resolution(_described(answer.manifest), answer.outcome, until=answer.until)
+        if isinstance(reference, Digest):
+            answer = await self._by_digest(wanted, reference)
+        else:
+            resolution = await self._resolve(wanted, reference)
+            try:
+                answer = await self._meant(wanted, reference, resolution)
+            except CANNOT_ANSWER as error:
+                _log.info("cannot fetch the manifest of %s: %s", wanted.name(reference), error)
+                return resolution
+        manifest = _described(answer.manifest)
+        return Resolution(manifest, answer.outcome, answer.detail, answer.until)
 
     def touch(self, digest: Digest) -> None:
         """Record a use of a manifest that was served without a call of :meth:`get`."""
@@ -216,7 +234,7 @@ class ManifestPulls:
 
     async def _by_digest(self, wanted: _Wanted, digest: Digest, said: str = "") -> ManifestAnswer:
         stored = await self._lookup(wanted.target, digest, said)
-        if stored is not None and accepts(wanted.narrow, stored.media_type):
+        if stored is not None:  # the client named these bytes, of whatever media type they are
             return ManifestAnswer(stored, Outcome.HIT, until=math.inf)
         manifest, led = await self._asked(
             self._fetches, wanted, str(digest), lambda: self._fetch(wanted, str(digest), digest)
@@ -299,10 +317,11 @@ class ManifestPulls:
     # By tag.
 
     async def _resolve(self, wanted: _Wanted, tag: Tag) -> Resolution:
-        fresh = await self._freshness.lookup(wanted.name(tag))
-        if fresh is not None:
-            descriptor, until = fresh
-            return Resolution(descriptor, Outcome.HIT, until=until)
+        for each in dict.fromkeys((wanted, wanted.wide)):
+            fresh = await self._freshness.lookup(each.name(tag))
+            if fresh is not None and accepts(wanted.narrow, fresh[0].media_type):
+                descriptor, until = fresh
+                return Resolution(descriptor, Outcome.HIT, until=until)
         resolution, led = await self._asked(
             self._questions, wanted, tag, lambda: self._question(wanted, tag)
         )
@@ -325,10 +344,26 @@ class ManifestPulls:
                 raise
             _log.info("serving %s stale: %s", name, error)
             return Resolution(_described(stale), Outcome.STALE, type(error).__name__)
-        await self._freshness.put(wanted.name(tag), descriptor)
-        await self._write_down(self._tags.put(name, Link(descriptor, self._clock())))
+        await self._confirmed(wanted, tag, descriptor)
         same = known is not None and known.descriptor.digest == descriptor.digest
         return Resolution(descriptor, Outcome.REVALIDATED if same else Outcome.MISS)
+
+    async def _by_tag(self, wanted: _Wanted, tag: Tag) -> ManifestAnswer:
+        """Fetch the manifest that a tag names now, with one request."""
+
+        async def fetch() -> Manifest:
+            manifest = await self._fetch(wanted, tag, None)
+            await self._confirmed(wanted, tag, _described(manifest))
+            return manifest
+
+        manifest, led = await self._asked(self._fetches, wanted, tag, fetch)
+        return ManifestAnswer(manifest, Outcome.MISS if led else Outcome.COALESCED)
+
+    async def _confirmed(self, wanted: _Wanted, tag: Tag, descriptor: Descriptor) -> None:
+        """Record what upstream has just said about a tag."""
+        await self._freshness.put(wanted.name(tag), descriptor)
+        link = Link(descriptor, self._clock())
+        await self._write_down(self._tags.put(wanted.record(tag), link))
 
     async def _known(self, wanted: _Wanted, tag: Tag) -> Link | None:
         """The last known link of a tag, for this Accept header or else for unrestricted clients.
@@ -337,7 +372,7 @@ class ManifestPulls:
         """
         link = await self._tags.lookup(wanted.record(tag))
         if link is None and wanted.narrow:
-            link = await self._tags.lookup(replace(wanted, narrow="").record(tag))
+            link = await self._tags.lookup(wanted.wide.record(tag))
             if link is not None and not accepts(wanted.narrow, link.descriptor.media_type):
                 return None
         return link
