@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import ACCEPT_MANIFESTS
-from mirror.pull.refusals import CANNOT_ANSWER, Question, Refusals
+from mirror.pull.refusals import CANNOT_ANSWER, Question, RecentRefusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.upstream.credentials import NOBODY, Principal
 from mirror.upstream.endpoints import Endpoints
@@ -99,7 +99,7 @@ class PrivateAccess:
         registries: Mapping[str, Endpoints],
         grants: Grants,
         links: Links,
-        refusals: Refusals,
+        refusals: RecentRefusals,
     ) -> None:
         self._registries = registries
         self._grants = grants

@@ -82,29 +82,24 @@ class Question:
         """The key of a 404 on disk, the same for all clients."""
         return f"{self.kind} {self.target.record} {self.rest}"
 
+    @property
+    def all_missing(self) -> tuple[str, ...]:
+        """The keys of the 404s on disk that answer this question."""
+        return tuple({self.missing: None, replace(self, rest=self.general).missing: None})
+
 
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
 
 
-class Refusals:
-    """Refusals: 404 for all clients, 401 and 403 for the mirror's own credentials.
+class RecentRefusals:
+    """Refusals, for a short while: 404 for all clients, 401 and 403 for the mirror's credentials.
 
     Docker Hub also answers 401 for a missing repository.  A 401 or 403 for a client with its own
     credentials is not remembered: it may send others, or get access a moment later.
     """
 
-    def __init__(
-        self,
-        negatives: Negatives,
-        missing: Missing | None = None,
-        stale_if_error: float = 0.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """Repeat the 404s in ``missing`` for ``stale_if_error`` seconds; None keeps no 404s."""
+    def __init__(self, negatives: Negatives) -> None:
         self._negatives = negatives
-        self._missing = missing
-        self._stale_if_error = stale_if_error
-        self._clock = clock
 
     async def check(self, question: Question) -> None:
         """Raise the remembered refusal of a question, if there is one.
@@ -118,6 +113,31 @@ class Refusals:
             raise _KINDS[kind](question.target.upstream, message)
 
     async def note(self, question: Question, error: UpstreamError | FullError) -> None:
+        """Remember the answer of upstream, if it is a refusal."""
+        if isinstance(error, RefusedError) and question.target.principal is not None:
+            return
+        for kind, refusal in _KINDS.items():
+            if isinstance(error, refusal):
+                await self._negatives.put(question.name, f"{kind} {error.message}")
+
+
+class Refusals(RecentRefusals):
+    """Refusals, and the 404s to repeat while upstream cannot answer."""
+
+    def __init__(
+        self,
+        negatives: Negatives,
+        missing: Missing,
+        stale_if_error: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Repeat the 404s in ``missing`` for ``stale_if_error`` seconds."""
+        super().__init__(negatives)
+        self._missing = missing
+        self._stale_if_error = stale_if_error
+        self._clock = clock
+
+    async def note(self, question: Question, error: UpstreamError | FullError) -> None:
         """Remember the answer of upstream, if it is a refusal.
 
         Raises:
@@ -125,21 +145,15 @@ class Refusals:
         """
         if isinstance(error, CANNOT_ANSWER):
             await self._repeat(question, error)
-        if isinstance(error, RefusedError) and question.target.principal is not None:
-            return
-        for kind, refusal in _KINDS.items():
-            if isinstance(error, refusal):
-                # One of many clients that got the same 404 writes to the disk.
-                known = await self._negatives.lookup(question.name) is not None
-                await self._negatives.put(question.name, f"{kind} {error.message}")
-                if refusal is NotFoundError and self._missing is not None and not known:
-                    await self._missing.put(question.missing, Page(None, {}, self._clock()))
+        # One of many clients that got the same 404 writes to the disk.
+        known = await self._negatives.lookup(question.name) is not None
+        await super().note(question, error)
+        if isinstance(error, NotFoundError) and not known:
+            await self._missing.put(question.missing, Page(None, {}, self._clock()))
 
     async def _repeat(self, question: Question, error: UpstreamError | FullError) -> None:
-        if self._missing is None:
-            return
-        for rest in dict.fromkeys((question.rest, question.general)):
-            page = await self._missing.lookup(replace(question, rest=rest).missing)
+        for name in question.all_missing:
+            page = await self._missing.lookup(name)
             if page is None or page.body is not None:
                 continue
             if usable_stale(page.seen, self._clock(), self._stale_if_error):
@@ -148,10 +162,7 @@ class Refusals:
 
     async def found(self, question: Question) -> None:
         """Forget a 404 on disk: upstream has just sent the content."""
-        if self._missing is None:
-            return
-        for rest in dict.fromkeys((question.rest, question.general)):
-            name = replace(question, rest=rest).missing
+        for name in question.all_missing:
             page = await self._missing.lookup(name)
             if page is not None and page.body is None:
                 await self._missing.forget(name)
@@ -159,5 +170,4 @@ class Refusals:
     async def forget(self, name: str) -> None:
         """Forget the refusal of a name, so that the next request goes upstream."""
         await self._negatives.forget(name)
-        if self._missing is not None:
-            await self._missing.forget(name)
+        await self._missing.forget(name)

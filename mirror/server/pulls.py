@@ -17,7 +17,7 @@ from mirror.pull.listings import ListingPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
 from mirror.pull.private_access import PrivateAccess
-from mirror.pull.refusals import Refusals
+from mirror.pull.refusals import RecentRefusals, Refusals
 from mirror.server.shared_state import SharedState
 from mirror.server.store import Private, Store
 from mirror.ttl_cache.backend import Backend
@@ -92,7 +92,7 @@ async def opened_pulls(
             return
         private = made(store.private, shared_state.private_fills)
         grants = Grants(backend, config.access.grant_max_age.seconds)
-        rights = PrivateAccess(registries, grants, store.private.links, Refusals(negatives))
+        rights = PrivateAccess(registries, grants, store.private.links, RecentRefusals(negatives))
         stack.push_async_callback(rights.close)
         yield Pulls(
             begun,

@@ -363,3 +363,12 @@ async def test_a_registry_behind_plain_http_sends_uploads_to_https(tmp_path, sai
             trust = trusting(tmp_path)
             answer = await ask(mirror, trust, url(f"/v2/{REPO}/blobs/uploads/"), "POST")
     assert (answer.status, answer.headers["Location"]) == (202, told)
+
+
+async def test_a_tag_that_was_missing_is_not_after_its_push(office, trust, registry):
+    registry.answer = lambda request: web.Response(status=201 if request.method == "PUT" else 404)
+    manifest = url(f"/v2/{REPO}/manifests/new")
+    assert (await ask(office, trust, manifest)).status == 404
+    assert (await ask(office, trust, manifest, "PUT", data=APP.manifest)).status == 201
+    registry.answer = lambda _: web.Response(status=500)
+    assert (await ask(office, trust, manifest)).status == 502
