@@ -14,6 +14,7 @@ from mirror.config.model import Config
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import Fills
 from mirror.pull.listings import ListingPulls
+from mirror.pull.manifest_source import ManifestSource
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
 from mirror.pull.private_access import PrivateAccess
@@ -70,15 +71,8 @@ async def opened_pulls(
             refusals = Refusals(negatives, kept.listings, stale)
             blobs = BlobPulls(registries, kept.blobs, refusals, metrics, shared_state.slots, fills)
             begun.append(blobs)
-            manifests = ManifestPulls(
-                registries,
-                kept.manifests,
-                kept.tags,
-                freshness,
-                refusals,
-                metrics,
-                stale,
-            )
+            source = ManifestSource(registries, kept.manifests, kept.tags, metrics)
+            manifests = ManifestPulls(source, kept.tags, freshness, refusals, stale)
             answers = store.rooms.answers
             listings = ListingPulls(registries, pages, kept.listings, refusals, answers, stale)
             for pulls in (blobs, manifests, listings):
