@@ -34,7 +34,8 @@ class ClientCredentials:
         """The upstream that a request's credentials are for; empty if they are ignored."""
         if exchange.connected:
             return exchange.connected
-        meant = self.hosts.get(exchange.origin.host.lower(), self.otherwise)
+        host = exchange.origin.host.lower()
+        meant = self.hosts.get(host) or self.hosts.get(host.removesuffix(":443"), self.otherwise)
         return meant if meant in self.taking else ""
 
     def principal(self, exchange: Exchange, upstream: str, authorization: str) -> Principal | None:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -30,7 +31,7 @@ from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.media_types import OCI_INDEX
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.body import Content, StoredContent
-from mirror.pull.listings import ListingAnswer, ListingPulls
+from mirror.pull.listings import LargeListing, ListingAnswer, ListingPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.outcome import Outcome
 from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
@@ -218,8 +219,27 @@ class RegistryHandler:
         exchange = request[EXCHANGE]
         exchange.set_outcome(answer.outcome, private=answer.private)
         exchange.detail = answer.detail
+        if answer.opened is not None:
+            return await self._large_listing(request, answer, answer.opened())
         headers = _listing_fields(request, answer, media_type)
         return await answer_with(request, headers, answer.listing.body, self.sender)
+
+    async def _large_listing(
+        self,
+        request: web.BaseRequest,
+        answer: ListingAnswer,
+        opening: AbstractAsyncContextManager[LargeListing],
+    ) -> web.StreamResponse:
+        async with opening as large:
+            answer = replace(answer, listing=large.listing)
+            response = web.StreamResponse(
+                headers=_listing_fields(request, answer, "application/json")
+            )
+            response.content_length = large.size
+            if large.size is None:
+                response.enable_chunked_encoding()
+            await stream(request, response, large.pieces, self.sender)
+            return response
 
 
 def raw_path(request: web.BaseRequest) -> str:

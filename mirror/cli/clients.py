@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -66,6 +67,13 @@ StoreOption = Annotated[
     ImageStore,
     typer.Option("--store", help="containerd: hosts.toml for every registry (Engine 28)."),
 ]
+ReferrersOption = Annotated[
+    bool,
+    typer.Option(
+        "--referrers",
+        help="For containerd 2.2, Docker 29.1 and later; older ones reject the hosts.toml.",
+    ),
+]
 ProxyOption = Annotated[
     ProxyForm | None,
     typer.Option("--proxy", help="Use proxy mode, for every registry: daemon.json or unit."),
@@ -80,6 +88,7 @@ def client_docker(
     url: UrlOption = None,
     ca_file: CaOption = None,
     store: StoreOption = ImageStore.CLASSIC,
+    referrers: ReferrersOption = False,
     proxy: ProxyOption = None,
     write: WriteOption = None,
     config: ConfigOption = None,
@@ -94,18 +103,21 @@ def client_docker(
         _show(forms[proxy], _seen(settings, url or _proxy_url(settings), ca_file), write)
         return
     by_store = {ImageStore.CLASSIC: clients.docker, ImageStore.CONTAINERD: clients.docker_hosts}
-    _show(by_store[store], _mirror(settings, url, ca_file), write)
+    mirror = replace(_mirror(settings, url, ca_file), referrers=referrers)
+    _show(by_store[store], mirror, write)
 
 
 @client_app.command("containerd")
 def client_containerd(
     url: UrlOption = None,
     ca_file: CaOption = None,
+    referrers: ReferrersOption = False,
     write: WriteOption = None,
     config: ConfigOption = None,
 ) -> None:
     """hosts.toml for containerd, Kubernetes and nerdctl."""
-    _show(clients.containerd, _mirror(_load(config), url, ca_file), write)
+    mirror = replace(_mirror(_load(config), url, ca_file), referrers=referrers)
+    _show(clients.containerd, mirror, write)
 
 
 @client_app.command("k3s")
@@ -154,10 +166,12 @@ def doctor(
     """
     settings = _load(config)
     # Imported late: `client` does not need the HTTP modules.
-    from mirror.doctor import examine  # noqa: PLC0415
+    from mirror.doctor import containerd_version, examine  # noqa: PLC0415
 
+    # Another root has its own programs, which are not run.
+    version = containerd_version() if root == Path("/") else ""
     try:
-        report = threads.run(examine(root, url, url or _url(settings), str(Path.home())))
+        report = threads.run(examine(root, url, url or _url(settings), str(Path.home()), version))
     except threads.NoThreadError as error:
         _fail(str(error), _FAILED)
     print("\n".join(report.lines()))

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from mirror.clients.hosts import hosts_files
+from mirror.clients.hosts import about_referrers, hosts_files
 from mirror.clients.snippet import Mirror, Snippet
 
 _CERTS: Final = "/etc/containerd/certs.d"
@@ -22,5 +22,6 @@ def containerd(mirror: Mirror) -> Snippet:
         "  [plugins.'io.containerd.cri.v1.images'.registry]",
         f'    config_path = "{_CERTS}"',
         "Once, after that: systemctl restart containerd",
+        *about_referrers(mirror, "containerd 2.2", "containerd 2.1"),
     )
     return Snippet(hosts_files(mirror, _CERTS), advice)

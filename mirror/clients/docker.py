@@ -4,7 +4,7 @@ import json
 from typing import Final
 
 from mirror.clients.address import is_loopback
-from mirror.clients.hosts import hosts_files
+from mirror.clients.hosts import about_referrers, hosts_files
 from mirror.clients.snippet import HUB, File, Mirror, Snippet, copying
 
 _DAEMON: Final = "/etc/docker/daemon.json"
@@ -40,6 +40,7 @@ def docker_hosts(mirror: Mirror) -> Snippet:
         "  docker info -f '{{.DriverStatus}}'    # must name io.containerd.snapshotter.v1",
         'Where it does not: {"features": {"containerd-snapshotter": true}} in daemon.json,',
         "and a restart; images are pulled anew then.",
+        *about_referrers(mirror, "Docker 29.1", "Docker 28"),
     )
     return Snippet(hosts_files(mirror, _CERTS), advice)
 

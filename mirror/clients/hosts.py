@@ -16,9 +16,20 @@ def hosts_files(mirror: Mirror, directory: str) -> tuple[File, ...]:
     )
 
 
+def about_referrers(mirror: Mirror, newer: str, older: str) -> tuple[str, ...]:
+    """Return advice about the capability ``referrers``, which ``older`` clients reject."""
+    if mirror.referrers:
+        return (f'Only for {newer} and later: {older} rejects a file with "referrers".',)
+    return (
+        f"{newer} and later looks for signatures and attestations at the registry itself with",
+        f'this file; for it, add --referrers. {older} rejects a file with "referrers".',
+    )
+
+
 def _lines(mirror: Mirror, registry: str) -> list[str]:
     lines = [*_server(registry), f"[host.{quoted(mirror.address)}]"]
-    lines.append('  capabilities = ["pull", "resolve"]')
+    capabilities = ["pull", "resolve", *(["referrers"] if mirror.referrers else [])]
+    lines.append(f"  capabilities = [{', '.join(map(quoted, capabilities))}]")
     # Without dial_timeout an unreachable mirror costs 30 s per blob.
     lines.append('  dial_timeout = "3s"')
     if mirror.ca_file:

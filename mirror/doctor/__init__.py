@@ -5,5 +5,6 @@ Reads the configuration of clients, asks the Docker daemon and the mirror; chang
 
 from mirror.doctor.examination import examine
 from mirror.doctor.report import Finding, Report, Verdict
+from mirror.doctor.versions import containerd_version
 
-__all__ = ["Finding", "Report", "Verdict", "examine"]
+__all__ = ["Finding", "Report", "Verdict", "containerd_version", "examine"]

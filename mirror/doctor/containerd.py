@@ -20,8 +20,8 @@ _TABLES: Final = (
 _RESTART: Final = "systemctl restart containerd"
 
 
-def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
-    """Inspect config.toml and every hosts.toml."""
+def inspect(tree: Tree, target: MirrorAddress, version: str) -> Inspection:
+    """Inspect config.toml and every hosts.toml; ``version`` is empty if it is unknown."""
     try:
         config = tree.toml(_FILE)
     except UnusableFileError as error:
@@ -30,7 +30,7 @@ def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
     settings = _Settings.of(config or {})
     inspection = Inspection()
     for directory in dict.fromkeys([*settings.directories, CERTS]):
-        found = hosts.inspect(tree, directory, target, "containerd")
+        found = hosts.inspect(tree, directory, target, "containerd", version)
         if found.pointed:
             inspection.findings += settings.judge(directory, given=config is not None)
         inspection.take(found)

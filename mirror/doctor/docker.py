@@ -21,7 +21,8 @@ _RESTART: Final = "systemctl restart docker"
 
 def inspect(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspection:
     """Inspect Docker, if the machine has it."""
-    by_hosts = hosts.inspect(tree, _CERTS, target, "Docker")
+    version = "" if daemon is None else daemon.version
+    by_hosts = hosts.inspect(tree, _CERTS, target, "Docker", version)
     if daemon is None and not by_hosts.findings and not tree.exists(_FILE):
         return Inspection()
     inspection = Inspection()

@@ -12,7 +12,9 @@ from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 
 
-async def examine(root: Path, url: str | None, own: str, home: str = "/root") -> Report:
+async def examine(
+    root: Path, url: str | None, own: str, home: str = "/root", containerd_version: str = ""
+) -> Report:
     """Examine the clients of a machine and the mirror that they should use.
 
     Args:
@@ -20,6 +22,7 @@ async def examine(root: Path, url: str | None, own: str, home: str = "/root") ->
         url: the mirror; None: the one in the files of the clients.
         own: the mirror if neither ``url`` nor a file names one.
         home: the home directory of a user whose files are examined too.
+        containerd_version: the version of the machine's containerd, empty if unknown.
     """
     tree = Tree(root, home)
     findings: list[Finding] = []
@@ -31,7 +34,7 @@ async def examine(root: Path, url: str | None, own: str, home: str = "/root") ->
         daemon = await ask(tree)
     except SilentDaemonError as error:
         findings.append(docker.silent(str(error)))
-    inspection = _inspected(tree, target, daemon)
+    inspection = _inspected(tree, target, daemon, containerd_version)
     findings += inspection.findings
     if not inspection.pointed and not any(map(is_wrong, inspection.findings)):
         findings.append(_nobody(target))
@@ -42,9 +45,12 @@ async def examine(root: Path, url: str | None, own: str, home: str = "/root") ->
     return Report(target.url, tuple(findings))
 
 
-def _inspected(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspection:
+def _inspected(
+    tree: Tree, target: MirrorAddress, daemon: Daemon | None, containerd_version: str
+) -> Inspection:
     inspection = docker.inspect(tree, target, daemon)
-    for client in (containerd, k3s, podman, buildkit):
+    inspection.take(containerd.inspect(tree, target, containerd_version))
+    for client in (k3s, podman, buildkit):
         inspection.take(client.inspect(tree, target))
     return inspection
 

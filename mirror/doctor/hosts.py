@@ -8,14 +8,21 @@ from mirror.doctor.files import Tree, UnusableFileError, strings, table
 from mirror.doctor.inspection import Inspection, Trust, Walk, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
+from mirror.doctor.versions import knows_referrers
 
 _HUB: Final = "docker.io"
 _HUB_ADDRESSES: Final = ("registry-1.docker.io", "index.docker.io", "hub.docker.com")
 _NEEDED: Final = ("pull", "resolve")
+_REFERRERS: Final = "referrers"
 
 
-def inspect(tree: Tree, directory: str, target: MirrorAddress, client: str) -> Inspection:
-    """Inspect every ``hosts.toml`` below ``directory``."""
+def inspect(
+    tree: Tree, directory: str, target: MirrorAddress, client: str, version: str = ""
+) -> Inspection:
+    """Inspect every ``hosts.toml`` below ``directory``.
+
+    ``version`` is that of the client, empty if it is unknown.
+    """
     inspection = Inspection()
     for name in tree.names(directory):
         if name.endswith(".toml"):
@@ -26,7 +33,7 @@ def inspect(tree: Tree, directory: str, target: MirrorAddress, client: str) -> I
         for file in tree.names(f"{directory}/{name}"):
             path = f"{directory}/{name}/{file}"
             if file == "hosts.toml":
-                inspection.take(_File(tree, path, name, target, client).inspect())
+                inspection.take(_File(tree, path, name, target, client, version).inspect())
             elif file.endswith(".toml"):
                 mend = f"rename it to {directory}/{name}/hosts.toml"
                 inspection.findings.append(wrong(path, "is not read under this name", mend))
@@ -51,6 +58,7 @@ class _File:
     registry: str
     target: MirrorAddress
     client: str
+    version: str
 
     def inspect(self) -> Inspection:
         try:
@@ -71,7 +79,8 @@ class _File:
         named = self.registry.replace("_", ":", 1).removesuffix("_")
         registry = _HUB if self.registry == "_default" else named
         walk = Walk(self.client, registry, Way.NAMESPACE, self._trust(settings))
-        return Inspection([ok(self.path, f"{self.registry} comes from {url}")], [walk], {registry})
+        found = [ok(self.path, f"{self.registry} comes from {url}"), *self._referrers(settings)]
+        return Inspection(found, [walk], {registry})
 
     def _miss(self, urls: list[str]) -> Finding:
         mend = f'[host."{self.target.url}"] in it'
@@ -93,11 +102,28 @@ class _File:
 
     def _incapable(self, settings: dict[str, Any]) -> list[Finding]:
         capabilities = strings(settings.get("capabilities")) or list(_NEEDED)
+        mend = 'capabilities = ["pull", "resolve"]'
         lacking = [name for name in _NEEDED if name not in capabilities]
-        if not lacking:
+        if lacking:
+            what = f"capabilities lacks {', '.join(lacking)}, so {self.client} asks upstream"
+            return [wrong(self.path, f"{what} instead", mend)]
+        knows = knows_referrers(self.client, self.version)
+        if knows is False and _REFERRERS in capabilities:
+            what = f"capabilities has {_REFERRERS}, and this {self.client} rejects such a file"
+            return [wrong(self.path, what, mend)]
+        return []
+
+    def _referrers(self, settings: dict[str, Any]) -> list[Finding]:
+        capabilities = strings(settings.get("capabilities"))  # none: all that the client knows
+        knows = knows_referrers(self.client, self.version)
+        if not (knows and capabilities) or _REFERRERS in capabilities:
             return []
-        what = f"capabilities lacks {', '.join(lacking)}, so {self.client} asks upstream instead"
-        return [wrong(self.path, what, 'capabilities = ["pull", "resolve"]')]
+        what = (
+            f"capabilities lacks {_REFERRERS}, so {self.client} asks {self.registry} itself for "
+            "signatures and attestations"
+        )
+        mend = f'capabilities = ["pull", "resolve", "{_REFERRERS}"]'
+        return [note(self.path, what, mend)]
 
     def _authorities(self, settings: dict[str, Any]) -> list[Finding]:
         gone = [file for file in _ca_files(settings, self.path) if not self.tree.exists(file)]

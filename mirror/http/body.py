@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from mirror.descriptor import FileRange
 from mirror.http.exchange import EXCHANGE, Exchange
@@ -27,7 +27,7 @@ async def stream(
     body: AsyncGenerator[Piece, None],
     sender: Sender,
 ) -> None:
-    """Send the response's headers, then the body.
+    """Send the response's headers, then the body, unless the request is a HEAD.
 
     If the body breaks off, the connection is reset: clients that do not check the length would
     take a clean end for a complete body.
@@ -35,6 +35,9 @@ async def stream(
     exchange = request[EXCHANGE]
     await response.prepare(request)
     exchange.answered()
+    if request.method == hdrs.METH_HEAD:
+        await response.write_eof()
+        return
     try:
         async with aclosing(body) as pieces:
             async for piece in pieces:

@@ -37,6 +37,8 @@ API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0", **COMMON}
 _NOT_FOUND = {
     "manifest": ErrorCode.MANIFEST_UNKNOWN,
     "blob": ErrorCode.BLOB_UNKNOWN,
+    # oras-go looks for the tag of the referrers after any code but NAME_UNKNOWN.
+    "referrers": ErrorCode.UNSUPPORTED,
 }
 
 _CACHE_STATUS = {

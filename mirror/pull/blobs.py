@@ -10,7 +10,7 @@ from mirror.pull.fill import Fill, Observer
 from mirror.pull.fill_reader import GrowingContent, State
 from mirror.pull.fills import Fills
 from mirror.pull.outcome import Outcome
-from mirror.pull.refusals import Refusals
+from mirror.pull.refusals import Question, Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.pull.slots import Slots
 from mirror.spans import current
@@ -74,16 +74,17 @@ class BlobPulls:
         if stored is not None:
             return BlobAnswer(Outcome.HIT, StoredContent(stored), True)
         source = Source(self._registry(target), target.repository, self._slots)
+        question = _question(target, digest)
         while True:
             if self._joinable(digest, target.upstream) is None:  # else no request goes upstream
-                await self._refusals.check(target, _name(target, digest))
+                await self._refusals.check(question)
             fill, led = self._join(digest, source)
             try:
-                return await self._read(fill, source, led=led)
+                return await self._read(fill, source, question if led else None)
             except UpstreamError as error:
                 # Another repository's refusal says nothing about this one: begin a new fill.
                 if fill.source == source:
-                    await self._refusals.note(target, _name(target, digest), error)
+                    await self._refusals.note(question, error)
                     raise
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
@@ -102,15 +103,18 @@ class BlobPulls:
         own = fill is not None and fill.source.registry.name == target.upstream
         if fill is not None and fill.reader.total is not None and (verified or own):
             return BlobHead(Outcome.HIT if verified else Outcome.COALESCED, fill.reader.total)
-        await self._refusals.check(target, _name(target, digest))
+        question = _question(target, digest)
+        await self._refusals.check(question)
         registry = self._registry(target)
         try:
             size, led = await self._heads.join(
                 (target, digest), lambda: registry.head_blob(target.repository, digest)
             )
         except UpstreamError as error:
-            await self._refusals.note(target, _name(target, digest), error)
+            await self._refusals.note(question, error)
             raise
+        if led:
+            await self._refusals.found(question)
         return BlobHead(Outcome.MISS if led else Outcome.COALESCED, size)
 
     def touch(self, digest: Digest) -> None:
@@ -152,18 +156,21 @@ class BlobPulls:
         self._fills.begin(fresh, ended=lambda: self._begun.discard(fresh))
         return fresh, True
 
-    async def _read(self, fill: Fill, source: Source, *, led: bool) -> BlobAnswer:
+    async def _read(self, fill: Fill, source: Source, asked: Question | None) -> BlobAnswer:
+        """``asked``: the question of the client that leads the fill; None for the others."""
         self._fills.enter(fill)
-        if not led:
+        if asked is None:
             current().link(fill.span)
         try:
             verified = fill.reader.state is State.WHOLE  # joined before the adoption
             await fill.reader.started()
+            if asked is not None:
+                await self._refusals.found(asked)
         except BaseException:
             self._fills.leave(fill)
             raise
         if fill.reader.has_content:
-            outcome = Outcome.MISS if led and not fill.followed else Outcome.COALESCED
+            outcome = Outcome.MISS if asked and not fill.followed else Outcome.COALESCED
             left = partial(self._fills.leave, fill)
             content = GrowingContent(fill.reader, source, self._fills.ahead, left)
             return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
@@ -173,5 +180,5 @@ class BlobPulls:
         return BlobAnswer(Outcome.MISS, passing, False)
 
 
-def _name(target: Target, digest: Digest) -> str:
-    return f"blob {target} {digest}"
+def _question(target: Target, digest: Digest) -> Question:
+    return Question(target, "blob", str(digest), str(digest))

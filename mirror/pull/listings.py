@@ -1,37 +1,36 @@
 """Listings: the tags of a repository and the referrers of a manifest.
 
 Upstream makes the listings; concurrent clients share one request, and its answer stays fresh for a
-while.  When upstream cannot answer, the last known page is served, marked stale.  A last known 404
-for the referrers of a manifest is repeated too: it tells clients to look for a tag instead.
+while.  When upstream cannot answer, the last known page is served, marked stale.  The mirrors of a
+registry come last, and their pages are not stored: signatures that a mirror lacks would vanish.
 """
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mirror.oci.digest import Digest
+from mirror.pull.errors import BrokenOffError
 from mirror.pull.outcome import Outcome
-from mirror.pull.policy import usable_stale
-from mirror.pull.refusals import Refusals
+from mirror.pull.policy import PASSING_BUFFER_BYTES, usable_stale
+from mirror.pull.refusals import CANNOT_ANSWER, Question, Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError, Shares
 from mirror.store.interface import MOST_PAGE_BYTES, ListingStore, Page
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.errors import (
-    NotFoundError,
-    RateLimitedError,
-    TimedOutError,
-    UnavailableError,
-    UpstreamError,
-)
-from mirror.upstream.responses import Listing
+from mirror.upstream.errors import NotFoundError, RefusedError, UpstreamError
+from mirror.upstream.registry import Registry
+from mirror.upstream.responses import BlobStream, Listing
 from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
-_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
+#: Asks a registry for a page.
+_Call = Callable[[Endpoints | Registry], Awaitable[Listing]]
 #: The fields of a listing that are stored beside its body.
 _FIELDS = ("next_query", "filters_applied")
 #: A body and its header fields by name.
@@ -39,35 +38,27 @@ FreshPage = tuple[bytes, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class LargeListing:
+    """A page as it passes through: its header fields, its size in bytes if known, its bytes."""
+
+    listing: Listing
+    size: int | None
+    pieces: AsyncGenerator[bytes, None]
+
+
+@dataclass(frozen=True, slots=True)
 class ListingAnswer:
     """A page of a listing and its outcome; ``detail`` says why it is stale.
 
-    ``private``: only for clients to which upstream has given access.
+    ``private``: only for clients to which upstream has given access.  ``opened`` opens the page if
+    it is too large to hold; the page and its size then come from upstream, and are not stored.
     """
 
     listing: Listing
     outcome: Outcome
     detail: str = ""
     private: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One page; ``rest`` has the digest of the subject, if any, and the query."""
-
-    target: Target
-    kind: str
-    rest: str
-
-    @property
-    def name(self) -> str:
-        """The key of the page in memory: fresh pages, refusals, requests."""
-        return f"{self.kind} {self.target} {self.rest}"
-
-    @property
-    def record(self) -> str:
-        """The key of the page on disk, which a push does not change."""
-        return f"{self.kind} {replace(self.target, since='')} {self.rest}"
+    opened: Callable[[], AbstractAsyncContextManager[LargeListing]] | None = None
 
 
 class ListingPulls:
@@ -103,9 +94,18 @@ class ListingPulls:
             UpstreamError: upstream does not send the page, and no stale one may be served.
             FullError: a limit of the mirror is reached, and no stale page may be served.
         """
+        wanted = Question(target, "tags", query, "")
+        answer = await self._asked(wanted, lambda each: each.tags(target.repository, query))
+        if not answer.listing.large:
+            return answer
+        return replace(answer, outcome=Outcome.MISS, opened=partial(self._open_tags, target, query))
+
+    @asynccontextmanager
+    async def _open_tags(self, target: Target, query: str) -> AsyncIterator[LargeListing]:
         registry = self._registry(target)
-        wanted = _Wanted(target, "tags", query)
-        return await self._asked(wanted, lambda: registry.tags(target.repository, query))
+        opening = registry.open_tags(target.repository, query, PASSING_BUFFER_BYTES)
+        async with opening as (listing, stream):
+            yield LargeListing(listing, stream.total, _pieces(stream))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
         """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged.
@@ -113,10 +113,9 @@ class ListingPulls:
         Raises:
             UpstreamError, FullError: as for :meth:`tags`.
         """
-        registry = self._registry(target)
-        wanted = _Wanted(target, "referrers", f"{digest} {query}")
+        wanted = Question(target, "referrers", f"{digest} {query}", f"{digest} ")
         return await self._asked(
-            wanted, lambda: registry.referrers(target.repository, digest, query)
+            wanted, lambda each: each.referrers(target.repository, digest, query)
         )
 
     async def close(self) -> None:
@@ -126,54 +125,94 @@ class ListingPulls:
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].with_credentials(target.principal)
 
-    async def _asked(
-        self, wanted: _Wanted, call: Callable[[], Awaitable[Listing]]
-    ) -> ListingAnswer:
+    async def _asked(self, wanted: Question, call: _Call) -> ListingAnswer:
         name = wanted.name
         fresh = await self._pages.lookup(name)
         if fresh is not None:
             body, fields = fresh
             return ListingAnswer(Listing(body, **fields), Outcome.HIT)
-        await self._refusals.check(wanted.target, name)
+        await self._refusals.check(wanted)
         try:
             listing, led = await self._flights.join(name, lambda: self._question(wanted, call))
-        except _CANNOT_ANSWER as error:
-            return await self._stale(wanted, error)
-        except UpstreamError as error:
-            await self._refusals.note(wanted.target, name, error)
-            raise
+        except (UpstreamError, FullError) as error:
+            return await self._instead(wanted, call, error)
+        if led:
+            await self._refusals.found(wanted)
         return ListingAnswer(listing, Outcome.MISS if led else Outcome.COALESCED)
 
-    async def _question(self, wanted: _Wanted, call: Callable[[], Awaitable[Listing]]) -> Listing:
-        """Ask upstream, and store its answer."""
+    async def _question(self, wanted: Question, call: _Call) -> Listing:
+        """Ask the registry itself, and store its answer."""
         try:
-            listing = await call()
+            listing = await call(self._registry(wanted.target))
         except NotFoundError:
-            await self._kept.put(wanted.record, Page(None, {}, self._clock()))
+            await self._kept.forget(wanted.page)
             raise
         body, fields = listing.body, {name: getattr(listing, name) for name in _FIELDS}
-        await self._pages.put(wanted.name, (body, {**fields, "hold": listing.hold}))
-        await self._kept.put(wanted.record, Page(body, fields, self._clock()))
+        other = {"large": listing.large, "hold": listing.hold}
+        await self._pages.put(wanted.name, (body, {**fields, **other}))
+        if listing.large:
+            await self._kept.forget(wanted.page)
+        else:
+            await self._kept.put(wanted.page, Page(body, fields, self._clock()))
         return listing
 
-    async def _stale(self, wanted: _Wanted, error: UpstreamError | FullError) -> ListingAnswer:
-        """Return the last known page if it is recent enough; else raise ``error``."""
+    async def _instead(
+        self, wanted: Question, call: _Call, error: UpstreamError | FullError
+    ) -> ListingAnswer:
+        """Return the page to serve if the registry itself sends none.
+
+        Raises:
+            UpstreamError, FullError: there is none; ``error``, or the last known 404.
+        """
+        if isinstance(error, CANNOT_ANSWER) and (stale := await self._stale(wanted, error)):
+            return stale
+        refused = isinstance(error, RefusedError)
+        if not refused:
+            await self._refusals.note(wanted, error)
+        if not isinstance(error, NotFoundError):
+            answer = await self._from_mirrors(wanted, call, type(error).__name__)
+            if answer is not None:
+                return answer
+        if refused:  # not before: the next client is to get the page of a mirror too
+            await self._refusals.note(wanted, error)
+        raise error
+
+    async def _from_mirrors(
+        self, wanted: Question, call: _Call, detail: str
+    ) -> ListingAnswer | None:
+        for number, mirror in enumerate(self._registry(wanted.target).mirrors):
+            try:
+                key = f"{wanted.name} mirror {number}"
+                listing, led = await self._flights.join(key, partial(call, mirror))
+            except (UpstreamError, FullError) as failure:
+                _log.info("%s; asking the next address", failure)
+            else:
+                outcome = Outcome.MISS if led else Outcome.COALESCED
+                return ListingAnswer(listing, outcome, detail)
+        return None
+
+    async def _stale(
+        self, wanted: Question, error: UpstreamError | FullError
+    ) -> ListingAnswer | None:
+        """Return the last known page if it is recent enough, else None."""
         hold = await self._answers.hold(wanted.target.upstream, MOST_PAGE_BYTES)
-        page = await self._kept.lookup(wanted.record)
+        page = await self._kept.lookup(wanted.page)
         body = None if page is None else page.body
         # Released here, unless the listing takes it: an error keeps its frames and their objects.
         hold.shrink(len(body or b""))
-        if page is None or not usable_stale(page.seen, self._clock(), self._stale_if_error):
+        usable = page and usable_stale(page.seen, self._clock(), self._stale_if_error)
+        if page is None or body is None or not usable:
             hold.release()
-            raise error
-        if body is not None:
-            _log.info("serving %s stale: %s", wanted.record, error)
-            # Records of earlier versions have upstream's Content-Type as well.
-            fields = {name: page.fields[name] for name in page.fields if name != "media_type"}
-            listing = Listing(body, **fields, hold=hold)
-            return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
-        if wanted.kind == "referrers":
-            raise NotFoundError(
-                wanted.target.upstream, f"had no such listing when last asked ({error})"
-            )
-        raise error
+            return None
+        _log.info("serving %s stale: %s", wanted.page, error)
+        next_query, filters = (page.fields[name] for name in _FIELDS)
+        listing = Listing(body, next_query, filters, hold=hold)
+        return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
+
+
+async def _pieces(stream: BlobStream) -> AsyncGenerator[bytes, None]:
+    try:
+        while piece := await stream.read():
+            yield piece
+    except UpstreamError as error:
+        raise BrokenOffError(str(error)) from error

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import ACCEPT_MANIFESTS
-from mirror.pull.refusals import Refusals
+from mirror.pull.refusals import CANNOT_ANSWER, Question, RecentRefusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.store.interface import RepositoryLinks
 from mirror.ttl_cache import TtlCache
@@ -78,7 +78,7 @@ class PrivateAccess:
         registries: Mapping[str, Endpoints],
         grants: TtlCache[bool],
         links: RepositoryLinks,
-        refusals: Refusals,
+        refusals: RecentRefusals,
     ) -> None:
         self._registries = registries
         self._grants = grants
@@ -117,7 +117,7 @@ class PrivateAccess:
                 except _NOT_FOR_ALL as error:
                     if isinstance(error, RateLimitedError) and target.principal == NOBODY:
                         raise  # the mirror has already asked without credentials
-                await self._admit(target, thing)
+                    await self._admit_after(error, target, thing)
             except (UnavailableError, TimedOutError) as error:
                 text = "access to private content cannot be checked either"
                 raise type(error)(error.upstream, f"{error.message}; {text}") from error
@@ -141,6 +141,22 @@ class PrivateAccess:
     async def close(self) -> None:
         """Cancel all requests."""
         await self._questions.close()
+
+    async def _admit_after(self, refusal: UpstreamError, target: Target, thing: Resource) -> None:
+        """Get a grant after upstream has refused the resource to the mirror.
+
+        Raises:
+            NotFoundError: upstream cannot be asked, and no client ever got more than this 404.
+        """
+        private = f"{target.record} private"
+        try:
+            await self._admit(target, thing)
+        except CANNOT_ANSWER:
+            if isinstance(refusal, NotFoundError) and not await self._links.has(private):
+                raise refusal from None
+            raise
+        if not (isinstance(refusal, RateLimitedError) or await self._links.has(private)):
+            await self._links.put(private)
 
     async def _admit(self, target: Target, thing: Resource) -> None:
         """Get a grant from upstream, with one request for all concurrent requests of the client."""
@@ -175,12 +191,13 @@ class PrivateAccess:
         Raises:
             UpstreamError: upstream refuses the resource to this client, or fails.
         """
-        name = f"{thing.kind} {target} {thing.reference}"
-        await self._refusals.check(target, name)
+        reference = str(thing.reference)
+        question = Question(target, thing.kind, reference, reference)
+        await self._refusals.check(question)
         try:
             await thing.confirm(self._registry(target), target.repository)
         except NotFoundError as error:
-            await self._refusals.note(target, name, error)
+            await self._refusals.note(question, error)
             raise
         await self.link(target, thing)
 

@@ -1,25 +1,73 @@
-"""Remembers refusals of an upstream for a short while, and raises them again without a request.
+"""Remembers refusals of an upstream, and raises them again without a request.
 
-Callers choose a unique name for each request; this module does not interpret the names.
+A refusal counts for a short while.  A 404 also counts while upstream cannot answer, as a stale tag
+does: the clients that look for signatures fail if they get another error.
 """
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
+from mirror.pull.policy import usable_stale
+from mirror.shares import FullError
+from mirror.store.interface import ListingStore, Page
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
+    RateLimitedError,
     RefusedError,
+    TimedOutError,
     UnauthorizedError,
+    UnavailableError,
     UpstreamError,
 )
 from mirror.upstream.routing import Target
 
+#: Errors after which the last known answer of upstream is served.
+CANNOT_ANSWER: Final = (UnavailableError, TimedOutError, RateLimitedError, FullError)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question to upstream.
+
+    ``rest`` has the reference and the restrictions of the client (Accept, query).  ``general`` is
+    ``rest`` without the restrictions: what does not exist at all does not exist for this client.
+    """
+
+    target: Target
+    kind: str
+    rest: str
+    general: str
+
+    @property
+    def name(self) -> str:
+        """The key in memory."""
+        return f"{self.kind} {self.target} {self.rest}"
+
+    @property
+    def page(self) -> str:
+        """The key of a listing on disk, which a push does not change."""
+        return f"{self.kind} {replace(self.target, since='')} {self.rest}"
+
+    @property
+    def missing(self) -> str:
+        """The key of a 404 on disk, the same for all clients."""
+        return f"{self.kind} {self.target.record} {self.rest}"
+
+    @property
+    def all_missing(self) -> tuple[str, ...]:
+        """The keys of the 404s on disk that answer this question."""
+        return tuple({self.missing: None, replace(self, rest=self.general).missing: None})
+
+
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
 
 
-class Refusals:
-    """Recent refusals: 404 for all clients, 401 and 403 for the mirror's own credentials.
+class RecentRefusals:
+    """Refusals, for a short while: 404 for all clients, 401 and 403 for the mirror's credentials.
 
     Docker Hub also answers 401 for a missing repository.  A 401 or 403 for a client with its own
     credentials is not remembered: it may send others, or get access a moment later.
@@ -28,25 +76,73 @@ class Refusals:
     def __init__(self, negatives: TtlCache[str]) -> None:
         self._negatives = negatives
 
-    async def check(self, target: Target, name: str) -> None:
-        """Raise the remembered refusal of ``name``, if there is one.
+    async def check(self, question: Question) -> None:
+        """Raise the remembered refusal of a question, if there is one.
 
         Raises:
             NotFoundError, UnauthorizedError, DeniedError: upstream refused recently.
         """
-        said = await self._negatives.lookup(name)
+        said = await self._negatives.lookup(question.name)
         if said is not None:
             kind, _, message = said.partition(" ")
-            raise _KINDS[kind](target.upstream, message)
+            raise _KINDS[kind](question.target.upstream, message)
 
-    async def note(self, target: Target, name: str, error: UpstreamError) -> None:
-        """Remember the answer of upstream to ``name``, if it is a refusal."""
-        if isinstance(error, RefusedError) and target.principal is not None:
+    async def note(self, question: Question, error: UpstreamError | FullError) -> None:
+        """Remember the answer of upstream, if it is a refusal."""
+        if isinstance(error, RefusedError) and question.target.principal is not None:
             return
         for kind, refusal in _KINDS.items():
             if isinstance(error, refusal):
-                await self._negatives.put(name, f"{kind} {error.message}")
+                await self._negatives.put(question.name, f"{kind} {error.message}")
+
+
+class Refusals(RecentRefusals):
+    """Refusals, and the 404s to repeat while upstream cannot answer."""
+
+    def __init__(
+        self,
+        negatives: TtlCache[str],
+        missing: ListingStore,
+        stale_if_error: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Repeat the 404s in ``missing`` for ``stale_if_error`` seconds."""
+        super().__init__(negatives)
+        self._missing = missing
+        self._stale_if_error = stale_if_error
+        self._clock = clock
+
+    async def note(self, question: Question, error: UpstreamError | FullError) -> None:
+        """Remember the answer of upstream, if it is a refusal.
+
+        Raises:
+            NotFoundError: upstream cannot answer, and its last answer was a 404.
+        """
+        if isinstance(error, CANNOT_ANSWER):
+            await self._repeat(question, error)
+        # One of many clients that got the same 404 writes to the disk.
+        known = await self._negatives.lookup(question.name) is not None
+        await super().note(question, error)
+        if isinstance(error, NotFoundError) and not known:
+            await self._missing.put(question.missing, Page(None, {}, self._clock()))
+
+    async def _repeat(self, question: Question, error: UpstreamError | FullError) -> None:
+        for name in question.all_missing:
+            page = await self._missing.lookup(name)
+            if page is None or page.body is not None:
+                continue
+            if usable_stale(page.seen, self._clock(), self._stale_if_error):
+                text = f"had no such thing when last asked ({error})"
+                raise NotFoundError(question.target.upstream, text) from error
+
+    async def found(self, question: Question) -> None:
+        """Forget a 404 on disk: upstream has just sent the content."""
+        for name in question.all_missing:
+            page = await self._missing.lookup(name)
+            if page is not None and page.body is None:
+                await self._missing.forget(name)
 
     async def forget(self, name: str) -> None:
-        """Forget the refusal of ``name``, so that the next request goes upstream."""
+        """Forget the refusal of a name, so that the next request goes upstream."""
         await self._negatives.forget(name)
+        await self._missing.forget(name)

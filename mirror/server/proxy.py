@@ -25,6 +25,7 @@ from mirror.proxy.passthrough import Passing
 from mirror.proxy.permission import Permission, parse_rule
 from mirror.proxy.pushes import Pushes
 from mirror.proxy.registries import Registries
+from mirror.pull.refusals import Question
 from mirror.server.errors import StartError
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
@@ -55,6 +56,7 @@ def note_of(pushes: Pushes, store: Store, table: ResponseCache) -> Pushed:
     async def pushed(target: Target, reference: str) -> None:
         pushes.note(target.record)
         image = FullName(target.upstream, target.repository, reference)
+        await store.listings.forget(Question(target, "manifest", reference, reference).missing)
         link = await store.tags.lookup(link_name(image))
         if link is not None:
             table.forget(link.descriptor.digest)

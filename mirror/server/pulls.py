@@ -15,10 +15,11 @@ from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import Fills
 from mirror.pull.listings import FreshPage, ListingPulls
+from mirror.pull.manifest_source import ManifestSource
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
 from mirror.pull.private_access import PrivateAccess
-from mirror.pull.refusals import Refusals
+from mirror.pull.refusals import RecentRefusals, Refusals
 from mirror.server.shared_state import SharedState
 from mirror.server.store import Private, Store
 from mirror.store.interface import MOST_PAGE_BYTES
@@ -60,7 +61,7 @@ async def opened_pulls(
     config: Config, registries: Mapping[str, Endpoints], shared_state: SharedState
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
-    refusals = Refusals(TtlCache(config.tags.negative_max_age.seconds, _REFUSALS, 6 * _MIB))
+    negatives: TtlCache[str] = TtlCache(config.tags.negative_max_age.seconds, _REFUSALS, 6 * _MIB)
     max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
     freshness: TtlCache[Descriptor] = TtlCache(
         max_age, _FRESH_TAGS, 20 * _MIB, lambda _: _DESCRIPTOR_BYTES
@@ -74,17 +75,11 @@ async def opened_pulls(
         def made(
             kept: Store | Private, fills: Fills
         ) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
+            refusals = Refusals(negatives, kept.listings, stale)
             blobs = BlobPulls(registries, kept.blobs, refusals, metrics, shared_state.slots, fills)
             begun.append(blobs)
-            manifests = ManifestPulls(
-                registries,
-                kept.manifests,
-                kept.tags,
-                freshness,
-                refusals,
-                metrics,
-                stale,
-            )
+            source = ManifestSource(registries, kept.manifests, kept.tags, metrics)
+            manifests = ManifestPulls(source, kept.tags, freshness, refusals, stale)
             answers = store.rooms.answers
             listings = ListingPulls(registries, pages, kept.listings, refusals, answers, stale)
             for pulls in (blobs, manifests, listings):
@@ -100,7 +95,7 @@ async def opened_pulls(
         grants: TtlCache[bool] = TtlCache(
             config.access.grant_max_age.seconds, _GRANTS, 6 * _MIB, lambda _: 0
         )
-        rights = PrivateAccess(registries, grants, store.private.links, refusals)
+        rights = PrivateAccess(registries, grants, store.private.links, RecentRefusals(negatives))
         stack.push_async_callback(rights.close)
         yield Pulls(
             begun,

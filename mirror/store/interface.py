@@ -64,7 +64,7 @@ def link_name(image: FullName, accept: str = "") -> str:
 class Page:
     """A page, its header fields by name, and the time when upstream sent it (Unix seconds).
 
-    ``body`` is None if upstream answered that the listing does not exist.
+    ``body`` is None if upstream answered 404, for a listing or for other content.
     """
 
     body: bytes | None
@@ -253,7 +253,13 @@ class ListingStore(Protocol):
         """Return the last page, or None."""
 
     async def put(self, name: str, page: Page) -> None:
-        """Record a page.  Pages over MOST_PAGE_BYTES and failed writes are skipped."""
+        """Record a page; forget the last one instead if the page exceeds MOST_PAGE_BYTES.
+
+        A failed write is skipped.
+        """
+
+    async def forget(self, name: str) -> None:
+        """Remove a page, if there is one.  A failed write is skipped."""
 
 
 class RepositoryLinks(Protocol):

@@ -122,18 +122,29 @@ class Endpoints:
             )
 
     async def tags(self, repository: str, query: str) -> Listing:
-        """See :meth:`Registry.tags`."""
-        return await self._ask(f"{repository} tags", lambda each: each.tags(repository, query))
+        """See :meth:`Registry.tags`; asks the registry itself, since a mirror may lack entries."""
+        return await self._registry.tags(repository, query)
+
+    @asynccontextmanager
+    async def open_tags(
+        self, repository: str, query: str, buffer_bytes: int
+    ) -> AsyncIterator[tuple[Listing, BlobStream]]:
+        """See :meth:`Registry.open_tags`; asks the registry itself, as for :meth:`tags`."""
+        async with self._registry.open_tags(repository, query, buffer_bytes) as opened:
+            yield opened
 
     async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
-        """See :meth:`Registry.referrers`."""
-        return await self._ask(
-            f"{repository} referrers", lambda each: each.referrers(repository, digest, query)
-        )
+        """See :meth:`Registry.referrers`; asks the registry itself, as for :meth:`tags`."""
+        return await self._registry.referrers(repository, digest, query)
 
     async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
         """See :meth:`Registry.pass_on`; asks the registry itself, never a mirror."""
         return await self._registry.pass_on(outgoing)
+
+    @property
+    def mirrors(self) -> Sequence[Registry]:
+        """The mirrors, in the order in which they are asked."""
+        return self._mirrors
 
     @property
     def several(self) -> bool:

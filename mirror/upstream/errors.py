@@ -52,6 +52,14 @@ class NonsenseError(UnavailableError):
     """Upstream answered with content that does not match the request."""
 
 
+class OversizedAnswerError(NonsenseError):
+    """Upstream answered with a body that is too large to hold in memory."""
+
+
+class RedirectError(UnavailableError):
+    """Upstream redirects to an address that the mirror does not follow."""
+
+
 class RangeRefusedError(UpstreamError):
     """416: the stored part of a blob is not a prefix of the blob at upstream."""
 

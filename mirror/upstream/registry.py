@@ -1,6 +1,5 @@
 """Client of one upstream registry: the pull part of the OCI distribution spec."""
 
-import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,10 +18,19 @@ from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
     NotFoundError,
+    OversizedAnswerError,
     RangeRefusedError,
+    RedirectError,
     RefusedError,
     UnauthorizedError,
     UnavailableError,
+)
+from mirror.upstream.listings import (
+    PAGES,
+    is_broken_json,
+    is_listing,
+    lacks_referrers,
+    listing_page,
 )
 from mirror.upstream.passthrough import Outgoing, correct_addresses
 from mirror.upstream.rate_limit import RateLimitPause
@@ -33,14 +41,14 @@ from mirror.upstream.responses import (
     ManifestHead,
     Pace,
     PassedAnswer,
+    readable_field,
 )
 from mirror.upstream.translation import place
 from mirror.upstream.transport import Observer, Request, Transport
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
-_READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms to parse
-_PAGES: Final = {"text/html", "application/xhtml+xml"}
+_NO_REFERRERS: Final = "has no referrers API"
 _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 #: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
@@ -165,7 +173,7 @@ class Registry:
                 return ManifestHead(None, "", None)
             return ManifestHead(
                 _digest(response.headers),
-                _field(response.headers, "Content-Type"),
+                readable_field(response.headers, "Content-Type"),
                 response.content_length,
             )
 
@@ -223,6 +231,27 @@ class Registry:
         """
         return await self._listing(repository, f"{repository}/tags/list", "tags", query)
 
+    @asynccontextmanager
+    async def open_tags(
+        self, repository: str, query: str, buffer_bytes: int
+    ) -> AsyncIterator[tuple[Listing, BlobStream]]:
+        """Open a page of the list of tags that is too large to hold.
+
+        Raises:
+            UpstreamError: upstream does not serve the list.
+        """
+        path = f"{repository}/tags/list"
+        asking = self._exchange(
+            "GET", repository, path, "tags", query=query, buffer_bytes=buffer_bytes
+        )
+        async with asking as response:
+            if response.content_type in PAGES:
+                raise NonsenseError(self.name, "answered a web page for a list of tags")
+            span, proxy = (0, response.content_length), self._transport.lookup_proxy(response.url)
+            limits = (span, self._observer, self._max_blob_bytes)
+            stream = BlobStream(self.name, response, *limits, proxy=proxy, kind="tags")
+            yield listing_page(response, large=True), stream
+
     async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
         """Fetch a page of the referrers of a manifest.
 
@@ -230,7 +259,10 @@ class Registry:
             UpstreamError: upstream does not serve the list; NotFoundError if it lacks the API.
         """
         path = f"{repository}/referrers/{digest}"
-        return await self._listing(repository, path, "referrers", query)
+        try:
+            return await self._listing(repository, path, "referrers", query)
+        except RedirectError as error:  # such as to a page for people that needs cookies
+            raise NotFoundError(self.name, f"{_NO_REFERRERS} ({error.message})") from error
 
     async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
         """Send a client's own request; the caller closes the answer.
@@ -252,16 +284,20 @@ class Registry:
 
     async def _listing(self, repository: str, path: str, kind: str, query: str) -> Listing:
         async with self._ask("GET", repository, path, kind, query=query) as response:
-            body, hold = await self._read(response, kind, _MAX_LISTING_BYTES)
-            if not _is_listing(body, "manifests" if kind == "referrers" else "tags"):
+            try:
+                body, hold = await self._read(response, kind, _MAX_LISTING_BYTES)
+            except OversizedAnswerError:
+                if kind != "tags":
+                    raise
+                return listing_page(response, large=True)
+            if not is_listing(body, "manifests" if kind == "referrers" else "tags"):
+                if kind == "referrers" and not is_broken_json(body):
+                    raise NotFoundError(self.name, f"{_NO_REFERRERS} (it answered other content)")
                 raise NonsenseError(self.name, "answered a listing that is not JSON of a listing")
-            own_name = rb'("name"\s*:\s*")' + re.escape(self._prefix.encode())
-            return Listing(
-                re.sub(own_name, rb"\1", body, count=1) if self._prefix else body,
-                _next_query(response),
-                _field(response.headers, "OCI-Filters-Applied"),
-                hold,
-            )
+            if self._prefix:
+                own_name = rb'("name"\s*:\s*")' + re.escape(self._prefix.encode())
+                body = re.sub(own_name, rb"\1", body, count=1)
+            return listing_page(response, body, hold)
 
     @asynccontextmanager
     async def _ask(
@@ -310,6 +346,8 @@ class Registry:
             response.release()
             response = await self._ask_again(request, repository, response)
         try:
+            if kind == "referrers" and lacks_referrers(response, self._url):
+                raise NotFoundError(self.name, f"{_NO_REFERRERS} (its {response.status})")
             self._check(response, repository)
             yield response
         finally:
@@ -338,7 +376,7 @@ class Registry:
         status = response.status
         origin = response.url.origin()
         if status in {200, 206} or (response.method == "HEAD" and status in _NO_HEAD):
-            if self._replaceable and response.content_type in _PAGES:
+            if self._replaceable and response.content_type in PAGES:
                 raise NonsenseError(self.name, f"{origin} answered a web page for {repository}")
             return
         if status == 404:
@@ -414,29 +452,3 @@ def _digest(headers: Mapping[str, str]) -> Digest | None:
         return Digest.parse(headers.get("Docker-Content-Digest", ""))
     except InvalidDigest:
         return None
-
-
-def _next_query(response: aiohttp.ClientResponse) -> str:
-    """Return the query of the next page; empty without a readable link."""
-    try:
-        following = response.links["next"]["url"] if "next" in response.links else None
-    except ValueError:
-        return ""
-    return following.raw_query_string if isinstance(following, URL) else ""
-
-
-def _is_listing(body: bytes, member: str) -> bool:
-    """Whether a body is a JSON object with this member; a large body is not parsed."""
-    if len(body) > _READ_THROUGH_BYTES:
-        return body.lstrip().startswith(b"{")
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and member in document
-
-
-def _field(headers: Mapping[str, str], name: str) -> str:
-    """Return a field if it is safe to send to clients, else an empty text."""
-    value = headers.get(name, "")
-    return value if value.isascii() and value.isprintable() else ""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,13 +50,21 @@ class ManifestBody:
 class Listing:
     """A page of a listing, and the query of the next page (empty on the last page).
 
-    ``hold`` is its share of the memory for answers.
+    ``hold`` is its share of the memory for answers.  ``large``: the body is empty here, since it is
+    too large to hold; see ``Registry.open_tags``.
     """
 
     body: bytes
     next_query: str
     filters_applied: str
+    large: bool = False
     hold: Hold | None = None
+
+
+def readable_field(headers: Mapping[str, str], name: str) -> str:
+    """Return a field if it is safe to send to clients, else an empty text."""
+    value = headers.get(name, "")
+    return value if value.isascii() and value.isprintable() else ""
 
 
 class Pace:
@@ -131,6 +139,7 @@ class BlobStream:
         max_bytes: int,
         turn: Turn | None = None,
         proxy: Proxy | None = None,
+        kind: str = "blob",
     ) -> None:
         """Stream the body of ``response``.
 
@@ -138,6 +147,7 @@ class BlobStream:
             span: the offset of the body in the blob and the size of the blob (None: unknown).
             turn: limits the rate; None: no limit.
             proxy: the proxy of the connection, for error messages.
+            kind: the kind of the content, for the observer.
 
         Raises:
             OversizedError: the blob has more than ``max_bytes``.
@@ -148,6 +158,7 @@ class BlobStream:
         self._max_bytes = max_bytes
         self._turn = turn
         self._proxy = proxy
+        self._kind = kind
         self.offset, self.total = span
         units = response.headers.get("Accept-Ranges", "").lower()
         self.ranged = response.status == 206 or units == "bytes"
@@ -166,7 +177,7 @@ class BlobStream:
         # aiohttp raises RuntimeError for a read on a closed connection.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise translated(self._upstream, self._response.url, error, self._proxy) from error
-        self._observer.upstream_bytes(self._upstream, "blob", len(piece))
+        self._observer.upstream_bytes(self._upstream, self._kind, len(piece))
         self._position += len(piece)
         self._check_size(self._position)
         if self._turn is not None and piece:
@@ -179,7 +190,9 @@ class BlobStream:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            text = f"sends a blob of more than {self._max_bytes} bytes ([fetch] max_blob_size)"
+            text = (
+                f"sends a {self._kind} of more than {self._max_bytes} bytes ([fetch] max_blob_size)"
+            )
             raise OversizedError(self._upstream, text)
 
 
@@ -195,6 +208,7 @@ class PassedAnswer:
         self.status = response.status
         self.reason = response.reason or ""
         self.headers = end_to_end(response.headers)
+        self.server = response.url.authority
 
     async def read(self) -> bytes:
         """The next bytes of the body, ``b""`` at the end.

@@ -1,11 +1,14 @@
 """Finds the upstream of a request, and the name of its repository there."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from mirror.oci.reference import Repository, parse_repository, split_registry
 from mirror.upstream.credentials import Principal
+
+_USUAL_PORT: Final = ":443"
 
 
 class UnknownRegistryError(Exception):
@@ -126,7 +129,7 @@ class Router:
                 return _target(self._default, name)
             return _target(self._named(registry), rest)
         # Podman may name the registry twice: in ns= and in the location of the mirror.
-        if registry is not None and self._names.get(registry.lower()) is chosen:
+        if registry is not None and _lookup(self._names, registry) is chosen:
             return _target(chosen, rest)
         return _target(chosen, name)
 
@@ -160,15 +163,22 @@ class Router:
     def _selected(self, prefix: str, namespace: str | None, host: str) -> Names | None:
         if namespace:
             return self._named(namespace)
-        if host.lower() in self._hosts:
-            return self._hosts[host.lower()]
+        by_host = _lookup(self._hosts, host)
+        if by_host is not None:
+            return by_host
         return self._named(prefix) if prefix else None
 
     def _named(self, name: str) -> Names:
-        try:
-            return self._names[name.lower()]
-        except KeyError:
-            raise UnknownRegistryError(name) from None
+        found = _lookup(self._names, name)
+        if found is None:
+            raise UnknownRegistryError(name)
+        return found
+
+
+def _lookup(table: Mapping[str, Names], name: str) -> Names | None:
+    """Return the entry of a host, whose usual port may be given or left out."""
+    exact, plain = name.lower(), name.lower().removesuffix(_USUAL_PORT)
+    return table.get(exact) or table.get(plain) or table.get(plain + _USUAL_PORT)
 
 
 def _target(names: Names, repository: str) -> Target:

@@ -20,7 +20,12 @@ from yarl import URL
 from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.body import read_up_to
 from mirror.upstream.breaker import Breaker
-from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
+from mirror.upstream.errors import (
+    OversizedAnswerError,
+    RedirectError,
+    UnavailableError,
+    UpstreamError,
+)
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.resolver import GuardedResolver
@@ -185,7 +190,7 @@ class Transport:
             location = response.headers["Location"]
             response.release()
             url = self._target(url, location)
-        raise UnavailableError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
+        raise RedirectError(self._upstream, f"more than {_MAX_REDIRECTS} redirects")
 
     async def read(
         self,
@@ -201,7 +206,7 @@ class Transport:
         The whole body has to arrive within ``idle_timeout``; a time-out counts for the breaker.
 
         Raises:
-            NonsenseError: the body is larger than ``limit``.
+            OversizedAnswerError: the body is larger than ``limit``.
             UnavailableError, TimedOutError: the body broke off or did not arrive in time.
         """
 
@@ -209,6 +214,9 @@ class Transport:
             self._observer.upstream_bytes(self._upstream, kind, count)
             arrived(count)
 
+        text = f"answered a {kind} over {limit} bytes"
+        if (response.content_length or 0) > limit:
+            raise OversizedAnswerError(self._upstream, text)
         try:
             async with asyncio.timeout(self._settings.idle_timeout):
                 body = await read_up_to(
@@ -223,7 +231,7 @@ class Transport:
             self._breaker(response.url.origin()).failed(failure)
             raise failure from error
         if len(body) > limit:
-            raise NonsenseError(self._upstream, f"answered a {kind} over {limit} bytes")
+            raise OversizedAnswerError(self._upstream, text)
         return body
 
     async def pass_on(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
@@ -360,11 +368,11 @@ class Transport:
             target = url.join(URL(location, encoded=True))
             host = target.host
         except ValueError as error:
-            raise UnavailableError(self._upstream, "redirects to an invalid address") from error
+            raise RedirectError(self._upstream, "redirects to an invalid address") from error
         if target.scheme not in {"http", "https"} or not host:
-            raise UnavailableError(self._upstream, "redirects to an address without http or https")
+            raise RedirectError(self._upstream, "redirects to an address without http or https")
         if url.scheme == "https" and target.scheme == "http":
-            raise UnavailableError(self._upstream, f"redirects from https to {target.origin()}")
+            raise RedirectError(self._upstream, f"redirects from https to {target.origin()}")
         return target
 
     def _note_rate_limit(self, response: aiohttp.ClientResponse) -> None:

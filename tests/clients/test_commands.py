@@ -9,7 +9,9 @@ from typer.testing import CliRunner, Result
 from mirror.cli.clients import app
 
 CLIENTS = [
-    ("docker",), ("docker", "--store", "containerd"), ("containerd",), ("k3s",), ("podman",),
+    ("docker",), ("docker", "--store", "containerd"), ("containerd",),
+    ("containerd", "--referrers"), ("docker", "--store", "containerd", "--referrers"),
+    ("k3s",), ("podman",),
     ("buildkit",), ("docker", "--proxy", "daemon"), ("docker", "--proxy", "systemd"),
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -43,6 +44,21 @@ def test_a_hosts_toml_per_registry_tries_the_mirror_and_then_the_registry(
             settings["ca"] = mirror.ca_file
         assert host == (mirror.url, settings)
         assert file.text.splitlines()[0] == f"# {file.path}"
+
+
+@pytest.mark.parametrize("snippet_for", [clients.docker_hosts, clients.containerd])
+def test_hosts_toml_offers_referrers_only_to_clients_that_know_the_word(
+    snippet_for: Callable[[Mirror], Snippet],
+) -> None:
+    for known in (False, True):
+        snippet = snippet_for(replace(HTTP, referrers=known))
+        for file in snippet.files:
+            (host,) = tomllib.loads(file.text)["host"].values()
+            assert ("referrers" in host["capabilities"]) is known
+            assert host["capabilities"][:2] == ["pull", "resolve"]
+        advice = "\n".join(snippet.advice)
+        assert 'rejects a file with "referrers"' in advice
+        assert ("add --referrers" in advice) is not known
 
 
 def test_a_registry_on_this_machine_keeps_the_scheme_that_containerd_knows() -> None:

@@ -27,8 +27,10 @@ class Machine:
     def plant_snippet(self, snippet: Snippet) -> None:
         self.plant({file.path: file.text for file in snippet.files})
 
-    async def examined(self, url: str | None, own: str = "http://127.0.0.1:1") -> Report:
-        return await examine(self.root, url, own)
+    async def examined(
+        self, url: str | None, own: str = "http://127.0.0.1:1", containerd_version: str = ""
+    ) -> Report:
+        return await examine(self.root, url, own, containerd_version=containerd_version)
 
     @asynccontextmanager
     async def daemon(self, **info: Any) -> AsyncIterator[None]:

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from mirror import clients
+from mirror.clients import Mirror as Told
+from mirror.doctor import Report, Verdict
 from tests.doctor.machine import CLASSIC, Machine, registries, wrongs
 from tests.running import Mirror
 
@@ -289,3 +292,53 @@ async def test_a_hosts_toml_for_a_registry_of_ones_own_is_no_fault(
 async def test_nothing_pointed_at_the_mirror_is_found(machine: Machine, office: Mirror) -> None:
     (found,) = wrongs(await machine.examined(office.url))
     assert "no Docker, containerd, k3s, Podman or BuildKit is pointed at" in found
+
+
+#: Whether the file has the word, the version of the client, what is said ("" for nothing).
+REFERRERS = [
+    (True, "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20", "rejects such a file"),
+    (True, "containerd github.com/containerd/containerd/v2 v2.1.4 75cb2b7", "rejects such a file"),
+    (True, "containerd github.com/containerd/containerd/v2 v2.2.0 abc", ""),
+    (False, "containerd github.com/containerd/containerd/v2 v2.1.4 75cb2b7", ""),
+    (False, "containerd github.com/containerd/containerd/v2 v2.3.4 abc", "asks docker.io itself"),
+    (False, "", ""),
+    (True, "", ""),
+]
+DOCKER_REFERRERS = [
+    (True, "28.5.1", "rejects such a file"),
+    (False, "28.5.1", ""),
+    (True, "29.0.1", ""),
+    (False, "29.1.0", "asks docker.io itself"),
+    (True, "29.1.0", ""),
+    (True, "30.0.0-rc.1", ""),
+]
+
+
+def said_of_referrers(report: Report, said: str) -> None:
+    found = [finding for finding in report.findings if "referrers" in finding.what]
+    assert [said in finding.what for finding in found] == ([True] if said else [])
+    for finding in found:
+        wrong = "rejects" in said
+        assert (finding.verdict is Verdict.WRONG) is wrong
+        assert ("referrers" in finding.mend) is not wrong
+
+
+@pytest.mark.parametrize(("word", "version", "said"), REFERRERS)
+async def test_containerd_and_its_hosts_toml_agree_on_referrers(
+    machine: Machine, office: Mirror, word: bool, version: str, said: str
+) -> None:
+    machine.plant(READS_HOSTS)
+    told = Told(office.url, ("docker.io",), referrers=word)
+    machine.plant_snippet(clients.containerd(told))
+    said_of_referrers(await machine.examined(office.url, containerd_version=version), said)
+
+
+@pytest.mark.parametrize(("word", "version", "said"), DOCKER_REFERRERS)
+async def test_docker_and_its_hosts_toml_agree_on_referrers(
+    machine: Machine, office: Mirror, word: bool, version: str, said: str
+) -> None:
+    told = Told(office.url, ("docker.io",), referrers=word)
+    machine.plant_snippet(clients.docker_hosts(told))
+    machine.plant({DAEMON: "{}"})
+    async with machine.daemon(ServerVersion=version):
+        said_of_referrers(await machine.examined(office.url), said)

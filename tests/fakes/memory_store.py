@@ -237,8 +237,12 @@ class MemoryListings:
         return self.pages.get(name)
 
     async def put(self, name: str, page: Page) -> None:
+        await self.forget(name)
         if len(page.body or b"") <= MOST_PAGE_BYTES:
             self.pages[name] = page
+
+    async def forget(self, name: str) -> None:
+        self.pages.pop(name, None)
 
 
 class MemoryLinks:

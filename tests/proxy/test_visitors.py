@@ -126,3 +126,43 @@ async def test_what_is_public_is_one_thing_for_everybody_and_there_offline(mirro
     await office.registry.stop()
     for who in (None, "Bearer of-another-day"):
         assert await pull(mirror, office, OPEN, who) == [200] * 4
+
+
+async def test_what_a_public_image_lacks_stays_missing_with_upstream_gone(tmp_path, office):
+    """Docker sends a new token with every pull, and none if it cannot get one."""
+    office.registry.referrers_api = False
+    manifest, _ = office.content(OPEN)
+    paths = [f"referrers/{manifest}", f"manifests/{manifest.replace(':', '-')}"]
+    upstreams = {"docker.io": "http://127.0.0.1:9", NAME: office.registry.url}
+    options = {
+        "proxy": {"listen": "127.0.0.1:0"},
+        "access": {"grant_max_age": f"{GRANT_SECONDS}s"},
+        "tags": {"negative_max_age": "0s", "max_age": "0s"},
+    }
+    async with running(tmp_path / "cache", upstreams, **options) as mirror:
+        for who in (None, token(office, ANN, OPEN)):
+            assert await pull(mirror, office, OPEN, who) == [200] * 4
+            for path in paths:
+                refused = 401 if who is None else 404
+                assert (await ask(mirror, f"{OPEN}/{path}", who)).status == refused
+    await office.registry.stop()
+    async with running(tmp_path / "cache", upstreams, **options) as mirror:
+        for who in (None, "Bearer old"):
+            assert await pull(mirror, office, OPEN, who) == [200] * 4
+            for path in paths:
+                assert (await ask(mirror, f"{OPEN}/{path}", who)).status == 404
+    await office.registry.start()
+
+
+async def test_what_others_may_not_see_is_not_missing_for_a_client_with_access(tmp_path, office):
+    office.hidden = True
+    upstreams = {"docker.io": "http://127.0.0.1:9", NAME: office.registry.url}
+    tags = {"negative_max_age": "0s", "max_age": "0s"}
+    proxy = {"listen": "127.0.0.1:0"}
+    async with running(tmp_path / "cache", upstreams, proxy=proxy, tags=tags) as mirror:
+        assert await pull(mirror, office, TEAM, None) == [404] * 4
+        assert await pull(mirror, office, TEAM, token(office, ANN, TEAM)) == [200] * 4
+    await office.registry.stop()
+    async with running(tmp_path / "cache", upstreams, proxy=proxy, tags=tags) as mirror:
+        assert await pull(mirror, office, TEAM, token(office, ANN, TEAM)) == [502] * 4
+    await office.registry.start()

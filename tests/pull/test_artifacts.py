@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -10,6 +12,7 @@ from aiohttp import web
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, image, index
 from tests.running import running
+from tests.waiting import limit
 
 REPO = "library/app"
 ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
@@ -138,7 +141,7 @@ async def test_a_registry_without_the_referrers_api_sends_clients_to_the_tag(mir
     for _ in range(2):
         refused = await mirror.get(f"/v2/{REPO}/referrers/{app.digest}")
         assert refused.status == 404
-        assert json.loads(refused.body)["errors"][0]["code"] == "NAME_UNKNOWN"
+        assert json.loads(refused.body)["errors"][0]["code"] == "UNSUPPORTED"
     assert upstream.count("referrers") == 1
     assert json.loads((await mirror.get(path(fallback))).body) == listed
     assert (await mirror.get(path(cosign))).body == signature
@@ -172,20 +175,173 @@ async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a
         assert (await mirror.get(tags)).status == 502
 
 
-async def test_offline_too_clients_are_sent_to_the_tag_of_referrers(tmp_path, upstream):
+NO_API = {
+    **{
+        str(status): Fault(kind="referrers", status=status)
+        for status in (204, 400, 404, 405, 406, 410, 415, 422, 501)
+    },
+    "a page": Fault(kind="referrers", status=200, body=b"<html></html>"),
+    "a typed page": Fault(
+        kind="referrers", status=200, body=b"{}", headers={"Content-Type": "text/html"}
+    ),
+    "nothing": Fault(kind="referrers", status=200),
+    "an error with 200": Fault(kind="referrers", status=200, body=b'{"errors": []}'),
+}
+
+
+@pytest.mark.parametrize("answer", NO_API)
+async def test_whatever_says_that_there_is_no_referrers_api_sends_clients_to_the_tag(
+    mirror, upstream, answer
+):
+    upstream.faults.append(replace(NO_API[answer], times=9))
+    where = f"/v2/{REPO}/referrers/sha256:{'1' * 64}"
+    for _ in range(2):
+        refused = await mirror.get(where)
+        error = json.loads(refused.body)["errors"][0]
+        assert (refused.status, error["code"]) == (404, "UNSUPPORTED")
+        assert "has no referrers API" in error["message"]
+    assert upstream.count("referrers") == 1
+
+
+@pytest.mark.parametrize("target", ["page", "forbidden page", "loop", "no http"])
+async def test_a_redirect_of_referrers_to_a_page_says_that_there_is_no_such_api(
+    tmp_path, upstream, target
+):
+    async with FakeRegistry() as login:
+        login.guard = lambda *_: web.Response(
+            text="<html></html>",
+            content_type="text/html",
+            status=403 if target == "forbidden page" else 200,
+        )
+        where = "ftp://registry" if target == "no http" else f"{login.url}/login"
+        upstream.faults.append(Fault(kind="referrers", redirect=where, times=9))
+        if target == "loop":
+            login.guard = lambda *_: web.Response(status=302, headers={"Location": "/login"})
+        table = {"url": upstream.url, "private_redirects": True}
+        async with running(tmp_path, {"docker.io": table}) as mirror:
+            refused = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'1' * 64}")
+    assert (refused.status, json.loads(refused.body)["errors"][0]["code"]) == (404, "UNSUPPORTED")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (Fault(kind="referrers", status=401), 401),
+        (Fault(kind="referrers", status=403), 403),
+        (Fault(kind="referrers", status=429), 429),
+        (Fault(kind="referrers", status=500), 502),
+        (Fault(kind="referrers", status=200, body=b'{"manifests": ['), 502),
+    ],
+    ids=["401", "403", "429", "500", "half of an index"],
+)
+async def test_what_refuses_or_fails_is_no_registry_without_referrers(
+    mirror, upstream, fault, status
+):
+    upstream.faults.append(replace(fault, times=9))
+    answer = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'1' * 64}")
+    assert answer.status == status
+
+
+async def test_listings_come_from_the_registry_itself_and_from_its_mirrors_at_last(
+    tmp_path, upstream
+):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1", "2")
+    signature = upstream.add_manifest(REPO, attached(app.manifest, SIGNATURE), OCI_MANIFEST)
+    paths = [f"/v2/{REPO}/referrers/{app.digest}", f"/v2/{REPO}/tags/list"]
+    async with FakeRegistry() as partial:
+        partial.add_image(REPO, app, "1")
+        table = {"url": upstream.url, "mirrors": [partial.url]}
+        async with running(tmp_path, {"docker.io": table}, tags=SHORT) as mirror:
+            whole = [(await mirror.get(where)).body for where in paths]
+            assert signature in whole[0].decode()
+            assert json.loads(whole[1])["tags"] == ["1", "2"]
+            assert partial.seen == []
+            await upstream.stop()
+            assert [(await mirror.get(where)).body for where in paths] == whole, "the last known"
+            paged = f"{paths[1]}?n=5"
+            assert json.loads((await mirror.get(paged)).body)["tags"] == ["1"]
+            await upstream.start()
+            async with limit():
+                while json.loads((await mirror.get(paged)).body)["tags"] != ["1", "2"]:
+                    await asyncio.sleep(0.05)  # the breaker looks by itself
+        upstream.guard = lambda *_: web.Response(status=403)
+        async with running(tmp_path / "new", {"docker.io": table}) as mirror:
+            for _ in range(2):
+                assert json.loads((await mirror.get(paged)).body)["tags"] == ["1"]
+        upstream.guard = lambda *_: web.Response(status=404)
+        async with running(tmp_path / "newer", {"docker.io": table}) as mirror:
+            assert (await mirror.get(paths[0])).status == 404, "the mirror may lack signatures"
+
+
+#: What Docker 29.1 asks for an attestation manifest at every pull, and other content that may lack.
+MISSING = [
+    f"/v2/{REPO}/referrers/sha256:{'1' * 64}",
+    f"/v2/{REPO}/manifests/sha256-{'1' * 64}",
+    f"/v2/{REPO}/manifests/sha256:{'1' * 64}",
+    f"/v2/{REPO}/blobs/sha256:{'1' * 64}",
+    "/v2/library/nothing/tags/list",
+]
+SHORT = {"max_age": "0s", "negative_max_age": "0s"}
+
+
+@pytest.mark.parametrize("status", [0, 503, 429])
+async def test_what_upstream_lacked_stays_missing_while_it_cannot_answer_also_after_a_restart(
+    tmp_path, upstream, status
+):
+    upstream.referrers_api = False
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        for where in MISSING:
+            assert (await mirror.get(where)).status == 404
+    if status:
+        upstream.faults.append(Fault(kind="", status=status, times=99))
+    else:
+        await upstream.stop()
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        for where in MISSING:
+            answer = await mirror.get(where)
+            assert (answer.status, where) == (404, where)
+            assert "when last asked" in json.loads(answer.body)["errors"][0]["message"]
+            never = await mirror.get(where.replace("1" * 64, "2" * 64).replace("nothing", "more"))
+            assert never.status in {502, 429}, "upstream was never asked for this"
+        filtered = await mirror.get(f"{MISSING[0]}?artifactType={SBOM}")
+        assert filtered.status == 404
+        picky = await mirror.get(MISSING[1], Accept=OCI_INDEX)
+        assert picky.status == 404
+    if not status:
+        await upstream.start()
+
+
+async def test_a_404_of_long_ago_does_not_count_while_upstream_cannot_answer(tmp_path, upstream):
+    tags = {**SHORT, "stale_if_error": "1ms"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(path("latest"))).status == 404
+        await asyncio.sleep(0.01)
+        upstream.faults.append(Fault(kind="manifest", status=500))
+        assert (await mirror.get(path("latest"))).status == 502
+
+
+async def test_what_upstream_has_again_is_not_missing(tmp_path, upstream):
     upstream.referrers_api = False
     app = image(b"layer")
-    upstream.add_image(REPO, app, "latest")
-    where = f"/v2/{REPO}/referrers/{app.digest}"
-    tags = {"negative_max_age": "1ms"}
-    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
-        assert (await mirror.get(where)).status == 404
-        await asyncio.sleep(0.01)
-        await upstream.stop()
-        assert (await mirror.get(where)).status == 404
-        never = await mirror.get(f"/v2/{REPO}/referrers/sha256:{'0' * 64}")
-        assert never.status == 502, "who knows"
-    await upstream.start()
+    where = [
+        path(app.digest.replace(":", "-")),
+        path(app.digest),
+        f"/v2/{REPO}/blobs/{app.digests[1]}",
+        f"/v2/{REPO}/referrers/{app.digest}",
+        f"/v2/{REPO}/tags/list",
+    ]
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        assert [(await mirror.get(each)).status for each in where] == [404] * 5
+        upstream.referrers_api = True
+        upstream.add_image(REPO, app, app.digest.replace(":", "-"))
+        assert [(await mirror.get(each)).status for each in where] == [200] * 5
+    for kind in ("blobs", "manifests"):
+        shutil.rmtree(tmp_path / "cache" / kind)
+    upstream.faults.append(Fault(kind="", status=500, times=99))
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        answers = [(await mirror.get(each)).status for each in where]
+        assert answers == [502, 502, 502, 200, 200], "only the listings are still known"
 
 
 async def test_a_kind_that_head_does_not_tell_is_looked_up_in_the_manifest(mirror, upstream):
@@ -278,3 +434,55 @@ async def test_a_page_of_no_number_is_refused_without_upstream(mirror, upstream,
     answer = await mirror.get(f"/v2/{REPO}/tags/list?n={quote(count)}")
     assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (400, "UNSUPPORTED")
     assert upstream.seen == []
+
+
+LARGE = json.dumps({"name": REPO, "tags": [f"{number:0100}" for number in range(170_000)]}).encode()
+
+
+class Endless(FakeRegistry):
+    """Lists more tags than fit into 16 MiB; ``size`` says whether it states their size."""
+
+    size = True
+
+    async def _tags(self, request: web.BaseRequest, *_: object) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Link": '</v2/x/tags/list?last=z>; rel="next"'})
+        if self.size:
+            response.content_length = len(LARGE)
+        else:
+            response.enable_chunked_encoding()
+        await response.prepare(request)
+        if request.method == "GET":
+            await response.write(LARGE)
+        await response.write_eof()
+        return response
+
+
+@pytest.mark.parametrize("size", [True, False])
+async def test_a_list_of_tags_over_16_mib_passes_through(tmp_path, size):
+    where = f"/v2/{REPO}/tags/list"
+    async with Endless() as upstream:
+        upstream.size = size
+        async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+            answers = await asyncio.gather(*(mirror.get(where) for _ in range(3)))
+            for answer in (*answers, await mirror.get(where)):
+                assert (answer.status, answer.body == LARGE) == (200, True)
+                assert answer.headers["Cache-Status"] == "mirror; fwd=miss"
+                assert answer.headers["Link"] == f'<{where}?last=z>; rel="next"'
+                assert ("Content-Length" in answer.headers) is size
+            head = await mirror.get(where, "HEAD")
+            assert (head.status, head.body) == (200, b"")
+            upstream.faults.append(Fault(kind="tags", status=500, times=99))
+            assert (await mirror.get(where)).status == 502
+            sample = 'mirror_upstream_bytes_total{kind="tags",upstream="docker.io"}'
+            assert (await mirror.metrics())[sample] >= 4 * len(LARGE)
+
+
+async def test_head_of_a_long_list_has_no_body(mirror, upstream):
+    upstream.tags.update({(REPO, f"{number:0100}"): "sha256:" + "0" * 64 for number in range(1000)})
+    for _ in range(2):
+        head = await mirror.get(f"/v2/{REPO}/tags/list", "HEAD")
+        assert (head.status, head.body, int(head.headers["Content-Length"]) > 100_000) == (
+            200,
+            b"",
+            True,
+        )

@@ -40,14 +40,89 @@ async def test_a_tag_is_fetched_once_and_fresh_after_that(mirror, upstream, app)
     assert upstream.count("manifest", "HEAD") == 1
 
 
-async def test_a_head_is_answered_without_a_get_that_upstream_would_count(mirror, upstream, app):
+async def test_a_head_that_misses_fetches_the_manifest_once(mirror, upstream, app):
     for _ in range(2):
         answer = await mirror.get(path("latest"), "HEAD")
         assert answer.headers["Docker-Content-Digest"] == app.digest
         assert answer.headers["Content-Length"] == str(len(app.manifest))
         assert answer.body == b""
-    assert upstream.count("manifest", "GET") == 0
+    assert (await mirror.get(path("latest"))).body == app.manifest
+    assert upstream.count("manifest", "GET") == 1
     assert upstream.count("manifest", "HEAD") == 1
+
+
+async def test_a_tag_that_was_only_headed_can_be_had_offline(tmp_path, upstream, app):
+    tags = {"max_age": "0s"}
+    async with running(tmp_path, {HUB: upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(path("latest"), "HEAD")).status == 200
+    await upstream.stop()
+    async with running(tmp_path, {HUB: upstream.url}, tags=tags) as mirror:
+        for reference in ("latest", app.digest):
+            assert (await mirror.get(path(reference))).body == app.manifest
+    await upstream.start()
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_a_head_is_answered_although_the_manifest_cannot_be_fetched(
+    mirror, upstream, app, status
+):
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=status, times=9))
+    for _ in range(2):
+        answer = await mirror.get(path("latest"), "HEAD")
+        assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, app.digest)
+    assert upstream.count("manifest", "HEAD") == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_fresh_tag_that_moved_is_asked_for_again_if_its_old_digest_is_gone(
+    mirror, upstream, app, method
+):
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=500))
+    assert (await mirror.get(path("latest"), "HEAD")).headers["Docker-Content-Digest"] == app.digest
+    del upstream.manifests[REPO, app.digest]
+    moved = image(b"moved")
+    upstream.add_image(REPO, moved, "latest")
+    answer = await mirror.get(path("latest"), method)
+    assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, moved.digest)
+    asked = len(upstream.seen)
+    for again in ("HEAD", "GET"):
+        answer = await mirror.get(path("latest"), again)
+        assert answer.headers["Docker-Content-Digest"] == moved.digest
+        assert answer.headers["Cache-Status"] == "mirror; hit"
+    assert len(upstream.seen) == asked
+
+
+async def test_a_head_that_names_a_digest_which_is_nowhere_costs_no_pull(mirror, upstream, app):
+    nowhere = {"Docker-Content-Digest": f"sha256:{'0' * 64}"}
+    upstream.faults.append(Fault(kind="manifest", method="HEAD", headers=nowhere, times=9))
+    for _ in range(2):
+        answer = await mirror.get(path("latest"))
+        assert (answer.status, answer.body) == (200, app.manifest)
+    assert upstream.count("manifest", "GET") == 2, "the digest, then the tag"
+
+
+async def test_a_tag_that_is_gone_with_its_digest_is_404(mirror, upstream, app):
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=500))
+    assert (await mirror.get(path("latest"), "HEAD")).status == 200
+    upstream.manifests.clear()
+    upstream.tags.clear()
+    assert (await mirror.get(path("latest"))).status == 404
+
+
+async def test_cached_content_is_served_to_picky_clients_without_a_question(mirror, upstream, app):
+    await mirror.get(path("latest"))
+    asked = len(upstream.seen)
+    picky = await mirror.get(path("latest"), Accept=OCI_MANIFEST)
+    assert (picky.body, picky.headers["Cache-Status"]) == (app.manifest, "mirror; hit")
+    for method in ("GET", "HEAD"):
+        answer = await mirror.get(path(app.digest), method, Accept=DOCKER_MANIFEST)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, OCI_MANIFEST)
+        assert answer.headers["Cache-Status"] == "mirror; hit"
+    for way in (f"{path(app.digest)}?ns=docker.io:443", f"/v2/docker.io:443/{path('latest')[4:]}"):
+        answer = await mirror.get(way)
+        assert (answer.body, answer.headers["Cache-Status"]) == (app.manifest, "mirror; hit")
+    assert len(upstream.seen) == asked
+    assert (await mirror.get(path("latest"), Accept=DOCKER_LIST)).status == 404, "it has no list"
 
 
 async def test_by_digest_upstream_is_asked_once_and_for_ever(mirror, upstream, app):
@@ -107,7 +182,8 @@ async def test_a_tag_that_upstream_deleted_is_gone(tmp_path, upstream, app):
         del upstream.tags[REPO, "latest"]
         assert (await mirror.get(path("latest"))).status == 404
         upstream.faults.append(Fault(kind="manifest", status=500))
-        assert (await mirror.get(path("latest"))).status == 502
+        answer = await mirror.get(path("latest"))
+        assert (answer.status, b"when last asked" in answer.body) == (404, True)
 
 
 async def test_a_missing_tag_is_remembered_as_missing(mirror, upstream):

@@ -13,7 +13,8 @@ def directory() -> Router:
     hub = Names(HUB, aliases=("index.docker.io",), library=True)
     mcr = Names(MCR, hosts=("mcr.corp",))
     local = Names("localhost:5001")
-    return Router([hub, mcr, local], HUB)
+    ported = Names("ported.example.com:443")
+    return Router([hub, mcr, local, ported], HUB)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,14 @@ def directory() -> Router:
         ("mcr.microsoft.com/dotnet/sdk", "", None, "mirror", (MCR, "dotnet/sdk")),
         ("docker.io/alpine", "", None, "mirror", (HUB, "library/alpine")),
         ("localhost:5001/app", "", None, "mirror", ("localhost:5001", "app")),
+        # the usual port, given or left out
+        ("alpine", "", "docker.io:443", "mirror", (HUB, "library/alpine")),
+        ("alpine", "", "index.docker.io:443", "mirror", (HUB, "library/alpine")),
+        ("docker.io:443/alpine", "", None, "mirror", (HUB, "library/alpine")),
+        ("alpine", "docker.io:443", None, "mirror", (HUB, "library/alpine")),
+        ("docker.io:443/alpine", "", HUB, "mirror", (HUB, "library/alpine")),
+        ("dotnet/sdk", "", None, "mcr.corp:443", (MCR, "dotnet/sdk")),
+        ("app/x", "", "ported.example.com", "mirror", ("ported.example.com:443", "app/x")),
         # ns before Host, Host before prefix, prefix before the name
         ("app/x", "", HUB, "mcr.corp", (HUB, "app/x")),
         ("app/x", HUB, None, "mcr.corp", (MCR, "app/x")),

@@ -16,7 +16,7 @@
                                            a second link to an object whose row is being written
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        the last known manifest of each tag
-      listings/cache.db                    the last response for each listing
+      listings/cache.db                    the last response for each listing, and 404s
       pushed/<hash>                        the last push to a repository through the proxy
       control/<pid>.sock                   the control socket of each process of a running mirror
       ledger/ledger.db                     the ledger: usage statistics (SQLite)

@@ -1,4 +1,4 @@
-"""The last upstream response for each listing, used while upstream is unavailable."""
+"""The last responses of upstream, used while upstream is unavailable: listings, and 404s."""
 
 import asyncio
 import json
@@ -28,6 +28,7 @@ class Listings:
     async def put(self, name: str, page: Page) -> None:
         body = page.body or b""
         if len(body) > MOST_PAGE_BYTES:
+            await self.forget(name)
             return
         found = page.body is not None
         head = json.dumps({"found": found, "fields": dict(page.fields), "seen": page.seen})
@@ -36,3 +37,9 @@ class Listings:
                 await self._records.put(f"listing {name}", head.encode() + b"\n" + body)
         except IndexUnavailableError as error:
             _log.info("cannot write a listing: %s", error)
+
+    async def forget(self, name: str) -> None:
+        try:
+            await self._records.remove(f"listing {name}")
+        except IndexUnavailableError as error:
+            _log.info("cannot remove a listing: %s", error)
