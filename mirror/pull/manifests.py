@@ -9,8 +9,9 @@ offline.  When upstream cannot answer, the last known manifest of the tag is ser
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
 from mirror.oci.digest import Digest
@@ -31,6 +32,7 @@ from mirror.upstream.routing import Target
 V = TypeVar("V")
 _log = logging.getLogger(__name__)
 _KIND: Final = "manifest"
+_MOST_AHEAD: Final = 1_000
 
 
 class Freshness(Protocol):
@@ -91,6 +93,8 @@ class ManifestPulls:
         self._refusals = refusals
         self._stale_if_error = stale_if_error
         self._clock = clock
+        # Fetched for a HEAD: the first GET counts as the miss, since its bytes came from upstream.
+        self._ahead: OrderedDict[Digest, bool] = OrderedDict()
         self._fetches: SingleFlight[tuple[Wanted, str], Manifest] = SingleFlight("manifest")
         self._questions: SingleFlight[tuple[Wanted, str], Resolution] = SingleFlight("tag")
 
@@ -102,8 +106,13 @@ class ManifestPulls:
         """
         wanted = Wanted(target, narrow_accept(accept))
         if isinstance(reference, Digest):
-            return await self._by_digest(wanted, reference)
-        return await self._meant(wanted, reference, await self._resolve(wanted, reference))
+            answer = await self._by_digest(wanted, reference)
+        else:
+            resolution = await self._resolve(wanted, reference)
+            answer = await self._meant(wanted, reference, resolution)
+        if answer.outcome is Outcome.HIT and self._ahead.pop(answer.manifest.digest, False):
+            return replace(answer, outcome=Outcome.MISS)
+        return answer
 
     async def _meant(self, wanted: Wanted, tag: Tag, resolution: Resolution) -> ManifestAnswer:
         """Return the manifest that a tag has resolved to."""
@@ -141,6 +150,10 @@ class ManifestPulls:
             except CANNOT_ANSWER as error:
                 _log.info("cannot fetch the manifest of %s: %s", wanted.name(reference), error)
                 return resolution
+            if answer.outcome is Outcome.MISS:
+                self._ahead[answer.manifest.digest] = True
+                if len(self._ahead) > _MOST_AHEAD:
+                    self._ahead.popitem(last=False)
         manifest = described(answer.manifest)
         return Resolution(manifest, answer.outcome, answer.detail, answer.until)
 
