@@ -14,7 +14,6 @@ from multidict import CIMultiDict
 
 from mirror.http.body import reset
 from mirror.http.exchange import EXCHANGE
-from mirror.http.forwarded import Origin
 from mirror.http.sendfile import Sender
 from mirror.oci.challenge import parse_challenges
 from mirror.upstream.endpoints import Endpoints
@@ -117,9 +116,6 @@ class Passing:
 
 def _response(request: web.BaseRequest, answer: PassedAnswer) -> web.StreamResponse:
     headers = CIMultiDict(answer.headers)
-    if hdrs.LOCATION in headers:
-        origin = request[EXCHANGE].origin
-        headers[hdrs.LOCATION] = _for_client(headers[hdrs.LOCATION], origin, answer.server)
     length = headers.get(hdrs.CONTENT_LENGTH, "")
     headers.popall(hdrs.CONTENT_LENGTH, None)  # aiohttp writes this field itself
     headers.setdefault(hdrs.SERVER, "mirror")  # else aiohttp adds its own name
@@ -132,16 +128,3 @@ def _response(request: web.BaseRequest, answer: PassedAnswer) -> web.StreamRespo
         else:
             response.force_close()
     return response
-
-
-def _for_client(location: str, origin: Origin, server: str) -> str:
-    """Return a Location as the client can use it.
-
-    A registry that speaks plain http does not know that its client speaks https.
-    """
-    scheme, _, rest = location.partition("://")
-    authority, slash, path = rest.partition("/")
-    named = {origin.host.lower(), origin.host.lower().removesuffix(":443") + ":80", server.lower()}
-    if origin.scheme == "https" and scheme.lower() == "http" and authority.lower() in named:
-        return f"https://{origin.host}{slash}{path}"
-    return location

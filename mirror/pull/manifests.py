@@ -10,9 +10,10 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Schema1Unsupported
 from mirror.oci.media_types import MANIFEST_TYPES, accepts, is_schema1, narrow_accept
@@ -31,6 +32,7 @@ from mirror.upstream.routing import Target
 V = TypeVar("V")
 _log = logging.getLogger(__name__)
 _KIND: Final = "manifest"
+_MOST_AHEAD: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class ManifestPulls:
         self._refusals = refusals
         self._stale_if_error = stale_if_error
         self._clock = clock
+        # Fetched for a HEAD: the first GET counts as the miss, since its bytes came from upstream.
+        self._ahead: Lru[Digest, bool] = Lru(_MOST_AHEAD)
         self._fetches: SingleFlight[tuple[Wanted, str], Manifest] = SingleFlight("manifest")
         self._questions: SingleFlight[tuple[Wanted, str], Resolution] = SingleFlight("tag")
 
@@ -89,8 +93,13 @@ class ManifestPulls:
         """
         wanted = Wanted(target, narrow_accept(accept))
         if isinstance(reference, Digest):
-            return await self._by_digest(wanted, reference)
-        return await self._meant(wanted, reference, await self._resolve(wanted, reference))
+            answer = await self._by_digest(wanted, reference)
+        else:
+            resolution = await self._resolve(wanted, reference)
+            answer = await self._meant(wanted, reference, resolution)
+        if answer.outcome is Outcome.HIT and self._ahead.pop(answer.manifest.digest):
+            return replace(answer, outcome=Outcome.MISS)
+        return answer
 
     async def _meant(self, wanted: Wanted, tag: Tag, resolution: Resolution) -> ManifestAnswer:
         """Return the manifest that a tag has resolved to."""
@@ -128,6 +137,8 @@ class ManifestPulls:
             except CANNOT_ANSWER as error:
                 _log.info("cannot fetch the manifest of %s: %s", wanted.name(reference), error)
                 return resolution
+            if answer.outcome is Outcome.MISS:
+                self._ahead.put(answer.manifest.digest, True)
         manifest = described(answer.manifest)
         return Resolution(manifest, answer.outcome, answer.detail, answer.until)
 

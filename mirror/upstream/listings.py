@@ -17,14 +17,14 @@ _NOT_NOW: Final = {407, 408, 425, 429}
 
 
 def lacks_referrers(response: aiohttp.ClientResponse, registry: URL) -> bool:
-    """Whether an answer to a request for referrers says that there is no such API.
+    """Whether the status of an answer to a request for referrers says that there is no such API.
 
     ``registry`` is the URL of the registry: a 401 of another server, such as one for logins of
     people, is not about this client's credentials.
     """
     status = response.status
     if status == 200:
-        return response.content_type in PAGES
+        return False
     if status in _NO_CLIENT:
         return response.url.origin() != registry.origin()
     return status == 501 or (status < 500 and status not in _NOT_NOW)

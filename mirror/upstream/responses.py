@@ -208,7 +208,6 @@ class PassedAnswer:
         self.status = response.status
         self.reason = response.reason or ""
         self.headers = end_to_end(response.headers)
-        self.server = response.url.authority
 
     async def read(self) -> bytes:
         """The next bytes of the body, ``b""`` at the end.

@@ -13,7 +13,6 @@ from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.proxy.clients import ask, connected, trusting
 from tests.proxy.registry import Recorder, recording
 from tests.running import running
-from tests.upstream.test_auth import serving as serving_plainly
 from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
@@ -340,30 +339,6 @@ async def test_what_is_passed_on_is_counted_without_being_a_pull(office, trust, 
         labels = f'code="202",kind="passed",method="{method}",upstream="{NAME}"'
         assert figures[f"mirror_upstream_requests_total{{{labels}}}"] == 1
     assert not [name for name in figures if name.startswith("mirror_requests_total")]
-
-
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [
-        (f"http://{NAME}/v2/x?_state=a%2Fb", f"https://{NAME}/v2/x?_state=a%2Fb"),
-        (f"http://{NAME}:80/v2/x", f"https://{NAME}/v2/x"),
-        (f"HTTP://{NAME.upper()}", f"https://{NAME}"),
-        ("http://SERVER/v2/x", f"https://{NAME}/v2/x"),
-        *((same, same) for same in ("/v2/x", "http://cdn.test/x", f"https://{NAME}/x", "x:y")),
-        (f"http://{NAME}.evil.test/x", f"http://{NAME}.evil.test/x"),
-    ],
-)
-async def test_a_registry_behind_plain_http_sends_uploads_to_https(tmp_path, said, told):
-    async def upload(request: web.BaseRequest) -> web.Response:
-        location = said.replace("SERVER", address.removeprefix("http://"))
-        return web.Response(status=202, headers={"Location": location})
-
-    async with serving_plainly(upload) as address:
-        table = {"docker.io": "http://127.0.0.1:9", NAME: address}
-        async with running(tmp_path, table, proxy={"listen": "127.0.0.1:0"}) as mirror:
-            trust = trusting(tmp_path)
-            answer = await ask(mirror, trust, url(f"/v2/{REPO}/blobs/uploads/"), "POST")
-    assert (answer.status, answer.headers["Location"]) == (202, told)
 
 
 async def test_a_tag_that_was_missing_is_not_after_its_push(office, trust, registry):
