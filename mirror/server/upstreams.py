@@ -15,14 +15,10 @@ from mirror.server.outgoing_proxies import upstream_proxies
 from mirror.shares import Rooms
 from mirror.ttl_cache.backend import Backend
 from mirror.ttl_cache.tokens import Tokens
-from mirror.upstream.auth import (
-    Authenticator,
-    Authorization,
-    Credentials,
-)
+from mirror.upstream.auth import Authenticator, Authorization
 from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.login import Credentials
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
@@ -161,10 +157,9 @@ async def opened_upstream(
             tokens = Tokens(backend)
             authorization = Authorization(name, url, transport, tokens, with_credentials)
             max_bytes = config.fetch.max_blob_size.bytes
-            gate = RateLimitPause(name)
             registries.append(
                 Registry(
-                    *(name, url, transport, authorization, gate, observer),
+                    *(name, url, transport, authorization, observer),
                     *(rooms, max_bytes, pace),
                     replaceable=len(registries) < len(upstream.mirrors),
                 )
@@ -183,7 +178,7 @@ def _introduction(
     """How a client with its own credentials authenticates to the registry at ``url``."""
     credentials = principal.credentials()
     if credentials is None:
-        return Verbatim(principal)
+        return Verbatim(name, transport, principal)
     return Authorization(name, url, transport, tokens, credentials, principal.identity)
 
 

@@ -4,79 +4,46 @@ Follows the token authentication of the distribution project.  The scope is alwa
 ``repository:<name>:pull``: ghcr.io's challenge has a placeholder, Docker Hub's has no scope.
 """
 
-import asyncio
-import base64
-import json
-import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final, Protocol
-from weakref import WeakValueDictionary
 
+import aiohttp
 from yarl import URL
 
-from mirror.oci.challenge import Challenge
-from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError, UpstreamError
+from mirror.oci.challenge import Challenge, parse_challenges
+from mirror.upstream.errors import RefusedError, UpstreamError
+from mirror.upstream.login import Credentials
+from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.token_service import TokenCache, TokenService
 from mirror.upstream.transport import Request, Transport
 
-_DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_in is missing
-_MAX_EXPIRY_SECONDS: Final = 86400.0
-_EXPIRY_MARGIN: Final = 0.1
-_MAX_TOKEN_ANSWER_BYTES: Final = 256 * 1024
-
-
-class TokenCache(Protocol):
-    """Stores tokens until shortly before they expire."""
-
-    async def lookup(self, name: str) -> str | None:
-        """The token, or None."""
-
-    async def put(self, name: str, token: str, ttl: float) -> None:
-        """Store a token for ``ttl`` seconds."""
-
-    async def forget(self, name: str) -> None:
-        """Drop a token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A user name and a password or access token; the repr hides both."""
-
-    username: str
-    password: str
-
-    def __repr__(self) -> str:
-        return "Credentials(********)"
-
-    def basic(self) -> str:
-        """The Authorization header (RFC 7617)."""
-        pair = f"{self.username}:{self.password}".encode()
-        return "Basic " + base64.b64encode(pair).decode("ascii")
+_MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 
 
 class Authenticator(Protocol):
-    """Makes the Authorization header for one upstream."""
-
-    async def header(self, repository: str) -> str | None:
-        """Return the header for the first attempt, None for no header."""
-
-    async def renewed(
-        self, repository: str, challenges: list[Challenge], refused: str | None
-    ) -> str | None:
-        """Return the header after a 401 for ``refused``; None if there is nothing new to send."""
+    """Sends requests to one upstream as one client, within the rate limit of that client."""
 
     @property
-    def needs_challenge(self) -> bool:
-        """Whether there are credentials but no challenge yet that says how to send them."""
+    def gate(self) -> RateLimitPause:
+        """The pause after a 429."""
 
-    def learn(self, challenges: list[Challenge]) -> None:
-        """Take the challenges of upstream before the first request with credentials."""
+    async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
+        """Send a request for a repository (empty: for none); return the last answer.
+
+        Raises:
+            UpstreamError: upstream did not answer, or a token cannot be fetched.
+        """
 
     async def renew(self, repository: str) -> None:
-        """Drop the token for a repository; the next request fetches a new one."""
+        """Drop the token for a repository; the next request makes upstream check the credentials.
+
+        Raises:
+            UpstreamError: upstream cannot be asked.
+        """
 
 
 class Authorization:
-    """Makes the Authorization header for one upstream."""
+    """Authenticates with credentials, or as an anonymous client."""
 
     def __init__(
         self,
@@ -88,23 +55,47 @@ class Authorization:
         owner: str = "",
     ) -> None:
         """``owner`` identifies the client with these credentials; empty for the mirror's own."""
-        self._upstream = upstream
+        self.gate = RateLimitPause(upstream)
         self._url = url
         self._transport = transport
-        self._tokens = tokens
         self._credentials = credentials
-        self._owner = owner
+        self._service = TokenService(upstream, url, transport, tokens, credentials, owner)
         self._challenge: Challenge | None = None
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def header(self, repository: str) -> str | None:
-        """Return the header for the first attempt, by the last challenge; None without one.
+    async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
+        """See :meth:`Authenticator.send`."""
+        self.gate.check()
+        header = await self._header(repository)
+        response = await self._transport.send(replace(request, authorization=header))
+        if response.status != 401 or response.url.origin() != self._url.origin():
+            return response
+        try:
+            renewed = await self._renewed(repository, response, header)
+        except RefusedError as error:
+            error.challenges = challenge_fields(response)
+            raise
+        if renewed is None:
+            return response
+        response.release()
+        return await self._transport.send(replace(request, authorization=renewed))
 
-        ``repository`` is empty for requests without a repository.
+    async def renew(self, repository: str) -> None:
+        """See :meth:`Authenticator.renew`.
 
-        Raises:
-            UpstreamError: a token is needed and cannot be fetched.
+        Without a challenge so far, ask for one: upstream may answer 404 without one for a private
+        repository.
         """
+        await self._service.forget(repository)
+        if self._challenge is None and self._credentials is not None:
+            self.gate.check()
+            url = URL(f"{self._url}/v2/", encoded=True)
+            response = await self._transport.send(Request("GET", url, "ping"))
+            response.close()
+            if response.status == 401 and response.url.origin() == url.origin():
+                self._challenge = self._choose(_challenges(response))
+
+    async def _header(self, repository: str) -> str | None:
+        """Return the header for the first attempt, by the last challenge; None without one."""
         if self._challenge is None:
             return None
         try:
@@ -113,19 +104,15 @@ class Authorization:
             self._challenge = None  # upstream may use another challenge by now, or none
             raise
 
-    async def renewed(
-        self, repository: str, challenges: list[Challenge], refused: str | None
+    async def _renewed(
+        self, repository: str, refusal: aiohttp.ClientResponse, refused: str | None
     ) -> str | None:
-        """Return the header after a 401 for ``refused``; None if there is nothing new to send.
-
-        Raises:
-            UpstreamError: a token is needed and cannot be fetched.
-        """
-        challenge = self._choose(challenges)
+        """Return the header after a 401 for ``refused``; None if there is nothing new to send."""
+        challenge = self._choose(_challenges(refusal))
         if challenge is None:
             return None
         if challenge.scheme == "bearer" and refused is not None:
-            await self._forget(repository, refused)
+            await self._service.forget(repository, refused.removeprefix("Bearer "))
         header = await self._answer(challenge, repository)
         self._challenge = challenge
         return None if header == refused else header
@@ -139,100 +126,14 @@ class Authorization:
     async def _answer(self, challenge: Challenge, repository: str) -> str | None:
         if challenge.scheme == "basic":
             return None if self._credentials is None else self._credentials.basic()
-        return "Bearer " + await self._token(challenge, _scope(repository))
-
-    @property
-    def needs_challenge(self) -> bool:
-        """Whether there are credentials and upstream has not sent a challenge yet."""
-        return self._challenge is None and self._credentials is not None
-
-    def learn(self, challenges: list[Challenge]) -> None:
-        """Take the challenges of upstream before the first request with credentials."""
-        self._challenge = self._choose(challenges)
-
-    async def renew(self, repository: str) -> None:
-        """Drop the token for a repository."""
-        await self._tokens.forget(self._name(_scope(repository)))
-
-    async def _forget(self, repository: str, refused: str) -> None:
-        name = self._name(_scope(repository))
-        # Another request may have fetched a new token while this one was refused.
-        if "Bearer " + (await self._tokens.lookup(name) or "") == refused:
-            await self._tokens.forget(name)
-
-    def _name(self, scope: str) -> str:
-        return f"{self._url} {scope} {self._owner}"
-
-    async def _token(self, challenge: Challenge, scope: str) -> str:
-        name = self._name(scope)
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        async with lock:
-            token = await self._tokens.lookup(name)
-            if token is None:
-                token, expires_in = await self._fetch(challenge, scope)
-                await self._tokens.put(name, token, expires_in * (1 - _EXPIRY_MARGIN))
-            return token
-
-    async def _fetch(self, challenge: Challenge, scope: str) -> tuple[str, float]:
-        realm = self._realm(challenge)
-        query = {"scope": scope} if scope else {}
-        if service := challenge.parameters.get("service"):
-            query["service"] = service
-        authorization = None if self._credentials is None else self._credentials.basic()
-        request = Request("GET", realm.update_query(query), "token", authorization=authorization)
-        response = await self._transport.send(request)
-        try:
-            if response.status in {401, 403}:
-                error = UnauthorizedError if response.status == 401 else DeniedError
-                raise error(self._upstream, f"{realm.origin()} gives no token {scope}".rstrip())
-            if response.status != 200:
-                raise UnavailableError(
-                    self._upstream, f"{realm.origin()} answered {response.status} to a token call"
-                )
-            return _parse(await self._transport.read(response, "token", _MAX_TOKEN_ANSWER_BYTES))
-        except ValueError as error:
-            raise UnavailableError(self._upstream, f"{realm.origin()} answered no token") from error
-        finally:
-            response.release()
-
-    def _realm(self, challenge: Challenge) -> URL:
-        """Return the URL of the token service, if the mirror may send credentials to it.
-
-        A realm is only as trustworthy as the connection that named it: with TLS the registry
-        may name any https service, without TLS only its own host.
-
-        Raises:
-            UnavailableError: the realm is not trusted.
-        """
-        try:
-            realm = URL(challenge.parameters.get("realm", ""))
-        except ValueError:
-            realm = URL()
-        over_tls = self._url.scheme == "https" and realm.scheme == "https"
-        same_host = realm.scheme == self._url.scheme and realm.host == self._url.host
-        if not (over_tls or same_host) or not realm.host:
-            raise UnavailableError(
-                self._upstream, f"names a token service that cannot be trusted: {realm.host}"
-            )
-        return realm
+        return "Bearer " + await self._service.token(challenge, repository)
 
 
-def _scope(repository: str) -> str:
-    return f"repository:{repository}:pull" if repository else ""
+def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:
+    """Return the WWW-Authenticate fields of an answer that are safe to send to clients."""
+    fields = response.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
+    return tuple(each for each in fields if each.isascii() and each.isprintable())
 
 
-def _parse(body: bytes) -> tuple[str, float]:
-    try:
-        answer = json.loads(body)
-    except RecursionError:
-        raise ValueError("not JSON") from None
-    if not isinstance(answer, dict):
-        raise ValueError("JSON, but no object")
-    token = answer.get("token") or answer.get("access_token")
-    expires_in = answer.get("expires_in", _DEFAULT_EXPIRY_SECONDS)
-    if not isinstance(token, str) or not token or not token.isprintable():
-        raise ValueError("no token in the answer")
-    number = isinstance(expires_in, int | float) and not isinstance(expires_in, bool)
-    if not number or math.isnan(expires_in):
-        raise ValueError("expires_in is not a number")
-    return token, min(max(expires_in, 1.0), _MAX_EXPIRY_SECONDS)
+def _challenges(response: aiohttp.ClientResponse) -> list[Challenge]:
+    return [each for field in challenge_fields(response) for each in parse_challenges(field)]

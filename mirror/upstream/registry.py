@@ -1,30 +1,26 @@
 """Client of one upstream registry: the pull part of the OCI distribution spec."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
 from mirror.oci.byterange import parse_content_range
-from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
-from mirror.upstream.auth import Authenticator
+from mirror.upstream.auth import Authenticator, challenge_fields
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
     NotFoundError,
     RangeRefusedError,
-    RefusedError,
     UnauthorizedError,
     UnavailableError,
 )
 from mirror.upstream.passthrough import Outgoing
-from mirror.upstream.rate_limit import RateLimitPause
 from mirror.upstream.responses import (
     BlobStream,
     Listing,
@@ -40,7 +36,6 @@ _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to acce
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms to parse
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
-_MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 #: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
 _NO_HEAD: Final = {405, 501}  # from a registry that supports only GET
@@ -54,8 +49,7 @@ class Registry:
         name: str,
         url: URL,
         transport: Transport,
-        authorization: Authenticator,
-        gate: RateLimitPause,
+        authenticator: Authenticator,
         observer: Observer,
         rooms: Rooms,
         max_blob_bytes: int,
@@ -65,10 +59,9 @@ class Registry:
     ) -> None:
         """``replaceable``: a web page is an error, because another address can answer instead."""
         self.name = name
-        self._gate = gate
         self._url = url
         self._transport = transport
-        self._authorization = authorization
+        self._authenticator = authenticator
         self._observer = observer
         self._rooms = rooms
         self._max_blob_bytes = max_blob_bytes
@@ -80,14 +73,13 @@ class Registry:
         """The origin of the registry's URL."""
         return str(self._url.origin())
 
-    def with_credentials(self, introduction: Authenticator) -> "Registry":
-        """Return the same registry with other credentials and its own rate limit."""
+    def with_credentials(self, authenticator: Authenticator) -> "Registry":
+        """Return the same registry for another client."""
         return Registry(
             self.name,
             self._url,
             self._transport,
-            introduction,
-            RateLimitPause(self.name),
+            authenticator,
             self._observer,
             self._rooms,
             self._max_blob_bytes,
@@ -100,18 +92,7 @@ class Registry:
         Raises:
             UpstreamError: upstream cannot be asked.
         """
-        await self._authorization.renew(repository)
-        if self._authorization.needs_challenge:
-            await self._learn()
-
-    async def _learn(self) -> None:
-        """Ask for a challenge: upstream may answer 404 without one for a private repository."""
-        self._gate.check()
-        url = URL(f"{self._url}/v2/", encoded=True)
-        response = await self._transport.send(Request("GET", url, "ping"))
-        response.close()
-        if response.status == 401 and response.url.origin() == url.origin():
-            self._authorization.learn(_parsed(_challenges(response)))
+        await self._authenticator.renew(repository)
 
     async def greet(self) -> None:
         """Ask for ``/v2/``.
@@ -283,34 +264,15 @@ class Registry:
         buffer_bytes: int = SMALL_BYTES,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
-        self._gate.check()
-        authorization = await self._authorization.header(repository)
         start, stop = span
-        request = Request(method, url, kind, accept, authorization, start, buffer_bytes, stop)
-        response = await self._transport.send(request)
-        if response.status == 401 and response.url.origin() == url.origin():
-            response.release()
-            response = await self._ask_again(request, repository, response)
+        request = Request(method, url, kind, accept, None, start, buffer_bytes, stop)
+        response = await self._authenticator.send(request, repository)
         try:
             self._check(response, repository)
             yield response
         finally:
             # A connection is reused only if its body was read to the end.
             response.release() if response.content.at_eof() else response.close()
-
-    async def _ask_again(
-        self, request: Request, repository: str, refusal: aiohttp.ClientResponse
-    ) -> aiohttp.ClientResponse:
-        fields = _challenges(refusal)
-        refused = request.authorization
-        try:
-            header = await self._authorization.renewed(repository, _parsed(fields), refused)
-        except RefusedError as error:
-            error.challenges = fields
-            raise
-        if header is None:
-            raise UnauthorizedError(self.name, _private(repository), fields)
-        return await self._transport.send(replace(request, authorization=header))
 
     def _check(self, response: aiohttp.ClientResponse, repository: str) -> None:
         status = response.status
@@ -325,9 +287,11 @@ class Registry:
             raise RangeRefusedError(self.name, "refuses to continue where the last answer ended")
         if status == 429:
             fields = response.headers
-            raise self._gate.close(fields.get("Retry-After", ""), fields.get("Date", ""))
+            raise self._authenticator.gate.close(
+                fields.get("Retry-After", ""), fields.get("Date", "")
+            )
         if status == 401 and origin == self._url.origin():
-            raise UnauthorizedError(self.name, _private(repository), _challenges(response))
+            raise UnauthorizedError(self.name, _private(repository), challenge_fields(response))
         if status == 403 and origin == self._url.origin():
             raise DeniedError(self.name, f"denies access to {repository or 'this client'}")
         server = place(response.url, self._transport.lookup_proxy(response.url))
@@ -370,15 +334,6 @@ class Registry:
         if first != start:
             raise NonsenseError(self.name, f"answered from byte {first}, asked for {start}")
         return first, total
-
-
-def _challenges(response: aiohttp.ClientResponse) -> tuple[str, ...]:
-    fields = response.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
-    return tuple(each for each in fields if each.isascii() and each.isprintable())
-
-
-def _parsed(fields: Sequence[str]) -> list[Challenge]:
-    return [challenge for each in fields for challenge in parse_challenges(each)]
 
 
 def _private(repository: str) -> str:

@@ -1,16 +1,16 @@
 """What is known of visitors stays small, whatever they send."""
 
-from mirror.upstream.credentials import Principals, Verbatim
+from mirror.upstream.credentials import Principal, Principals
 from mirror.upstream.endpoints import Endpoints
 
 
 class Registry:
-    def with_credentials(self, introduction: Verbatim) -> "Registry":
+    def with_credentials(self, authenticator: Principal) -> "Registry":
         return self
 
 
 def test_visitors_that_send_much_are_forgotten_sooner():
-    endpoints = Endpoints("hub", [Registry()], Verbatim)  # type: ignore[list-item]
+    endpoints = Endpoints("hub", [Registry()], lambda principal: principal)  # type: ignore[arg-type,list-item,return-value]
     principals = Principals(b"a key")
 
     def principal(number: int):
