@@ -18,7 +18,7 @@ from mirror.ttl_cache.tokens import Tokens
 from mirror.upstream.auth import Authenticator, Authorization
 from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.login import Credentials
+from mirror.upstream.login import Credentials, Login
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
@@ -155,7 +155,7 @@ async def opened_upstream(
             with _using_ca_files(name):
                 await stack.enter_async_context(transport)
             tokens = Tokens(backend)
-            authorization = Authorization(name, url, transport, tokens, with_credentials)
+            authorization = Authorization(name, url, transport, tokens, Login(with_credentials))
             max_bytes = config.fetch.max_blob_size.bytes
             registries.append(
                 Registry(
@@ -179,7 +179,7 @@ def _introduction(
     credentials = principal.credentials()
     if credentials is None:
         return Verbatim(name, transport, principal)
-    return Authorization(name, url, transport, tokens, credentials, principal.identity)
+    return Authorization(name, url, transport, tokens, Login(credentials), principal.identity)
 
 
 @contextmanager

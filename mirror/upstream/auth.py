@@ -12,8 +12,8 @@ from yarl import URL
 
 from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.upstream.errors import RefusedError, UpstreamError
-from mirror.upstream.login import Credentials
-from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.login import Login
+from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.token_service import TokenCache, TokenService
 from mirror.upstream.transport import Request, Transport
 
@@ -22,10 +22,6 @@ _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 
 class Authenticator(Protocol):
     """Sends requests to one upstream as one client, within the rate limit of that client."""
-
-    @property
-    def gate(self) -> RateLimitPause:
-        """The pause after a 429."""
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         """Send a request for a repository (empty: for none); return the last answer.
@@ -51,22 +47,23 @@ class Authorization:
         url: URL,
         transport: Transport,
         tokens: TokenCache,
-        credentials: Credentials | None,
+        login: Login,
         owner: str = "",
     ) -> None:
-        """``owner`` identifies the client with these credentials; empty for the mirror's own."""
-        self.gate = RateLimitPause(upstream)
+        """``owner`` identifies the client with this login; empty for the mirror's own."""
+        self._limits = RateLimits(upstream)
         self._url = url
         self._transport = transport
-        self._credentials = credentials
-        self._service = TokenService(upstream, url, transport, tokens, credentials, owner)
+        self._login = login
+        self._service = TokenService(
+            *(upstream, url, transport, self._limits, tokens, login, owner)
+        )
         self._challenge: Challenge | None = None
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         """See :meth:`Authenticator.send`."""
-        self.gate.check()
         header = await self._header(repository)
-        response = await self._transport.send(replace(request, authorization=header))
+        response = await self._transport.send(replace(request, authorization=header), self._limits)
         if response.status != 401 or response.url.origin() != self._url.origin():
             return response
         try:
@@ -77,7 +74,7 @@ class Authorization:
         if renewed is None:
             return response
         response.release()
-        return await self._transport.send(replace(request, authorization=renewed))
+        return await self._transport.send(replace(request, authorization=renewed), self._limits)
 
     async def renew(self, repository: str) -> None:
         """See :meth:`Authenticator.renew`.
@@ -86,10 +83,9 @@ class Authorization:
         repository.
         """
         await self._service.forget(repository)
-        if self._challenge is None and self._credentials is not None:
-            self.gate.check()
+        if self._challenge is None and self._login.given:
             url = URL(f"{self._url}/v2/", encoded=True)
-            response = await self._transport.send(Request("GET", url, "ping"))
+            response = await self._transport.send(Request("GET", url, "ping"), self._limits)
             response.close()
             if response.status == 401 and response.url.origin() == url.origin():
                 self._challenge = self._choose(_challenges(response))
@@ -121,11 +117,12 @@ class Authorization:
         usable = {challenge.scheme: challenge for challenge in challenges}
         if "bearer" in usable:
             return usable["bearer"]
-        return usable.get("basic") if self._credentials is not None else None
+        return usable.get("basic") if self._login.given else None
 
     async def _answer(self, challenge: Challenge, repository: str) -> str | None:
         if challenge.scheme == "basic":
-            return None if self._credentials is None else self._credentials.basic()
+            async with self._login.use() as credentials:
+                return None if credentials is None else credentials.basic()
         return "Bearer " + await self._service.token(challenge, repository)
 
 

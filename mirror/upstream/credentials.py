@@ -12,7 +12,7 @@ import aiohttp
 
 from mirror.oci.authorization import parse_basic
 from mirror.upstream.login import Credentials
-from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.transport import Request, Transport
 
 _IDENTITY_BYTES: Final = 16
@@ -53,14 +53,14 @@ class Verbatim:
     """Sends the Authorization field of a client to upstream unchanged, and nothing else."""
 
     def __init__(self, upstream: str, transport: Transport, principal: Principal) -> None:
-        self.gate = RateLimitPause(upstream)
+        self._limits = RateLimits(upstream)
         self._transport = transport
         self._header = principal.authorization or None
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         """Send a request; a refusal is for the client: only the client can get another token."""
-        self.gate.check()
-        return await self._transport.send(replace(request, authorization=self._header))
+        own = replace(request, authorization=self._header)
+        return await self._transport.send(own, self._limits)
 
     async def renew(self, repository: str) -> None:
         """Do nothing: no token is stored here."""

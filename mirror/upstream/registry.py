@@ -285,11 +285,6 @@ class Registry:
             raise NotFoundError(self.name, f"has no such thing in {repository}")
         if status == 416:
             raise RangeRefusedError(self.name, "refuses to continue where the last answer ended")
-        if status == 429:
-            fields = response.headers
-            raise self._authenticator.gate.close(
-                fields.get("Retry-After", ""), fields.get("Date", "")
-            )
         if status == 401 and origin == self._url.origin():
             raise UnauthorizedError(self.name, _private(repository), challenge_fields(response))
         if status == 403 and origin == self._url.origin():

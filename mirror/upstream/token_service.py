@@ -10,7 +10,8 @@ from yarl import URL
 
 from mirror.oci.challenge import Challenge
 from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError
-from mirror.upstream.login import Credentials
+from mirror.upstream.login import Login
+from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.transport import Request, Transport
 
 _DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_in is missing
@@ -40,16 +41,18 @@ class TokenService:
         upstream: str,
         url: URL,
         transport: Transport,
+        limits: RateLimits,
         tokens: TokenCache,
-        credentials: Credentials | None,
+        login: Login,
         owner: str,
     ) -> None:
         """``url`` is that of the registry; ``owner`` identifies the client, see ``auth``."""
         self._upstream = upstream
         self._url = url
         self._transport = transport
+        self._limits = limits
         self._tokens = tokens
-        self._credentials = credentials
+        self._login = login
         self._owner = owner
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -84,20 +87,28 @@ class TokenService:
         query = {"scope": scope} if scope else {}
         if service := challenge.parameters.get("service"):
             query["service"] = service
-        authorization = None if self._credentials is None else self._credentials.basic()
-        request = Request("GET", realm.update_query(query), "token", authorization=authorization)
-        response = await self._transport.send(request)
+        async with self._login.use() as credentials:
+            authorization = None if credentials is None else credentials.basic()
+            request = Request(
+                "GET", realm.update_query(query), "token", authorization=authorization
+            )
+            token = await self._answer(request, f"{realm.origin()}", scope)
+            self._login.accept()
+            return token
+
+    async def _answer(self, request: Request, server: str, scope: str) -> tuple[str, float]:
+        response = await self._transport.send(request, self._limits)
         try:
             if response.status in {401, 403}:
                 error = UnauthorizedError if response.status == 401 else DeniedError
-                raise error(self._upstream, f"{realm.origin()} gives no token {scope}".rstrip())
+                raise error(self._upstream, f"{server} gives no token {scope}".rstrip())
             if response.status != 200:
                 raise UnavailableError(
-                    self._upstream, f"{realm.origin()} answered {response.status} to a token call"
+                    self._upstream, f"{server} answered {response.status} to a token call"
                 )
             return parse_token(await self._transport.read(response, "token", _MAX_ANSWER_BYTES))
         except ValueError as error:
-            raise UnavailableError(self._upstream, f"{realm.origin()} answered no token") from error
+            raise UnavailableError(self._upstream, f"{server} answered no token") from error
         finally:
             response.release()
 

@@ -23,6 +23,7 @@ from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
+from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.resolver import GuardedResolver
 from mirror.upstream.tls import trusting
 from mirror.upstream.translation import translated
@@ -170,16 +171,16 @@ class Transport:
             raise UnavailableError(self._upstream, f"the proxy {proxy} wants user and password")
         return response
 
-    async def send(self, request: Request) -> aiohttp.ClientResponse:
+    async def send(self, request: Request, limits: RateLimits) -> aiohttp.ClientResponse:
         """Send a request, follow its redirects, return the last answer with its body unread.
 
         Raises:
+            RateLimitedError: a server answered 429, or did so before for such a request.
             UnavailableError, TimedOutError: upstream did not answer, or a redirect is refused.
         """
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
-            same_origin = url.origin() == request.url.origin()
-            response = await self._hop(request, url, request.headers(same_origin=same_origin))
+            response = await self._hop(request, url, limits)
             if response.status not in _REDIRECTS or "Location" not in response.headers:
                 return response
             location = response.headers["Location"]
@@ -270,18 +271,24 @@ class Transport:
                 self._upstream, "passed", counted_method(outgoing.method), code, seconds
             )
 
-    async def _hop(
-        self, request: Request, url: URL, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
-        """Send one request, unless the breaker of its server is open."""
-        breaker = self._breaker(url.origin())
+    async def _hop(self, request: Request, url: URL, limits: RateLimits) -> aiohttp.ClientResponse:
+        """Send one request, unless its server is down or limits such requests."""
+        origin = url.origin()
+        kind = (str(origin), request.kind, request.method)
+        limits.check(*kind)
+        breaker = self._breaker(origin)
         breaker.check()
+        headers = request.headers(same_origin=origin == request.url.origin())
         try:
             response = await self._exchange(request, url, headers)
         except UpstreamError as error:
             breaker.failed(error)
             raise
         breaker.answered()
+        if response.status == 429:
+            response.release()
+            fields = response.headers
+            raise limits.close(*kind, fields.get("Retry-After", ""), fields.get("Date", ""))
         return response
 
     def _breaker(self, origin: URL) -> Breaker:

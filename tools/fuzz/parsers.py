@@ -225,7 +225,7 @@ def _accept(data: bytes) -> None:
 
 
 def _retry_after(data: bytes) -> None:
-    gate = RateLimitPause("registry", clock=lambda: 0.0)
+    gate = RateLimitPause("registry", "limits", clock=lambda: 0.0)
     error = gate.close(_text(data))
     assert 0 <= error.retry_after <= 3600
     assert isinstance(math.ceil(error.retry_after), int)
