@@ -44,6 +44,7 @@ from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.tags import Link, Tags, link_name
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
+    LoginRefusedError,
     NonsenseError,
     NotFoundError,
     RateLimitedError,
@@ -57,7 +58,9 @@ from mirror.upstream.routing import Target
 V = TypeVar("V")
 _log = logging.getLogger(__name__)
 _KNOWN_TYPES: Final = 10_000
-_CANNOT_ANSWER = (UnavailableError, TimedOutError, RateLimitedError, FullError)
+_CANNOT_ANSWER = (
+    *(UnavailableError, TimedOutError, RateLimitedError, LoginRefusedError, FullError),
+)
 
 
 class Observer(Protocol):

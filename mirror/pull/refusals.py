@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from mirror.upstream.errors import (
     DeniedError,
+    LoginRefusedError,
     NotFoundError,
     RefusedError,
     UnauthorizedError,
@@ -54,7 +55,8 @@ class Refusals:
 
     async def note(self, target: Target, name: str, error: UpstreamError) -> None:
         """Remember the answer of upstream to ``name``, if it is a refusal."""
-        if isinstance(error, RefusedError) and target.principal is not None:
+        own = isinstance(error, LoginRefusedError)  # the login remembers it, until it is corrected
+        if own or (isinstance(error, RefusedError) and target.principal is not None):
             return
         for kind, refusal in _KINDS.items():
             if isinstance(error, refusal):

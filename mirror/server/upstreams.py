@@ -18,7 +18,7 @@ from mirror.ttl_cache.tokens import Tokens
 from mirror.upstream.auth import Authenticator, Authorization
 from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.login import Credentials, Login
+from mirror.upstream.login import Login, OwnLogin
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
@@ -140,22 +140,21 @@ async def opened_upstream(
     Raises:
         StartError: its password or CA file cannot be used.
     """
-    secret = _secret(name, upstream)
-    credentials = Credentials(upstream.username, secret) if upstream.username else None
     # The credentials belong to the registry: its mirrors are asked anonymously.
-    addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
+    mirrors = [(url, Login()) for url in upstream.mirrors]
+    addresses = [*mirrors, (upstream.url, _login(name, upstream))]
     settings = _transport_settings(name, config, upstream)
     rate = upstream.max_rate.bytes
     pace = Pace(rate) if rate else None
     async with AsyncExitStack() as stack:
         registries = list[Registry]()
-        for address, with_credentials in addresses:
+        for address, login in addresses:
             url = URL(address)
             transport = Transport(name, url.host or "", settings, observer)
             with _using_ca_files(name):
                 await stack.enter_async_context(transport)
             tokens = Tokens(backend)
-            authorization = Authorization(name, url, transport, tokens, Login(with_credentials))
+            authorization = Authorization(name, url, transport, tokens, login)
             max_bytes = config.fetch.max_blob_size.bytes
             registries.append(
                 Registry(
@@ -170,6 +169,15 @@ async def opened_upstream(
             registries,
             lambda principal: _introduction(principal, name, url, transport, tokens),
         )
+
+
+def _login(name: str, upstream: UpstreamConfig) -> Login:
+    if not upstream.username:
+        return Login()
+    _secret(name, upstream)  # readable at the start
+    key = "password_file" if upstream.password_file else "password"
+    keys = f'username and {key} of [upstreams."{name}"]'
+    return OwnLogin(name, upstream.username, upstream.secret, keys)
 
 
 def _introduction(

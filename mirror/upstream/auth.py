@@ -4,6 +4,7 @@ Follows the token authentication of the distribution project.  The scope is alwa
 ``repository:<name>:pull``: ghcr.io's challenge has a placeholder, Docker Hub's has no scope.
 """
 
+import re
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -11,13 +12,17 @@ import aiohttp
 from yarl import URL
 
 from mirror.oci.challenge import Challenge, parse_challenges
-from mirror.upstream.errors import RefusedError, UpstreamError
-from mirror.upstream.login import Login
+from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
+from mirror.upstream.login import Credentials, Login
 from mirror.upstream.rate_limit import RateLimits
-from mirror.upstream.token_service import TokenCache, TokenService
+from mirror.upstream.token_service import TokenCache, TokenService, Tried
 from mirror.upstream.transport import Request, Transport
 
 _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
+_MAX_ANSWERS: Final = 5  # to the challenges in one exchange
+#: A registry may also answer so to an outdated token (400) or password (403, ECR).
+_REFUSALS: Final = {400, 401, 403}
+_REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+", re.ASCII)
 
 
 class Authenticator(Protocol):
@@ -50,7 +55,11 @@ class Authorization:
         login: Login,
         owner: str = "",
     ) -> None:
-        """``owner`` identifies the client with this login; empty for the mirror's own."""
+        """Authenticate at ``url``.
+
+        Args:
+            owner: identifies the client with this login; empty for the mirror's own.
+        """
         self._limits = RateLimits(upstream)
         self._url = url
         self._transport = transport
@@ -62,19 +71,47 @@ class Authorization:
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         """See :meth:`Authenticator.send`."""
-        header = await self._header(repository)
-        response = await self._transport.send(replace(request, authorization=header), self._limits)
-        if response.status != 401 or response.url.origin() != self._url.origin():
-            return response
-        try:
-            renewed = await self._renewed(repository, response, header)
-        except RefusedError as error:
-            error.challenges = challenge_fields(response)
-            raise
-        if renewed is None:
-            return response
-        response.release()
-        return await self._transport.send(replace(request, authorization=renewed), self._limits)
+        tried = Tried()
+        response = None
+        if self._challenge is not None:
+            try:
+                response = await self._answer(self._challenge, request, repository, tried)
+            except LoginRefusedError:
+                raise
+            except RefusedError:  # perhaps the challenge is outdated: ask for another one
+                response = None
+        if response is None:
+            response = await self._transport.send(request, self._limits)
+        return await self.settle(request, repository, response, tried)
+
+    async def settle(
+        self, request: Request, repository: str, response: aiohttp.ClientResponse, tried: Tried
+    ) -> aiohttp.ClientResponse:
+        """Authenticate until the answer is no refusal, or there is nothing new to send."""
+        for _ in range(_MAX_ANSWERS):
+            try:
+                if response.url.origin() != self._url.origin():
+                    return response
+                challenge = await self._challenge_of(response, tried)
+                if challenge is None:
+                    break
+                if response.url.path != request.url.path:  # the repository has another name
+                    request = replace(request, url=response.url)
+                    repository = _repository(response.url)
+                answer = await self._answer(challenge, request, repository, tried)
+            except RefusedError as error:
+                error.challenges = challenge_fields(response)
+                response.release()
+                raise
+            except BaseException:
+                response.release()
+                raise
+            if answer is None:
+                break
+            response.release()
+            response = answer
+            self._remember(challenge)
+        return response
 
     async def renew(self, repository: str) -> None:
         """See :meth:`Authenticator.renew`.
@@ -84,34 +121,39 @@ class Authorization:
         """
         await self._service.forget(repository)
         if self._challenge is None and self._login.given:
-            url = URL(f"{self._url}/v2/", encoded=True)
-            response = await self._transport.send(Request("GET", url, "ping"), self._limits)
-            response.close()
-            if response.status == 401 and response.url.origin() == url.origin():
-                self._challenge = self._choose(_challenges(response))
+            self._remember(await self._learn())
 
-    async def _header(self, repository: str) -> str | None:
-        """Return the header for the first attempt, by the last challenge; None without one."""
-        if self._challenge is None:
-            return None
-        try:
-            return await self._answer(self._challenge, repository)
-        except UpstreamError:
-            self._challenge = None  # upstream may use another challenge by now, or none
-            raise
+    def _remember(self, challenge: Challenge | None) -> None:
+        """Use a challenge from the first request on; its scope is for one repository."""
+        if challenge is not None:
+            parameters = {**challenge.parameters, "scope": ""}
+            self._challenge = replace(challenge, parameters=parameters)
 
-    async def _renewed(
-        self, repository: str, refusal: aiohttp.ClientResponse, refused: str | None
-    ) -> str | None:
-        """Return the header after a 401 for ``refused``; None if there is nothing new to send."""
-        challenge = self._choose(_challenges(refusal))
-        if challenge is None:
+    async def _challenge_of(
+        self, response: aiohttp.ClientResponse, tried: Tried
+    ) -> Challenge | None:
+        """Return the challenge to answer after a refusal, None if there is none."""
+        status = response.status
+        if status not in _REFUSALS and status != 404:
             return None
-        if challenge.scheme == "bearer" and refused is not None:
-            await self._service.forget(repository, refused.removeprefix("Bearer "))
-        header = await self._answer(challenge, repository)
-        self._challenge = challenge
-        return None if header == refused else header
+        untried = not tried.basic and not tried.tokens
+        if untried or status != 404:
+            challenge = self._choose(_challenges(response))
+            if challenge is not None:
+                return challenge
+        if untried:  # upstream may say that what is private does not exist
+            return await self._learn() if self._login.given and status != 400 else None
+        return self._challenge if tried.tokens and status != 404 else None
+
+    async def _learn(self) -> Challenge | None:
+        """Ask for a challenge; a registry without one has the credentials sent to it."""
+        url = URL(f"{self._url}/v2/", encoded=True)
+        response = await self._transport.send(Request("GET", url, "ping"), self._limits)
+        response.close()
+        if response.url.origin() != url.origin():
+            return None
+        usual = Challenge("basic", {}) if response.status == 200 else None
+        return self._choose(_challenges(response)) or usual
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
         usable = {challenge.scheme: challenge for challenge in challenges}
@@ -119,11 +161,67 @@ class Authorization:
             return usable["bearer"]
         return usable.get("basic") if self._login.given else None
 
-    async def _answer(self, challenge: Challenge, repository: str) -> str | None:
+    async def _answer(
+        self, challenge: Challenge, request: Request, repository: str, tried: Tried
+    ) -> aiohttp.ClientResponse | None:
+        """Send a request with the answer to a challenge; None if it was tried already."""
         if challenge.scheme == "basic":
+            if tried.basic:
+                return None
+            tried.basic = True
+            return await self._send_basic(request)
+        try:
+            token = await self._service.untried(challenge, repository, tried)
+        except UpstreamError:
+            self._challenge = None  # upstream may use another challenge by now, or none
+            raise
+        if token is None:
+            return None
+        return await self._transport.send(
+            replace(request, authorization=f"Bearer {token}"), self._limits
+        )
+
+    async def _send_basic(self, request: Request) -> aiohttp.ClientResponse:
+        for last in (False, True):
             async with self._login.use() as credentials:
-                return None if credentials is None else credentials.basic()
-        return "Bearer " + await self._service.token(challenge, repository)
+                assert credentials is not None, "Basic is chosen only with credentials"
+                basic = replace(request, authorization=credentials.basic())
+                response = await self._transport.send(basic, self._limits)
+                if response.status not in _REFUSALS or self._wants_token(response):
+                    self._login.accept()
+                    return response
+                if last or not await self._login.refresh(credentials):
+                    await self._judge(basic, credentials, response)
+                    return response
+                response.release()
+        raise AssertionError("the loop returns")
+
+    def _wants_token(self, response: aiohttp.ClientResponse) -> bool:
+        """Whether a refusal is not about user and password."""
+        challenge = self._choose(_challenges(response))
+        other = response.url.origin() != self._url.origin()
+        return other or (challenge is not None and challenge.scheme == "bearer")
+
+    async def _judge(
+        self, request: Request, credentials: Credentials, response: aiohttp.ClientResponse
+    ) -> None:
+        """Find out whether a refusal is about the mirror's login or about the repository alone.
+
+        Raises:
+            LoginRefusedError: it is about the login.
+        """
+        if not self._login.own:
+            return
+        if self._login.proven or response.status != 401:
+            url = URL(f"{self._url}/v2/", encoded=True)
+            ping = Request("GET", url, "ping", authorization=request.authorization)
+            answer = await self._transport.send(ping, self._limits)
+            answer.close()
+            if answer.status not in _REFUSALS:
+                self._login.accept()
+                return
+        response.release()
+        self._login.refuse(credentials)
 
 
 def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:
@@ -134,3 +232,9 @@ def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:
 
 def _challenges(response: aiohttp.ClientResponse) -> list[Challenge]:
     return [each for field in challenge_fields(response) for each in parse_challenges(field)]
+
+
+def _repository(url: URL) -> str:
+    """Return the repository in a URL of the registry API; empty if there is none."""
+    found = _REPOSITORY.search(url.raw_path)
+    return "" if found is None else found[1]

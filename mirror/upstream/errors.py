@@ -30,6 +30,10 @@ class UnauthorizedError(RefusedError):
     """401, also with a token: the repository is private or (Docker Hub) does not exist."""
 
 
+class LoginRefusedError(UnauthorizedError):
+    """Upstream refuses the mirror's own user and password: other clients are not at fault."""
+
+
 class DeniedError(RefusedError):
     """403."""
 

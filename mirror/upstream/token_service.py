@@ -1,16 +1,26 @@
 """Bearer tokens of a registry, by the token authentication of the distribution project."""
 
 import asyncio
+import contextlib
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from yarl import URL
 
 from mirror.oci.challenge import Challenge
-from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError
-from mirror.upstream.login import Login
+from mirror.upstream.errors import (
+    DeniedError,
+    LoginRefusedError,
+    RefusedError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from mirror.upstream.login import Credentials, Login
+from mirror.upstream.quirks import PLACEHOLDER_SCOPES
 from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.transport import Request, Transport
 
@@ -18,6 +28,8 @@ _DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_
 _MAX_EXPIRY_SECONDS: Final = 86400.0
 _EXPIRY_MARGIN: Final = 0.1
 _MAX_ANSWER_BYTES: Final = 256 * 1024
+#: How long a token is not renewed although the registry refuses it, since it refused a new one too.
+_REFUSED_SECONDS: Final = 10.0
 
 
 class TokenCache(Protocol):
@@ -31,6 +43,18 @@ class TokenCache(Protocol):
 
     async def forget(self, name: str) -> None:
         """Drop a token."""
+
+
+@dataclass(slots=True)
+class Tried:
+    """The authentication tried so far in one exchange with a registry.
+
+    ``fresh`` are the tokens fetched in this exchange.
+    """
+
+    basic: bool = False
+    tokens: set[str] = field(default_factory=set)
+    fresh: set[str] = field(default_factory=set)
 
 
 class TokenService:
@@ -56,48 +80,126 @@ class TokenService:
         self._owner = owner
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def token(self, challenge: Challenge, repository: str) -> str:
-        """Return a token for a repository (empty: for none), from the cache if possible.
+    async def untried(self, challenge: Challenge, repository: str, tried: "Tried") -> str | None:
+        """Return a token that was not refused in this exchange, from the cache if possible.
+
+        The scope is built here: ghcr.io's challenge has a placeholder, Docker Hub's has no scope.
+        That of the challenge is used if the own one is refused.
+
+        Returns:
+            None if the registry has refused all tokens that it could take.
 
         Raises:
             UpstreamError: the token cannot be fetched.
         """
-        scope = _scope(repository)
-        name = self._name(scope)
+        named = challenge.parameters.get("scope", "")
+        own = _scope(repository)
+        scopes = [own] if own or not named else []
+        if named not in {own, "", *PLACEHOLDER_SCOPES}:
+            scopes.append(named)
+        token = await self._renewed(challenge, scopes, tried)
+        if token is None and len(scopes) > 1:
+            with contextlib.suppress(DeniedError, UnauthorizedError):
+                token = await self._renewed(challenge, scopes[1:], tried)
+        return token
+
+    async def forget(self, repository: str) -> None:
+        """Drop the token for a repository."""
+        await self._tokens.forget(self._name(_scope(repository)))
+
+    async def _renewed(
+        self, challenge: Challenge, scopes: Sequence[str], tried: "Tried"
+    ) -> str | None:
+        """Return the token for ``scopes``; if the registry has refused it, renew it once."""
+        name = self._name(scopes[0])
+        token = await self._token(challenge, scopes, tried)
+        if token in tried.tokens:
+            if token in tried.fresh:  # a new one would not help either
+                await self._tokens.put(f"{name} refused", token, _REFUSED_SECONDS)
+                return None
+            if await self._tokens.lookup(f"{name} refused") == token:
+                return None
+            # Another request may have fetched a new token while this one was refused.
+            if await self._tokens.lookup(name) == token:
+                await self._tokens.forget(name)
+            token = await self._token(challenge, scopes, tried)
+        if token in tried.tokens:
+            return None
+        tried.tokens.add(token)
+        return token
+
+    async def _token(self, challenge: Challenge, scopes: Sequence[str], tried: "Tried") -> str:
+        name = self._name(scopes[0])
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock:
             token = await self._tokens.lookup(name)
             if token is None:
-                token, expires_in = await self._fetch(challenge, scope)
+                token, expires_in = await self._fetch(challenge, scopes)
+                tried.fresh.add(token)
                 await self._tokens.put(name, token, expires_in * (1 - _EXPIRY_MARGIN))
             return token
-
-    async def forget(self, repository: str, refused: str | None = None) -> None:
-        """Drop the token for a repository; if ``refused`` is given, only that token."""
-        name = self._name(_scope(repository))
-        # Another request may have fetched a new token while this one was refused.
-        if refused is None or await self._tokens.lookup(name) == refused:
-            await self._tokens.forget(name)
 
     def _name(self, scope: str) -> str:
         return f"{self._url} {scope} {self._owner}"
 
-    async def _fetch(self, challenge: Challenge, scope: str) -> tuple[str, float]:
-        realm = self._realm(challenge)
-        query = {"scope": scope} if scope else {}
-        if service := challenge.parameters.get("service"):
-            query["service"] = service
-        async with self._login.use() as credentials:
-            authorization = None if credentials is None else credentials.basic()
-            request = Request(
-                "GET", realm.update_query(query), "token", authorization=authorization
-            )
-            token = await self._answer(request, f"{realm.origin()}", scope)
-            self._login.accept()
-            return token
+    async def _fetch(self, challenge: Challenge, scopes: Sequence[str]) -> tuple[str, float]:
+        """Fetch a token for the first scope that the token service accepts."""
+        first, *others = scopes
+        try:
+            return await self._fetch_one(challenge, first)
+        except LoginRefusedError:
+            raise
+        except (RefusedError, UnavailableError):
+            if not others:
+                raise
+            with contextlib.suppress(RefusedError, UnavailableError):
+                return await self._fetch_one(challenge, others[0])
+            raise
 
-    async def _answer(self, request: Request, server: str, scope: str) -> tuple[str, float]:
+    async def _fetch_one(self, challenge: Challenge, scope: str) -> tuple[str, float]:
+        realm = self._realm(challenge)
+        if service := challenge.parameters.get("service"):
+            realm = realm.update_query(service=service)
+        url = realm.update_query(scope=scope) if scope else realm
+        for last in (False, True):
+            async with self._login.use() as credentials:
+                try:
+                    token = await self._call(url, credentials, scope)
+                except RefusedError as error:
+                    if credentials is None:
+                        raise
+                    if last or not await self._login.refresh(credentials):
+                        await self._judge(realm if scope else None, credentials, error)
+                        raise
+                else:
+                    self._login.accept()
+                    return token
+        raise AssertionError("the loop returns or raises")
+
+    async def _judge(
+        self, realm: URL | None, credentials: Credentials, refusal: RefusedError
+    ) -> None:
+        """Find out whether a refusal is about the mirror's login or about the scope alone.
+
+        Raises:
+            LoginRefusedError: it is about the login.
+        """
+        if not self._login.own:
+            return
+        if realm is not None and (self._login.proven or isinstance(refusal, DeniedError)):
+            with contextlib.suppress(RefusedError):
+                await self._call(realm, credentials, "")
+                self._login.accept()
+                return
+        self._login.refuse(credentials)
+
+    async def _call(
+        self, url: URL, credentials: Credentials | None, scope: str
+    ) -> tuple[str, float]:
+        authorization = None if credentials is None else credentials.basic()
+        request = Request("GET", url, "token", authorization=authorization)
         response = await self._transport.send(request, self._limits)
+        server = url.origin()
         try:
             if response.status in {401, 403}:
                 error = UnauthorizedError if response.status == 401 else DeniedError
@@ -151,10 +253,17 @@ def parse_token(body: bytes) -> tuple[str, float]:
     if not isinstance(answer, dict):
         raise ValueError("JSON, but no object")
     token = answer.get("token") or answer.get("access_token")
-    expires_in = answer.get("expires_in", _DEFAULT_EXPIRY_SECONDS)
     if not isinstance(token, str) or not token or not token.isprintable():
         raise ValueError("no token in the answer")
-    number = isinstance(expires_in, int | float) and not isinstance(expires_in, bool)
-    if not number or math.isnan(expires_in):
-        raise ValueError("expires_in is not a number")
-    return token, min(max(expires_in, 1.0), _MAX_EXPIRY_SECONDS)
+    return token, _expiry(answer.get("expires_in"))
+
+
+def _expiry(value: object) -> float:
+    """Return ``expires_in`` in seconds; some services send null, a text or a fraction."""
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    if math.isnan(seconds):
+        return _DEFAULT_EXPIRY_SECONDS
+    return min(max(seconds, 1.0), _MAX_EXPIRY_SECONDS)

@@ -24,7 +24,8 @@ class TokenService:
 
     calls: list[tuple[dict[str, str], str | None]] = field(default_factory=list)
     good: set[str] = field(default_factory=set)
-    expires_in: float = 300
+    expires_in: object = 300
+    issues_good: bool = True
     status: int = 200
     url: str = ""
 
@@ -32,7 +33,8 @@ class TokenService:
         self.calls.append((dict(request.rel_url.query), request.headers.get("Authorization")))
         await asyncio.sleep(0.02)
         token = f"token-{len(self.calls)}"
-        self.good.add(token)
+        if self.issues_good:
+            self.good.add(token)
         body = {"token": token, "expires_in": self.expires_in}
         return web.json_response(body, status=self.status)
 
@@ -335,3 +337,91 @@ async def test_a_client_with_credentials_of_its_own_has_answers_of_its_own(tmp_p
         asked = upstream.count("manifest")
         assert (await mirror.get(path)).status == 401, "the mirror itself is still refused"
         assert upstream.count("manifest") == asked
+
+
+# Tokens, as services issue them and registries take them.
+
+
+@pytest.mark.parametrize("expires_in", [None, "300", 299.5, "1e2", "soon", True, [], -1, "NaN"])
+async def test_a_token_is_used_whatever_its_time_is_written_like(
+    mirror, upstream, tokens, app, expires_in
+):
+    tokens.expires_in = expires_in
+    upstream.guard = tokens.guard()
+    assert await pull(mirror, app) == [200, 200, 200]
+    if expires_in != -1:
+        assert len(tokens.calls) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+async def test_an_outdated_token_is_renewed_once_however_it_is_refused(
+    tmp_path, upstream, tokens, app, status
+):
+    challenge = f'Bearer realm="{tokens.url}/token"'
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        header = request.headers.get("Authorization", "")
+        if header.removeprefix("Bearer ") in tokens.good:
+            return None
+        if header:
+            return web.Response(status=status)
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    upstream.guard = guard
+    tags = {"max_age": "0s", "negative_max_age": "0s"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+        tokens.good.clear()
+        assert await pull(mirror, app) == [200, 200, 200]
+        assert len(tokens.calls) == 2
+        tokens.issues_good = False
+        tokens.good.clear()
+        for _ in range(3):
+            assert (await mirror.get(f"/v2/{REPO}/tags/list")).status == status
+        assert len(tokens.calls) == 3, "a new one was refused too"
+
+
+@pytest.mark.parametrize("status", [0, 400, 401, 403])
+async def test_the_scope_of_the_challenge_is_asked_for_if_ours_is_refused(
+    mirror, upstream, tokens, app, status
+):
+    """By the token service (``status``), or by the registry that takes no such token."""
+    theirs = "repository:tenant/app:pull"
+    asked: list[str] = []
+
+    async def issue(request: web.BaseRequest) -> web.Response:
+        asked.append(request.rel_url.query["scope"])
+        if asked[-1] != theirs and status:
+            return web.Response(status=status)
+        return web.json_response({"token": asked[-1].replace(":", ".")})
+
+    async with serving(issue) as tokens.url:
+        tokens.good = {theirs.replace(":", ".")}
+        upstream.guard = tokens.guard(f',scope="{theirs}"')
+        assert await pull(mirror, app) == [200, 200, 200]
+    assert asked == [f"repository:{REPO}:pull", theirs]
+
+
+async def test_a_renamed_repository_needs_a_token_for_its_new_name(mirror, upstream, app):
+    upstream.add_image("library/new", app, "1")
+    asked: list[str] = []
+
+    async def issue(request: web.BaseRequest) -> web.Response:
+        asked.append(request.rel_url.query["scope"].split(":")[1])
+        return web.json_response({"token": asked[-1].replace("/", ".")})
+
+    async with serving(issue) as realm:
+
+        def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+            name = path.removeprefix("/v2/").rsplit("/", 2)[0]
+            if request.headers.get("Authorization") != f"Bearer {name.replace('/', '.')}":
+                challenge = f'Bearer realm="{realm}",scope="repository:{name}:pull"'
+                return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+            if name == REPO:
+                location = path.replace(REPO, "library/new")
+                return web.Response(status=301, headers={"Location": location})
+            return None
+
+        upstream.guard = guard
+        assert await pull(mirror, app) == [200, 200, 200]
+    assert asked == [REPO, "library/new"]
