@@ -20,6 +20,7 @@ from mirror.upstream.transport import Request, Transport
 
 _MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
 _MAX_ANSWERS: Final = 5  # to the challenges in one exchange
+_MAX_OTHERS: Final = 16  # other registries that upstream redirects to
 #: A registry may also answer so to an outdated token (400) or password (403, ECR).
 _REFUSALS: Final = {400, 401, 403}
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+", re.ASCII)
@@ -54,16 +55,23 @@ class Authorization:
         tokens: TokenCache,
         login: Login,
         owner: str = "",
+        *,
+        elsewhere: bool = False,
     ) -> None:
         """Authenticate at ``url``.
 
         Args:
             owner: identifies the client with this login; empty for the mirror's own.
+            elsewhere: upstream has redirected to this registry; no further ones are logged in to.
         """
         self._limits = RateLimits(upstream)
         self._url = url
         self._transport = transport
         self._login = login
+        self._upstream = upstream
+        self._tokens = tokens
+        self._others: dict[URL, Authorization] = {}
+        self._elsewhere = elsewhere
         self._service = TokenService(
             *(upstream, url, transport, self._limits, tokens, login, owner)
         )
@@ -91,7 +99,7 @@ class Authorization:
         for _ in range(_MAX_ANSWERS):
             try:
                 if response.url.origin() != self._url.origin():
-                    return response
+                    return await self._settle_elsewhere(request, response)
                 challenge = await self._challenge_of(response, tried)
                 if challenge is None:
                     break
@@ -154,6 +162,24 @@ class Authorization:
             return None
         usual = Challenge("basic", {}) if response.status == 200 else None
         return self._choose(_challenges(response)) or usual
+
+    async def _settle_elsewhere(
+        self, request: Request, response: aiohttp.ClientResponse
+    ) -> aiohttp.ClientResponse:
+        """Authenticate anonymously to another registry that upstream redirects to (lscr.io)."""
+        if response.status != 401 or self._elsewhere:
+            return response
+        origin = response.url.origin()
+        if origin not in self._others:
+            if len(self._others) >= _MAX_OTHERS:
+                self._others.pop(next(iter(self._others)))
+            self._others[origin] = Authorization(
+                *(self._upstream, origin, self._transport, self._tokens, Login()), elsewhere=True
+            )
+        there = replace(request, url=response.url)
+        return await self._others[origin].settle(
+            there, _repository(response.url), response, Tried()
+        )
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
         usable = {challenge.scheme: challenge for challenge in challenges}

@@ -285,9 +285,11 @@ class Registry:
             raise NotFoundError(self.name, f"has no such thing in {repository}")
         if status == 416:
             raise RangeRefusedError(self.name, "refuses to continue where the last answer ended")
-        if status == 401 and origin == self._url.origin():
-            raise UnauthorizedError(self.name, _private(repository), challenge_fields(response))
-        if status == 403 and origin == self._url.origin():
+        own = origin == self._url.origin()
+        fields = challenge_fields(response)
+        if status == 401 and (own or fields):  # storage refuses without a challenge
+            raise UnauthorizedError(self.name, _private(repository), fields if own else ())
+        if status == 403 and own:
             raise DeniedError(self.name, f"denies access to {repository or 'this client'}")
         server = place(response.url, self._transport.lookup_proxy(response.url))
         raise UnavailableError(self.name, f"{server} answered {status} for {repository}")

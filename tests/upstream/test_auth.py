@@ -425,3 +425,68 @@ async def test_a_renamed_repository_needs_a_token_for_its_new_name(mirror, upstr
         upstream.guard = guard
         assert await pull(mirror, app) == [200, 200, 200]
     assert asked == [REPO, "library/new"]
+
+
+# Another registry behind a redirect (lscr.io and cr.l5d.io lead to ghcr.io).
+
+
+@pytest.fixture
+async def behind():
+    async with FakeRegistry() as registry:
+        yield registry
+
+
+def leading_to(behind: FakeRegistry, own: TokenService | None = None):
+    """A registry that has its own tokens, perhaps, and redirects everything to another one."""
+    lets_in = own.guard() if own else lambda request, path: None
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response:
+        location = {"Location": f"{behind.url}{path}"}
+        return lets_in(request, path) or web.Response(status=307, headers=location)
+
+    return guard
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_another_registry_behind_a_redirect_is_asked_with_an_anonymous_token(
+    tmp_path, upstream, behind, tokens, app, own
+):
+    theirs = TokenService()
+    behind.add_image(REPO, app, "1")
+    async with (
+        serving(theirs.answer) as theirs.url,
+        running(tmp_path, with_credentials(upstream)) as mirror,
+    ):
+        behind.guard = theirs.guard()
+        upstream.guard = leading_to(behind, tokens if own else None)
+        assert await pull(mirror, app) == [200, 200, 200]
+        assert (await mirror.get(f"/v2/{REPO}/tags/list")).status == 200
+        head = await mirror.get(f"/v2/{REPO}/blobs/{app.digests[0]}", "HEAD")
+        assert head.status == 200
+    assert [authorization for _, authorization in theirs.calls] == [None]
+    assert theirs.calls[0][0]["scope"] == f"repository:{REPO}:pull"
+    assert {seen.headers.get("Authorization") for seen in behind.seen} == {None, "Bearer token-1"}
+
+
+async def test_what_the_registry_behind_a_redirect_keeps_private_is_401(
+    tmp_path, upstream, behind, tokens
+):
+    behind.guard = lambda request, path: web.Response(
+        status=401, headers={"WWW-Authenticate": f'Bearer realm="{tokens.url}/token"'}
+    )
+    upstream.guard = leading_to(behind)
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert (answer.status, "WWW-Authenticate" in answer.headers) == (401, False)
+    assert [authorization for _, authorization in tokens.calls] == [None]
+
+
+async def test_a_registry_behind_a_redirect_that_wants_a_password_gets_none(
+    tmp_path, upstream, behind
+):
+    challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+    behind.guard = lambda request, path: web.Response(status=401, headers=challenge)
+    upstream.guard = leading_to(behind)
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+    assert all("Authorization" not in seen.headers for seen in behind.seen)
