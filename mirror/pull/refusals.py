@@ -10,6 +10,7 @@ from mirror.upstream.errors import (
     LoginRefusedError,
     NotFoundError,
     RefusedError,
+    RejectedError,
     UnauthorizedError,
     UpstreamError,
 )
@@ -30,10 +31,11 @@ class Negatives(Protocol):
 
 
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
+_REJECTED: Final = "rejected"
 
 
 class Refusals:
-    """Recent refusals: 404 for all clients, 401 and 403 for the mirror's own credentials.
+    """Recent refusals: 401 and 403 for the mirror's own credentials, others for all clients.
 
     Docker Hub also answers 401 for a missing repository.  A 401 or 403 for a client with its own
     credentials is not remembered: it may send others, or get access a moment later.
@@ -46,11 +48,14 @@ class Refusals:
         """Raise the remembered refusal of ``name``, if there is one.
 
         Raises:
-            NotFoundError, UnauthorizedError, DeniedError: upstream refused recently.
+            NotFoundError, RefusedError, RejectedError: upstream refused recently.
         """
         said = await self._negatives.lookup(name)
         if said is not None:
             kind, _, message = said.partition(" ")
+            if kind == _REJECTED:
+                status, code, message = message.split(" ", 2)
+                raise RejectedError(target.upstream, message, int(status), code)
             raise _KINDS[kind](target.upstream, message)
 
     async def note(self, target: Target, name: str, error: UpstreamError) -> None:
@@ -58,6 +63,9 @@ class Refusals:
         own = isinstance(error, LoginRefusedError)  # the login remembers it, until it is corrected
         if own or (isinstance(error, RefusedError) and target.principal is not None):
             return
+        if isinstance(error, RejectedError):
+            said = f"{_REJECTED} {error.status} {error.code} {error.message}"
+            await self._negatives.put(name, said)
         for kind, refusal in _KINDS.items():
             if isinstance(error, refusal):
                 await self._negatives.put(name, f"{kind} {error.message}")

@@ -46,6 +46,15 @@ class RateLimitedError(UpstreamError):
         self.retry_after = retry_after
 
 
+class RejectedError(UpstreamError):
+    """400, 402, 410, 413 or 451; ``code`` is that of upstream's error body, empty without one."""
+
+    def __init__(self, upstream: str, message: str, status: int, code: str = "") -> None:
+        super().__init__(upstream, message)
+        self.status = status
+        self.code = code
+
+
 class UnavailableError(UpstreamError):
     """Upstream cannot be reached, broke off, or answered 5xx or nonsense."""
 

@@ -17,8 +17,10 @@ from mirror.upstream.errors import (
     NonsenseError,
     NotFoundError,
     RangeRefusedError,
+    RejectedError,
     UnauthorizedError,
     UnavailableError,
+    UpstreamError,
 )
 from mirror.upstream.passthrough import Outgoing
 from mirror.upstream.responses import (
@@ -28,6 +30,7 @@ from mirror.upstream.responses import (
     ManifestHead,
     Pace,
     PassedAnswer,
+    parse_error,
 )
 from mirror.upstream.translation import place
 from mirror.upstream.transport import Observer, Request, Transport
@@ -35,6 +38,9 @@ from mirror.upstream.transport import Observer, Request, Transport
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms to parse
+_MAX_ERROR_BYTES: Final = 64 * 1024
+#: Statuses that reach the client with upstream's own words.
+_REJECTIONS: Final = {400, 402, 410, 413, 451}
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
 #: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
@@ -268,13 +274,13 @@ class Registry:
         request = Request(method, url, kind, accept, None, start, buffer_bytes, stop)
         response = await self._authenticator.send(request, repository)
         try:
-            self._check(response, repository)
+            await self._check(response, kind, repository)
             yield response
         finally:
             # A connection is reused only if its body was read to the end.
             response.release() if response.content.at_eof() else response.close()
 
-    def _check(self, response: aiohttp.ClientResponse, repository: str) -> None:
+    async def _check(self, response: aiohttp.ClientResponse, kind: str, repository: str) -> None:
         status = response.status
         origin = response.url.origin()
         if status in {200, 206} or (response.method == "HEAD" and status in _NO_HEAD):
@@ -291,8 +297,21 @@ class Registry:
             raise UnauthorizedError(self.name, _private(repository), fields if own else ())
         if status == 403 and own:
             raise DeniedError(self.name, f"denies access to {repository or 'this client'}")
+        if status in _REJECTIONS and own:
+            raise await self._rejection(response, kind, repository)
         server = place(response.url, self._transport.lookup_proxy(response.url))
         raise UnavailableError(self.name, f"{server} answered {status} for {repository}")
+
+    async def _rejection(
+        self, response: aiohttp.ClientResponse, kind: str, repository: str
+    ) -> RejectedError:
+        try:
+            body = await self._transport.read(response, kind, _MAX_ERROR_BYTES)
+        except UpstreamError:
+            body = b""
+        code, words = parse_error(body)
+        text = f"answered {response.status} for {repository}" + (f": {words}" if words else "")
+        return RejectedError(self.name, text, response.status, code)
 
     async def _read(
         self, response: aiohttp.ClientResponse, kind: str, limit: int

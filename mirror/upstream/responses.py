@@ -1,6 +1,7 @@
 """The answers of a registry, and the stream of the bytes of a blob."""
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from mirror.upstream.transport import Observer
 _GRANT_BYTES: Final = 128 * 1024
 #: How much delay of a busy event loop is caught up; more would cause a burst.
 _CATCH_UP_SECONDS: Final = 0.05
+
+_MAX_WORD_CHARACTERS: Final = 500
 
 Turn = Callable[[int], Awaitable[None]]
 
@@ -57,6 +60,22 @@ class Listing:
     next_query: str
     filters_applied: str
     hold: Hold | None = None
+
+
+def parse_error(body: bytes) -> tuple[str, str]:
+    """Return code and message of the first error in an error body of the spec, empty if unknown."""
+    try:
+        first = json.loads(body)["errors"][0]
+        code, message = first.get("code"), first.get("message")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return "", ""
+    return _word(code), _word(message)
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        return ""
+    return value[:_MAX_WORD_CHARACTERS]
 
 
 class Pace:

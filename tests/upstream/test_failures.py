@@ -304,3 +304,47 @@ async def test_a_private_registry_may(mirror, upstream):
         upstream.redirect_blobs_to = lambda _: f"http://localhost:{port}/v2/x/blobs/{digest}"
         assert (await mirror.get(BLOB + digest)).body == b"content"
         assert storage.count("blob") == 1
+
+
+# Statuses that keep their words.
+
+
+@pytest.mark.parametrize("status", [400, 402, 410, 413, 451])
+@pytest.mark.parametrize("path", [BLOB + NOWHERE])
+async def test_a_status_with_a_meaning_keeps_it_and_its_words(mirror, upstream, status, path):
+    body = {"errors": [{"code": "DENIED", "message": "the bill is not paid"}]}
+    upstream.faults.append(Fault(kind="", times=9, status=status, body=json.dumps(body).encode()))
+    for _ in range(2):
+        answer = await mirror.get(path)
+        error = json.loads(answer.body)["errors"][0]
+        assert (answer.status, error["code"]) == (status, "DENIED")
+        assert error["message"].endswith(f"answered {status} for {REPO}: the bill is not paid")
+    assert upstream.count("", "GET") + upstream.count(upstream.seen[0].kind, "GET") == 1
+    assert (await mirror.get(path, "HEAD")).status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        *((400, "UNSUPPORTED"), (402, "DENIED"), (410, "MANIFEST_UNKNOWN")),
+        *((413, "SIZE_INVALID"), (451, "DENIED")),
+    ],
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>secret</html>",
+        b"[]",
+        b'{"errors": []}',
+        b'{"errors": [{"message": "se\\ncret"}]}',
+    ],
+)
+async def test_a_status_without_readable_words_has_a_code_of_the_spec(
+    mirror, upstream, status, code, body
+):
+    upstream.faults.append(Fault(kind="manifest", times=9, status=status, body=body))
+    answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    error = json.loads(answer.body)["errors"][0]
+    assert (answer.status, error["code"]) == (status, code)
+    assert "cret" not in error["message"]
