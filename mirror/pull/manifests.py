@@ -349,17 +349,22 @@ class ManifestPulls:
 
     async def _ask(self, wanted: _Wanted, tag: Tag) -> Descriptor:
         registry = self._registry(wanted.target)
-        head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
-        if is_schema1(head.media_type):  # not announced, since GET could not serve it
-            raise NotFoundError(registry.name, f"has only {Schema1Unsupported()}")
-        if head.digest is not None and head.size is not None:
+        try:
+            head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
+        except UpstreamError as error:
+            if not error.by_status:
+                raise
+            return _described(await self._fetch(wanted, tag, None))  # GET may not be refused
+        if head.digest is not None:
             stored = await self._lookup(wanted.target, head.digest, head.media_type)
             if stored is not None:  # the bytes are more precise than the response headers
                 if stored.media_type != self._possible(stored)[0]:
                     await self._note_origin(wanted.target, stored)
                 return _described(stored)
-            if head.media_type in MANIFEST_TYPES:
-                return Descriptor(head.media_type, head.digest, head.size)
+        if is_schema1(head.media_type):  # not announced, since GET could not serve it
+            raise NotFoundError(registry.name, f"has only {Schema1Unsupported()}")
+        if head.digest is not None and head.size and head.media_type in MANIFEST_TYPES:
+            return Descriptor(head.media_type, head.digest, head.size)
         return _described(await self._fetch(wanted, tag, None))
 
     async def _servable(self, target: Target, link: Link) -> Manifest | None:

@@ -7,6 +7,8 @@ class UpstreamError(Exception):
     """Upstream did not answer a request as asked.  The message contains no secret."""
 
     transient = False
+    by_status = False
+    """Whether upstream answered with an error status: another method may have another answer."""
 
     def __init__(self, upstream: str, message: str) -> None:
         super().__init__(f"{upstream}: {message}")
@@ -17,9 +19,13 @@ class UpstreamError(Exception):
 class NotFoundError(UpstreamError):
     """404: upstream does not have it."""
 
+    by_status = True
+
 
 class RefusedError(UpstreamError):
     """Upstream refuses this client; ``challenges`` are the WWW-Authenticate fields."""
+
+    by_status = True
 
     def __init__(self, upstream: str, message: str, challenges: Sequence[str] = ()) -> None:
         super().__init__(upstream, message)
@@ -32,6 +38,8 @@ class UnauthorizedError(RefusedError):
 
 class LoginRefusedError(UnauthorizedError):
     """Upstream refuses the mirror's own user and password: other clients are not at fault."""
+
+    by_status = False
 
 
 class DeniedError(RefusedError):
@@ -49,6 +57,8 @@ class RateLimitedError(UpstreamError):
 class RejectedError(UpstreamError):
     """400, 402, 410, 413 or 451; ``code`` is that of upstream's error body, empty without one."""
 
+    by_status = True
+
     def __init__(self, upstream: str, message: str, status: int, code: str = "") -> None:
         super().__init__(upstream, message)
         self.status = status
@@ -59,6 +69,12 @@ class UnavailableError(UpstreamError):
     """Upstream cannot be reached, broke off, or answered 5xx or nonsense."""
 
     transient = True
+
+
+class StatusError(UnavailableError):
+    """Upstream answered with another error status, such as 500."""
+
+    by_status = True
 
 
 class NonsenseError(UnavailableError):

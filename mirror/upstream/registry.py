@@ -18,8 +18,8 @@ from mirror.upstream.errors import (
     NotFoundError,
     RangeRefusedError,
     RejectedError,
+    StatusError,
     UnauthorizedError,
-    UnavailableError,
     UpstreamError,
 )
 from mirror.upstream.passthrough import Outgoing
@@ -44,7 +44,6 @@ _REJECTIONS: Final = {400, 402, 410, 413, 451}
 _PAGES: Final = {"text/html", "application/xhtml+xml"}
 #: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
-_NO_HEAD: Final = {405, 501}  # from a registry that supports only GET
 
 
 class Registry:
@@ -126,9 +125,12 @@ class Registry:
         await self._confirm(repository, f"{repository}/blobs/{digest}", "blob", "*/*")
 
     async def _confirm(self, repository: str, path: str, kind: str, accept: str) -> None:
-        async with self._ask("HEAD", repository, path, kind, accept=accept) as response:
-            if response.status not in _NO_HEAD:
+        try:
+            async with self._ask("HEAD", repository, path, kind, accept=accept):
                 return
+        except UpstreamError as error:
+            if not error.by_status:
+                raise
         async with self._ask("GET", repository, path, kind, accept=accept, span=(0, 1)):
             return  # the status is enough; the body is closed unread
 
@@ -140,12 +142,10 @@ class Registry:
         """
         path = f"{repository}/manifests/{reference}"
         async with self._ask("HEAD", repository, path, "manifest", accept=accept) as response:
-            if response.status in _NO_HEAD:
-                return ManifestHead(None, "", None)
             return ManifestHead(
                 _digest(response.headers),
                 _field(response.headers, "Content-Type"),
-                response.content_length,
+                _length(response),
             )
 
     async def get_manifest(self, repository: str, reference: str, accept: str) -> ManifestBody:
@@ -163,11 +163,22 @@ class Registry:
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
         """Return the size of a blob in bytes, None if upstream does not tell it.
 
+        If HEAD is refused or does not tell the size, ask by GET for the first byte.
+
         Raises:
             UpstreamError: upstream does not serve the blob.
         """
-        async with self._ask("HEAD", repository, f"{repository}/blobs/{digest}", "blob") as answer:
-            return None if answer.status in _NO_HEAD else answer.content_length
+        path = f"{repository}/blobs/{digest}"
+        try:
+            async with self._ask("HEAD", repository, path, "blob") as answer:
+                size = _length(answer)
+                if size or (size == 0 and Digest.of(b"", digest.algorithm) == digest):
+                    return size
+        except UpstreamError as error:
+            if not error.by_status:
+                raise
+        async with self._ask("GET", repository, path, "blob", span=(0, 1)) as answer:
+            return self._span(answer, 0)[1]
 
     @asynccontextmanager
     async def open_blob(
@@ -283,7 +294,7 @@ class Registry:
     async def _check(self, response: aiohttp.ClientResponse, kind: str, repository: str) -> None:
         status = response.status
         origin = response.url.origin()
-        if status in {200, 206} or (response.method == "HEAD" and status in _NO_HEAD):
+        if status in {200, 206}:
             if self._replaceable and response.content_type in _PAGES:
                 raise NonsenseError(self.name, f"{origin} answered a web page for {repository}")
             return
@@ -300,7 +311,7 @@ class Registry:
         if status in _REJECTIONS and own:
             raise await self._rejection(response, kind, repository)
         server = place(response.url, self._transport.lookup_proxy(response.url))
-        raise UnavailableError(self.name, f"{server} answered {status} for {repository}")
+        raise StatusError(self.name, f"{server} answered {status} for {repository}")
 
     async def _rejection(
         self, response: aiohttp.ClientResponse, kind: str, repository: str
@@ -342,7 +353,7 @@ class Registry:
 
     def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
         if response.status == 200:
-            return 0, response.content_length
+            return 0, _length(response)
         try:
             first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
         except ValueError as error:
@@ -356,6 +367,12 @@ def _private(repository: str) -> str:
     if not repository:
         return "asks for other credentials (its 401)"
     return f"{repository} is private or does not exist (its upstream says 401)"
+
+
+def _length(response: aiohttp.ClientResponse) -> int | None:
+    """Return the size of the content in bytes; that of a compressed body is another one."""
+    encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+    return None if encoded else response.content_length
 
 
 def _digest(headers: Mapping[str, str]) -> Digest | None:

@@ -29,7 +29,10 @@ Turn = Callable[[int], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
-    """The answer to HEAD of a manifest; None for a missing field.  ``size`` is in bytes."""
+    """The answer to HEAD of a manifest; None for a missing field.
+
+    ``size`` is in bytes; 0 is unknown too: some registries answer HEAD with an empty body's fields.
+    """
 
     digest: Digest | None
     media_type: str

@@ -131,7 +131,8 @@ async def test_an_upstream_that_breaks_off_for_good_breaks_off_its_clients(tmp_p
 @pytest.mark.parametrize("status", [500, 502, 503, 418])
 async def test_what_upstream_has_no_business_saying_is_502(mirror, upstream, status):
     upstream.add_image(REPO, image(b"layer"), "1")
-    upstream.faults.append(Fault(kind="manifest", status=status, body=b"<html>secret</html>"))
+    fault = Fault(kind="manifest", times=9, status=status, body=b"<html>secret</html>")
+    upstream.faults.append(fault)
     answered, message = await told(mirror, f"/v2/{REPO}/manifests/1")
     assert answered == 502
     assert str(status) in message
@@ -141,7 +142,7 @@ async def test_what_upstream_has_no_business_saying_is_502(mirror, upstream, sta
 async def test_401_403_and_404_reach_the_client_as_such(mirror, upstream):
     upstream.add_image(REPO, image(b"layer"), "1")
     for status, code in ((401, "UNAUTHORIZED"), (403, "DENIED"), (404, "MANIFEST_UNKNOWN")):
-        upstream.faults.append(Fault(kind="manifest", status=status))
+        upstream.faults[:] = [Fault(kind="manifest", times=9, status=status)]
         answer = await mirror.get(f"/v2/{REPO}/manifests/{status}")
         assert answer.status == status
         assert json.loads(answer.body)["errors"][0]["code"] == code
@@ -310,7 +311,7 @@ async def test_a_private_registry_may(mirror, upstream):
 
 
 @pytest.mark.parametrize("status", [400, 402, 410, 413, 451])
-@pytest.mark.parametrize("path", [BLOB + NOWHERE])
+@pytest.mark.parametrize("path", [f"/v2/{REPO}/manifests/1", BLOB + NOWHERE])
 async def test_a_status_with_a_meaning_keeps_it_and_its_words(mirror, upstream, status, path):
     body = {"errors": [{"code": "DENIED", "message": "the bill is not paid"}]}
     upstream.faults.append(Fault(kind="", times=9, status=status, body=json.dumps(body).encode()))
@@ -319,7 +320,7 @@ async def test_a_status_with_a_meaning_keeps_it_and_its_words(mirror, upstream, 
         error = json.loads(answer.body)["errors"][0]
         assert (answer.status, error["code"]) == (status, "DENIED")
         assert error["message"].endswith(f"answered {status} for {REPO}: the bill is not paid")
-    assert upstream.count("", "GET") + upstream.count(upstream.seen[0].kind, "GET") == 1
+    assert upstream.count(upstream.seen[0].kind, "GET") == 1
     assert (await mirror.get(path, "HEAD")).status == status
 
 
