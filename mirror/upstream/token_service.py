@@ -28,7 +28,8 @@ _DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_
 _MAX_EXPIRY_SECONDS: Final = 86400.0
 _EXPIRY_MARGIN: Final = 0.1
 _MAX_ANSWER_BYTES: Final = 256 * 1024
-#: How long a token is not renewed although the registry refuses it, since it refused a new one too.
+#: A new token was refused: the next refusal within this time does not renew it.  (A refused HEAD is
+#: followed by GET, which need not cost another token.)
 _REFUSED_SECONDS: Final = 10.0
 
 
@@ -101,6 +102,8 @@ class TokenService:
         if token is None and len(scopes) > 1:
             with contextlib.suppress(DeniedError, UnauthorizedError):
                 token = await self._renewed(challenge, scopes[1:], tried)
+            if token is not None:  # the next request begins with it
+                await self._tokens.put(self._name(own), token, _DEFAULT_EXPIRY_SECONDS)
         return token
 
     async def forget(self, repository: str) -> None:
@@ -114,10 +117,12 @@ class TokenService:
         name = self._name(scopes[0])
         token = await self._token(challenge, scopes, tried)
         if token in tried.tokens:
-            if token in tried.fresh:  # a new one would not help either
-                await self._tokens.put(f"{name} refused", token, _REFUSED_SECONDS)
+            mark = f"{name} refused"
+            if token in tried.fresh:
+                await self._tokens.put(mark, token, _REFUSED_SECONDS)
                 return None
-            if await self._tokens.lookup(f"{name} refused") == token:
+            if await self._tokens.lookup(mark) == token:
+                await self._tokens.forget(mark)
                 return None
             # Another request may have fetched a new token while this one was refused.
             if await self._tokens.lookup(name) == token:
@@ -203,7 +208,9 @@ class TokenService:
         try:
             if response.status in {401, 403}:
                 error = UnauthorizedError if response.status == 401 else DeniedError
-                raise error(self._upstream, f"{server} gives no token {scope}".rstrip())
+                refusal = error(self._upstream, f"{server} gives no token {scope}".rstrip())
+                refusal.by_status = False  # it is the same for each method
+                raise refusal
             if response.status != 200:
                 raise UnavailableError(
                     self._upstream, f"{server} answered {response.status} to a token call"
