@@ -31,6 +31,9 @@ from mirror.upstream.translation import translated
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5
 _PROXY_LOGIN: Final = 407
+#: A load balancer answers so while one of its servers restarts; one more attempt often succeeds.
+_PASSING: Final = {502, 503, 504}
+_AGAIN_SECONDS: Final = 0.2
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
@@ -181,6 +184,10 @@ class Transport:
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
             response = await self._hop(request, url, limits)
+            if response.status in _PASSING and request.method == "GET":  # GET follows HEAD anyway
+                response.release()
+                await asyncio.sleep(_AGAIN_SECONDS)
+                response = await self._hop(request, url, limits)
             if response.status not in _REDIRECTS or "Location" not in response.headers:
                 return response
             location = response.headers["Location"]
@@ -221,7 +228,7 @@ class Transport:
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             proxy = self.lookup_proxy(response.url)
             failure = translated(self._upstream, response.url, error, proxy)
-            self._breaker(response.url.origin()).failed(failure)
+            self._breaker(response.url.origin()).failed(failure, response.url.raw_path)
             raise failure from error
         if len(body) > limit:
             raise NonsenseError(self._upstream, f"answered a {kind} over {limit} bytes")
@@ -236,11 +243,11 @@ class Transport:
             UnavailableError, TimedOutError: upstream did not answer.
         """
         breaker = self._breaker(url.origin())
-        breaker.check()
+        await breaker.check()
         try:
             response = await self._passed(outgoing, url)
         except UpstreamError as error:
-            breaker.failed(error)
+            breaker.failed(error, url.raw_path)
             raise
         breaker.answered()
         return response
@@ -277,12 +284,12 @@ class Transport:
         kind = (str(origin), request.kind, request.method)
         limits.check(*kind)
         breaker = self._breaker(origin)
-        breaker.check()
+        await breaker.check()
         headers = request.headers(same_origin=origin == request.url.origin())
         try:
             response = await self._exchange(request, url, headers)
         except UpstreamError as error:
-            breaker.failed(error)
+            breaker.failed(error, url.raw_path)
             raise
         breaker.answered()
         if response.status == 429:

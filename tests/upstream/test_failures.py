@@ -349,3 +349,72 @@ async def test_a_status_without_readable_words_has_a_code_of_the_spec(
     error = json.loads(answer.body)["errors"][0]
     assert (answer.status, error["code"]) == (status, code)
     assert "cret" not in error["message"]
+
+
+# A moment of weakness.
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize("kind", ["manifest", "blob", "tags", "referrers"])
+async def test_one_502_503_or_504_is_not_seen_by_the_client(mirror, upstream, status, kind):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    places = {
+        "manifest": f"manifests/{app.digest}",
+        "blob": f"blobs/{app.digests[0]}",
+        "tags": "tags/list",
+        "referrers": f"referrers/{app.digest}",
+    }
+    upstream.faults.append(Fault(kind=kind, status=status))
+    assert (await mirror.get(f"/v2/{REPO}/{places[kind]}")).status == 200
+    assert upstream.count(kind) == 2
+
+
+async def test_one_503_of_the_storage_is_not_seen_by_the_client(mirror, upstream):
+    digest = upstream.add_blob(b"content")
+    async with FakeRegistry(blobs=upstream.blobs, faults=[Fault(status=503)]) as storage:
+        upstream.redirect_blobs_to = lambda digest: f"{storage.url}/v2/x/blobs/{digest}"
+        assert (await mirror.get(BLOB + digest)).body == b"content"
+    assert (upstream.count("blob"), storage.count("blob")) == (1, 2)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_an_error_that_lasts_is_seen(mirror, upstream, status):
+    digest = upstream.add_blob(b"content")
+    upstream.faults.append(Fault(times=9, status=status))
+    assert (await mirror.get(BLOB + digest)).status == 502
+    assert upstream.count("blob") == 1 if status == 500 else 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(hang_before=True),
+        Fault(times=9, refuse=True),
+        Fault(kind="tags", status=200, body=b'{"tags": []}', gate=asyncio.Event()),
+    ],
+    ids=["silent", "broken", "slow body"],
+)
+async def test_one_object_that_fails_takes_no_other_with_it(tmp_path, upstream, fault):
+    """24 of 149 other blobs were 504 after one that was slow."""
+    digests = [upstream.add_blob(random_bytes(1000, seed)) for seed in range(30)]
+    path = f"/v2/{REPO}/tags/list" if fault.kind == "tags" else BLOB + digests[0]
+    upstream.faults.append(fault)
+    async with running(tmp_path, {"docker.io": upstream.url}, fetch=QUICK) as mirror:
+        for _ in range(4 if fault.refuse else 1):
+            assert (await mirror.get(path)).status == 502 if fault.refuse else 504
+        upstream.faults.clear()
+        answers = await asyncio.gather(*(mirror.get(BLOB + digest) for digest in digests[1:]))
+        assert {answer.status for answer in answers} == {200}
+        assert (await mirror.get(BLOB + digests[0])).status == 200
+
+
+async def test_a_server_that_breaks_off_each_answer_is_left_alone_for_a_moment(mirror, upstream):
+    digests = [upstream.add_blob(random_bytes(1000, seed)) for seed in range(5)]
+    upstream.faults.append(Fault(kind="", times=999, refuse=True))
+    for digest in digests:
+        status, message = await told(mirror, BLOB + digest)
+        assert status == 502
+    assert "not asked again" in message
+    upstream.faults.clear()
+    await back(mirror, BLOB + digests[0])
