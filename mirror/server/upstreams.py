@@ -217,6 +217,7 @@ def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> 
         idle_timeout=config.fetch.idle_timeout.seconds,
         proxies=upstream_proxies(config, name),
         private_redirects=upstream.private_redirects,
+        http_redirects=upstream.http_redirects,
         ca_files=_ca_files(config, upstream),
         user_agent=f"mirror/{__version__}",
     )

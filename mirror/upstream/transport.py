@@ -62,6 +62,7 @@ class TransportSettings:
     """How to reach upstream; times are in seconds.
 
     ``private_redirects``: a public registry may redirect to private addresses.
+    ``http_redirects``: a server with https may redirect to one without.
     """
 
     connect_timeout: float = 10.0
@@ -69,6 +70,7 @@ class TransportSettings:
     idle_timeout: float = 60.0
     proxies: Proxies = NO_PROXIES
     private_redirects: bool = False
+    http_redirects: bool = False
     ca_files: tuple[str, ...] = ()
     user_agent: str = "mirror"
 
@@ -377,8 +379,12 @@ class Transport:
             raise UnavailableError(self._upstream, "redirects to an invalid address") from error
         if target.scheme not in {"http", "https"} or not host:
             raise UnavailableError(self._upstream, "redirects to an address without http or https")
-        if url.scheme == "https" and target.scheme == "http":
-            raise UnavailableError(self._upstream, f"redirects from https to {target.origin()}")
+        downgraded = url.scheme == "https" and target.scheme == "http"
+        if downgraded and not self._settings.http_redirects:
+            raise UnavailableError(
+                self._upstream,
+                f"redirects from https to {target.origin()} (http_redirects allows it)",
+            )
         return target
 
     def _note_rate_limit(self, response: aiohttp.ClientResponse) -> None:

@@ -418,3 +418,33 @@ async def test_a_server_that_breaks_off_each_answer_is_left_alone_for_a_moment(m
     assert "not asked again" in message
     upstream.faults.clear()
     await back(mirror, BLOB + digests[0])
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_registry_with_tls_may_redirect_to_http_where_the_operator_allows_it(
+    tmp_path, allowed
+):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    async with FakeRegistry(tls=context) as upstream, FakeRegistry() as storage:
+        digest = upstream.add_blob(b"content")
+        storage.add_blob(b"content")
+        upstream.redirect_blobs_to = lambda digest: f"{storage.url}/v2/x/blobs/{digest}"
+
+        def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+            challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+            known = "Authorization" in request.headers
+            return None if known else web.Response(status=401, headers=challenge)
+
+        upstream.guard = guard
+        table = {"url": upstream.url, "ca_file": str(ca_file), "http_redirects": allowed}
+        table |= {"username": "me", "password": "secret"}
+        async with running(tmp_path / "cache", {"docker.io": table}) as mirror:
+            answer = await mirror.get(BLOB + digest)
+    assert answer.status == (200 if allowed else 502)
+    assert allowed or "(http_redirects allows it)" in answer.body.decode()
+    assert all("Authorization" not in seen.headers for seen in storage.seen)
+    assert len(storage.seen) == allowed
