@@ -12,6 +12,7 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
 from mirror.upstream.auth import Authenticator, challenge_fields
+from mirror.upstream.body import is_compressed
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
@@ -328,7 +329,7 @@ class Registry:
         self, response: aiohttp.ClientResponse, kind: str, limit: int
     ) -> tuple[bytes, Hold | None]:
         """Read a body of at most ``limit`` bytes; a body over SMALL_BYTES also has a hold."""
-        size = response.content_length
+        size = _length(response)
         hold: Hold | None = None
         if size is None or SMALL_BYTES < size <= limit:
             hold = await self._rooms.answers.hold(self.name, size or _FIRST_BYTES)
@@ -371,8 +372,7 @@ def _private(repository: str) -> str:
 
 def _length(response: aiohttp.ClientResponse) -> int | None:
     """Return the size of the content in bytes; that of a compressed body is another one."""
-    encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-    return None if encoded else response.content_length
+    return None if is_compressed(response) else response.content_length
 
 
 def _digest(headers: Mapping[str, str]) -> Digest | None:

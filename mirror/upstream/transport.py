@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
-from mirror.upstream.body import read_up_to
+from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
@@ -232,6 +232,10 @@ class Transport:
             failure = translated(self._upstream, response.url, error, proxy)
             self._breaker(response.url.origin()).failed(failure, response.url.raw_path)
             raise failure from error
+        if is_compressed(response):
+            packed = len(body)
+            body = uncompressed(body, limit + 1)
+            arrived(max(0, len(body) - packed))
         if len(body) > limit:
             raise NonsenseError(self._upstream, f"answered a {kind} over {limit} bytes")
         return body
