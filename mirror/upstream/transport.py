@@ -21,6 +21,7 @@ from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
+from mirror.upstream.framing import forgiving
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.rate_limit import RateLimits
@@ -37,6 +38,7 @@ _AGAIN_SECONDS: Final = 0.2
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
+_MAX_FIELDS: Final = 1024
 
 
 _COUNT: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
@@ -129,9 +131,10 @@ class Transport:
             auto_decompress=False,
             trust_env=False,  # aiohttp would send credentials from ~/.netrc
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(
-                limit=0, ssl=trusting(settings.ca_files), resolver=resolver
+            connector=forgiving(
+                aiohttp.TCPConnector(limit=0, ssl=trusting(settings.ca_files), resolver=resolver)
             ),
+            max_headers=_MAX_FIELDS,
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
             timeout=aiohttp.ClientTimeout(
