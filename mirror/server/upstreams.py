@@ -19,6 +19,7 @@ from mirror.upstream.auth import Authenticator, Authorization
 from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.login import Login, OwnLogin
+from mirror.upstream.quirks import quirks_of
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
@@ -176,7 +177,8 @@ def _login(name: str, upstream: UpstreamConfig) -> Login:
         return Login()
     _secret(name, upstream)  # readable at the start
     key = "password_file" if upstream.password_file else "password"
-    keys = f'username and {key} of [upstreams."{name}"]'
+    hint = quirks_of(name).login_hint
+    keys = f'username and {key} of [upstreams."{name}"]' + (f" ({hint})" if hint else "")
     return OwnLogin(name, upstream.username, upstream.secret, keys)
 
 

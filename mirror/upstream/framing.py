@@ -51,7 +51,8 @@ class ForgivingHandler(ResponseHandler):
 
 def forgiving(connector: aiohttp.TCPConnector) -> aiohttp.TCPConnector:
     """Make a connector use :class:`ForgivingHandler`."""
-    connector._factory = functools.partial[ResponseHandler](ForgivingHandler, loop=connector._loop)  # noqa: SLF001
+    handler: type[ResponseHandler] = ForgivingHandler
+    connector._factory = functools.partial(handler, loop=connector._loop)  # noqa: SLF001
     return connector
 
 

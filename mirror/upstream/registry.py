@@ -24,6 +24,7 @@ from mirror.upstream.errors import (
     UpstreamError,
 )
 from mirror.upstream.passthrough import Outgoing
+from mirror.upstream.quirks import quirks_of
 from mirror.upstream.responses import (
     BlobStream,
     Listing,
@@ -170,14 +171,15 @@ class Registry:
             UpstreamError: upstream does not serve the blob.
         """
         path = f"{repository}/blobs/{digest}"
-        try:
-            async with self._ask("HEAD", repository, path, "blob") as answer:
-                size = _length(answer)
-                if size or (size == 0 and Digest.of(b"", digest.algorithm) == digest):
-                    return size
-        except UpstreamError as error:
-            if not error.by_status:
-                raise
+        if quirks_of(self.name).blob_head:
+            try:
+                async with self._ask("HEAD", repository, path, "blob") as answer:
+                    size = _length(answer)
+                    if size or (size == 0 and Digest.of(b"", digest.algorithm) == digest):
+                        return size
+            except UpstreamError as error:
+                if not error.by_status:
+                    raise
         async with self._ask("GET", repository, path, "blob", span=(0, 1)) as answer:
             return self._span(answer, 0)[1]
 
