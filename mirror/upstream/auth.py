@@ -105,7 +105,7 @@ class Authorization:
                     break
                 if response.url.path != request.url.path:  # the repository has another name
                     request = replace(request, url=response.url)
-                    repository = _repository(response.url)
+                    repository = _repository(response.url) or repository
                 answer = await self._answer(challenge, request, repository, tried)
             except RefusedError as error:
                 error.challenges = challenge_fields(response)

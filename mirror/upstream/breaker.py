@@ -69,6 +69,7 @@ class Breaker:
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
+        self._judged.set()  # also if the probe had not begun
 
     def _start(self, delay: float) -> None:
         self._probing = asyncio.create_task(self._probe_until_back(delay), name="probe")

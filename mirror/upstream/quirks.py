@@ -17,12 +17,14 @@ class Quirks:
 
     ``names`` are globs of upstream names, without a port.  ``blob_head``: HEAD of a blob is
     answered; if not, the first byte is asked for at once.  ``login_hint``: what to know about a
-    refused password.
+    refused password.  ``bare_tokens``: the token service gives a token without a scope to each
+    right login; if not, it cannot be asked whether a refusal is about the login.
     """
 
     names: tuple[str, ...] = ()
     blob_head: bool = True
     login_hint: str = ""
+    bare_tokens: bool = True
 
 
 FAMILIES: Final = (
@@ -34,6 +36,7 @@ FAMILIES: Final = (
     Quirks(
         ("gcr.io", "*.gcr.io", "*.pkg.dev"),
         login_hint="access tokens of Google last an hour, keys of service accounts longer",
+        bare_tokens=False,
     ),
     Quirks(("*.azurecr.io",), login_hint="access tokens of ACR last 3 hours"),
 )

@@ -20,7 +20,7 @@ from mirror.upstream.errors import (
     UnavailableError,
 )
 from mirror.upstream.login import Credentials, Login
-from mirror.upstream.quirks import PLACEHOLDER_SCOPES
+from mirror.upstream.quirks import PLACEHOLDER_SCOPES, quirks_of
 from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.transport import Request, Transport
 
@@ -95,9 +95,7 @@ class TokenService:
         """
         named = challenge.parameters.get("scope", "")
         own = _scope(repository)
-        scopes = [own] if own or not named else []
-        if named not in {own, "", *PLACEHOLDER_SCOPES}:
-            scopes.append(named)
+        scopes = [own] if named in {own, "", *PLACEHOLDER_SCOPES} else [own, named]
         token = await self._renewed(challenge, scopes, tried)
         if token is None and len(scopes) > 1:
             with contextlib.suppress(DeniedError, UnauthorizedError):
@@ -193,8 +191,9 @@ class TokenService:
             return
         if realm is not None and (self._login.proven or isinstance(refusal, DeniedError)):
             with contextlib.suppress(RefusedError):
-                await self._call(realm, credentials, "")
-                self._login.accept()
+                if quirks_of(self._upstream).bare_tokens:
+                    await self._call(realm, credentials, "")
+                    self._login.accept()
                 return
         self._login.refuse(credentials)
 

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -490,3 +490,28 @@ async def test_a_registry_behind_a_redirect_that_wants_a_password_gets_none(
     async with running(tmp_path, with_credentials(upstream)) as mirror:
         assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
     assert all("Authorization" not in seen.headers for seen in behind.seen)
+
+
+async def test_a_registry_behind_two_others_is_not_logged_in_to(tmp_path, upstream, behind, tokens):
+    theirs = TokenService()
+    async with serving(theirs.answer) as theirs.url, FakeRegistry() as last:
+        last.guard = theirs.guard()
+        behind.guard = leading_to(last, tokens)
+        upstream.guard = leading_to(behind)
+        async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+    assert (bool(tokens.calls), theirs.calls) == (True, [])
+
+
+async def test_redirects_to_ever_other_registries_are_followed(mirror, upstream, app):
+    """More than the mirror remembers."""
+    theirs = TokenService()
+    async with serving(theirs.answer) as theirs.url, AsyncExitStack() as stack:
+        for number in range(18):
+            registry = await stack.enter_async_context(FakeRegistry(blobs=upstream.blobs))
+            registry.guard = theirs.guard()
+            upstream.add_image(f"library/app{number}", app, "1")
+            registry.add_image(f"library/app{number}", app, "1")
+            upstream.guard = leading_to(registry)
+            assert (await mirror.get(f"/v2/library/app{number}/manifests/1")).status == 200
+    assert len(theirs.calls) == 18

@@ -19,7 +19,8 @@ def wants_token(registry: FakeRegistry, service: str, scope: str = "") -> None:
     def guard(request: web.BaseRequest, path: str) -> web.Response | None:
         if request.headers.get("Authorization") == f"Bearer repository:{REPO}:pull":
             return None
-        named = scope if path == "/v2/" or scope else f"repository:{REPO}:pull"
+        repository = path.removeprefix("/v2/").rpartition("/")[0].rpartition("/")[0]
+        named = scope or f"repository:{repository}:pull"
         challenge = f'Bearer realm="{service}/token",service="x",scope="{named}"'
         return web.Response(status=401, headers={"WWW-Authenticate": challenge})
 
@@ -177,3 +178,34 @@ async def test_a_refused_password_that_does_not_last_is_told_so(tmp_path, upstre
     async with running(tmp_path, {name: table}) as mirror:
         answer = await mirror.get(f"/v2/{REPO}/manifests/1?ns={name}")
     assert (answer.status, life in answer.body.decode()) == (401, True)
+
+
+async def test_google_refuses_a_repository_without_refusing_the_login(tmp_path, upstream):
+    """Its token service gives no token without a repository, so that one proves nothing."""
+    upstream.add_image(REPO, APP, "1")
+    name = "europe-docker.pkg.dev"
+    async with serving(issue) as service:
+        wants_token(upstream, service)
+        table = {"url": upstream.url, "username": "_json_key", "password": "key"}
+        async with running(tmp_path, {name: table}) as mirror:
+            for repository, status in (("theirs", 403), (REPO, 200), ("other", 403)):
+                answer = await mirror.get(f"/v2/{repository}/manifests/1?ns={name}")
+                assert answer.status == status
+            for digest in APP.digests:
+                assert (await mirror.get(f"/v2/{REPO}/blobs/{digest}?ns={name}")).status == 200
+
+
+async def test_a_placeholder_scope_is_no_scope(tmp_path, upstream):
+    """ghcr.io names it for /v2/, which is asked when a client logs in."""
+    asked: list[str | None] = []
+
+    async def bare(request: web.BaseRequest) -> web.Response:
+        asked.append(request.rel_url.query.get("scope"))
+        return web.json_response({"token": f"repository:{REPO}:pull"})
+
+    async with serving(bare) as service:
+        wants_token(upstream, service, "repository:user/image:pull")
+        table = {"url": upstream.url, "client_credentials": True}
+        async with running(tmp_path, {"docker.io": table}) as mirror:
+            assert (await mirror.get("/v2/", Authorization=basic("me", "secret"))).status == 200
+    assert asked == [None]

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from mirror.upstream.errors import RateLimitedError
-from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.rate_limit import RateLimitPause, RateLimits
 from tests.fakes import FakeRegistry, Fault, image
 from tests.upstream.test_auth import TokenService, serving
 
@@ -121,3 +121,12 @@ async def test_a_token_service_that_is_limited_is_asked_once(mirror, upstream, r
             assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
             assert json.loads(answer.body)["errors"][0]["code"] == "TOOMANYREQUESTS"
     assert len(tokens.calls) == 1
+
+
+def test_the_pauses_of_storage_with_changing_names_are_bounded():
+    limits = RateLimits("docker.io")
+    for number in range(1000):
+        limits.close(f"https://{number}.storage.test", "blob", "GET", "60", "")
+    limits.check("https://0.storage.test", "blob", "GET")
+    with pytest.raises(RateLimitedError, match=r"999\.storage\.test answers 429"):
+        limits.check("https://999.storage.test", "blob", "GET")
