@@ -79,7 +79,7 @@ class Authorization:
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         """See :meth:`Authenticator.send`."""
-        tried = Tried()
+        tried = Tried(request.method)
         response = None
         if self._challenge is not None:
             try:
@@ -178,7 +178,7 @@ class Authorization:
             )
         there = replace(request, url=response.url)
         return await self._others[origin].settle(
-            there, _repository(response.url), response, Tried()
+            there, _repository(response.url), response, Tried(request.method)
         )
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:

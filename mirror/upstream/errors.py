@@ -71,12 +71,6 @@ class UnavailableError(UpstreamError):
     transient = True
 
 
-class StatusError(UnavailableError):
-    """Upstream answered with another error status, such as 500."""
-
-    by_status = True
-
-
 class NonsenseError(UnavailableError):
     """Upstream answered with content that does not match the request."""
 

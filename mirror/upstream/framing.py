@@ -35,6 +35,9 @@ class ForgivingHandler(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Pass on the header once it is whole, and the bytes after it separately."""
+        if self._header is None or not data:  # no data: the parser goes on with what it has
+            super().data_received(data)
+            return
         while self._header is not None and data:
             header = self._header + data
             end = _END.search(header, max(0, len(self._header) - 3))

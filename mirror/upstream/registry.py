@@ -19,8 +19,8 @@ from mirror.upstream.errors import (
     NotFoundError,
     RangeRefusedError,
     RejectedError,
-    StatusError,
     UnauthorizedError,
+    UnavailableError,
     UpstreamError,
 )
 from mirror.upstream.passthrough import Outgoing
@@ -314,7 +314,9 @@ class Registry:
         if status in _REJECTIONS and own:
             raise await self._rejection(response, kind, repository)
         server = place(response.url, self._transport.lookup_proxy(response.url))
-        raise StatusError(self.name, f"{server} answered {status} for {repository}")
+        unavailable = UnavailableError(self.name, f"{server} answered {status} for {repository}")
+        unavailable.by_status = True
+        raise unavailable
 
     async def _rejection(
         self, response: aiohttp.ClientResponse, kind: str, repository: str

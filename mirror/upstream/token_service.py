@@ -28,8 +28,7 @@ _DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_
 _MAX_EXPIRY_SECONDS: Final = 86400.0
 _EXPIRY_MARGIN: Final = 0.1
 _MAX_ANSWER_BYTES: Final = 256 * 1024
-#: A new token was refused: the next refusal within this time does not renew it.  (A refused HEAD is
-#: followed by GET, which need not cost another token.)
+#: HEAD was refused with a new token: for so long, the GET that follows it does not renew the token.
 _REFUSED_SECONDS: Final = 10.0
 
 
@@ -48,11 +47,12 @@ class TokenCache(Protocol):
 
 @dataclass(slots=True)
 class Tried:
-    """The authentication tried so far in one exchange with a registry.
+    """The authentication tried so far in one exchange with a registry, by ``method``.
 
     ``fresh`` are the tokens fetched in this exchange.
     """
 
+    method: str
     basic: bool = False
     tokens: set[str] = field(default_factory=set)
     fresh: set[str] = field(default_factory=set)
@@ -115,11 +115,12 @@ class TokenService:
         name = self._name(scopes[0])
         token = await self._token(challenge, scopes, tried)
         if token in tried.tokens:
-            mark = f"{name} refused"
+            mark = f"{name} refused by HEAD"
             if token in tried.fresh:
-                await self._tokens.put(mark, token, _REFUSED_SECONDS)
+                if tried.method == "HEAD":
+                    await self._tokens.put(mark, token, _REFUSED_SECONDS)
                 return None
-            if await self._tokens.lookup(mark) == token:
+            if tried.method != "HEAD" and await self._tokens.lookup(mark) == token:
                 await self._tokens.forget(mark)
                 return None
             # Another request may have fetched a new token while this one was refused.

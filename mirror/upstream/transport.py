@@ -93,6 +93,14 @@ class Request:
     buffer_bytes: int = READ_BUFFER_BYTES
     range_stop: int | None = None
 
+    @property
+    def is_worth_another_attempt(self) -> bool:
+        """Whether a passing error is tried again here.
+
+        HEAD is followed by GET anyway, and a further connection of a download may be one too many.
+        """
+        return self.method == "GET" and self.range_stop is None
+
     def headers(self, *, same_origin: bool) -> dict[str, str]:
         """Return the header fields for one hop."""
         headers = {"Accept": self.accept, "Accept-Encoding": "identity"}
@@ -189,7 +197,7 @@ class Transport:
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
             response = await self._hop(request, url, limits)
-            if response.status in _PASSING and request.method == "GET":  # GET follows HEAD anyway
+            if response.status in _PASSING and request.is_worth_another_attempt:
                 response.release()
                 await asyncio.sleep(_AGAIN_SECONDS)
                 response = await self._hop(request, url, limits)
