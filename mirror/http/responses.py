@@ -16,8 +16,9 @@ from mirror.upstream.errors import (
     DeniedError,
     NotFoundError,
     RateLimitedError,
+    RefusedError,
+    RejectedError,
     TimedOutError,
-    UnauthorizedError,
     UpstreamError,
 )
 from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
@@ -40,6 +41,8 @@ _NOT_FOUND = {
     # oras-go looks for the tag of the referrers after any code but NAME_UNKNOWN.
     "referrers": ErrorCode.UNSUPPORTED,
 }
+
+_REJECTED = {400: ErrorCode.UNSUPPORTED, 413: ErrorCode.SIZE_INVALID}
 
 _CACHE_STATUS = {
     Outcome.HIT: "mirror; hit",
@@ -101,11 +104,12 @@ def _upstream_error(error: UpstreamError | FullError, kind: str) -> OciError:
     message = str(error)
     if isinstance(error, NotFoundError):
         return OciError(_NOT_FOUND.get(kind, ErrorCode.NAME_UNKNOWN), message, status=404)
-    if isinstance(error, UnauthorizedError):
+    if isinstance(error, RefusedError):
         # No challenge: dockerd would answer it with its credentials for Docker Hub.
-        return OciError(ErrorCode.UNAUTHORIZED, message, status=401)
-    if isinstance(error, DeniedError):
-        return OciError(ErrorCode.DENIED, message, status=403)
+        denied = isinstance(error, DeniedError)
+        return OciError(ErrorCode.DENIED if denied else ErrorCode.UNAUTHORIZED, message)
+    if isinstance(error, RejectedError):
+        return OciError(_rejected_code(error, kind), message, status=error.status)
     if isinstance(error, RateLimitedError):
         headers = _retry_after(error.retry_after)
         return OciError(ErrorCode.TOOMANYREQUESTS, message, status=429, headers=headers)
@@ -113,6 +117,15 @@ def _upstream_error(error: UpstreamError | FullError, kind: str) -> OciError:
         return overloaded(message, error.retry_after)
     status = 504 if isinstance(error, TimedOutError) else 502
     return OciError(ErrorCode.UNAVAILABLE, message, status=status)
+
+
+def _rejected_code(error: RejectedError, kind: str) -> ErrorCode:
+    """The code of upstream's own error, or the code nearest to its status."""
+    if error.code in ErrorCode.__members__.values():
+        return ErrorCode(error.code)
+    if error.status == 410:
+        return _NOT_FOUND.get(kind, ErrorCode.NAME_UNKNOWN)
+    return _REJECTED.get(error.status, ErrorCode.DENIED)
 
 
 def overloaded(message: str, seconds: float) -> OciError:

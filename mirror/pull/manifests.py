@@ -235,16 +235,21 @@ class ManifestPulls:
 
     async def _ask(self, wanted: Wanted, tag: Tag) -> Descriptor:
         registry = self._source.registry(wanted.target)
-        head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
+        try:
+            head = await registry.head_manifest(wanted.target.repository, tag, wanted.accept)
+        except UpstreamError as error:
+            if not error.by_status:
+                raise
+            return described(await self._source.fetch(wanted, tag, None))  # GET may not be refused
         if is_schema1(head.media_type):  # not announced, since GET could not serve it
             raise NotFoundError(registry.name, f"has only {Schema1Unsupported()}")
-        if head.digest is not None and head.size is not None:
+        if head.digest is not None:
             stored = await self._source.lookup(wanted.target, head.digest, head.media_type)
             if stored is not None:  # the bytes are more precise than the response headers
                 if stored.media_type != self._source.possible(stored)[0]:
                     await self._source.note_origin(wanted.target, stored)
                 return described(stored)
-            if head.media_type in MANIFEST_TYPES:
+            if head.size and head.media_type in MANIFEST_TYPES:
                 return Descriptor(head.media_type, head.digest, head.size)
         return described(await self._source.fetch(wanted, tag, None))
 

@@ -15,9 +15,11 @@ from mirror.store.interface import ListingStore, Page
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import (
     DeniedError,
+    LoginRefusedError,
     NotFoundError,
     RateLimitedError,
     RefusedError,
+    RejectedError,
     TimedOutError,
     UnauthorizedError,
     UnavailableError,
@@ -26,7 +28,9 @@ from mirror.upstream.errors import (
 from mirror.upstream.routing import Target
 
 #: Errors after which the last known answer of upstream is served.
-CANNOT_ANSWER: Final = (UnavailableError, TimedOutError, RateLimitedError, FullError)
+CANNOT_ANSWER: Final = (
+    *(UnavailableError, TimedOutError, RateLimitedError, LoginRefusedError, FullError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +68,11 @@ class Question:
 
 
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
+_REJECTED: Final = "rejected"
 
 
 class RecentRefusals:
-    """Refusals, for a short while: 404 for all clients, 401 and 403 for the mirror's credentials.
+    """Refusals, for a short while: 401 and 403 for the mirror's own credentials, others for all.
 
     Docker Hub also answers 401 for a missing repository.  A 401 or 403 for a client with its own
     credentials is not remembered: it may send others, or get access a moment later.
@@ -80,17 +85,24 @@ class RecentRefusals:
         """Raise the remembered refusal of a question, if there is one.
 
         Raises:
-            NotFoundError, UnauthorizedError, DeniedError: upstream refused recently.
+            NotFoundError, RefusedError, RejectedError: upstream refused recently.
         """
         said = await self._negatives.lookup(question.name)
         if said is not None:
             kind, _, message = said.partition(" ")
+            if kind == _REJECTED:
+                status, code, message = message.split(" ", 2)
+                raise RejectedError(question.target.upstream, message, int(status), code)
             raise _KINDS[kind](question.target.upstream, message)
 
     async def note(self, question: Question, error: UpstreamError | FullError) -> None:
         """Remember the answer of upstream, if it is a refusal."""
-        if isinstance(error, RefusedError) and question.target.principal is not None:
+        own = isinstance(error, LoginRefusedError)  # the login remembers it, until it is corrected
+        if own or (isinstance(error, RefusedError) and question.target.principal is not None):
             return
+        if isinstance(error, RejectedError):
+            said = f"{_REJECTED} {error.status} {error.code} {error.message}"
+            await self._negatives.put(question.name, said)
         for kind, refusal in _KINDS.items():
             if isinstance(error, refusal):
                 await self._negatives.put(question.name, f"{kind} {error.message}")

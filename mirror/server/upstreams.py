@@ -15,14 +15,11 @@ from mirror.server.errors import StartError
 from mirror.server.outgoing_proxies import upstream_proxies
 from mirror.shares import Rooms
 from mirror.ttl_cache import TtlCache
-from mirror.upstream.auth import (
-    Authenticator,
-    Authorization,
-    Credentials,
-)
+from mirror.upstream.auth import Authenticator, Authorization
 from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.login import Login, OwnLogin
+from mirror.upstream.quirks import quirks_of
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
@@ -144,27 +141,25 @@ async def opened_upstream(
     Raises:
         StartError: its password or CA file cannot be used.
     """
-    secret = _secret(name, upstream)
-    credentials = Credentials(upstream.username, secret) if upstream.username else None
     # The credentials belong to the registry: its mirrors are asked anonymously.
-    addresses = [*((url, None) for url in upstream.mirrors), (upstream.url, credentials)]
+    mirrors = [(url, Login()) for url in upstream.mirrors]
+    addresses = [*mirrors, (upstream.url, _login(name, upstream))]
     settings = _transport_settings(name, config, upstream)
     rate = upstream.max_rate.bytes
     pace = Pace(rate) if rate else None
     async with AsyncExitStack() as stack:
         registries = list[Registry]()
-        for address, with_credentials in addresses:
+        for address, login in addresses:
             root, prefix = split_upstream(address)
             url = URL(root)
             transport = Transport(name, url.host or "", settings, observer)
             with _using_ca_files(name):
                 await stack.enter_async_context(transport)
-            authorization = Authorization(name, url, transport, tokens, with_credentials)
+            authorization = Authorization(name, url, transport, tokens, login)
             max_bytes = config.fetch.max_blob_size.bytes
-            gate = RateLimitPause(name)
             registries.append(
                 Registry(
-                    *(name, url, transport, authorization, gate, observer),
+                    *(name, url, transport, authorization, observer),
                     *(rooms, max_bytes, pace),
                     prefix=prefix,
                     replaceable=len(registries) < len(upstream.mirrors),
@@ -178,14 +173,24 @@ async def opened_upstream(
         )
 
 
+def _login(name: str, upstream: UpstreamConfig) -> Login:
+    if not upstream.username:
+        return Login()
+    _secret(name, upstream)  # readable at the start
+    key = "password_file" if upstream.password_file else "password"
+    hint = quirks_of(name).login_hint
+    keys = f'username and {key} of [upstreams."{name}"]' + (f" ({hint})" if hint else "")
+    return OwnLogin(name, upstream.username, upstream.secret, keys)
+
+
 def _introduction(
     principal: Principal, name: str, url: URL, transport: Transport, tokens: TtlCache[str]
 ) -> Authenticator:
     """How a client with its own credentials authenticates to the registry at ``url``."""
     credentials = principal.credentials()
     if credentials is None:
-        return Verbatim(principal)
-    return Authorization(name, url, transport, tokens, credentials, principal.identity)
+        return Verbatim(name, transport, principal)
+    return Authorization(name, url, transport, tokens, Login(credentials), principal.identity)
 
 
 @contextmanager
@@ -215,6 +220,7 @@ def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> 
         idle_timeout=config.fetch.idle_timeout.seconds,
         proxies=upstream_proxies(config, name),
         private_redirects=upstream.private_redirects,
+        http_redirects=upstream.http_redirects,
         ca_files=_ca_files(config, upstream),
         user_agent=f"mirror/{__version__}",
     )

@@ -4,67 +4,49 @@ Follows the token authentication of the distribution project.  The scope is alwa
 ``repository:<name>:pull``: ghcr.io's challenge has a placeholder, Docker Hub's has no scope.
 """
 
-import asyncio
-import base64
-import json
-import math
-from dataclasses import dataclass
+import re
+from dataclasses import replace
 from typing import Final, Protocol
-from weakref import WeakValueDictionary
 
+import aiohttp
 from yarl import URL
 
-from mirror.oci.challenge import Challenge
+from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.ttl_cache import TtlCache
-from mirror.upstream.errors import DeniedError, UnauthorizedError, UnavailableError, UpstreamError
+from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
+from mirror.upstream.login import Credentials, Login
+from mirror.upstream.rate_limit import RateLimits
+from mirror.upstream.token_service import TokenService, Tried
 from mirror.upstream.transport import Request, Transport
 
-_DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_in is missing
-_MAX_EXPIRY_SECONDS: Final = 86400.0
-_EXPIRY_MARGIN: Final = 0.1
-_MAX_TOKEN_ANSWER_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A user name and a password or access token; the repr hides both."""
-
-    username: str
-    password: str
-
-    def __repr__(self) -> str:
-        return "Credentials(********)"
-
-    def basic(self) -> str:
-        """The Authorization header (RFC 7617)."""
-        pair = f"{self.username}:{self.password}".encode()
-        return "Basic " + base64.b64encode(pair).decode("ascii")
+_MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
+_MAX_ANSWERS: Final = 5  # to the challenges in one exchange
+_MAX_OTHERS: Final = 16  # other registries that upstream redirects to
+#: A registry may also answer so to an outdated token (400) or password (403, ECR).
+_REFUSALS: Final = {400, 401, 403}
+_REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+", re.ASCII)
 
 
 class Authenticator(Protocol):
-    """Makes the Authorization header for one upstream."""
+    """Sends requests to one upstream as one client, within the rate limit of that client."""
 
-    async def header(self, repository: str) -> str | None:
-        """Return the header for the first attempt, None for no header."""
+    async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
+        """Send a request for a repository (empty: for none); return the last answer.
 
-    async def renewed(
-        self, repository: str, challenges: list[Challenge], refused: str | None
-    ) -> str | None:
-        """Return the header after a 401 for ``refused``; None if there is nothing new to send."""
-
-    @property
-    def needs_challenge(self) -> bool:
-        """Whether there are credentials but no challenge yet that says how to send them."""
-
-    def learn(self, challenges: list[Challenge]) -> None:
-        """Take the challenges of upstream before the first request with credentials."""
+        Raises:
+            UpstreamError: upstream did not answer, or a token cannot be fetched.
+        """
 
     async def renew(self, repository: str) -> None:
-        """Drop the token for a repository; the next request fetches a new one."""
+        """Drop the token for a repository; the next request makes upstream check the credentials.
+
+        Raises:
+            UpstreamError: upstream cannot be asked.
+        """
 
 
 class Authorization:
-    """Makes the Authorization header for one upstream."""
+    """Authenticates with credentials, or as an anonymous client."""
 
     def __init__(
         self,
@@ -72,155 +54,214 @@ class Authorization:
         url: URL,
         transport: Transport,
         tokens: TtlCache[str],
-        credentials: Credentials | None,
+        login: Login,
         owner: str = "",
+        *,
+        elsewhere: bool = False,
     ) -> None:
-        """``owner`` identifies the client with these credentials; empty for the mirror's own."""
-        self._upstream = upstream
+        """Authenticate at ``url``.
+
+        Args:
+            owner: identifies the client with this login; empty for the mirror's own.
+            elsewhere: upstream has redirected to this registry; no further ones are logged in to.
+        """
+        self._limits = RateLimits(upstream)
         self._url = url
         self._transport = transport
+        self._login = login
+        self._upstream = upstream
         self._tokens = tokens
-        self._credentials = credentials
-        self._owner = owner
+        self._others: dict[URL, Authorization] = {}
+        self._elsewhere = elsewhere
+        self._service = TokenService(
+            *(upstream, url, transport, self._limits, tokens, login, owner)
+        )
         self._challenge: Challenge | None = None
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def header(self, repository: str) -> str | None:
-        """Return the header for the first attempt, by the last challenge; None without one.
+    async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
+        """See :meth:`Authenticator.send`."""
+        tried = Tried(request.method)
+        response = None
+        if self._challenge is not None:
+            try:
+                response = await self._answer(self._challenge, request, repository, tried)
+            except LoginRefusedError:
+                raise
+            except RefusedError:  # perhaps the challenge is outdated: ask for another one
+                response = None
+        if response is None:
+            response = await self._transport.send(request, self._limits)
+        return await self.settle(request, repository, response, tried)
 
-        ``repository`` is empty for requests without a repository.
+    async def settle(
+        self, request: Request, repository: str, response: aiohttp.ClientResponse, tried: Tried
+    ) -> aiohttp.ClientResponse:
+        """Authenticate until the answer is no refusal, or there is nothing new to send."""
+        for _ in range(_MAX_ANSWERS):
+            try:
+                if response.url.origin() != self._url.origin():
+                    return await self._settle_elsewhere(request, response)
+                challenge = await self._challenge_of(response, tried)
+                if challenge is None:
+                    break
+                if response.url.path != request.url.path:  # the repository has another name
+                    request = replace(request, url=response.url)
+                    repository = _repository(response.url) or repository
+                answer = await self._answer(challenge, request, repository, tried)
+            except RefusedError as error:
+                error.challenges = challenge_fields(response)
+                response.release()
+                raise
+            except BaseException:
+                response.release()
+                raise
+            if answer is None:
+                break
+            response.release()
+            response = answer
+            self._remember(challenge)
+        return response
 
-        Raises:
-            UpstreamError: a token is needed and cannot be fetched.
+    async def renew(self, repository: str) -> None:
+        """See :meth:`Authenticator.renew`.
+
+        Without a challenge so far, ask for one: upstream may answer 404 without one for a private
+        repository.
         """
-        if self._challenge is None:
-            return None
-        try:
-            return await self._answer(self._challenge, repository)
-        except UpstreamError:
-            self._challenge = None  # upstream may use another challenge by now, or none
-            raise
+        await self._service.forget(repository)
+        if self._challenge is None and self._login.given:
+            self._remember(await self._learn())
 
-    async def renewed(
-        self, repository: str, challenges: list[Challenge], refused: str | None
-    ) -> str | None:
-        """Return the header after a 401 for ``refused``; None if there is nothing new to send.
+    def _remember(self, challenge: Challenge | None) -> None:
+        """Use a challenge from the first request on; its scope is for one repository."""
+        if challenge is not None:
+            parameters = {**challenge.parameters, "scope": ""}
+            self._challenge = replace(challenge, parameters=parameters)
 
-        Raises:
-            UpstreamError: a token is needed and cannot be fetched.
-        """
-        challenge = self._choose(challenges)
-        if challenge is None:
+    async def _challenge_of(
+        self, response: aiohttp.ClientResponse, tried: Tried
+    ) -> Challenge | None:
+        """Return the challenge to answer after a refusal, None if there is none."""
+        status = response.status
+        if status not in _REFUSALS and status != 404:
             return None
-        if challenge.scheme == "bearer" and refused is not None:
-            await self._forget(repository, refused)
-        header = await self._answer(challenge, repository)
-        self._challenge = challenge
-        return None if header == refused else header
+        untried = not tried.basic and not tried.tokens
+        if untried or status != 404:
+            challenge = self._choose(_challenges(response))
+            if challenge is not None:
+                return challenge
+        if untried:  # upstream may say that what is private does not exist
+            return await self._learn() if self._login.given and status != 400 else None
+        return self._challenge if tried.tokens and status != 404 else None
+
+    async def _learn(self) -> Challenge | None:
+        """Ask for a challenge; a registry without one has the credentials sent to it."""
+        url = URL(f"{self._url}/v2/", encoded=True)
+        response = await self._transport.send(Request("GET", url, "ping"), self._limits)
+        response.close()
+        if response.url.origin() != url.origin():
+            return None
+        usual = Challenge("basic", {}) if response.status == 200 else None
+        return self._choose(_challenges(response)) or usual
+
+    async def _settle_elsewhere(
+        self, request: Request, response: aiohttp.ClientResponse
+    ) -> aiohttp.ClientResponse:
+        """Authenticate anonymously to another registry that upstream redirects to (lscr.io)."""
+        if response.status != 401 or self._elsewhere:
+            return response
+        origin = response.url.origin()
+        if origin not in self._others:
+            if len(self._others) >= _MAX_OTHERS:
+                self._others.pop(next(iter(self._others)))
+            self._others[origin] = Authorization(
+                *(self._upstream, origin, self._transport, self._tokens, Login()), elsewhere=True
+            )
+        there = replace(request, url=response.url)
+        return await self._others[origin].settle(
+            there, _repository(response.url), response, Tried(request.method)
+        )
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
         usable = {challenge.scheme: challenge for challenge in challenges}
         if "bearer" in usable:
             return usable["bearer"]
-        return usable.get("basic") if self._credentials is not None else None
+        return usable.get("basic") if self._login.given else None
 
-    async def _answer(self, challenge: Challenge, repository: str) -> str | None:
+    async def _answer(
+        self, challenge: Challenge, request: Request, repository: str, tried: Tried
+    ) -> aiohttp.ClientResponse | None:
+        """Send a request with the answer to a challenge; None if it was tried already."""
         if challenge.scheme == "basic":
-            return None if self._credentials is None else self._credentials.basic()
-        return "Bearer " + await self._token(challenge, _scope(repository))
-
-    @property
-    def needs_challenge(self) -> bool:
-        """Whether there are credentials and upstream has not sent a challenge yet."""
-        return self._challenge is None and self._credentials is not None
-
-    def learn(self, challenges: list[Challenge]) -> None:
-        """Take the challenges of upstream before the first request with credentials."""
-        self._challenge = self._choose(challenges)
-
-    async def renew(self, repository: str) -> None:
-        """Drop the token for a repository."""
-        await self._tokens.forget(self._name(_scope(repository)))
-
-    async def _forget(self, repository: str, refused: str) -> None:
-        name = self._name(_scope(repository))
-        # Another request may have fetched a new token while this one was refused.
-        if "Bearer " + (await self._tokens.lookup(name) or "") == refused:
-            await self._tokens.forget(name)
-
-    def _name(self, scope: str) -> str:
-        return f"{self._url} {scope} {self._owner}"
-
-    async def _token(self, challenge: Challenge, scope: str) -> str:
-        name = self._name(scope)
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        async with lock:
-            token = await self._tokens.lookup(name)
-            if token is None:
-                token, expires_in = await self._fetch(challenge, scope)
-                await self._tokens.put(name, token, expires_in * (1 - _EXPIRY_MARGIN))
-            return token
-
-    async def _fetch(self, challenge: Challenge, scope: str) -> tuple[str, float]:
-        realm = self._realm(challenge)
-        query = {"scope": scope} if scope else {}
-        if service := challenge.parameters.get("service"):
-            query["service"] = service
-        authorization = None if self._credentials is None else self._credentials.basic()
-        request = Request("GET", realm.update_query(query), "token", authorization=authorization)
-        response = await self._transport.send(request)
+            if tried.basic:
+                return None
+            tried.basic = True
+            return await self._send_basic(request)
         try:
-            if response.status in {401, 403}:
-                error = UnauthorizedError if response.status == 401 else DeniedError
-                raise error(self._upstream, f"{realm.origin()} gives no token {scope}".rstrip())
-            if response.status != 200:
-                raise UnavailableError(
-                    self._upstream, f"{realm.origin()} answered {response.status} to a token call"
-                )
-            return _parse(await self._transport.read(response, "token", _MAX_TOKEN_ANSWER_BYTES))
-        except ValueError as error:
-            raise UnavailableError(self._upstream, f"{realm.origin()} answered no token") from error
-        finally:
-            response.release()
+            token = await self._service.untried(challenge, repository, tried)
+        except UpstreamError:
+            self._challenge = None  # upstream may use another challenge by now, or none
+            raise
+        if token is None:
+            return None
+        return await self._transport.send(
+            replace(request, authorization=f"Bearer {token}"), self._limits
+        )
 
-    def _realm(self, challenge: Challenge) -> URL:
-        """Return the URL of the token service, if the mirror may send credentials to it.
+    async def _send_basic(self, request: Request) -> aiohttp.ClientResponse:
+        for last in (False, True):
+            async with self._login.use() as credentials:
+                assert credentials is not None, "Basic is chosen only with credentials"
+                basic = replace(request, authorization=credentials.basic())
+                response = await self._transport.send(basic, self._limits)
+                if response.status not in _REFUSALS or self._wants_token(response):
+                    self._login.accept()
+                    return response
+                if last or not await self._login.refresh(credentials):
+                    await self._judge(basic, credentials, response)
+                    return response
+                response.release()
+        raise AssertionError("the loop returns")
 
-        A realm is only as trustworthy as the connection that named it: with TLS the registry
-        may name any https service, without TLS only its own host.
+    def _wants_token(self, response: aiohttp.ClientResponse) -> bool:
+        """Whether a refusal is not about user and password."""
+        challenge = self._choose(_challenges(response))
+        other = response.url.origin() != self._url.origin()
+        return other or (challenge is not None and challenge.scheme == "bearer")
+
+    async def _judge(
+        self, request: Request, credentials: Credentials, response: aiohttp.ClientResponse
+    ) -> None:
+        """Find out whether a refusal is about the mirror's login or about the repository alone.
 
         Raises:
-            UnavailableError: the realm is not trusted.
+            LoginRefusedError: it is about the login.
         """
-        try:
-            realm = URL(challenge.parameters.get("realm", ""))
-        except ValueError:
-            realm = URL()
-        over_tls = self._url.scheme == "https" and realm.scheme == "https"
-        same_host = realm.scheme == self._url.scheme and realm.host == self._url.host
-        if not (over_tls or same_host) or not realm.host:
-            raise UnavailableError(
-                self._upstream, f"names a token service that cannot be trusted: {realm.host}"
-            )
-        return realm
+        if not self._login.own:
+            return
+        if self._login.proven or response.status != 401:
+            url = URL(f"{self._url}/v2/", encoded=True)
+            ping = Request("GET", url, "ping", authorization=request.authorization)
+            answer = await self._transport.send(ping, self._limits)
+            answer.close()
+            if answer.status not in _REFUSALS:
+                self._login.accept()
+                return
+        response.release()
+        self._login.refuse(credentials)
 
 
-def _scope(repository: str) -> str:
-    return f"repository:{repository}:pull" if repository else ""
+def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:
+    """Return the WWW-Authenticate fields of an answer that are safe to send to clients."""
+    fields = response.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
+    return tuple(each for each in fields if each.isascii() and each.isprintable())
 
 
-def _parse(body: bytes) -> tuple[str, float]:
-    try:
-        answer = json.loads(body)
-    except RecursionError:
-        raise ValueError("not JSON") from None
-    if not isinstance(answer, dict):
-        raise ValueError("JSON, but no object")
-    token = answer.get("token") or answer.get("access_token")
-    expires_in = answer.get("expires_in", _DEFAULT_EXPIRY_SECONDS)
-    if not isinstance(token, str) or not token or not token.isprintable():
-        raise ValueError("no token in the answer")
-    number = isinstance(expires_in, int | float) and not isinstance(expires_in, bool)
-    if not number or math.isnan(expires_in):
-        raise ValueError("expires_in is not a number")
-    return token, min(max(expires_in, 1.0), _MAX_EXPIRY_SECONDS)
+def _challenges(response: aiohttp.ClientResponse) -> list[Challenge]:
+    return [each for field in challenge_fields(response) for each in parse_challenges(field)]
+
+
+def _repository(url: URL) -> str:
+    """Return the repository in a URL of the registry API; empty if there is none."""
+    found = _REPOSITORY.search(url.raw_path)
+    return "" if found is None else found[1]

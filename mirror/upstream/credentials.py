@@ -5,11 +5,15 @@ client's identity instead: a keyed hash that reveals nothing about the secret.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+import aiohttp
+
 from mirror.oci.authorization import parse_basic
-from mirror.upstream.auth import Credentials
+from mirror.upstream.login import Credentials
+from mirror.upstream.rate_limit import RateLimits
+from mirror.upstream.transport import Request, Transport
 
 _IDENTITY_BYTES: Final = 16
 
@@ -48,24 +52,15 @@ class Principals:
 class Verbatim:
     """Sends the Authorization field of a client to upstream unchanged, and nothing else."""
 
-    def __init__(self, principal: Principal) -> None:
+    def __init__(self, upstream: str, transport: Transport, principal: Principal) -> None:
+        self._limits = RateLimits(upstream)
+        self._transport = transport
         self._header = principal.authorization or None
 
-    async def header(self, repository: str) -> str | None:
-        """The field of the client."""
-        return self._header
-
-    async def renewed(self, repository: str, challenges: object, refused: str | None) -> str | None:
-        """None: only the client can get another token."""
-        return None
-
-    @property
-    def needs_challenge(self) -> bool:
-        """False: the field of the client is sent with every request."""
-        return False
-
-    def learn(self, challenges: object) -> None:
-        """Do nothing."""
+    async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
+        """Send a request; a refusal is for the client: only the client can get another token."""
+        own = replace(request, authorization=self._header)
+        return await self._transport.send(own, self._limits)
 
     async def renew(self, repository: str) -> None:
         """Do nothing: no token is stored here."""

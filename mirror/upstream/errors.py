@@ -7,6 +7,8 @@ class UpstreamError(Exception):
     """Upstream did not answer a request as asked.  The message contains no secret."""
 
     transient = False
+    by_status = False
+    """Whether upstream answered with an error status: another method may have another answer."""
 
     def __init__(self, upstream: str, message: str) -> None:
         super().__init__(f"{upstream}: {message}")
@@ -17,9 +19,13 @@ class UpstreamError(Exception):
 class NotFoundError(UpstreamError):
     """404: upstream does not have it."""
 
+    by_status = True
+
 
 class RefusedError(UpstreamError):
     """Upstream refuses this client; ``challenges`` are the WWW-Authenticate fields."""
+
+    by_status = True
 
     def __init__(self, upstream: str, message: str, challenges: Sequence[str] = ()) -> None:
         super().__init__(upstream, message)
@@ -28,6 +34,12 @@ class RefusedError(UpstreamError):
 
 class UnauthorizedError(RefusedError):
     """401, also with a token: the repository is private or (Docker Hub) does not exist."""
+
+
+class LoginRefusedError(UnauthorizedError):
+    """Upstream refuses the mirror's own user and password: other clients are not at fault."""
+
+    by_status = False
 
 
 class DeniedError(RefusedError):
@@ -40,6 +52,17 @@ class RateLimitedError(UpstreamError):
     def __init__(self, upstream: str, message: str, retry_after: float) -> None:
         super().__init__(upstream, message)
         self.retry_after = retry_after
+
+
+class RejectedError(UpstreamError):
+    """400, 402, 410, 413 or 451; ``code`` is that of upstream's error body, empty without one."""
+
+    by_status = True
+
+    def __init__(self, upstream: str, message: str, status: int, code: str = "") -> None:
+        super().__init__(upstream, message)
+        self.status = status
+        self.code = code
 
 
 class UnavailableError(UpstreamError):

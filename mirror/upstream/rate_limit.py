@@ -1,6 +1,11 @@
-"""Rate limit of an upstream: after a 429 no request is sent until its Retry-After is over."""
+"""Rate limits of an upstream: after a 429 no such request is sent until its Retry-After is over.
+
+A server counts its kinds of requests apart: Docker Hub limits GET of manifests only, and neither
+HEAD, nor blobs, nor its token service, nor the storage that it redirects to.
+"""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -10,13 +15,51 @@ from mirror.upstream.errors import RateLimitedError
 _DEFAULT_SECONDS: Final = 30.0  # Docker Hub's abuse limit answers 429 without Retry-After
 _MAX_SECONDS: Final = 3600.0
 _MAX_DIGITS: Final = 10
+_MAX_PAUSES: Final = 256  # storage with changing host names
+
+
+class RateLimits:
+    """The pauses of one client of an upstream, by server, kind and method of the request."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._pauses: OrderedDict[tuple[str, str, str], RateLimitPause] = OrderedDict()
+
+    def check(self, server: str, kind: str, method: str) -> None:
+        """Return if a request may be sent to a server.
+
+        Raises:
+            RateLimitedError: the server answered 429 and its Retry-After is not over.
+        """
+        pause = self._pauses.get((server, kind, method))
+        if pause is not None:
+            pause.check()
+
+    def close(
+        self, server: str, kind: str, method: str, retry_after: str, date: str
+    ) -> RateLimitedError:
+        """Start the pause after a 429; see :meth:`RateLimitPause.close`."""
+        key = (server, kind, method)
+        pause = self._pauses.setdefault(
+            key,
+            RateLimitPause(
+                self._upstream, f"{server} answers 429: too many requests ({method} {kind})"
+            ),
+        )
+        self._pauses.move_to_end(key)
+        if len(self._pauses) > _MAX_PAUSES:
+            self._pauses.popitem(last=False)
+        return pause.close(retry_after, date)
 
 
 class RateLimitPause:
-    """The pause of requests to one upstream."""
+    """The pause of requests of one kind to one server."""
 
-    def __init__(self, upstream: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, upstream: str, message: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._upstream = upstream
+        self._message = message
         self._clock = clock
         self._closed_until = 0.0
 
@@ -43,7 +86,7 @@ class RateLimitPause:
         return self._error(wait)
 
     def _error(self, seconds: float) -> RateLimitedError:
-        return RateLimitedError(self._upstream, "limits how often it may be asked", seconds)
+        return RateLimitedError(self._upstream, self._message, seconds)
 
 
 def _seconds_of(retry_after: str, date: str) -> float | None:

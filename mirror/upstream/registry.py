@@ -1,19 +1,18 @@
 """Client of one upstream registry: the pull part of the OCI distribution spec."""
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
 from mirror.oci.byterange import parse_content_range
-from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
-from mirror.upstream.auth import Authenticator
+from mirror.upstream.auth import Authenticator, challenge_fields
+from mirror.upstream.body import is_compressed
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
@@ -21,9 +20,10 @@ from mirror.upstream.errors import (
     OversizedAnswerError,
     RangeRefusedError,
     RedirectError,
-    RefusedError,
+    RejectedError,
     UnauthorizedError,
     UnavailableError,
+    UpstreamError,
 )
 from mirror.upstream.listings import (
     PAGES,
@@ -33,7 +33,7 @@ from mirror.upstream.listings import (
     listing_page,
 )
 from mirror.upstream.passthrough import Outgoing, correct_addresses
-from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.quirks import quirks_of
 from mirror.upstream.responses import (
     BlobStream,
     Listing,
@@ -41,6 +41,7 @@ from mirror.upstream.responses import (
     ManifestHead,
     Pace,
     PassedAnswer,
+    parse_error,
     readable_field,
 )
 from mirror.upstream.translation import place
@@ -49,10 +50,11 @@ from mirror.upstream.transport import Observer, Request, Transport
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _NO_REFERRERS: Final = "has no referrers API"
-_MAX_CHALLENGES: Final = 8  # fields, each of which may hold several
+_MAX_ERROR_BYTES: Final = 64 * 1024
+#: Statuses that reach the client with upstream's own words.
+_REJECTIONS: Final = {400, 402, 410, 413, 451}
 #: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
-_NO_HEAD: Final = {405, 501}  # from a registry that supports only GET
 
 
 class Registry:
@@ -63,8 +65,7 @@ class Registry:
         name: str,
         url: URL,
         transport: Transport,
-        authorization: Authenticator,
-        gate: RateLimitPause,
+        authenticator: Authenticator,
         observer: Observer,
         rooms: Rooms,
         max_blob_bytes: int,
@@ -79,10 +80,9 @@ class Registry:
         end.  ``replaceable``: a web page is an error, because another address can answer instead.
         """
         self.name = name
-        self._gate = gate
         self._url = url
         self._transport = transport
-        self._authorization = authorization
+        self._authenticator = authenticator
         self._observer = observer
         self._rooms = rooms
         self._max_blob_bytes = max_blob_bytes
@@ -95,14 +95,13 @@ class Registry:
         """The origin of the registry's URL."""
         return str(self._url.origin())
 
-    def with_credentials(self, introduction: Authenticator) -> "Registry":
-        """Return the same registry with other credentials and its own rate limit."""
+    def with_credentials(self, authenticator: Authenticator) -> "Registry":
+        """Return the same registry for another client."""
         return Registry(
             self.name,
             self._url,
             self._transport,
-            introduction,
-            RateLimitPause(self.name),
+            authenticator,
             self._observer,
             self._rooms,
             self._max_blob_bytes,
@@ -116,18 +115,7 @@ class Registry:
         Raises:
             UpstreamError: upstream cannot be asked.
         """
-        await self._authorization.renew(self._own_name(repository))
-        if self._authorization.needs_challenge:
-            await self._learn()
-
-    async def _learn(self) -> None:
-        """Ask for a challenge: upstream may answer 404 without one for a private repository."""
-        self._gate.check()
-        url = URL(f"{self._url}/v2/", encoded=True)
-        response = await self._transport.send(Request("GET", url, "ping"))
-        response.close()
-        if response.status == 401 and response.url.origin() == url.origin():
-            self._authorization.learn(_parsed(_challenges(response)))
+        await self._authenticator.renew(self._own_name(repository))
 
     async def greet(self) -> None:
         """Ask for ``/v2/``.
@@ -155,9 +143,12 @@ class Registry:
         await self._confirm(repository, f"{repository}/blobs/{digest}", "blob", "*/*")
 
     async def _confirm(self, repository: str, path: str, kind: str, accept: str) -> None:
-        async with self._ask("HEAD", repository, path, kind, accept=accept) as response:
-            if response.status not in _NO_HEAD:
+        try:
+            async with self._ask("HEAD", repository, path, kind, accept=accept):
                 return
+        except UpstreamError as error:
+            if not error.by_status:
+                raise
         async with self._ask("GET", repository, path, kind, accept=accept, span=(0, 1)):
             return  # the status is enough; the body is closed unread
 
@@ -169,12 +160,10 @@ class Registry:
         """
         path = f"{repository}/manifests/{reference}"
         async with self._ask("HEAD", repository, path, "manifest", accept=accept) as response:
-            if response.status in _NO_HEAD:
-                return ManifestHead(None, "", None)
             return ManifestHead(
                 _digest(response.headers),
                 readable_field(response.headers, "Content-Type"),
-                response.content_length,
+                _length(response),
             )
 
     async def get_manifest(self, repository: str, reference: str, accept: str) -> ManifestBody:
@@ -192,11 +181,23 @@ class Registry:
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
         """Return the size of a blob in bytes, None if upstream does not tell it.
 
+        If HEAD is refused or does not tell the size, ask by GET for the first byte.
+
         Raises:
             UpstreamError: upstream does not serve the blob.
         """
-        async with self._ask("HEAD", repository, f"{repository}/blobs/{digest}", "blob") as answer:
-            return None if answer.status in _NO_HEAD else answer.content_length
+        path = f"{repository}/blobs/{digest}"
+        if quirks_of(self.name).blob_head:
+            try:
+                async with self._ask("HEAD", repository, path, "blob") as answer:
+                    size = _length(answer)
+                    if size or (size == 0 and Digest.of(b"", digest.algorithm) == digest):
+                        return size
+            except UpstreamError as error:
+                if not error.by_status:
+                    raise
+        async with self._ask("GET", repository, path, "blob", span=(0, 1)) as answer:
+            return self._span(answer, 0)[1]
 
     @asynccontextmanager
     async def open_blob(
@@ -337,18 +338,13 @@ class Registry:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         path, repository = self._own_name(path), self._own_name(repository)
         url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
-        self._gate.check()
-        authorization = await self._authorization.header(repository)
         start, stop = span
-        request = Request(method, url, kind, accept, authorization, start, buffer_bytes, stop)
-        response = await self._transport.send(request)
-        if response.status == 401 and response.url.origin() == url.origin():
-            response.release()
-            response = await self._ask_again(request, repository, response)
+        request = Request(method, url, kind, accept, None, start, buffer_bytes, stop)
+        response = await self._authenticator.send(request, repository)
         try:
             if kind == "referrers" and lacks_referrers(response, self._url):
                 raise NotFoundError(self.name, f"{_NO_REFERRERS} (its {response.status})")
-            self._check(response, repository)
+            await self._check(response, kind, repository)
             yield response
         finally:
             # A connection is reused only if its body was read to the end.
@@ -358,24 +354,10 @@ class Registry:
         """The registry's own name of a repository, or its path below /v2/; "" stays ""."""
         return self._prefix + name if name else ""
 
-    async def _ask_again(
-        self, request: Request, repository: str, refusal: aiohttp.ClientResponse
-    ) -> aiohttp.ClientResponse:
-        fields = _challenges(refusal)
-        refused = request.authorization
-        try:
-            header = await self._authorization.renewed(repository, _parsed(fields), refused)
-        except RefusedError as error:
-            error.challenges = fields
-            raise
-        if header is None:
-            raise UnauthorizedError(self.name, _private(repository), fields)
-        return await self._transport.send(replace(request, authorization=header))
-
-    def _check(self, response: aiohttp.ClientResponse, repository: str) -> None:
+    async def _check(self, response: aiohttp.ClientResponse, kind: str, repository: str) -> None:
         status = response.status
         origin = response.url.origin()
-        if status in {200, 206} or (response.method == "HEAD" and status in _NO_HEAD):
+        if status in {200, 206}:
             if self._replaceable and response.content_type in PAGES:
                 raise NonsenseError(self.name, f"{origin} answered a web page for {repository}")
             return
@@ -383,21 +365,35 @@ class Registry:
             raise NotFoundError(self.name, f"has no such thing in {repository}")
         if status == 416:
             raise RangeRefusedError(self.name, "refuses to continue where the last answer ended")
-        if status == 429:
-            fields = response.headers
-            raise self._gate.close(fields.get("Retry-After", ""), fields.get("Date", ""))
-        if status == 401 and origin == self._url.origin():
-            raise UnauthorizedError(self.name, _private(repository), _challenges(response))
-        if status == 403 and origin == self._url.origin():
+        own = origin == self._url.origin()
+        fields = challenge_fields(response)
+        if status == 401 and (own or fields):  # storage refuses without a challenge
+            raise UnauthorizedError(self.name, _private(repository), fields if own else ())
+        if status == 403 and own:
             raise DeniedError(self.name, f"denies access to {repository or 'this client'}")
+        if status in _REJECTIONS and own:
+            raise await self._rejection(response, kind, repository)
         server = place(response.url, self._transport.lookup_proxy(response.url))
-        raise UnavailableError(self.name, f"{server} answered {status} for {repository}")
+        unavailable = UnavailableError(self.name, f"{server} answered {status} for {repository}")
+        unavailable.by_status = True
+        raise unavailable
+
+    async def _rejection(
+        self, response: aiohttp.ClientResponse, kind: str, repository: str
+    ) -> RejectedError:
+        try:
+            body = await self._transport.read(response, kind, _MAX_ERROR_BYTES)
+        except UpstreamError:
+            body = b""
+        code, words = parse_error(body)
+        text = f"answered {response.status} for {repository}" + (f": {words}" if words else "")
+        return RejectedError(self.name, text, response.status, code)
 
     async def _read(
         self, response: aiohttp.ClientResponse, kind: str, limit: int
     ) -> tuple[bytes, Hold | None]:
         """Read a body of at most ``limit`` bytes; a body over SMALL_BYTES also has a hold."""
-        size = response.content_length
+        size = _length(response)
         hold: Hold | None = None
         if size is None or SMALL_BYTES < size <= limit:
             hold = await self._rooms.answers.hold(self.name, size or _FIRST_BYTES)
@@ -422,7 +418,7 @@ class Registry:
 
     def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
         if response.status == 200:
-            return 0, response.content_length
+            return 0, _length(response)
         try:
             first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
         except ValueError as error:
@@ -432,19 +428,15 @@ class Registry:
         return first, total
 
 
-def _challenges(response: aiohttp.ClientResponse) -> tuple[str, ...]:
-    fields = response.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
-    return tuple(each for each in fields if each.isascii() and each.isprintable())
-
-
-def _parsed(fields: Sequence[str]) -> list[Challenge]:
-    return [challenge for each in fields for challenge in parse_challenges(each)]
-
-
 def _private(repository: str) -> str:
     if not repository:
         return "asks for other credentials (its 401)"
     return f"{repository} is private or does not exist (its upstream says 401)"
+
+
+def _length(response: aiohttp.ClientResponse) -> int | None:
+    """Return the size of the content in bytes; that of a compressed body is another one."""
+    return None if is_compressed(response) else response.content_length
 
 
 def _digest(headers: Mapping[str, str]) -> Digest | None:

@@ -1,6 +1,7 @@
 """The answers of a registry, and the stream of the bytes of a blob."""
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -21,12 +22,17 @@ _GRANT_BYTES: Final = 128 * 1024
 #: How much delay of a busy event loop is caught up; more would cause a burst.
 _CATCH_UP_SECONDS: Final = 0.05
 
+_MAX_WORD_CHARACTERS: Final = 500
+
 Turn = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
-    """The answer to HEAD of a manifest; None for a missing field.  ``size`` is in bytes."""
+    """The answer to HEAD of a manifest; None for a missing field.
+
+    ``size`` is in bytes; 0 is unknown too: some registries answer HEAD with an empty body's fields.
+    """
 
     digest: Digest | None
     media_type: str
@@ -65,6 +71,22 @@ def readable_field(headers: Mapping[str, str], name: str) -> str:
     """Return a field if it is safe to send to clients, else an empty text."""
     value = headers.get(name, "")
     return value if value.isascii() and value.isprintable() else ""
+
+
+def parse_error(body: bytes) -> tuple[str, str]:
+    """Return code and message of the first error in an error body of the spec, empty if unknown."""
+    try:
+        first = json.loads(body)["errors"][0]
+        code, message = first.get("code"), first.get("message")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return "", ""
+    return _word(code), _word(message)
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        return ""
+    return value[:_MAX_WORD_CHARACTERS]
 
 
 class Pace:

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
-from mirror.upstream.body import read_up_to
+from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
     OversizedAnswerError,
@@ -26,8 +26,10 @@ from mirror.upstream.errors import (
     UnavailableError,
     UpstreamError,
 )
+from mirror.upstream.framing import forgiving
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
+from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.resolver import GuardedResolver
 from mirror.upstream.tls import trusting
 from mirror.upstream.translation import translated
@@ -35,9 +37,13 @@ from mirror.upstream.translation import translated
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5
 _PROXY_LOGIN: Final = 407
+#: A load balancer answers so while one of its servers restarts; one more attempt often succeeds.
+_PASSING: Final = {502, 503, 504}
+_AGAIN_SECONDS: Final = 0.2
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
+_MAX_FIELDS: Final = 1024
 
 
 _COUNT: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
@@ -63,6 +69,7 @@ class TransportSettings:
     """How to reach upstream; times are in seconds.
 
     ``private_redirects``: a public registry may redirect to private addresses.
+    ``http_redirects``: a server with https may redirect to one without.
     """
 
     connect_timeout: float = 10.0
@@ -70,6 +77,7 @@ class TransportSettings:
     idle_timeout: float = 60.0
     proxies: Proxies = NO_PROXIES
     private_redirects: bool = False
+    http_redirects: bool = False
     ca_files: tuple[str, ...] = ()
     user_agent: str = "mirror"
 
@@ -89,6 +97,14 @@ class Request:
     range_start: int = 0
     buffer_bytes: int = READ_BUFFER_BYTES
     range_stop: int | None = None
+
+    @property
+    def is_worth_another_attempt(self) -> bool:
+        """Whether a passing error is tried again here.
+
+        HEAD is followed by GET anyway, and a further connection of a download may be one too many.
+        """
+        return self.method == "GET" and self.range_stop is None
 
     def headers(self, *, same_origin: bool) -> dict[str, str]:
         """Return the header fields for one hop."""
@@ -128,9 +144,10 @@ class Transport:
             auto_decompress=False,
             trust_env=False,  # aiohttp would send credentials from ~/.netrc
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(
-                limit=0, ssl=trusting(settings.ca_files), resolver=resolver
+            connector=forgiving(
+                aiohttp.TCPConnector(limit=0, ssl=trusting(settings.ca_files), resolver=resolver)
             ),
+            max_headers=_MAX_FIELDS,
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
             timeout=aiohttp.ClientTimeout(
@@ -175,16 +192,20 @@ class Transport:
             raise UnavailableError(self._upstream, f"the proxy {proxy} wants user and password")
         return response
 
-    async def send(self, request: Request) -> aiohttp.ClientResponse:
+    async def send(self, request: Request, limits: RateLimits) -> aiohttp.ClientResponse:
         """Send a request, follow its redirects, return the last answer with its body unread.
 
         Raises:
+            RateLimitedError: a server answered 429, or did so before for such a request.
             UnavailableError, TimedOutError: upstream did not answer, or a redirect is refused.
         """
         url = request.url
         for _ in range(_MAX_REDIRECTS + 1):
-            same_origin = url.origin() == request.url.origin()
-            response = await self._hop(request, url, request.headers(same_origin=same_origin))
+            response = await self._hop(request, url, limits)
+            if response.status in _PASSING and request.is_worth_another_attempt:
+                response.release()
+                await asyncio.sleep(_AGAIN_SECONDS)
+                response = await self._hop(request, url, limits)
             if response.status not in _REDIRECTS or "Location" not in response.headers:
                 return response
             location = response.headers["Location"]
@@ -228,8 +249,12 @@ class Transport:
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             proxy = self.lookup_proxy(response.url)
             failure = translated(self._upstream, response.url, error, proxy)
-            self._breaker(response.url.origin()).failed(failure)
+            self._breaker(response.url.origin()).failed(failure, response.url.raw_path)
             raise failure from error
+        if is_compressed(response):
+            packed = len(body)
+            body = uncompressed(body, limit + 1)
+            arrived(max(0, len(body) - packed))
         if len(body) > limit:
             raise OversizedAnswerError(self._upstream, text)
         return body
@@ -243,11 +268,11 @@ class Transport:
             UnavailableError, TimedOutError: upstream did not answer.
         """
         breaker = self._breaker(url.origin())
-        breaker.check()
+        await breaker.check()
         try:
             response = await self._passed(outgoing, url)
         except UpstreamError as error:
-            breaker.failed(error)
+            breaker.failed(error, url.raw_path)
             raise
         breaker.answered()
         return response
@@ -278,18 +303,24 @@ class Transport:
                 self._upstream, "passed", counted_method(outgoing.method), code, seconds
             )
 
-    async def _hop(
-        self, request: Request, url: URL, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
-        """Send one request, unless the breaker of its server is open."""
-        breaker = self._breaker(url.origin())
-        breaker.check()
+    async def _hop(self, request: Request, url: URL, limits: RateLimits) -> aiohttp.ClientResponse:
+        """Send one request, unless its server is down or limits such requests."""
+        origin = url.origin()
+        kind = (str(origin), request.kind, request.method)
+        limits.check(*kind)
+        breaker = self._breaker(origin)
+        await breaker.check()
+        headers = request.headers(same_origin=origin == request.url.origin())
         try:
             response = await self._exchange(request, url, headers)
         except UpstreamError as error:
-            breaker.failed(error)
+            breaker.failed(error, url.raw_path)
             raise
         breaker.answered()
+        if response.status == 429:
+            response.release()
+            fields = response.headers
+            raise limits.close(*kind, fields.get("Retry-After", ""), fields.get("Date", ""))
         return response
 
     def _breaker(self, origin: URL) -> Breaker:
@@ -371,8 +402,12 @@ class Transport:
             raise RedirectError(self._upstream, "redirects to an invalid address") from error
         if target.scheme not in {"http", "https"} or not host:
             raise RedirectError(self._upstream, "redirects to an address without http or https")
-        if url.scheme == "https" and target.scheme == "http":
-            raise RedirectError(self._upstream, f"redirects from https to {target.origin()}")
+        downgraded = url.scheme == "https" and target.scheme == "http"
+        if downgraded and not self._settings.http_redirects:
+            raise RedirectError(
+                self._upstream,
+                f"redirects from https to {target.origin()} (http_redirects allows it)",
+            )
         return target
 
     def _note_rate_limit(self, response: aiohttp.ClientResponse) -> None:

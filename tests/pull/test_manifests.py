@@ -181,7 +181,7 @@ async def test_a_tag_that_upstream_deleted_is_gone(tmp_path, upstream, app):
         await mirror.get(path("latest"))
         del upstream.tags[REPO, "latest"]
         assert (await mirror.get(path("latest"))).status == 404
-        upstream.faults.append(Fault(kind="manifest", status=500))
+        upstream.faults.append(Fault(kind="manifest", times=9, status=500))
         answer = await mirror.get(path("latest"))
         assert (answer.status, b"when last asked" in answer.body) == (404, True)
 
@@ -191,7 +191,7 @@ async def test_a_missing_tag_is_remembered_as_missing(mirror, upstream):
         answer = await mirror.get(path("nothing"))
         assert answer.status == 404
         assert json.loads(answer.body)["errors"][0]["code"] == "MANIFEST_UNKNOWN"
-    assert upstream.count("manifest") == 1
+    assert (upstream.count("manifest", "HEAD"), upstream.count("manifest", "GET")) == (1, 1)
 
 
 async def test_one_question_upstream_however_many_ask(mirror, upstream, app):

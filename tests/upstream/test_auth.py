@@ -3,8 +3,8 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -24,7 +24,8 @@ class TokenService:
 
     calls: list[tuple[dict[str, str], str | None]] = field(default_factory=list)
     good: set[str] = field(default_factory=set)
-    expires_in: float = 300
+    expires_in: object = 300
+    issues_good: bool = True
     status: int = 200
     url: str = ""
 
@@ -32,11 +33,12 @@ class TokenService:
         self.calls.append((dict(request.rel_url.query), request.headers.get("Authorization")))
         await asyncio.sleep(0.02)
         token = f"token-{len(self.calls)}"
-        self.good.add(token)
+        if self.issues_good:
+            self.good.add(token)
         body = {"token": token, "expires_in": self.expires_in}
         return web.json_response(body, status=self.status)
 
-    def guard(self, scope: str = "") -> object:
+    def guard(self, scope: str = "") -> Callable[[web.BaseRequest, str], web.Response | None]:
         challenge = f'Bearer realm="{self.url}/token",service="registry.test"{scope}'
 
         def guard(request: web.BaseRequest, path: str) -> web.Response | None:
@@ -277,7 +279,8 @@ async def test_a_refusal_is_remembered_without_another_token(
             assert "WWW-Authenticate" not in answer.headers
             if method == "GET":
                 assert json.loads(answer.body)["errors"][0]["code"] == code
-    assert len(upstream.seen) == 2, "without a token and with one"
+    by_get = "manifests/1" in thing or (method, status) == ("HEAD", 401)
+    assert len(upstream.seen) == 3 if by_get else 2, "without a token, with one, and by GET"
     assert len(tokens.calls) == 1
 
 
@@ -335,3 +338,188 @@ async def test_a_client_with_credentials_of_its_own_has_answers_of_its_own(tmp_p
         asked = upstream.count("manifest")
         assert (await mirror.get(path)).status == 401, "the mirror itself is still refused"
         assert upstream.count("manifest") == asked
+
+
+# Tokens, as services issue them and registries take them.
+
+
+@pytest.mark.parametrize("expires_in", [None, "300", 299.5, "1e2", "soon", True, [], -1, "NaN"])
+async def test_a_token_is_used_whatever_its_time_is_written_like(
+    mirror, upstream, tokens, app, expires_in
+):
+    tokens.expires_in = expires_in
+    upstream.guard = tokens.guard()
+    assert await pull(mirror, app) == [200, 200, 200]
+    if expires_in != -1:
+        assert len(tokens.calls) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+async def test_an_outdated_token_is_renewed_once_however_it_is_refused(
+    tmp_path, upstream, tokens, app, status
+):
+    challenge = f'Bearer realm="{tokens.url}/token"'
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        header = request.headers.get("Authorization", "")
+        if header.removeprefix("Bearer ") in tokens.good:
+            return None
+        if header:
+            return web.Response(status=status)
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    upstream.guard = guard
+    tags = {"max_age": "0s", "negative_max_age": "0s"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+        tokens.good.clear()
+        assert await pull(mirror, app) == [200, 200, 200]
+        assert len(tokens.calls) == 2
+        tokens.issues_good = False
+        tokens.good.clear()
+        assert (await mirror.get(f"/v2/{REPO}/manifests/2")).status == status
+        assert len(tokens.calls) == 3, "one for HEAD and GET"
+
+
+@pytest.mark.parametrize("status", [0, 400, 401, 403])
+async def test_the_scope_of_the_challenge_is_asked_for_if_ours_is_refused(
+    mirror, upstream, tokens, app, status
+):
+    """By the token service (``status``), or by the registry that takes no such token."""
+    theirs = "repository:tenant/app:pull"
+    asked: list[str] = []
+
+    async def issue(request: web.BaseRequest) -> web.Response:
+        asked.append(request.rel_url.query["scope"])
+        if asked[-1] != theirs and status:
+            return web.Response(status=status)
+        return web.json_response({"token": asked[-1].replace(":", ".")})
+
+    async with serving(issue) as tokens.url:
+        tokens.good = {theirs.replace(":", ".")}
+        upstream.guard = tokens.guard(f',scope="{theirs}"')
+        assert await pull(mirror, app) == [200, 200, 200]
+    assert asked == [f"repository:{REPO}:pull", theirs]
+
+
+async def test_a_renamed_repository_needs_a_token_for_its_new_name(mirror, upstream, app):
+    upstream.add_image("library/new", app, "1")
+    asked: list[str] = []
+
+    async def issue(request: web.BaseRequest) -> web.Response:
+        asked.append(request.rel_url.query["scope"].split(":")[1])
+        return web.json_response({"token": asked[-1].replace("/", ".")})
+
+    async with serving(issue) as realm:
+
+        def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+            name = path.removeprefix("/v2/").rsplit("/", 2)[0]
+            if request.headers.get("Authorization") != f"Bearer {name.replace('/', '.')}":
+                challenge = f'Bearer realm="{realm}",scope="repository:{name}:pull"'
+                return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+            if name == REPO:
+                location = path.replace(REPO, "library/new")
+                return web.Response(status=301, headers={"Location": location})
+            return None
+
+        upstream.guard = guard
+        assert await pull(mirror, app) == [200, 200, 200]
+    assert asked == [REPO, "library/new"]
+
+
+# Another registry behind a redirect (lscr.io and cr.l5d.io lead to ghcr.io).
+
+
+@pytest.fixture
+async def behind():
+    async with FakeRegistry() as registry:
+        yield registry
+
+
+def leading_to(behind: FakeRegistry, own: TokenService | None = None):
+    """A registry that has its own tokens, perhaps, and redirects everything to another one."""
+    lets_in = own.guard() if own else None
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response:
+        location = {"Location": f"{behind.url}{path}"}
+        refusal = lets_in(request, path) if lets_in else None
+        return refusal or web.Response(status=307, headers=location)
+
+    return guard
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_another_registry_behind_a_redirect_is_asked_with_an_anonymous_token(
+    tmp_path, upstream, behind, tokens, app, own
+):
+    theirs = TokenService()
+    behind.add_image(REPO, app, "1")
+    async with (
+        serving(theirs.answer) as theirs.url,
+        running(tmp_path, with_credentials(upstream)) as mirror,
+    ):
+        behind.guard = theirs.guard()
+        upstream.guard = leading_to(behind, tokens if own else None)
+        assert await pull(mirror, app) == [200, 200, 200]
+        assert (await mirror.get(f"/v2/{REPO}/tags/list")).status == 200
+        head = await mirror.get(f"/v2/{REPO}/blobs/{app.digests[0]}", "HEAD")
+        assert head.status == 200
+    assert [authorization for _, authorization in theirs.calls] == [None]
+    assert theirs.calls[0][0]["scope"] == f"repository:{REPO}:pull"
+    assert {seen.headers.get("Authorization") for seen in behind.seen} == {None, "Bearer token-1"}
+
+
+async def test_what_the_registry_behind_a_redirect_keeps_private_is_401(
+    tmp_path, upstream, behind, tokens
+):
+    challenge = {"WWW-Authenticate": f'Bearer realm="{tokens.url}/token"'}
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response:
+        return web.Response(status=401, headers=challenge)
+
+    behind.guard = guard
+    upstream.guard = leading_to(behind)
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert (answer.status, "WWW-Authenticate" in answer.headers) == (401, False)
+    assert [authorization for _, authorization in tokens.calls] == [None]
+
+
+async def test_a_registry_behind_a_redirect_that_wants_a_password_gets_none(
+    tmp_path, upstream, behind
+):
+    challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response:
+        return web.Response(status=401, headers=challenge)
+
+    behind.guard = guard
+    upstream.guard = leading_to(behind)
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+    assert all("Authorization" not in seen.headers for seen in behind.seen)
+
+
+async def test_a_registry_behind_two_others_is_not_logged_in_to(tmp_path, upstream, behind, tokens):
+    theirs = TokenService()
+    async with serving(theirs.answer) as theirs.url, FakeRegistry() as last:
+        last.guard = theirs.guard()
+        behind.guard = leading_to(last, tokens)
+        upstream.guard = leading_to(behind)
+        async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+    assert (bool(tokens.calls), theirs.calls) == (True, [])
+
+
+async def test_redirects_to_ever_other_registries_are_followed(mirror, upstream, app):
+    """More than the mirror remembers."""
+    theirs = TokenService()
+    async with serving(theirs.answer) as theirs.url, AsyncExitStack() as stack:
+        for number in range(18):
+            registry = await stack.enter_async_context(FakeRegistry(blobs=upstream.blobs))
+            registry.guard = theirs.guard()
+            upstream.add_image(f"library/app{number}", app, "1")
+            registry.add_image(f"library/app{number}", app, "1")
+            upstream.guard = leading_to(registry)
+            assert (await mirror.get(f"/v2/library/app{number}/manifests/1")).status == 200
+    assert len(theirs.calls) == 18

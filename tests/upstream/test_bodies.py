@@ -1,7 +1,9 @@
 """Small bodies of an upstream: read as a whole however they arrive, or not at all in time."""
 
 import asyncio
+import gzip
 import json
+import zlib
 
 import pytest
 from aiohttp import web
@@ -138,3 +140,54 @@ async def test_the_next_address_is_asked_for_what_one_sends_too_slowly(tmp_path,
         async with running(tmp_path, {"docker.io": table}, fetch=QUICK) as mirror:
             assert (await mirror.get(path)).status == 200
         assert first.seen
+
+
+# Content-Encoding, although identity was asked for.
+
+
+def compressing(upstream: FakeRegistry, pack, field: str = "gzip"):
+    """Answer each request for a manifest or a listing with a compressed body."""
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        name = path.rpartition("/")[2]
+        digest = upstream.tags.get((REPO, name), name)
+        if path.endswith("/tags/list"):
+            body, fields = b'{"name": "library/app", "tags": ["1"]}', {}
+        elif "/manifests/" in path:
+            body, media_type = upstream.manifests[REPO, digest]
+            fields = {"Docker-Content-Digest": digest, "Content-Type": media_type}
+        else:
+            return None
+        return web.Response(body=pack(body), headers=fields | {"Content-Encoding": field})
+
+    upstream.guard = guard
+
+
+@pytest.mark.parametrize(
+    ("pack", "field"),
+    [
+        (gzip.compress, "gzip"),
+        (gzip.compress, "x-gzip"),
+        (zlib.compress, "deflate"),
+        (bytes, "gzip"),
+    ],
+)
+async def test_a_compressed_manifest_or_listing_is_uncompressed(mirror, upstream, pack, field):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    compressing(upstream, pack, field)
+    for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/manifests/{app.digest}"):
+        answer = await mirror.get(path)
+        assert answer.body == app.manifest
+        assert "Content-Encoding" not in answer.headers
+    head = await mirror.get(f"/v2/{REPO}/manifests/1", "HEAD")
+    assert head.headers["Content-Length"] == str(len(app.manifest))
+    assert json.loads((await mirror.get(f"/v2/{REPO}/tags/list")).body)["tags"] == ["1"]
+
+
+async def test_a_manifest_that_is_enormous_once_uncompressed_is_502(mirror, upstream):
+    body = b'{"schemaVersion": 2, "x": "' + b"x" * (5 << 20) + b'"}'
+    upstream.add_manifest(REPO, body, "application/vnd.oci.image.manifest.v1+json", "1")
+    compressing(upstream, gzip.compress)
+    answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert (answer.status, b"over 4194304 bytes" in answer.body) == (502, True)

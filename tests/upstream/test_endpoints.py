@@ -1,16 +1,28 @@
 """What is known of visitors stays small, whatever they send."""
 
-from mirror.upstream.credentials import Principals, Verbatim
+from mirror.upstream.auth import Authenticator
+from mirror.upstream.credentials import Principal, Principals
 from mirror.upstream.endpoints import Endpoints
 
 
 class Registry:
-    def with_credentials(self, introduction: Verbatim) -> "Registry":
+    def with_credentials(self, authenticator: Authenticator) -> "Registry":
         return self
 
 
+class Sent:
+    def __init__(self, principal: Principal) -> None:
+        pass
+
+    async def send(self, request, repository):
+        raise NotImplementedError
+
+    async def renew(self, repository: str) -> None:
+        raise NotImplementedError
+
+
 def test_visitors_that_send_much_are_forgotten_sooner():
-    endpoints = Endpoints("hub", [Registry()], Verbatim)  # type: ignore[list-item]  # a fake
+    endpoints = Endpoints("hub", [Registry()], Sent)  # type: ignore[list-item]  # a fake
     principals = Principals(b"a key")
 
     def principal(number: int):

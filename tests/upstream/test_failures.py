@@ -131,7 +131,8 @@ async def test_an_upstream_that_breaks_off_for_good_breaks_off_its_clients(tmp_p
 @pytest.mark.parametrize("status", [500, 502, 503, 418])
 async def test_what_upstream_has_no_business_saying_is_502(mirror, upstream, status):
     upstream.add_image(REPO, image(b"layer"), "1")
-    upstream.faults.append(Fault(kind="manifest", status=status, body=b"<html>secret</html>"))
+    fault = Fault(kind="manifest", times=9, status=status, body=b"<html>secret</html>")
+    upstream.faults.append(fault)
     answered, message = await told(mirror, f"/v2/{REPO}/manifests/1")
     assert answered == 502
     assert str(status) in message
@@ -141,7 +142,7 @@ async def test_what_upstream_has_no_business_saying_is_502(mirror, upstream, sta
 async def test_401_403_and_404_reach_the_client_as_such(mirror, upstream):
     upstream.add_image(REPO, image(b"layer"), "1")
     for status, code in ((401, "UNAUTHORIZED"), (403, "DENIED"), (404, "MANIFEST_UNKNOWN")):
-        upstream.faults.append(Fault(kind="manifest", status=status))
+        upstream.faults[:] = [Fault(kind="manifest", times=9, status=status)]
         answer = await mirror.get(f"/v2/{REPO}/manifests/{status}")
         assert answer.status == status
         assert json.loads(answer.body)["errors"][0]["code"] == code
@@ -304,3 +305,146 @@ async def test_a_private_registry_may(mirror, upstream):
         upstream.redirect_blobs_to = lambda _: f"http://localhost:{port}/v2/x/blobs/{digest}"
         assert (await mirror.get(BLOB + digest)).body == b"content"
         assert storage.count("blob") == 1
+
+
+# Statuses that keep their words.
+
+
+@pytest.mark.parametrize("status", [400, 402, 410, 413, 451])
+@pytest.mark.parametrize("path", [f"/v2/{REPO}/manifests/1", BLOB + NOWHERE])
+async def test_a_status_with_a_meaning_keeps_it_and_its_words(mirror, upstream, status, path):
+    body = {"errors": [{"code": "DENIED", "message": "the bill is not paid"}]}
+    upstream.faults.append(Fault(kind="", times=9, status=status, body=json.dumps(body).encode()))
+    for _ in range(2):
+        answer = await mirror.get(path)
+        error = json.loads(answer.body)["errors"][0]
+        assert (answer.status, error["code"]) == (status, "DENIED")
+        assert error["message"].endswith(f"answered {status} for {REPO}: the bill is not paid")
+    assert upstream.count(upstream.seen[0].kind, "GET") == 1
+    assert (await mirror.get(path, "HEAD")).status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        *((400, "UNSUPPORTED"), (402, "DENIED"), (410, "MANIFEST_UNKNOWN")),
+        *((413, "SIZE_INVALID"), (451, "DENIED")),
+    ],
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>secret</html>",
+        b"[]",
+        b'{"errors": []}',
+        b'{"errors": [{"message": "se\\ncret"}]}',
+    ],
+)
+async def test_a_status_without_readable_words_has_a_code_of_the_spec(
+    mirror, upstream, status, code, body
+):
+    upstream.faults.append(Fault(kind="manifest", times=9, status=status, body=body))
+    answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    error = json.loads(answer.body)["errors"][0]
+    assert (answer.status, error["code"]) == (status, code)
+    assert "cret" not in error["message"]
+
+
+# A moment of weakness.
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize("kind", ["manifest", "blob", "tags", "referrers"])
+async def test_one_502_503_or_504_is_not_seen_by_the_client(mirror, upstream, status, kind):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    places = {
+        "manifest": f"manifests/{app.digest}",
+        "blob": f"blobs/{app.digests[0]}",
+        "tags": "tags/list",
+        "referrers": f"referrers/{app.digest}",
+    }
+    upstream.faults.append(Fault(kind=kind, status=status))
+    assert (await mirror.get(f"/v2/{REPO}/{places[kind]}")).status == 200
+    assert upstream.count(kind) == 2
+
+
+async def test_one_503_of_the_storage_is_not_seen_by_the_client(mirror, upstream):
+    digest = upstream.add_blob(b"content")
+    async with FakeRegistry(blobs=upstream.blobs, faults=[Fault(status=503)]) as storage:
+        upstream.redirect_blobs_to = lambda digest: f"{storage.url}/v2/x/blobs/{digest}"
+        assert (await mirror.get(BLOB + digest)).body == b"content"
+    assert (upstream.count("blob"), storage.count("blob")) == (1, 2)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_an_error_that_lasts_is_seen(mirror, upstream, status):
+    digest = upstream.add_blob(b"content")
+    upstream.faults.append(Fault(times=9, status=status))
+    assert (await mirror.get(BLOB + digest)).status == 502
+    assert upstream.count("blob") == 1 if status == 500 else 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(hang_before=True),
+        Fault(times=9, refuse=True),
+        Fault(kind="tags", status=200, body=b'{"tags": []}', gate=asyncio.Event()),
+    ],
+    ids=["silent", "broken", "slow body"],
+)
+async def test_one_object_that_fails_takes_no_other_with_it(tmp_path, upstream, fault):
+    """24 of 149 other blobs were 504 after one that was slow."""
+    digests = [upstream.add_blob(random_bytes(1000, seed)) for seed in range(30)]
+    path = f"/v2/{REPO}/tags/list" if fault.kind == "tags" else BLOB + digests[0]
+    upstream.faults.append(fault)
+    async with running(tmp_path, {"docker.io": upstream.url}, fetch=QUICK) as mirror:
+        for _ in range(4 if fault.refuse else 1):
+            assert (await mirror.get(path)).status == 502 if fault.refuse else 504
+        upstream.faults.clear()
+        answers = await asyncio.gather(*(mirror.get(BLOB + digest) for digest in digests[1:]))
+        assert {answer.status for answer in answers} == {200}
+        assert (await mirror.get(BLOB + digests[0])).status == 200
+
+
+async def test_a_server_that_breaks_off_each_answer_is_left_alone_for_a_moment(mirror, upstream):
+    digests = [upstream.add_blob(random_bytes(1000, seed)) for seed in range(5)]
+    upstream.faults.append(Fault(kind="", times=999, refuse=True))
+    for digest in digests:
+        status, message = await told(mirror, BLOB + digest)
+        assert status == 502
+    assert "not asked again" in message
+    upstream.faults.clear()
+    await back(mirror, BLOB + digests[0])
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_registry_with_tls_may_redirect_to_http_where_the_operator_allows_it(
+    tmp_path, allowed
+):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    async with FakeRegistry(tls=context) as upstream, FakeRegistry() as storage:
+        digest = upstream.add_blob(b"content")
+        storage.add_blob(b"content")
+        upstream.redirect_blobs_to = lambda digest: f"{storage.url}/v2/x/blobs/{digest}"
+
+        def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+            challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+            known = "Authorization" in request.headers
+            return None if known else web.Response(status=401, headers=challenge)
+
+        upstream.guard = guard
+        table = {"url": upstream.url, "ca_file": str(ca_file), "http_redirects": allowed}
+        table |= {"username": "me", "password": "secret"}
+        async with running(tmp_path / "cache", {"docker.io": table}) as mirror:
+            answer = await mirror.get(BLOB + digest)
+    assert answer.status == (200 if allowed else 502)
+    assert allowed or "(http_redirects allows it)" in answer.body.decode()
+    assert all("Authorization" not in seen.headers for seen in storage.seen)
+    assert len(storage.seen) == allowed

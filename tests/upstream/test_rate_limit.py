@@ -1,11 +1,20 @@
-"""Silence after a 429, for as long as upstream asked."""
+"""Silence after a 429: for as long as upstream asked, and for such requests only."""
 
+import asyncio
+import json
 from email.utils import formatdate
 
 import pytest
+from aiohttp import web
 
 from mirror.upstream.errors import RateLimitedError
-from mirror.upstream.rate_limit import RateLimitPause
+from mirror.upstream.rate_limit import RateLimitPause, RateLimits
+from tests.fakes import FakeRegistry, Fault, image
+from tests.upstream.test_auth import TokenService, serving
+
+REPO = "library/app"
+BLOB = f"/v2/{REPO}/blobs/"
+AGAIN = {"Retry-After": "60"}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +37,7 @@ def test_it_is_shut_for_as_long_as_upstream_asked_within_reason(retry_after, sec
         date = formatdate(theirs, usegmt=True)
         retry_after = formatdate(theirs + retry_after, usegmt=True)
     now = [1000.0]
-    gate = RateLimitPause("docker.io", clock=lambda: now[0])
+    gate = RateLimitPause("docker.io", "limits", clock=lambda: now[0])
     gate.check()
     assert gate.close(retry_after, date).retry_after == pytest.approx(seconds, abs=5)
     if seconds:
@@ -37,3 +46,87 @@ def test_it_is_shut_for_as_long_as_upstream_asked_within_reason(retry_after, sec
             gate.check()
     now[0] += 12
     gate.check()
+
+
+async def test_manifests_that_are_limited_leave_head_and_blobs_alone(mirror, upstream):
+    """Docker Hub counts GET of manifests only."""
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=429, headers=AGAIN))
+    for _ in range(3):
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+    assert upstream.count("manifest", "GET") == 1
+    assert (await mirror.get(f"/v2/{REPO}/manifests/1", "HEAD")).status == 200
+    for digest in app.digests:
+        assert (await mirror.get(BLOB + digest)).status == 200
+
+
+async def test_heads_that_are_limited_leave_get_alone(mirror, upstream):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    upstream.faults.append(Fault(kind="manifest", method="HEAD", status=429, headers=AGAIN))
+    assert (await mirror.get(f"/v2/{REPO}/manifests/1", "HEAD")).status == 429
+    assert (await mirror.get(f"/v2/{REPO}/manifests/{app.digest}")).status == 200
+
+
+async def test_blobs_that_are_limited_leave_manifests_and_listings_alone(mirror, upstream):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    upstream.faults.append(Fault(kind="blob", status=429, headers=AGAIN))
+    for digest in app.digests:
+        assert (await mirror.get(BLOB + digest)).status == 429
+    assert upstream.count("blob") == 1
+    assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+    assert (await mirror.get(f"/v2/{REPO}/tags/list")).status == 200
+
+
+async def test_storage_that_is_limited_leaves_other_storage_alone(mirror, upstream):
+    app = image(b"first", b"second")
+    upstream.add_image(REPO, app, "1")
+    limited, other = app.digests[:2]
+    async with (
+        FakeRegistry(faults=[Fault(status=429, headers=AGAIN)]) as first,
+        FakeRegistry(blobs=upstream.blobs) as second,
+    ):
+        places = {limited: first.url, other: second.url}
+        upstream.redirect_blobs_to = lambda digest: f"{places[digest]}/v2/{REPO}/blobs/{digest}"
+        answer = await mirror.get(BLOB + limited)
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+        assert (await mirror.get(BLOB + other)).status == 200
+
+
+@pytest.mark.parametrize("repositories", [1, 10])
+async def test_a_token_service_that_is_limited_is_asked_once(mirror, upstream, repositories):
+    tokens = TokenService(status=429)
+    names = [f"library/app{number}" for number in range(repositories)]
+    app = image(b"layer")
+    for name in names:
+        upstream.add_image(name, app, "1")
+
+    async def limited(request: web.BaseRequest) -> web.Response:
+        answer = await tokens.answer(request)
+        answer.headers.update(AGAIN)
+        return answer
+
+    async with serving(limited) as tokens.url:
+        upstream.guard = tokens.guard()
+        paths = [
+            f"/v2/{name}/{kind}"
+            for name in names
+            for kind in (f"blobs/{app.digests[0]}", "manifests/1")
+        ]
+        answers = await asyncio.gather(*(mirror.get(path) for path in paths))
+        for answer in answers:
+            assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+            assert json.loads(answer.body)["errors"][0]["code"] == "TOOMANYREQUESTS"
+    assert len(tokens.calls) == 1
+
+
+def test_the_pauses_of_storage_with_changing_names_are_bounded():
+    limits = RateLimits("docker.io")
+    for number in range(1000):
+        limits.close(f"https://{number}.storage.test", "blob", "GET", "60", "")
+    limits.check("https://0.storage.test", "blob", "GET")
+    with pytest.raises(RateLimitedError, match=r"999\.storage\.test answers 429"):
+        limits.check("https://999.storage.test", "blob", "GET")

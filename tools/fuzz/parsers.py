@@ -40,9 +40,9 @@ from mirror.oci.reference import (
 from mirror.proxy.destination import InvalidDestination, parse_absolute, parse_connect
 from mirror.transfer.tar import DamagedTar, header, padding, read_member
 from mirror.upstream.addresses import is_private
-from mirror.upstream.auth import _parse as parse_token
 from mirror.upstream.rate_limit import RateLimitPause
 from mirror.upstream.routing import ForbiddenError, Names, Router, UnknownRegistryError
+from mirror.upstream.token_service import parse_token
 from mirror.upstream.transport import _leading_number as parse_number
 
 MAX_BYTES = 64 * 1024
@@ -221,7 +221,7 @@ def _accept(data: bytes) -> None:
 
 
 def _retry_after(data: bytes) -> None:
-    gate = RateLimitPause("registry", clock=lambda: 0.0)
+    gate = RateLimitPause("registry", "limits", clock=lambda: 0.0)
     error = gate.close(_text(data))
     assert 0 <= error.retry_after <= 3600
     assert isinstance(math.ceil(error.retry_after), int)

@@ -1,0 +1,158 @@
+"""The login of a client at a registry, and whether the registry has refused it.
+
+A registry may lock an account after some wrong passwords, and every pull would send one.
+"""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.upstream.errors import LoginRefusedError, RefusedError
+
+_log = logging.getLogger(__name__)
+#: How long a refused password is not sent again, in seconds.
+_REFUSED_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name and a password or access token; the repr hides both."""
+
+    username: str
+    password: str
+
+    def __repr__(self) -> str:
+        return "Credentials(********)"
+
+    def basic(self) -> str:
+        """The Authorization header (RFC 7617)."""
+        pair = f"{self.username}:{self.password}".encode()
+        return "Basic " + base64.b64encode(pair).decode("ascii")
+
+
+class Login:
+    """The login of one client, or of an anonymous one.
+
+    Until a request has succeeded, requests are sent one at a time: if the server refuses or limits
+    the first one, the others need not be sent.
+    """
+
+    own = False
+
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        self._credentials = credentials
+        self._alone = asyncio.Lock()
+        self.proven = False
+
+    @property
+    def given(self) -> bool:
+        """Whether there are credentials."""
+        return self._credentials is not None
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Credentials | None]:
+        """Yield the credentials for one request.
+
+        Raises:
+            LoginRefusedError: the registry has refused them a short time ago.
+        """
+        async with AsyncExitStack() as turn:
+            if not self.proven:
+                await turn.enter_async_context(self._alone)
+            if self.proven:  # perhaps by the request before this one
+                await turn.aclose()
+            else:
+                await self._check()
+            try:
+                yield self._credentials
+            except RefusedError:
+                raise
+            except BaseException:
+                self.proven = False
+                raise
+
+    def accept(self) -> None:
+        """Note that the server has accepted the login."""
+        self.proven = True
+
+    async def refresh(self, refused: Credentials) -> bool:
+        """Return whether there are other credentials than the refused ones to try."""
+        return self._credentials != refused
+
+    def refuse(self, refused: Credentials) -> None:
+        """Note that the server has refused the credentials; only the client can correct them.
+
+        Raises:
+            LoginRefusedError: they are the mirror's own.
+        """
+
+    async def _check(self) -> None:
+        """Raise if the credentials must not be sent now."""
+
+
+class OwnLogin(Login):
+    """The mirror's own login, as configured."""
+
+    own = True
+
+    def __init__(
+        self,
+        upstream: str,
+        username: str,
+        read: Callable[[], str],
+        keys: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Use the password that ``read`` returns; ``keys`` are its keys in the configuration.
+
+        Raises:
+            OSError: the password file cannot be read.
+        """
+        super().__init__(Credentials(username, read()))
+        self._upstream = upstream
+        self._username = username
+        self._read = read
+        self._keys = keys
+        self._clock = clock
+        self._refused: Credentials | None = None
+        self._again_at = 0.0
+
+    async def refresh(self, refused: Credentials) -> bool:
+        """Read the password file again; see :meth:`Login.refresh`."""
+        try:
+            password = await asyncio.to_thread(self._read)
+        except (OSError, ValueError) as error:  # without its text: it may hold the password
+            kind = type(error).__name__
+            _log.warning("%s: %s cannot be read (%s)", self._upstream, self._keys, kind)
+        else:
+            self._credentials = Credentials(self._username, password)
+        return self._credentials != refused
+
+    def refuse(self, refused: Credentials) -> None:
+        """See :meth:`Login.refuse`; the log has one line per password."""
+        if self._refused != refused:
+            _log.warning(
+                "%s: refuses the mirror's login: correct %s (tried again when it changes, and "
+                "every %d s)",
+                *(self._upstream, self._keys, _REFUSED_SECONDS),
+            )
+        self._refused = refused
+        self._again_at = self._clock() + _REFUSED_SECONDS
+        self.proven = False
+        raise self._error()
+
+    async def _check(self) -> None:
+        refused = self._refused
+        if refused is None or self._clock() >= self._again_at:
+            return
+        if not await self.refresh(refused):
+            raise self._error()
+
+    def _error(self) -> LoginRefusedError:
+        text = f"refuses the mirror's login; its operator must correct {self._keys}"
+        return LoginRefusedError(self._upstream, text)

@@ -1,0 +1,52 @@
+"""Quirks of registries that are known by name, as data.
+
+Tolerance that every registry gets is in the code that needs it, not here.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+#: Scopes in challenges that stand for no repository (ghcr.io, for ``/v2/``).
+PLACEHOLDER_SCOPES: Final = frozenset({"repository:user/image:pull"})
+
+
+@dataclass(frozen=True, slots=True)
+class Quirks:
+    """What is special about the registries of one family.
+
+    ``names`` are globs of upstream names, without a port.  ``blob_head``: HEAD of a blob is
+    answered; if not, the first byte is asked for at once.  ``login_hint``: what to know about a
+    refused password.  ``bare_tokens``: the token service gives a token without a scope to each
+    right login; if not, it cannot be asked whether a refusal is about the login.
+    """
+
+    names: tuple[str, ...] = ()
+    blob_head: bool = True
+    login_hint: str = ""
+    bare_tokens: bool = True
+
+
+FAMILIES: Final = (
+    Quirks(("public.ecr.aws",), blob_head=False),
+    Quirks(
+        ("*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.cn"),
+        login_hint="passwords of ECR last 12 hours",
+    ),
+    Quirks(
+        ("gcr.io", "*.gcr.io", "*.pkg.dev"),
+        login_hint="access tokens of Google last an hour, keys of service accounts longer",
+        bare_tokens=False,
+    ),
+    Quirks(("*.azurecr.io",), login_hint="access tokens of ACR last 3 hours"),
+)
+_NONE: Final = Quirks()
+
+
+def quirks_of(upstream: str) -> Quirks:
+    """Return the quirks of an upstream with this name."""
+    name = upstream.partition(":")[0].lower()
+    for family in FAMILIES:
+        if any(fnmatchcase(name, glob) for glob in family.names):
+            return family
+    return _NONE
