@@ -17,11 +17,11 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from mirror.config.addresses import checked_name
 from mirror.config.agreement import disagreements, taking_credentials, with_default
-from mirror.config.errors import ConfigError
 from mirror.config.keep import unknown_registries
 from mirror.config.mistakes import line, told
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.wellknown import WELL_KNOWN
+from mirror.user_error import ExitCode, UserError
 
 Tree = dict[str, Any]
 Origins = dict[tuple[str, ...], str]
@@ -57,7 +57,7 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Co
         flags: the values from the command line, as a tree.
 
     Raises:
-        ConfigError: the configuration is invalid; the error lists all mistakes.
+        UserError: the configuration is invalid; the error lists all mistakes.
     """
     chosen = file or _file_of_environment()
     told_by_file = _read(chosen) if chosen else {}
@@ -84,12 +84,14 @@ def _read(file: Path) -> Tree:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
+        raise UserError(f"{file}: cannot be read: {error.strerror}", ExitCode.USAGE) from error
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{file}: is not TOML: no UTF-8 (at line {number})"]) from error
+        raise UserError(
+            f"{file}: is not TOML: no UTF-8 (at line {number})", ExitCode.USAGE
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{file}: is not TOML: {error}"]) from error
+        raise UserError(f"{file}: is not TOML: {error}", ExitCode.USAGE) from error
 
 
 def _environment(known: Iterable[str]) -> Tree:
@@ -154,11 +156,11 @@ def _checked(tree: Tree, origins: Origins) -> Config:
         )
         problems.append(line(("access", "htpasswd_file"), text, origins))
     if problems:
-        raise ConfigError(problems)
+        raise UserError("\n".join(problems), ExitCode.USAGE)
     config = config.model_copy(update={"upstreams": upstreams})
     problems += [line(place, text, origins) for place, text in unknown_registries(config)]
     if problems:
-        raise ConfigError(problems)
+        raise UserError("\n".join(problems), ExitCode.USAGE)
     return config
 
 

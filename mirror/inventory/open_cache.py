@@ -9,7 +9,6 @@ from typing import Self
 
 from mirror.config.keep import kept_images, naming
 from mirror.config.model import Config
-from mirror.inventory.errors import UpkeepError
 from mirror.oci.image_glob import FullName, ImageGlob, Naming
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.local.eviction import Limits
@@ -18,7 +17,8 @@ from mirror.store.local.objects import Objects
 from mirror.store.local.sqlite import IndexUnavailableError
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.tags import Tags
-from mirror.threads import NoThreadError, Threads
+from mirror.threads import Threads
+from mirror.user_error import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
     """Open the cache directory of a configuration; other processes may use it at the same time.
 
     Raises:
-        UpkeepError: the directory cannot be used, now or inside the context.
+        UserError: the directory cannot be used, now or inside the context.
     """
     layout = Layout(config.cache.directory.absolute())
     try:
@@ -75,11 +75,9 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
                 await objects.close()
                 for each in notes:
                     await each.close()
-    except NoThreadError as error:
-        raise UpkeepError(str(error)) from error
     except (OSError, IndexUnavailableError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UpkeepError(
+        raise UserError(
             f"the cache directory {config.cache.directory} cannot be used: {reason}; "
             "name another with --cache-dir or [cache] directory"
         ) from error

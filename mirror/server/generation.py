@@ -48,7 +48,7 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
     """Build the server options and pulls of ``config``, and close them after the context.
 
     Raises:
-        StartError: a file, a directory or a proxy named in ``config`` cannot be used.
+        UserError: a file, a directory or a proxy named in ``config`` cannot be used.
     """
     backend = Backend(_EPHEMERAL_KEYS)
     async with AsyncExitStack() as stack:

@@ -12,7 +12,6 @@ from typing import Final
 
 from mirror.config.model import Config
 from mirror.metrics.metrics import Metrics
-from mirror.server.errors import StartError
 from mirror.server.limits import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
@@ -29,6 +28,7 @@ from mirror.store.metadata.links import Links
 from mirror.store.metadata.listings import Listings
 from mirror.store.metadata.tags import Tags
 from mirror.threads import Threads
+from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ async def opened_store(config: Config, metrics: Metrics) -> AsyncIterator[Store]
     """Open the store; it opens even if the disk has errors.
 
     Raises:
-        StartError: the directory can never be used.
+        UserError: the directory can never be used.
     """
     layout = Layout(config.cache.directory.absolute())
     limits = cache_limits(config)
@@ -178,9 +178,9 @@ def _existing(directory: Path) -> Path:
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
-def _directory_error(config: Config, error: Exception) -> StartError:
+def _directory_error(config: Config, error: Exception) -> UserError:
     reason = error.strerror if isinstance(error, OSError) else error
-    return StartError(
+    return UserError(
         f"the cache directory {config.cache.directory} cannot be used: {reason}; "
         "choose another with --cache-dir or [cache] directory"
     )

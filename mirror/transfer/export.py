@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, aclosing
 from typing import Protocol
 
 from mirror.admin.connect import reached
-from mirror.admin.errors import OperateError
 from mirror.config.model import Config
 from mirror.oci.image_layout import written_archive
 from mirror.oci.image_name import ImageName
@@ -18,6 +17,7 @@ from mirror.registry_client.pull import Pulled, Puller, Watcher
 from mirror.server.images import located_all
 from mirror.store.local.layout import left_in
 from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified
+from mirror.user_error import UserError
 
 
 class Pulling(Watcher, AbstractContextManager[object], Protocol):
@@ -32,10 +32,6 @@ class Writing(AbstractContextManager[object], Protocol):
 
     def advance(self, size: int) -> None:
         """Add ``size`` bytes."""
-
-
-class ExportError(OperateError):
-    """Images that cannot be exported: one line for each."""
 
 
 async def export(
@@ -62,7 +58,7 @@ async def export(
         the plans of the exported images.
 
     Raises:
-        OperateError: an image cannot be pulled or written; no incomplete file is left.
+        UserError: an image cannot be pulled or written; no incomplete file is left.
     """
     wanted, failed = located_all(config, images)
     _check(failed)
@@ -81,7 +77,7 @@ async def export(
 def _check(pulled: Iterable[Pulled]) -> None:
     failed = [f"{image.wanted.typed}: {image.reason}" for image in pulled if image.reason]
     if failed:
-        raise ExportError("\n".join([*failed, "nothing was written"]))
+        raise UserError("\n".join([*failed, "nothing was written"]))
 
 
 async def _write(
@@ -118,4 +114,4 @@ async def _pieces(
                 yield piece
                 advanced(len(piece))
     except PullError as error:
-        raise OperateError(f"{place}: {error}") from error
+        raise UserError(f"{place}: {error}") from error

@@ -35,7 +35,7 @@ async def warm(
         the result for each image; images that could not be located come last.
 
     Raises:
-        OperateError: no mirror can be reached or started.
+        UserError: no mirror can be reached or started.
     """
     wanted, failed = located_all(config, images)
     if not wanted:

@@ -6,16 +6,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mirror.config import ConfigError, load
+from mirror.config import load
+from mirror.user_error import UserError
 from tests.config.conftest import WriteToml
 
 Tree = dict[str, object]
 
 
 def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load(file, flags)
-    return caught.value.problems
+    return caught.value.lines
 
 
 @pytest.mark.parametrize(
@@ -226,8 +227,8 @@ values = st.recursive(
 def told(tree: Tree) -> list[str]:
     try:
         load(None, tree)
-    except ConfigError as error:
-        return error.problems
+    except UserError as error:
+        return error.lines
     return []
 
 

@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mirror.admin.errors import OperateError
 from mirror.config import load
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
@@ -17,6 +16,7 @@ from mirror.oci.reference import parse_repository, parse_tag
 from mirror.registry_client.client import MirrorClient, Place
 from mirror.registry_client.errors import PullError
 from mirror.transfer.warm import excess, warm
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of, index
 from tests.peers.process import free_port
@@ -284,7 +284,7 @@ async def test_root_writes_nothing_that_the_mirrors_own_user_could_not_read(tmp_
         pytest.skip("needs root")
     (tmp_path / "cache").mkdir()
     os.chown(tmp_path / "cache", 54321, 54321)
-    with pytest.raises(OperateError, match="is #54321's, who could not read what root writes"):
+    with pytest.raises(UserError, match="is #54321's, who could not read what root writes"):
         await warmed(tmp_path, registry, ["app1:1"])
     assert list((tmp_path / "cache").iterdir()) == []
 

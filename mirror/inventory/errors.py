@@ -1,5 +1,0 @@
-"""Errors of cache operations."""
-
-
-class UpkeepError(Exception):
-    """An operation failed; the message is one line with the cause and the remedy."""
