@@ -11,6 +11,7 @@ import typer
 
 from mirror import threads
 from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group, settings
+from mirror.cli.progress import ByteProgress
 from mirror.cli.stats import print_statistics
 from mirror.cli.table import ago, print_table, size
 from mirror.config import Config
@@ -117,7 +118,6 @@ def verify(
     """
     configured = _configured(config, cache_dir)
     from mirror.admin.commands import verified  # noqa: PLC0415  # late, as above
-    from mirror.cli.progress import ByteProgress  # noqa: PLC0415
 
     with ByteProgress("verifying") as progress:
         found = threads.run(verified(configured, progress.expect, progress.advance))

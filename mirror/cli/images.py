@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from mirror import threads
 from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group, settings
-from mirror.cli.progress import ByteProgress
+from mirror.cli.progress import ByteProgress, ImagesProgress
 from mirror.logs import configure
 from mirror.oci.image_name import ImageName, Listed, parse_image, parse_list
 from mirror.oci.platform import InvalidPlatform, Platform
@@ -60,8 +60,7 @@ def warm(
     configured = settings(config, cache_dir)
     platforms = _platforms(platform or [], everything=all_platforms)
     names = _names(images or [], file)
-    from mirror.cli.images_progress import ImagesProgress  # noqa: PLC0415  # late: HTTP
-    from mirror.transfer.warm import excess  # noqa: PLC0415
+    from mirror.transfer.warm import excess  # noqa: PLC0415  # late: HTTP
     from mirror.transfer.warm import warm as pull  # noqa: PLC0415
 
     progress = ImagesProgress()
@@ -93,7 +92,6 @@ def export_images(
     if output == "-" and sys.stdout.isatty():
         text = "refusing to write a tar to a terminal: name a file with -o"
         raise UserError(text, ExitCode.USAGE)
-    from mirror.cli.images_progress import ImagesProgress  # noqa: PLC0415
     from mirror.transfer.export import export  # noqa: PLC0415  # late: HTTP
 
     bars, bar = ImagesProgress(), ByteProgress("writing")
