@@ -29,6 +29,7 @@ Origins = dict[tuple[str, ...], str]
 SYSTEM_FILE: Final = Path("/etc/mirror/mirror.toml")
 _PREFIX: Final = "MIRROR_"
 _DELIMITER: Final = "__"
+_INTEGER_BITS: Final = 64  # of TOML, with the sign
 _FLAT: Final = re.compile(r"[a-z0-9_]*", re.ASCII)
 
 
@@ -45,7 +46,7 @@ class _Variables(EnvSettingsSource):
         """Decode the value of a table or a list from JSON; return other text unchanged."""
         try:
             return super().decode_complex_value(field_name, field, value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
 
 
@@ -82,7 +83,7 @@ def _file_of_environment() -> Path | None:
 
 def _read(file: Path) -> Tree:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}", ExitCode.USAGE) from error
     except UnicodeDecodeError as error:
@@ -90,8 +91,20 @@ def _read(file: Path) -> Tree:
         raise UserError(
             f"{file}: is not TOML: no UTF-8 (at line {number})", ExitCode.USAGE
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise UserError(f"{file}: is not TOML: nested too deeply", ExitCode.USAGE) from error
+    except ValueError as error:  # also the interpreter's, for a number of thousands of digits
         raise UserError(f"{file}: is not TOML: {error}", ExitCode.USAGE) from error
+    if _is_too_large(tree):
+        raise UserError(f"{file}: is not TOML: a number has more than 64 bits", ExitCode.USAGE)
+    return tree
+
+
+def _is_too_large(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return any(map(_is_too_large, parts))
+    return isinstance(value, int) and value.bit_length() >= _INTEGER_BITS
 
 
 def _environment(known: Iterable[str]) -> Tree:
