@@ -55,10 +55,10 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
 def _private(config: Config) -> Config:
     """The same mirror without listeners: it serves only its control socket."""
     server = ServerConfig.model_validate({"drain": "0s", "hot": False})
-    nobody = {
+    unreachable = {
         "server": server.model_copy(update={"listen": ()}),
         "proxy": ProxyConfig(),
         "access": AccessConfig(),
         "warm": (),
     }
-    return config.model_copy(update=nobody)
+    return config.model_copy(update=unreachable)

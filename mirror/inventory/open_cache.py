@@ -42,7 +42,7 @@ class Cache:
         return any(glob.matches(image) for glob in self.kept)
 
 
-class _Nobody:
+class _NoEvictions:
     def evicted(self, size: int) -> None:
         """Do nothing: cache operations do not evict."""
 
@@ -59,7 +59,7 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
         disk_bytes = shutil.disk_usage(layout.root).total  # fails for a misspelt directory
         limits = Limits(config.cache.max_size.of(disk_bytes), 0)
         with Threads(workers(), "files") as threads:
-            objects = Objects(layout, limits, _Nobody(), threads)
+            objects = Objects(layout, limits, _NoEvictions(), threads)
             notes = public, private = tuple(
                 KeyValueStore(directory, limits.bounds)
                 for directory in (layout.tags, layout.private)

@@ -101,7 +101,7 @@ class MirrorClient:
         async with self._asked(_blob_path(place, digest), place, headers) as answer:
             return _is_hit(answer.headers)
 
-    async def keeps(self, place: Place, digest: Digest) -> bool:
+    async def is_stored(self, place: Place, digest: Digest) -> bool:
         """Whether a blob that was just downloaded is in the cache.
 
         Raises:

@@ -223,10 +223,10 @@ async def test_a_running_mirror_is_used_and_serves_it_at_once(tmp_path, registry
 
 
 async def test_a_process_of_the_mirror_that_is_gone_is_passed_over(tmp_path, registry):
-    nobody = f"http://127.0.0.1:{free_port()}"
+    closed = f"http://127.0.0.1:{free_port()}"
     async with (
         running(tmp_path / "cache", {"docker.io": registry.url}) as served,
-        aiohttp.ClientSession(nobody) as gone,
+        aiohttp.ClientSession(closed) as gone,
         aiohttp.ClientSession(served.url) as there,
     ):
         place = Place("docker.io", parse_repository("library/app4"))
