@@ -13,9 +13,10 @@ from mirror import threads
 from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group, settings
 from mirror.cli.progress import ByteProgress
 from mirror.cli.stats import print_statistics
-from mirror.cli.table import ago, print_table, size
+from mirror.cli.table import ago, print_table
 from mirror.config import Config
 from mirror.logs import configure
+from mirror.ui.formatting import plain_size as size
 from mirror.user_error import ExitCode
 
 app = command_group()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
-from rich.filesize import decimal
 
 from mirror import threads
 from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group, settings
@@ -17,6 +16,7 @@ from mirror.cli.progress import ByteProgress, ImagesProgress
 from mirror.logs import configure
 from mirror.oci.image_name import ImageName, Listed, parse_image, parse_list
 from mirror.oci.platform import InvalidPlatform, Platform
+from mirror.ui.formatting import plain_size
 from mirror.user_error import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def export_images(
     bars, bar = ImagesProgress(), ByteProgress("writing")
     plans = _run(export(configured, names, platforms, parallel, output, bars, bar), nullcontext())
     for plan in plans:
-        size = decimal(plan.blob_bytes)
+        size = plain_size(plan.blob_bytes)
         print(f"{plan.wanted.full_name}: {size}, {plan.root.digest}", file=sys.stderr)
 
 
@@ -128,7 +128,7 @@ def import_images(
         print(json.dumps({"images": [image.document() for image in result]}, indent=2))
     else:
         for image in result:
-            told = f"failed: {image.reason}" if image.reason else decimal(image.size)
+            told = f"failed: {image.reason}" if image.reason else plain_size(image.size)
             print(f"{image.name}: {told}")
     if any(image.reason for image in result):
         raise typer.Exit(ExitCode.FAILED)
@@ -193,8 +193,8 @@ def _platforms(texts: list[str], *, everything: bool) -> list[Platform]:
 
 def _summary(result: "Sequence[Pulled]") -> str:
     failed = [pulled for pulled in result if pulled.reason]
-    fetched = decimal(sum(pulled.fetched for pulled in result))
-    found = decimal(sum(pulled.found for pulled in result))
+    fetched = plain_size(sum(pulled.fetched for pulled in result))
+    found = plain_size(sum(pulled.found for pulled in result))
     images = f"{len(result)} image{'' if len(result) == 1 else 's'}"
     lines = [f"{images}: {fetched} fetched, {found} were cached; {len(failed)} failed"]
     lines += [f"failed: {pulled.wanted.typed}: {pulled.reason}" for pulled in failed]

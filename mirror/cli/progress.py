@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
+
+from mirror.ui.formatting import plain_size as size_text
 
 if TYPE_CHECKING:
     from mirror.registry_client.plan import Wanted
@@ -68,7 +69,7 @@ class _RateColumn(ProgressColumn):
         rate: Rate = task.fields["rate"]
         now = rate.now()
         left = rate.left(int((task.total or 0) - task.completed))
-        return Text(f"{decimal(int(now))}/s {left}" if now and not task.finished else "")
+        return Text(f"{size_text(int(now))}/s {left}" if now and not task.finished else "")
 
 
 class _Bars:
@@ -84,7 +85,7 @@ class _Bars:
         self._progress = Progress(
             _NameColumn(table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=10)),
-            DownloadColumn(table_column=Column(no_wrap=True)),
+            DownloadColumn(binary_units=True, table_column=Column(no_wrap=True)),
             _RateColumn(table_column=Column(no_wrap=True, min_width=16)),
             console=console,
             expand=True,
@@ -118,7 +119,7 @@ class _Bars:
             self._tell(self._line())
 
     def _line(self) -> str:
-        return f"{decimal(self._done)} of {decimal(self._bytes)}"
+        return f"{size_text(self._done)} of {size_text(self._bytes)}"
 
     def _tell(self, line: str) -> None:
         self._told = self._clock()
@@ -195,7 +196,7 @@ class ImagesProgress(_Bars):
     def _line(self) -> str:
         left = self._rate.left(self._bytes - self._done)
         more = f", {left} left" if left else ""
-        return f"{self._all()}, {super()._line()}, {decimal(int(self._rate.now()))}/s{more}"
+        return f"{self._all()}, {super()._line()}, {size_text(int(self._rate.now()))}/s{more}"
 
 
 def described(pulled: "Pulled") -> str:
@@ -203,8 +204,8 @@ def described(pulled: "Pulled") -> str:
     name = pulled.wanted.typed
     if pulled.reason:
         return f"{name}: failed: {pulled.reason}"
-    size = decimal(pulled.plan.blob_bytes if pulled.plan else 0)
-    came = f"{decimal(pulled.fetched)} fetched" if pulled.fetched else "all of it was cached"
+    size = size_text(pulled.plan.blob_bytes if pulled.plan else 0)
+    came = f"{size_text(pulled.fetched)} fetched" if pulled.fetched else "all of it was cached"
     stale = pulled.plan is not None and pulled.plan.stale
     return f"{name}: {size}, {came}{', stale: upstream does not answer' if stale else ''}"
 
