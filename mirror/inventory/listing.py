@@ -10,7 +10,8 @@ from typing import Any
 from mirror.inventory.open_cache import Cache
 from mirror.inventory.timestamps import rfc3339
 from mirror.oci.digest import Digest
-from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob
+from mirror.oci.glob import InvalidGlob
+from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.store.images.image import CachedImage
 from mirror.store.local.layout import ObjectKey
 from mirror.user_error import UserError

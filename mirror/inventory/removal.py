@@ -10,7 +10,8 @@ from typing import Any
 from mirror.inventory.listing import parse_glob
 from mirror.inventory.open_cache import Cache
 from mirror.oci.digest import Digest, InvalidDigest
-from mirror.oci.image_glob import FullName, ImageGlob, is_glob
+from mirror.oci.glob import is_glob
+from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.store.images.catalogue import BLOB_KINDS, Named
 from mirror.store.images.removal import Removal, carry_out, planned
 from mirror.store.local.layout import ObjectKey

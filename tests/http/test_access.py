@@ -279,6 +279,10 @@ async def test_what_is_no_network_is_a_mistake(tmp_path, network):
         (["*"], ["*/app"], set()),
         ([], [], set()),
         (["library/app", "team/a?p"], [], {"library/app", "team/app"}),
+        (["**"], [], {"library/app", "team/app", "team/secret/app"}),
+        (["team/**"], ["**/secret/**"], {"team/app"}),
+        (["**"], ["**/team/*"], {"library/app", "team/secret/app"}),
+        (["**"], ["team/*"], {"library/app"}),
     ],
 )
 async def test_repositories_by_globs(tmp_path, upstream, allow, deny, had):
