@@ -29,8 +29,8 @@ _ALLOWED: Final[Mapping[str, str]] = {
     "bool_type": "true or false",
     "dict_type": "a table",
     "finite_number": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
+    "float_parsing": "a share between 0 and 1, such as 0.1",  # the one key that is a float
+    "float_type": "a share between 0 and 1, such as 0.1",
     "greater_than": "a whole number above zero",
     "greater_than_equal": "a whole number, zero or above",
     "int_from_float": "a whole number",

@@ -152,7 +152,7 @@ class UpstreamConfig(_Table):
     aliases: tuple[str, ...] = ()
     library: bool = False
     private_redirects: bool = False
-    allow: tuple[str, ...] = ("*",)
+    allow: tuple[str, ...] = ("**",)
     deny: tuple[str, ...] = ()
     max_connections: PositiveInt = 100
     max_rate: Rate = size("0")
