@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from mirror.oci.errors import lookup_message
 from mirror.server.control_sockets import ControlDirectory
 from mirror.store.local.layout import Layout
 from mirror.user_error import UserError
@@ -133,7 +134,7 @@ def _session(address: str) -> aiohttp.ClientSession:
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> str:
-    """The message of the error body (distribution spec, "Error Codes")."""
-    with contextlib.suppress(aiohttp.ClientError, ValueError, LookupError, TypeError):
-        return str((await answer.json())["errors"][0]["message"])
-    return f"the running mirror answers {answer.status}"
+    message = None
+    with contextlib.suppress(aiohttp.ClientError):
+        message = lookup_message(await answer.read())
+    return message or f"the running mirror answers {answer.status}"

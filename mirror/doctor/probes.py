@@ -1,6 +1,5 @@
 """The very requests that a client makes, made of the mirror; nothing is downloaded."""
 
-import json
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +11,7 @@ from mirror.doctor.inspection import Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 from mirror.doctor.unreachable import explained, no_authority
+from mirror.oci.errors import lookup_message
 from mirror.oci.media_types import CURRENT_TYPES
 from mirror.upstream.body import read_up_to
 
@@ -78,10 +78,7 @@ class _Reply:
     @property
     def message(self) -> str:
         """The message in the spec's error body, or the status."""
-        try:
-            return str(json.loads(self.body)["errors"][0]["message"])
-        except (ValueError, LookupError, TypeError):
-            return f"status {self.status}"
+        return lookup_message(self.body) or f"status {self.status}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Exports images from the cache, for places without access to a registry."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, aclosing
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from mirror.registry_client.plan import Plan
 from mirror.registry_client.pull import Pulled, Puller, Watcher
 from mirror.server.images import located_all
 from mirror.store.local.layout import left_in
+from mirror.transfer.layout_files import whole
 from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified
 from mirror.user_error import UserError
 
@@ -92,17 +93,13 @@ async def _write(
     images = [(body, name) for plan, name in named if (body := plan.runnable()) is not None]
     await layout.begin([(plan.root, name) for plan, name in named], written_archive(images))
     for digest, pulled in manifests.items():
-        await layout.add(digest, len(pulled.body), _whole(pulled.body))
+        await layout.add(digest, len(pulled.body), whole(pulled.body))
     for digest, (place, blob) in blobs.items():
         if digest in manifests:  # one file serves both
             continue
         async with aclosing(_pieces(client, place, blob, writing.advance)) as pieces:
             await layout.add(digest, blob.size, pieces)
     await layout.finish()
-
-
-async def _whole(body: bytes) -> AsyncIterator[bytes]:
-    yield body
 
 
 async def _pieces(
