@@ -145,7 +145,7 @@ async def test_what_one_mirror_exports_another_serves_that_reaches_nothing(
     assert exported.out == ""
     ended = await mirror("import", "--config", configured(there, nowhere), file)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "docker.io/library/app:1: 5 MiB\n"
+    assert ended.out == "docker.io/library/app:1: 5.0 MiB\n"
     for _ in range(2):  # the second time after a restart
         assert await served(there / "cache", nowhere) == {200}
 
@@ -300,7 +300,7 @@ async def test_what_docker_saves_is_read_from_a_pipe(tmp_path, nowhere):
     config = configured(tmp_path, nowhere)
     data = saved_by_docker(APP, "docker.io/library/app:1")
     ended = await mirror("import", "--config", config, "-", stdin=data)
-    assert (ended.code, ended.out) == (0, "docker.io/library/app:1: 5 MiB\n")
+    assert (ended.code, ended.out) == (0, "docker.io/library/app:1: 5.0 MiB\n")
     assert await served(tmp_path / "cache", nowhere) == {200}
 
 
