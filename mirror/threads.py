@@ -11,15 +11,13 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar, TypeVarTuple
 
+from mirror.user_error import UserError
+
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 #: For the resolver and ``asyncio.to_thread``; a name server that does not answer blocks a thread.
 _LOOP_THREADS: Final = 8
-
-
-class NoThreadError(Exception):
-    """The system refuses a thread; the message names the limits to raise."""
 
 
 class Threads(ThreadPoolExecutor):
@@ -29,7 +27,7 @@ class Threads(ThreadPoolExecutor):
         """Start ``count`` threads.
 
         Raises:
-            NoThreadError: the system refuses one of them; the others are ended then.
+            UserError: the system refuses one of them; the others are ended then.
         """
         super().__init__(count, name)
         started = threading.Event()
@@ -41,7 +39,7 @@ class Threads(ThreadPoolExecutor):
         except (RuntimeError, MemoryError) as error:
             started.set()
             self.shutdown(cancel_futures=True)
-            raise NoThreadError(
+            raise UserError(
                 f"the system refuses thread {len(waiting) + 1} of {count} ({name}): raise the "
                 "limit on threads (--pids-limit, TasksMax, ulimit -u) or on memory (ulimit -v)"
             ) from error
@@ -80,7 +78,7 @@ class _Loop(asyncio.SelectorEventLoop):
         super().__init__()
         try:
             self._own_threads = Threads(_LOOP_THREADS, "loop")
-        except NoThreadError:
+        except UserError:
             super().close()
             raise
 
@@ -100,7 +98,7 @@ def run(main: Coroutine[Any, Any, R]) -> R:
     """Like ``asyncio.run``, with a loop that never starts a thread while it runs.
 
     Raises:
-        NoThreadError: the system refuses the threads of the loop.
+        UserError: the system refuses the threads of the loop.
     """
     try:
         with asyncio.Runner(loop_factory=_Loop) as runner:

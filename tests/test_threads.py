@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mirror.descriptor import Descriptor
-from mirror.threads import NoThreadError, Threads, run
+from mirror.threads import Threads, run
+from mirror.user_error import UserError
 from tests.peers.requirements import need
 
 
@@ -42,7 +43,7 @@ def test_work_needs_no_further_thread(monkeypatch):
 def test_where_the_system_refuses_one_thread_none_is_left_and_one_line_says_so(monkeypatch, after):
     before = threading.active_count()
     refuse_threads(monkeypatch, after=after)
-    with pytest.raises(NoThreadError, match=rf"thread {after + 1} of 4 \(some\).*--pids-limit"):
+    with pytest.raises(UserError, match=rf"thread {after + 1} of 4 \(some\).*--pids-limit"):
         Threads(4, "some")
     assert threading.active_count() == before
 

@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from mirror.config import Config, ConfigError, UpstreamConfig, load
+from mirror.config import Config, UpstreamConfig, load
 from mirror.config.changes import FIXED
 from mirror.config.dump import rendered
 from mirror.config.keep import KeepRule
 from mirror.config.warm import WarmConfig
+from mirror.user_error import UserError
 
 _ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = _ROOT / "docs" / "configuration.md"
@@ -113,7 +114,7 @@ def _messages(section: Section, key: str, value: object) -> Iterator[str]:
         place = f"{section.name}.0.{key}"
     try:
         load(Path(os.devnull), tree)
-    except ConfigError as error:
+    except UserError as error:
         for line in str(error).splitlines():
             if line.startswith(f"command line: {place}") and ", allowed: " in line:
                 yield _REASON.sub("", line.partition(", allowed: ")[2])

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from mirror.admin.errors import OperateError
+from mirror.oci.errors import lookup_message
 from mirror.server.control_sockets import ControlDirectory
 from mirror.store.local.layout import Layout
+from mirror.user_error import UserError
 
 _CONNECT_SECONDS: Final = 10.0
 #: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
@@ -42,7 +43,7 @@ class MirrorProcess:
         The response may take ``timeout`` seconds to begin, and as many to arrive.
 
         Raises:
-            OperateError: the command is refused.
+            UserError: the command is refused.
             aiohttp.ClientError, TimeoutError: the process has ended, or does not answer.
         """
         method = "GET" if members is None else "POST"
@@ -50,7 +51,7 @@ class MirrorProcess:
         async with self.session.request(method, path, json=members, timeout=limit) as answer:
             async with asyncio.timeout(timeout):  # it is complete before its first byte
                 if answer.status != 200:
-                    raise OperateError(await _refusal(answer))
+                    raise UserError(await _refusal(answer))
                 return await answer.json()
 
 
@@ -64,7 +65,7 @@ class Running:
         """Send a command to one process; to the next one only if the connection failed.
 
         Raises:
-            OperateError: the command is refused or interrupted, or no process takes commands.
+            UserError: the command is refused or interrupted, or no process takes commands.
         """
         for worker in self.workers:
             try:
@@ -73,23 +74,23 @@ class Running:
                 continue
             except TimeoutError as error:
                 text = f"no data for {_SILENCE_SECONDS:.0f} s; the command may still be running"
-                raise OperateError(f"the running mirror does not answer: {text}") from error
+                raise UserError(f"the running mirror does not answer: {text}") from error
             except aiohttp.ClientError as error:
-                raise OperateError(f"the running mirror closed the connection: {error}") from error
-        raise OperateError("the mirror that ran here has just ended; give the command again")
+                raise UserError(f"the running mirror closed the connection: {error}") from error
+        raise UserError("the mirror that ran here has just ended; give the command again")
 
     async def tell(self, path: str, members: Mapping[str, Any]) -> list[Any]:
         """Send a short command to all processes; those that have ended are skipped.
 
         Raises:
-            OperateError: a process refuses, or does not answer in time.
+            UserError: a process refuses, or does not answer in time.
         """
         answers = []
         for worker in self.workers:
             try:
                 answers.append(await worker.command(path, members, _TOLD_SECONDS))
             except TimeoutError as error:
-                raise OperateError(f"a process of the mirror ({worker.name}) hangs") from error
+                raise UserError(f"a process of the mirror ({worker.name}) hangs") from error
             except aiohttp.ClientError:
                 continue
         return answers
@@ -100,7 +101,7 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
     """The mirror that runs on an absolute cache directory, None if there is none.
 
     Raises:
-        OperateError: this user may not access the mirror's control sockets.
+        UserError: this user may not access the mirror's control sockets.
     """
     place = Layout(directory).control
     async with AsyncExitStack() as stack:
@@ -110,7 +111,7 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
             yield None
             return
         except OSError as error:
-            raise OperateError(
+            raise UserError(
                 f"{place} cannot be opened: {error.strerror}; run this as the mirror's user or root"
             ) from error
         stack.callback(meeting.close)
@@ -133,7 +134,7 @@ def _session(address: str) -> aiohttp.ClientSession:
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> str:
-    """The message of the error body (distribution spec, "Error Codes")."""
-    with contextlib.suppress(aiohttp.ClientError, ValueError, LookupError, TypeError):
-        return str((await answer.json())["errors"][0]["message"])
-    return f"the running mirror answers {answer.status}"
+    message = None
+    with contextlib.suppress(aiohttp.ClientError):
+        message = lookup_message(await answer.read())
+    return message or f"the running mirror answers {answer.status}"

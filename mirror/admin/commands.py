@@ -11,9 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror.admin.client import Running, lookup_running
-from mirror.admin.errors import OperateError
 from mirror.config.model import Config
-from mirror.inventory.cache import UpkeepError
 from mirror.inventory.listing import listing
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
@@ -21,6 +19,7 @@ from mirror.inventory.verification import Verification, verify
 from mirror.server.store import opened_cache
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
+from mirror.user_error import UserError
 
 _MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
 
@@ -29,7 +28,7 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
     """The images that match one of the patterns (all, without patterns): see ``inventory.listing``.
 
     Raises:
-        OperateError: the cache cannot be read, or a pattern is invalid.
+        UserError: the cache cannot be read, or a pattern is invalid.
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
@@ -37,11 +36,8 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
                 "/control/images", {"patterns": list(patterns)}
             )
             return answer
-    try:
-        async with opened_cache(config) as cache:
-            return await listing(cache, patterns)
-    except UpkeepError as error:
-        raise OperateError(str(error)) from error
+    async with opened_cache(config) as cache:
+        return await listing(cache, patterns)
 
 
 async def stats(config: Config) -> dict[str, Any]:
@@ -50,7 +46,7 @@ async def stats(config: Config) -> dict[str, Any]:
     ``running`` describes the running mirror and its number of processes; None if none runs.
 
     Raises:
-        OperateError: the cache cannot be read.
+        UserError: the cache cannot be read.
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
@@ -58,11 +54,8 @@ async def stats(config: Config) -> dict[str, Any]:
             answer["running"]["processes"] = len(running.workers)
             return answer
     said = read_report(Layout(config.cache.directory.absolute()).ledger, time.time())
-    try:
-        async with opened_cache(config) as cache:
-            return {**await statistics(cache, replace(said, fills=())), "running": None}
-    except UpkeepError as error:
-        raise OperateError(str(error)) from error
+    async with opened_cache(config) as cache:
+        return {**await statistics(cache, replace(said, fills=())), "running": None}
 
 
 async def removed(
@@ -71,7 +64,7 @@ async def removed(
     """Remove images, or report what would be removed: see ``inventory.removal``.
 
     Raises:
-        OperateError: an image is not in the cache, or kept, or the cache cannot be used.
+        UserError: an image is not in the cache, or kept, or the cache cannot be used.
     """
     told = {"targets": list(targets), "dry_run": dry_run, "force": force}
     async with lookup_running(config.cache.directory.absolute()) as running:
@@ -81,11 +74,8 @@ async def removed(
                 keys = [f"{each['kind']}.{_dotted(each['digest'])}" for each in answer["objects"]]
                 await _forget(running, answer["links"], keys)
             return answer
-    try:
-        async with opened_cache(config) as cache:
-            return await removal(cache, targets, dry_run=dry_run, force=force)
-    except UpkeepError as error:
-        raise OperateError(str(error)) from error
+    async with opened_cache(config) as cache:
+        return await removal(cache, targets, dry_run=dry_run, force=force)
 
 
 async def verified(
@@ -94,20 +84,17 @@ async def verified(
     """Hash all objects and drop damaged ones, in this process even if a mirror runs.
 
     Raises:
-        OperateError: the cache cannot be used.
+        UserError: the cache cannot be used.
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
 
         async def dropped(key: ObjectKey) -> None:
             if running is not None:
-                with contextlib.suppress(OperateError):  # a hung process serves nothing
+                with contextlib.suppress(UserError):  # a hung process serves nothing
                     await running.tell("/control/forget", {"links": [], "objects": [str(key)]})
 
-        try:
-            async with opened_cache(config) as cache:
-                return await verify(cache, expected, advanced, dropped)
-        except UpkeepError as error:
-            raise OperateError(str(error)) from error
+        async with opened_cache(config) as cache:
+            return await verify(cache, expected, advanced, dropped)
 
 
 async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -> None:

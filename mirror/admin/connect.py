@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import aiohttp
 
 from mirror.admin.client import lookup_running
-from mirror.admin.errors import OperateError
 from mirror.admin.ownership import check_owner
 from mirror.config.model import AccessConfig, Config, ServerConfig
 from mirror.config.proxy import ProxyConfig
-from mirror.server import StartError, serving
-from mirror.threads import NoThreadError
+from mirror.server import serving
+from mirror.user_error import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
     """Reach a mirror on the configured cache directory.
 
     Raises:
-        OperateError: none runs and none can be started, or this user may not access it.
+        UserError: none runs and none can be started, or this user may not access it.
     """
     directory = config.cache.directory.absolute()
     async with AsyncExitStack() as stack:
@@ -43,13 +42,10 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
         own = running is None
         if running is None:
             check_owner(directory)
-            try:
-                await stack.enter_async_context(serving(_private(config), asyncio.Event()))
-            except (StartError, NoThreadError) as error:
-                raise OperateError(str(error)) from error
+            await stack.enter_async_context(serving(_private(config), asyncio.Event()))
             running = await stack.enter_async_context(lookup_running(directory))
         if running is None:
-            raise OperateError(
+            raise UserError(
                 f"the cache directory {directory} cannot be written to; "
                 "choose another with --cache-dir or [cache] directory"
             )
@@ -59,10 +55,10 @@ async def reached(config: Config) -> AsyncIterator[Reached]:
 def _private(config: Config) -> Config:
     """The same mirror without listeners: it serves only its control socket."""
     server = ServerConfig.model_validate({"drain": "0s", "hot": False})
-    nobody = {
+    unreachable = {
         "server": server.model_copy(update={"listen": ()}),
         "proxy": ProxyConfig(),
         "access": AccessConfig(),
         "warm": (),
     }
-    return config.model_copy(update=nobody)
+    return config.model_copy(update=unreachable)

@@ -4,14 +4,14 @@ import os
 import pwd
 from pathlib import Path
 
-from mirror.admin.errors import OperateError
+from mirror.user_error import UserError
 
 
 def check_owner(directory: Path) -> None:
     """Check that root does not write into another user's cache.
 
     Raises:
-        OperateError: root would.
+        UserError: root would.
     """
     try:
         owner = directory.stat().st_uid
@@ -19,7 +19,7 @@ def check_owner(directory: Path) -> None:
         return
     if os.geteuid() == 0 != owner:
         name = _name(owner)
-        raise OperateError(
+        raise UserError(
             f"the cache {directory} is {name}'s, who could not read what root writes there: "
             f"run this as {name}, such as by sudo -u {name}"
         )

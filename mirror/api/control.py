@@ -14,6 +14,7 @@ from aiohttp import web
 from mirror.api.handlers import raw_path
 from mirror.http.server_options import Handler, Handlers
 from mirror.oci.errors import ErrorCode, OciError
+from mirror.user_error import UserError
 
 #: Takes the members of a JSON object (none for a GET) and returns a value to encode as JSON.
 Command = Callable[[Mapping[str, Any]], Awaitable[Any]]
@@ -21,10 +22,6 @@ Commands = Mapping[tuple[str, str], Command]
 
 _ROOT: Final = "/control/"
 _AT_ONCE: Final = 100  # entries; encoding them takes a millisecond
-
-
-class CommandError(Exception):
-    """A command failed; the message is one line that says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class ControlRoutes:
             raise OciError(ErrorCode.UNSUPPORTED, text, status=404)
         try:
             answer = await command(await _members(request))
-        except CommandError as error:
+        except UserError as error:
             raise OciError(ErrorCode.UNKNOWN, str(error), status=409) from error
         return web.Response(body=await _encoded(answer), content_type="application/json")
 

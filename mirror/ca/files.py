@@ -17,8 +17,8 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
-from mirror.ca.errors import AuthorityError
 from mirror.ca.signing import Authority, new_authority
+from mirror.user_error import UserError
 
 _NAME: Final = "ca.pem"
 _LOCK: Final = "ca.lock"
@@ -33,7 +33,7 @@ def ensure_authority(directory: Path, name: str, clock: Callable[[], datetime] =
     """Read the CA in ``directory``; on first use make one with the common name ``name``.
 
     Raises:
-        AuthorityError: the CA cannot be read or made, is not valid now, or others may read its key.
+        UserError: the CA cannot be read or made, is not valid now, or others may read its key.
     """
     file = directory / _NAME
     try:
@@ -45,7 +45,7 @@ def ensure_authority(directory: Path, name: str, clock: Callable[[], datetime] =
                     _write(file, new_authority(name, clock()).pem())
         return _read(file, clock())
     except OSError as error:
-        raise AuthorityError(
+        raise UserError(
             f"{error.filename or file}: {error.strerror}; the CA of [proxy] is kept there "
             "(ca_directory names another place)"
         ) from error
@@ -78,20 +78,20 @@ def _write(file: Path, content: bytes) -> None:
 def _read(file: Path, now: datetime) -> Authority:
     content = file.read_bytes()
     if file.stat().st_mode & _OTHERS:
-        raise AuthorityError(f"{file}: other users may read the key of the CA: chmod 600 {file}")
+        raise UserError(f"{file}: other users may read the key of the CA: chmod 600 {file}")
     try:
         authority = Authority(
             load_pem_private_key(content, None), tuple(load_pem_x509_certificates(content))
         )
     except (ValueError, TypeError) as error:
-        raise AuthorityError(
+        raise UserError(
             f"{file}: not a private key without password followed by its CA certificate "
             f"({error}); remove it, and the mirror makes a new CA"
         ) from error
     if not authority.fits:
-        raise AuthorityError(f"{file}: the key does not belong to the first certificate")
+        raise UserError(f"{file}: the key does not belong to the first certificate")
     if not authority.valid_from <= now < authority.valid_until:
-        raise AuthorityError(
+        raise UserError(
             f"{file}: the CA is valid from {authority.valid_from:%Y-%m-%d} to "
             f"{authority.valid_until:%Y-%m-%d}; remove it, and the mirror makes a new CA: give "
             "that one to the clients (mirror ca)"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from mirror.ca.errors import AuthorityError
 from mirror.ca.signing import HOST_LIFE, Authority, host_certificate
+from mirror.user_error import UserError
 
 _RENEW: Final = HOST_LIFE / 3  # before the certificate expires
 
@@ -35,7 +35,7 @@ class CertificateIssuer:
         """Return a TLS server context with a certificate for ``host``; the client's SNI is ignored.
 
         Raises:
-            AuthorityError: the CA is not valid now; the log says so once.
+            UserError: the CA is not valid now; the log says so once.
         """
         now = self._clock()
         self._check(now)
@@ -52,7 +52,7 @@ class CertificateIssuer:
         if authority.valid_from <= now < authority.valid_until:
             self._told = False
             return
-        error = AuthorityError(
+        error = UserError(
             f"the CA of [proxy] is valid from {authority.valid_from:%Y-%m-%d} to "
             f"{authority.valid_until:%Y-%m-%d}, and the clock says {now:%Y-%m-%d}: remove its "
             "ca.pem, restart the mirror, and give the new CA to the clients (mirror ca)"

@@ -1,37 +1,25 @@
 """Commands for cached images: list, remove, verify; and statistics."""
 
 import json
-import sys
 import time
-from collections.abc import Coroutine
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from mirror import threads
+from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group, settings
+from mirror.cli.progress import ByteProgress
 from mirror.cli.stats import print_statistics
-from mirror.cli.table import ago, print_table, size
-from mirror.config import Config, ConfigError, load
+from mirror.cli.table import ago, print_table
+from mirror.config import Config
 from mirror.logs import configure
+from mirror.ui.formatting import plain_size as size
+from mirror.user_error import ExitCode
 
-R = TypeVar("R")
-
-_FAILED = 1
-_USAGE = 2
-
-app = typer.Typer(rich_markup_mode=None)
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
-]
-CacheOption = Annotated[
-    Path | None, typer.Option("--cache-dir", help="Cache directory [default: as configured].")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: bytes, and RFC 3339 times.")]
+app = command_group()
 
 
 class Order(StrEnum):
@@ -55,10 +43,10 @@ def list_images(
     cache_dir: CacheOption = None,
 ) -> None:
     """List the images in the cache: how much of each is there, and when it was last pulled."""
-    settings = _load(config, cache_dir)
+    configured = _configured(config, cache_dir)
     from mirror.admin.commands import listed  # noqa: PLC0415  # late: loads half of the server
 
-    found = _done(listed(settings, patterns or []))
+    found = threads.run(listed(configured, patterns or []))
     images = sorted(found["images"], key=_SORTED[sort])
     if as_json:
         print(json.dumps({**found, "images": images}, indent=2))
@@ -80,10 +68,10 @@ def print_stats(
     as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
 ) -> None:
     """Show what the mirror has saved, how full its cache is, and the state of its upstreams."""
-    settings = _load(config, cache_dir)
+    configured = _configured(config, cache_dir)
     from mirror.admin.commands import stats  # noqa: PLC0415  # late, as above
 
-    found = _done(stats(settings))
+    found = threads.run(stats(configured))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -105,10 +93,10 @@ def remove_images(
 
     Active transfers complete; the next pull comes from upstream.
     """
-    settings = _load(config, cache_dir)
+    configured = _configured(config, cache_dir)
     from mirror.admin.commands import removed  # noqa: PLC0415  # late, as above
 
-    gone = _done(removed(settings, images, dry_run=dry_run, force=force))
+    gone = threads.run(removed(configured, images, dry_run=dry_run, force=force))
     if as_json:
         print(json.dumps(gone, indent=2))
         return
@@ -129,12 +117,11 @@ def verify(
 
     Exits with 1 if something was damaged.
     """
-    settings = _load(config, cache_dir)
+    configured = _configured(config, cache_dir)
     from mirror.admin.commands import verified  # noqa: PLC0415  # late, as above
-    from mirror.cli.progress import ByteProgress  # noqa: PLC0415
 
     with ByteProgress("verifying") as progress:
-        found = _done(verified(settings, progress.expect, progress.advance))
+        found = threads.run(verified(configured, progress.expect, progress.advance))
     if as_json:
         damaged = [{"kind": each.kind, "digest": str(each.digest)} for each in found.damaged]
         told = {"objects": found.objects, "bytes": found.bytes, "damaged": damaged}
@@ -144,7 +131,7 @@ def verify(
             print(f"damaged, dropped: {key}")
         print(f"{found.objects} objects, {size(found.bytes)}: {len(found.damaged)} damaged")
     if found.damaged:
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 _SORTED = {
@@ -170,26 +157,7 @@ def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def _done(work: Coroutine[Any, Any, R]) -> R:
-    """Run a command; on failure print one line and exit with 1."""
-    from mirror.admin.errors import OperateError  # noqa: PLC0415  # late, as above
-
-    try:
-        return threads.run(work)
-    except (OperateError, threads.NoThreadError) as error:
-        _fail(str(error), _FAILED)
-
-
-def _load(file: Path | None, cache_dir: Path | None) -> Config:
-    flags = {"cache": {} if cache_dir is None else {"directory": str(cache_dir)}}
-    try:
-        settings = load(file, flags)
-    except ConfigError as error:
-        _fail("\n".join(error.problems), _USAGE)
-    configure("error", settings.log.format, access=False)
-    return settings
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print("\n".join(f"mirror: {line}" for line in message.splitlines()), file=sys.stderr)
-    raise typer.Exit(code)
+def _configured(file: Path | None, cache_dir: Path | None) -> Config:
+    configured = settings(file, cache_dir)
+    configure("error", configured.log.format, access=False)
+    return configured

@@ -6,25 +6,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from mirror import clients, threads
+from mirror.cli.options import ConfigOption, command_group, settings
 from mirror.clients import Mirror, Snippet
-from mirror.config import Config, ConfigError, load
+from mirror.config import Config
 from mirror.config.addresses import checked_url
 from mirror.config.listen import lookup_outermost
 from mirror.config.secrecy import masked
+from mirror.user_error import ExitCode, UserError
 
-_FAILED = 1
-_USAGE = 2
-
-app = typer.Typer(rich_markup_mode=None)
-client_app = typer.Typer(
-    help="Print ready-to-paste configuration for a client.", rich_markup_mode=None
+app = command_group()
+client_app = command_group(
+    help="Print ready-to-paste configuration for a client.", no_args_is_help=True
 )
-app.add_typer(client_app, name="client", no_args_is_help=True)
+app.add_typer(client_app, name="client")
 
 
 class ImageStore(StrEnum):
@@ -59,10 +58,6 @@ CaOption = Annotated[
 WriteOption = Annotated[
     Path | None, typer.Option("--write", help="Write the files below this directory.")
 ]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
-]
 StoreOption = Annotated[
     ImageStore,
     typer.Option("--store", help="containerd: hosts.toml for every registry (Engine 28)."),
@@ -94,16 +89,16 @@ def client_docker(
     config: ConfigOption = None,
 ) -> None:
     """daemon.json for Docker, or hosts.toml for its containerd image store."""
-    settings = _load(config)
+    configured = settings(config)
     if proxy is not None:
         forms = {
             ProxyForm.DAEMON: clients.docker_proxy,
             ProxyForm.SYSTEMD: clients.docker_proxy_unit,
         }
-        _show(forms[proxy], _seen(settings, url or _proxy_url(settings), ca_file), write)
+        _show(forms[proxy], _seen(configured, url or _proxy_url(configured), ca_file), write)
         return
     by_store = {ImageStore.CLASSIC: clients.docker, ImageStore.CONTAINERD: clients.docker_hosts}
-    mirror = replace(_mirror(settings, url, ca_file), referrers=referrers)
+    mirror = replace(_mirror(configured, url, ca_file), referrers=referrers)
     _show(by_store[store], mirror, write)
 
 
@@ -116,41 +111,25 @@ def client_containerd(
     config: ConfigOption = None,
 ) -> None:
     """hosts.toml for containerd, Kubernetes and nerdctl."""
-    mirror = replace(_mirror(_load(config), url, ca_file), referrers=referrers)
+    mirror = replace(_mirror(settings(config), url, ca_file), referrers=referrers)
     _show(clients.containerd, mirror, write)
 
 
-@client_app.command("k3s")
-def client_k3s(
-    url: UrlOption = None,
-    ca_file: CaOption = None,
-    write: WriteOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """registries.yaml for k3s and RKE2."""
-    _show(clients.k3s, _mirror(_load(config), url, ca_file), write)
+def _client(name: str, snippet_for: Callable[[Mirror], Snippet], text: str) -> None:
+    @client_app.command(name, help=text)
+    def show(
+        url: UrlOption = None,
+        ca_file: CaOption = None,
+        write: WriteOption = None,
+        config: ConfigOption = None,
+    ) -> None:
+        _show(snippet_for, _mirror(settings(config), url, ca_file), write)
 
 
-@client_app.command("podman")
-def client_podman(
-    url: UrlOption = None,
-    ca_file: CaOption = None,
-    write: WriteOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """registries.conf for Podman, Buildah, Skopeo and CRI-O."""
-    _show(clients.podman, _mirror(_load(config), url, ca_file), write)
-
-
-@client_app.command("buildkit")
-def client_buildkit(
-    url: UrlOption = None,
-    ca_file: CaOption = None,
-    write: WriteOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """buildkitd.toml for BuildKit and buildx."""
-    _show(clients.buildkit, _mirror(_load(config), url, ca_file), write)
+_client("containerd", clients.containerd, "hosts.toml for containerd, Kubernetes and nerdctl.")
+_client("k3s", clients.k3s, "registries.yaml for k3s and RKE2.")
+_client("podman", clients.podman, "registries.conf for Podman, Buildah, Skopeo and CRI-O.")
+_client("buildkit", clients.buildkit, "buildkitd.toml for BuildKit and buildx.")
 
 
 @app.command("doctor")
@@ -164,19 +143,16 @@ def doctor(
 
     Exits with 1 if something is wrong.
     """
-    settings = _load(config)
+    configured = settings(config)
     # Imported late: `client` does not need the HTTP modules.
     from mirror.doctor import containerd_version, examine  # noqa: PLC0415
 
     # Another root has its own programs, which are not run.
     version = containerd_version() if root == Path("/") else ""
-    try:
-        report = threads.run(examine(root, url, url or _url(settings), str(Path.home()), version))
-    except threads.NoThreadError as error:
-        _fail(str(error), _FAILED)
+    report = threads.run(examine(root, url, url or _url(configured), str(Path.home()), version))
     print("\n".join(report.lines()))
     if not report.healthy:
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _show(snippet_for: Callable[[Mirror], Snippet], mirror: Mirror, write: Path | None) -> None:
@@ -189,7 +165,8 @@ def _show(snippet_for: Callable[[Mirror], Snippet], mirror: Mirror, write: Path 
         for path in _written(snippet, mirror, write):
             print(path)
     except OSError as error:
-        _fail(f"{error.filename}: cannot be read or written: {error.strerror}", _FAILED)
+        text = f"{error.filename}: cannot be read or written: {error.strerror}"
+        raise UserError(text) from error
 
 
 def _written(snippet: Snippet, mirror: Mirror, directory: Path) -> list[Path]:
@@ -199,56 +176,41 @@ def _written(snippet: Snippet, mirror: Mirror, directory: Path) -> list[Path]:
     files = {directory / name.removeprefix("/"): content for name, content in contents.items()}
     for path, content in files.items():
         if path.exists() and path.read_bytes() != content:
-            _fail(f"{path} exists already: merge the output without --write by hand", _FAILED)
+            raise UserError(f"{path} exists already: merge the output without --write by hand")
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return list(files)
 
 
-def _seen(settings: Config, url: str, ca_file: Path | None) -> Mirror:
+def _seen(config: Config, url: str, ca_file: Path | None) -> Mirror:
     return Mirror(
         url,
-        tuple(settings.enabled()),
-        settings.default_upstream(),
+        tuple(config.enabled()),
+        config.default_upstream(),
         str(ca_file.absolute()) if ca_file else "",
     )
 
 
-def _proxy_url(settings: Config) -> str:
-    address = lookup_outermost(settings.proxy.addresses())
-    if address is None:
-        _fail(
-            "proxy mode is off: set [proxy] listen, or give its URL for clients with --url",
-            _USAGE,
-        )
-    return clients.reachable_url(address.host, address.port, socket.gethostname())
-
-
-def _mirror(settings: Config, url: str | None, ca_file: Path | None) -> Mirror:
-    mirror = _seen(settings, url or _url(settings), ca_file)
+def _mirror(config: Config, url: str | None, ca_file: Path | None) -> Mirror:
+    mirror = _seen(config, url or _url(config), ca_file)
     if mirror.ca_file and mirror.plain:
         raise typer.BadParameter(f"a CA is for an https mirror, and this one is {mirror.address}")
     return mirror
 
 
-def _url(settings: Config) -> str:
-    address = lookup_outermost(settings.server.addresses())
+def _proxy_url(config: Config) -> str:
+    address = lookup_outermost(config.proxy.addresses())
     if address is None:
-        _fail(
-            "the mirror listens on a unix socket only: give its URL for clients with --url", _USAGE
-        )
-    tls = bool(settings.server.tls_certificate)
+        text = "proxy mode is off: set [proxy] listen, or give its URL for clients with --url"
+        raise UserError(text, ExitCode.USAGE)
+    return clients.reachable_url(address.host, address.port, socket.gethostname())
+
+
+def _url(config: Config) -> str:
+    address = lookup_outermost(config.server.addresses())
+    if address is None:
+        text = "the mirror listens on a unix socket only: give its URL for clients with --url"
+        raise UserError(text, ExitCode.USAGE)
+    tls = bool(config.server.tls_certificate)
     return clients.reachable_url(address.host, address.port, socket.gethostname(), tls=tls)
-
-
-def _load(file: Path | None) -> Config:
-    try:
-        return load(file, {})
-    except ConfigError as error:
-        _fail("\n".join(error.problems), _USAGE)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print("\n".join(f"mirror: {line}" for line in message.splitlines()), file=sys.stderr)
-    raise typer.Exit(code)

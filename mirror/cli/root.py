@@ -1,37 +1,27 @@
-"""The command line.  Prints errors in one line, and decides nothing else."""
+"""The ``mirror`` command: ``serve``, ``check``, and the commands of the other modules."""
 
 import atexit
-import sys
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from mirror import __version__, threads
 from mirror.cli import cache, clients, images, proxy
-from mirror.config import Config, ConfigError, load
+from mirror.cli.options import CacheOption, ConfigOption, command_group, settings
+from mirror.config import Config, load
 from mirror.config.dump import dump_toml
 from mirror.metrics.multiprocess import shared_figures
 
-_FAILED = 1
-_USAGE = 2
-
-app = typer.Typer(
+app = command_group(
     help="A pull-through cache for container images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # boxes would break lines for logs and grep
 )
 app.add_typer(cache.app)  # ls, rm, stats, verify
 app.add_typer(clients.app)  # client, doctor
 app.add_typer(proxy.app)  # ca
-app.add_typer(images.app)  # warm
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file (or $MIRROR_CONFIG, /etc/mirror/mirror.toml)."),
-]
+app.add_typer(images.app)  # warm, export, import
 
 
 def main() -> None:
@@ -61,7 +51,7 @@ def serve(
         list[str] | None,
         typer.Option(help="HOST:PORT, :PORT or unix:/PATH to listen on; may be repeated."),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Cache directory.")] = None,
+    cache_dir: CacheOption = None,
     max_size: Annotated[str | None, typer.Option(help="Cache size, e.g. 50GiB or 80%.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes on the same port; 0 = one per core.")
@@ -77,41 +67,26 @@ def serve(
         flags["cache"]["max_size"] = max_size
     if workers is not None:
         flags["server"]["workers"] = workers
-    settings = _load(config, flags)
+    configured = load(config, flags)
 
     def reread() -> Config:
         return load(config, flags)
 
-    processes = settings.server.processes()
+    processes = configured.server.processes()
     with shared_figures(processes):
         # Imported late: `check` and `client` do not need the server.
         from mirror.logs import queue_output  # noqa: PLC0415
-        from mirror.server import StartError, run  # noqa: PLC0415
+        from mirror.server import run  # noqa: PLC0415
         from mirror.workers.supervisor import supervise  # noqa: PLC0415
 
         atexit.register(queue_output().drain)  # runs after a traceback too
-        try:
-            if processes == 1:
-                threads.run(run(settings, reread))
-            else:
-                supervise(settings, reread)
-        except (StartError, threads.NoThreadError) as error:
-            _fail(str(error), _FAILED)
+        if processes == 1:
+            threads.run(run(configured, reread))
+        else:
+            supervise(configured, reread)
 
 
 @app.command()
 def check(config: ConfigOption = None) -> None:
     """Print the configuration with its defaults, or its mistakes."""
-    print(dump_toml(_load(config, {})))
-
-
-def _load(file: Path | None, flags: dict[str, Any]) -> Config:
-    try:
-        return load(file, flags)
-    except ConfigError as error:
-        _fail("\n".join(error.problems), _USAGE)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print("\n".join(f"mirror: {line}" for line in message.splitlines()), file=sys.stderr)
-    raise typer.Exit(code)
+    print(dump_toml(settings(config)))

@@ -4,7 +4,8 @@ import time
 from datetime import datetime
 from typing import Any
 
-from mirror.cli.table import ago, print_table, share, size
+from mirror.cli.table import ago, print_table, share
+from mirror.ui.formatting import plain_size as size
 
 
 def print_statistics(found: dict[str, Any]) -> None:

@@ -39,11 +39,6 @@ def _print_plain(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 
-def size(count: float) -> str:
-    """Bytes, in the units of the configuration."""
-    return formatting.size(count).replace(_NBSP, " ")
-
-
 def share(part: float | None) -> str:
     """A share of one as a percentage, a dash for None."""
     return "-" if part is None else formatting.share(part).replace(_NBSP, " ")

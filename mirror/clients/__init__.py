@@ -1,6 +1,6 @@
 """Configuration files for clients that pull through the mirror.  Pure functions of text."""
 
-from mirror.clients.address import is_loopback, reachable_url
+from mirror.clients.address import ClientUrl, is_loopback, reachable_url
 from mirror.clients.buildkit import buildkit
 from mirror.clients.containerd import containerd
 from mirror.clients.docker import docker, docker_hosts
@@ -11,6 +11,7 @@ from mirror.clients.snippet import File, Mirror, Snippet
 from mirror.clients.trust import trusting
 
 __all__ = [
+    "ClientUrl",
     "File",
     "Mirror",
     "Snippet",

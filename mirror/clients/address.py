@@ -1,6 +1,30 @@
 """Addresses of the mirror for clients."""
 
 import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class ClientUrl:
+    """The URL of the mirror that clients use."""
+
+    url: str
+
+    @property
+    def netloc(self) -> str:
+        """``host[:port]``, as written before an image."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def host(self) -> str:
+        """The host without port and brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether clients reach the mirror without TLS."""
+        return urlsplit(self.url).scheme == "http"
 
 
 def reachable_url(listen_host: str, port: int, hostname: str, *, tls: bool = False) -> str:

@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
+
+from mirror.clients.address import ClientUrl
 
 HUB: Final = "docker.io"
 
 
 @dataclass(frozen=True, slots=True)
-class Mirror:
+class Mirror(ClientUrl):
     """The mirror as its clients see it.
 
     ``upstreams`` are the names of its registries, and ``default`` is the one for image names
@@ -17,7 +18,6 @@ class Mirror:
     must trust, empty if it needs none.  ``referrers``: the client knows that capability of a host.
     """
 
-    url: str
     upstreams: tuple[str, ...]
     default: str = HUB
     ca_file: str = ""
@@ -27,21 +27,6 @@ class Mirror:
     def address(self) -> str:
         """The url without a slash at its end."""
         return self.url.rstrip("/")
-
-    @property
-    def netloc(self) -> str:
-        """``host[:port]``, as written before an image."""
-        return urlsplit(self.url).netloc
-
-    @property
-    def host(self) -> str:
-        """The host without port and brackets."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def plain(self) -> bool:
-        """Whether clients reach the mirror without TLS."""
-        return urlsplit(self.url).scheme == "http"
 
 
 @dataclass(frozen=True, slots=True)

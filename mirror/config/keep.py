@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import AfterValidator
 
 from mirror.config.table import Table
-from mirror.oci.image_glob import ImageGlob, InvalidGlob, Naming
+from mirror.oci.glob import InvalidGlob
+from mirror.oci.image_glob import ImageGlob, Naming
 
 if TYPE_CHECKING:
     from mirror.config.model import Config

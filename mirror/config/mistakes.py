@@ -28,6 +28,9 @@ _ALLOWED: Final[Mapping[str, str]] = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "dict_type": "a table",
+    "finite_number": "a whole number",
+    "float_parsing": "a share between 0 and 1, such as 0.1",  # the one key that is a float
+    "float_type": "a share between 0 and 1, such as 0.1",
     "greater_than": "a whole number above zero",
     "greater_than_equal": "a whole number, zero or above",
     "int_from_float": "a whole number",
@@ -91,7 +94,7 @@ def _allowed(mistake: ErrorDetails, place: Place) -> str:
         return str(context["expected"])
     if mistake["type"] == "tuple_type" and len(place) == 1:
         return f"tables, each below [[{place[0]}]]"
-    return _ALLOWED.get(mistake["type"], mistake["msg"])
+    return _ALLOWED.get(mistake["type"], "another value")
 
 
 def _nearest(place: Place) -> str:

@@ -153,7 +153,7 @@ class UpstreamConfig(_Table):
     library: bool = False
     private_redirects: bool = False
     http_redirects: bool = False
-    allow: tuple[str, ...] = ("*",)
+    allow: tuple[str, ...] = ("**",)
     deny: tuple[str, ...] = ()
     max_connections: PositiveInt = 100
     max_rate: Rate = size("0")

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PositiveInt
 
+from mirror.config.fields import Timeout, time
 from mirror.config.listen import Address, checked_listen, listed, parse_listen
-from mirror.config.quantity import Duration, DurationField
 from mirror.config.table import Table
 
 _DIRECTORY: Final = "proxy"  # below the cache directory
@@ -30,12 +30,6 @@ def _checked_glob(text: str) -> str:
     return text
 
 
-def _above_zero(duration: Duration) -> Duration:
-    if duration.seconds <= 0:
-        raise ValueError("a time above zero")
-    return duration
-
-
 class ProxyConfig(Table):
     """The addresses of the proxy, and the other servers that clients may reach through it."""
 
@@ -48,7 +42,7 @@ class ProxyConfig(Table):
     allow: tuple[Annotated[str, AfterValidator(_checked_glob)], ...] = ("*",)
     private: bool = False
     tunnels: PositiveInt = 1_000
-    idle_timeout: Annotated[DurationField, AfterValidator(_above_zero)] = Duration.parse("10m")
+    idle_timeout: Timeout = time("10m")
 
     def addresses(self) -> list[Address]:
         """Return the addresses to listen at; empty if the proxy is off."""

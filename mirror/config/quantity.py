@@ -7,8 +7,10 @@ from typing import Annotated, Final
 from pydantic import BeforeValidator, PlainSerializer
 
 _BINARY: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_DECIMAL: Final = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SIZES: Final = _BINARY | _DECIMAL
+#: Units of earlier releases, with the units that replace them.
+_OLD: Final = {"kB": "KiB", "KB": "KiB", "MB": "MiB", "GB": "GiB", "TB": "TiB"}
+_DECIMAL: Final = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZES: Final = _BINARY | _DECIMAL | {"": 1, "B": 1}
 _TIMES: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z%]*)\s*", re.ASCII)
 _PERCENT: Final = 100.0
@@ -21,6 +23,13 @@ class Size:
     text: str
     bytes: int = 0
     share: float | None = None
+
+    @property
+    def modern(self) -> str:
+        """The size as written, or about the same in KiB, MiB, ... if written in an old unit."""
+        matched = _NUMBER.fullmatch(self.text)
+        unit = _OLD.get(matched[2]) if matched else None
+        return self.text if unit is None else f"{self.bytes / _BINARY[unit]:.4g}{unit}"
 
     def of(self, disk_bytes: int) -> int:
         """Return the size in bytes on a disk of ``disk_bytes``."""

@@ -17,11 +17,11 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from mirror.config.addresses import checked_name
 from mirror.config.agreement import disagreements, taking_credentials, with_default
-from mirror.config.errors import ConfigError
 from mirror.config.keep import unknown_registries
 from mirror.config.mistakes import line, told
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.wellknown import WELL_KNOWN
+from mirror.user_error import ExitCode, UserError
 
 Tree = dict[str, Any]
 Origins = dict[tuple[str, ...], str]
@@ -29,6 +29,7 @@ Origins = dict[tuple[str, ...], str]
 SYSTEM_FILE: Final = Path("/etc/mirror/mirror.toml")
 _PREFIX: Final = "MIRROR_"
 _DELIMITER: Final = "__"
+_INTEGER_BITS: Final = 64  # of TOML, with the sign
 _FLAT: Final = re.compile(r"[a-z0-9_]*", re.ASCII)
 
 
@@ -45,7 +46,7 @@ class _Variables(EnvSettingsSource):
         """Decode the value of a table or a list from JSON; return other text unchanged."""
         try:
             return super().decode_complex_value(field_name, field, value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
 
 
@@ -57,7 +58,7 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Co
         flags: the values from the command line, as a tree.
 
     Raises:
-        ConfigError: the configuration is invalid; the error lists all mistakes.
+        UserError: the configuration is invalid; the error lists all mistakes.
     """
     chosen = file or _file_of_environment()
     told_by_file = _read(chosen) if chosen else {}
@@ -82,14 +83,28 @@ def _file_of_environment() -> Path | None:
 
 def _read(file: Path) -> Tree:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
+        raise UserError(f"{file}: cannot be read: {error.strerror}", ExitCode.USAGE) from error
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{file}: is not TOML: no UTF-8 (at line {number})"]) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{file}: is not TOML: {error}"]) from error
+        raise UserError(
+            f"{file}: is not TOML: no UTF-8 (at line {number})", ExitCode.USAGE
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{file}: is not TOML: nested too deeply", ExitCode.USAGE) from error
+    except ValueError as error:  # also the interpreter's, for a number of thousands of digits
+        raise UserError(f"{file}: is not TOML: {error}", ExitCode.USAGE) from error
+    if _is_too_large(tree):
+        raise UserError(f"{file}: is not TOML: a number has more than 64 bits", ExitCode.USAGE)
+    return tree
+
+
+def _is_too_large(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return any(map(_is_too_large, parts))
+    return isinstance(value, int) and value.bit_length() >= _INTEGER_BITS
 
 
 def _environment(known: Iterable[str]) -> Tree:
@@ -154,11 +169,11 @@ def _checked(tree: Tree, origins: Origins) -> Config:
         )
         problems.append(line(("access", "htpasswd_file"), text, origins))
     if problems:
-        raise ConfigError(problems)
+        raise UserError("\n".join(problems), ExitCode.USAGE)
     config = config.model_copy(update={"upstreams": upstreams})
     problems += [line(place, text, origins) for place, text in unknown_registries(config)]
     if problems:
-        raise ConfigError(problems)
+        raise UserError("\n".join(problems), ExitCode.USAGE)
     return config
 
 

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
-from mirror.doctor.inspection import Inspection, Trust, Walk, Way
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, ok, wrong
 from mirror.doctor.target import MirrorAddress
 
@@ -16,7 +16,7 @@ def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
     try:
         config = tree.toml(_FILE) or {}
     except UnusableFileError as error:
-        return Inspection([wrong(_FILE, str(error), f"mend it, then {_RESTART}")])
+        return Inspection([wrong(_FILE, str(error), f"fix it, then {_RESTART}")])
     registries = table(config, "registry")
     inspection = Inspection()
     for name, settings in registries.items():
@@ -36,10 +36,10 @@ def _mirror(
     if faults:
         return Inspection(faults)
     files = tuple(str(tree.at(file)) for file in strings(how.get("ca")))
-    mend = f'[registry."{netloc}"] ca = ["FILE"] in {_FILE}, then {_RESTART}'
-    trust = Trust(files, insecure=how.get("insecure") is True, mend=mend)
-    walk = Walk("BuildKit", name, Way.PATH if path else Way.NAMESPACE, trust)
-    return Inspection([ok(_FILE, f"{name} comes from {mirror}")], [walk], {name})
+    fix = f'[registry."{netloc}"] ca = ["FILE"] in {_FILE}, then {_RESTART}'
+    trust = Trust(files, insecure=how.get("insecure") is True, fix=fix)
+    probe = Probe("BuildKit", name, Way.PATH if path else Way.NAMESPACE, trust)
+    return Inspection([ok(_FILE, f"{name} comes from {mirror}")], [probe], {name})
 
 
 def _faults(
@@ -55,6 +55,6 @@ def _faults(
     if http is not target.plain:
         speaks = "http" if target.plain else "https"
         what = f"the mirror of {name} is not asked by {speaks}, which is what it speaks"
-        mend = f'[registry."{target.netloc}"] http = {str(target.plain).lower()}, then {_RESTART}'
-        found.append(wrong(_FILE, what, mend))
+        fix = f'[registry."{target.netloc}"] http = {str(target.plain).lower()}, then {_RESTART}'
+        found.append(wrong(_FILE, what, fix))
     return found

@@ -25,8 +25,8 @@ def inspect(tree: Tree, target: MirrorAddress, version: str) -> Inspection:
     try:
         config = tree.toml(_FILE)
     except UnusableFileError as error:
-        mend = f"mend it, then {_RESTART} (until then containerd does not start again)"
-        return Inspection([wrong(_FILE, str(error), mend)])
+        fix = f"fix it, then {_RESTART} (until then containerd does not start again)"
+        return Inspection([wrong(_FILE, str(error), fix)])
     settings = _Settings.of(config or {})
     inspection = Inspection()
     for directory in dict.fromkeys([*settings.directories, CERTS]):
@@ -59,7 +59,7 @@ class _Settings:
     def judge(self, directory: str, *, given: bool) -> list[Finding]:
         """Check that containerd reads ``directory``, in which a file names the mirror."""
         table_of = "io.containerd.cri.v1.images" if self.version >= 3 else _TABLES[1][1]
-        mend = f"[plugins.\"{table_of}\".registry] config_path = '{directory}', then {_RESTART}"
+        fix = f"[plugins.\"{table_of}\".registry] config_path = '{directory}', then {_RESTART}"
         if self.disabled:
             return [note(_FILE, "CRI is disabled, so only nerdctl and ctr read hosts.toml")]
         if self.legacy and self.directories:
@@ -69,11 +69,11 @@ class _Settings:
             return [ok(_FILE, f"config_path names {directory}"), *self._several()]
         if self.directories:
             what = f"config_path is {':'.join(self.directories)}, and hosts.toml in {directory}"
-            return [wrong(_FILE, what, mend)]
+            return [wrong(_FILE, what, fix)]
         if not given or self.version >= 3:
             what = "config_path is not set; only containerd 2.2 and later find hosts.toml then"
-            return [note(_FILE, what, mend)]
-        return [wrong(_FILE, f"config_path is not set, so {directory} is not read", mend)]
+            return [note(_FILE, what, fix)]
+        return [wrong(_FILE, f"config_path is not set, so {directory} is not read", fix)]
 
     def _several(self) -> list[Finding]:
         if self.version < 3 or len(self.directories) == 1:

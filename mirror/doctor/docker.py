@@ -6,7 +6,7 @@ from mirror.config.secrecy import masked
 from mirror.doctor import hosts
 from mirror.doctor.daemon import Daemon, is_insecure
 from mirror.doctor.files import Tree, UnusableFileError, strings
-from mirror.doctor.inspection import Inspection, Trust, Walk, Way
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.proxied import lookup_through
 from mirror.doctor.proxy import goes_direct
 from mirror.doctor.report import Finding, note, ok, wrong
@@ -32,8 +32,8 @@ def inspect(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspect
     try:
         settings = tree.json(_FILE) or {}
     except UnusableFileError as error:
-        mend = f"mend it, then {_RESTART} (until then Docker does not start again)"
-        inspection.findings.append(wrong(_FILE, str(error), mend))
+        fix = f"fix it, then {_RESTART} (until then Docker does not start again)"
+        inspection.findings.append(wrong(_FILE, str(error), fix))
         return inspection
     through = lookup_through(tree, target, settings, daemon)
     if through is not None:
@@ -58,10 +58,10 @@ def named(tree: Tree) -> list[str]:
 def _unread_hosts(by_hosts: Inspection, daemon: Daemon | None) -> list[Finding]:
     if daemon is None or daemon.reads_hosts or not by_hosts.pointed:
         return []
-    mend = "use registry-mirrors, or Engine 28 and later with the containerd image store"
+    fix = "use registry-mirrors, or Engine 28 and later with the containerd image store"
     store = "containerd" if daemon.containerd_store else "classic"
     what = f"Docker {daemon.version} with the {store} image store does not read hosts.toml there"
-    return [wrong(_CERTS, what, mend)]
+    return [wrong(_CERTS, what, fix)]
 
 
 def _registry_mirrors(
@@ -69,8 +69,8 @@ def _registry_mirrors(
 ) -> Inspection:
     written = settings.get("registry-mirrors", [])
     if not isinstance(written, list) or strings(written) != written:
-        mend = f'"registry-mirrors": ["{target.url}"]'
-        return Inspection([wrong(_FILE, "registry-mirrors is no list of addresses", mend)])
+        fix = f'"registry-mirrors": ["{target.url}"]'
+        return Inspection([wrong(_FILE, "registry-mirrors is no list of addresses", fix)])
     findings = _restarts(written, daemon)
     effective = list(daemon.mirrors) if daemon and not findings else written
     source = _FILE if effective == written or daemon is None else _WHO
@@ -78,8 +78,8 @@ def _registry_mirrors(
         return Inspection([*findings, *_misses(effective, source, target)])
     findings.append(ok(source, f"registry-mirrors names {target.url}"))
     way = Way.NAMESPACE if daemon and daemon.containerd_store else Way.PLAIN
-    walk = Walk("Docker", HUB, way, _trust(tree, target, settings))
-    return Inspection(findings, [walk], {HUB})
+    probe = Probe("Docker", HUB, way, _trust(tree, target, settings))
+    return Inspection(findings, [probe], {HUB})
 
 
 def _restarts(written: list[str], daemon: Daemon | None) -> list[Finding]:
@@ -93,14 +93,14 @@ def _restarts(written: list[str], daemon: Daemon | None) -> list[Finding]:
 
 def _misses(urls: list[str], source: str, target: MirrorAddress) -> list[Finding]:
     """Report the other addresses in ``registry-mirrors``."""
-    mend = f'"registry-mirrors": ["{target.url}"] in {_FILE}, then {_RESTART}'
+    fix = f'"registry-mirrors": ["{target.url}"] in {_FILE}, then {_RESTART}'
     for url in urls:
         if "://" not in url:
-            return [wrong(source, f"registry-mirrors has {url} without http:// or https://", mend)]
+            return [wrong(source, f"registry-mirrors has {url} without http:// or https://", fix)]
         if (difference := target.difference(url)) is not None:
-            return [wrong(source, f"registry-mirrors has {masked(url)}, {difference}", mend)]
+            return [wrong(source, f"registry-mirrors has {masked(url)}, {difference}", fix)]
     others = f" but {masked(', '.join(urls))}" if urls else ""
-    return [wrong(source, f"registry-mirrors does not name {target.url}{others}", mend)]
+    return [wrong(source, f"registry-mirrors does not name {target.url}{others}", fix)]
 
 
 def _plain_http(
@@ -123,8 +123,8 @@ def _plain_http(
         f"insecure-registries lacks {target.netloc}, so a pull by path fails "
         f"(docker pull {target.netloc}/ghcr.io/...: server gave HTTP response to HTTPS client)"
     )
-    mend = f'"insecure-registries": ["{target.netloc}"], then {_RESTART}'
-    return [wrong(_FILE, what, mend)]
+    fix = f'"insecure-registries": ["{target.netloc}"], then {_RESTART}'
+    return [wrong(_FILE, what, fix)]
 
 
 def _proxies(target: MirrorAddress, daemon: Daemon) -> list[Finding]:
@@ -133,11 +133,11 @@ def _proxies(target: MirrorAddress, daemon: Daemon) -> list[Finding]:
         return []
     variable = "HTTP_PROXY" if target.plain else "HTTPS_PROXY"
     what = f"asks a proxy ({variable}) for the mirror, for NO_PROXY does not name {target.host}"
-    mend = (
+    fix = (
         f"add {target.host} to NO_PROXY of the daemon (systemctl edit docker, or proxies in "
         f"{_FILE}), then {_RESTART}"
     )
-    return [wrong(_WHO, what, mend)]
+    return [wrong(_WHO, what, fix)]
 
 
 def _trust(tree: Tree, target: MirrorAddress, settings: dict[str, Any]) -> Trust:
@@ -151,7 +151,7 @@ def _trust(tree: Tree, target: MirrorAddress, settings: dict[str, Any]) -> Trust
     return Trust(
         files,
         insecure=is_insecure(insecure, target.host, target.netloc),
-        mend=f"copy the CA of the mirror to {directory}/ca.crt",
+        fix=f"copy the CA of the mirror to {directory}/ca.crt",
     )
 
 

@@ -6,8 +6,8 @@ from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
 from mirror.doctor.daemon import Daemon, SilentDaemonError, ask
 from mirror.doctor.files import Tree
 from mirror.doctor.inspection import Inspection
-from mirror.doctor.probes import walk_all
-from mirror.doctor.proxied import walk_through
+from mirror.doctor.probes import probe_all
+from mirror.doctor.proxied import probe_proxy
 from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 
@@ -37,11 +37,11 @@ async def examine(
     inspection = _inspected(tree, target, daemon, containerd_version)
     findings += inspection.findings
     if not inspection.pointed and not any(map(is_wrong, inspection.findings)):
-        findings.append(_nobody(target))
+        findings.append(_unused(target))
     if inspection.through is not None:
-        findings.append(await walk_through(inspection.through))
-    if inspection.walks or inspection.through is None:
-        findings += await walk_all(target, inspection.walks)
+        findings.append(await probe_proxy(inspection.through))
+    if inspection.probes or inspection.through is None:
+        findings += await probe_all(target, inspection.probes)
     return Report(target.url, tuple(findings))
 
 
@@ -67,6 +67,6 @@ def _guessed(tree: Tree, own: str) -> str:
     return addresses[0]
 
 
-def _nobody(target: MirrorAddress) -> Finding:
+def _unused(target: MirrorAddress) -> Finding:
     what = f"no Docker, containerd, k3s, Podman or BuildKit is pointed at {target.url}"
     return wrong("this machine", what, f"mirror client docker --url {target.url}")

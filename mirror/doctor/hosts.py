@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from mirror.config.secrecy import masked
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
-from mirror.doctor.inspection import Inspection, Trust, Walk, Way
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 from mirror.doctor.versions import knows_referrers
@@ -27,16 +27,16 @@ def inspect(
     for name in tree.names(directory):
         if name.endswith(".toml"):
             what = f"lies in {directory} itself, where no client reads it"
-            mend = f"move it to {directory}/REGISTRY/hosts.toml, such as {directory}/{_HUB}"
-            inspection.findings.append(wrong(f"{directory}/{name}", what, mend))
+            fix = f"move it to {directory}/REGISTRY/hosts.toml, such as {directory}/{_HUB}"
+            inspection.findings.append(wrong(f"{directory}/{name}", what, fix))
             continue
         for file in tree.names(f"{directory}/{name}"):
             path = f"{directory}/{name}/{file}"
             if file == "hosts.toml":
                 inspection.take(_File(tree, path, name, target, client, version).inspect())
             elif file.endswith(".toml"):
-                mend = f"rename it to {directory}/{name}/hosts.toml"
-                inspection.findings.append(wrong(path, "is not read under this name", mend))
+                fix = f"rename it to {directory}/{name}/hosts.toml"
+                inspection.findings.append(wrong(path, "is not read under this name", fix))
     return inspection
 
 
@@ -64,8 +64,8 @@ class _File:
         try:
             hosts = table(self.tree.toml(self.path), "host")
         except UnusableFileError as error:
-            mend = f"mend it; until then {self.client} asks {self.registry} itself"
-            return Inspection([wrong(self.path, str(error), mend)])
+            fix = f"fix it; until then {self.client} asks {self.registry} itself"
+            return Inspection([wrong(self.path, str(error), fix)])
         for url, settings in hosts.items():
             if self.target.likeness(url.removesuffix("/").removesuffix("/v2")) is Likeness.SAME:
                 return self._pointed(url, table(settings))
@@ -78,21 +78,21 @@ class _File:
         # "host_5000_" means host:5000 on systems without colons in file names.
         named = self.registry.replace("_", ":", 1).removesuffix("_")
         registry = _HUB if self.registry == "_default" else named
-        walk = Walk(self.client, registry, Way.NAMESPACE, self._trust(settings))
+        probe = Probe(self.client, registry, Way.NAMESPACE, self._trust(settings))
         found = [ok(self.path, f"{self.registry} comes from {url}"), *self._referrers(settings)]
-        return Inspection(found, [walk], {registry})
+        return Inspection(found, [probe], {registry})
 
     def _miss(self, urls: list[str]) -> Finding:
-        mend = f'[host."{self.target.url}"] in it'
+        fix = f'[host."{self.target.url}"] in it'
         for url in urls:
             if (reason := self.target.difference(url)) is not None:
-                return wrong(self.path, f"has {masked(url)}, {reason}", mend)
+                return wrong(self.path, f"has {masked(url)}, {reason}", fix)
         others = f" but {masked(', '.join(urls))}" if urls else ""
         what = f"does not name {self.target.url}{others}"
         # The file of a private registry may have nothing to do with the mirror.
         if self.registry not in {_HUB, "_default"}:
-            return note(self.path, what, mend)
-        return wrong(self.path, what, mend)
+            return note(self.path, what, fix)
+        return wrong(self.path, what, fix)
 
     def _misplaced(self) -> list[Finding]:
         if self.registry not in _HUB_ADDRESSES:
@@ -102,15 +102,15 @@ class _File:
 
     def _incapable(self, settings: dict[str, Any]) -> list[Finding]:
         capabilities = strings(settings.get("capabilities")) or list(_NEEDED)
-        mend = 'capabilities = ["pull", "resolve"]'
+        fix = 'capabilities = ["pull", "resolve"]'
         lacking = [name for name in _NEEDED if name not in capabilities]
         if lacking:
             what = f"capabilities lacks {', '.join(lacking)}, so {self.client} asks upstream"
-            return [wrong(self.path, f"{what} instead", mend)]
+            return [wrong(self.path, f"{what} instead", fix)]
         knows = knows_referrers(self.client, self.version)
         if knows is False and _REFERRERS in capabilities:
             what = f"capabilities has {_REFERRERS}, and this {self.client} rejects such a file"
-            return [wrong(self.path, what, mend)]
+            return [wrong(self.path, what, fix)]
         return []
 
     def _referrers(self, settings: dict[str, Any]) -> list[Finding]:
@@ -122,20 +122,20 @@ class _File:
             f"capabilities lacks {_REFERRERS}, so {self.client} asks {self.registry} itself for "
             "signatures and attestations"
         )
-        mend = f'capabilities = ["pull", "resolve", "{_REFERRERS}"]'
-        return [note(self.path, what, mend)]
+        fix = f'capabilities = ["pull", "resolve", "{_REFERRERS}"]'
+        return [note(self.path, what, fix)]
 
     def _authorities(self, settings: dict[str, Any]) -> list[Finding]:
         gone = [file for file in _ca_files(settings, self.path) if not self.tree.exists(file)]
-        mend = f"put the CA of the mirror there; until then every pull of {self.registry} fails"
-        return [wrong(self.path, f"names the CA {file}, which is not there", mend) for file in gone]
+        fix = f"put the CA of the mirror there; until then every pull of {self.registry} fails"
+        return [wrong(self.path, f"names the CA {file}, which is not there", fix) for file in gone]
 
     def _trust(self, settings: dict[str, Any]) -> Trust:
         files = tuple(str(self.tree.at(file)) for file in _ca_files(settings, self.path))
         return Trust(
             files,
             insecure=settings.get("skip_verify") is True,
-            mend=f'ca = "FILE" below [host."{self.target.url}"] in hosts.toml',
+            fix=f'ca = "FILE" below [host."{self.target.url}"] in hosts.toml',
         )
 
 

@@ -17,15 +17,15 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The CAs that a client trusts, and how to add one (``mend``)."""
+    """The CAs that a client trusts, and how to add one (``fix``)."""
 
     ca_files: tuple[str, ...] = ()
     insecure: bool = False
-    mend: str = "make its CA known to the system: update-ca-certificates"
+    fix: str = "make its CA known to the system: update-ca-certificates"
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class Probe:
     """A request that a client would send to the mirror."""
 
     client: str
@@ -42,13 +42,13 @@ class Inspection:
     """
 
     findings: list[Finding] = field(default_factory=list)
-    walks: list[Walk] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
     pointed: set[str] = field(default_factory=set)
     through: Through | None = None
 
     def take(self, other: "Inspection") -> None:
         """Add the results of another inspection."""
         self.findings += other.findings
-        self.walks += other.walks
+        self.probes += other.probes
         self.pointed |= other.pointed
         self.through = self.through or other.through

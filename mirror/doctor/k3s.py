@@ -55,12 +55,12 @@ def _inspect(tree: Tree, target: MirrorAddress, program: str) -> Inspection:
         inspection.findings.insert(0, ok(path, f"names {target.url}"))
     elif not inspection.findings:
         what = f"names {target.url}, but {program} has not read it ({made} says nothing of it)"
-        mend = f"systemctl restart {program} (or the agent); then see its log for a mistake in it"
-        inspection.findings.append(wrong(path, what, mend))
+        fix = f"systemctl restart {program} (or the agent); then see its log for a mistake in it"
+        inspection.findings.append(wrong(path, what, fix))
     return inspection
 
 
 def _miss(path: str, addresses: list[str], target: MirrorAddress) -> Finding:
     others = f" but {masked(', '.join(addresses))}" if addresses else ""
-    mend = f'mirrors: {{"docker.io": {{endpoint: ["{target.url}"]}}}}, then restart'
-    return wrong(path, f"does not name {target.url}{others}", mend)
+    fix = f'mirrors: {{"docker.io": {{endpoint: ["{target.url}"]}}}}, then restart'
+    return wrong(path, f"does not name {target.url}{others}", fix)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.doctor.files import Tree, UnusableFileError, tables
-from mirror.doctor.inspection import Inspection, Trust, Walk, Way
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 
@@ -21,8 +21,8 @@ def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
         try:
             config = tree.toml(path) or {}
         except UnusableFileError as error:
-            mend = "mend it (until then Podman, Buildah, Skopeo and CRI-O refuse to work)"
-            inspection.findings.append(wrong(path, str(error), mend))
+            fix = "fix it (until then Podman, Buildah, Skopeo and CRI-O refuse to work)"
+            inspection.findings.append(wrong(path, str(error), fix))
             continue
         for registry in tables(config.get("registry")):
             inspection.take(_inspect(tree, path, registry, target))
@@ -66,7 +66,7 @@ def _inspect(tree: Tree, path: str, registry: dict[str, Any], target: MirrorAddr
         rule = _Rule(path, prefix, registry, mirror, target)
         if "://" in location:
             what = f"the mirror of {prefix} is {location}, and a location has no scheme"
-            inspection.findings.append(wrong(path, what, rule.mend))
+            inspection.findings.append(wrong(path, what, rule.fix))
         elif faults := rule.faults(way):
             inspection.findings += faults
         else:
@@ -83,7 +83,7 @@ class _Rule:
     target: MirrorAddress
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         return f'location = "{self.target.netloc}/{self.prefix}" in [[registry.mirror]]'
 
     def faults(self, way: str) -> list[Finding]:
@@ -91,7 +91,7 @@ class _Rule:
         if way != self.prefix and (way or self.prefix.partition("/")[0] != _HUB):
             given = f"{self.target.netloc}/{way}".rstrip("/")
             what = f"the mirror of {self.prefix} is {given}, which does not say {self.prefix}"
-            found.append(wrong(self.path, what, self.mend))
+            found.append(wrong(self.path, what, self.fix))
         return found
 
     def pointed(self, tree: Tree, way: str) -> Inspection:
@@ -100,8 +100,8 @@ class _Rule:
             what = f"takes any certificate for the mirror of {self.prefix}"
             findings.append(note(self.path, what, "insecure = false, with the CA in certs.d"))
         registry = self.prefix.partition("/")[0].removeprefix("*.")
-        walk = Walk("Podman", registry, Way.PATH if way else Way.PLAIN, self._trust(tree))
-        return Inspection(findings, [walk], {registry})
+        probe = Probe("Podman", registry, Way.PATH if way else Way.PLAIN, self._trust(tree))
+        return Inspection(findings, [probe], {registry})
 
     def _blocked(self) -> list[Finding]:
         if self.registry.get("blocked") is not True:
@@ -110,13 +110,13 @@ class _Rule:
 
     def _digests_only(self) -> list[Finding]:
         if self.registry.get("mirror-by-digest-only") is True:
-            what, mend = "mirror-by-digest-only", "mirror-by-digest-only = false"
+            what, fix = "mirror-by-digest-only", "mirror-by-digest-only = false"
         elif self.mirror.get("pull-from-mirror", "all") not in ("all", ""):
             what = f"pull-from-mirror = {self.mirror['pull-from-mirror']}"
-            mend = 'pull-from-mirror = "all"'
+            fix = 'pull-from-mirror = "all"'
         else:
             return []
-        return [wrong(self.path, f"{what} keeps some pulls of {self.prefix} from the mirror", mend)]
+        return [wrong(self.path, f"{what} keeps some pulls of {self.prefix} from the mirror", fix)]
 
     def _insecure(self) -> list[Finding]:
         if not self.target.plain or self.mirror.get("insecure") is True:
@@ -132,5 +132,5 @@ class _Rule:
             for name in tree.names(place)
             if name.endswith(".crt")
         )
-        mend = f"copy the CA of the mirror to {places[0]}/ca.crt"
-        return Trust(files, insecure=self.mirror.get("insecure") is True, mend=mend)
+        fix = f"copy the CA of the mirror to {places[0]}/ca.crt"
+        return Trust(files, insecure=self.mirror.get("insecure") is True, fix=fix)

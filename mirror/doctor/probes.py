@@ -1,6 +1,5 @@
 """The very requests that a client makes, made of the mirror; nothing is downloaded."""
 
-import json
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -8,10 +7,11 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from mirror.doctor.inspection import Trust, Walk, Way
+from mirror.doctor.inspection import Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 from mirror.doctor.unreachable import explained, no_authority
+from mirror.oci.errors import lookup_message
 from mirror.oci.media_types import CURRENT_TYPES
 from mirror.upstream.body import read_up_to
 
@@ -23,21 +23,21 @@ _NOT_CONFIGURED: Final = "not configured for"
 _FOR_HUB: Final = f"credentials you have for {_HUB}"
 
 
-async def walk_all(target: MirrorAddress, walks: list[Walk]) -> list[Finding]:
-    """Send the requests of all walks; if ``/v2/`` fails for a client, report only that."""
+async def probe_all(target: MirrorAddress, probes: list[Probe]) -> list[Finding]:
+    """Send the requests of all probes; if ``/v2/`` fails for a client, report only that."""
     findings: list[Finding] = []
-    by_trust: dict[Trust, list[Walk]] = {}
-    for walk in walks:
-        by_trust.setdefault(walk.trust, []).append(walk)
+    by_trust: dict[Trust, list[Probe]] = {}
+    for probe in probes:
+        by_trust.setdefault(probe.trust, []).append(probe)
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
         for trust, group in (by_trust or {Trust(): []}).items():
-            findings += await _walk(session, target, trust, group)
+            findings += await _probe(session, target, trust, group)
     return findings
 
 
-async def _walk(
-    session: aiohttp.ClientSession, target: MirrorAddress, trust: Trust, walks: list[Walk]
+async def _probe(
+    session: aiohttp.ClientSession, target: MirrorAddress, trust: Trust, probes: list[Probe]
 ) -> list[Finding]:
     try:
         asker = _Asker(session, target, _context(trust))
@@ -53,7 +53,7 @@ async def _walk(
         return [refusal]
     findings = [ok(target.url, "is a mirror, and asks for no password")]
     # One request per registry and way, for all clients.
-    for registry, way in dict.fromkeys((walk.registry, walk.way) for walk in walks):
+    for registry, way in dict.fromkeys((probe.registry, probe.way) for probe in probes):
         findings.append(await _manifest(asker, registry, way))
     return findings
 
@@ -78,10 +78,7 @@ class _Reply:
     @property
     def message(self) -> str:
         """The message in the spec's error body, or the status."""
-        try:
-            return str(json.loads(self.body)["errors"][0]["message"])
-        except (ValueError, LookupError, TypeError):
-            return f"status {self.status}"
+        return lookup_message(self.body) or f"status {self.status}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +131,11 @@ def _refusal(target: MirrorAddress, hello: _Reply) -> Finding | None:
         return note(target.url, what)
     if hello.status == 401:
         what = "/v2/ asks for a password, and Docker sends the one it has for Docker Hub"
-        mend = (
+        fix = (
             "let clients in by [access] networks rather than by htpasswd_file; give an upstream "
             "with client_credentials a separate name of the mirror (hosts)"
         )
-        return wrong(target.url, what, mend)
+        return wrong(target.url, what, fix)
     if hello.status == 403:
         return wrong(target.url, hello.message, "add this machine's network to [access] networks")
     if hello.status != 200:
@@ -180,13 +177,13 @@ def _judged(where: str, registry: str, reply: _Reply) -> Finding:
 def _trouble(where: str, registry: str, reply: _Reply) -> Finding:
     match reply.status:
         case 403:
-            mend = f'[upstreams."{registry}"] in the configuration of the mirror'
-            return wrong(where, f"the mirror is not configured for {registry}", mend)
+            fix = f'[upstreams."{registry}"] in the configuration of the mirror'
+            return wrong(where, f"the mirror is not configured for {registry}", fix)
         case 429:
-            mend = f'username and password_file in [upstreams."{registry}"] of the mirror'
-            return wrong(where, f"upstream limits the rate: {reply.message}", mend)
+            fix = f'username and password_file in [upstreams."{registry}"] of the mirror'
+            return wrong(where, f"upstream limits the rate: {reply.message}", fix)
         case 502 | 504:
-            mend = "see on the mirror's machine whether upstream, DNS or a proxy is down"
-            return wrong(where, f"the mirror does not reach upstream: {reply.message}", mend)
+            fix = "see on the mirror's machine whether upstream, DNS or a proxy is down"
+            return wrong(where, f"the mirror does not reach upstream: {reply.message}", fix)
         case _:
             return wrong(where, reply.message, "see the log of the mirror")

@@ -18,7 +18,7 @@ _SECONDS: Final = 15
 _VARIABLE: Final = "HTTPS_PROXY"
 _PROBE: Final = "https://registry-1.docker.io/v2/library/busybox/manifests/latest"
 _SYSTEM_CAS: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
-_MEND: Final = {
+_FIX: Final = {
     403: "add this machine's network to [access] networks of the mirror",
     407: "user and password in the address of the proxy (http://user:password@...)",
 }
@@ -55,7 +55,7 @@ def lookup_through(
     return Through(str(url), next(trusted, ""))
 
 
-async def walk_through(through: Through) -> Finding:
+async def probe_proxy(through: Through) -> Finding:
     """Send a HEAD request to Docker Hub through the proxy, as Docker does."""
     context = ssl.create_default_context(cafile=through.ca_file or None)
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
@@ -68,11 +68,11 @@ async def walk_through(through: Through) -> Finding:
         ):
             return _judged(through.where, response)
     except aiohttp.ClientHttpProxyError as error:
-        mend = _MEND.get(error.status, _NO_PROXY)
-        return wrong(through.where, f"is refused: {error.status} {error.message}", mend)
+        fix = _FIX.get(error.status, _NO_PROXY)
+        return wrong(through.where, f"is refused: {error.status} {error.message}", fix)
     except aiohttp.ClientConnectorCertificateError:
-        mend = "`mirror ca` on the mirror's machine prints it and says where it goes"
-        return wrong(through.where, "does not trust the CA of the mirror", mend)
+        fix = "`mirror ca` on the mirror's machine prints it and says where it goes"
+        return wrong(through.where, "does not trust the CA of the mirror", fix)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         return wrong(through.where, f"cannot get there: {masked(str(error))}", _NO_PROXY)
 
@@ -81,5 +81,5 @@ def _judged(where: str, response: aiohttp.ClientResponse) -> Finding:
     said = response.headers.get("Cache-Status", "")
     if said.startswith("mirror") or response.headers.get("Server") == "mirror":
         return ok(where, "is answered for Docker Hub, by its usual name")
-    mend = 'enabled = true in [upstreams."docker.io"] of the mirror'
-    return note(where, "is let through to Docker Hub: the mirror does not answer for it", mend)
+    fix = 'enabled = true in [upstreams."docker.io"] of the mirror'
+    return note(where, "is let through to Docker Hub: the mirror does not answer for it", fix)

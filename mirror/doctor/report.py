@@ -19,12 +19,12 @@ class Finding:
     verdict: Verdict
     where: str
     what: str
-    mend: str = ""
+    fix: str = ""
 
     def lines(self) -> list[str]:
-        """Return the lines for people; ``mend`` is on a separate line."""
+        """Return the lines for people; ``fix`` is on a separate line."""
         first = f"{self.verdict:<5}  {self.where}: {self.what}"
-        return [first, f"       mend: {self.mend}"] if self.mend else [first]
+        return [first, f"       fix: {self.fix}"] if self.fix else [first]
 
 
 def ok(where: str, what: str) -> Finding:
@@ -32,14 +32,14 @@ def ok(where: str, what: str) -> Finding:
     return Finding(Verdict.OK, where, what)
 
 
-def note(where: str, what: str, mend: str = "") -> Finding:
+def note(where: str, what: str, fix: str = "") -> Finding:
     """Return a finding that is informational: clients still use the mirror."""
-    return Finding(Verdict.NOTE, where, what, mend)
+    return Finding(Verdict.NOTE, where, what, fix)
 
 
-def wrong(where: str, what: str, mend: str) -> Finding:
+def wrong(where: str, what: str, fix: str) -> Finding:
     """Return a finding that makes a client bypass the mirror, or fail there."""
-    return Finding(Verdict.WRONG, where, what, mend)
+    return Finding(Verdict.WRONG, where, what, fix)
 
 
 def is_wrong(finding: Finding) -> bool:

@@ -5,7 +5,7 @@ from enum import Enum, auto
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from mirror.clients import is_loopback
+from mirror.clients import ClientUrl, is_loopback
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -22,30 +22,13 @@ class Likeness(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorAddress:
+class MirrorAddress(ClientUrl):
     """The address of the mirror that clients should use."""
-
-    url: str
-
-    @property
-    def netloc(self) -> str:
-        """``host[:port]``, as written."""
-        return urlsplit(self.url).netloc
-
-    @property
-    def host(self) -> str:
-        """The host without port and brackets."""
-        return urlsplit(self.url).hostname or ""
 
     @property
     def port(self) -> int:
         """The port; the default one of the scheme if the URL has none."""
         return _port(urlsplit(self.url))
-
-    @property
-    def plain(self) -> bool:
-        """Whether clients reach the mirror without TLS."""
-        return urlsplit(self.url).scheme == "http"
 
     def difference(self, url: str) -> str | None:
         """Return the mistake in an address meant for the mirror; None for any other address."""

@@ -11,10 +11,6 @@ from mirror.store.images.catalogue import Catalogue
 from mirror.store.local.objects import Objects
 
 
-class UpkeepError(Exception):
-    """An operation failed; the message is one line with the cause and the remedy."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cache:
     """The stored objects, the catalogue of images, the naming rules, and the kept images."""

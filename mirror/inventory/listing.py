@@ -8,11 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from mirror.inventory.cache import Cache, UpkeepError
+from mirror.inventory.cache import Cache
 from mirror.oci.digest import Digest
-from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob
+from mirror.oci.glob import InvalidGlob
+from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.store.images.image import CachedImage
 from mirror.store.local.layout import ObjectKey
+from mirror.user_error import UserError
 
 
 class _Bill:
@@ -34,7 +36,7 @@ async def listing(cache: Cache, patterns: Sequence[str]) -> dict[str, Any]:
     """Return the images that match a pattern, and their total size; no pattern means all images.
 
     Raises:
-        UpkeepError: a pattern is invalid.
+        UserError: a pattern is invalid.
         IndexUnavailableError: the cache cannot be read.
     """
     globs = [parse_glob(pattern, cache) for pattern in patterns]
@@ -65,12 +67,12 @@ def parse_glob(text: str, cache: Cache, tag: str = "*") -> ImageGlob:
     """Parse a glob for images that a user typed; ``tag`` is the default tag.
 
     Raises:
-        UpkeepError: the glob is invalid.
+        UserError: the glob is invalid.
     """
     try:
         return ImageGlob.parse(text, cache.naming, tag)
     except InvalidGlob as error:
-        raise UpkeepError(f"found {text!r}, allowed: {error}") from error
+        raise UserError(f"found {text!r}, allowed: {error}") from error
 
 
 def _is_in(globs: Collection[ImageGlob], name: FullName) -> bool:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.inventory.cache import Cache, UpkeepError
+from mirror.inventory.cache import Cache
 from mirror.inventory.listing import parse_glob
 from mirror.oci.digest import Digest, InvalidDigest
-from mirror.oci.image_glob import FullName, ImageGlob, is_glob
+from mirror.oci.glob import is_glob
+from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.store.images.catalogue import BLOB_KINDS, Named
 from mirror.store.images.removal import Removal, carry_out, planned
 from mirror.store.local.layout import ObjectKey
+from mirror.user_error import UserError
 
 
 @dataclass(slots=True)
@@ -44,7 +46,7 @@ async def removal(
     """Remove images by name, glob or digest; kept images only with ``force``.
 
     Raises:
-        UpkeepError: a text matches no cached image, or a kept image without ``force``.
+        UserError: a text matches no cached image, or a kept image without ``force``.
         IndexUnavailableError, OSError: the cache cannot be used.
     """
     targets = [_target(text, cache) for text in texts]
@@ -59,7 +61,7 @@ async def removal(
     found = {image.digest for image in plan.images} | {key.digest for key in plan.objects}
     for target in targets:
         if not target.met and target.digest not in found:
-            raise UpkeepError(await _unknown(target, cache))
+            raise UserError(await _unknown(target, cache))
     if not force:
         await _refuse_kept(plan, cache)
     if not dry_run:
@@ -85,7 +87,7 @@ async def _refuse_kept(plan: Removal, cache: Cache) -> None:
     """Refuse a plan with kept images or objects.
 
     Raises:
-        UpkeepError: the plan contains one.
+        UserError: the plan contains one.
     """
     kept = [str(each.name) for each in plan.names if cache.keeps(each.name)]
     if not kept:
@@ -93,7 +95,7 @@ async def _refuse_kept(plan: Removal, cache: Cache) -> None:
         kept = [str(key.digest) for key in marked]
     if kept:
         more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-        raise UpkeepError(
+        raise UserError(
             f"{min(kept)}{more}: kept by [[keep]] in the configuration; --force drops it anyway"
         )
 

@@ -50,6 +50,14 @@ _BAD_REQUEST: Final = 400
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+def lookup_message(body: bytes) -> str | None:
+    """Return the message of an error answer, None if the body is of another form."""
+    try:
+        return str(json.loads(body)["errors"][0]["message"])
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
+
+
 class OciError(Exception):
     """An error answer: a code, a message for people, an HTTP status.
 

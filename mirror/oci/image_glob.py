@@ -9,19 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from mirror.oci.glob import InvalidGlob, compile_glob, is_glob
 from mirror.oci.reference import split_registry
 
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9._:/@*?-]+", re.ASCII)
-_TAG: Final = re.compile(r"[A-Za-z0-9._*?-]{1,128}", re.ASCII)
+_TAG: Final = re.compile(r"(?!.*\*\*)[A-Za-z0-9._*?-]{1,128}", re.ASCII)
 _DIGEST: Final = re.compile(r"\*|(?:sha256|sha512):[0-9a-f*?]+", re.ASCII)
 _REGISTRY: Final = re.compile(r"[a-z0-9.*?-]+(?::[0-9*?]+)?", re.ASCII)
 _REPOSITORY: Final = re.compile(r"[a-z0-9._*?-]+(?:/[a-z0-9._*?-]+)*", re.ASCII)
-_WILD: Final = frozenset("*?")
 _ANY: Final = "**"
-
-
-class InvalidGlob(ValueError):  # noqa: N818  # reads as the other names' mistakes
-    """A text is not a name or a glob of images; the message says what is allowed."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,9 +73,8 @@ class Naming:
 class ImageGlob:
     """A glob of images: ``[registry/]repository[:tag|@digest]``, read like a name in Docker.
 
-    ``*`` matches any text without a slash, ``?`` one character other than a slash, and ``**``,
-    alone between slashes, one or more parts (at the start also none).  A glob matches digests only
-    if it has an ``@`` (``@*`` matches all of them).
+    The dialect is that of :mod:`mirror.oci.glob`.  A glob matches digests only if it has an ``@``
+    (``@*`` matches all of them).
     """
 
     text: str
@@ -116,9 +111,9 @@ class ImageGlob:
             repository,
             reference,
             bool(at),
-            _compiled(_part(registry)),
-            _compiled(f"{_part(registry)}/{_expression(repository)}"),
-            _compiled(_part(reference)),
+            compile_glob(registry),
+            compile_glob(f"{registry}/{repository}"),
+            compile_glob(reference),
         )
 
     def matches(self, image: FullName) -> bool:
@@ -145,57 +140,7 @@ class ImageGlob:
         return FullName(self.registry, self.repository, self.reference)
 
 
-def is_glob(text: str) -> bool:
-    """Whether a text contains ``*`` or ``?``."""
-    return not _WILD.isdisjoint(text)
-
-
-def _compiled(expression: str) -> re.Pattern[str]:
-    return re.compile(expression, re.ASCII)
-
-
 def _without_tag(name: str, tag: str) -> tuple[str, str]:
     """Split the tag from a name; a colon before a slash belongs to a port."""
     head, colon, last = name.rpartition(":")
     return (head, last) if colon and "/" not in last else (name, tag)
-
-
-def _expression(glob: str) -> str:
-    """Return a regular expression for several parts.
-
-    As in :func:`_part`, the parts before the next ``**`` are matched once, at the first position.
-    """
-    first, *runs = _runs(glob.split("/"))
-    if not runs:
-        return "/".join(first)
-    *middle, last = runs
-    front = "".join(f"{part}/" for part in first)
-    found = "".join(f"(?>(?:[^/]+/)*?{'/'.join(run)}/)" for run in middle if run)
-    end = f"(?:[^/]+/)*{'/'.join(last)}" if last else "[^/]+(?:/[^/]+)*"
-    return front + found + end
-
-
-def _runs(parts: list[str]) -> list[list[str]]:
-    """Return the expressions of the parts before, between and after each ``**``."""
-    runs: list[list[str]] = [[]]
-    for part in parts:
-        if part == _ANY:
-            runs.append([])
-        else:
-            runs[-1].append(_part(part))
-    return runs
-
-
-def _part(glob: str) -> str:
-    """Return a regular expression for one part.
-
-    A piece between two stars is matched once, at its first position: later positions cannot help,
-    and trying them would cost exponentially many steps for many stars.
-    """
-    if _ANY in glob:
-        raise InvalidGlob("** by itself between slashes, as in mcr.microsoft.com/dotnet/**")
-    first, *pieces = ("[^/]".join(map(re.escape, piece.split("?"))) for piece in glob.split("*"))
-    if not pieces:
-        return first
-    *middle, last = pieces
-    return first + "".join(f"(?>[^/]*?{piece})" for piece in middle) + f"[^/]*{last}"

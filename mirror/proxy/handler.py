@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import HttpVersion10, hdrs, web
 
-from mirror.ca.errors import AuthorityError
 from mirror.http.connection import Connection
 from mirror.http.exchange import EXCHANGE
 from mirror.http.handshake import Handshakes
@@ -32,6 +31,7 @@ from mirror.proxy.permission import HTTPS_PORT, Permission
 from mirror.proxy.registries import Registries
 from mirror.proxy.tunnel import ESTABLISHED, Tunnel
 from mirror.upstream.routing import Router
+from mirror.user_error import UserError
 
 if TYPE_CHECKING:
     from mirror.ca.issuer import CertificateIssuer
@@ -157,7 +157,7 @@ class ProxyHandler:
         exchange.upstream = upstream
         try:
             context = self._mint.context(host)
-        except AuthorityError as error:
+        except UserError as error:
             raise TunnelError(502, str(error)) from error
         self._observer.proxy_connected(upstream, "intercepted")
         client, ended = exchange.origin.client, asyncio.Event()

@@ -1,17 +1,18 @@
 """Which servers a client may reach through a tunnel.  Pure rules, without name resolution."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Final
 
 from mirror.http.forwarded import lookup_address
+from mirror.oci.glob import compile_glob, is_glob
 from mirror.proxy.destination import Destination
 from mirror.proxy.errors import TunnelError
 from mirror.upstream.addresses import is_local, is_private
 
 HTTPS_PORT: Final = 443
-_WILD: Final = frozenset("*?[")
+_STARS: Final = re.compile(r"\*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,12 @@ class Rule:
     @property
     def exact(self) -> bool:
         """Whether the rule names one host, so that the operator means exactly this host."""
-        return _WILD.isdisjoint(self.glob)
+        return not is_glob(self.glob)
 
     def matches(self, destination: Destination) -> bool:
         """Whether the rule applies to a server."""
         fits = self.port is None or self.port == destination.port
-        return fits and fnmatchcase(destination.host, self.glob)
+        return fits and compile_glob(self.glob).fullmatch(destination.host) is not None
 
 
 def parse_rule(text: str) -> Rule:
@@ -38,7 +39,7 @@ def parse_rule(text: str) -> Rule:
     if not colon or text.endswith("]"):
         host, port = text.lower(), str(HTTPS_PORT)
     host = host.removeprefix("[").removesuffix("]")
-    return Rule(host, None if port == "*" else int(port))
+    return Rule(_STARS.sub("*", host), None if port == "*" else int(port))
 
 
 @dataclass(frozen=True, slots=True)

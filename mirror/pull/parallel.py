@@ -142,7 +142,7 @@ class Segments:
         self._ahead: deque[_Segment] = deque()
         self._tasks: dict[asyncio.Task[None], _Segment] = {}
         self._own_task: asyncio.Task[None] | None = None  # uses the former slot of the front
-        self._mending = Backoff(start)
+        self._backoff = Backoff(start)
         self.offset = start
         self.total: int | None = None
 
@@ -177,7 +177,7 @@ class Segments:
                 try:
                     piece = await self._read_front()
                 except UpstreamError as error:
-                    await self._mend(error)
+                    await self._resume(error)
                     continue
             self._position += len(piece)
             return piece
@@ -241,10 +241,10 @@ class Segments:
         self._front, self._fronting = None, False
         await self._connection.aclose()
 
-    async def _mend(self, error: UpstreamError) -> None:
+    async def _resume(self, error: UpstreamError) -> None:
         """Resume after ``error`` if that saves the segments in memory; else raise ``error``."""
         await self._close_front()
-        delay = self._mending.next_delay(self._position)
+        delay = self._backoff.next_delay(self._position)
         if isinstance(error, RateLimitedError):
             # The further connections caused it: a single one would have sent no further request.
             self._retreat()

@@ -5,7 +5,6 @@ Knows requests and responses.  Must not know the parts of an image.
 
 import asyncio
 import contextlib
-import json
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -22,6 +21,7 @@ import aiohttp
 
 from mirror import __version__
 from mirror.oci.digest import Digest
+from mirror.oci.errors import lookup_message
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Reference, Repository
 from mirror.registry_client.errors import BrokenOffError, ErrorAnswerError, PullError
@@ -101,7 +101,7 @@ class MirrorClient:
         async with self._asked(_blob_path(place, digest), place, headers) as answer:
             return _is_hit(answer.headers)
 
-    async def keeps(self, place: Place, digest: Digest) -> bool:
+    async def is_stored(self, place: Place, digest: Digest) -> bool:
         """Whether a blob that was just downloaded is in the cache.
 
         Raises:
@@ -130,7 +130,7 @@ class MirrorClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; retry on 503."""
         for last in (*[False] * (_TRIES - 1), True):
-            async with self._once(path, place, headers, method) as answer:
+            async with await self._answer(path, place, headers, method) as answer:
                 if answer.status < 400:
                     yield answer
                     return
@@ -138,15 +138,6 @@ class MirrorClient:
             if last or refusal.status != _FULL_HOUSE:
                 raise refusal
             await self._sleep(min(refusal.retry_after or 1.0, _MAX_PATIENCE_SECONDS))
-
-    @asynccontextmanager
-    async def _once(
-        self, path: str, place: Place, headers: Mapping[str, str], method: str
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        async with await self._answer(
-            path, place, {"User-Agent": _AGENT, **headers}, method
-        ) as got:
-            yield got
 
     async def _answer(
         self, path: str, place: Place, headers: Mapping[str, str], method: str
@@ -158,7 +149,7 @@ class MirrorClient:
                     method,
                     path,
                     params={"ns": place.upstream},
-                    headers=headers,
+                    headers={"User-Agent": _AGENT, **headers},
                     allow_redirects=False,
                 )
             except aiohttp.ClientConnectionError as error:  # that process has ended
@@ -201,16 +192,16 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> ErrorAnswerError:
-    """The message of the error body (distribution spec, "Error Codes")."""
-    message = f"the mirror answers {answer.status}"
-    with contextlib.suppress(
-        aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError
-    ):
+    message = None
+    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
         async with asyncio.timeout(_BODY_SECONDS):
-            body = await read_up_to(answer.content, _MAX_ERROR_BYTES)
-        message = str(json.loads(body)["errors"][0]["message"])
+            message = lookup_message(await read_up_to(answer.content, _MAX_ERROR_BYTES))
     seconds = answer.headers.get("Retry-After", "")
-    return ErrorAnswerError(message, answer.status, float(seconds) if seconds.isdecimal() else None)
+    return ErrorAnswerError(
+        message or f"the mirror answers {answer.status}",
+        answer.status,
+        float(seconds) if seconds.isdecimal() else None,
+    )
 
 
 def _reason(error: Exception) -> str:

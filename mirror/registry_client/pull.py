@@ -129,7 +129,7 @@ class Puller:
             size = await self._download(place, blob.digest, left, tally)
             if size != blob.size:
                 raise PullError(f"{blob.digest} has {size} bytes, not {blob.size} as declared")
-            if not await self._client.keeps(place, blob.digest):
+            if not await self._client.is_stored(place, blob.digest):
                 raise PullError(
                     f"{blob.digest} could not be stored: check max_size, min_free and the disk"
                 )

@@ -15,10 +15,9 @@ from mirror.http.forwarded import Proxies
 from mirror.http.htpasswd import Htpasswd, HtpasswdError
 from mirror.http.server_options import ServerLimits
 from mirror.http.tls import Certificate, TlsSite
-from mirror.server.errors import StartError
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
-from mirror.threads import NoThreadError
+from mirror.user_error import UserError
 
 
 async def listen(
@@ -38,7 +37,7 @@ def opened_admission(config: Config) -> Iterator[Admission]:
     """The admission rules of a configuration.
 
     Raises:
-        StartError: the password file cannot be used.
+        UserError: the password file cannot be used.
     """
     networks = [ipaddress.ip_network(text) for text in config.access.networks]
     if not config.access.htpasswd_file:
@@ -46,10 +45,8 @@ def opened_admission(config: Config) -> Iterator[Admission]:
         return
     try:
         users = Htpasswd(Path(config.access.htpasswd_file))
-    except NoThreadError as error:
-        raise StartError(str(error)) from error
     except (OSError, HtpasswdError) as error:
-        raise StartError(f"{config.access.htpasswd_file}: {error}") from error
+        raise UserError(f"{config.access.htpasswd_file}: {error}") from error
     with contextlib.closing(users):
         yield Admission(networks, users)
 
@@ -65,7 +62,7 @@ def certificate(config: Config) -> Certificate | None:
     """The certificate to serve with, None for plain HTTP.
 
     Raises:
-        StartError: the certificate or its key cannot be used.
+        UserError: the certificate or its key cannot be used.
     """
     server = config.server
     if not server.tls_certificate:
@@ -76,10 +73,10 @@ def certificate(config: Config) -> Certificate | None:
         raise certificate_error(server, error) from error
 
 
-def certificate_error(server: ServerConfig, error: OSError) -> StartError:
+def certificate_error(server: ServerConfig, error: OSError) -> UserError:
     """The error for a certificate that cannot be used, with the reason."""
     reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-    return StartError(
+    return UserError(
         f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
         f"cannot be used: {reason}"
     )

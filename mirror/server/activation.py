@@ -5,7 +5,7 @@ import socket
 from collections.abc import MutableMapping
 from typing import Final
 
-from mirror.server.errors import StartError
+from mirror.user_error import UserError
 
 _FIRST: Final = 3  # SD_LISTEN_FDS_START
 _FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
@@ -18,7 +18,7 @@ def activated_sockets(environment: MutableMapping[str, str], pid: int) -> list[s
     sockets as not inheritable.
 
     Raises:
-        StartError: one of them is not a listening stream socket.
+        UserError: one of them is not a listening stream socket.
     """
     named = {name: environment.get(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES")}
     if named["PID"] != str(pid) or not named["FDS"].isdecimal():
@@ -33,7 +33,7 @@ def activated_sockets(environment: MutableMapping[str, str], pid: int) -> list[s
 
 
 def _adopted(descriptor: int, name: str) -> socket.socket:
-    mistake = StartError(
+    mistake = UserError(
         f"systemd passed a file descriptor ({descriptor}, {name or 'without a name'}) that is not "
         "a listening socket: the socket unit needs ListenStream= and Accept=no"
     )

@@ -6,8 +6,8 @@ from functools import wraps
 from typing import Any
 
 from mirror import __version__
-from mirror.api.control import Command, CommandError, Commands
-from mirror.inventory.cache import Cache, UpkeepError
+from mirror.api.control import Command, Commands
+from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
@@ -16,6 +16,7 @@ from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import ObjectKey
+from mirror.user_error import UserError
 
 
 def commands(
@@ -64,12 +65,12 @@ def _obeyed(command: Command) -> Command:
     async def obey(told: Mapping[str, Any]) -> Any:
         try:
             return await command(told)
-        except (UpkeepError, IndexUnavailableError) as error:
-            raise CommandError(str(error)) from error
+        except IndexUnavailableError as error:
+            raise UserError(str(error)) from error
         except OSError as error:
-            raise CommandError(f"the cache directory: {error.strerror}") from error
+            raise UserError(f"the cache directory: {error.strerror}") from error
         except (LookupError, TypeError, ValueError) as error:
             text = f"the command and the mirror differ in version: {type(error).__name__} {error}"
-            raise CommandError(text) from error
+            raise UserError(text) from error
 
     return obey

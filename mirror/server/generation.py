@@ -44,7 +44,7 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
     """Build the server options and pulls of ``config``, and close them after the context.
 
     Raises:
-        StartError: a file, a directory or a proxy named in ``config`` cannot be used.
+        UserError: a file, a directory or a proxy named in ``config`` cannot be used.
     """
     async with AsyncExitStack() as stack:
         registries = await stack.enter_async_context(shared_state.upstreams.used(config))

@@ -35,7 +35,7 @@ class Generations:
         """Open a generation; ``begin`` puts it in force.
 
         Raises:
-            StartError: something that ``config`` names cannot be used.
+            UserError: something that ``config`` names cannot be used.
         """
         async with AsyncExitStack() as stack:
             generation = await stack.enter_async_context(
@@ -87,7 +87,7 @@ async def opened_generations(
     """Open the generations; the one made of ``config`` is in force.
 
     Raises:
-        StartError: something that ``config`` names cannot be used.
+        UserError: something that ``config`` names cannot be used.
     """
     generations = Generations(shared_state)
     try:

@@ -16,7 +16,7 @@ from typing import Final
 from mirror.config.listen import Address, TcpAddress, UnixAddress
 from mirror.config.model import Config
 from mirror.server.activation import activated_sockets
-from mirror.server.errors import StartError
+from mirror.user_error import UserError
 
 BACKLOG: Final = 1024
 #: asyncio uses its ``backlog`` both as the length of the queue and as the number of connections
@@ -26,7 +26,7 @@ _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # IPv6 is
 _PROBE_SECONDS: Final = 1.0
 
 
-class ListenError(StartError):
+class ListenError(UserError):
     """A socket cannot be opened; ``what`` failed, and advice."""
 
     def __init__(self, what: str, advice: str) -> None:
@@ -64,7 +64,7 @@ class Listener:
         """Open another socket on the same address, for another process.
 
         Raises:
-            StartError: the address cannot be bound again.
+            UserError: the address cannot be bound again.
         """
         raw = socket.socket(self.raw.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
@@ -103,7 +103,7 @@ def opened_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[li
     """Open all sockets of a configuration: those passed by systemd, else those of ``listen``.
 
     Raises:
-        StartError: one cannot be opened.
+        UserError: one cannot be opened.
     """
     with contextlib.ExitStack() as stack:
         listeners = []
@@ -121,7 +121,7 @@ def opened_worker_listeners(config: Config, workers: int) -> Iterator[list[list[
     share the unix sockets.
 
     Raises:
-        StartError: one cannot be opened.
+        UserError: one cannot be opened.
     """
     with opened_listeners(config, reuse_port=True) as first, contextlib.ExitStack() as stack:
         places = [list(first)]
@@ -145,7 +145,7 @@ def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[List
     """Open the sockets one after another.
 
     Raises:
-        StartError: one cannot be opened.
+        UserError: one cannot be opened.
     """
     if activated := activated_sockets(os.environ, os.getpid()):
         yield from map(_activated, activated)
@@ -176,7 +176,7 @@ def open_tcp(address: TcpAddress, *, reuse_port: bool = False) -> list[Listener]
     """Listen over TCP; returns several sockets if the name has several addresses.
 
     Raises:
-        StartError: the address cannot be used.
+        UserError: the address cannot be used.
     """
     opened: list[Listener] = []
     absent: OSError | None = None
@@ -203,7 +203,7 @@ def open_unix(address: UnixAddress, mode: int) -> Listener:
     """Listen on a unix socket; replaces the socket file of a dead process.
 
     Raises:
-        StartError: the path cannot be used.
+        UserError: the path cannot be used.
     """
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -293,6 +293,6 @@ def _make_way(path: Path) -> None:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _refused(address: Address, error: OSError) -> StartError:
+def _refused(address: Address, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     return ListenError(f"cannot listen on {address}: {reason}", "choose another with --listen")

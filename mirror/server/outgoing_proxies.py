@@ -3,20 +3,20 @@
 import os
 
 from mirror.config.model import Config
-from mirror.server.errors import StartError
 from mirror.upstream.proxies import (
     InvalidProxyError,
     Proxies,
     configured_proxies,
     environment_proxies,
 )
+from mirror.user_error import UserError
 
 
 def upstream_proxies(config: Config, name: str) -> Proxies:
     """The proxies for an upstream, its token service and its redirects.
 
     Raises:
-        StartError: a proxy named in the environment cannot be used.
+        UserError: a proxy named in the environment cannot be used.
     """
     if own := config.upstreams[name].proxy:
         return configured_proxies(own, f'[upstreams."{name}"] proxy')
@@ -27,7 +27,7 @@ def general_proxies(config: Config) -> Proxies:
     """The proxies for upstreams without their own.
 
     Raises:
-        StartError: a proxy named in the environment cannot be used.
+        UserError: a proxy named in the environment cannot be used.
     """
     if config.fetch.proxy:
         return configured_proxies(config.fetch.proxy, "[fetch] proxy")
@@ -38,19 +38,19 @@ def from_environment() -> Proxies:
     """The proxies named in the environment of this process.
 
     Raises:
-        StartError: one of them cannot be used.
+        UserError: one of them cannot be used.
     """
     try:
         return environment_proxies(os.environ)
     except InvalidProxyError as error:
-        raise StartError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def named_proxies(config: Config) -> list[str]:
     """Every proxy to an upstream, each once, as text for people.
 
     Raises:
-        StartError: a proxy named in the environment cannot be used.
+        UserError: a proxy named in the environment cannot be used.
     """
     tables = [upstream_proxies(config, name) for name in config.enabled()]
     named = (str(proxy) for table in tables for proxy in table.by_scheme.values())

@@ -12,6 +12,7 @@ from typing import Final
 from mirror import __version__, clients
 from mirror.config.listen import Address, lookup_outermost
 from mirror.config.model import Config
+from mirror.config.old_spellings import old_spellings
 from mirror.server.listeners import Listener
 from mirror.server.outgoing_proxies import named_proxies
 
@@ -21,7 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 def announce(config: Config, listeners: Sequence[Listener]) -> None:
-    """Print where the mirror listens, for which registries, and how to configure a client."""
+    """Print where the mirror listens, for which registries, and how to configure a client.
+
+    Log what the configuration spells as in earlier releases.
+    """
     addresses = [listener.address for listener in listeners if not listener.proxy]
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
@@ -34,6 +38,8 @@ def announce(config: Config, listeners: Sequence[Listener]) -> None:
         *_ways_through(listener.address for listener in listeners if listener.proxy),
     ]
     print("\n".join(lines), file=sys.stdout, flush=True)
+    for line in old_spellings(config):
+        _log.warning("old spelling: %s", line)
 
 
 def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:

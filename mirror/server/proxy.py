@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from mirror import clients
 from mirror.api.handlers import RegistryHandler
-from mirror.ca.errors import AuthorityError
 from mirror.config.listen import TcpAddress
 from mirror.config.model import Config, UpstreamConfig
 from mirror.http.response_cache import ResponseCache
@@ -26,7 +25,6 @@ from mirror.proxy.permission import Permission, parse_rule
 from mirror.proxy.pushes import Pushes
 from mirror.proxy.registries import Registries
 from mirror.pull.refusals import Question
-from mirror.server.errors import StartError
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
 from mirror.server.outgoing_proxies import general_proxies, upstream_proxies
@@ -36,6 +34,7 @@ from mirror.store.local.layout import Layout
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.proxies import Proxies, Proxy
 from mirror.upstream.routing import Target, is_limited
+from mirror.user_error import UserError
 
 _PATIENCE_SECONDS: Final = 5.0
 _PUSH_SECONDS: Final = 3600.0  # covers clock skew and requests in flight
@@ -74,7 +73,7 @@ def proxy_handler(
     """The handler for clients that use the mirror as their proxy.
 
     Raises:
-        StartError: the CA cannot be used.
+        UserError: the CA cannot be used.
     """
     # Imported late: it costs 8 MiB, which mirrors without proxy mode should not pay.
     from mirror.ca.files import ensure_authority  # noqa: PLC0415
@@ -83,10 +82,7 @@ def proxy_handler(
     proxy = config.proxy
     _check_loop(config)
     directory = proxy.authority_directory(config.cache.directory).absolute()
-    try:
-        authority = ensure_authority(directory, f"mirror CA ({socket.gethostname()})")
-    except AuthorityError as error:
-        raise StartError(str(error)) from error
+    authority = ensure_authority(directory, f"mirror CA ({socket.gethostname()})")
     known = frozenset(name for name, upstream in config.enabled().items() if upstream.username)
     patience = min(config.fetch.first_byte_timeout.seconds, _PATIENCE_SECONDS)
     passing = Passing(registries, handler.sender, config.limits.stall_timeout.seconds)
@@ -105,7 +101,7 @@ def _check_loop(config: Config) -> None:
     """Check that the mirror is not its own proxy, which would send its requests to itself.
 
     Raises:
-        StartError: it is.
+        UserError: it is.
     """
     listening = [each for each in config.proxy.addresses() if isinstance(each, TcpAddress)]
     ports = {address.port for address in listening}
@@ -118,7 +114,7 @@ def _check_loop(config: Config) -> None:
         host = proxy.url.host or ""
         if proxy.url.port in ports and (host in hosts or clients.is_loopback(host)):
             text = f"{proxy.source} leads to this mirror's own proxy: name another, or none"
-            raise StartError(text)
+            raise UserError(text)
 
 
 def _parent_by(proxies: Proxies) -> Callable[[Destination], Proxy | None]:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.config.changes import changes, in_force
-from mirror.config.errors import ConfigError
 from mirror.config.model import Config
 from mirror.http.tls import Certificate
 from mirror.logs import configure
 from mirror.server.access import certificate, certificate_error, opened_admission
-from mirror.server.errors import StartError
 from mirror.server.generations import Generations
 from mirror.server.maintenance import Maintenance
 from mirror.server.notify import SystemdNotifier
@@ -27,10 +25,11 @@ from mirror.server.store import Store, cache_limits
 from mirror.server.upstreams import check_upstreams
 from mirror.server.warming import Warming
 from mirror.store.interface import IndexUnavailableError
+from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)
 
-#: Reads the configuration again from its sources; raises ConfigError.
+#: Reads the configuration again from its sources; raises UserError.
 Reread = Callable[[], Config]
 
 
@@ -54,13 +53,13 @@ class Reloadable:
         """Apply ``config``, except for settings that need a restart.
 
         Raises:
-            StartError: something that it names cannot be used; then nothing has changed.
+            UserError: something that it names cannot be used; then nothing has changed.
         """
         config = in_force(self.config, config)
         generation = await self.generations.open(config)
         try:
             self._use_certificate(config)
-        except StartError:
+        except UserError:
             await self.generations.drop(generation)
             raise
         configure(config.log.level, config.log.format, access=config.log.access)
@@ -85,7 +84,7 @@ def try_out(config: Config) -> None:
     """Check that everything a configuration names can be used, without using it.
 
     Raises:
-        StartError: something cannot be used.
+        UserError: something cannot be used.
     """
     check_upstreams(config)
     certificate(config)
@@ -102,9 +101,9 @@ def tell_changes(running: Config, read: Config) -> None:
     _log.info("reloaded: %d changed, %d wait for a restart", len(told) - waiting, waiting)
 
 
-def tell_mistakes(error: ConfigError | StartError) -> None:
+def tell_mistakes(error: UserError) -> None:
     """Log why a reload changed nothing."""
-    for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+    for line in error.lines:
         _log.error("not reloaded, the former configuration stays: %s", line)
 
 
@@ -120,7 +119,7 @@ async def reload_when_told(
             before, read = running.config, reread()
             await running.reload(read)
             say_what_is_cut(read)
-        except (ConfigError, StartError) as error:
+        except UserError as error:
             tell_mistakes(error)
         except Exception:  # the task must live on for the next reload
             _log.exception("not reloaded: the mirror failed")

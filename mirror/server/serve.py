@@ -55,7 +55,7 @@ async def run(config: Config, reread: Reread) -> None:
     """Serve until SIGTERM or SIGINT, then finish active transfers; ``reread`` on SIGHUP.
 
     Raises:
-        StartError: the mirror cannot start.
+        UserError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
     allow_open_files()
@@ -86,7 +86,7 @@ async def run_worker(
     process.
 
     Raises:
-        StartError: the mirror cannot start.
+        UserError: the mirror cannot start.
     """
     stopping = asyncio.Event()
     heed(stopping)
@@ -123,7 +123,7 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[Runn
     Once ``stopping`` is set, ``/readyz`` reports it to load balancers.
 
     Raises:
-        StartError: the mirror cannot start.
+        UserError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
         async with _serving_on(listeners, config, stopping) as reloadable:
@@ -145,7 +145,7 @@ async def _serving_on(
     this process may serve objects that another one has evicted.
 
     Raises:
-        StartError: the mirror cannot start.
+        UserError: the mirror cannot start.
     """
     say_seldom_what_is_exhausted(asyncio.get_running_loop())
     metrics = Metrics(__version__)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.config.model import Config
-from mirror.inventory.cache import Cache, UpkeepError
-from mirror.server.errors import StartError
+from mirror.inventory.cache import Cache
 from mirror.server.limits import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
@@ -29,7 +28,8 @@ from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.links import Links
 from mirror.store.metadata.listings import Listings
 from mirror.store.metadata.tags import Tags
-from mirror.threads import NoThreadError, Threads
+from mirror.threads import Threads
+from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ async def opened_store(config: Config, observer: Observer) -> AsyncIterator[Stor
     """Open the store; it opens even if the disk has errors.
 
     Raises:
-        StartError: the directory can never be used.
+        UserError: the directory can never be used.
     """
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(Threads(_FILE_THREADS, "files"))
@@ -106,7 +106,7 @@ async def opened_store(config: Config, observer: Observer) -> AsyncIterator[Stor
         try:
             disk = await stack.enter_async_context(opening)
         except OSError as error:
-            raise StartError(_unusable(config, error, "choose")) from error
+            raise _directory_error(config, error, "choose") from error
         await _warn_of_databases(config, disk.objects)
         questions = Shares("question", question_limits(config))
         yield _store(disk, threads, Rooms(questions, Shares("answer", answer_limits(config))))
@@ -117,7 +117,7 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
     """Open the cache for a command; other processes may use it at the same time.
 
     Raises:
-        UpkeepError: the directory cannot be used, now or inside the context.
+        UserError: the directory cannot be used, now or inside the context.
     """
     try:
         os.stat(config.cache.directory)  # a misspelt directory is not created
@@ -125,10 +125,8 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
             opening = _opened_disk(config, cache_limits(config), _NoObserver(), threads, threads)
             async with opening as disk:
                 yield Cache.of(config, disk.objects, disk.catalogue)
-    except NoThreadError as error:
-        raise UpkeepError(str(error)) from error
     except (OSError, IndexUnavailableError) as error:
-        raise UpkeepError(_unusable(config, error, "name")) from error
+        raise _directory_error(config, error, "name") from error
 
 
 class _NoObserver:
@@ -218,9 +216,9 @@ def _existing(directory: Path) -> Path:
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
-def _unusable(config: Config, error: Exception, verb: str) -> str:
+def _directory_error(config: Config, error: Exception, verb: str) -> UserError:
     reason = error.strerror if isinstance(error, OSError) else error
-    return (
+    return UserError(
         f"the cache directory {config.cache.directory} cannot be used: {reason}; "
         f"{verb} another with --cache-dir or [cache] directory"
     )

@@ -8,8 +8,8 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.config.model import Config
-from mirror.server.errors import StartError
 from mirror.server.outgoing_proxies import from_environment
+from mirror.user_error import UserError
 
 if TYPE_CHECKING:
     from mirror.tracing import Tracing
@@ -19,13 +19,13 @@ def check_tracing(config: Config) -> None:
     """Check that spans can be collected, if configured.
 
     Raises:
-        StartError: OpenTelemetry is not installed.
+        UserError: OpenTelemetry is not installed.
     """
     if config.tracing.endpoint:
         try:
             import mirror.tracing  # noqa: F401, PLC0415  # an extra that few install
         except ImportError as error:
-            raise StartError(
+            raise UserError(
                 "[tracing] endpoint is set, but OpenTelemetry is not installed: "
                 "pip install 'container-mirror[tracing]', or leave endpoint empty"
             ) from error
@@ -36,7 +36,7 @@ async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
     """Collect spans while the context is open; None if not configured.
 
     Raises:
-        StartError: OpenTelemetry is not installed, or its thread cannot start.
+        UserError: OpenTelemetry is not installed, or its thread cannot start.
     """
     check_tracing(config)
     if not config.tracing.endpoint:
@@ -52,7 +52,7 @@ async def opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
     try:
         tracing = Tracing(str(address), wanted.sample, wanted.service, __version__, through)
     except RuntimeError as error:  # the system refused the thread that exports spans
-        raise StartError(
+        raise UserError(
             f"[tracing]: {error}; raise the limit on threads (--pids-limit, TasksMax, ulimit -u)"
         ) from error
     try:

@@ -11,7 +11,6 @@ from yarl import URL
 from mirror import __version__
 from mirror.config.addresses import split_upstream
 from mirror.config.model import Config, UpstreamConfig
-from mirror.server.errors import StartError
 from mirror.server.outgoing_proxies import upstream_proxies
 from mirror.shares import Rooms
 from mirror.ttl_cache import TtlCache
@@ -25,6 +24,7 @@ from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
 from mirror.upstream.tls import trusting
 from mirror.upstream.transport import Observer, Transport, TransportSettings
+from mirror.user_error import UserError
 
 _TOKENS: Final = 10_000
 _TOKENS_BYTES: Final = 8 * 1024 * 1024
@@ -68,7 +68,7 @@ class Upstreams:
         """The upstreams of a configuration by name; an upstream closes after its last user.
 
         Raises:
-            StartError: a password or CA file cannot be used.
+            UserError: a password or CA file cannot be used.
         """
         async with AsyncExitStack() as stack:
             yield _Known(
@@ -109,7 +109,7 @@ def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
     """All settings that decide how an upstream is reached, for comparison.
 
     Raises:
-        StartError: its password or CA file cannot be read.
+        UserError: its password or CA file cannot be read.
     """
     with _using_ca_files(name):
         trust = trusting(_ca_files(config, upstream))  # equal while the files are unchanged
@@ -121,7 +121,7 @@ def check_upstreams(config: Config) -> None:
     """Check that all upstreams can be opened.
 
     Raises:
-        StartError: a password or CA file cannot be used.
+        UserError: a password or CA file cannot be used.
     """
     for name, upstream in config.enabled().items():
         _way(name, upstream, config)
@@ -139,7 +139,7 @@ async def opened_upstream(
     """Open an upstream with its mirrors.
 
     Raises:
-        StartError: its password or CA file cannot be used.
+        UserError: its password or CA file cannot be used.
     """
     # The credentials belong to the registry: its mirrors are asked anonymously.
     mirrors = [(url, Login()) for url in upstream.mirrors]
@@ -199,7 +199,7 @@ def _using_ca_files(name: str) -> Iterator[None]:
         yield
     except OSError as error:  # ssl.SSLError is one
         text = f"upstream {name}: ca_file holds no certificate: {error}"
-        raise StartError(text) from error
+        raise UserError(text) from error
 
 
 def _ca_files(config: Config, upstream: UpstreamConfig) -> tuple[str, ...]:
@@ -210,7 +210,7 @@ def _secret(name: str, upstream: UpstreamConfig) -> str:
     try:
         return upstream.secret()
     except OSError as error:
-        raise StartError(f"upstream {name}: password_file: {error.strerror}") from error
+        raise UserError(f"upstream {name}: password_file: {error.strerror}") from error
 
 
 def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> TransportSettings:

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 from mirror.config.model import Config
-from mirror.server.errors import StartError
 from mirror.server.process import until_orphaned
+from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class WorkerChannel:
         while True:
             try:
                 await reload(await self._told.get())
-            except StartError as error:
+            except UserError as error:
                 self._say(MessageKind.REFUSED, str(error))
             except Exception:  # the task must live on for the next reload
                 _log.exception("not reloaded: the mirror failed")

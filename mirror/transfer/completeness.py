@@ -18,7 +18,7 @@ class TooManyReferences(NotALayout):  # names the state
 
 
 #: A digest, the media type in its reference, and the levels of indexes that may follow.
-_Visit = tuple[Digest, str, int]
+_CheckedAs = tuple[Digest, str, int]
 
 
 class Completeness:
@@ -27,7 +27,7 @@ class Completeness:
     def __init__(self, blobs: BlobStore, manifests: ManifestStore) -> None:
         self._blobs = blobs
         self._manifests = manifests
-        self._visited: dict[_Visit, tuple[Descriptor, int] | str] = {}
+        self._checked: dict[_CheckedAs, tuple[Descriptor, int] | str] = {}
         self._there: set[Digest] = set()
         self._references = 0
 
@@ -49,21 +49,19 @@ class Completeness:
 
     async def _completed(self, root: Descriptor, depth: int) -> tuple[Descriptor, int]:
         media_type = root.media_type if root.media_type in MANIFEST_TYPES else ""
-        visit = root.digest, media_type, depth
-        found = self._visited.get(visit)
+        key = root.digest, media_type, depth
+        found = self._checked.get(key)
         if found is None:
             try:
-                found = await self._looked_through(root.digest, media_type, depth)
+                found = await self._check(root.digest, media_type, depth)
             except LackingError as error:
                 found = str(error)
-            self._visited[visit] = found
+            self._checked[key] = found
         if isinstance(found, str):
             raise LackingError(found)
         return found
 
-    async def _looked_through(
-        self, digest: Digest, sent_as: str, depth: int
-    ) -> tuple[Descriptor, int]:
+    async def _check(self, digest: Digest, sent_as: str, depth: int) -> tuple[Descriptor, int]:
         manifest = await self._manifests.lookup(digest)
         if manifest is None:
             raise LackingError(f"lacks its manifest {digest}")

@@ -1,11 +1,10 @@
 """Exports images from the cache, for places without access to a registry."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, aclosing
 from typing import Protocol
 
 from mirror.admin.connect import reached
-from mirror.admin.errors import OperateError
 from mirror.config.model import Config
 from mirror.oci.image_layout import written_archive
 from mirror.oci.image_name import ImageName
@@ -17,7 +16,9 @@ from mirror.registry_client.plan import Plan
 from mirror.registry_client.pull import Pulled, Puller, Watcher
 from mirror.server.images import located_all
 from mirror.store.local.layout import left_in
+from mirror.transfer.layout_files import whole
 from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified
+from mirror.user_error import UserError
 
 
 class Pulling(Watcher, AbstractContextManager[object], Protocol):
@@ -32,10 +33,6 @@ class Writing(AbstractContextManager[object], Protocol):
 
     def advance(self, size: int) -> None:
         """Add ``size`` bytes."""
-
-
-class ExportError(OperateError):
-    """Images that cannot be exported: one line for each."""
 
 
 async def export(
@@ -62,7 +59,7 @@ async def export(
         the plans of the exported images.
 
     Raises:
-        OperateError: an image cannot be pulled or written; no incomplete file is left.
+        UserError: an image cannot be pulled or written; no incomplete file is left.
     """
     wanted, failed = located_all(config, images)
     _check(failed)
@@ -81,7 +78,7 @@ async def export(
 def _check(pulled: Iterable[Pulled]) -> None:
     failed = [f"{image.wanted.typed}: {image.reason}" for image in pulled if image.reason]
     if failed:
-        raise ExportError("\n".join([*failed, "nothing was written"]))
+        raise UserError("\n".join([*failed, "nothing was written"]))
 
 
 async def _write(
@@ -96,17 +93,13 @@ async def _write(
     images = [(body, name) for plan, name in named if (body := plan.runnable()) is not None]
     await layout.begin([(plan.root, name) for plan, name in named], written_archive(images))
     for digest, pulled in manifests.items():
-        await layout.add(digest, len(pulled.body), _whole(pulled.body))
+        await layout.add(digest, len(pulled.body), whole(pulled.body))
     for digest, (place, blob) in blobs.items():
         if digest in manifests:  # one file serves both
             continue
         async with aclosing(_pieces(client, place, blob, writing.advance)) as pieces:
             await layout.add(digest, blob.size, pieces)
     await layout.finish()
-
-
-async def _whole(body: bytes) -> AsyncIterator[bytes]:
-    yield body
 
 
 async def _pieces(
@@ -118,4 +111,4 @@ async def _pieces(
                 yield piece
                 advanced(len(piece))
     except PullError as error:
-        raise OperateError(f"{place}: {error}") from error
+        raise UserError(f"{place}: {error}") from error

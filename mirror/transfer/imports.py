@@ -14,7 +14,6 @@ from typing import Protocol
 
 from mirror import __version__
 from mirror.admin.client import lookup_running
-from mirror.admin.errors import OperateError
 from mirror.admin.ownership import check_owner
 from mirror.config.model import Config
 from mirror.metrics.metrics import Metrics
@@ -23,7 +22,6 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.image_layout import NamedRoot, NotALayout
 from mirror.oci.image_name import ImageName
 from mirror.registry_client.errors import PullError
-from mirror.server.errors import StartError
 from mirror.server.images import located
 from mirror.server.maintenance import keeping_rule
 from mirror.server.store import Store, opened_store
@@ -35,11 +33,11 @@ from mirror.store.interface import (
     link_name,
 )
 from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.threads import NoThreadError
 from mirror.transfer.completeness import Completeness, LackingError
 from mirror.transfer.layout_files import Taking
 from mirror.transfer.layout_reader import opened_files
 from mirror.transfer.tar import DamagedTar
+from mirror.user_error import UserError
 
 
 class Reading(Protocol):
@@ -99,7 +97,7 @@ async def import_layout(
         the result for each image in the index of the layout.
 
     Raises:
-        OperateError: ``source`` is not a layout, or is damaged, or the cache cannot store it.
+        UserError: ``source`` is not a layout, or is damaged, or the cache cannot store it.
     """
     check_owner(config.cache.directory.absolute())
     try:
@@ -107,7 +105,7 @@ async def import_layout(
             store.keeping.rule = keeping_rule(config)
             roots = await _taken(store, source, reading)
             if called is not None and len(roots) != 1:
-                raise OperateError(f"{source}: --as is for one image, and it has {len(roots)}")
+                raise UserError(f"{source}: --as is for one image, and it has {len(roots)}")
             moved, complete = _Moved(), Completeness(store.blobs, store.manifests)
             for root in roots:  # all images before the first name
                 with contextlib.suppress(LackingError):
@@ -118,17 +116,13 @@ async def import_layout(
             ]
         await _tell(config, moved)
         return found
-    except (StartError, NoThreadError) as error:
-        raise OperateError(str(error)) from error
     except (NotALayout, DamagedTar) as error:
-        raise OperateError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
     except (NoRoomError, IndexUnavailableError, PartialBusyError) as error:
-        raise OperateError(
-            f"the cache {config.cache.directory} cannot store it: {error}"
-        ) from error
+        raise UserError(f"the cache {config.cache.directory} cannot store it: {error}") from error
     except OSError as error:
         text = f"the cache {config.cache.directory} cannot store it: {error.strerror}"
-        raise OperateError(text) from error
+        raise UserError(text) from error
 
 
 async def _taken(store: Store, source: str, reading: Reading) -> Sequence[NamedRoot]:
@@ -176,7 +170,7 @@ async def _named(
 async def _tell(config: Config, moved: _Moved) -> None:
     """Make a running mirror forget what it remembers of these names."""
     told = {"links": moved.links, "objects": moved.objects}
-    with contextlib.suppress(OperateError):  # it does so by itself after max_age
+    with contextlib.suppress(UserError):  # it does so by itself after max_age
         async with lookup_running(config.cache.directory.absolute()) as running:
             if running is not None and moved.links:
                 await running.tell("/control/forget", told)

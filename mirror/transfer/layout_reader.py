@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Final, cast
 
-from mirror.admin.errors import OperateError
 from mirror.oci.digest import Digest
 from mirror.oci.image_layout import INDEX_FILE, MARKER_FILE, NotALayout, UnsafeName, parse_file
 from mirror.transfer.tar import DamagedTar, Member, padding, read_member
+from mirror.user_error import UserError
 
 _SKIP_BYTES: Final = 1024 * 1024
 _MAGIC_BYTES: Final = 6
@@ -64,7 +64,7 @@ def opened_files(source: str, took: Callable[[int], None]) -> Iterator[tuple[Fil
         the files, and the number of bytes to read, None if it is unknown.
 
     Raises:
-        OperateError: ``source`` cannot be read.
+        UserError: ``source`` cannot be read.
     """
     path = Path(source)
     try:
@@ -80,7 +80,7 @@ def opened_files(source: str, took: Callable[[int], None]) -> Iterator[tuple[Fil
                 total_bytes = there.st_size if stat.S_ISREG(there.st_mode) else None
                 yield _in_tar(_unpacked(raw, took)), total_bytes
     except OSError as error:
-        raise OperateError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{source}: cannot be read: {error.strerror or error}") from error
 
 
 def _unpacked(raw: BinaryIO, took: Callable[[int], None]) -> Callable[[int], bytes]:

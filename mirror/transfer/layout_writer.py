@@ -12,7 +12,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from mirror.admin.errors import OperateError
 from mirror.oci.digest import Digest
 from mirror.oci.image_layout import (
     ARCHIVE_FILE,
@@ -26,6 +25,7 @@ from mirror.oci.image_layout import (
 )
 from mirror.oci.manifest import Descriptor
 from mirror.transfer.tar import BLOCK, header, padding
+from mirror.user_error import UserError
 
 Roots = Sequence[tuple[Descriptor, str]]
 _READ_BYTES: Final = 1024 * 1024
@@ -49,7 +49,7 @@ def opened_layout(target: str) -> Iterator[LayoutWriter]:
     """Write to a file, to an existing directory (or a path that ends with a slash), or to ``-``.
 
     Raises:
-        OperateError: the target cannot be written.
+        UserError: the target cannot be written.
     """
     path = Path(target)
     try:
@@ -64,7 +64,7 @@ def opened_layout(target: str) -> Iterator[LayoutWriter]:
             with _replaced(path) as file:
                 yield TarLayout(file)
     except OSError as error:
-        raise OperateError(f"{target}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ class DirectoryLayout:
         marker = self._root / MARKER_FILE
         if not marker.exists():
             if any(self._root.iterdir()):
-                raise OperateError(
+                raise UserError(
                     f"{self._root}: the directory is not empty, and not an OCI image layout"
                 )
             marker.write_bytes(MARKER)
@@ -147,7 +147,7 @@ class DirectoryLayout:
         except FileNotFoundError:
             index = written_index(self._roots)
         except NotALayout as error:
-            raise OperateError(f"{self._root}: {error}") from error
+            raise UserError(f"{self._root}: {error}") from error
         with _replaced(path) as file:
             file.write(index)
 
@@ -169,7 +169,7 @@ async def verified(pieces: AsyncIterable[bytes], descriptor: Descriptor) -> Asyn
     """Pass the bytes on, and compare them with ``descriptor`` at the end.
 
     Raises:
-        OperateError: size or digest differ.
+        UserError: size or digest differ.
     """
     hasher, size = descriptor.digest.hasher(), 0
     async for piece in pieces:
@@ -177,4 +177,4 @@ async def verified(pieces: AsyncIterable[bytes], descriptor: Descriptor) -> Asyn
         size += len(piece)
         yield piece
     if size != descriptor.size or not descriptor.digest.matches(hasher):
-        raise OperateError(f"the content received for {descriptor.digest} does not match it")
+        raise UserError(f"the content received for {descriptor.digest} does not match it")

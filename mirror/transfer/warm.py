@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.filesize import decimal
-
 from mirror.admin.connect import reached
 from mirror.config.model import Config
 from mirror.oci.image_name import ImageName
@@ -13,6 +11,7 @@ from mirror.registry_client.pull import Pulled, Puller, Watcher
 from mirror.server.images import located_all
 from mirror.server.store import cache_limits
 from mirror.store.local.layout import left_in
+from mirror.ui.formatting import plain_size
 
 
 async def warm(
@@ -35,7 +34,7 @@ async def warm(
         the result for each image; images that could not be located come last.
 
     Raises:
-        OperateError: no mirror can be reached or started.
+        UserError: no mirror can be reached or started.
     """
     wanted, failed = located_all(config, images)
     if not wanted:
@@ -58,6 +57,6 @@ def excess(config: Config, result: Iterable[Pulled]) -> str:
     if size <= limit:
         return ""
     return (
-        f"the images have {decimal(size)} in total, and the cache holds {decimal(limit)}: "
+        f"the images have {plain_size(size)} in total, and the cache holds {plain_size(limit)}: "
         "the least recently used are evicted; raise [cache] max_size"
     )

@@ -25,6 +25,11 @@ def size(count: float) -> str:
     return f"{sign}{value:.{places}f}{_NBSP}{unit}"
 
 
+def plain_size(count: float) -> str:
+    """As :func:`size`, with an ordinary space, for terminals and logs."""
+    return size(count).replace(_NBSP, " ")
+
+
 def number(value: float) -> str:
     """``12,345``."""
     return f"{value:,.0f}"

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Final
 
+from mirror.oci.glob import compile_repositories
 from mirror.oci.reference import Repository, parse_repository, split_registry
 from mirror.upstream.credentials import Principal
 
@@ -34,15 +34,15 @@ class Names:
 
     ``aliases`` are other names in ``ns=`` and in paths, ``hosts`` are values of the Host header
     that select it, ``library``: a one-word repository means ``library/<word>``.  A repository is
-    permitted if a glob in ``allow`` matches it and no glob in ``deny`` does; ``*`` matches any
-    text, slashes included.  ``netloc`` is the address of the upstream, ``host`` or ``host:port``.
+    permitted if a glob in ``allow`` matches it and no glob in ``deny`` does (``oci.glob``).
+    ``netloc`` is the address of the upstream, ``host`` or ``host:port``.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     library: bool = False
-    allow: tuple[str, ...] = ("*",)
+    allow: tuple[str, ...] = ("**",)
     deny: tuple[str, ...] = ()
     netloc: str = ""
 
@@ -53,8 +53,10 @@ class Names:
 
     def permit(self, repository: str) -> bool:
         """Whether a repository is permitted."""
-        allowed = any(fnmatchcase(repository, glob) for glob in self.allow)
-        return allowed and not any(fnmatchcase(repository, glob) for glob in self.deny)
+        allowed = any(compile_repositories(glob).fullmatch(repository) for glob in self.allow)
+        return allowed and not any(
+            compile_repositories(glob).fullmatch(repository) for glob in self.deny
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Target:
 
 def is_limited(allow: Collection[str], deny: Collection[str]) -> bool:
     """Whether ``allow`` or ``deny`` can forbid a repository."""
-    return bool(deny) or "*" not in allow
+    return bool(deny) or {"*", "**"}.isdisjoint(allow)
 
 
 class Router:

@@ -16,16 +16,15 @@ from multiprocessing.connection import Connection, wait
 from typing import Final
 
 from mirror.config.changes import in_force
-from mirror.config.errors import ConfigError
 from mirror.config.model import Config
 from mirror.logs import configure
-from mirror.server.errors import StartError
 from mirror.server.listeners import opened_worker_listeners
 from mirror.server.notify import SystemdNotifier
 from mirror.server.open_files import allow_open_files, say_what_is_cut
 from mirror.server.process import announce
 from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
 from mirror.server.worker_channel import MessageKind
+from mirror.user_error import UserError
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
@@ -39,7 +38,7 @@ def supervise(config: Config, reread: Reread) -> None:
     """Serve with several workers until SIGTERM or SIGINT; ``reread`` on SIGHUP.
 
     Raises:
-        StartError: the mirror cannot start.
+        UserError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
     with opened_worker_listeners(config, config.server.processes()) as places:
@@ -67,7 +66,7 @@ class _Supervisor:
         """Supervise the workers until told to stop.
 
         Raises:
-            StartError: no worker can start.
+            UserError: no worker can start.
         """
         with _signals_on(self._tell) as woken:
             try:
@@ -96,14 +95,14 @@ class _Supervisor:
         """Handle a worker for which the system has no process; the other workers serve meanwhile.
 
         Raises:
-            StartError: the mirror has not served yet.
+            UserError: the mirror has not served yet.
         """
         text = (
             f"worker {worker.number} cannot start: {error.strerror}; raise the limit on processes "
             "(--pids-limit, TasksMax, ulimit -u), on open files, or on memory"
         )
         if not self._announced:
-            raise StartError(text) from error
+            raise UserError(text) from error
         worker.put_off()
         _log.error("%s", text)
 
@@ -126,7 +125,7 @@ class _Supervisor:
         """Handle a message or the end of a worker.
 
         Raises:
-            StartError: the worker cannot start, and the mirror has not served yet.
+            UserError: the worker cannot start, and the mirror has not served yet.
         """
         word = worker.hear()
         if word is None:
@@ -135,7 +134,7 @@ class _Supervisor:
             worker.serves()
         elif word.news is MessageKind.FAILED:
             if not self._announced:
-                raise StartError(word.text)
+                raise UserError(word.text)
             _log.error("worker %d cannot start: %s", worker.number, word.text)
         elif word.news is not MessageKind.ALIVE:
             worker.reloading = False
@@ -165,7 +164,7 @@ class _Supervisor:
             self._systemd.reloading()
             try:
                 self._hand_on(self._reread())
-            except (ConfigError, StartError) as error:
+            except UserError as error:
                 tell_mistakes(error)
                 self._systemd.ready()
         if self._reloaded is not None and not any(worker.reloading for worker in self._workers):
@@ -177,7 +176,7 @@ class _Supervisor:
         """Send a configuration to all workers.
 
         Raises:
-            StartError: something that it names cannot be used.
+            UserError: something that it names cannot be used.
         """
         config = in_force(self._config, read)
         try_out(config)

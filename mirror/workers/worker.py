@@ -18,10 +18,10 @@ from mirror import threads
 from mirror.config.model import Config
 from mirror.logs import configure, queue_output
 from mirror.metrics import multiprocess
-from mirror.server.errors import StartError
 from mirror.server.listeners import Listener
 from mirror.server.serve import run_worker
 from mirror.server.worker_channel import Message, WorkerChannel
+from mirror.user_error import UserError
 
 #: Signals that the first process handles itself, and a worker must not inherit.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -145,7 +145,7 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     channel = WorkerChannel(telling)
     try:
         threads.run(_serve(config, listeners, worker.number, channel))
-    except (StartError, threads.NoThreadError) as error:
+    except UserError as error:
         channel.failed(error)
         sys.exit(1)
     except Exception:  # noqa: BLE001  # multiprocessing would print it after the drain

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mirror.admin.client import lookup_running
-from mirror.admin.errors import OperateError
 from mirror.server.control_sockets import ControlDirectory, stand
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.running import running
 
@@ -91,7 +91,7 @@ async def test_what_the_mirror_does_not_know_is_refused_in_one_line(tmp_path, re
         lookup_running(tmp_path) as found,
     ):
         assert found is not None
-        with pytest.raises(OperateError, match=r"no POST /control/nothing.*differ in version"):
+        with pytest.raises(UserError, match=r"no POST /control/nothing.*differ in version"):
             await found.tell("/control/nothing", {})
 
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trustme
 
-from mirror.ca.errors import AuthorityError
 from mirror.ca.files import ensure_authority
+from mirror.user_error import UserError
 
 CHILD = """
 import pathlib, sys
@@ -68,7 +68,7 @@ def test_one_of_a_company_is_used_where_it_is_put(tmp_path):
 def test_what_is_no_ca_is_told_with_its_file(tmp_path, content, said):
     (tmp_path / "ca.pem").write_bytes(content)
     (tmp_path / "ca.pem").chmod(0o600)
-    with pytest.raises(AuthorityError, match=said) as told:
+    with pytest.raises(UserError, match=said) as told:
         ensure_authority(tmp_path, "mirror")
     assert str(tmp_path / "ca.pem") in str(told.value)
     assert "\n" not in str(told.value)
@@ -77,17 +77,17 @@ def test_what_is_no_ca_is_told_with_its_file(tmp_path, content, said):
 def test_a_key_that_others_may_read_is_refused(tmp_path):
     ensure_authority(tmp_path, "mirror")
     (tmp_path / "ca.pem").chmod(0o640)
-    with pytest.raises(AuthorityError, match=r"chmod 600 /.*ca\.pem"):
+    with pytest.raises(UserError, match=r"chmod 600 /.*ca\.pem"):
         ensure_authority(tmp_path, "mirror")
 
 
 def test_one_whose_time_is_over_is_told(tmp_path):
     ensure_authority(tmp_path, "mirror")
-    with pytest.raises(AuthorityError, match=r"remove it, and the mirror makes a new CA"):
+    with pytest.raises(UserError, match=r"remove it, and the mirror makes a new CA"):
         ensure_authority(tmp_path, "mirror", lambda: datetime.now(UTC) + timedelta(days=4000))
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(AuthorityError, match="ca_directory names another place"):
+    with pytest.raises(UserError, match="ca_directory names another place"):
         ensure_authority(tmp_path / "file" / "ca", "mirror")

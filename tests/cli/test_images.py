@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mirror.admin.commands import listed, removed
-from mirror.admin.errors import OperateError
 from mirror.config import Config, load
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, Image, digest_of, index
 from tests.running import Mirror, eventually, running
@@ -181,28 +181,28 @@ async def test_a_digest_drops_what_it_names_under_all_its_names(cached):
 
 
 async def test_what_is_not_there_is_said_in_one_line_and_nothing_goes(cached):
-    with pytest.raises(OperateError) as unknown:
+    with pytest.raises(UserError) as unknown:
         await removed(cached.config, ["org/multi:3", "app:2"], dry_run=False)
     assert str(unknown.value) == (
         "docker.io/library/app:2 is not cached; there is docker.io/library/app:1"
     )
-    with pytest.raises(OperateError, match=r"^docker\.io/library/app:latest is not cached"):
+    with pytest.raises(UserError, match=r"^docker\.io/library/app:latest is not cached"):
         await removed(cached.config, ["app"], dry_run=False)
-    with pytest.raises(OperateError, match=r"^ghcr\.io/\*\* is not cached$"):
+    with pytest.raises(UserError, match=r"^ghcr\.io/\*\* is not cached$"):
         await removed(cached.config, ["ghcr.io/**"], dry_run=False)
-    with pytest.raises(OperateError, match=r"^sha256:0+ is not cached$"):
+    with pytest.raises(UserError, match=r"^sha256:0+ is not cached$"):
         await removed(cached.config, [f"sha256:{'0' * 64}"], dry_run=False)
     assert len(await names(cached.config)) == 3
 
 
 async def test_what_is_no_name_is_said_in_one_line(cached):
-    with pytest.raises(OperateError, match=r"^found 'a b', allowed: names and globs"):
+    with pytest.raises(UserError, match=r"^found 'a b', allowed: names and globs"):
         await listed(cached.config, ["a b"])
 
 
 async def test_a_directory_that_is_not_there_is_said_in_one_line(tmp_path):
     config = load(None, {"cache": {"directory": str(tmp_path / "cach")}})
-    with pytest.raises(OperateError, match="No such file or directory"):
+    with pytest.raises(UserError, match="No such file or directory"):
         await listed(config, [])
 
 

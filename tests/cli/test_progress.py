@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirror.cli.images_progress import ImagesProgress, Rate
+from mirror.cli.progress import ByteProgress, ImagesProgress, Rate
 from mirror.oci.reference import parse_repository, parse_tag
 from mirror.registry_client.client import Place
 from mirror.registry_client.plan import Wanted
@@ -47,7 +47,20 @@ def test_in_a_log_there_is_a_line_every_ten_seconds_and_one_per_image(capsys):
             progress.came(APP, 100_000, fetched=True)
         progress.ended(Pulled(APP, None, 2_500_000, 1_000_000, "broke off"))
     assert capsys.readouterr().err.splitlines() == [
-        "0 of 2 images, 2.0 MB of 4.0 MB, 111.1 kB/s, 18 s left",
-        "0 of 2 images, 3.0 MB of 4.0 MB, 110.0 kB/s, 9 s left",
+        "0 of 2 images, 1.9 MiB of 3.8 MiB, 109 KiB/s, 18 s left",
+        "0 of 2 images, 2.9 MiB of 3.8 MiB, 107 KiB/s, 9 s left",
         "app:1: failed: broke off",
+    ]
+
+
+def test_in_a_log_a_single_task_has_a_line_every_ten_seconds(capsys):
+    clock = Clock()
+    with ByteProgress("importing", clock) as progress:
+        progress.expect(4_000_000)
+        for _ in range(25):
+            clock.now += 1
+            progress.advance(100_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "importing: 977 KiB of 3.8 MiB",
+        "importing: 1.9 MiB of 3.8 MiB",
     ]

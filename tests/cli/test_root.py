@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirror import __version__
+from mirror.user_error import ExitCode
 from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.slow]
@@ -91,3 +92,28 @@ def test_an_address_that_docker_would_refuse_is_refused(url: str) -> None:
     failed = mirror("client", "docker", "--url", url)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert "hunter2" not in failed.stderr
+
+
+def test_mistakes_in_names_and_in_a_list_of_names_are_told_together(tmp_path: Path) -> None:
+    names = tmp_path / "images.txt"
+    names.write_text("alpine\nhttp://alpine\n")
+    failed = mirror("warm", "UPPER", "--file", str(names), "--cache-dir", str(tmp_path / "cache"))
+    assert (failed.returncode, failed.stdout) == (2, "")
+    typed, listed = failed.stderr.splitlines()
+    assert typed.startswith("mirror: ")
+    assert listed.startswith(f"mirror: {names}:2: an image is named without a scheme")
+
+
+def test_a_failure_below_the_command_is_one_line_and_1(tmp_path: Path) -> None:
+    for command in ("ls", "stats", "verify"):
+        failed = mirror(command, "--cache-dir", str(tmp_path / "nowhere"))
+        assert (failed.returncode, failed.stdout) == (1, "")
+        (line,) = failed.stderr.splitlines()
+        assert line.startswith("mirror: the cache directory ")
+
+
+def test_the_operations_page_explains_each_exit_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    rows = page.partition("## Exit codes")[2].splitlines()
+    told = {int(row.split("|")[1]) for row in rows if row.startswith("| ") and row[2].isdigit()}
+    assert told == {0, *ExitCode}

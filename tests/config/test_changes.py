@@ -24,11 +24,11 @@ def test_the_same_again_is_no_change():
 def test_a_key_is_told_as_toml_spells_it_with_both_values():
     table = {"url": "https://r.example.com", "max_rate": "50MiB"}
     assert told(
-        {"upstreams": {HUB: {"allow": ["*"]}}},
-        {"tags": {"max_age": "5m"}, "upstreams": {HUB: {"allow": ["library/*"]}}},
+        {"upstreams": {HUB: {"allow": ["**"]}}},
+        {"tags": {"max_age": "5m"}, "upstreams": {HUB: {"allow": ["library/**"]}}},
     ) == [
         'tags.max_age = "60s" -> "5m"',
-        'upstreams."docker.io".allow = ["*"] -> ["library/*"]',
+        'upstreams."docker.io".allow = ["**"] -> ["library/**"]',
     ]
     assert told({}, {"upstreams": {"r.example.com": table}}) == [
         'upstreams."r.example.com" added: https://r.example.com'

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mirror.config import ConfigError, load
+from mirror.config import load
 from mirror.config.listen import TcpAddress, UnixAddress, lookup_outermost, parse_listen
+from mirror.user_error import UserError
 from tests.config.conftest import WriteToml
 
 
@@ -60,15 +61,15 @@ def test_the_environment_separates_several_by_commas(monkeypatch):
     ],
 )
 def test_a_mistake_among_several_says_which(listen, told, write_toml: WriteToml):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load(write_toml(f"[server]\nlisten = {listen}"))
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.lines
     assert told in problem
 
 
 @pytest.mark.parametrize("mode", ["rw", "888", "66", "06660", ""])
 def test_a_mode_is_octal_digits(mode, write_toml: WriteToml):
-    with pytest.raises(ConfigError, match=r"socket_mode: found .* allowed: a mode in octal digits"):
+    with pytest.raises(UserError, match=r"socket_mode: found .* allowed: a mode in octal digits"):
         load(write_toml(f'[server]\nsocket_mode = "{mode}"'))
 
 

@@ -1,21 +1,25 @@
 """Every mistake is one line: where, which key, what was found, what is allowed."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from mirror.config import ConfigError, load
+from mirror.config import Config, UpstreamConfig, load
+from mirror.user_error import UserError
 from tests.config.conftest import WriteToml
 
 Tree = dict[str, object]
 
 
 def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load(file, flags)
-    return caught.value.problems
+    return caught.value.lines
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,9 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
         ('[log]\nlevel = "loud"',
          "log.level: found 'loud', allowed: 'debug', 'info', 'warning' or 'error'"),
         ('[log]\naccess = "maybe"', "log.access: found 'maybe', allowed: true or false"),
+        ('[tracing]\nsample = "x"', "tracing.sample: found 'x', allowed: a share between 0 and 1"),
+        ("[tracing]\nsample = []", "tracing.sample: found [], allowed: a share between 0 and 1"),
+        ("[server]\nworkers = inf", "server.workers: found inf, allowed: a whole number"),
         ('[cache]\ndirectory = ""', "cache.directory: found '', allowed: a directory"),
         ('[cache]\ndirectory = "~no-such-user/x"', "cache.directory: found '~no-such-user/x', "),
         ('[cache]\nmax_size = "lots"', "cache.max_size: found 'lots', allowed: a size such as"),
@@ -226,6 +233,51 @@ def test_a_mistake_never_shows_a_secret(toml: str, write_toml: WriteToml) -> Non
     assert "hunter2" not in "\n".join(problems(write_toml(toml)))
 
 
+def keys() -> list[tuple[str, str]]:
+    """The header of a table, and a key in it: all that a file can have."""
+    found = [("", section) for section in Config.model_fields]
+    for section, field in Config.model_fields.items():
+        table = field.annotation
+        header = f"[{section}]"
+        if section == "upstreams":
+            header, table = '[upstreams."quay.io"]', UpstreamConfig
+        elif not (isinstance(table, type) and issubclass(table, BaseModel)):
+            header, table = f"[[{section}]]", get_args(table)[0]
+        found += [(header, key) for key in table.model_fields]
+    return found
+
+
+@pytest.mark.parametrize(("header", "key"), keys())
+def test_a_value_of_any_kind_is_told_in_words_of_ours(
+    header: str, key: str, write_toml: WriteToml
+) -> None:
+    kinds = ["true", "-1", "1.5", "1e300", "inf", "-inf", "nan", '""', '"x"', "[]", "[1]", "[[]]",
+             "{}", "{ a = 1 }", "[{}]", "2020-01-01", "12:00:00", "9223372036854775807",
+             "0x7f"]  # fmt: skip
+    for kind in kinds:
+        try:
+            load(write_toml(f"{header}\n{key} = {kind}"))
+        except UserError as error:
+            for line in error.lines:
+                assert not re.search(r"Input|[Uu]nable|valid|[Ff]ield|another value", line), line
+
+
+@pytest.mark.parametrize(
+    "value", ["9" * 5000, f"0x{'f' * 5000}", "18446744073709551615", "[" * 20_000, "[[1, 1]"]
+)
+def test_a_value_that_toml_does_not_have_is_one_line(value: str, write_toml: WriteToml) -> None:
+    (problem,) = problems(write_toml(f"[server]\nlisten = {value}"))
+    assert ": is not TOML: " in problem
+
+
+def test_a_variable_that_is_nested_too_deeply_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MIRROR_KEEP", "[" * 20_000)
+    (problem,) = problems()
+    assert problem.startswith("environment: keep: found '[[[")
+
+
 names = st.text(max_size=8) | st.sampled_from(
     ["server", "listen", "cache", "upstreams", "docker.io", "url", "hosts", "default", "enabled"]
 )
@@ -240,8 +292,8 @@ values = st.recursive(
 def told(tree: Tree) -> list[str]:
     try:
         load(None, tree)
-    except ConfigError as error:
-        return error.problems
+    except UserError as error:
+        return error.lines
     return []
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.config import ConfigError, load
+from mirror.config import load
+from mirror.user_error import UserError
 from tests.config.conftest import WriteToml
 
 
@@ -141,9 +142,9 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 
 def test_a_missing_file_is_one_line() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load(Path("nowhere.toml"))
-    assert caught.value.problems == ["nowhere.toml: cannot be read: No such file or directory"]
+    assert caught.value.lines == ["nowhere.toml: cannot be read: No such file or directory"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ _FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _PROMPT = re.compile(r"\$ (.+)")
-_FIGURE = re.compile(r"\d[\d.,:-]*( (%|B|KiB|MiB|GiB|MB)(?!\w))?")
+_FIGURE = re.compile(r"\d[\d.,:-]*( (%|B|KiB|MiB|GiB)(?!\w))?")
 #: nginx by tests/e2e/test_nginx.py, promql by test_prometheus.py there, mermaid by a browser.
 _ELSEWHERE = {"nginx", "promql", "mermaid"}
 _FILES = re.compile(r'(?<=")(/etc|/run/secrets)(?=/)')

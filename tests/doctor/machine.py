@@ -59,9 +59,9 @@ CLASSIC: dict[str, Any] = {"ServerVersion": "24.0.7", "DriverStatus": [["Backing
 
 
 def wrongs(report: Report) -> list[str]:
-    """What is wrong, each with how to mend it."""
+    """What is wrong, each with how to fix it."""
     found = [finding for finding in report.findings if finding.verdict is Verdict.WRONG]
-    assert all(finding.mend for finding in found)
+    assert all(finding.fix for finding in found)
     return [f"{finding.where}: {finding.what}" for finding in found]
 
 

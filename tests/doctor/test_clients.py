@@ -320,7 +320,7 @@ def said_of_referrers(report: Report, said: str) -> None:
     for finding in found:
         wrong = "rejects" in said
         assert (finding.verdict is Verdict.WRONG) is wrong
-        assert ("referrers" in finding.mend) is not wrong
+        assert ("referrers" in finding.fix) is not wrong
 
 
 @pytest.mark.parametrize(("word", "version", "said"), REFERRERS)

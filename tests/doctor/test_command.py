@@ -20,13 +20,13 @@ def doctor(root: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, ["doctor", "--root", str(root), *arguments])
 
 
-def test_what_is_wrong_and_how_to_mend_it_are_lines_and_the_exit_code_is_1(tmp_path: Path) -> None:
+def test_what_is_wrong_and_how_to_fix_it_are_lines_and_the_exit_code_is_1(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     said = doctor(tmp_path, "--url", url)
     assert said.exit_code == 1
     lines = said.stdout.splitlines()
     assert lines[0].startswith("wrong  this machine: ")
-    assert lines[1] == f"       mend: mirror client docker --url {url}"
+    assert lines[1] == f"       fix: mirror client docker --url {url}"
     assert lines[2].startswith(f"wrong  {url}: cannot be reached")
     assert lines[-1] == f"the mirror {url}: 2 wrong"
 

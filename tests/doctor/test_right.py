@@ -31,8 +31,8 @@ async def test_a_client_that_was_told_right_gets_no_complaint(
     assert wrongs(report) == []
     assert report.healthy
     assert report.lines()[-1] == f"the mirror {office.url}: nothing is wrong"
-    walked = [finding.where for finding in report.findings if "asked by" in finding.where]
-    assert len(walked) == (1 if client is clients.docker else 2)
+    probed = [finding.where for finding in report.findings if "asked by" in finding.where]
+    assert len(probed) == (1 if client is clients.docker else 2)
 
 
 async def test_k3s_that_was_told_right_gets_no_complaint(machine: Machine, office: Mirror) -> None:

@@ -15,12 +15,11 @@ import bcrypt
 import pytest
 import trustme
 
-from mirror.config import ConfigError
 from mirror.http.admission import Admission
 from mirror.http.htpasswd import Htpasswd, HtpasswdError, parse_htpasswd
 from mirror.http.tls import Certificate
 from mirror.http.turns import LineFullError
-from mirror.server import StartError
+from mirror.user_error import UserError
 from tests.fakes import image
 from tests.running import running
 
@@ -237,7 +236,7 @@ def test_what_is_no_bcrypt_is_refused(line):
 async def test_a_mirror_with_a_wrong_file_does_not_start(tmp_path):
     (tmp_path / "htpasswd").write_text("alice:secret\n")
     access = {"htpasswd_file": str(tmp_path / "htpasswd")}
-    with pytest.raises(StartError, match="line 1"):
+    with pytest.raises(UserError, match="line 1"):
         async with running(tmp_path, {"docker.io": "http://127.0.0.1:9"}, access=access):
             pass
 
@@ -271,7 +270,7 @@ def test_ipv4_on_a_socket_for_both_is_ipv4():
 
 @pytest.mark.parametrize("network", ["10.0.0.1/8", "office", "10.0.0.0/33", ""])
 async def test_what_is_no_network_is_a_mistake(tmp_path, network):
-    with pytest.raises(ConfigError, match="allowed: a network such as"):
+    with pytest.raises(UserError, match="allowed: a network such as"):
         async with running(tmp_path, {}, access={"networks": [network]}):
             pass
 
@@ -288,6 +287,10 @@ async def test_what_is_no_network_is_a_mistake(tmp_path, network):
         (["*"], ["*/app"], set()),
         ([], [], set()),
         (["library/app", "team/a?p"], [], {"library/app", "team/app"}),
+        (["**"], [], {"library/app", "team/app", "team/secret/app"}),
+        (["team/**"], ["**/secret/**"], {"team/app"}),
+        (["**"], ["**/team/*"], {"library/app", "team/secret/app"}),
+        (["**"], ["team/*"], {"library/app"}),
     ],
 )
 async def test_repositories_by_globs(tmp_path, upstream, allow, deny, had):
@@ -383,13 +386,13 @@ async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path, a
 async def test_a_key_that_does_not_fit_is_told_at_the_start(tmp_path, authority):
     server = write_certificate(authority, tmp_path)
     authority.issue_cert("x").private_key_pem.write_to_path(server["tls_key"])
-    with pytest.raises(StartError, match=r"tls_certificate .* cannot be used"):
+    with pytest.raises(UserError, match=r"tls_certificate .* cannot be used"):
         async with running(tmp_path / "c", {"docker.io": "http://127.0.0.1:9"}, server=server):
             pass
 
 
 async def test_a_certificate_without_its_key_is_a_mistake(tmp_path, authority):
     server = write_certificate(authority, tmp_path) | {"tls_key": ""}
-    with pytest.raises(ConfigError, match="both or neither"):
+    with pytest.raises(UserError, match="both or neither"):
         async with running(tmp_path / "c", {}, server=server):
             pass

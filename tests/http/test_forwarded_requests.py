@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.config import ConfigError
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.http.test_response_cache import Client, connected, request
 from tests.running import running
@@ -183,7 +183,7 @@ async def test_a_unix_socket_is_a_proxys_where_that_is_said(tmp_path, filled, tr
 
 @pytest.mark.parametrize("network", ["office", "10.0.0.1/8", "unix", ""])
 async def test_what_is_no_proxy_is_a_mistake(tmp_path, network):
-    with pytest.raises(ConfigError, match=r"allowed: a network such as .*, or unix: for clients"):
+    with pytest.raises(UserError, match=r"allowed: a network such as .*, or unix: for clients"):
         async with running(tmp_path, {}, server={"trusted_proxies": [network]}):
             pass
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, Naming
+from mirror.oci.glob import InvalidGlob
+from mirror.oci.image_glob import FullName, ImageGlob, Naming
 
 HUB = "docker.io"
 NAMING = Naming(HUB, {"index.docker.io": HUB}, frozenset({HUB}))

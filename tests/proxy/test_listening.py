@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from mirror.ca.files import ensure_authority
-from mirror.server import StartError
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.peers.mirror import MirrorProcess
@@ -43,7 +43,7 @@ async def test_it_may_be_a_unix_socket(tmp_path):
 
 
 async def test_what_cannot_be_listened_on_names_its_key(tmp_path):
-    with pytest.raises(StartError, match=r"cannot listen on unix:.*; .*\[proxy\] listen$"):
+    with pytest.raises(UserError, match=r"cannot listen on unix:.*; .*\[proxy\] listen$"):
         async with running(tmp_path, NOWHERE, proxy={"listen": f"unix:{tmp_path}/no/p.sock"}):
             pass
 
@@ -51,7 +51,7 @@ async def test_what_cannot_be_listened_on_names_its_key(tmp_path):
 async def test_a_ca_that_cannot_be_used_keeps_the_mirror_from_starting(tmp_path):
     (tmp_path / "file").write_text("")
     proxy = {"listen": "127.0.0.1:0", "ca_directory": str(tmp_path / "file" / "ca")}
-    with pytest.raises(StartError, match="ca_directory"):
+    with pytest.raises(UserError, match="ca_directory"):
         async with running(tmp_path, NOWHERE, proxy=proxy):
             pass
 

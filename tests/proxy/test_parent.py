@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from mirror.server import StartError
+from mirror.user_error import UserError
 from tests.peers.process import free_port
 from tests.proxy.clients import connected
 from tests.running import running
@@ -107,7 +107,7 @@ async def test_a_parent_that_cannot_be_reached_is_named_without_its_password(tmp
 async def test_a_mirror_that_would_ask_itself_does_not_start(tmp_path, monkeypatch, host):
     port = free_port()
     monkeypatch.setenv("HTTPS_PROXY", f"http://{host}:{port}")
-    with pytest.raises(StartError, match="HTTPS_PROXY leads to this mirror's own proxy"):
+    with pytest.raises(UserError, match="HTTPS_PROXY leads to this mirror's own proxy"):
         async with running(tmp_path, {}, proxy={"listen": f"127.0.0.1:{port}"}):
             pass
 

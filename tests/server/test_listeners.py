@@ -14,8 +14,9 @@ import trustme
 
 from mirror.config import load
 from mirror.config.listen import TcpAddress
-from mirror.server import StartError, serving
+from mirror.server import serving
 from mirror.server.listeners import open_tcp, opened_listeners
+from mirror.user_error import UserError
 from tests.fakes import image
 
 
@@ -164,7 +165,7 @@ def test_a_socket_in_use_is_refused_and_stays(tmp_path):
         other.bind(str(path))
         other.listen()
         with (
-            pytest.raises(StartError, match=rf"cannot listen on unix:{path}: Address already in"),
+            pytest.raises(UserError, match=rf"cannot listen on unix:{path}: Address already in"),
             opened_listeners(configured(tmp_path, ["127.0.0.1:0", f"unix:{path}"])),
         ):
             pass
@@ -175,7 +176,7 @@ def test_what_is_no_socket_is_never_removed(tmp_path):
     path = tmp_path / "m.sock"
     path.write_text("precious")
     with (
-        pytest.raises(StartError, match="the file exists and is not a socket"),
+        pytest.raises(UserError, match="the file exists and is not a socket"),
         opened_listeners(configured(tmp_path, f"unix:{path}")),
     ):
         pass
@@ -194,7 +195,7 @@ def test_what_took_the_place_of_the_socket_stays(tmp_path):
 def test_a_socket_that_cannot_be_is_one_line(tmp_path, place):
     path = tmp_path / place
     with (
-        pytest.raises(StartError, match=rf"^cannot listen on unix:{path}: .*--listen$"),
+        pytest.raises(UserError, match=rf"^cannot listen on unix:{path}: .*--listen$"),
         opened_listeners(configured(tmp_path, f"unix:{path}")),
     ):
         pass
@@ -209,7 +210,7 @@ def test_a_port_is_shared_only_where_all_say_so():
     (second,) = open_tcp(first.address, reuse_port=True)
     try:
         assert second.address == first.address
-        with pytest.raises(StartError, match="Address already in use"):
+        with pytest.raises(UserError, match="Address already in use"):
             open_tcp(first.address)
     finally:
         first.close()

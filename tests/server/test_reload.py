@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from mirror.config import Config
 from mirror.config.changes import FIXED
-from mirror.server import StartError
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.office import Office, basic
 from tests.running import Mirror, configured, eventually, running
@@ -311,11 +311,11 @@ async def test_what_cannot_be_used_leaves_everything_as_it_was(
     upstream.add_image(REPO, APP, "1")
     no_certificate = tmp_path / "ca.pem"
     no_certificate.write_text("none")
-    with pytest.raises(StartError, match="ca_file"):
+    with pytest.raises(UserError, match="ca_file"):
         await reload(
             {HUB: upstream.url, "x.example.com": {"url": other.url, "ca_file": str(no_certificate)}}
         )
-    with pytest.raises(StartError, match="htpasswd"):
+    with pytest.raises(UserError, match="htpasswd"):
         await reload({HUB: other.url}, access={"htpasswd_file": str(no_certificate)})
     assert (await mirror.get(TAG)).body == APP.manifest
     assert other.seen == []

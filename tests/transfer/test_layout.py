@@ -15,12 +15,12 @@ from typing import BinaryIO
 
 import pytest
 
-from mirror.admin.errors import OperateError
 from mirror.config import load
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
 from mirror.transfer.export import export
 from mirror.transfer.imports import import_layout
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of, index
 from tests.peers.process import free_port
@@ -145,7 +145,7 @@ async def test_what_one_mirror_exports_another_serves_that_reaches_nothing(
     assert exported.out == ""
     ended = await mirror("import", "--config", configured(there, nowhere), file)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "docker.io/library/app:1: 5.2 MB\n"
+    assert ended.out == "docker.io/library/app:1: 5.0 MiB\n"
     for _ in range(2):  # the second time after a restart
         assert await served(there / "cache", nowhere) == {200}
 
@@ -280,7 +280,7 @@ async def test_an_export_that_cannot_be_whole_leaves_nothing(tmp_path, registry)
         (tmp_path / "no" / "f.tar", "cannot be written: No such file or directory"),
         (tmp_path / "full", "not empty, and not an OCI image layout"),
     ):
-        with pytest.raises(OperateError, match=said):
+        with pytest.raises(UserError, match=said):
             await exported(tmp_path / "here" / "cache", registry, ["app:1"], target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "here"]
 
@@ -300,7 +300,7 @@ async def test_what_docker_saves_is_read_from_a_pipe(tmp_path, nowhere):
     config = configured(tmp_path, nowhere)
     data = saved_by_docker(APP, "docker.io/library/app:1")
     ended = await mirror("import", "--config", config, "-", stdin=data)
-    assert (ended.code, ended.out) == (0, "docker.io/library/app:1: 5.2 MB\n")
+    assert (ended.code, ended.out) == (0, "docker.io/library/app:1: 5.0 MiB\n")
     assert await served(tmp_path / "cache", nowhere) == {200}
 
 
@@ -390,7 +390,7 @@ SWAPPED = {**WHOLE, blob_path(APP.manifest): APP.manifest + b" "}
     ],
 )
 async def test_what_is_damaged_is_told_and_nothing_of_it_has_a_name(tmp_path, nowhere, data, said):
-    with pytest.raises(OperateError) as failed:
+    with pytest.raises(UserError) as failed:
         await imported(tmp_path, data, nowhere)
     (line,) = str(failed.value).splitlines()
     assert line.startswith(f"{tmp_path}/layout.tar: ")
@@ -423,7 +423,7 @@ async def test_a_link_among_the_blobs_is_refused(tmp_path, nowhere, kind):
         member = tarfile.TarInfo(blob_path(b"x"))
         member.type, member.linkname = kind, "/etc/shadow"
         archive.addfile(member)
-    with pytest.raises(OperateError, match="is not a regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         await imported(tmp_path, buffer.getvalue(), nowhere)
 
 
@@ -435,12 +435,12 @@ async def test_a_link_in_a_directory_is_not_followed(tmp_path, nowhere):
     blob = layout / blob_path(APP.blobs[2])
     blob.rename(tmp_path / "elsewhere")
     blob.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OperateError, match=r"layout: cannot be read: .*symbolic links"):
+    with pytest.raises(UserError, match=r"layout: cannot be read: .*symbolic links"):
         await import_layout(settings(tmp_path / "c", nowhere), str(layout), None, Silent())
 
 
 async def test_what_does_not_fit_is_told(tmp_path, nowhere):
-    with pytest.raises(OperateError, match=f"cannot store it: no room for {APP.digests[1]}"):
+    with pytest.raises(UserError, match=f"cannot store it: no room for {APP.digests[1]}"):
         await imported(tmp_path, packed(WHOLE), nowhere, max_size="4MiB")
 
 

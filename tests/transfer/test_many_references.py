@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mirror.admin.errors import OperateError
 from mirror.metrics.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
@@ -17,6 +16,7 @@ from mirror.store.images.removal import planned
 from mirror.store.interface import Link, Manifest, link_name
 from mirror.store.local.manifests import Manifests
 from mirror.transfer.completeness import Completeness
+from mirror.user_error import UserError
 from tests.fakes import image
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.transfer.layouts import MARKER, blob_path, packed
@@ -77,7 +77,7 @@ async def test_an_image_that_is_named_sixty_thousand_times_is_looked_through_onc
 
 async def test_an_image_whose_indexes_name_too_much_is_refused_in_one_line(tmp_path):
     archive = gzip.compress(packed(nested(11, 20_000)), 1)
-    with pytest.raises(OperateError) as refused:
+    with pytest.raises(UserError) as refused:
         await imported(tmp_path, archive, {})
     assert str(refused.value).endswith("the manifests of an image have more than 200000 references")
     async with opened_store(settings(tmp_path / "cache", {}), Metrics("0")) as store:

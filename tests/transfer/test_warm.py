@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mirror.admin.errors import OperateError
 from mirror.config import load
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
@@ -17,6 +16,7 @@ from mirror.oci.reference import parse_repository, parse_tag
 from mirror.registry_client.client import MirrorClient, Place
 from mirror.registry_client.errors import PullError
 from mirror.transfer.warm import excess, warm
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of, index
 from tests.peers.process import free_port
@@ -66,7 +66,7 @@ async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path,
     terminal = Terminal()
     await terminal.start("warm", "--config", config, "--file", names)
     await terminal.shows(
-        r"[1-9] of 20 images .*[━╸╺]+.* \d+\.\d/\d+\.\d MB +\d+\.\d [kM]B/s +\d+ s"
+        r"[1-9] of 20 images .*[━╸╺]+.* \d+\.\d/\d+\.\d MiB +[\d.]+ [KM]iB/s +\d+ s"
     )
     await terminal.shows(r"app\d+:1 .*[━╸╺]+")
     terminal.interrupt()
@@ -96,8 +96,8 @@ async def test_plain_lines_in_a_log_and_a_summary(tmp_path, registry, names):
     lines = ended.err.splitlines()
     assert len(lines) == 20
     for line in lines:
-        assert re.fullmatch(r"app\d+:1: 1\.4 MB, (1\.4 MB|4\d\d\.\d kB) fetched", line)
-    assert re.fullmatch(r"20 images: 9\.\d MB fetched, 19\.9 MB were cached; 0 failed\n", ended.out)
+        assert re.fullmatch(r"app\d+:1: 1\.4 MiB, (1\.4 MiB|391 KiB) fetched", line)
+    assert ended.out == "20 images: 8.6 MiB fetched, 19 MiB were cached; 0 failed\n"
     assert sum(registry.sent.values()) == BYTES
 
 
@@ -223,10 +223,10 @@ async def test_a_running_mirror_is_used_and_serves_it_at_once(tmp_path, registry
 
 
 async def test_a_process_of_the_mirror_that_is_gone_is_passed_over(tmp_path, registry):
-    nobody = f"http://127.0.0.1:{free_port()}"
+    closed = f"http://127.0.0.1:{free_port()}"
     async with (
         running(tmp_path / "cache", {"docker.io": registry.url}) as served,
-        aiohttp.ClientSession(nobody) as gone,
+        aiohttp.ClientSession(closed) as gone,
         aiohttp.ClientSession(served.url) as there,
     ):
         place = Place("docker.io", parse_repository("library/app4"))
@@ -271,11 +271,13 @@ async def test_what_does_not_fit_is_told(tmp_path, registry):
 
 
 async def test_more_than_the_cache_may_hold_is_told(tmp_path, registry):
-    tree = {"cache": {"directory": str(tmp_path / "cache"), "min_free": "0", "max_size": "1500kB"}}
+    tree = {"cache": {"directory": str(tmp_path / "cache"), "min_free": "0", "max_size": "1500KiB"}}
     config = load(None, {**tree, "upstreams": {"docker.io": {"url": registry.url}}})
     images = [parse_image(name) for name in ("app1:1", "app2:1")]
     result = await warm(config, images, [AMD], 1, Silent())
-    assert excess(config, result).startswith("the images have 1.8 MB in total, and the cache holds")
+    assert excess(config, result).startswith(
+        "the images have 1.8 MiB in total, and the cache holds"
+    )
     assert excess(config, result[:1]) == ""
 
 
@@ -284,7 +286,7 @@ async def test_root_writes_nothing_that_the_mirrors_own_user_could_not_read(tmp_
         pytest.skip("needs root")
     (tmp_path / "cache").mkdir()
     os.chown(tmp_path / "cache", 54321, 54321)
-    with pytest.raises(OperateError, match="is #54321's, who could not read what root writes"):
+    with pytest.raises(UserError, match="is #54321's, who could not read what root writes"):
         await warmed(tmp_path, registry, ["app1:1"])
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -8,7 +8,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from mirror.server import StartError
+from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.collector import Collector
 from tests.fakes.proxy import FakeProxy
@@ -225,7 +225,7 @@ async def test_a_proxy_that_cannot_be_used_is_refused_at_the_start(
     tmp_path, upstream, monkeypatch, address
 ):
     monkeypatch.setenv("https_proxy", address)
-    with pytest.raises(StartError) as told:
+    with pytest.raises(UserError) as told:
         async with running(tmp_path / "cache", {"docker.io": upstream.url}):
             pass
     (line,) = str(told.value).splitlines()

@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from mirror.admin.commands import listed, removed
-from mirror.admin.errors import OperateError
 from mirror.config import load
+from mirror.user_error import UserError
 from tests.cli.test_images import for_platform
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_INDEX, Image, index
@@ -98,7 +98,7 @@ async def test_kept_images_are_dropped_only_by_force(tmp_path, upstream):
         await pull(mirror, "library/base", KEPT)
         await stored(mirror, 4)
         for target in ("base:1", "**", KEPT.digests[1]):
-            with pytest.raises(OperateError, match=r"kept by \[\[keep\]\].*--force"):
+            with pytest.raises(UserError, match=r"kept by \[\[keep\]\].*--force"):
                 await removed(config, [target])
         assert (await cached(config))["docker.io/library/base:1"]
         assert (await removed(config, ["base:1"], dry_run=True, force=True))["bytes"]

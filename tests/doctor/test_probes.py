@@ -43,7 +43,7 @@ async def only_wrong(machine: Machine, url: str) -> str:
     return found
 
 
-async def test_nobody_listens(machine: Machine) -> None:
+async def test_no_process_listens(machine: Machine) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     use(machine, url)
     assert "cannot be reached" in await only_wrong(machine, url)
@@ -203,7 +203,7 @@ def authority() -> trustme.CA:
 
 
 @pytest.mark.parametrize("client", ["docker", "podman"])
-async def test_a_ca_that_the_client_does_not_know_is_found_and_mended_as_it_says(
+async def test_a_ca_that_the_client_does_not_know_is_found_and_fixed_as_it_says(
     machine: Machine, tmp_path: Path, upstream: FakeRegistry, authority: trustme.CA, client: str
 ) -> None:
     async with over_tls(tmp_path, upstream, authority) as url:
@@ -211,7 +211,7 @@ async def test_a_ca_that_the_client_does_not_know_is_found_and_mended_as_it_says
         report = await machine.examined(url)
         (found,) = wrongs(report)
         assert "from a CA that is not trusted here" in found
-        place = report.findings[-1].mend.removeprefix("copy the CA of the mirror to ")
+        place = report.findings[-1].fix.removeprefix("copy the CA of the mirror to ")
         machine.plant({place: authority.cert_pem.bytes().decode()})
         assert wrongs(await machine.examined(url)) == []
         machine.plant({place: "no certificate"})
