@@ -9,6 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -163,11 +164,12 @@ class Transport:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for breaker in self._breakers.values():
-            await breaker.close()
-        for session in (self._direct, self._proxied):
-            if session is not None:
-                await session.close()
+        async with AsyncExitStack() as stack:  # closes the rest even if one close is cancelled
+            for session in (self._direct, self._proxied):
+                if session is not None:
+                    stack.push_async_callback(session.close)
+            for breaker in self._breakers.values():
+                stack.push_async_callback(breaker.close)
 
     def lookup_proxy(self, url: URL) -> Proxy | None:
         """Return the proxy for an address, None if the address is reached directly."""
