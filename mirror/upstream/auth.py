@@ -107,6 +107,7 @@ class Authorization:
                 if response.url.path != request.url.path:  # the repository has another name
                     request = replace(request, url=response.url)
                     repository = _repository(response.url) or repository
+                self._remember(challenge)
                 answer = await self._answer(challenge, request, repository, tried)
             except RefusedError as error:
                 error.challenges = challenge_fields(response)
@@ -119,7 +120,6 @@ class Authorization:
                 break
             response.release()
             response = answer
-            self._remember(challenge)
         return response
 
     async def renew(self, repository: str) -> None:
@@ -199,6 +199,8 @@ class Authorization:
             return await self._send_basic(request)
         try:
             token = await self._service.untried(challenge, repository, tried)
+        except LoginRefusedError:
+            raise
         except UpstreamError:
             self._challenge = None  # upstream may use another challenge by now, or none
             raise
