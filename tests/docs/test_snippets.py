@@ -34,6 +34,7 @@ _FENCE = re.compile(
 )
 _PROMPT = re.compile(r"\$ (.+)")
 _FIGURE = re.compile(r"\d[\d.,:-]*( (%|B|KiB|MiB|GiB)(?!\w))?")
+_TIME = re.compile(r"just now|\d+ (second|minute|hour|day)s? ago")
 #: nginx by tests/e2e/test_nginx.py, promql by test_prometheus.py there, mermaid by a browser.
 _ELSEWHERE = {"nginx", "promql", "mermaid"}
 _FILES = re.compile(r'(?<=")(/etc|/run/secrets)(?=/)')
@@ -228,8 +229,9 @@ async def run(mirror: MirrorProcess, command: str) -> str:
 
 
 def shape(printed: str) -> list[str]:
-    """Lines without their figures, and without the host of a mirror."""
+    """Lines without their figures and times, and without the host of a mirror."""
     printed = re.sub(r"mirror\.example\.com|127\.0\.0\.1", "HOST", printed)
+    printed = _TIME.sub("N ago", printed)
     return [" ".join(_FIGURE.sub("N", line).split()) for line in printed.splitlines()]
 
 
