@@ -3,9 +3,14 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fakes import FakeRegistry
 from tests.running import Mirror, running
+
+# No test may fail because the machine is busy.
+settings.register_profile("mirror", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mirror")
 
 
 @pytest.fixture

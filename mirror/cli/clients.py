@@ -126,7 +126,6 @@ def _client(name: str, snippet_for: Callable[[Mirror], Snippet], text: str) -> N
         _show(snippet_for, _mirror(settings(config), url, ca_file), write)
 
 
-_client("containerd", clients.containerd, "hosts.toml for containerd, Kubernetes and nerdctl.")
 _client("k3s", clients.k3s, "registries.yaml for k3s and RKE2.")
 _client("podman", clients.podman, "registries.conf for Podman, Buildah, Skopeo and CRI-O.")
 _client("buildkit", clients.buildkit, "buildkitd.toml for BuildKit and buildx.")

@@ -317,7 +317,7 @@ async def test_a_404_of_long_ago_does_not_count_while_upstream_cannot_answer(tmp
     async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
         assert (await mirror.get(path("latest"))).status == 404
         await asyncio.sleep(0.01)
-        upstream.faults.append(Fault(kind="manifest", status=500))
+        upstream.faults.append(Fault(kind="manifest", times=9, status=500))
         assert (await mirror.get(path("latest"))).status == 502
 
 
