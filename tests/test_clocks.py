@@ -7,10 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mirror.ca.issuer import CertificateIssuer
-from mirror.ca.signing import new_authority
+from mirror.ca.signing import CertificateIssuer, new_authority
 from mirror.server.warming import Warming
-from tests.ca.test_issuer import handshake, trusting
+from tests.ca.test_signing import handshake, trusting
 from tests.fakes import image, random_bytes
 from tests.proxy.clients import connected
 from tests.running import configured, running

@@ -1,10 +1,13 @@
-"""Client of the control sockets of a mirror that runs on a cache directory.
+"""Commands on a cache directory: sent to the mirror that runs on it, else to a temporary one here.
 
-Knows how to send commands.  Must not know what they mean.
+Knows how to send commands.  Must not know what they mean.  Only the owner of a cache may use it:
+the mirror's own user could not read files written by root.
 """
 
 import asyncio
 import contextlib
+import os
+import pwd
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +16,39 @@ from typing import Any, Final
 
 import aiohttp
 
+from mirror.config.model import AccessConfig, Config, ServerConfig
+from mirror.config.proxy import ProxyConfig
 from mirror.oci.errors import lookup_message
-from mirror.server.control_sockets import ControlDirectory
+from mirror.server import serving
+from mirror.server.control import ControlDirectory
 from mirror.store.local.layout import Layout
 from mirror.user_error import UserError
+
+
+def check_owner(directory: Path) -> None:
+    """Check that root does not write into another user's cache.
+
+    Raises:
+        UserError: root would.
+    """
+    try:
+        owner = directory.stat().st_uid
+    except OSError:  # it does not exist yet, or opening it will report the error
+        return
+    if os.geteuid() == 0 != owner:
+        name = _name(owner)
+        raise UserError(
+            f"the cache {directory} is {name}'s, who could not read what root writes there: "
+            f"run this as {name}, such as by sudo -u {name}"
+        )
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # for example a user of a container
+        return f"#{uid}"
+
 
 _CONNECT_SECONDS: Final = 10.0
 #: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
@@ -138,3 +170,49 @@ async def _refusal(answer: aiohttp.ClientResponse) -> str:
     with contextlib.suppress(aiohttp.ClientError):
         message = lookup_message(await answer.read())
     return message or f"the running mirror answers {answer.status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A mirror that takes requests through ``sessions``, one for each of its processes.
+
+    ``own``: it runs in this process, and ends with the command.
+    """
+
+    sessions: Sequence[aiohttp.ClientSession]
+    own: bool
+
+
+@asynccontextmanager
+async def reached(config: Config) -> AsyncIterator[Reached]:
+    """Reach a mirror on the configured cache directory.
+
+    Raises:
+        UserError: none runs and none can be started, or this user may not access it.
+    """
+    directory = config.cache.directory.absolute()
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(lookup_running(directory))
+        own = running is None
+        if running is None:
+            check_owner(directory)
+            await stack.enter_async_context(serving(_private(config), asyncio.Event()))
+            running = await stack.enter_async_context(lookup_running(directory))
+        if running is None:
+            raise UserError(
+                f"the cache directory {directory} cannot be written to; "
+                "choose another with --cache-dir or [cache] directory"
+            )
+        yield Reached([worker.session for worker in running.workers], own)
+
+
+def _private(config: Config) -> Config:
+    """The same mirror without listeners: it serves only its control socket."""
+    server = ServerConfig.model_validate({"drain": "0s", "hot": False})
+    unreachable = {
+        "server": server.model_copy(update={"listen": ()}),
+        "proxy": ProxyConfig(),
+        "access": AccessConfig(),
+        "warm": (),
+    }
+    return config.model_copy(update=unreachable)

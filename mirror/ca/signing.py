@@ -1,8 +1,16 @@
-"""Keys and certificates as values: a CA, and the certificates it signs for hosts (RFC 5280)."""
+"""Keys and certificates as values: a CA, and the certificates it signs for hosts (RFC 5280).
+
+The TLS context of a host is made on first use.
+"""
 
 import ipaddress
+import logging
+import ssl
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
@@ -11,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mirror.user_error import UserError
 
 _AUTHORITY_LIFE: Final = timedelta(days=3650)
 #: Short, since a certificate is renewed when needed; long enough for a clock that stands still.
@@ -137,3 +147,65 @@ def _name(host: str) -> x509.GeneralName:
 
 def _key_pem(key: PrivateKeyTypes) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+_RENEW: Final = HOST_LIFE / 3  # before the certificate expires
+
+
+_log = logging.getLogger(__name__)
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(time.time(), UTC)
+
+
+class CertificateIssuer:
+    """Makes and caches a TLS server context per host; the caller limits the number of hosts."""
+
+    def __init__(self, authority: Authority, clock: Callable[[], datetime] = _now) -> None:
+        self._authority = authority
+        self._clock = clock
+        # Each context with the time it was made.
+        self._contexts: dict[str, tuple[ssl.SSLContext, datetime]] = {}
+        self._told = False
+
+    def context(self, host: str) -> ssl.SSLContext:
+        """Return a TLS server context with a certificate for ``host``; the client's SNI is ignored.
+
+        Raises:
+            UserError: the CA is not valid now; the log says so once.
+        """
+        now = self._clock()
+        self._check(now)
+        context, made = self._contexts.get(host, (None, now))
+        # Also renew if the clock was ahead at that time: clients would reject the certificate as
+        # not yet valid.
+        if context is None or not made <= now < made + HOST_LIFE - _RENEW:
+            context = _server(host_certificate(self._authority, host, now))
+            self._contexts[host] = context, now
+        return context
+
+    def _check(self, now: datetime) -> None:
+        authority = self._authority
+        if authority.valid_from <= now < authority.valid_until:
+            self._told = False
+            return
+        error = UserError(
+            f"the CA of [proxy] is valid from {authority.valid_from:%Y-%m-%d} to "
+            f"{authority.valid_until:%Y-%m-%d}, and the clock says {now:%Y-%m-%d}: remove its "
+            "ca.pem, restart the mirror, and give the new CA to the clients (mirror ca)"
+        )
+        if not self._told:
+            _log.error("%s", error)
+        self._told = True
+        raise error
+
+
+def _server(pem: bytes) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    with tempfile.NamedTemporaryFile(prefix="mirror-") as file:  # ssl reads chains from files only
+        file.write(pem)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context

@@ -14,9 +14,8 @@ from mirror import clients, threads
 from mirror.cli.options import ConfigOption, command_group, settings
 from mirror.clients import Mirror, Snippet
 from mirror.config import Config
-from mirror.config.addresses import checked_url
-from mirror.config.listen import lookup_outermost
-from mirror.config.secrecy import masked
+from mirror.config.addresses import checked_url, lookup_outermost
+from mirror.config.fields import masked
 from mirror.user_error import ExitCode, UserError
 
 app = command_group()

@@ -1,14 +1,19 @@
 """Configuration files for clients that pull through the mirror.  Pure functions of text."""
 
-from mirror.clients.address import ClientUrl, is_loopback, reachable_url
 from mirror.clients.buildkit import buildkit
-from mirror.clients.containerd import containerd
+from mirror.clients.containerd import containerd, k3s
 from mirror.clients.docker import docker, docker_hosts
-from mirror.clients.k3s import k3s
 from mirror.clients.podman import podman
 from mirror.clients.proxy import docker_proxy, docker_proxy_unit
-from mirror.clients.snippet import File, Mirror, Snippet
-from mirror.clients.trust import trusting
+from mirror.clients.snippet import (
+    ClientUrl,
+    File,
+    Mirror,
+    Snippet,
+    is_loopback,
+    reachable_url,
+    trusting,
+)
 
 __all__ = [
     "ClientUrl",

@@ -5,8 +5,7 @@ Builds of the Docker daemon itself use Docker's configuration.
 
 from typing import Final
 
-from mirror.clients.address import is_loopback
-from mirror.clients.snippet import Mirror, Snippet, commented, quoted
+from mirror.clients.snippet import Mirror, Snippet, commented, is_loopback, quoted
 
 _PATH: Final = "/etc/buildkit/buildkitd.toml"
 

@@ -3,9 +3,8 @@
 import json
 from typing import Final
 
-from mirror.clients.address import is_loopback
-from mirror.clients.hosts import about_referrers, hosts_files
-from mirror.clients.snippet import HUB, File, Mirror, Snippet, copying
+from mirror.clients.containerd import about_referrers, hosts_files
+from mirror.clients.snippet import HUB, File, Mirror, Snippet, copying, is_loopback
 
 _DAEMON: Final = "/etc/docker/daemon.json"
 _CERTS: Final = "/etc/docker/certs.d"

@@ -3,8 +3,7 @@
 import json
 from typing import Final
 
-from mirror.clients.address import is_loopback
-from mirror.clients.snippet import File, Mirror, Snippet, copying
+from mirror.clients.snippet import File, Mirror, Snippet, copying, is_loopback
 
 _DAEMON: Final = "/etc/docker/daemon.json"
 _UNIT: Final = "/etc/systemd/system/docker.service.d/mirror.conf"

@@ -1,10 +1,48 @@
-"""Values for the configuration of a client: files, their paths, and advice."""
+"""Values for the configuration of a client: the mirror's address, files and advice."""
 
+import ipaddress
 import json
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
-from mirror.clients.address import ClientUrl
+
+@dataclass(frozen=True, slots=True)
+class ClientUrl:
+    """The URL of the mirror that clients use."""
+
+    url: str
+
+    @property
+    def netloc(self) -> str:
+        """``host[:port]``, as written before an image."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def host(self) -> str:
+        """The host without port and brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether clients reach the mirror without TLS."""
+        return urlsplit(self.url).scheme == "http"
+
+
+def reachable_url(listen_host: str, port: int, hostname: str, *, tls: bool = False) -> str:
+    """Return the URL at which other machines reach a mirror that listens at ``listen_host``."""
+    host = hostname if listen_host in {"", "0.0.0.0", "::"} else listen_host  # noqa: S104  # compared, not bound
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine: clients use plain http for it without configuration."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 HUB: Final = "docker.io"
 
@@ -64,3 +102,23 @@ def quoted(text: str) -> str:
 def copying(mirror: Mirror, path: str) -> list[str]:
     """Return the command that copies the CA to the path where the client looks for it."""
     return [f"  install -D -m 644 {mirror.ca_file} {path}"] if mirror.ca_file else []
+
+
+def trusting() -> tuple[str, ...]:
+    """Return where to put the output of ``mirror ca``, for the system, dockerd and containerd."""
+    return (
+        "The CA of this mirror, only for machines that use the mirror as HTTPS_PROXY: with its key",
+        "(which never leaves the mirror) one can impersonate any server to these machines.",
+        "Debian, Ubuntu: mirror ca > /usr/local/share/ca-certificates/mirror.crt",
+        "                update-ca-certificates",
+        "Fedora, RHEL:   mirror ca > /etc/pki/ca-trust/source/anchors/mirror.crt",
+        "                update-ca-trust",
+        "Docker, containerd, CRI-O and Podman use the system's CAs; restart the daemon afterwards:",
+        "  systemctl restart docker      # or containerd, crio",
+        "Docker alone, without the system's: a file per registry, read at every pull:",
+        "  mirror ca > /etc/docker/certs.d/mcr.microsoft.com/ca.crt",
+        "(Such a file does not cover Docker Hub: for it Docker uses the system's.)",
+        "Then point the daemon at the proxy:",
+        "  mirror client docker --proxy daemon     # daemon.json, Docker 23 and later",
+        "  mirror client docker --proxy systemd    # any Docker, containerd too",
+    )

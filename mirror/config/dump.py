@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from mirror.config.fields import MASK, masked
 from mirror.config.model import Config
-from mirror.config.secrecy import MASK, masked
 
 
 def dump_toml(config: Config) -> str:

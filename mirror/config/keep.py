@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator
 
-from mirror.config.table import Table
+from mirror.config.fields import Table
 from mirror.oci.glob import InvalidGlob
 from mirror.oci.image_glob import ImageGlob, Naming
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mirror.config.fields import masked
 from mirror.config.keep import KeepRule
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.secrecy import masked
 from mirror.config.warm import WarmConfig
 
 Place = tuple[str, ...]

@@ -13,10 +13,17 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.config.addresses import checked_name, checked_upstream
+from mirror.config.addresses import (
+    Address,
+    checked_mode,
+    checked_name,
+    checked_upstream,
+    parse_listen,
+)
 from mirror.config.fields import (
     Bytes,
     Directory,
+    DurationField,
     Listen,
     Network,
     Proxy,
@@ -25,17 +32,17 @@ from mirror.config.fields import (
     ReadableFile,
     Segment,
     Share,
+    Size,
+    SizeField,
     Timeout,
     WorkerTimeout,
     default_directory,
     size,
     time,
 )
+from mirror.config.fields import Table as _Table
 from mirror.config.keep import KeepRule
-from mirror.config.listen import Address, checked_mode, parse_listen
 from mirror.config.proxy import ProxyConfig
-from mirror.config.quantity import DurationField, Size, SizeField
-from mirror.config.table import Table as _Table
 from mirror.config.tracing import TracingConfig
 from mirror.config.warm import WarmConfig
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from mirror.config.fields import Size
 from mirror.config.mistakes import spelt
 from mirror.config.model import Config
-from mirror.config.quantity import Size
 from mirror.oci.glob import is_glob, is_old
 
 Place = tuple[str, ...]

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PositiveInt
 
-from mirror.config.fields import Timeout, time
-from mirror.config.listen import Address, checked_listen, listed, parse_listen
-from mirror.config.table import Table
+from mirror.config.addresses import Address, checked_listen, listed, parse_listen
+from mirror.config.fields import Table, Timeout, time
 
 _DIRECTORY: Final = "proxy"  # below the cache directory
 _GLOB: Final = re.compile(

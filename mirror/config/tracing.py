@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-from mirror.config.table import Table
+from mirror.config.fields import Table
 
 _PATH = "/v1/traces"  # OTLP/HTTP's
 

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, PositiveInt, model_validator
 
-from mirror.config.quantity import Duration, DurationField
-from mirror.config.table import Table
+from mirror.config.fields import Duration, DurationField, Table
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
 

@@ -3,10 +3,10 @@
 import re
 from typing import Final
 
-from mirror.config.secrecy import masked
+from mirror.config.fields import masked
 from mirror.doctor import hosts
+from mirror.doctor.examination import Inspection
 from mirror.doctor.files import Tree, UnusableFileError
-from mirror.doctor.inspection import Inspection
 from mirror.doctor.report import Finding, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 

@@ -7,12 +7,12 @@ from typing import Any, Final
 import aiohttp
 
 from mirror.clients import is_loopback
-from mirror.config.secrecy import masked
+from mirror.config.fields import masked
 from mirror.doctor.daemon import Daemon
 from mirror.doctor.files import Tree, table
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
-from mirror.upstream.proxies import InvalidProxyError, parse_proxy
+from mirror.upstream.proxies import InvalidProxyError, NoProxy, parse_proxy
 
 _SECONDS: Final = 15
 _VARIABLE: Final = "HTTPS_PROXY"
@@ -83,3 +83,8 @@ def _judged(where: str, response: aiohttp.ClientResponse) -> Finding:
         return ok(where, "is answered for Docker Hub, by its usual name")
     fix = 'enabled = true in [upstreams."docker.io"] of the mirror'
     return note(where, "is let through to Docker Hub: the mirror does not answer for it", fix)
+
+
+def goes_direct(no_proxy: str, host: str, port: int) -> bool:
+    """Whether a client with this NO_PROXY reaches ``host`` without its proxy."""
+    return NoProxy(no_proxy).covers(host, port)

@@ -15,7 +15,7 @@ from mirror.http.forwarded import Network, lookup_address
 from mirror.http.htpasswd import Htpasswd
 from mirror.http.responses import overloaded
 from mirror.http.turns import LineFullError
-from mirror.oci.authorization import parse_basic
+from mirror.oci.challenge import parse_basic
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.shares import client_name
 

@@ -14,7 +14,7 @@ from mirror.descriptor import FileRange
 from mirror.http.exchange import EXCHANGE, Exchange
 from mirror.http.sendfile import Sender
 from mirror.pull.body import Piece
-from mirror.pull.errors import BrokenOffError
+from mirror.pull.outcome import BrokenOffError
 from mirror.shares import SMALL_BYTES
 
 _COPY_BYTES: Final = 256 * 1024

@@ -9,8 +9,7 @@ from aiohttp import web
 from mirror.oci.digest import Digest
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
-from mirror.pull.errors import OverloadedError
-from mirror.pull.outcome import Outcome
+from mirror.pull.outcome import Outcome, OverloadedError
 from mirror.shares import FullError
 from mirror.upstream.errors import (
     DeniedError,

@@ -3,6 +3,8 @@
 Knows the grammar of challenges.  Must not know how a client answers them.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,3 +57,15 @@ def _parse_parameters(header: str, position: int) -> tuple[dict[str, str], int]:
         parameters.setdefault(name.lower(), value)
         position = found.end()
     return parameters, position
+
+
+def parse_basic(field: str) -> tuple[str, str] | None:
+    """Return user and password of an Authorization field, None if it has none."""
+    scheme, _, encoded = field.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        return None
+    return (user, password) if colon else None

@@ -86,3 +86,30 @@ def parse_list(lines: Iterable[str]) -> Iterator[Listed]:
             yield Listed(number, text, parse_image(text))
         except ValueError as error:
             yield Listed(number, text, None, str(error))
+
+
+_HUB: Final = "docker.io"
+_LIBRARY: Final = "library/"
+_FAMILIAR_SHOWN: Final = 12
+
+
+def familiar_repository(registry: str, repository: str) -> str:
+    """Return a repository as typed after ``docker pull``: without the registry for Docker Hub."""
+    if registry == _HUB:
+        return repository.removeprefix(_LIBRARY)
+    return f"{registry}/{repository}"
+
+
+def familiar_reference(reference: str) -> str:
+    """Return ``:tag``, or ``@sha256:`` and the first digits; empty for ``(private)``."""
+    if reference.startswith("("):
+        return ""
+    if ":" not in reference:
+        return f":{reference}" if reference else ""
+    return f"@{short_digest(reference)}"
+
+
+def short_digest(digest: str) -> str:
+    """Return the algorithm and the first digits of a digest."""
+    algorithm, _, digits = digest.partition(":")
+    return f"{algorithm}:{digits[:_FAMILIAR_SHOWN]}"

@@ -34,7 +34,7 @@ from mirror.upstream.routing import Router
 from mirror.user_error import UserError
 
 if TYPE_CHECKING:
-    from mirror.ca.issuer import CertificateIssuer
+    from mirror.ca.signing import CertificateIssuer
 
 _HTTP_PORT: Final = 80
 _HANDSHAKE_SECONDS: Final = 30.0

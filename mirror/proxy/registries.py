@@ -28,15 +28,15 @@ from mirror.oci.endpoint import (
 )
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
-from mirror.proxy.limited import (
+from mirror.proxy.passthrough import Passing
+from mirror.proxy.permission import (
+    HTTPS_PORT,
     REWRITING,
     TOKEN_METHODS,
     TOKEN_PATHS,
     checked_path,
     refusal,
 )
-from mirror.proxy.passthrough import Passing
-from mirror.proxy.permission import HTTPS_PORT
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.responses import PassedAnswer
 from mirror.upstream.routing import ForbiddenError, Target

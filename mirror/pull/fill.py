@@ -16,9 +16,9 @@ from typing import Final, Protocol
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
-from mirror.pull.errors import DigestMismatchError
 from mirror.pull.fill_reader import FillReader, State
 from mirror.pull.follow import Following
+from mirror.pull.outcome import DigestMismatchError
 from mirror.pull.parallel import Stream
 from mirror.pull.policy import (
     BATCH_BYTES,

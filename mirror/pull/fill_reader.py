@@ -13,7 +13,7 @@ from enum import Enum, auto
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
 from mirror.pull.body import PassingContent, Piece, Source
-from mirror.pull.errors import BrokenOffError
+from mirror.pull.outcome import BrokenOffError
 from mirror.pull.policy import (
     HOLD_BACK_BYTES,
     PART_LOOK_SECONDS,

@@ -14,8 +14,7 @@ from functools import partial
 from typing import Any
 
 from mirror.oci.digest import Digest
-from mirror.pull.errors import BrokenOffError
-from mirror.pull.outcome import Outcome
+from mirror.pull.outcome import BrokenOffError, Outcome
 from mirror.pull.policy import PASSING_BUFFER_BYTES, usable_stale
 from mirror.pull.refusals import CANNOT_ANSWER, Question, Refusals
 from mirror.pull.singleflight import SingleFlight

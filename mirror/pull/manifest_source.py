@@ -18,7 +18,7 @@ from mirror.oci.manifest import (
 )
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Tag
-from mirror.pull.errors import DigestMismatchError
+from mirror.pull.outcome import DigestMismatchError
 from mirror.store.interface import (
     IndexUnavailableError,
     Link,

@@ -147,7 +147,7 @@ class ManifestPulls:
         self._source.touch(digest)
 
     async def forget(self, name: str) -> None:
-        """Forget that a link (see ``store.metadata.tags``) is fresh, or refused."""
+        """Forget that a link (see ``store.metadata.records``) is fresh, or refused."""
         await self._freshness.forget(name)
         await self._refusals.forget(f"{_KIND} {name}")
 

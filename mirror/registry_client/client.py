@@ -24,8 +24,25 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import lookup_message
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Reference, Repository
-from mirror.registry_client.errors import BrokenOffError, ErrorAnswerError, PullError
-from mirror.upstream.body import read_up_to
+from mirror.upstream.responses import read_up_to
+
+
+class PullError(Exception):
+    """An image, or a part of it, is not available; the message is one line with the reason."""
+
+
+class ErrorAnswerError(PullError):
+    """The mirror answered with an error; ``retry_after`` is its Retry-After in seconds, if any."""
+
+    def __init__(self, message: str, status: int, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class BrokenOffError(PullError):
+    """A body ended early."""
+
 
 PIECE_BYTES: Final = 1024 * 1024
 #: Time limit for a whole manifest or error body.

@@ -13,8 +13,7 @@ from mirror.oci.manifest import Descriptor, NotAManifest, index_entries, referen
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.oci.platform import NoSuchPlatform, Platform, choose
 from mirror.oci.reference import Reference
-from mirror.registry_client.client import MirrorClient, Place, PulledManifest
-from mirror.registry_client.errors import PullError
+from mirror.registry_client.client import MirrorClient, Place, PulledManifest, PullError
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _CONFIGS: Final = frozenset(

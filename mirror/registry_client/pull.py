@@ -14,8 +14,7 @@ from typing import Final, Protocol
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.platform import Platform
-from mirror.registry_client.client import MirrorClient, Place
-from mirror.registry_client.errors import BrokenOffError, PullError
+from mirror.registry_client.client import BrokenOffError, MirrorClient, Place, PullError
 from mirror.registry_client.plan import Plan, Wanted, planned
 
 _PLANNING: Final = 8

@@ -11,7 +11,7 @@ from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
-from mirror.server.generations import Generations
+from mirror.server.generation import Generations
 from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.store.interface import IndexUnavailableError

@@ -1,28 +1,56 @@
 """Everything that is built from one configuration, from the upstreams to the server options.
 
-State that outlives a configuration is in ``server.shared_state``.
+A reload makes a new generation; a former one is closed after its last request.  State that
+outlives a configuration is in ``server.shared_state``.
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from aiohttp import web
+
 from mirror import logs
-from mirror.api.handlers import RegistryHandler
+from mirror.api.handlers import RegistryHandler, raw_path
 from mirror.api.health import Condition, HealthHandler
 from mirror.config.model import Config
 from mirror.http.sendfile import Sender
-from mirror.http.server_options import Requests, ServerOptions
+from mirror.http.server_options import Handler, Requests, ServerOptions
 from mirror.server.access import opened_admission, proxies, server_limits
-from mirror.server.open_files import bounds
+from mirror.server.open_files import answer_limits, bounds, question_limits, slot_limits
 from mirror.server.proxy import note_of, opened_pushes, proxy_handler
 from mirror.server.pulls import Pulls, opened_pulls
-from mirror.server.routes import Routes
-from mirror.server.shared_state import SharedState
+from mirror.server.shared_state import SharedState, splitting
 from mirror.server.status import status_handler
 from mirror.server.upstreams import directory
 from mirror.store.interface import IndexUnavailableError
+from mirror.ui.status import StatusHandler
+
+
+class Routes:
+    """Finds the handler of a request."""
+
+    def __init__(
+        self, registry: RegistryHandler, health: HealthHandler, status: StatusHandler
+    ) -> None:
+        self._registry: Handler = registry.answer
+        self._table: Mapping[str, Handler] = {
+            "/": status.page,
+            "/live": status.live,
+            "/clients": status.clients,
+            **{f"/{name}": status.asset for name in status.assets},
+            "/healthz": health.alive,
+            "/readyz": health.ready,
+            "/metrics": health.metrics,
+        }
+
+    def handler(self, request: web.BaseRequest) -> Handler:
+        """The handler of a request; the registry API rejects paths that it does not know."""
+        if request.method in {"GET", "HEAD"}:
+            return self._table.get(raw_path(request), self._registry)
+        return self._registry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,3 +123,89 @@ def _health(shared_state: SharedState) -> HealthHandler:
         return metrics.rendered()
 
     return HealthHandler(condition, figures)
+
+
+class Generations:
+    """Switches between generations while the mirror serves."""
+
+    def __init__(self, shared_state: SharedState) -> None:
+        self._shared_state = shared_state
+        self._opened: dict[Generation, AsyncExitStack] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._current: Generation | None = None
+        self._receivers: list[Callable[[ServerOptions], None]] = []
+
+    @property
+    def current(self) -> Generation:
+        """The generation in force."""
+        assert self._current is not None, "one is in force from the start"
+        return self._current
+
+    def tell(self, receiver: Callable[[ServerOptions], None]) -> None:
+        """Call ``receiver`` with the server options of every new generation."""
+        self._receivers.append(receiver)
+
+    async def open(self, config: Config) -> Generation:
+        """Open a generation; ``begin`` puts it in force.
+
+        Raises:
+            UserError: something that ``config`` names cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            generation = await stack.enter_async_context(
+                opened_generation(config, self._shared_state)
+            )
+            self._opened[generation] = stack.pop_all()
+        return generation
+
+    async def drop(self, generation: Generation) -> None:
+        """Close a generation."""
+        await self._opened.pop(generation).aclose()
+
+    def begin(self, generation: Generation) -> None:
+        """Put a generation in force; the former one closes when its last request and fill end."""
+        former, self._current = self._current, generation
+        self._shared_state.slots.change(
+            slot_limits(generation.config), splitting(generation.config)
+        )
+        rooms = self._shared_state.store.rooms
+        rooms.questions.change(question_limits(generation.config))
+        rooms.answers.change(answer_limits(generation.config))
+        for receive in self._receivers:
+            receive(generation.options)
+        self._shared_state.table.close()
+        if former is not None:
+            for gone in former.config.enabled().keys() - generation.config.enabled().keys():
+                self._shared_state.metrics.upstream_gone(gone)
+            ending = asyncio.create_task(self._end(former), name="edition")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, generation: Generation) -> None:
+        await generation.over()
+        await self.drop(generation)
+
+    async def close(self) -> None:
+        """Close all generations, without waiting for their requests and fills."""
+        for ending in list(self._ending):
+            ending.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        for generation in list(self._opened):
+            await self.drop(generation)
+
+
+@asynccontextmanager
+async def opened_generations(
+    config: Config, shared_state: SharedState
+) -> AsyncIterator[Generations]:
+    """Open the generations; the one made of ``config`` is in force.
+
+    Raises:
+        UserError: something that ``config`` names cannot be used.
+    """
+    generations = Generations(shared_state)
+    try:
+        generations.begin(await generations.open(config))
+        yield generations
+    finally:
+        await generations.close()

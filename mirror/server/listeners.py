@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from mirror.config.listen import Address, TcpAddress, UnixAddress
+from mirror.config.addresses import Address, TcpAddress, UnixAddress
 from mirror.config.model import Config
-from mirror.server.activation import activated_sockets
+from mirror.server.systemd import activated_sockets
 from mirror.user_error import UserError
 
 BACKLOG: Final = 1024

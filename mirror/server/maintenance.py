@@ -16,6 +16,7 @@ from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.expiry import Expiry
+from mirror.store.local.scrub import Scrub
 
 _REVIEW_SECONDS: Final = 600.0
 _LOOK_SECONDS: Final = 10.0
@@ -83,3 +84,29 @@ def _warned(kept: int, most: int) -> bool:
             most,
         )
     return kept > _MUCH * most
+
+
+class ScrubTask:
+    """Hashes the cache over and over, if configured."""
+
+    def __init__(self, store: Store, *, first: bool) -> None:
+        """Only the ``first`` of several processes scrubs."""
+        self._store = store
+        self._first = first
+        self._period = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def every(self, seconds: float) -> None:
+        """Scrub once per ``seconds`` from now on, 0 for never; continues from its last position."""
+        if seconds == self._period or not self._first:
+            return
+        self.close()
+        self._period = seconds
+        if seconds:
+            scrub = Scrub(self._store.objects, self._store.layout.scrub, seconds)
+            self._task = asyncio.create_task(scrub.run(), name="scrub")
+
+    def close(self) -> None:
+        """Stop the scrub."""
+        if self._task is not None:
+            self._task.cancel()

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mirror import __version__, clients
-from mirror.config.listen import Address, lookup_outermost
+from mirror.config.addresses import Address, lookup_outermost
 from mirror.config.model import Config
 from mirror.config.old_spellings import old_spellings
 from mirror.server.listeners import Listener
-from mirror.server.outgoing_proxies import named_proxies
+from mirror.server.upstreams import named_proxies
 
 _ORPHAN_SECONDS: Final = 1.0
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from mirror import clients
 from mirror.api.handlers import RegistryHandler
-from mirror.config.listen import TcpAddress
+from mirror.config.addresses import TcpAddress
 from mirror.config.model import Config, UpstreamConfig
 from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
@@ -20,15 +20,14 @@ from mirror.oci.image_glob import FullName
 from mirror.proxy.connecting import Connector
 from mirror.proxy.destination import Destination
 from mirror.proxy.handler import ProxyHandler, TunnelLimits
-from mirror.proxy.passthrough import Passing
+from mirror.proxy.passthrough import Passing, Pushes
 from mirror.proxy.permission import Permission, parse_rule
-from mirror.proxy.pushes import Pushes
 from mirror.proxy.registries import Registries
 from mirror.pull.refusals import Question
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
-from mirror.server.outgoing_proxies import general_proxies, upstream_proxies
 from mirror.server.store import Store
+from mirror.server.upstreams import general_proxies, upstream_proxies
 from mirror.store.interface import link_name
 from mirror.store.local.layout import Layout
 from mirror.upstream.endpoints import Endpoints
@@ -77,7 +76,7 @@ def proxy_handler(
     """
     # Imported late: it costs 8 MiB, which mirrors without proxy mode should not pay.
     from mirror.ca.files import ensure_authority  # noqa: PLC0415
-    from mirror.ca.issuer import CertificateIssuer  # noqa: PLC0415
+    from mirror.ca.signing import CertificateIssuer  # noqa: PLC0415
 
     proxy = config.proxy
     _check_loop(config)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.api.client_credentials import ClientCredentials
+from mirror.config.addresses import TcpAddress
 from mirror.config.agreement import taking_credentials, without_host
-from mirror.config.listen import TcpAddress
 from mirror.config.model import Config
 from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls

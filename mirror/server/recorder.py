@@ -6,17 +6,18 @@ same; of private images, no name.  Every client can see the ledger.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
-from mirror.api.user_agents import client_type
+from mirror.api.parts import client_type
 from mirror.http.exchange import NO_PULLS, AccessRecord
 from mirror.lru import Lru
 from mirror.oci.manifest import NotAManifest, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.pull.blobs import BlobPulls
-from mirror.pull.rates import DownloadRates
+from mirror.pull.fills import DownloadRates
+from mirror.server.store import Store
 from mirror.stats.buffer import Answer, RateLimit, Request
 from mirror.stats.ledger import Ledger
 from mirror.store.interface import Manifest
@@ -112,3 +113,17 @@ class StatsRecorder:
             size = min(size, 2**62)  # SQLite's integers end at 2**63
             self._sizes.put(name, size)
         return size
+
+
+@asynccontextmanager
+async def opened_stats(store: Store) -> AsyncIterator[StatsRecorder]:
+    """Record statistics while the context is open; errors of the ledger do not stop the mirror."""
+    ledger = Ledger(store.layout.ledger)
+    books = StatsRecorder(ledger)
+    writing = asyncio.create_task(books.run(), name="ledger")
+    try:
+        yield books
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await ledger.close()

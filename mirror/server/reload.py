@@ -16,12 +16,11 @@ from mirror.config.model import Config
 from mirror.http.tls import Certificate
 from mirror.logs import configure
 from mirror.server.access import certificate, certificate_error, opened_admission
-from mirror.server.generations import Generations
-from mirror.server.maintenance import Maintenance
-from mirror.server.notify import SystemdNotifier
+from mirror.server.generation import Generations
+from mirror.server.maintenance import Maintenance, ScrubTask
 from mirror.server.open_files import say_what_is_cut
-from mirror.server.scrub import ScrubTask
 from mirror.server.store import Store, cache_limits
+from mirror.server.systemd import SystemdNotifier
 from mirror.server.upstreams import check_upstreams
 from mirror.server.warming import Warming
 from mirror.store.interface import IndexUnavailableError

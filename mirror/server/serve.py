@@ -22,14 +22,12 @@ from mirror.http.tls import Certificate
 from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
 from mirror.server.access import certificate, listen
-from mirror.server.books import opened_stats
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
 from mirror.server.events import RequestEvents
-from mirror.server.generations import Generations, opened_generations
+from mirror.server.generation import Generations, opened_generations
 from mirror.server.listeners import Listener, opened_listeners
-from mirror.server.maintenance import Maintenance
-from mirror.server.notify import supervised
+from mirror.server.maintenance import Maintenance, ScrubTask
 from mirror.server.open_files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
 from mirror.server.process import (
     announce,
@@ -37,10 +35,11 @@ from mirror.server.process import (
     say_stopping,
 )
 from mirror.server.proxy import listening
+from mirror.server.recorder import opened_stats
 from mirror.server.reload import Reloadable, Reread, reload_when_told
-from mirror.server.scrub import ScrubTask
 from mirror.server.shared_state import opened_shared_state
 from mirror.server.store import Store, opened_store
+from mirror.server.systemd import supervised
 from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
 from mirror.server.worker_channel import WorkerChannel

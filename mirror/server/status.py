@@ -7,7 +7,7 @@ from yarl import URL
 
 from mirror import __version__, clients
 from mirror.clients import Mirror, Snippet
-from mirror.config.listen import lookup_outermost
+from mirror.config.addresses import lookup_outermost
 from mirror.config.model import Config
 from mirror.oci.digest import Digest
 from mirror.server.recorder import StatsRecorder

@@ -13,7 +13,7 @@ from typing import Final
 
 from mirror.config.model import Config
 from mirror.inventory.cache import Cache
-from mirror.server.limits import answer_limits, question_limits
+from mirror.server.open_files import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
@@ -25,9 +25,7 @@ from mirror.store.local.layout import Layout
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.links import Links
-from mirror.store.metadata.listings import Listings
-from mirror.store.metadata.tags import Tags
+from mirror.store.metadata.records import Links, Listings, Tags
 from mirror.threads import Threads
 from mirror.user_error import UserError
 

@@ -8,7 +8,7 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.config.model import Config
-from mirror.server.outgoing_proxies import from_environment
+from mirror.server.upstreams import from_environment
 from mirror.user_error import UserError
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
-"""Builds the upstreams, and the table of their names."""
+"""Builds the upstreams with their proxies, and the table of their names."""
 
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -11,20 +12,71 @@ from yarl import URL
 from mirror import __version__
 from mirror.config.addresses import split_upstream
 from mirror.config.model import Config, UpstreamConfig
-from mirror.server.outgoing_proxies import upstream_proxies
 from mirror.shares import Rooms
 from mirror.ttl_cache import TtlCache
+from mirror.upstream.addresses import trusting
 from mirror.upstream.auth import Authenticator, Authorization
 from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.login import Login, OwnLogin
+from mirror.upstream.proxies import (
+    InvalidProxyError,
+    Proxies,
+    configured_proxies,
+    environment_proxies,
+)
 from mirror.upstream.quirks import quirks_of
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
-from mirror.upstream.tls import trusting
 from mirror.upstream.transport import Observer, Transport, TransportSettings
 from mirror.user_error import UserError
+
+
+def upstream_proxies(config: Config, name: str) -> Proxies:
+    """The proxies for an upstream, its token service and its redirects.
+
+    Raises:
+        UserError: a proxy named in the environment cannot be used.
+    """
+    if own := config.upstreams[name].proxy:
+        return configured_proxies(own, f'[upstreams."{name}"] proxy')
+    return general_proxies(config)
+
+
+def general_proxies(config: Config) -> Proxies:
+    """The proxies for upstreams without their own.
+
+    Raises:
+        UserError: a proxy named in the environment cannot be used.
+    """
+    if config.fetch.proxy:
+        return configured_proxies(config.fetch.proxy, "[fetch] proxy")
+    return from_environment()
+
+
+def from_environment() -> Proxies:
+    """The proxies named in the environment of this process.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    try:
+        return environment_proxies(os.environ)
+    except InvalidProxyError as error:
+        raise UserError(str(error)) from error
+
+
+def named_proxies(config: Config) -> list[str]:
+    """Every proxy to an upstream, each once, as text for people.
+
+    Raises:
+        UserError: a proxy named in the environment cannot be used.
+    """
+    tables = [upstream_proxies(config, name) for name in config.enabled()]
+    named = (str(proxy) for table in tables for proxy in table.by_scheme.values())
+    return list(dict.fromkeys(named))
+
 
 _TOKENS: Final = 10_000
 _TOKENS_BYTES: Final = 8 * 1024 * 1024

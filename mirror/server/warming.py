@@ -11,9 +11,9 @@ import os
 import platform as machine
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -21,15 +21,86 @@ import aiohttp
 
 from mirror.config.model import Config
 from mirror.config.warm import ALL_PLATFORMS, WarmConfig
-from mirror.oci.image_name import parse_image
+from mirror.http.responses import error_of
+from mirror.oci.image_name import ImageName, parse_image
 from mirror.oci.platform import Platform
-from mirror.registry_client.client import MirrorClient
+from mirror.oci.reference import InvalidName
+from mirror.registry_client.client import MirrorClient, Place, PullError
 from mirror.registry_client.plan import EVERYTHING, Wanted
 from mirror.registry_client.pull import Pulled, Puller
-from mirror.server.control_sockets import ControlDirectory
-from mirror.server.images import located_all
-from mirror.server.schedule import until_first, until_next
+from mirror.server.control import ControlDirectory
+from mirror.server.upstreams import directory
 from mirror.store.local.layout import Layout, left_in
+from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
+
+#: Spreads the runs, so that not all mirrors of a company pull in the same second.
+_SPREAD: Final = 0.05
+_MAX_SPREAD_SECONDS: Final = 120.0
+_FIRST_RETRY_SECONDS: Final = 60.0
+_MAX_DOUBLINGS: Final = 10
+
+
+def until_first(entry: WarmConfig, now: datetime, chance: float) -> float:
+    """Seconds from the start of the mirror to the first run; ``chance`` is from 0 to 1."""
+    if entry.at:
+        return _until_time(entry, now) + _MAX_SPREAD_SECONDS * chance
+    return min(entry.every.seconds * _SPREAD, _MAX_SPREAD_SECONDS) * chance
+
+
+def until_next(entry: WarmConfig, now: datetime, failures: int, chance: float) -> float:
+    """Seconds to the next run, sooner after ``failures`` incomplete runs in a row."""
+    if entry.at:
+        regular = _until_time(entry, now) + _MAX_SPREAD_SECONDS * chance
+    else:
+        regular = entry.every.seconds * (1 - _SPREAD * chance)
+    if not failures:
+        return regular
+    retry = _FIRST_RETRY_SECONDS * float(2 ** min(failures - 1, _MAX_DOUBLINGS))
+    return min(regular, retry * (1 + _SPREAD * chance))
+
+
+def _until_time(entry: WarmConfig, now: datetime) -> float:
+    """Seconds until the local clock next shows the time; an hour more or less when DST changes."""
+    time = entry.time_of_day()
+    assert time is not None
+    hour, minute = time
+    wall = now.replace(tzinfo=None)
+    due = wall.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    if due <= wall:
+        due += timedelta(days=1)
+    # Converted by the system's time zone, which knows when DST changes.
+    return due.astimezone().timestamp() - now.timestamp()
+
+
+def located(config: Config, image: ImageName) -> Wanted:
+    """The upstream and repository of an image.
+
+    Raises:
+        PullError: its registry is not configured, or the configuration forbids the image.
+    """
+    names = directory(config)
+    try:
+        target = names.resolve(image.repository, prefix="", namespace=image.registry, host="")
+    except (UnknownRegistryError, ForbiddenError, InvalidName) as error:
+        raise PullError(error_of(error, "manifest").message) from error
+    return Wanted(str(image), Place(target.upstream, target.repository), image.reference)
+
+
+def located_all(config: Config, images: Iterable[ImageName]) -> tuple[list[Wanted], list[Pulled]]:
+    """Locate images, each once; return also those that cannot be pulled, with the reason."""
+    wanted: dict[str, Wanted] = {}
+    failed: dict[str, Pulled] = {}
+    for image in images:
+        try:
+            found = located(config, image)
+            wanted.setdefault(found.full_name, found)
+        except PullError as error:
+            there = Wanted(
+                str(image), Place(image.registry or "", image.repository), image.reference
+            )
+            failed[str(image)] = Pulled(there, None, 0, 0, str(error))
+    return list(wanted.values()), list(failed.values())
+
 
 _log = logging.getLogger(__name__)
 

@@ -4,17 +4,16 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, aclosing
 from typing import Protocol
 
-from mirror.admin.connect import reached
+from mirror.admin.client import reached
 from mirror.config.model import Config
 from mirror.oci.image_layout import written_archive
 from mirror.oci.image_name import ImageName
 from mirror.oci.manifest import Descriptor
 from mirror.oci.platform import Platform
-from mirror.registry_client.client import MirrorClient, Place
-from mirror.registry_client.errors import PullError
+from mirror.registry_client.client import MirrorClient, Place, PullError
 from mirror.registry_client.plan import Plan
 from mirror.registry_client.pull import Pulled, Puller, Watcher
-from mirror.server.images import located_all
+from mirror.server.warming import located_all
 from mirror.store.local.layout import left_in
 from mirror.transfer.layout_files import whole
 from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified

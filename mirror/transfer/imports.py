@@ -13,18 +13,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mirror import __version__
-from mirror.admin.client import lookup_running
-from mirror.admin.ownership import check_owner
+from mirror.admin.client import check_owner, lookup_running
 from mirror.config.model import Config
 from mirror.metrics.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.image_layout import NamedRoot, NotALayout
 from mirror.oci.image_name import ImageName
-from mirror.registry_client.errors import PullError
-from mirror.server.images import located
+from mirror.registry_client.client import PullError
 from mirror.server.maintenance import keeping_rule
 from mirror.server.store import Store, opened_store
+from mirror.server.warming import located
 from mirror.store.interface import (
     IndexUnavailableError,
     Link,
@@ -34,9 +33,8 @@ from mirror.store.interface import (
 )
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.transfer.completeness import Completeness, LackingError
-from mirror.transfer.layout_files import Taking
+from mirror.transfer.layout_files import DamagedTar, Taking
 from mirror.transfer.layout_reader import opened_files
-from mirror.transfer.tar import DamagedTar
 from mirror.user_error import UserError
 
 

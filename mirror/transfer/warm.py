@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from mirror.admin.connect import reached
+from mirror.admin.client import reached
 from mirror.config.model import Config
 from mirror.oci.image_name import ImageName
 from mirror.oci.platform import Platform
 from mirror.registry_client.client import MirrorClient
 from mirror.registry_client.pull import Pulled, Puller, Watcher
-from mirror.server.images import located_all
 from mirror.server.store import cache_limits
+from mirror.server.warming import located_all
 from mirror.store.local.layout import left_in
 from mirror.ui.formatting import plain_size
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from mirror.oci.familiar import familiar_reference, familiar_repository, short_digest
+from mirror.oci.image_name import familiar_reference, familiar_repository, short_digest
 from mirror.stats.report import Pull, UpstreamAccount
 from mirror.ui import formatting
 

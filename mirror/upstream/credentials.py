@@ -10,7 +10,7 @@ from typing import Final
 
 import aiohttp
 
-from mirror.oci.authorization import parse_basic
+from mirror.oci.challenge import parse_basic
 from mirror.upstream.login import Credentials
 from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.transport import Request, Transport

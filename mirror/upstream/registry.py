@@ -12,7 +12,6 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
 from mirror.upstream.auth import Authenticator, challenge_fields
-from mirror.upstream.body import is_compressed
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
@@ -24,6 +23,7 @@ from mirror.upstream.errors import (
     UnauthorizedError,
     UnavailableError,
     UpstreamError,
+    place,
 )
 from mirror.upstream.listings import (
     PAGES,
@@ -41,10 +41,10 @@ from mirror.upstream.responses import (
     ManifestHead,
     Pace,
     PassedAnswer,
+    is_compressed,
     parse_error,
     readable_field,
 )
-from mirror.upstream.translation import place
 from mirror.upstream.transport import Observer, Request, Transport
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this

@@ -19,21 +19,20 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
-from mirror.upstream.body import is_compressed, read_up_to, uncompressed
+from mirror.upstream.addresses import GuardedResolver, trusting
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
     OversizedAnswerError,
     RedirectError,
     UnavailableError,
     UpstreamError,
+    translated,
 )
 from mirror.upstream.framing import forgiving
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.rate_limit import RateLimits
-from mirror.upstream.resolver import GuardedResolver
-from mirror.upstream.tls import trusting
-from mirror.upstream.translation import translated
+from mirror.upstream.responses import is_compressed, read_up_to, uncompressed
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5

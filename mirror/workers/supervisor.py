@@ -19,10 +19,10 @@ from mirror.config.changes import in_force
 from mirror.config.model import Config
 from mirror.logs import configure
 from mirror.server.listeners import opened_worker_listeners
-from mirror.server.notify import SystemdNotifier
 from mirror.server.open_files import allow_open_files, say_what_is_cut
 from mirror.server.process import announce
 from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
+from mirror.server.systemd import SystemdNotifier
 from mirror.server.worker_channel import MessageKind
 from mirror.user_error import UserError
 from mirror.workers.worker import SIGNALS, Worker

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.admin.client import lookup_running
-from mirror.server.control_sockets import ControlDirectory, stand
+from mirror.server.control import ControlDirectory, stand
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.running import running

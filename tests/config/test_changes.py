@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from mirror.config import Config, load
 from mirror.config.changes import FIXED, changes, in_force
-from mirror.config.quantity import Duration, Size
+from mirror.config.fields import Duration, Size
 
 HUB = "docker.io"
 

@@ -14,7 +14,7 @@ import yaml
 
 from mirror.cli.root import app
 from mirror.config import Config, load
-from mirror.config.listen import TcpAddress
+from mirror.config.addresses import TcpAddress
 from tests.deploy.files import CONFIG, yaml_of
 from tests.peers.requirements import need
 

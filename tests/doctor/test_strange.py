@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
 from mirror.doctor.daemon import parsed
 from mirror.doctor.files import Tree
-from mirror.doctor.proxy import goes_direct
+from mirror.doctor.proxied import goes_direct
 from mirror.doctor.target import MirrorAddress
 
 TARGET = MirrorAddress("http://m.lan:5000")

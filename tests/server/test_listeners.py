@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from mirror.config import load
-from mirror.config.listen import TcpAddress
+from mirror.config.addresses import TcpAddress
 from mirror.server import serving
 from mirror.server.listeners import open_tcp, opened_listeners
 from mirror.user_error import UserError

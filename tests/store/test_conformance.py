@@ -29,9 +29,7 @@ from mirror.store.local.eviction import Limits
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.links import Links
-from mirror.store.metadata.listings import Listings
-from mirror.store.metadata.tags import Tags
+from mirror.store.metadata.records import Links, Listings, Tags
 from tests.fakes.memory_store import MemoryStore
 from tests.store.local.test_eviction import Evictions
 

@@ -13,8 +13,7 @@ from mirror.config import load
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
 from mirror.oci.reference import parse_repository, parse_tag
-from mirror.registry_client.client import MirrorClient, Place
-from mirror.registry_client.errors import PullError
+from mirror.registry_client.client import MirrorClient, Place, PullError
 from mirror.transfer.warm import excess, warm
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes

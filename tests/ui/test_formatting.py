@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.oci.familiar import familiar_reference, familiar_repository
+from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.ui import formatting
 
 

@@ -13,10 +13,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mirror.config.quantity import Duration, Size
-from mirror.oci.authorization import parse_basic
+from mirror.config.fields import Duration, Size
 from mirror.oci.byterange import RangeNotSatisfiable, parse_content_range, parse_ranges
-from mirror.oci.challenge import parse_challenges
+from mirror.oci.challenge import parse_basic, parse_challenges
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.oci.endpoint import Endpoint, Ping, parse_endpoint
 from mirror.oci.errors import OciError
@@ -38,7 +37,7 @@ from mirror.oci.reference import (
     split_registry,
 )
 from mirror.proxy.destination import InvalidDestination, parse_absolute, parse_connect
-from mirror.transfer.tar import DamagedTar, header, padding, read_member
+from mirror.transfer.layout_files import DamagedTar, header, padding, read_member
 from mirror.upstream.addresses import is_private
 from mirror.upstream.rate_limit import RateLimitPause
 from mirror.upstream.routing import ForbiddenError, Names, Router, UnknownRegistryError

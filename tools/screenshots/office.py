@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mirror.api.user_agents import client_type
+from mirror.api.parts import client_type
 from mirror.stats.buffer import Request
 from mirror.stats.ledger import Ledger
 from tests.fakes import FakeRegistry, Fault, Image, image, random_bytes

@@ -25,7 +25,7 @@ from mirror.store.images.image import CachedImage, Node, Surroundings, assembled
 from mirror.store.local.entry import Held
 from mirror.store.local.layout import BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
-from mirror.store.metadata.tags import Tags
+from mirror.store.metadata.records import Tags
 from mirror.threads import run_in
 
 R = TypeVar("R")

@@ -7,10 +7,10 @@ from typing import Protocol, TypeVar
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
+from mirror.store.local.eviction import Reservations
 from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey, origin_mark
 from mirror.store.local.objects import Objects
 from mirror.store.local.partial import Partial, PartialReader
-from mirror.store.local.reservations import Reservations
 from mirror.threads import opened_or_closed, run_in
 
 R = TypeVar("R")

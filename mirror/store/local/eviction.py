@@ -7,6 +7,7 @@ index's thread.
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,60 @@ from mirror.store.local.disk_usage import block_bytes, free_on, in_blocks, taken
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.partial import Partial
-from mirror.store.local.reservations import Reservation, Reservations
 from mirror.store.local.sqlite import Bounds, files_of
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """``size``: bytes that a fill may grow to; ``total``: size of the blob, None if unknown."""
+
+    size: int
+    total: int | None
+
+
+class Reservations:
+    """The reservations in one cache directory, by the name of the partial file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def put(self, name: str, reservation: Reservation) -> None:
+        """Write a reservation.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        total = "-" if reservation.total is None else reservation.total
+        # Constant length, so that one write replaces the whole text and no reader sees half of it.
+        text = f"{reservation.size:20} {total:>20}"
+        fd = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, text.encode(), 0)
+        finally:
+            os.close(fd)
+
+    def lookup(self, name: str) -> Reservation | None:
+        """Return a reservation, or None."""
+        try:
+            size, total = (self._directory / name).read_text().split()
+            return Reservation(int(size), None if total == "-" else int(total))
+        except (OSError, ValueError):
+            return None
+
+    def forget(self, name: str) -> None:
+        """Remove a reservation if it exists."""
+        with contextlib.suppress(OSError):
+            (self._directory / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """Return the names of all partial files with a reservation."""
+        return os.listdir(self._directory)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes that each fill may grow to."""
+        found = {name: self.lookup(name) for name in self.names()}
+        return {name: each.size for name, each in found.items() if each is not None}
+
 
 _BATCH: Final = 32  # evictions before other calls get the thread: one millisecond
 #: Inodes for the files and directories of new objects, in addition to min_free.

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from mirror.lru import Lru
 from mirror.store.interface import IndexUnavailableError
-from mirror.store.local.disk_health import DiskHealth
+from mirror.store.local.disk_usage import DiskHealth
 from mirror.store.local.entry import ObjectEntry, OpenObject, Row
 from mirror.store.local.eviction import Limits, Observer, Usage
 from mirror.store.local.index import ObjectIndex

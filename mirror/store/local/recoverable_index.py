@@ -18,12 +18,10 @@ from typing import Final
 
 from mirror.oci.manifest import NotAManifest, identify
 from mirror.store.interface import IndexUnavailableError
-from mirror.store.local.disk_health import TROUBLES, DiskHealth
-from mirror.store.local.disk_usage import taken_by
-from mirror.store.local.eviction import Evictor, Limits, Observer
+from mirror.store.local.disk_usage import TROUBLES, DiskHealth, taken_by
+from mirror.store.local.eviction import Evictor, Limits, Observer, Reservations
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
-from mirror.store.local.reservations import Reservations
 from mirror.store.local.sqlite import IndexDamagedError, discard, inode_of
 
 _log = logging.getLogger(__name__)

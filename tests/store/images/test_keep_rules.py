@@ -12,7 +12,7 @@ from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.tags import Tags
+from mirror.store.metadata.records import Tags
 from tests.fakes.content import OCI_MANIFEST
 from tests.store.local.test_eviction import Evictions
 

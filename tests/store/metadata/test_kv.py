@@ -10,7 +10,7 @@ from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.store.interface import IndexUnavailableError, Link
 from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.tags import Tags
+from mirror.store.metadata.records import Tags
 
 
 @asynccontextmanager

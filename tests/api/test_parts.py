@@ -1,6 +1,6 @@
 import pytest
 
-from mirror.api.user_agents import client_type
+from mirror.api.parts import client_type
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirror.upstream.doubts import Doubts
+from mirror.upstream.endpoints import Doubts
 
 FIRST, SECOND = 0, 1
 

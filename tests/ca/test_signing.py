@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from mirror.ca.issuer import CertificateIssuer
-from mirror.ca.signing import new_authority
+from mirror.ca.signing import CertificateIssuer, new_authority
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> bytes:

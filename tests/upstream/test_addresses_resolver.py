@@ -3,7 +3,7 @@
 import pytest
 from aiohttp.abc import AbstractResolver
 
-from mirror.upstream.resolver import GuardedResolver, PrivateAddressError
+from mirror.upstream.addresses import GuardedResolver, PrivateAddressError
 
 
 class Names(AbstractResolver):

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mirror.config import load
-from mirror.config.listen import TcpAddress, UnixAddress, lookup_outermost, parse_listen
+from mirror.config.addresses import TcpAddress, UnixAddress, lookup_outermost, parse_listen
 from mirror.user_error import UserError
 from tests.config.conftest import WriteToml
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.config.quantity import Duration, Size
+from mirror.config.fields import Duration, Size
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.oci.authorization import parse_basic
+from mirror.oci.challenge import parse_basic
 
 
 @given(st.text(st.characters(exclude_characters=":", exclude_categories=["Cs"])), st.text())

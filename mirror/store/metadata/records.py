@@ -1,12 +1,20 @@
-"""The last known manifest of each tag, used while upstream is unavailable."""
+"""Small records beside the objects, used while upstream is unavailable.
 
+The last known manifest of each tag, the last page of each listing, the known 404s, and the private
+objects that belong to a repository, as its upstream confirmed.
+"""
+
+import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final
 
+from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor, descriptor_fields
-from mirror.store.interface import Link
+from mirror.store.interface import MOST_PAGE_BYTES, IndexUnavailableError, Link, Page
 from mirror.store.metadata.kv import KeyValueStore
 
 Watcher = Callable[[FullName, Digest], Awaitable[None]]
@@ -81,3 +89,72 @@ def _decoded(record: bytes) -> Link:
     digest = Digest.parse(fields["digest"])
     descriptor = Descriptor(fields["mediaType"], digest, fields["size"])
     return Link(descriptor, fields["seen"], fields.get("imported", False))
+
+
+_log = logging.getLogger(__name__)
+
+
+class Listings:
+    """Pages by name; the caller chooses unique names."""
+
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
+        self._writing = asyncio.Lock()  # at most one encoded page in memory waits for the disk
+
+    async def lookup(self, name: str) -> Page | None:
+        record = await self._records.lookup(f"listing {name}")
+        if record is None:
+            return None
+        head, _, body = record.partition(b"\n")
+        said = json.loads(head)
+        return Page(body if said["found"] else None, said["fields"], said["seen"])
+
+    async def put(self, name: str, page: Page) -> None:
+        body = page.body or b""
+        if len(body) > MOST_PAGE_BYTES:
+            await self.forget(name)
+            return
+        found = page.body is not None
+        head = json.dumps({"found": found, "fields": dict(page.fields), "seen": page.seen})
+        try:
+            async with self._writing:
+                await self._records.put(f"listing {name}", head.encode() + b"\n" + body)
+        except IndexUnavailableError as error:
+            _log.info("cannot write a listing: %s", error)
+
+    async def forget(self, name: str) -> None:
+        try:
+            await self._records.remove(f"listing {name}")
+        except IndexUnavailableError as error:
+            _log.info("cannot remove a listing: %s", error)
+
+
+_KNOWN: Final = 10_000  # held in memory: each pull of a private image checks every layer
+
+
+class Links:
+    """Links by name; the caller chooses unique names."""
+
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
+        self._known: Lru[str, bool] = Lru(_KNOWN)
+
+    async def has(self, name: str) -> bool:
+        if self._known.get(name):
+            return True
+        if await self._records.lookup(f"link {name}") is None:
+            return False
+        self._known.put(name, True)
+        return True
+
+    async def put(self, name: str) -> None:
+        """Record a link that upstream has just confirmed.
+
+        If the write fails, the mirror asks upstream again at the next request.
+        """
+        try:
+            await self._records.put(f"link {name}", b"")
+        except IndexUnavailableError as error:
+            _log.info("cannot write a repository link: %s", error)
+        else:
+            self._known.put(name, True)

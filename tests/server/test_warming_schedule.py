@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.config.warm import WarmConfig
-from mirror.server.schedule import until_first, until_next
+from mirror.server.warming import until_first, until_next
 
 CHANCE = st.floats(0, 1)
 EVERY = st.integers(1, 30 * 86400)

@@ -2,7 +2,7 @@
 
 import time
 
-from mirror.proxy.pushes import Pushes
+from mirror.proxy.passthrough import Pushes
 
 
 def test_each_push_is_another_one_although_the_clock_was_set_back(tmp_path, monkeypatch):
