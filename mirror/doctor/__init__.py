@@ -3,8 +3,8 @@
 Reads the configuration of clients, asks the Docker daemon and the mirror; changes nothing.
 """
 
-from mirror.doctor.containerd import containerd_version
 from mirror.doctor.examination import examine
 from mirror.doctor.report import Finding, Report, Verdict
+from mirror.doctor.versions import containerd_version
 
 __all__ = ["Finding", "Report", "Verdict", "containerd_version", "examine"]

@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from mirror.doctor.examination import Inspection, Probe, Trust, Way
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, ok, wrong
 from mirror.doctor.target import MirrorAddress
 

@@ -5,8 +5,8 @@ from typing import Any, Final
 from mirror.config.fields import masked
 from mirror.doctor import hosts
 from mirror.doctor.daemon import Daemon, is_insecure
-from mirror.doctor.examination import Inspection, Probe, Trust, Way
 from mirror.doctor.files import Tree, UnusableFileError, strings
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.proxied import goes_direct, lookup_through
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress

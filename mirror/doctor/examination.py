@@ -1,63 +1,15 @@
 """Examines the files of clients, the settings of the Docker daemon, the answers of the mirror."""
 
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
 from mirror.doctor.daemon import Daemon, SilentDaemonError, ask
 from mirror.doctor.files import Tree
+from mirror.doctor.inspection import Inspection
 from mirror.doctor.probes import probe_all
-from mirror.doctor.proxied import Through, probe_proxy
+from mirror.doctor.proxied import probe_proxy
 from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
-
-
-class Way(StrEnum):
-    """How a client names the registry in a request to the mirror."""
-
-    PLAIN = "by its plain name"
-    NAMESPACE = "by ns="
-    PATH = "by path"
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """The CAs that a client trusts, and how to add one (``fix``)."""
-
-    ca_files: tuple[str, ...] = ()
-    insecure: bool = False
-    fix: str = "make its CA known to the system: update-ca-certificates"
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A request that a client would send to the mirror."""
-
-    client: str
-    registry: str
-    way: Way
-    trust: Trust
-
-
-@dataclass(slots=True)
-class Inspection:
-    """The findings for a client; ``pointed`` are the registries that it pulls from the mirror.
-
-    ``through``: the mirror as the proxy of the client, None if it is not.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    probes: list[Probe] = field(default_factory=list)
-    pointed: set[str] = field(default_factory=set)
-    through: Through | None = None
-
-    def take(self, other: "Inspection") -> None:
-        """Add the results of another inspection."""
-        self.findings += other.findings
-        self.probes += other.probes
-        self.pointed |= other.pointed
-        self.through = self.through or other.through
 
 
 async def examine(

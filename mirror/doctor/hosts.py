@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.config.fields import masked
-from mirror.doctor.containerd import knows_referrers
-from mirror.doctor.examination import Inspection, Probe, Trust, Way
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
+from mirror.doctor.versions import knows_referrers
 
 _HUB: Final = "docker.io"
 _HUB_ADDRESSES: Final = ("registry-1.docker.io", "index.docker.io", "hub.docker.com")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mirror.doctor.examination import Inspection, Probe, Trust, Way
 from mirror.doctor.files import Tree, UnusableFileError, tables
+from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 

@@ -7,9 +7,10 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from mirror.doctor.examination import Probe, Trust, Way
+from mirror.doctor.inspection import Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
-from mirror.doctor.target import MirrorAddress, explained, no_authority
+from mirror.doctor.target import MirrorAddress
+from mirror.doctor.unreachable import explained, no_authority
 from mirror.oci.errors import lookup_message
 from mirror.oci.media_types import CURRENT_TYPES
 from mirror.upstream.body import read_up_to

@@ -33,8 +33,9 @@ from mirror.store.interface import (
 )
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.transfer.completeness import Completeness, LackingError
-from mirror.transfer.layout_files import DamagedTar, Taking
+from mirror.transfer.layout_files import Taking
 from mirror.transfer.layout_reader import opened_files
+from mirror.transfer.tar import DamagedTar
 from mirror.user_error import UserError
 
 

@@ -19,7 +19,7 @@ from typing import IO, BinaryIO, Final, cast
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_layout import INDEX_FILE, MARKER_FILE, NotALayout, UnsafeName, parse_file
-from mirror.transfer.layout_files import DamagedTar, Member, padding, read_member
+from mirror.transfer.tar import DamagedTar, Member, padding, read_member
 from mirror.user_error import UserError
 
 _SKIP_BYTES: Final = 1024 * 1024

@@ -24,7 +24,7 @@ from mirror.oci.image_layout import (
     written_index,
 )
 from mirror.oci.manifest import Descriptor
-from mirror.transfer.layout_files import BLOCK, header, padding
+from mirror.transfer.tar import BLOCK, header, padding
 from mirror.user_error import UserError
 
 Roots = Sequence[tuple[Descriptor, str]]

@@ -37,7 +37,7 @@ from mirror.oci.reference import (
     split_registry,
 )
 from mirror.proxy.destination import InvalidDestination, parse_absolute, parse_connect
-from mirror.transfer.layout_files import DamagedTar, header, padding, read_member
+from mirror.transfer.tar import DamagedTar, header, padding, read_member
 from mirror.upstream.addresses import is_private
 from mirror.upstream.rate_limit import RateLimitPause
 from mirror.upstream.routing import ForbiddenError, Names, Router, UnknownRegistryError

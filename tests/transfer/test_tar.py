@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.transfer.layout_files import BLOCK, DamagedTar, header, padding, read_member
+from mirror.transfer.tar import BLOCK, DamagedTar, header, padding, read_member
 
 NAME = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"], exclude_characters="\\"),
