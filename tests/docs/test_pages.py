@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from mirror import __version__
 from tests.running import Mirror
 from tools.configuration_reference import PAGE, page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_FILE = re.compile(r"`((?:mirror|tests|config)/[\w./-]+)`")
+#: docs/faults.md names tests by their path below `tests/`: config/test_mistakes.py.
+_FILE = re.compile(r"`((?:mirror|tests|config(?!/test_))/[\w./-]+)`")
 
 
 def test_the_reference_of_keys_is_the_one_that_the_code_makes() -> None:
@@ -45,3 +47,12 @@ async def test_the_page_names_each_metric_and_no_other(mirror: Mirror) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert set(re.findall(r"\bmirror (\d+\.\d+\.\d+)\b", text)) == {__version__}
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    latest = re.search(r"^## (.+) - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert latest is not None
+    assert latest[1] == __version__

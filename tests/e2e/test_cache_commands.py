@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mirror import __version__
 from mirror.store.local.disk_usage import in_blocks
 from tests.cli.test_images import for_platform
 from tests.fakes import FakeRegistry, image, random_bytes
@@ -108,7 +109,7 @@ async def test_commands_see_and_change_what_all_workers_serve(site, upstream):
     whole = sum(in_blocks(len(each), 4096) for each in (APP.manifest, *APP.blobs))
     assert stats["cache"]["bytes"] == whole, "whole blocks of the disk"
     lines = site.command("stats").stdout.splitlines()
-    assert lines[0] == "mirror 0.1.0 runs in 2 processes, started just now"
+    assert lines[0] == f"mirror {__version__} runs in 2 processes, started just now"
     assert "cache: 3.0 MiB of 50 GiB in 4 objects" in lines
 
     await upstream.stop()
