@@ -12,7 +12,7 @@ from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress, explained, no_authority
 from mirror.oci.errors import lookup_message
 from mirror.oci.media_types import CURRENT_TYPES
-from mirror.upstream.responses import read_up_to
+from mirror.upstream.body import read_up_to
 
 _SECONDS: Final = 15  # dockerd's time-out for a mirror
 _READ_BYTES: Final = 1 << 16

@@ -8,10 +8,11 @@ from mirror.oci.digest import Digest
 from mirror.pull.body import Content, PassingContent, Source, StoredContent
 from mirror.pull.fill import Fill, Observer
 from mirror.pull.fill_reader import GrowingContent, State
-from mirror.pull.fills import Fills, Slots
+from mirror.pull.fills import Fills
 from mirror.pull.outcome import Outcome
 from mirror.pull.refusals import Question, Refusals
 from mirror.pull.singleflight import SingleFlight
+from mirror.pull.slots import Slots
 from mirror.spans import current
 from mirror.store.interface import BlobStore
 from mirror.upstream.endpoints import Endpoints

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
-from mirror.pull.fills import Slots
 from mirror.pull.outcome import BrokenOffError, DigestMismatchError
 from mirror.pull.parallel import Segments
 from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
+from mirror.pull.slots import Slots
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
 from mirror.upstream.responses import BlobStream

@@ -24,7 +24,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import lookup_message
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Reference, Repository
-from mirror.upstream.responses import read_up_to
+from mirror.upstream.body import read_up_to
 
 
 class PullError(Exception):

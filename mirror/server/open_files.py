@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.config.model import Config
-from mirror.pull.fills import SlotLimits
+from mirror.pull.slots import SlotLimits
 from mirror.server.listeners import ACCEPTED_AT_ONCE
 from mirror.shares import Limits
 

@@ -10,9 +10,10 @@ from typing import Final
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
 from mirror.metrics.metrics import Metrics
-from mirror.pull.fills import Fills, Slots
+from mirror.pull.fills import Fills
 from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.range_fetch import RangeFetches
+from mirror.pull.slots import Slots
 from mirror.server.events import UpstreamEvents
 from mirror.server.open_files import slot_limits
 from mirror.server.recorder import StatsRecorder

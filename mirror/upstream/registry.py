@@ -12,6 +12,7 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
 from mirror.upstream.auth import Authenticator, challenge_fields
+from mirror.upstream.body import is_compressed
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
@@ -41,7 +42,6 @@ from mirror.upstream.responses import (
     ManifestHead,
     Pace,
     PassedAnswer,
-    is_compressed,
     parse_error,
     readable_field,
 )

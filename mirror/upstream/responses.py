@@ -1,8 +1,7 @@
-"""The answers of a registry, the stream of the bytes of a blob, and whole bodies."""
+"""The answers of a registry, and the stream of the bytes of a blob."""
 
 import asyncio
 import json
-import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -246,40 +245,3 @@ class PassedAnswer:
         """Release the connection; it is reused only if the body was read to the end."""
         response = self._response
         response.release() if response.content.at_eof() else response.close()
-
-
-_ZLIB_OR_GZIP: Final = zlib.MAX_WBITS + 32
-
-
-async def read_up_to(
-    content: aiohttp.StreamReader, count: int, arrived: Callable[[int], None] = lambda _: None
-) -> bytes:
-    """Return the first ``count`` bytes of a body, fewer if the body is shorter.
-
-    ``arrived`` is called with the size of every piece in bytes.
-
-    Raises:
-        aiohttp.ClientError, OSError, RuntimeError: the connection broke or stalled.
-    """
-    body = bytearray()
-    while len(body) < count and (piece := await content.read(count - len(body))):
-        arrived(len(piece))
-        body += piece
-    return bytes(body)
-
-
-def uncompressed(body: bytes, limit: int) -> bytes:
-    """Undo a Content-Encoding: some servers compress although ``identity`` was asked for.
-
-    Returns:
-        at most ``limit`` bytes; the body itself if it is not gzip or zlib (a wrong field).
-    """
-    try:
-        return zlib.decompressobj(_ZLIB_OR_GZIP).decompress(body, limit)
-    except zlib.error:
-        return body
-
-
-def is_compressed(response: aiohttp.ClientResponse) -> bool:
-    """Whether the body has a Content-Encoding, so that its length is not that of the content."""
-    return response.headers.get("Content-Encoding", "identity").lower() != "identity"

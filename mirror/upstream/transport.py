@@ -20,6 +20,7 @@ from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
 from mirror.upstream.addresses import GuardedResolver, trusting
+from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
     OversizedAnswerError,
@@ -32,7 +33,6 @@ from mirror.upstream.framing import forgiving
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.rate_limit import RateLimits
-from mirror.upstream.responses import is_compressed, read_up_to, uncompressed
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 5

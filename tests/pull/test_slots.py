@@ -5,9 +5,9 @@ from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
-from mirror.pull.fills import SlotLimits, Slots
 from mirror.pull.outcome import OverloadedError
 from mirror.pull.policy import Splitting
+from mirror.pull.slots import SlotLimits, Slots
 
 WHOLE = Splitting(1, 1, 1)
 

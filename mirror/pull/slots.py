@@ -1,0 +1,83 @@
+"""Limits on concurrent downloads, waiting downloads, and further connections per download."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Final
+
+from mirror.pull.outcome import OverloadedError
+from mirror.pull.policy import Splitting
+from mirror.shares import FullError, Shares
+from mirror.shares import Limits as SlotLimits
+
+__all__ = ["SlotLimits", "Slots"]
+
+#: The most further connections, as a share of all downloads: each holds a segment in memory, and
+#: many concurrent blobs use the whole bandwidth without them.
+_FURTHER_SHARE: Final = 0.25
+#: The most memory for the segments of all blobs together, at their full size.
+_FURTHER_BYTES: Final = 128 * 1024 * 1024
+#: How long no further connection is opened after an upstream has refused or failed one.
+_CALM_SECONDS: Final = 60.0
+
+
+class Slots:
+    """Limits concurrent downloads."""
+
+    def __init__(self, limits: SlotLimits, splitting: Splitting) -> None:
+        self.splitting = splitting
+        self._shares = Shares("download", limits)
+        self._further: Counter[str] = Counter()
+        self._calm_until: dict[str, float] = {}
+
+    def change(self, limits: SlotLimits, splitting: Splitting) -> None:
+        """Apply new limits; running downloads continue, and count."""
+        self.splitting = splitting
+        self._shares.change(limits)
+
+    @asynccontextmanager
+    async def taken(self, upstream: str) -> AsyncIterator[None]:
+        """Hold a slot; wait until one is free.
+
+        Raises:
+            OverloadedError: too many downloads wait already, or no slot became free in time.
+        """
+        try:
+            hold = await self._shares.hold(upstream)
+        except FullError as error:
+            raise OverloadedError(upstream, error.message, error.retry_after) from error
+        try:
+            yield
+        finally:
+            hold.release()
+
+    def try_taken(self, upstream: str) -> AbstractContextManager[None] | None:
+        """Return a slot for one more connection of a running download; enter it at once.
+
+        None if no slot can be spared: a further connection never makes another download wait.
+        """
+        now = asyncio.get_running_loop().time()
+        further, shares = self._further, self._shares
+        limits = shares.limits
+        spare = (
+            now >= self._calm_until.get(upstream, 0.0)
+            and further.total() < limits.size * _FURTHER_SHARE
+            and further.total() < max(1, _FURTHER_BYTES // self.splitting.segment_bytes)
+            and further.total() + shares.taken < limits.size
+            and further[upstream] + shares.held_for(upstream) < limits.of_upstream(upstream)
+            and not shares.waiting
+        )
+        return self._further_taken(upstream) if spare else None
+
+    def calm(self, upstream: str) -> None:
+        """Open no further connections to ``upstream`` for a while, since one was refused."""
+        self._calm_until[upstream] = asyncio.get_running_loop().time() + _CALM_SECONDS
+
+    @contextmanager
+    def _further_taken(self, upstream: str) -> Iterator[None]:
+        self._further[upstream] += 1
+        try:
+            yield
+        finally:
+            self._further[upstream] -= 1
