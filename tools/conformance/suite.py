@@ -14,7 +14,7 @@ from typing import Final
 _HERE: Final = Path(__file__).parent
 _PACKAGE: Final = "github.com/opencontainers/distribution-spec/conformance"
 _CURRENT_NEEDS: Final = (1, 24)
-_VERSION: Final = re.compile(r"go(\d+)\.(\d+)")
+_VERSION: Final = re.compile(r"go(\d+(?:\.\d+)+)")
 _RESULT: Final = re.compile(r"\s*OCI Conformance Test/(.+): (Pass|FAIL|Skip|Disabled|Error)")
 _READS: Final = re.compile(
     r"/(pull|head|tag-list|referrers|range requests)(/|$)|(blob|manifest)-(get|head)$"
@@ -49,7 +49,7 @@ class Suite:
     def __init__(self, directory: Path) -> None:
         """Build it below ``directory``; Go's environment decides the source of modules."""
         self.directory = directory
-        self.current = _go_version() >= _CURRENT_NEEDS
+        self.current = go_version() >= _CURRENT_NEEDS
         self._program = directory / "conformance"
         build = ["build"] if self.current else ["test", "-mod=mod", "-c"]
         subprocess.run(
@@ -131,8 +131,9 @@ def _verdict(text: str) -> Verdict:
     return Verdict(found.count("Pass"), found.count("FAIL") + found.count("Error"), statuses, text)
 
 
-def _go_version() -> tuple[int, int]:
+def go_version() -> tuple[int, ...]:
+    """Return the version of the installed Go, as ``(1, 26, 8)``."""
     printed = subprocess.run(["go", "version"], capture_output=True, text=True, check=True).stdout
     found = _VERSION.search(printed)
     assert found is not None, printed
-    return int(found[1]), int(found[2])
+    return tuple(map(int, found[1].split(".")))
