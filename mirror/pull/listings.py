@@ -169,7 +169,7 @@ class ListingPulls:
         if not refused:
             await self._refusals.note(wanted, error)
         if not isinstance(error, NotFoundError):
-            answer = await self._from_mirrors(wanted, call, type(error).__name__)
+            answer = await self._from_mirrors(wanted, call, error.word)
             if answer is not None:
                 return answer
         if refused:  # not before: the next client is to get the page of a mirror too
@@ -206,7 +206,7 @@ class ListingPulls:
         _log.info("serving %s stale: %s", wanted.page, error)
         next_query, filters = (page.fields[name] for name in _FIELDS)
         listing = Listing(body, next_query, filters, hold=hold)
-        return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
+        return ListingAnswer(listing, Outcome.STALE, error.word)
 
 
 async def _pieces(stream: BlobStream) -> AsyncGenerator[bytes, None]:

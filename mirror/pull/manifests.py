@@ -199,7 +199,7 @@ class ManifestPulls:
             if stale is None:
                 raise
             _log.info("serving %s stale: %s", name, error)
-            return Resolution(described(stale), Outcome.STALE, type(error).__name__)
+            return Resolution(described(stale), Outcome.STALE, error.word)
         await self._confirmed(wanted, tag, descriptor)
         same = known is not None and known.descriptor.digest == descriptor.digest
         return Resolution(descriptor, Outcome.REVALIDATED if same else Outcome.MISS)

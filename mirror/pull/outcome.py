@@ -27,11 +27,14 @@ class Outcome(StrEnum):
 class DigestMismatchError(NonsenseError):
     """Upstream sent bytes that do not match the requested digest."""
 
+    word = "digest_mismatch"
     transient = False
 
 
 class OverloadedError(UpstreamError):
     """The mirror is at its limit of downloads; ``retry_after`` is in seconds from now."""
+
+    word = "overloaded"
 
     def __init__(self, upstream: str, message: str, retry_after: float) -> None:
         super().__init__(upstream, message)

@@ -13,6 +13,8 @@ from mirror.upstream.proxies import Proxy
 class UpstreamError(Exception):
     """Upstream did not answer a request as asked.  The message contains no secret."""
 
+    word = "failed"
+    """The kind of error, as a token of Cache-Status and of the log."""
     transient = False
     by_status = False
     """Whether upstream answered with an error status: another method may have another answer."""
@@ -26,12 +28,14 @@ class UpstreamError(Exception):
 class NotFoundError(UpstreamError):
     """404: upstream does not have it."""
 
+    word = "not_found"
     by_status = True
 
 
 class RefusedError(UpstreamError):
     """Upstream refuses this client; ``challenges`` are the WWW-Authenticate fields."""
 
+    word = "refused"
     by_status = True
 
     def __init__(self, upstream: str, message: str, challenges: Sequence[str] = ()) -> None:
@@ -42,19 +46,26 @@ class RefusedError(UpstreamError):
 class UnauthorizedError(RefusedError):
     """401, also with a token: the repository is private or (Docker Hub) does not exist."""
 
+    word = "unauthorized"
+
 
 class LoginRefusedError(UnauthorizedError):
     """Upstream refuses the mirror's own user and password: other clients are not at fault."""
 
+    word = "login_refused"
     by_status = False
 
 
 class DeniedError(RefusedError):
     """403."""
 
+    word = "denied"
+
 
 class RateLimitedError(UpstreamError):
     """429; ``retry_after`` is in seconds from now."""
+
+    word = "rate_limited"
 
     def __init__(self, upstream: str, message: str, retry_after: float) -> None:
         super().__init__(upstream, message)
@@ -64,6 +75,7 @@ class RateLimitedError(UpstreamError):
 class RejectedError(UpstreamError):
     """400, 402, 410, 413 or 451; ``code`` is that of upstream's error body, empty without one."""
 
+    word = "rejected"
     by_status = True
 
     def __init__(self, upstream: str, message: str, status: int, code: str = "") -> None:
@@ -75,11 +87,14 @@ class RejectedError(UpstreamError):
 class UnavailableError(UpstreamError):
     """Upstream cannot be reached, broke off, or answered 5xx or nonsense."""
 
+    word = "unavailable"
     transient = True
 
 
 class NonsenseError(UnavailableError):
     """Upstream answered with content that does not match the request."""
+
+    word = "invalid_answer"
 
 
 class OversizedAnswerError(NonsenseError):
@@ -89,18 +104,25 @@ class OversizedAnswerError(NonsenseError):
 class RedirectError(UnavailableError):
     """Upstream redirects to an address that the mirror does not follow."""
 
+    word = "redirect_refused"
+
 
 class RangeRefusedError(UpstreamError):
     """416: the stored part of a blob is not a prefix of the blob at upstream."""
+
+    word = "range_refused"
 
 
 class OversizedError(UpstreamError):
     """A blob is larger than ``[fetch] max_blob_size``, or does not end."""
 
+    word = "too_large"
+
 
 class TimedOutError(UpstreamError):
     """Upstream was reached and then was too slow."""
 
+    word = "timed_out"
     transient = True
 
 
