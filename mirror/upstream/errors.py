@@ -1,5 +1,7 @@
 """Errors of an upstream, one class for each way to handle them; aiohttp's are translated here."""
 
+import os
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -91,6 +93,12 @@ class UnavailableError(UpstreamError):
     transient = True
 
 
+class UnreachableError(UnavailableError):
+    """No connection to upstream can be made."""
+
+    word = "unreachable"
+
+
 class NonsenseError(UnavailableError):
     """Upstream answered with content that does not match the request."""
 
@@ -133,8 +141,10 @@ _FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientConnectorCertificateError: (
         "the certificate of {origin} is not trusted (ca_file adds a CA)"
     ),
-    aiohttp.ClientConnectorError: "cannot connect to {origin}",
+    aiohttp.ClientConnectorError: "cannot connect to {origin}{cause}",
     aiohttp.ClientPayloadError: "{origin} broke off in the middle of a body",
+    aiohttp.ServerDisconnectedError: "{origin} closed the connection without an answer",
+    aiohttp.ClientResponseError: "{origin} does not answer in HTTP",
 }
 
 
@@ -148,7 +158,10 @@ def translated(
     origin = place(url, proxy)
     if isinstance(error, TimeoutError):
         return TimedOutError(upstream, f"{origin} did not answer in time")
-    return UnavailableError(upstream, _what(error, proxy).format(origin=origin, proxy=proxy))
+    text = _what(error, proxy).format(origin=origin, proxy=proxy, cause=_cause(error))
+    connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
+    forbidden = isinstance(_os_error(error), PrivateAddressError)
+    return (UnreachableError if connecting and not forbidden else UnavailableError)(upstream, text)
 
 
 def place(url: URL, proxy: Proxy | None) -> str:
@@ -165,10 +178,22 @@ def _what(error: Exception, proxy: Proxy | None) -> str:
         return "the name of the proxy {proxy} does not resolve"
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return "cannot connect to the proxy {proxy}"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, PrivateAddressError):
+    if isinstance(_os_error(error), PrivateAddressError):
         return "leads to the private address {origin} (private_redirects allows it)"
     for kind, text in _FAILURES.items():
         if isinstance(error, kind):
             return text
-    return f"talking to {{origin}} failed ({type(error).__name__})"
+    return "the connection to {origin} failed{cause}"
+
+
+def _os_error(error: Exception) -> Exception:
+    return error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+
+
+def _cause(error: Exception) -> str:
+    """Return the system's words for the cause in parentheses, empty without any."""
+    cause = _os_error(error)
+    if isinstance(cause, ssl.SSLError):
+        return f" (TLS: {cause.reason.replace('_', ' ').lower()})" if cause.reason else ""
+    number = cause.errno if isinstance(cause, OSError) else None
+    return f" ({os.strerror(number).lower()})" if number else ""

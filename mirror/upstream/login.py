@@ -127,8 +127,8 @@ class OwnLogin(Login):
         try:
             password = await asyncio.to_thread(self._read)
         except (OSError, ValueError) as error:  # without its text: it may hold the password
-            kind = type(error).__name__
-            _log.warning("%s: %s cannot be read (%s)", self._upstream, self._keys, kind)
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            _log.warning("%s: %s cannot be read (%s)", self._upstream, self._keys, reason)
         else:
             self._credentials = Credentials(self._username, password)
         return self._credentials != refused
