@@ -44,7 +44,9 @@ class Login:
 
     own = False
 
-    def __init__(self, credentials: Credentials | None = None) -> None:
+    def __init__(self, credentials: Credentials | None = None, advice: str = "") -> None:
+        """``advice``: how to log in, for messages that a login would help."""
+        self.advice = advice
         self._credentials = credentials
         self._alone = asyncio.Lock()
         self.proven = False

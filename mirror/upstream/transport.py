@@ -323,6 +323,7 @@ class Transport:
             response.release()
             fields = response.headers
             raise limits.close(*kind, fields.get("Retry-After", ""), fields.get("Date", ""))
+        limits.passed(*kind)
         return response
 
     def _breaker(self, origin: URL) -> Breaker:
