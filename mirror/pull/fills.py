@@ -17,6 +17,7 @@ from mirror.pull.fill_reader import State
 from mirror.pull.outcome import OverloadedError
 from mirror.pull.policy import UNWANTED_FILLS, UNWANTED_FILLS_OF_CLIENT, Splitting
 from mirror.pull.range_fetch import RangeFetches
+from mirror.pull.room import Room
 from mirror.shares import OPERATOR, FullError, Shares, asker
 from mirror.shares import Limits as SlotLimits
 from mirror.stats.report import Filling
@@ -28,6 +29,7 @@ class Fills:
     def __init__(self, ahead: RangeFetches) -> None:
         """``ahead`` fetches the parts that lie too far ahead of a fill."""
         self.ahead = ahead
+        self.room = Room()
         self._running: dict[Digest, Fill] = {}
         self._unread: dict[Fill, str] = {}  # fill -> the client that left it last
         self._unread_of: Counter[str] = Counter()

@@ -146,6 +146,7 @@ class ListingPulls:
         except NotFoundError:
             await self._kept.forget(wanted.page)
             raise
+        self._registry(wanted.target).log.caught_up()
         body, fields = listing.body, {name: getattr(listing, name) for name in _FIELDS}
         other = {"large": listing.large, "hold": listing.hold}
         await self._pages.put(wanted.name, (body, {**fields, **other}))
@@ -204,6 +205,7 @@ class ListingPulls:
             hold.release()
             return None
         _log.info("serving %s stale: %s", wanted.page, error)
+        self._registry(wanted.target).log.fell_back(error.message)
         next_query, filters = (page.fields[name] for name in _FIELDS)
         listing = Listing(body, next_query, filters, hold=hold)
         return ListingAnswer(listing, Outcome.STALE, error.word)

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from mirror.oci.digest import Digest
 from mirror.upstream.errors import NonsenseError, UpstreamError
 
 
@@ -29,6 +30,11 @@ class DigestMismatchError(NonsenseError):
 
     word = "digest_mismatch"
     transient = False
+
+
+def wrong_bytes(repository: str, digest: Digest) -> str:
+    """Return the message of a DigestMismatchError for content of a repository."""
+    return f"sent bytes for {repository} that are not {digest}"
 
 
 class OverloadedError(UpstreamError):

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
+from mirror.trouble import Trouble
 from mirror.upstream.auth import Authenticator
 from mirror.upstream.credentials import Principal
 from mirror.upstream.errors import NonsenseError, UpstreamError
@@ -79,6 +80,35 @@ _MOST_PRINCIPALS: Final = 1_000
 _MOST_PRINCIPAL_BYTES: Final = 4 * 1024 * 1024  # of Authorization fields: up to 64 KiB each
 
 
+class StateLog:
+    """Log lines about one upstream: one for each change, however many requests meet it."""
+
+    def __init__(self, name: str, registries: Sequence[Registry]) -> None:
+        self._name = name
+        self._registries = registries
+        self._stale = Trouble()
+        self._mismatched: Lru[Digest, bool] = Lru(_MOST_THINGS)
+
+    def fell_back(self, cause: str) -> None:
+        """Note that the last known answer is served, since upstream cannot answer."""
+        if self._stale.met():
+            text = "%s: serving the last known tags and listings (stale): %s"
+            _log.warning(text, self._name, cause)
+
+    def caught_up(self) -> None:
+        """Note that upstream has answered for a tag or a listing."""
+        seconds = self._stale.over()
+        if seconds is not None:
+            _log.warning("%s: serving no stale answers any more, after %.0f s", self._name, seconds)
+
+    def mismatched(self, digest: Digest, error: UpstreamError) -> None:
+        """Note that the bytes for a digest are wrong."""
+        if self._mismatched.get(digest) is None:
+            self._mismatched.put(digest, True)
+            text = "%s; not stored: check the registry (%s) and the proxies and caches on the way"
+            _log.warning(text, error, ", ".join(each.address for each in self._registries))
+
+
 class Endpoints:
     """The addresses of one upstream.
 
@@ -92,15 +122,18 @@ class Endpoints:
         name: str,
         registries: Sequence[Registry],
         introduce: Callable[[Principal], Authenticator],
+        log: "StateLog | None" = None,
     ) -> None:
         """Ask ``registries`` in order; the last one is the registry itself.
 
         ``introduce`` returns the authenticator of a principal for the registry itself.
+        ``log`` is that of the same upstream for other clients.
         """
         self.name = name
         *self._mirrors, self._registry = registries
         self._introduce = introduce
         self._doubts = Doubts()
+        self.log = log or StateLog(name, registries)
         self._of_principals: Lru[Principal, Endpoints] = Lru(
             _MOST_PRINCIPALS, _MOST_PRINCIPAL_BYTES
         )
@@ -112,7 +145,7 @@ class Endpoints:
         endpoints = self._of_principals.get(principal)
         if endpoints is None:
             registry = self._registry.with_credentials(self._introduce(principal))
-            endpoints = Endpoints(self.name, [registry], self._introduce)
+            endpoints = Endpoints(self.name, [registry], self._introduce, self.log)
             self._of_principals.put(principal, endpoints, len(principal.authorization))
         return endpoints
 
