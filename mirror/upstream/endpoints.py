@@ -47,11 +47,16 @@ class Doubts:
         """Note that a mirror answered; the bytes are verified later."""
         self._gave.put(thing, (self._gave.get(thing) or set()) | {mirror})
 
-    def failed(self, mirror: int, thing: str) -> None:
-        """Note that a mirror answered with other content than ``thing``."""
-        now = self._clock()
+    def failed(self, mirror: int, thing: str) -> bool:
+        """Note that a mirror answered with other content than ``thing``.
+
+        Returns:
+            whether the mirror had not failed for ``thing`` before.
+        """
+        now, fresh = self._clock(), not self._has_failed(mirror, thing)
         self._failed.put((mirror, thing), now)
         self._failures.setdefault(mirror, deque(maxlen=_FAILURES)).append(now)
+        return fresh
 
     def blame(self, thing: str) -> list[int]:
         """Note that ``thing`` has wrong content: ask all mirrors that sent a part of it last.
@@ -59,11 +64,7 @@ class Doubts:
         Returns:
             the mirrors that had not failed for ``thing`` before.
         """
-        blamed = self._gave.pop(thing) or set()
-        fresh = [mirror for mirror in blamed if not self._has_failed(mirror, thing)]
-        for mirror in blamed:
-            self.failed(mirror, thing)
-        return fresh
+        return [mirror for mirror in self._gave.pop(thing) or () if self.failed(mirror, thing)]
 
     def _has_failed(self, mirror: int, thing: str) -> bool:
         failed = self._failed.get((mirror, thing))
@@ -280,8 +281,8 @@ class Endpoints:
         try:
             answer = await question(self._mirrors[mirror])
         except NonsenseError:
-            self._doubts.failed(mirror, thing)
-            self._tell(mirror, thing)
+            if self._doubts.failed(mirror, thing):
+                self._tell(mirror, thing)
             raise
         self._doubts.gave(mirror, thing)
         return answer

@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 
 from tests.fakes import Fault, image, random_bytes
+from tests.peers.process import free_port
 from tests.running import running
 
 REPO = "library/app"
@@ -121,3 +122,18 @@ async def test_one_line_says_that_a_manifest_has_wrong_bytes(mirror, upstream, c
         assert (await mirror.get(f"/v2/{REPO}/manifests/{digest}")).status == 502
     (line,) = warned(caplog)
     assert line.startswith(f"docker.io: sent bytes for library/app that are not {digest}; not st")
+
+
+async def test_one_line_says_that_a_mirror_sends_wrong_bytes_while_the_registry_is_down(
+    tmp_path, upstream, caplog
+):
+    digest = upstream.add_image(REPO, image(b"layer"), "1")
+    body, media_type = upstream.manifests[REPO, digest]
+    upstream.manifests[REPO, digest] = (body.replace(b"{", b"{ ", 1), media_type)
+    table = {"url": f"http://127.0.0.1:{free_port()}", "mirrors": [upstream.url]}
+    async with running(tmp_path, {"docker.io": table}) as mirror:
+        for _ in range(21):
+            assert (await mirror.get(f"/v2/{REPO}/manifests/{digest}")).status == 502
+    lines = [each for each in warned(caplog) if "it is asked last" in each]
+    assert len(lines) == 1
+    assert f"{upstream.url} sent wrong bytes for {REPO} {digest}" in lines[0]
