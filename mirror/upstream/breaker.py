@@ -7,7 +7,7 @@ a time-out open it if they are of several objects.
 An open breaker raises the last error again.  A background probe checks whether upstream is back,
 so that no client request is used for that.
 
-The log says when a server stops to answer, and when it answers again.
+The log says when a server stops answering, and when it answers again.
 """
 
 import asyncio
