@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 
 import pytest
 from yarl import URL
@@ -73,8 +74,8 @@ async def test_an_upstream_that_takes_connections_only_is_down_too(
 
 async def test_no_probe_outlives_its_transport_however_many_servers_are_down():
     """Storage with changing host names, which accepts connections and says nothing."""
-    silent = await asyncio.start_server(lambda *_: asyncio.sleep(3600), "0.0.0.0", 0)
-    port = silent.sockets[0].getsockname()[1]
+    silent = socket.create_server(("", 0), backlog=1024)
+    port = silent.getsockname()[1]
     settings = TransportSettings(first_byte_timeout=0.05, private_redirects=True)
 
     def probes() -> int:
