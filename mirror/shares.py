@@ -55,6 +55,8 @@ def asking(address: str) -> Iterator[None]:
 class FullError(Exception):
     """No units are available; ``retry_after`` is in seconds from now."""
 
+    word = "overloaded"
+
     def __init__(self, message: str, retry_after: float = _RETRY_SECONDS) -> None:
         super().__init__(message)
         self.message = message

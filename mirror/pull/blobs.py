@@ -151,7 +151,8 @@ class BlobPulls:
         fill = self._joinable(digest, upstream)
         if fill is not None:
             return fill, False
-        fresh = Fill(digest, source, self._blobs.of(upstream), self._observer)
+        room = self._fills.room
+        fresh = Fill(digest, source, self._blobs.of(upstream), self._observer, room)
         self._begun.add(fresh)
         self._fills.begin(fresh, ended=lambda: self._begun.discard(fresh))
         return fresh, True

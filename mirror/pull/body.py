@@ -16,7 +16,7 @@ from typing import Protocol
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
-from mirror.pull.outcome import BrokenOffError, DigestMismatchError
+from mirror.pull.outcome import BrokenOffError, DigestMismatchError, wrong_bytes
 from mirror.pull.parallel import Segments
 from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
 from mirror.pull.slots import Slots
@@ -232,7 +232,10 @@ class PassingContent:
         if not self._digest.matches(self._hasher):
             registry = self._source.registry
             registry.blame(self._digest)
-            raise DigestMismatchError(registry.name, f"sent bytes that are not {self._digest}")
+            text = wrong_bytes(self._source.repository, self._digest)
+            error = DigestMismatchError(registry.name, text)
+            registry.log.mismatched(self._digest, error)
+            raise error
         if held:
             yield held
 

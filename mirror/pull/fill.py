@@ -18,7 +18,7 @@ from mirror.oci.digest import Digest
 from mirror.pull.body import Source
 from mirror.pull.fill_reader import FillReader, State
 from mirror.pull.follow import Following
-from mirror.pull.outcome import DigestMismatchError
+from mirror.pull.outcome import DigestMismatchError, wrong_bytes
 from mirror.pull.parallel import Stream
 from mirror.pull.policy import (
     BATCH_BYTES,
@@ -29,6 +29,7 @@ from mirror.pull.policy import (
     Backoff,
     nearly_done,
 )
+from mirror.pull.room import Room
 from mirror.spans import NOTHING, current, entered
 from mirror.store.interface import (
     BlobStore,
@@ -72,7 +73,7 @@ class Fill:
     """The download of one blob from one source."""
 
     def __init__(
-        self, digest: Digest, source: Source, blobs: BlobStore, observer: Observer
+        self, digest: Digest, source: Source, blobs: BlobStore, observer: Observer, room: Room
     ) -> None:
         self.digest = digest
         self.source = source
@@ -82,6 +83,7 @@ class Fill:
         self.span = NOTHING
         self._blobs = blobs
         self._observer = observer
+        self._room = room
         self._readers = 0
         self._allowance: int | None = None  # bytes that may still arrive without a reader
         self._timer: asyncio.TimerHandle | None = None
@@ -231,7 +233,7 @@ class Fill:
             yield count
         except DigestMismatchError as error:
             count.result = "digest_mismatch"
-            _log.warning("%s", error)
+            self.source.registry.log.mismatched(self.digest, error)
             raise
         finally:
             self._observer.fill_ended(self.source.registry.name, count.result)
@@ -248,6 +250,9 @@ class Fill:
             return await self._adopt(partial)
         except (OSError, IndexUnavailableError, NoRoomError) as error:
             _log.info("%s passes through uncached: %s", self.digest, error)
+            if isinstance(error, NoRoomError):
+                size = self.reader.total or partial.length
+                self._room.lacking(self.source.registry.name, self.source.repository, size)
             self.reader.decline(partial.length, partial.hasher)
             discard = True
             return "failed"
@@ -264,6 +269,7 @@ class Fill:
         except (OSError, IndexUnavailableError) as error:
             _log.info("%s is served but could not be stored: %s", self.digest, error)
             return "failed"
+        self._room.found()
         return "resumed" if self._resumed else "stored"
 
     async def _download(self, partial: PartialBlob) -> None:
@@ -315,7 +321,7 @@ class Fill:
         if total is not None and partial.length < total:
             raise NonsenseError(name, f"ended {total - partial.length} bytes early")
         if not partial.verified():
-            raise DigestMismatchError(name, f"sent bytes that are not {self.digest}")
+            raise DigestMismatchError(name, wrong_bytes(self.source.repository, self.digest))
 
     async def _begin(self, stream: Stream, partial: PartialBlob) -> None:
         known = self.reader.total

@@ -14,6 +14,7 @@ from mirror.pull.fill import Fill
 from mirror.pull.fill_reader import State
 from mirror.pull.policy import UNWANTED_FILLS, UNWANTED_FILLS_OF_CLIENT
 from mirror.pull.range_fetch import RangeFetches
+from mirror.pull.room import Room
 from mirror.shares import OPERATOR, asker
 from mirror.stats.report import Filling
 
@@ -24,6 +25,7 @@ class Fills:
     def __init__(self, ahead: RangeFetches) -> None:
         """``ahead`` fetches the parts that lie too far ahead of a fill."""
         self.ahead = ahead
+        self.room = Room()
         self._running: dict[Digest, Fill] = {}
         self._unread: dict[Fill, str] = {}  # fill -> the client that left it last
         self._unread_of: Counter[str] = Counter()

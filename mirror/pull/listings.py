@@ -146,6 +146,7 @@ class ListingPulls:
         except NotFoundError:
             await self._kept.forget(wanted.page)
             raise
+        self._registry(wanted.target).log.caught_up()
         body, fields = listing.body, {name: getattr(listing, name) for name in _FIELDS}
         other = {"large": listing.large, "hold": listing.hold}
         await self._pages.put(wanted.name, (body, {**fields, **other}))
@@ -169,7 +170,7 @@ class ListingPulls:
         if not refused:
             await self._refusals.note(wanted, error)
         if not isinstance(error, NotFoundError):
-            answer = await self._from_mirrors(wanted, call, type(error).__name__)
+            answer = await self._from_mirrors(wanted, call, error.word)
             if answer is not None:
                 return answer
         if refused:  # not before: the next client is to get the page of a mirror too
@@ -204,9 +205,10 @@ class ListingPulls:
             hold.release()
             return None
         _log.info("serving %s stale: %s", wanted.page, error)
+        self._registry(wanted.target).log.fell_back(error.message)
         next_query, filters = (page.fields[name] for name in _FIELDS)
         listing = Listing(body, next_query, filters, hold=hold)
-        return ListingAnswer(listing, Outcome.STALE, type(error).__name__)
+        return ListingAnswer(listing, Outcome.STALE, error.word)
 
 
 async def _pieces(stream: BlobStream) -> AsyncGenerator[bytes, None]:

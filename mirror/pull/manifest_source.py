@@ -18,7 +18,8 @@ from mirror.oci.manifest import (
 )
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Tag
-from mirror.pull.outcome import DigestMismatchError
+from mirror.pull.outcome import DigestMismatchError, wrong_bytes
+from mirror.pull.room import Room
 from mirror.store.interface import (
     IndexUnavailableError,
     Link,
@@ -84,12 +85,14 @@ class ManifestSource:
         manifests: ManifestStore,
         tags: TagStore,
         observer: Observer,
+        room: Room,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._registries = registries
         self._manifests = manifests
         self._tags = tags
         self._observer = observer
+        self._room = room
         self._clock = clock
         self._known_types: Lru[Digest, tuple[str, ...]] = Lru(_KNOWN_TYPES)
 
@@ -144,7 +147,7 @@ class ManifestSource:
             wanted.target.repository,
             reference,
             wanted.accept,
-            lambda answer: self._verified(wanted.target.upstream, answer, digest),
+            lambda answer: self._verified(wanted.target, answer, digest),
         )
         # All repositories share the row in the index: it has the media type that the bytes state.
         shared = replace(manifest, media_type=media_types(manifest.body)[0])
@@ -152,26 +155,32 @@ class ManifestSource:
             await self._kept(wanted.target).put(shared)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
             _log.info("manifest %s is served but could not be stored: %s", manifest.digest, error)
+            if isinstance(error, NoRoomError):
+                target, size = wanted.target, len(manifest.body)
+                self._room.lacking(target.upstream, target.repository, size)
         else:
             await self.note_origin(wanted.target, manifest)
         return manifest
 
-    def _verified(self, upstream: str, answer: ManifestBody, digest: Digest | None) -> Manifest:
+    def _verified(self, target: Target, answer: ManifestBody, digest: Digest | None) -> Manifest:
         """Return the manifest in an answer of upstream.
 
         Raises:
             UpstreamError: the body is not a manifest, or does not match the digest.
         """
+        upstream = target.upstream
         expected = digest or answer.digest or Digest.of(answer.body)
         if Digest.of(answer.body, expected.algorithm) != expected:
             self._observer.manifest_mismatched(upstream)
-            raise DigestMismatchError(upstream, f"sent bytes that are not {expected}")
+            error = DigestMismatchError(upstream, wrong_bytes(target.repository, expected))
+            self.registry(target).log.mismatched(expected, error)
+            raise error
         try:
             media_type = identify(answer.body, answer.media_type)
-        except Schema1Unsupported as error:
-            raise NotFoundError(upstream, f"has only {error}") from error
-        except NotAManifest as error:
-            raise NonsenseError(upstream, f"did not send a manifest: {error}") from error
+        except Schema1Unsupported as reason:
+            raise NotFoundError(upstream, f"has only {reason}") from reason
+        except NotAManifest as reason:
+            raise NonsenseError(upstream, f"did not send a manifest: {reason}") from reason
         return Manifest(expected, media_type, answer.body, answer.hold)
 
     async def note_origin(self, target: Target, manifest: Manifest) -> None:

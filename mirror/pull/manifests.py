@@ -199,7 +199,8 @@ class ManifestPulls:
             if stale is None:
                 raise
             _log.info("serving %s stale: %s", name, error)
-            return Resolution(described(stale), Outcome.STALE, type(error).__name__)
+            self._source.registry(wanted.target).log.fell_back(error.message)
+            return Resolution(described(stale), Outcome.STALE, error.word)
         await self._confirmed(wanted, tag, descriptor)
         same = known is not None and known.descriptor.digest == descriptor.digest
         return Resolution(descriptor, Outcome.REVALIDATED if same else Outcome.MISS)
@@ -217,6 +218,7 @@ class ManifestPulls:
 
     async def _confirmed(self, wanted: Wanted, tag: Tag, descriptor: Descriptor) -> None:
         """Record what upstream has just said about a tag."""
+        self._source.registry(wanted.target).log.caught_up()
         await self._freshness.put(wanted.name(tag), descriptor)
         link = Link(descriptor, self._clock())
         await self._source.write_down(self._tags.put(wanted.record(tag), link))

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from mirror.oci.digest import Digest
 from mirror.upstream.errors import NonsenseError, UpstreamError
 
 
@@ -27,11 +28,19 @@ class Outcome(StrEnum):
 class DigestMismatchError(NonsenseError):
     """Upstream sent bytes that do not match the requested digest."""
 
+    word = "digest_mismatch"
     transient = False
+
+
+def wrong_bytes(repository: str, digest: Digest) -> str:
+    """Return the message of a DigestMismatchError for content of a repository."""
+    return f"sent bytes for {repository} that are not {digest}"
 
 
 class OverloadedError(UpstreamError):
     """The mirror is at its limit of downloads; ``retry_after`` is in seconds from now."""
+
+    word = "overloaded"
 
     def __init__(self, upstream: str, message: str, retry_after: float) -> None:
         super().__init__(upstream, message)

@@ -224,4 +224,4 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ErrorAnswerError:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "timeout"
-    return str(error) or type(error).__name__
+    return str(error) or "the connection failed"

@@ -70,7 +70,7 @@ def _obeyed(command: Command) -> Command:
         except OSError as error:
             raise UserError(f"the cache directory: {error.strerror}") from error
         except (LookupError, TypeError, ValueError) as error:
-            text = f"the command and the mirror differ in version: {type(error).__name__} {error}"
+            text = f"the command and the mirror differ in version: {error}"
             raise UserError(text) from error
 
     return obey

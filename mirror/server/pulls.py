@@ -78,7 +78,7 @@ async def opened_pulls(
             refusals = Refusals(negatives, kept.listings, stale)
             blobs = BlobPulls(registries, kept.blobs, refusals, metrics, shared_state.slots, fills)
             begun.append(blobs)
-            source = ManifestSource(registries, kept.manifests, kept.tags, metrics)
+            source = ManifestSource(registries, kept.manifests, kept.tags, metrics, fills.room)
             manifests = ManifestPulls(source, kept.tags, freshness, refusals, stale)
             answers = store.rooms.answers
             listings = ListingPulls(registries, pages, kept.listings, refusals, answers, stale)

@@ -227,7 +227,8 @@ async def opened_upstream(
 
 def _login(name: str, upstream: UpstreamConfig) -> Login:
     if not upstream.username:
-        return Login()
+        keys = f'username and password of [upstreams."{name}"]'
+        return Login(advice=f"; a login may raise the limit: set {keys}")
     _secret(name, upstream)  # readable at the start
     key = "password_file" if upstream.password_file else "password"
     hint = quirks_of(name).login_hint

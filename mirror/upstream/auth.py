@@ -65,7 +65,8 @@ class Authorization:
             owner: identifies the client with this login; empty for the mirror's own.
             elsewhere: upstream has redirected to this registry; no further ones are logged in to.
         """
-        self._limits = RateLimits(upstream)
+        # The limit of a client with its own credentials is for that client to know.
+        self._limits = RateLimits(upstream, None if owner else login.advice)
         self._url = url
         self._transport = transport
         self._login = login

@@ -6,14 +6,19 @@ a time-out open it if they are of several objects.
 
 An open breaker raises the last error again.  A background probe checks whether upstream is back,
 so that no client request is used for that.
+
+The log says when a server stops answering, and when it answers again.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mirror.upstream.errors import TimedOutError, UpstreamError
+from mirror.trouble import Trouble
+from mirror.upstream.errors import TimedOutError, UnreachableError, UpstreamError
 
+_log = logging.getLogger(__name__)
 _FAILURES: Final = 3  # the number of objects whose requests failed, without an answer in between
 _FIRST_PROBE_SECONDS: Final = 0.5
 _MAX_PROBE_SECONDS: Final = 30.0
@@ -24,10 +29,12 @@ class Breaker:
 
     def __init__(
         self,
+        server: str,
         probe: Callable[[], Awaitable[None]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """``probe`` raises UpstreamError while upstream cannot be reached."""
+        """``server`` is its name in the log; ``probe`` raises UpstreamError while it is down."""
+        self._server = server
         self._probe = probe
         self._sleep = sleep
         self._failed: set[str] = set()
@@ -35,6 +42,8 @@ class Breaker:
         self._probing: asyncio.Task[None] | None = None
         self._judged = asyncio.Event()  # whether the running probe has had an answer
         self._judged.set()
+        self._trouble = Trouble()
+        self._stopped = False
 
     async def check(self) -> None:
         """Return if requests may be sent.
@@ -50,6 +59,10 @@ class Breaker:
 
     def failed(self, error: UpstreamError, thing: str) -> None:
         """Note that a request for ``thing`` had no answer, or none in time."""
+        if self._stopped:
+            return
+        if isinstance(error, UnreachableError):
+            self._down(error)
         if isinstance(error, TimedOutError):
             if self._probing is None:
                 self._judged.clear()
@@ -58,18 +71,36 @@ class Breaker:
         self._failed.add(thing)
         if len(self._failed) >= _FAILURES and self._probing is None:
             self._error = error
+            self._down(error)
             self._start(_FIRST_PROBE_SECONDS)
 
     def answered(self) -> None:
         """Note that upstream answered, with any status."""
         self._failed.clear()
+        seconds = self._trouble.over()
+        if seconds is not None:
+            _log.warning("%s answers again, after %.0f s", self._server, seconds)
 
-    async def close(self) -> None:
-        """Stop probing."""
+    def stop(self) -> None:
+        """Stop probing, for good."""
+        self._stopped = True
         if self._probing is not None:
             self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
         self._judged.set()  # also if the probe had not begun
+
+    async def close(self) -> None:
+        """Stop probing, and wait until the probe has ended."""
+        self.stop()
+        if self._probing is not None:
+            await asyncio.gather(self._probing, return_exceptions=True)
+
+    def _down(self, error: UpstreamError) -> None:
+        if self._trouble.met():
+            _log.warning(
+                "%s does not answer: %s; cached images are still served, and the mirror goes on "
+                "asking: check the network, DNS, and the address",
+                *(self._server, error.message),
+            )
 
     def _start(self, delay: float) -> None:
         self._probing = asyncio.create_task(self._probe_until_back(delay), name="probe")
@@ -83,8 +114,10 @@ class Breaker:
                     await self._probe()
                 except UpstreamError as error:
                     self._error = error
+                    self._down(error)
                     self._judged.set()
                 else:
+                    self.answered()
                     return
         finally:
             self._error, self._probing = None, None

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
+from mirror.trouble import Trouble
 from mirror.upstream.auth import Authenticator
 from mirror.upstream.credentials import Principal
 from mirror.upstream.errors import NonsenseError, UpstreamError
@@ -46,11 +47,16 @@ class Doubts:
         """Note that a mirror answered; the bytes are verified later."""
         self._gave.put(thing, (self._gave.get(thing) or set()) | {mirror})
 
-    def failed(self, mirror: int, thing: str) -> None:
-        """Note that a mirror answered with other content than ``thing``."""
-        now = self._clock()
+    def failed(self, mirror: int, thing: str) -> bool:
+        """Note that a mirror answered with other content than ``thing``.
+
+        Returns:
+            whether the mirror had not failed for ``thing`` before.
+        """
+        now, fresh = self._clock(), not self._has_failed(mirror, thing)
         self._failed.put((mirror, thing), now)
         self._failures.setdefault(mirror, deque(maxlen=_FAILURES)).append(now)
+        return fresh
 
     def blame(self, thing: str) -> list[int]:
         """Note that ``thing`` has wrong content: ask all mirrors that sent a part of it last.
@@ -58,11 +64,7 @@ class Doubts:
         Returns:
             the mirrors that had not failed for ``thing`` before.
         """
-        blamed = self._gave.pop(thing) or set()
-        fresh = [mirror for mirror in blamed if not self._has_failed(mirror, thing)]
-        for mirror in blamed:
-            self.failed(mirror, thing)
-        return fresh
+        return [mirror for mirror in self._gave.pop(thing) or () if self.failed(mirror, thing)]
 
     def _has_failed(self, mirror: int, thing: str) -> bool:
         failed = self._failed.get((mirror, thing))
@@ -79,6 +81,35 @@ _MOST_PRINCIPALS: Final = 1_000
 _MOST_PRINCIPAL_BYTES: Final = 4 * 1024 * 1024  # of Authorization fields: up to 64 KiB each
 
 
+class StateLog:
+    """Log lines about one upstream: one for each change, however many requests meet it."""
+
+    def __init__(self, name: str, registries: Sequence[Registry]) -> None:
+        self._name = name
+        self._registries = registries
+        self._stale = Trouble()
+        self._mismatched: Lru[Digest, bool] = Lru(_MOST_THINGS)
+
+    def fell_back(self, cause: str) -> None:
+        """Note that the last known answer is served, since upstream cannot answer."""
+        if self._stale.met():
+            text = "%s: serving the last known tags and listings (stale): %s"
+            _log.warning(text, self._name, cause)
+
+    def caught_up(self) -> None:
+        """Note that upstream has answered for a tag or a listing."""
+        seconds = self._stale.over()
+        if seconds is not None:
+            _log.warning("%s: serving no stale answers any more, after %.0f s", self._name, seconds)
+
+    def mismatched(self, digest: Digest, error: UpstreamError) -> None:
+        """Note that the bytes for a digest are wrong."""
+        if self._mismatched.get(digest) is None:
+            self._mismatched.put(digest, True)
+            text = "%s; not stored: check the registry (%s) and the proxies and caches on the way"
+            _log.warning(text, error, ", ".join(each.address for each in self._registries))
+
+
 class Endpoints:
     """The addresses of one upstream.
 
@@ -92,15 +123,18 @@ class Endpoints:
         name: str,
         registries: Sequence[Registry],
         introduce: Callable[[Principal], Authenticator],
+        log: "StateLog | None" = None,
     ) -> None:
         """Ask ``registries`` in order; the last one is the registry itself.
 
         ``introduce`` returns the authenticator of a principal for the registry itself.
+        ``log`` is that of the same upstream for other clients.
         """
         self.name = name
         *self._mirrors, self._registry = registries
         self._introduce = introduce
         self._doubts = Doubts()
+        self.log = log or StateLog(name, registries)
         self._of_principals: Lru[Principal, Endpoints] = Lru(
             _MOST_PRINCIPALS, _MOST_PRINCIPAL_BYTES
         )
@@ -112,7 +146,7 @@ class Endpoints:
         endpoints = self._of_principals.get(principal)
         if endpoints is None:
             registry = self._registry.with_credentials(self._introduce(principal))
-            endpoints = Endpoints(self.name, [registry], self._introduce)
+            endpoints = Endpoints(self.name, [registry], self._introduce, self.log)
             self._of_principals.put(principal, endpoints, len(principal.authorization))
         return endpoints
 
@@ -247,8 +281,8 @@ class Endpoints:
         try:
             answer = await question(self._mirrors[mirror])
         except NonsenseError:
-            self._doubts.failed(mirror, thing)
-            self._tell(mirror, thing)
+            if self._doubts.failed(mirror, thing):
+                self._tell(mirror, thing)
             raise
         self._doubts.gave(mirror, thing)
         return answer

@@ -1,5 +1,7 @@
 """Errors of an upstream, one class for each way to handle them; aiohttp's are translated here."""
 
+import os
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -13,6 +15,8 @@ from mirror.upstream.proxies import Proxy
 class UpstreamError(Exception):
     """Upstream did not answer a request as asked.  The message contains no secret."""
 
+    word = "failed"
+    """The kind of error, as a token of Cache-Status and of the log."""
     transient = False
     by_status = False
     """Whether upstream answered with an error status: another method may have another answer."""
@@ -26,12 +30,14 @@ class UpstreamError(Exception):
 class NotFoundError(UpstreamError):
     """404: upstream does not have it."""
 
+    word = "not_found"
     by_status = True
 
 
 class RefusedError(UpstreamError):
     """Upstream refuses this client; ``challenges`` are the WWW-Authenticate fields."""
 
+    word = "refused"
     by_status = True
 
     def __init__(self, upstream: str, message: str, challenges: Sequence[str] = ()) -> None:
@@ -42,19 +48,26 @@ class RefusedError(UpstreamError):
 class UnauthorizedError(RefusedError):
     """401, also with a token: the repository is private or (Docker Hub) does not exist."""
 
+    word = "unauthorized"
+
 
 class LoginRefusedError(UnauthorizedError):
     """Upstream refuses the mirror's own user and password: other clients are not at fault."""
 
+    word = "login_refused"
     by_status = False
 
 
 class DeniedError(RefusedError):
     """403."""
 
+    word = "denied"
+
 
 class RateLimitedError(UpstreamError):
     """429; ``retry_after`` is in seconds from now."""
+
+    word = "rate_limited"
 
     def __init__(self, upstream: str, message: str, retry_after: float) -> None:
         super().__init__(upstream, message)
@@ -64,6 +77,7 @@ class RateLimitedError(UpstreamError):
 class RejectedError(UpstreamError):
     """400, 402, 410, 413 or 451; ``code`` is that of upstream's error body, empty without one."""
 
+    word = "rejected"
     by_status = True
 
     def __init__(self, upstream: str, message: str, status: int, code: str = "") -> None:
@@ -75,11 +89,20 @@ class RejectedError(UpstreamError):
 class UnavailableError(UpstreamError):
     """Upstream cannot be reached, broke off, or answered 5xx or nonsense."""
 
+    word = "unavailable"
     transient = True
+
+
+class UnreachableError(UnavailableError):
+    """No connection to upstream can be made."""
+
+    word = "unreachable"
 
 
 class NonsenseError(UnavailableError):
     """Upstream answered with content that does not match the request."""
+
+    word = "invalid_answer"
 
 
 class OversizedAnswerError(NonsenseError):
@@ -89,18 +112,25 @@ class OversizedAnswerError(NonsenseError):
 class RedirectError(UnavailableError):
     """Upstream redirects to an address that the mirror does not follow."""
 
+    word = "redirect_refused"
+
 
 class RangeRefusedError(UpstreamError):
     """416: the stored part of a blob is not a prefix of the blob at upstream."""
+
+    word = "range_refused"
 
 
 class OversizedError(UpstreamError):
     """A blob is larger than ``[fetch] max_blob_size``, or does not end."""
 
+    word = "too_large"
+
 
 class TimedOutError(UpstreamError):
     """Upstream was reached and then was too slow."""
 
+    word = "timed_out"
     transient = True
 
 
@@ -111,8 +141,10 @@ _FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientConnectorCertificateError: (
         "the certificate of {origin} is not trusted (ca_file adds a CA)"
     ),
-    aiohttp.ClientConnectorError: "cannot connect to {origin}",
+    aiohttp.ClientConnectorError: "cannot connect to {origin}{cause}",
     aiohttp.ClientPayloadError: "{origin} broke off in the middle of a body",
+    aiohttp.ServerDisconnectedError: "{origin} closed the connection without an answer",
+    aiohttp.ClientResponseError: "{origin} does not answer in HTTP",
 }
 
 
@@ -126,7 +158,10 @@ def translated(
     origin = place(url, proxy)
     if isinstance(error, TimeoutError):
         return TimedOutError(upstream, f"{origin} did not answer in time")
-    return UnavailableError(upstream, _what(error, proxy).format(origin=origin, proxy=proxy))
+    text = _what(error, proxy).format(origin=origin, proxy=proxy, cause=_cause(error))
+    connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
+    forbidden = isinstance(_os_error(error), PrivateAddressError)
+    return (UnreachableError if connecting and not forbidden else UnavailableError)(upstream, text)
 
 
 def place(url: URL, proxy: Proxy | None) -> str:
@@ -143,10 +178,22 @@ def _what(error: Exception, proxy: Proxy | None) -> str:
         return "the name of the proxy {proxy} does not resolve"
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return "cannot connect to the proxy {proxy}"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, PrivateAddressError):
+    if isinstance(_os_error(error), PrivateAddressError):
         return "leads to the private address {origin} (private_redirects allows it)"
     for kind, text in _FAILURES.items():
         if isinstance(error, kind):
             return text
-    return f"talking to {{origin}} failed ({type(error).__name__})"
+    return "the connection to {origin} failed{cause}"
+
+
+def _os_error(error: Exception) -> Exception:
+    return error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+
+
+def _cause(error: Exception) -> str:
+    """Return the system's words for the cause in parentheses, empty without any."""
+    cause = _os_error(error)
+    if isinstance(cause, ssl.SSLError):
+        return f" (TLS: {cause.reason.replace('_', ' ').lower()})" if cause.reason else ""
+    number = cause.errno if isinstance(cause, OSError) else None
+    return f" ({os.strerror(number).lower()})" if number else ""

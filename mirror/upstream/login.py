@@ -44,7 +44,9 @@ class Login:
 
     own = False
 
-    def __init__(self, credentials: Credentials | None = None) -> None:
+    def __init__(self, credentials: Credentials | None = None, advice: str = "") -> None:
+        """``advice``: how to log in, for messages that a login would help."""
+        self.advice = advice
         self._credentials = credentials
         self._alone = asyncio.Lock()
         self.proven = False
@@ -127,8 +129,8 @@ class OwnLogin(Login):
         try:
             password = await asyncio.to_thread(self._read)
         except (OSError, ValueError) as error:  # without its text: it may hold the password
-            kind = type(error).__name__
-            _log.warning("%s: %s cannot be read (%s)", self._upstream, self._keys, kind)
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            _log.warning("%s: %s cannot be read (%s)", self._upstream, self._keys, reason)
         else:
             self._credentials = Credentials(self._username, password)
         return self._credentials != refused

@@ -2,16 +2,21 @@
 
 A server counts its kinds of requests apart: Docker Hub limits GET of manifests only, and neither
 HEAD, nor blobs, nor its token service, nor the storage that it redirects to.
+
+The log has one line when a limit is reached, and no other until such a request succeeds again.
 """
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from mirror.trouble import Trouble
 from mirror.upstream.errors import RateLimitedError
 
+_log = logging.getLogger(__name__)
 _DEFAULT_SECONDS: Final = 30.0  # Docker Hub's abuse limit answers 429 without Retry-After
 _MAX_SECONDS: Final = 3600.0
 _MAX_DIGITS: Final = 10
@@ -21,8 +26,10 @@ _MAX_PAUSES: Final = 256  # storage with changing host names
 class RateLimits:
     """The pauses of one client of an upstream, by server, kind and method of the request."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, advice: str | None = None) -> None:
+        """``advice``: what to do about a limit, for the log; None: do not log limits."""
         self._upstream = upstream
+        self._advice = advice
         self._pauses: OrderedDict[tuple[str, str, str], RateLimitPause] = OrderedDict()
 
     def check(self, server: str, kind: str, method: str) -> None:
@@ -49,7 +56,21 @@ class RateLimits:
         self._pauses.move_to_end(key)
         if len(self._pauses) > _MAX_PAUSES:
             self._pauses.popitem(last=False)
-        return pause.close(retry_after, date)
+        error = pause.close(retry_after, date)
+        if self._advice is not None and pause.trouble.met():
+            until = time.strftime("%H:%M:%S", time.gmtime(time.time() + error.retry_after))
+            _log.warning(
+                "%s; rate limited until %s UTC or later, and not asked before; cached images are "
+                "still served%s",
+                *(error, until, self._advice),
+            )
+        return error
+
+    def passed(self, server: str, kind: str, method: str) -> None:
+        """Note that a server has answered such a request: it is not limited any more."""
+        pause = self._pauses.get((server, kind, method))
+        if pause is not None:
+            pause.trouble.over()
 
 
 class RateLimitPause:
@@ -62,6 +83,7 @@ class RateLimitPause:
         self._message = message
         self._clock = clock
         self._closed_until = 0.0
+        self.trouble = Trouble()
 
     def check(self) -> None:
         """Return if requests may be sent.

@@ -25,8 +25,9 @@ from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
     OversizedAnswerError,
     RedirectError,
-    UnavailableError,
+    UnreachableError,
     UpstreamError,
+    place,
     translated,
 )
 from mirror.upstream.framing import forgiving
@@ -190,7 +191,7 @@ class Transport:
         )
         if response.status == _PROXY_LOGIN and proxy is not None:
             response.close()
-            raise UnavailableError(self._upstream, f"the proxy {proxy} wants user and password")
+            raise UnreachableError(self._upstream, f"the proxy {proxy} wants user and password")
         return response
 
     async def send(self, request: Request, limits: RateLimits) -> aiohttp.ClientResponse:
@@ -322,15 +323,19 @@ class Transport:
             response.release()
             fields = response.headers
             raise limits.close(*kind, fields.get("Retry-After", ""), fields.get("Date", ""))
+        limits.passed(*kind)
         return response
 
     def _breaker(self, origin: URL) -> Breaker:
         """Return the breaker of one server: a registry can be up while its storage is down."""
-        if origin not in self._breakers:
-            if len(self._breakers) >= _MAX_BREAKERS:  # storage with changing host names
-                return Breaker(lambda: self._ping(origin))
-            self._breakers[origin] = Breaker(lambda: self._ping(origin))
-        return self._breakers[origin]
+        breaker = self._breakers.pop(origin, None)
+        if breaker is None:
+            server = f"{self._upstream}: {place(origin, self.lookup_proxy(origin))}"
+            breaker = Breaker(server, lambda: self._ping(origin))
+        self._breakers[origin] = breaker  # the last one used is the last one dropped
+        if len(self._breakers) > _MAX_BREAKERS:  # storage with changing host names
+            self._breakers.pop(next(iter(self._breakers))).stop()
+        return breaker
 
     async def _ping(self, origin: URL) -> None:
         """Ask a server for ``/v2/``; any answer means that it is up."""

@@ -174,6 +174,7 @@ async def test_an_image_four_times_the_disk_is_pulled_and_small_ones_are_kept(mi
     await pull(mirror, upstream, "large", large)
     again = {seen.path.rpartition("/")[2] for seen in upstream.seen[asked:]}
     assert again == set(large.digests[1:3]), "what fits is kept of the large one too"
+    assert "large: no room in the cache for" in mirror.output()
     assert "Traceback" not in mirror.output()
 
 

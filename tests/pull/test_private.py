@@ -492,7 +492,7 @@ async def test_with_upstream_gone_grants_are_honoured_until_they_end(tmp_path, o
         await office.registry.stop()
         assert await pull(mirror, office, TEAM, ANN) == GOOD
         answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
-        assert answer.headers["Cache-Status"].startswith("mirror; fwd=stale; detail=Unavailable")
+        assert answer.headers["Cache-Status"].startswith("mirror; fwd=stale; detail=unreachable")
         assert await pull(mirror, office, TEAM, BOB) == [502] * 5
         await asyncio.sleep(GRANT_SECONDS)
         answer = await short.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)

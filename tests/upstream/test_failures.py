@@ -34,7 +34,10 @@ async def told(mirror: Mirror, path: str) -> tuple[int, str]:
 async def test_a_refused_connection_is_502(tmp_path, path):
     url = f"http://127.0.0.1:{free_port()}"
     async with running(tmp_path, {"docker.io": url}) as mirror:
-        assert await told(mirror, path) == (502, f"docker.io: cannot connect to {url}")
+        assert await told(mirror, path) == (
+            502,
+            f"docker.io: cannot connect to {url} (connection refused)",
+        )
         assert (await mirror.metrics())['mirror_upstream_up{upstream="docker.io"}'] == 0
 
 

@@ -154,7 +154,7 @@ async def test_a_login_that_is_refused_does_not_take_cached_tags_away(tmp_path, 
         for method in ("GET", "HEAD") * 2:
             answer = await mirror.get(TAG, method)
             assert answer.status == 200
-            assert answer.headers["Cache-Status"] == "mirror; fwd=stale; detail=LoginRefusedError"
+            assert answer.headers["Cache-Status"] == "mirror; fwd=stale; detail=login_refused"
         assert await pull_many(mirror, upstream, 10) == {401}
     assert door.sent.count(basic("me", "right")) <= 5
 

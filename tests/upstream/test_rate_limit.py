@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import time
 from email.utils import formatdate
 
 import pytest
@@ -10,7 +12,9 @@ from aiohttp import web
 from mirror.upstream.errors import RateLimitedError
 from mirror.upstream.rate_limit import RateLimitPause, RateLimits
 from tests.fakes import FakeRegistry, Fault, image
+from tests.running import running
 from tests.upstream.test_auth import TokenService, serving
+from tests.upstream.test_breaker import warned
 
 REPO = "library/app"
 BLOB = f"/v2/{REPO}/blobs/"
@@ -60,6 +64,39 @@ async def test_manifests_that_are_limited_leave_head_and_blobs_alone(mirror, ups
     assert (await mirror.get(f"/v2/{REPO}/manifests/1", "HEAD")).status == 200
     for digest in app.digests:
         assert (await mirror.get(BLOB + digest)).status == 200
+
+
+@pytest.mark.parametrize("password", ["", "secret"])
+async def test_one_line_says_until_when_upstream_limits_requests(
+    tmp_path, upstream, caplog, password
+):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    again = {"Retry-After": "3600"}
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=429, headers=again))
+    login = {"username": "me", "password": password} if password else {}
+    async with running(tmp_path, {"docker.io": {"url": upstream.url, **login}}) as mirror:
+        earliest = time.time()
+        for _ in range(101):
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 429
+    (line,) = warned(caplog)
+    assert line.startswith(f"docker.io: {upstream.url} answers 429: too many requests (GET manif")
+    until = re.search(r"rate limited until (\d\d:\d\d:\d\d) UTC or later", line)
+    ends = {time.strftime("%H:%M:%S", time.gmtime(earliest + 3600 + each)) for each in range(300)}
+    assert until is not None
+    assert until[1] in ends
+    advice = 'a login may raise the limit: set username and password of [upstreams."docker.io"]'
+    assert (advice in line) is not bool(password)
+
+
+async def test_requests_are_sent_again_after_the_pause_and_the_log_says_nothing_of_it(
+    mirror, upstream, caplog
+):
+    digest = upstream.add_blob(b"layer")
+    upstream.faults.append(Fault(kind="blob", status=429, headers={"Retry-After": "0"}))
+    assert (await mirror.get(BLOB + digest)).status == 429
+    assert (await mirror.get(BLOB + digest)).status == 200
+    assert len(warned(caplog)) == 1
 
 
 async def test_heads_that_are_limited_leave_get_alone(mirror, upstream):

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mirror.lru import Lru
 from mirror.store.interface import IndexUnavailableError
+from mirror.trouble import Trouble
 
 _BLOCK_BYTES: Final = 4096  # the smallest allocation of common file systems
 _SECTOR_BYTES: Final = 512  # the unit of st_blocks on every file system
@@ -74,6 +76,7 @@ def _taken(path: Path) -> int:
 
 _log = logging.getLogger(__name__)
 
+_MOST_REASONS: Final = 16
 _NO_INODES: Final = "no inodes left"
 _INODE_ADVICE: Final = (
     "remove other files from the file system (df -i), or raise min_free so that the mirror "
@@ -95,11 +98,15 @@ TROUBLES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 class DiskHealth:
-    """The state of the cache directory; each change is logged once."""
+    """The state of the cache directory; each change is logged once.
+
+    The disk and the databases may have other words for one trouble, in turn.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.reason = ""
+        self._troubles: Lru[str, Trouble] = Lru(_MOST_REASONS)
 
     def failing(self, error: Exception) -> None:
         """Record a failure to read or write."""
@@ -108,8 +115,10 @@ class DiskHealth:
         advice = _ADVICE.get(number or 0, "see whether the disk and the directory are sound")
         if number in {None, errno.ENOSPC} and lacks_inodes(self._directory):
             reason, advice = _NO_INODES, _INODE_ADVICE  # ENOSPC covers both
-        if reason != self.reason:
-            self.reason = reason
+        self.reason = reason
+        trouble = self._troubles.get(reason) or Trouble()
+        self._troubles.put(reason, trouble)
+        if trouble.met():
             _log.error(
                 "cache directory %s: %s; pulls go on uncached, and nothing is kept; %s",
                 self._directory,
@@ -128,6 +137,9 @@ class DiskHealth:
 
     def working(self) -> None:
         """Record a successful write."""
-        if self.reason:
-            self.reason = ""
+        if not self.reason:
+            return
+        self.reason = ""
+        troubles = filter(None, map(self._troubles.get, self._troubles))
+        if [trouble for trouble in troubles if trouble.over() is not None]:
             _log.warning("cache directory %s: works again", self._directory)

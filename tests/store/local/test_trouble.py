@@ -371,6 +371,19 @@ def test_the_log_says_once_what_is_wrong_and_once_that_it_is_over(caplog):
     assert second == "cache directory /var/cache/mirror: works again"
 
 
+def test_a_trouble_with_several_names_is_logged_once_for_each(caplog):
+    """A full disk is one thing for a file, another one for the database."""
+    health = DiskHealth(Path("/var/cache/mirror"))
+    for _ in range(100):
+        health.failing(OSError(errno.ENOSPC, "No space left on device"))
+        health.failing(IndexUnavailableError("database or disk is full"))
+    assert health.reason == "database or disk is full"
+    assert len(caplog.messages) == 2
+    health.working()
+    assert health.reason == ""
+    assert caplog.messages[2:] == ["cache directory /var/cache/mirror: works again"]
+
+
 async def test_manifests_without_a_directory_pass(layout, threads):
     async with Store(layout, threads) as store:
         shutil.rmtree(layout.partial)
