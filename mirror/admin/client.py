@@ -138,7 +138,7 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
     place = Layout(directory).control
     async with AsyncExitStack() as stack:
         try:
-            meeting = ControlDirectory.open(place)
+            sockets = ControlDirectory.open(place)
         except (FileNotFoundError, NotADirectoryError):
             yield None
             return
@@ -146,10 +146,10 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
             raise UserError(
                 f"{place} cannot be opened: {error.strerror}; run this as the mirror's user or root"
             ) from error
-        stack.callback(meeting.close)
+        stack.callback(sockets.close)
         workers = [
-            MirrorProcess(name, await stack.enter_async_context(_session(meeting.address(name))))
-            for name in meeting.live()
+            MirrorProcess(name, await stack.enter_async_context(_session(sockets.address(name))))
+            for name in sockets.live()
         ]
         yield Running(workers) if workers else None
 

@@ -131,7 +131,7 @@ class ConnectionLimiter:
         self._forget(client and client_name(client))
 
     @contextmanager
-    def visited(self, client: str) -> Iterator[str]:
+    def counting(self, client: str) -> Iterator[str]:
         """Count one request of a client behind a trusted proxy; yield the same as ``enter``.
 
         The proxy's connections are shared by its clients, so requests are counted instead.

@@ -153,7 +153,7 @@ class Server(web.Server):
     ) -> web.StreamResponse:
         protocol, entry = request.protocol, _entry(request)
         refusal = protocol.refusal if isinstance(protocol, Connection) else ""
-        with self._limiter.visited(origin.client if origin.told else "") as excess:
+        with self._limiter.counting(origin.client if origin.told else "") as excess:
             if not entry.upstream:  # else the proxy port has admitted the connection
                 admission = options.admission
                 check = admission.check_proxied if entry.proxy else admission.check

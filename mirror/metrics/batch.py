@@ -30,21 +30,21 @@ class MetricBatcher:
         self.bounds = tuple(bounds)
         self._waiting: list[BatchedMetric] = []
 
-    def tally(self, tell: Callable[[MetricBatch], None]) -> "BatchedMetric":
+    def metric(self, tell: Callable[[MetricBatch], None]) -> "BatchedMetric":
         """Return a new counter; ``tell`` receives its batches."""
         return BatchedMetric(self, tell)
 
     def flush(self) -> None:
         """Report all waiting counts."""
         waiting, self._waiting = self._waiting, []
-        for tally in waiting:
-            tally.flush()
+        for metric in waiting:
+            metric.flush()
 
-    def wait(self, tally: "BatchedMetric") -> None:
-        """Schedule a flush of ``tally``; must be called in a running event loop."""
+    def wait(self, metric: "BatchedMetric") -> None:
+        """Schedule a flush of ``metric``; must be called in a running event loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(_WAIT_SECONDS, self.flush)
-        self._waiting.append(tally)
+        self._waiting.append(metric)
 
 
 class BatchedMetric:
@@ -52,9 +52,9 @@ class BatchedMetric:
 
     __slots__ = ("_all", "_bounds", "_buckets", "_count", "_seconds", "_tell")
 
-    def __init__(self, tallies: MetricBatcher, tell: Callable[[MetricBatch], None]) -> None:
-        self._all = tallies
-        self._bounds = tallies.bounds
+    def __init__(self, batcher: MetricBatcher, tell: Callable[[MetricBatch], None]) -> None:
+        self._all = batcher
+        self._bounds = batcher.bounds
         self._tell = tell
         self._count, self._seconds = 0, 0.0
         self._buckets = [0] * (len(self._bounds) + 1)

@@ -43,7 +43,7 @@ class Metrics:
         if multiprocess.are_shared():  # the library has no parameter for this
             values.ValueClass = figure_values(FigureFiles(multiprocess.directory()))
         registry = self.registry = CollectorRegistry()
-        self.tallies = MetricBatcher(_FIRST_BYTE_BUCKETS)
+        self.batcher = MetricBatcher(_FIRST_BYTE_BUCKETS)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
@@ -248,7 +248,7 @@ class Metrics:
 
     def rendered(self) -> tuple[bytes, str]:
         """Return the metrics in Prometheus's text format, and the content type."""
-        self.tallies.flush()
+        self.batcher.flush()
         encode, content_type = choose_encoder("")
         if multiprocess.are_shared():
             try:

@@ -23,7 +23,7 @@ _UNASKED = {Outcome.HIT, Outcome.STALE}
 class AuthorizedBlobs:
     """:class:`BlobPulls` with access control."""
 
-    rights: PrivateAccess
+    access: PrivateAccess
     public: BlobPulls
     private: BlobPulls
 
@@ -35,7 +35,7 @@ class AuthorizedBlobs:
         async def private(target: Target) -> BlobAnswer:
             return replace(await self.private.get(target, digest), private=True)
 
-        return await self.rights.visited(
+        return await self.access.admitted(
             target,
             Resource("blob", digest),
             lambda open_to: self.public.get(open_to, digest),
@@ -50,7 +50,7 @@ class AuthorizedBlobs:
         async def private(target: Target) -> BlobHead:
             return replace(await self.private.head(target, digest), private=True)
 
-        return await self.rights.visited(
+        return await self.access.admitted(
             target,
             Resource("blob", digest),
             lambda open_to: self.public.head(open_to, digest),
@@ -66,7 +66,7 @@ class AuthorizedBlobs:
 class AuthorizedManifests:
     """:class:`ManifestPulls` with access control."""
 
-    rights: PrivateAccess
+    access: PrivateAccess
     public: ManifestPulls
     private: ManifestPulls
 
@@ -80,7 +80,7 @@ class AuthorizedManifests:
             await self._link(target, answer.manifest.digest, answer.outcome)
             return replace(answer, private=True)
 
-        return await self.rights.visited(
+        return await self.access.admitted(
             target,
             Resource("manifest", reference),
             lambda open_to: self.public.get(open_to, reference, accept),
@@ -97,7 +97,7 @@ class AuthorizedManifests:
             await self._link(target, answer.descriptor.digest, answer.outcome)
             return replace(answer, private=True)
 
-        return await self.rights.visited(
+        return await self.access.admitted(
             target,
             Resource("manifest", reference),
             lambda open_to: self.public.head(open_to, reference, accept),
@@ -106,7 +106,7 @@ class AuthorizedManifests:
 
     async def _link(self, target: Target, digest: Digest, outcome: Outcome) -> None:
         if outcome not in _UNASKED:
-            await self.rights.link(target, Resource("manifest", digest))
+            await self.access.link(target, Resource("manifest", digest))
 
     def touch(self, digest: Digest) -> None:
         """See :meth:`ManifestPulls.touch`."""
@@ -121,7 +121,7 @@ class AuthorizedManifests:
 class AuthorizedListings:
     """:class:`ListingPulls` with access control."""
 
-    rights: PrivateAccess
+    access: PrivateAccess
     public: ListingPulls
     private: ListingPulls
 
@@ -133,7 +133,7 @@ class AuthorizedListings:
         async def private(target: Target) -> ListingAnswer:
             return replace(await self.private.tags(target, query), private=True)
 
-        return await self.rights.visited(
+        return await self.access.admitted(
             target,
             Resource("tags", query=query),
             lambda open_to: self.public.tags(open_to, query),
@@ -148,7 +148,7 @@ class AuthorizedListings:
         async def private(target: Target) -> ListingAnswer:
             return replace(await self.private.referrers(target, digest, query), private=True)
 
-        return await self.rights.visited(
+        return await self.access.admitted(
             target,
             Resource("referrers", digest, query),
             lambda open_to: self.public.referrers(open_to, digest, query),

@@ -96,7 +96,7 @@ class PrivateAccess:
         """
         await self._registries[upstream].with_credentials(principal).greet()
 
-    async def visited(
+    async def admitted(
         self,
         target: Target,
         thing: Resource,

@@ -20,7 +20,7 @@ from mirror.user_error import UserError
 
 
 def commands(
-    store: Store, books: StatsRecorder, generations: Generations, started: float
+    store: Store, recorder: StatsRecorder, generations: Generations, started: float
 ) -> Commands:
     """Return the commands of this process; ``started`` is its start time (Unix seconds)."""
 
@@ -31,7 +31,7 @@ def commands(
         return {"version": __version__, "pid": os.getpid(), "started": rfc3339(started)}
 
     async def stats(_: Mapping[str, Any]) -> Any:
-        said = await books.ledger.state()
+        said = await recorder.ledger.state()
         return {**await statistics(cache(), said), "running": await about({})}
 
     async def images(told: Mapping[str, Any]) -> Any:

@@ -176,11 +176,11 @@ def stand(directory: Path, pid: int) -> ControlSocket:
         OSError: the directory or the socket cannot be made.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
-    meeting = ControlDirectory.open(directory)
+    sockets = ControlDirectory.open(directory)
     try:
-        return meeting.listen(pid)
+        return sockets.listen(pid)
     finally:
-        meeting.close()
+        sockets.close()
 
 
 _LOOK_SECONDS: Final = 5.0
@@ -210,12 +210,12 @@ async def opened_control(
     server = Server(beside(port), _OperatorsLog(AccessLog()))
     runner = web.ServerRunner(server)
     await runner.setup()
-    door = _ControlListener(directory, runner)
+    listener = _ControlListener(directory, runner)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)
-        stack.push_async_callback(door.shut)
-        await door.ensure()
-        looking = asyncio.create_task(door.stay_open(), name="control")
+        stack.push_async_callback(listener.shut)
+        await listener.ensure()
+        looking = asyncio.create_task(listener.stay_open(), name="control")
         stack.callback(looking.cancel)
         yield lambda port: server.receive_by(beside(port))
 
@@ -245,7 +245,7 @@ class _ControlListener:
     def __init__(self, directory: Path, runner: web.ServerRunner) -> None:
         self._directory = directory
         self._runner = runner
-        self._standing: ControlSocket | None = None
+        self._socket: ControlSocket | None = None
         self._site: web.SockSite | None = None
         self._missed = False
 
@@ -257,12 +257,12 @@ class _ControlListener:
 
     async def ensure(self) -> None:
         """Open the socket if its file is missing; log a failure once."""
-        if self._standing is not None and self._standing.in_place():
+        if self._socket is not None and self._socket.in_place():
             return
         await self.shut()
         try:
-            standing = asyncio.to_thread(stand, self._directory, os.getpid())
-            self._standing = await opened_or_closed(standing, ControlSocket.withdraw)
+            opening = asyncio.to_thread(stand, self._directory, os.getpid())
+            self._socket = await opened_or_closed(opening, ControlSocket.withdraw)
         except OSError as error:
             if not self._missed:
                 _log.warning(
@@ -273,7 +273,7 @@ class _ControlListener:
             self._missed = True
             return
         self._missed = False
-        self._site = web.SockSite(self._runner, self._standing.raw, backlog=_BACKLOG)
+        self._site = web.SockSite(self._runner, self._socket.raw, backlog=_BACKLOG)
         await self._site.start()
 
     async def shut(self) -> None:
@@ -281,6 +281,6 @@ class _ControlListener:
         site, self._site = self._site, None
         if site is not None:
             await site.stop()
-        standing, self._standing = self._standing, None
-        if standing is not None:
-            standing.withdraw()
+        former, self._socket = self._socket, None
+        if former is not None:
+            former.withdraw()

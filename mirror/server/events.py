@@ -16,12 +16,12 @@ class RequestEvents:
 
     metrics: Metrics
     log: AccessLog
-    books: StatsRecorder
+    recorder: StatsRecorder
 
     def request_ended(self, ending: AccessRecord) -> None:
         """Report a request that was answered, or whose connection is gone."""
         self.metrics.request_ended(ending)
-        self.books.request_ended(ending)
+        self.recorder.request_ended(ending)
         self.log.request_ended(ending)
 
     def repeated(
@@ -29,13 +29,13 @@ class RequestEvents:
     ) -> Callable[[str, float], None]:
         """Return the function to call for every replay: client, seconds to first byte."""
         count = self.metrics.repeated(ending.exchange)
-        database = self.books.repeated(ending)
+        database = self.recorder.repeated(ending)
 
         def tell(batch: MetricBatch) -> None:
             used()
             count(batch)
 
-        add = self.metrics.tallies.tally(tell).add
+        add = self.metrics.batcher.metric(tell).add
         log = self.log.repeated(ending)
 
         def ended(client: str, seconds: float) -> None:
@@ -52,21 +52,21 @@ class UpstreamEvents:
     """Events of exchanges with upstreams."""
 
     metrics: Metrics
-    books: StatsRecorder
+    recorder: StatsRecorder
 
     def upstream_answered(
         self, upstream: str, kind: str, method: str, code: str, seconds: float
     ) -> None:
         """Report one exchange; ``code`` is ``error`` without a response."""
         self.metrics.upstream_answered(upstream, kind, method, code, seconds)
-        self.books.upstream_answered(upstream, code)
+        self.recorder.upstream_answered(upstream, code)
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
         """Report received body bytes."""
         self.metrics.upstream_bytes(upstream, kind, count)
-        self.books.upstream_bytes(upstream, count)
+        self.recorder.upstream_bytes(upstream, count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
         """Report the rate limit of an upstream: pulls allowed, pulls remaining."""
         self.metrics.upstream_rate_limit(upstream, limit, remaining)
-        self.books.upstream_rate_limit(upstream, limit, remaining)
+        self.recorder.upstream_rate_limit(upstream, limit, remaining)

@@ -87,7 +87,7 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             pulls.client_credentials,
             None if pushes is None else pushes.last,
         )
-        status = status_handler(config, shared_state.books, shared_state.store.objects)
+        status = status_handler(config, shared_state.recorder, shared_state.store.objects)
         proxy = None
         if pushes is not None:
             pushed = note_of(pushes, shared_state.store, shared_state.table)
@@ -177,7 +177,7 @@ class Generations:
         if former is not None:
             for gone in former.config.enabled().keys() - generation.config.enabled().keys():
                 self._shared_state.metrics.upstream_gone(gone)
-            ending = asyncio.create_task(self._end(former), name="edition")
+            ending = asyncio.create_task(self._end(former), name="former generation")
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 

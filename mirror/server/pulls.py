@@ -87,7 +87,8 @@ async def opened_pulls(
             return blobs, manifests, listings
 
         public = made(store, shared_state.fills)
-        stack.enter_context(shared_state.books.watching(public[0]))  # every client sees the ledger
+        # Every client sees the ledger.
+        stack.enter_context(shared_state.recorder.watching(public[0]))
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
             yield Pulls(begun, *public)
             return
@@ -95,18 +96,18 @@ async def opened_pulls(
         grants: TtlCache[bool] = TtlCache(
             config.access.grant_max_age.seconds, _GRANTS, 6 * _MIB, lambda _: 0
         )
-        rights = PrivateAccess(registries, grants, store.private.links, RecentRefusals(negatives))
-        stack.push_async_callback(rights.close)
+        access = PrivateAccess(registries, grants, store.private.links, RecentRefusals(negatives))
+        stack.push_async_callback(access.close)
         yield Pulls(
             begun,
-            AuthorizedBlobs(rights, public[0], private[0]),
-            AuthorizedManifests(rights, public[1], private[1]),
-            AuthorizedListings(rights, public[2], private[2]),
-            _client_credentials(config, rights),
+            AuthorizedBlobs(access, public[0], private[0]),
+            AuthorizedManifests(access, public[1], private[1]),
+            AuthorizedListings(access, public[2], private[2]),
+            _client_credentials(config, access),
         )
 
 
-def _client_credentials(config: Config, rights: PrivateAccess) -> ClientCredentials:
+def _client_credentials(config: Config, access: PrivateAccess) -> ClientCredentials:
     server = config.server
     open_to_all = any(
         isinstance(place, TcpAddress) and not place.is_local for place in server.addresses()
@@ -119,4 +120,4 @@ def _client_credentials(config: Config, rights: PrivateAccess) -> ClientCredenti
     }
     principals = Principals(secrets.token_bytes(_KEY_BYTES))
     otherwise = next(iter(without_host(config.upstreams)), "")
-    return ClientCredentials(hosts, taking, otherwise, principals, rights.greet)
+    return ClientCredentials(hosts, taking, otherwise, principals, access.greet)

@@ -119,10 +119,10 @@ class StatsRecorder:
 async def opened_stats(store: Store) -> AsyncIterator[StatsRecorder]:
     """Record statistics while the context is open; errors of the ledger do not stop the mirror."""
     ledger = Ledger(store.layout.ledger)
-    books = StatsRecorder(ledger)
-    writing = asyncio.create_task(books.run(), name="ledger")
+    recorder = StatsRecorder(ledger)
+    writing = asyncio.create_task(recorder.run(), name="ledger")
     try:
-        yield books
+        yield recorder
     finally:
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)

@@ -152,18 +152,18 @@ async def _serving_on(
         tracing = await stack.enter_async_context(opened_tracing(config))  # ends last
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
-        books = await stack.enter_async_context(opened_stats(store))
+        recorder = await stack.enter_async_context(opened_stats(store))
         shared_state = await stack.enter_async_context(
-            opened_shared_state(config, store, metrics, books, table, stopping)
+            opened_shared_state(config, store, metrics, recorder, table, stopping)
         )
         generations = await stack.enter_async_context(opened_generations(config, shared_state))
         chain = certificate(config)
         options = generations.current.options
-        server = Server(options, RequestEvents(metrics, AccessLog(), books), tracing)
+        server = Server(options, RequestEvents(metrics, AccessLog(), recorder), tracing)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        obeyed = commands(store, books, generations, time.time())
+        obeyed = commands(store, recorder, generations, time.time())
         control = opened_control(store.layout.control, options, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)

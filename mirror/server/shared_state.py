@@ -33,7 +33,7 @@ class SharedState:
 
     store: Store
     metrics: Metrics
-    books: StatsRecorder
+    recorder: StatsRecorder
     table: ResponseCache
     slots: Slots
     fills: Fills
@@ -48,12 +48,12 @@ async def opened_shared_state(
     config: Config,
     store: Store,
     metrics: Metrics,
-    books: StatsRecorder,
+    recorder: StatsRecorder,
     table: ResponseCache,
     stopping: asyncio.Event,
 ) -> AsyncIterator[SharedState]:
     """Open the state that all configurations share."""
-    upstreams = Upstreams(UpstreamEvents(metrics, books), store.rooms)
+    upstreams = Upstreams(UpstreamEvents(metrics, recorder), store.rooms)
     slots = Slots(slot_limits(config), splitting(config))
     share = AHEAD_SHARE / config.server.processes()
     public, private = (
@@ -62,11 +62,21 @@ async def opened_shared_state(
     with Threads(_SENDING_THREADS, "send") as sending:
         try:
             yield SharedState(
-                store, metrics, books, table, slots, public, private, upstreams, sending, stopping
+                store,
+                metrics,
+                recorder,
+                table,
+                slots,
+                public,
+                private,
+                upstreams,
+                sending,
+                stopping,
             )
         finally:
-            await public.ahead.close()
-            await private.ahead.close()
+            async with AsyncExitStack() as stack:  # closes both even if one close is cancelled
+                stack.push_async_callback(private.ahead.close)
+                stack.push_async_callback(public.ahead.close)
 
 
 def splitting(config: Config) -> Splitting:

@@ -40,12 +40,12 @@ _CLIENTS: Final = (
 )
 
 
-def status_handler(config: Config, books: StatsRecorder, objects: Objects) -> StatusHandler:
+def status_handler(config: Config, recorder: StatsRecorder, objects: Objects) -> StatusHandler:
     """The handler of the pages for people."""
     default = config.default_upstream()
     names = [default, *(name for name in config.enabled() if name != default)]
     guides = _guides(config, tuple(names), default)
-    return StatusHandler(__version__, names, default, _source(books, objects), guides)
+    return StatusHandler(__version__, names, default, _source(recorder, objects), guides)
 
 
 def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Guide]:
@@ -67,9 +67,9 @@ def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Gu
     return [*guides, docker]
 
 
-def _source(books: StatsRecorder, objects: Objects) -> Source:
+def _source(recorder: StatsRecorder, objects: Objects) -> Source:
     async def state(recent: int, images: int) -> StatsReport:
-        return await books.ledger.state(recent=recent, images=images)
+        return await recorder.ledger.state(recent=recent, images=images)
 
     async def usage() -> Usage | None:
         try:

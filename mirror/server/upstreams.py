@@ -221,7 +221,7 @@ async def opened_upstream(
         yield Endpoints(
             name,
             registries,
-            lambda principal: _introduction(principal, name, url, transport, tokens),
+            lambda principal: _authenticator(principal, name, url, transport, tokens),
         )
 
 
@@ -236,7 +236,7 @@ def _login(name: str, upstream: UpstreamConfig) -> Login:
     return OwnLogin(name, upstream.username, upstream.secret, keys)
 
 
-def _introduction(
+def _authenticator(
     principal: Principal, name: str, url: URL, transport: Transport, tokens: TtlCache[str]
 ) -> Authenticator:
     """How a client with its own credentials authenticates to the registry at ``url``."""

@@ -204,21 +204,21 @@ async def _own_session(place: Path) -> AsyncIterator[aiohttp.ClientSession]:
     Raises:
         OSError: it has no control socket.
     """
-    meeting = ControlDirectory.open(place)
+    sockets = ControlDirectory.open(place)
     try:
-        names = await asyncio.to_thread(meeting.live)
+        names = await asyncio.to_thread(sockets.live)
         own = [name for name in names if name.partition(".")[0] == str(os.getpid())]
         if not own:
             raise OSError(errno.ENOENT, "this process has no control socket", str(place))
         async with aiohttp.ClientSession(
             "http://mirror",
-            connector=aiohttp.UnixConnector(meeting.address(own[0]), limit=0),
+            connector=aiohttp.UnixConnector(sockets.address(own[0]), limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_SECONDS),
             auto_decompress=False,
         ) as session:
             yield session
     finally:
-        meeting.close()
+        sockets.close()
 
 
 def _tell(result: Sequence[Pulled], seconds: float) -> None:

@@ -126,10 +126,10 @@ async def test_what_is_no_socket_is_swept_away_like_one_of_the_dead(tmp_path):
 
 def test_two_processes_that_both_have_the_pid_1_both_stand(tmp_path):
     first, second = stand(tmp_path / "control", 1), stand(tmp_path / "control", 1)
-    with closing(ControlDirectory.open(tmp_path / "control")) as meeting:
-        assert meeting.live() == ["1.1.sock", "1.sock"]
+    with closing(ControlDirectory.open(tmp_path / "control")) as sockets:
+        assert sockets.live() == ["1.1.sock", "1.sock"]
         first.withdraw()
-        assert meeting.live() == ["1.1.sock"]
+        assert sockets.live() == ["1.1.sock"]
     second.withdraw()
 
 

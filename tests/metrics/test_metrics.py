@@ -22,7 +22,7 @@ async def test_a_batch_is_counted_as_its_answers_would_have_been():
     one_by_one, at_once = Metrics("1"), Metrics("1")
     for seconds in TIMES:
         one_by_one.request_ended(AccessRecord(exchange(seconds), "GET", "/", "", "", seconds))
-    tally = at_once.tallies.tally(at_once.repeated(exchange()))
+    tally = at_once.batcher.metric(at_once.repeated(exchange()))
     for seconds in TIMES:
         tally.add(seconds)
     assert at_once.rendered() == one_by_one.rendered()
@@ -36,7 +36,7 @@ async def test_what_is_counted_is_told_soon_and_once():
         told.append(batch)
         heard.set()
 
-    tally = MetricBatcher([1.0]).tally(hear)
+    tally = MetricBatcher([1.0]).metric(hear)
     for seconds in (0.5, 2.0, 1.0):
         tally.add(seconds)
     assert not told

@@ -175,7 +175,7 @@ class Evictor:
         return Usage(self.used_bytes(), overhead, self._index.count(), self._limits.max_bytes)
 
     def _reserved_overhead(self) -> int:
-        """Return the overhead, including the growth that it has reserved."""
+        """Return the overhead, including the increase that it has reserved."""
         bounds, most = self._limits.bounds, self._limits.max_bytes
         log_bytes = min(bounds.log_bytes, most // _RESERVED_SHARE)
         record_bytes = min(bounds.record_bytes + bounds.log_bytes, most // _RESERVED_SHARE)
