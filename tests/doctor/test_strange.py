@@ -60,7 +60,9 @@ def test_an_examination_takes_any_content(content: dict[str, Any], info: dict[st
     tree = Strange(Path("/"), content=content)
     for daemon in (None, parsed(info)):
         docker.inspect(tree, TARGET, daemon)
-    for client in (containerd, k3s, podman, buildkit):
+    for version in ("", "1.7.20", "2.2.0"):
+        containerd.inspect(tree, TARGET, version)
+    for client in (k3s, podman, buildkit):
         client.inspect(tree, TARGET)
     for name in (*docker.named(tree), *hosts.named(tree, "/x"), *k3s.named(tree)):
         TARGET.likeness(name)
