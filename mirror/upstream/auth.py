@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import aiohttp
 from yarl import URL
 
+from mirror.lru import Lru
 from mirror.oci.challenge import Challenge, parse_challenges
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
@@ -72,7 +73,7 @@ class Authorization:
         self._login = login
         self._upstream = upstream
         self._tokens = tokens
-        self._others: dict[URL, Authorization] = {}
+        self._others: Lru[URL, Authorization] = Lru(_MAX_OTHERS)
         self._elsewhere = elsewhere
         self._service = TokenService(
             *(upstream, url, transport, self._limits, tokens, login, owner)
@@ -172,16 +173,14 @@ class Authorization:
         if response.status != 401 or self._elsewhere:
             return response
         origin = response.url.origin()
-        if origin not in self._others:
-            if len(self._others) >= _MAX_OTHERS:
-                self._others.pop(next(iter(self._others)))
-            self._others[origin] = Authorization(
+        other = self._others.get(origin)
+        if other is None:
+            other = Authorization(
                 *(self._upstream, origin, self._transport, self._tokens, Login()), elsewhere=True
             )
+            self._others.put(origin, other)
         there = replace(request, url=response.url)
-        return await self._others[origin].settle(
-            there, _repository(response.url), response, Tried(request.method)
-        )
+        return await other.settle(there, _repository(response.url), response, Tried(request.method))
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
         usable = {challenge.scheme: challenge for challenge in challenges}

@@ -8,11 +8,11 @@ The log has one line when a limit is reached, and no other until such a request 
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from mirror.lru import Lru
 from mirror.trouble import Trouble
 from mirror.upstream.errors import RateLimitedError
 
@@ -30,7 +30,7 @@ class RateLimits:
         """``advice``: what to do about a limit, for the log; None: do not log limits."""
         self._upstream = upstream
         self._advice = advice
-        self._pauses: OrderedDict[tuple[str, str, str], RateLimitPause] = OrderedDict()
+        self._pauses: Lru[tuple[str, str, str], RateLimitPause] = Lru(_MAX_PAUSES)
 
     def check(self, server: str, kind: str, method: str) -> None:
         """Return if a request may be sent to a server.
@@ -47,15 +47,11 @@ class RateLimits:
     ) -> RateLimitedError:
         """Start the pause after a 429; see :meth:`RateLimitPause.close`."""
         key = (server, kind, method)
-        pause = self._pauses.setdefault(
-            key,
-            RateLimitPause(
-                self._upstream, f"{server} answers 429: too many requests ({method} {kind})"
-            ),
-        )
-        self._pauses.move_to_end(key)
-        if len(self._pauses) > _MAX_PAUSES:
-            self._pauses.popitem(last=False)
+        pause = self._pauses.get(key)
+        if pause is None:
+            text = f"{server} answers 429: too many requests ({method} {kind})"
+            pause = RateLimitPause(self._upstream, text)
+            self._pauses.put(key, pause)
         error = pause.close(retry_after, date)
         if self._advice is not None and pause.trouble.met():
             until = time.strftime("%H:%M:%S", time.gmtime(time.time() + error.retry_after))
