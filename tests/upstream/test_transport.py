@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 
 import pytest
 from yarl import URL
@@ -19,7 +20,7 @@ class Unheard:
     upstream_bytes = upstream_rate_limit = upstream_answered
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("turns", [1, 2, 3])
 async def test_sessions_are_closed_although_the_closing_is_cancelled(turns):
     transport = Transport("docker.io", "127.0.0.1", TransportSettings(), Unheard())
     await transport.__aenter__()
@@ -33,7 +34,5 @@ async def test_sessions_are_closed_although_the_closing_is_cancelled(turns):
     closing.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await closing
-    if turns:  # else the closing has not begun
-        assert getattr(transport._direct, "closed", False)
-        assert getattr(transport._proxied, "closed", False)
-    await transport.__aexit__(None, None, None)
+    del transport
+    gc.collect()  # an open session says so with a warning, which fails the test
