@@ -10,10 +10,10 @@ help:          ## this list
 serve: $(VENV)/.serve  ## set up what is missing, then run the mirror (ARGS="--listen :5001" ...)
 	@$(BIN)/mirror serve $(ARGS)
 
-test: $(VENV)/.dev     ## every test that this machine can run, in five minutes
+test: $(VENV)/.dev     ## every test that this machine can run (ten to twenty minutes)
 	$(BIN)/pytest --numprocesses=auto --dist=loadfile $(ARGS)
 
-quick: $(VENV)/.dev    ## the tests that start no programs, in a minute
+quick: $(VENV)/.dev    ## the tests that start no programs (a few minutes)
 	$(BIN)/pytest --numprocesses=auto --dist=loadfile -m "not e2e and not slow" $(ARGS)
 
 check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rules, tests, coverage
