@@ -54,12 +54,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))  # runs the cleanup
     scale = QUICK if options.quick else Scale()
     rows = [row for row in ROWS if not options.only or row.name in options.only]
-    head = heading(scale, options.directory, options.quick, options.access_log)
+    head = heading(scale, options.directory, options.quick)
     print(head + "\n", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="mirror-bench-", dir=options.directory))
     results = []
     try:
-        with Stage(directory, scale, access_log=options.access_log) as stage:
+        with Stage(directory, scale) as stage:
             for row, result in _measured(stage, rows):
                 results.append((row.name, row.title, result))
     except NotAvailableError as error:
@@ -98,7 +98,6 @@ def _options() -> argparse.Namespace:
     names = ", ".join(row.name for row in ROWS)
     parser.add_argument("--only", type=_names, default=[], help=f"some of: {names}")
     parser.add_argument("--quick", action="store_true", help="a test run of one minute")
-    parser.add_argument("--access-log", action="store_true", help="with access logs, as installed")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--directory", type=Path, default=_roomy(), help="for files and caches")
     return parser.parse_args()

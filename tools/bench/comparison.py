@@ -10,6 +10,11 @@ from tools.bench.load import Sample
 MIRROR, P1, P2, P3, DIRECT = "mirror", "P1", "P2", "P3", "direct"
 
 
+def quiet(server: str) -> str:
+    """The name of the same server without an access log."""
+    return f"{server}, no log"
+
+
 class NotAvailableError(Exception):
     """A row that cannot be measured on this machine; the message is the reason."""
 

@@ -1,6 +1,6 @@
 """The programs to compare: nginx in three roles, distribution, the mirror.
 
-Each is configured for speed as its documentation says, with an access log (in a file) or without.
+Each is configured for speed as its documentation says, with its access log in a file by default.
 nginx runs with one worker, like the mirror.
 """
 
@@ -124,7 +124,7 @@ proxy: {{remoteurl: "http://127.0.0.1:{upstream}"}}
 
 class _Nginx:
     def __init__(
-        self, directory: Path, ports: list[int], workers: int, *, access_log: bool = False
+        self, directory: Path, ports: list[int], workers: int, *, access_log: bool = True
     ) -> None:
         self._access_log = f"{directory}/access.log" if access_log else "off"
         self.directory = directory
@@ -162,7 +162,7 @@ class _Nginx:
 class StaticFiles(_Nginx):
     """P3: nginx serves the files of the corpus by sendfile."""
 
-    def __init__(self, directory: Path, root: Path, *, access_log: bool = False) -> None:
+    def __init__(self, directory: Path, root: Path, *, access_log: bool = True) -> None:
         super().__init__(directory, [free_port()], workers=1, access_log=access_log)
         self._root = root
 
@@ -176,7 +176,7 @@ class Origin(_Nginx):
     def __init__(self, directory: Path, corpus: Corpus, rates: list[int]) -> None:
         """``rates`` in bytes per second and connection."""
         self._rates = {rate: free_port() for rate in rates}
-        super().__init__(directory, list(self._rates.values()), workers=2)
+        super().__init__(directory, list(self._rates.values()), workers=2, access_log=False)
         self._corpus = corpus
 
     def door(self, rate: int) -> Door:
@@ -213,7 +213,7 @@ def _static(port: int, root: Path, limit_rate: int, log: str = "", header: str =
 class ProxyCache(_Nginx):
     """P2: nginx proxy_cache."""
 
-    def __init__(self, directory: Path, upstream: int, *, access_log: bool = False) -> None:
+    def __init__(self, directory: Path, upstream: int, *, access_log: bool = True) -> None:
         super().__init__(directory, [free_port()], workers=1, access_log=access_log)
         self._upstream = upstream
 
@@ -228,7 +228,7 @@ class Distribution:
     directory: Path
     upstream: int
     port: int = field(default_factory=free_port)
-    access_log: bool = False
+    access_log: bool = True
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ class Distribution:
 
 @dataclass
 class Mirror:
-    """The mirror; one worker and no access log, unless ``settings`` change that."""
+    """The mirror; one worker, and the log as it is by default, unless ``settings`` change that."""
 
     directory: Path
     upstream: int
@@ -270,7 +270,6 @@ class Mirror:
             "MIRROR_CACHE__DIRECTORY": str(self.directory / "cache"),
             "MIRROR_CACHE__MIN_FREE": "0",
             "MIRROR_TAGS__MAX_AGE": "1d",
-            "MIRROR_LOG__ACCESS": "false",
             "MIRROR_UPSTREAMS__DOCKER_IO__URL": f"http://127.0.0.1:{self.upstream}",
         }
         command = [sys.executable, "-m", "mirror", "serve"]

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
-from tools.bench.comparison import MIRROR, P1, P2, P3, NotAvailableError
+from tools.bench.comparison import MIRROR, P1, P2, P3, NotAvailableError, quiet
 from tools.bench.corpus import ACCEPT, MIB, Corpus
 from tools.bench.load import ClientError
 from tools.bench.processes import settled_cpu_seconds
@@ -62,17 +62,15 @@ QUICK = Scale(large_bytes=128 * MIB, objects=20_000, rounds=2, few_rounds=1)
 class Stage:
     """Owns a directory and all processes of a run."""
 
-    def __init__(self, directory: Path, scale: Scale, *, access_log: bool = False) -> None:
-        """``access_log``: the mirror as it is by default, and the peers with logs of their own."""
+    def __init__(self, directory: Path, scale: Scale) -> None:
         need("nginx", "docker-registry", "wrk")
         self.directory = directory
         self.scale = scale
-        self._access_log = access_log
         self.corpus = Corpus(directory / "www", scale.large_bytes)
         self.listing = directory / "paths"
         self._ending = ExitStack()
         self._numbers = count(1)
-        self._warm_paths: set[str] = set()
+        self._warm_paths: dict[str, set[str]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -87,29 +85,46 @@ class Stage:
 
     @cached_property
     def static(self) -> StaticFiles:
-        return self._running(
-            StaticFiles(self.new_directory(), self.corpus.root, access_log=self._access_log)
-        )
+        return self._running(StaticFiles(self.new_directory(), self.corpus.root))
 
     @cached_property
     def servers(self) -> dict[str, Server]:
-        """The mirror and its peers; they run from first use to the end of the stage."""
-        upstream, log = self.origin.door(FULL_SPEED).port, self._access_log
-        settings = {"MIRROR_LOG__ACCESS": str(log).lower()}
+        """The mirror and its peers, as installed; they run until the end of the stage."""
+        upstream = self.origin.door(FULL_SPEED).port
         return {
-            MIRROR: self._running(Mirror(self.new_directory(), upstream, settings)),
-            P1: self._running(Distribution(self.new_directory(), upstream, access_log=log)),
-            P2: self._running(ProxyCache(self.new_directory(), upstream, access_log=log)),
+            MIRROR: self._running(Mirror(self.new_directory(), upstream)),
+            P1: self._running(Distribution(self.new_directory(), upstream)),
+            P2: self._running(ProxyCache(self.new_directory(), upstream)),
             P3: self.static,
+        }
+
+    @cached_property
+    def quiet_servers(self) -> dict[str, Server]:
+        """The same without access logs, where the log's share of the work is worth a figure."""
+        upstream = self.origin.door(FULL_SPEED).port
+        no_log = {"MIRROR_LOG__ACCESS": "false"}
+        return {
+            quiet(MIRROR): self._running(Mirror(self.new_directory(), upstream, no_log)),
+            quiet(P2): self._running(ProxyCache(self.new_directory(), upstream, access_log=False)),
+            quiet(P3): self._running(
+                StaticFiles(self.new_directory(), self.corpus.root, access_log=False)
+            ),
         }
 
     def warm(self, *paths: str) -> dict[str, Server]:
         """The servers, with these paths in their caches."""
-        missing = [path for path in paths if path not in self._warm_paths]
-        for server in self.servers.values():
-            warm(server, missing)
-        self._warm_paths.update(missing)
-        return self.servers
+        return self._warmed(self.servers, paths)
+
+    def warm_quiet(self, *paths: str) -> dict[str, Server]:
+        """The servers without access logs, with these paths in their caches."""
+        return self._warmed(self.quiet_servers, paths)
+
+    def _warmed(self, servers: dict[str, Server], paths: Iterable[str]) -> dict[str, Server]:
+        for name, server in servers.items():
+            known = self._warm_paths.setdefault(name, set())
+            warm(server, [path for path in paths if path not in known])
+            known.update(paths)
+        return servers
 
     def new_directory(self) -> Path:
         return self.directory / str(next(self._numbers))

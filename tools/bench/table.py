@@ -2,28 +2,33 @@
 
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from tools.bench.comparison import Result
 from tools.bench.stage import Scale
 
+_BUSY = 0.5  # average number of runnable processes, before the benchmark starts any
 _HEADINGS = ("row", "measured", "asked", "got", "")
 
 
-def heading(scale: Scale, directory: Path, quick: bool, access_log: bool) -> str:
+def heading(scale: Scale, directory: Path, quick: bool) -> str:
     """What was measured and where, and how to read the table."""
     cores = len(os.sched_getaffinity(0))
-    logs = "access logs in files" if access_log else "no access logs"
     text = f"""\
 {platform.system()} {platform.release()}, {cores} cores, {_processor()}, files in {directory}.
+{platform.python_implementation()} {sys.version}.
 Everything on the loopback, upstream and clients on the same cores; medians of {scale.rounds}
 interleaved rounds (least-most), ratios within a round; slow rows give the peers fewer, docker
 has {scale.few_rounds}. CPU is the server's alone.
 
 P1 distribution as pull-through cache, P2 nginx proxy_cache, P3 nginx static with sendfile, direct:
-from upstream. One worker each, {logs}. Clients: wrk for small answers,
+from upstream. One worker each, access logs in files. Clients: wrk for small answers,
 `tools/bench/downloads.py` for large ones."""
+    load = os.getloadavg()[0]
+    if load > _BUSY:
+        text += f"\n\n**Busy: {load:.1f} processes wanted a core in the last minute.**"
     if quick:
         text += "\n\n**Quick: this shows that it works; the figures mean little.**"
     return text
