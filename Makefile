@@ -2,6 +2,10 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c config/constraints.txt
 
+# The tests that `make test` runs, and the processes that run them: most tests wait most of the time.
+MARK    := not long
+TESTERS := $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
+
 MERMAID := 11.17.2# of the major version that the theme expects
 
 help:          ## this list
@@ -10,18 +14,18 @@ help:          ## this list
 serve: $(VENV)/.serve  ## set up what is missing, then run the mirror (ARGS="--listen :5001" ...)
 	@$(BIN)/mirror serve $(ARGS)
 
-test: $(VENV)/.dev     ## every test that this machine can run (ten to twenty minutes)
-	$(BIN)/pytest --numprocesses=auto --dist=loadfile $(ARGS)
+test: $(VENV)/.dev     ## the tests, but for the long ones, in five minutes (all: MARK=)
+	$(BIN)/pytest --numprocesses=$(TESTERS) --dist=loadfile -m "$(MARK)" $(ARGS)
 
-quick: $(VENV)/.dev    ## the tests that start no programs (a few minutes)
-	$(BIN)/pytest --numprocesses=auto --dist=loadfile -m "not e2e and not slow" $(ARGS)
+quick:                 ## the tests that start no programs, in a minute
+	@$(MAKE) --no-print-directory test MARK="not e2e and not slow and not long"
 
-check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rules, tests, coverage
+check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rules, all tests, coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) test ARGS="--cov --cov-report=term $(ARGS)"
+	$(MAKE) test MARK= ARGS="--cov --cov-report=term $(ARGS)"
 
 fuzz: $(VENV)/.dev     ## three minutes of what no client or upstream should send (ARGS="--minutes 10")
 	$(BIN)/python -m tools.fuzz $(ARGS)

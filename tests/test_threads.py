@@ -16,6 +16,8 @@ from mirror.threads import Threads, run
 from mirror.user_error import UserError
 from tests.peers.requirements import need
 
+pytestmark = [pytest.mark.slow]
+
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
     """Have the system refuse threads, as under a pids limit."""

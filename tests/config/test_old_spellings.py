@@ -9,6 +9,8 @@ from mirror.config.old_spellings import old_spellings
 from tests.config.conftest import WriteToml
 from tests.peers.mirror import MirrorProcess
 
+pytestmark = [pytest.mark.slow]
+
 HUB = '[upstreams."docker.io"]\n'
 STAR = "in the next release * matches no slash: write "
 OTHER = "in the next release * and ? match no slash, and [ is not special"

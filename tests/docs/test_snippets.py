@@ -28,6 +28,8 @@ from tests.fakes.content import Image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
+pytestmark = [pytest.mark.long]
+
 _FENCE = re.compile(
     r"(?:^ *<!-- (?P<mark>.+?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,

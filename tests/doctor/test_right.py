@@ -10,6 +10,8 @@ from tests.doctor.machine import Machine, registries, wrongs
 from tests.fakes import FakeRegistry, image
 from tests.running import Mirror, running
 
+pytestmark = [pytest.mark.slow]
+
 NAMES = ("docker.io", "second.example.com")
 CONTAINERD = {
     "/etc/containerd/config.toml": 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\n'

@@ -14,6 +14,8 @@ from mirror.doctor.files import Tree
 from mirror.doctor.proxied import goes_direct
 from mirror.doctor.target import MirrorAddress
 
+pytestmark = [pytest.mark.slow]
+
 TARGET = MirrorAddress("http://m.lan:5000")
 WORDS = [
     "registry", "mirror", "mirrors", "prefix", "location", "insecure", "host", "server", "ca",

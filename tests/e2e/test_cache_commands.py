@@ -19,7 +19,7 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 APP = for_platform("amd64", random_bytes(90_000, 1), random_bytes(3_000_000, 2))
 TOOL = image(random_bytes(20_000, 3))

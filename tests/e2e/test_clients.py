@@ -25,7 +25,7 @@ from tests.peers.process import Process, accepts
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.long]
 
 MIB = 1 << 20
 HUB, SECOND = "docker.io", "second.example.com"

@@ -35,7 +35,7 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.waiting import limit
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 KIB, MIB = 1 << 10, 1 << 20

@@ -12,7 +12,7 @@ from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420), pytest.mark.long]
 
 MIB = 1 << 20
 

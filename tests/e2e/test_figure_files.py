@@ -17,7 +17,7 @@ from tests.peers.process import Process
 from tests.peers.requirements import need
 from tests.waiting import until
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")

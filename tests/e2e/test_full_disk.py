@@ -17,7 +17,7 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import lacking
 from tests.waiting import limit
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 MIB = 1 << 20

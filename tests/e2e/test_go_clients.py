@@ -23,7 +23,11 @@ from tests.peers.process import free_port
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # a first build takes minutes
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),
+    pytest.mark.long,
+]  # a first build takes minutes
 
 MIB = 1 << 20
 REPOSITORY = "team/app"

@@ -15,7 +15,7 @@ from tests.fakes import FakeRegistry, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of
 from tests.peers.mirror import MirrorProcess
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 MIB = 1 << 20
 MOST = 200 * MIB

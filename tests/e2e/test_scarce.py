@@ -17,7 +17,7 @@ from tools.soak.scarce import (
     no_more_threads,
 )
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 CLIENTS, ROUNDS = 16, 60
 MIB = 1 << 20

@@ -13,7 +13,7 @@ from tests.peers.process import Process, accepts, free_port
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 MIRROR = [sys.executable, "-m", "mirror"]
 

@@ -17,7 +17,7 @@ from tests.peers.requirements import need
 from tests.running import Mirror, running
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
 
 MIB = 1 << 20
 NAME = "mirror.example.com:5000"

@@ -12,7 +12,7 @@ from tests.fakes import FakeRegistry, random_bytes
 from tests.running import eventually, running
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 async def verify(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:

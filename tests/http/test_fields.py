@@ -14,6 +14,8 @@ from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import OCI_INDEX
 from tests.running import configured, running
 
+pytestmark = [pytest.mark.slow]
+
 REPO = "library/app"
 APP = image(b"<script>alert(1)</script>")
 SCRIPT = b'{"tags": ["<script>alert(1)</script>"], "manifests": []}'

@@ -13,6 +13,8 @@ from tests.http.test_response_cache import Client, connected, request
 from tests.running import running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
 APP = image(b"layer")
 PATH = "/v2/library/app/manifests/1"
 LOCAL, NOBODY = {"trusted_proxies": ["127.0.0.1"]}, dict[str, Any]()

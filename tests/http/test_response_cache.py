@@ -20,6 +20,8 @@ from tests.fakes.content import OCI_MANIFEST
 from tests.running import Mirror, eventually, running
 from tests.waiting import limit, until
 
+pytestmark = [pytest.mark.slow]
+
 REPO = "library/app"
 APP = image(random_bytes(64 * 1024, 1), random_bytes(300 * 1024, 2))
 SMALL, LARGE = APP.digests[1], APP.digests[2]

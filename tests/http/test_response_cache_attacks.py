@@ -20,6 +20,8 @@ from tests.proxy.clients import Raw, trusting
 from tests.proxy.clients import connected as connected_to_proxy
 from tests.running import Mirror, running
 
+pytestmark = [pytest.mark.long]
+
 REPO = "library/app"
 APP = image(random_bytes(64 * 1024, 1))
 EVIL = image(random_bytes(64 * 1024, 2))

@@ -11,6 +11,8 @@ from tests.peers.process import free_port
 from tests.proxy.clients import connected
 from tests.running import running
 
+pytestmark = [pytest.mark.slow]
+
 
 class Parent:
     """A proxy that answers as told, and then echoes."""

@@ -15,6 +15,8 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process, accepts, free_port
 from tests.proxy.clients import trusting
 
+pytestmark = [pytest.mark.long]
+
 HOST = "registry-1.docker.io"
 CONNECT = f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode()
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"

@@ -19,7 +19,7 @@ from tests.proxy.registry import recording
 from tests.running import running
 from tests.waiting import LIMIT_SECONDS, limit
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 NOWHERE = {"docker.io": "http://127.0.0.1:9"}

@@ -8,6 +8,8 @@ from tests.proxy.clients import ask, connected, trusting
 from tests.proxy.registry import Recorder, recording
 from tests.running import running
 
+pytestmark = [pytest.mark.slow]
+
 NAME, OTHER = "second.test", "third.test"
 APP = image(b"layer")
 MANIFEST = f"manifests/{APP.digest}"

@@ -14,6 +14,8 @@ from tests.proxy.clients import connected
 from tests.running import eventually, running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
 LINGER = struct.pack("ii", 1, 0)
 
 

@@ -11,6 +11,8 @@ from tests.fakes.office import EVERYBODY, Office, basic
 from tests.running import Answer, Mirror, running
 from tests.upstream.test_auth import serving
 
+pytestmark = [pytest.mark.slow]
+
 TEAM, MINE, OPEN = "team/app", "eve/app", "open/app"
 NAME = "registry.lan:5000"
 ANN, EVE = (basic(name, f"secret-of-{name}") for name in ("ann", "eve"))

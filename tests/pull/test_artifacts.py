@@ -14,6 +14,8 @@ from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, image, index
 from tests.running import running
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
 REPO = "library/app"
 ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
 SIGNATURE = "application/vnd.dev.cosign.artifact.sig.v1+json"

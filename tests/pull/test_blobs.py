@@ -13,6 +13,8 @@ from aiohttp import web
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.running import Answer, eventually, running
 
+pytestmark = [pytest.mark.slow]
+
 REQUESTS = 'mirror_requests_total{kind="blob",result="%s",upstream="docker.io"}'
 FILLS = 'mirror_fills_total{result="%s",upstream="docker.io"}'
 MIB = 1 << 20

@@ -8,6 +8,8 @@ import pytest
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.running import Answer, Mirror, running
 
+pytestmark = [pytest.mark.slow]
+
 MIB = 1 << 20
 HUB = "docker.io"
 APP = "/v2/library/app"

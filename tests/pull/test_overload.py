@@ -11,6 +11,8 @@ from tests.fakes import Fault, random_bytes
 from tests.running import Mirror, eventually, running
 from tests.waiting import limit, until
 
+pytestmark = [pytest.mark.slow]
+
 BLOB = "/v2/library/app/blobs/"
 
 

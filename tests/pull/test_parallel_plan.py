@@ -21,6 +21,8 @@ from mirror.upstream.errors import (
 from tests.fakes import random_bytes
 from tests.waiting import limit
 
+pytestmark = [pytest.mark.slow]
+
 MIB = 1 << 20
 PIECE = MIB // 4
 DATA = random_bytes(24 * MIB)

@@ -10,6 +10,8 @@ from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.running import Mirror, eventually, running
 from tests.waiting import limit, until
 
+pytestmark = [pytest.mark.slow]
+
 BLOB = "/v2/library/app/blobs/"
 REQUESTS = 'mirror_requests_total{kind="blob",result="%s",upstream="docker.io"}'
 SERVED = 'mirror_served_bytes_total{kind="blob",upstream="docker.io"}'

@@ -9,6 +9,8 @@ from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.pull.test_overload import told
 from tests.running import Answer, Mirror, running
 
+pytestmark = [pytest.mark.slow]
+
 SLOW, OTHER = "slow.example", "other.example"
 BEHIND_A_PROXY = {"trusted_proxies": ["127.0.0.1"]}
 

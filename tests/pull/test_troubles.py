@@ -10,6 +10,8 @@ from tests.fakes import Fault, image, random_bytes
 from tests.peers.process import free_port
 from tests.running import running
 
+pytestmark = [pytest.mark.slow]
+
 REPO = "library/app"
 TAG = f"/v2/{REPO}/manifests/1"
 TAGS = f"/v2/{REPO}/tags/list"

@@ -10,6 +10,8 @@ from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.running import Mirror, configured, running
 from tests.waiting import limit, until
 
+pytestmark = [pytest.mark.slow]
+
 MIB = 1 << 20
 APP = image(random_bytes(MIB, 1), marker="app")
 OTHER = image(random_bytes(MIB, 2), marker="other")

@@ -16,7 +16,7 @@ from tools.fuzz.parsers import PARSERS, Parser
 from tools.fuzz.searching import by_atheris, by_hypothesis, has_atheris
 from tools.fuzz.upstreams import fuzz_upstreams
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=[parser.name for parser in PARSERS])

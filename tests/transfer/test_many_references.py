@@ -22,6 +22,8 @@ from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.transfer.layouts import MARKER, blob_path, packed
 from tests.transfer.test_layout import imported, settings
 
+pytestmark = [pytest.mark.long]
+
 APP = image(b"layer", marker="app")
 NAME = "docker.io/library/app:1"
 

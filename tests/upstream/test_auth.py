@@ -13,6 +13,8 @@ from aiohttp import web
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.running import configured, running
 
+pytestmark = [pytest.mark.slow]
+
 PASSWORD = "correct-horse"
 BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
 REPO = "library/app"

@@ -16,6 +16,8 @@ from tests.running import running
 from tests.upstream.test_transport import Unheard
 from tests.waiting import until
 
+pytestmark = [pytest.mark.slow]
+
 TAG = "/v2/library/app/manifests/1"
 QUICK = {"connect_timeout": "1s", "first_byte_timeout": "1s", "idle_timeout": "1s"}
 

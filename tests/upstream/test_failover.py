@@ -14,6 +14,8 @@ from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST
 from tests.running import Mirror, eventually, running
 
+pytestmark = [pytest.mark.slow]
+
 REPO = "library/app"
 HTML = b"<html><body>Please log in to the network</body></html>"
 LARGE = random_bytes(3 << 20)

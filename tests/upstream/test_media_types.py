@@ -14,6 +14,8 @@ from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.running import configured, running
 
+pytestmark = [pytest.mark.slow]
+
 ONE, OTHER = "one.test", "other.test"
 NO_FRESH_TAGS = {"max_age": "0s", "negative_max_age": "0s"}
 

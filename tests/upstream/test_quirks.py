@@ -10,6 +10,8 @@ from tests.fakes.office import basic
 from tests.running import Mirror, running
 from tests.upstream.test_auth import serving
 
+pytestmark = [pytest.mark.slow]
+
 REPO = "team/app"
 APP = image(random_bytes(10_000))
 Family = Callable[[FakeRegistry, str, FakeRegistry], None]

@@ -14,6 +14,8 @@ from tests.fakes.content import OCI_INDEX, Image, index
 from tests.running import Mirror, eventually, running
 from tests.waiting import limit, until
 
+pytestmark = [pytest.mark.slow]
+
 KEPT = for_platform("amd64", random_bytes(600_000, 1))
 OTHERS = [image(random_bytes(600_000, seed), marker=str(seed)) for seed in range(2, 7)]
 MULTI = index(KEPT)

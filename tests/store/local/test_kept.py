@@ -12,6 +12,8 @@ from mirror.store.local.layout import BLOBS, ObjectKey
 from mirror.store.local.sqlite import DATABASE
 from tests.store.local.test_eviction import SMALL, Evictions, K, adopt, key_of, limits
 
+pytestmark = [pytest.mark.slow]
+
 
 @pytest.fixture
 def index(layout):

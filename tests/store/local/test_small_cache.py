@@ -19,6 +19,8 @@ from mirror.store.local.layout import MANIFESTS, Layout, ObjectKey
 from tests.fakes import FakeRegistry, random_bytes
 from tests.running import running
 
+pytestmark = [pytest.mark.long]
+
 MIB = 1 << 20
 
 
