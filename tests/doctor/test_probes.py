@@ -1,6 +1,7 @@
 """What a client would meet at the mirror: each trouble is found by asking as it asks."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -99,10 +100,10 @@ async def test_an_answer_in_two_segments_is_read_as_a_whole(machine: Machine) ->
 
 async def test_something_answers_that_is_no_http(machine: Machine) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
-        await writer.drain()
-        await reader.read(100)
-        writer.close()
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+            await writer.drain()
+            await reader.read(100)
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,6 +1,7 @@
 """Responses whose framing is wrong, as Go's net/http (and so Docker) reads them."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -51,13 +52,13 @@ async def answering(answer: bytes, pieces: int = 1) -> AsyncIterator[str]:
     """A server that sends the same bytes to each request; yields its address."""
 
     async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        step = -(-len(answer) // pieces)
-        for start in range(0, len(answer), step):
-            writer.write(answer[start : start + step])
-            await writer.drain()
-            await asyncio.sleep(0)
-        writer.close()
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            step = -(-len(answer) // pieces)
+            for start in range(0, len(answer), step):
+                writer.write(answer[start : start + step])
+                await writer.drain()
+                await asyncio.sleep(0)
 
     server = await asyncio.start_server(answered, "127.0.0.1", 0)
     async with server:

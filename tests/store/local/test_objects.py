@@ -17,6 +17,7 @@ from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from tests.store.local.test_eviction import Evictions
+from tests.waiting import until
 
 MOST = 10_000_000
 DATA = b"some content"
@@ -154,6 +155,10 @@ async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
     await manifests.put(MANIFEST)
     other = Digest.of(b"never stored")
     before = len(os.listdir("/proc/self/fd"))
+
+    def is_closed() -> bool:  # by the thread that opened it
+        return len(os.listdir("/proc/self/fd")) == before
+
     for ask in (
         lambda: blobs.lookup(DIGEST),
         lambda: manifests.lookup(MANIFEST.digest),
@@ -167,7 +172,6 @@ async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
                 await asyncio.wait([asking])
             else:
                 getattr(asking.result(), "close", str)()
-            await asyncio.sleep(0.01)
-    assert len(os.listdir("/proc/self/fd")) == before
+            await until(is_closed)
     partial = await blobs.stage(other)  # its lock is free
     partial.close()
