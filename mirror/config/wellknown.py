@@ -3,7 +3,9 @@
 from types import MappingProxyType
 from typing import Any, Final
 
-DEFAULT_UPSTREAM: Final = "docker.io"
+from mirror.oci.image_name import HUB
+
+DEFAULT_UPSTREAM: Final = HUB
 
 #: Registry name to the content of its table in the configuration.
 WELL_KNOWN: Final = MappingProxyType[str, dict[str, Any]](

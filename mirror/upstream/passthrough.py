@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from mirror.oci.image_name import HUB_HOSTS
+
 #: Fields that aiohttp adds by itself; a request must not get fields that its client did not send.
 AUTO_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 #: A registry may need long to assemble a layer after its upload.
@@ -23,9 +25,6 @@ _HOP_BY_HOP: Final = frozenset(
         "expect",  # the mirror answers it when it reads the body
     }
 )
-#: Other hosts of a registry, by its host.  They serve the same images, but pages of their own, such
-#: as /v1/search: a request is passed on to the host that the client named.
-_OTHER_HOSTS: Final = {"registry-1.docker.io": frozenset({"index.docker.io"})}
 #: The addresses in the fields of an answer (RFC 9110, 10.2.2; RFC 8288, 3).
 _ADDRESSES: Final = {"Location": re.compile(".+"), "Link": re.compile("(?<=<)[^>]+")}
 
@@ -40,9 +39,13 @@ class Outgoing:
     body: AsyncIterator[bytes] | None = None
 
     def url(self, registry: URL) -> URL:
-        """Return the address to ask, for the address of the registry before ``/v2/``."""
+        """Return the address to ask, for the address of the registry before ``/v2/``.
+
+        The hosts of Docker Hub serve the same images, but pages of their own, such as /v1/search: a
+        request is passed on to the host that the client named.
+        """
         named = self.headers.get("Host", "").lower().removesuffix(":443")
-        if named in _OTHER_HOSTS.get(registry.host or "", ()):
+        if registry.host in HUB_HOSTS and named in HUB_HOSTS:
             registry = registry.with_host(named)
         return URL(f"{registry}{self.target}", encoded=True)
 
