@@ -23,7 +23,7 @@ from mirror.oci.reference import (
 
 #: The registry of names without one, and the hosts that serve its images.
 HUB: Final = "docker.io"
-HUB_HOSTS: Final = ("registry-1.docker.io", "index.docker.io")
+HUB_HOSTS: Final = ("registry-1.docker.io", "index.docker.io", "registry.hub.docker.com")
 _DEFAULT_TAG: Final = Tag("latest")
 _SHOWN: Final = 80
 
