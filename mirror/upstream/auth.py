@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.lru import Lru
-from mirror.oci.challenge import Challenge, parse_challenges
+from mirror.oci.challenge import Challenge, over_tls, parse_challenges, with_realms
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
 from mirror.upstream.login import Credentials, Login
@@ -254,9 +254,14 @@ class Authorization:
 
 
 def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:
-    """Return the WWW-Authenticate fields of an answer that are safe to send to clients."""
+    """Return the WWW-Authenticate fields of an answer that are safe to send to clients.
+
+    The token services of a registry with TLS are reached by TLS too.
+    """
     fields = response.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
-    return tuple(each for each in fields if each.isascii() and each.isprintable())
+    safe = (each for each in fields if each.isascii() and each.isprintable())
+    secure = response.url.scheme == "https"
+    return tuple(with_realms(each, over_tls) if secure else each for each in safe)
 
 
 def _challenges(response: aiohttp.ClientResponse) -> list[Challenge]:

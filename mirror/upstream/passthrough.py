@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from mirror.oci.challenge import over_tls, with_realms
 from mirror.oci.image_name import HUB_HOSTS
 
 #: Fields that aiohttp adds by itself; a request must not get fields that its client did not send.
@@ -65,12 +66,12 @@ def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict
 
 
 def correct_addresses(headers: CIMultiDict[str], registry: URL, named: str) -> None:
-    """Make the addresses in an answer (Location, Link) those that its client can follow.
+    """Make the addresses in an answer (Location, Link, realms) those that its client can follow.
 
     A registry behind another server may not know the scheme, the port or the path by which clients
     reach it.  Its addresses below ``/v2/`` become relative to the address that the client asked;
     so do all such addresses over http.  An address over https on another host is not changed: the
-    client can reach it through the proxy.
+    client can reach it through the proxy.  Realms over http become https if the registry has TLS.
 
     Args:
         registry: the address of the registry before ``/v2/``.
@@ -85,6 +86,9 @@ def correct_addresses(headers: CIMultiDict[str], registry: URL, named: str) -> N
     for name, address in _ADDRESSES.items():
         values = headers.popall(name, [])
         headers.extend((name, address.sub(corrected, value)) for value in values)
+    if registry.scheme == "https":
+        values = headers.popall("WWW-Authenticate", [])
+        headers.extend(("WWW-Authenticate", with_realms(value, over_tls)) for value in values)
 
 
 def _corrected(address: str, registry: URL, named: str) -> str:
