@@ -23,8 +23,9 @@ from mirror.store.interface import MOST_PAGE_BYTES, ListingStore, Page
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NotFoundError, RefusedError, UpstreamError
+from mirror.upstream.listings import TagStream
 from mirror.upstream.registry import Registry
-from mirror.upstream.responses import BlobStream, Listing
+from mirror.upstream.responses import Listing
 from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class ListingPulls:
         return ListingAnswer(listing, Outcome.STALE, error.word)
 
 
-async def _pieces(stream: BlobStream) -> AsyncGenerator[bytes, None]:
+async def _pieces(stream: TagStream) -> AsyncGenerator[bytes, None]:
     try:
         while piece := await stream.read():
             yield piece
