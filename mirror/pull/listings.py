@@ -197,12 +197,16 @@ class ListingPulls:
     ) -> ListingAnswer | None:
         """Return the last known page if it is recent enough, else None."""
         hold = await self._answers.hold(wanted.target.upstream, MOST_PAGE_BYTES)
-        page = await self._kept.lookup(wanted.page)
-        body = None if page is None else page.body
+        for name in wanted.all_pages:
+            page = await self._kept.lookup(name)
+            body = None if page is None else page.body
+            if page and usable_stale(page.seen, self._clock(), self._stale_if_error):
+                break
+        else:
+            body = None
         # Released here, unless the listing takes it: an error keeps its frames and their objects.
         hold.shrink(len(body or b""))
-        usable = page and usable_stale(page.seen, self._clock(), self._stale_if_error)
-        if page is None or body is None or not usable:
+        if page is None or body is None:
             hold.release()
             return None
         _log.info("serving %s stale: %s", wanted.page, error)
