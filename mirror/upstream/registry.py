@@ -188,7 +188,7 @@ class Registry:
             UpstreamError: upstream does not serve the blob.
         """
         path = f"{repository}/blobs/{digest}"
-        if quirks_of(self.name).blob_head:
+        if quirks_of(self.name, self._url.host).blob_head:
             try:
                 async with self._ask("HEAD", repository, path, "blob") as answer:
                     size = _length(answer)

@@ -180,7 +180,7 @@ class TokenService:
             return
         if realm is not None and (self._login.proven or isinstance(refusal, DeniedError)):
             with contextlib.suppress(RefusedError):
-                if quirks_of(self._upstream).bare_tokens:
+                if quirks_of(self._upstream, self._url.host).bare_tokens:
                     await self._call(realm, credentials, "")
                     self._login.accept()
                 return
