@@ -4,6 +4,7 @@ Follows the token authentication of the distribution project.  The scope is alwa
 ``repository:<name>:pull``: ghcr.io's challenge has a placeholder, Docker Hub's has no scope.
 """
 
+import contextlib
 import re
 from dataclasses import replace
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ _MAX_ANSWERS: Final = 5  # to the challenges in one exchange
 _MAX_OTHERS: Final = 16  # other registries that upstream redirects to
 #: A registry may also answer so to an outdated token (400) or password (403, ECR).
 _REFUSALS: Final = {400, 401, 403}
+_ERRORS: Final = 400
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+", re.ASCII)
 
 
@@ -75,13 +77,41 @@ class Authorization:
         self._tokens = tokens
         self._others: Lru[URL, Authorization] = Lru(_MAX_OTHERS)
         self._elsewhere = elsewhere
+        self._anonymous: Authorization | None = None
         self._service = TokenService(
             *(upstream, url, transport, self._limits, tokens, login, owner)
         )
         self._challenge: Challenge | None = None
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
-        """See :meth:`Authenticator.send`."""
+        """See :meth:`Authenticator.send`.
+
+        While the mirror's own login is refused, send as an anonymous client, for public content.
+        """
+        try:
+            return await self._send(request, repository)
+        except LoginRefusedError:
+            answer = await self._send_anonymously(request, repository)
+            if answer is None:
+                raise
+            return answer
+
+    async def _send_anonymously(
+        self, request: Request, repository: str
+    ) -> aiohttp.ClientResponse | None:
+        """Return the answer; None if it is an error, which may be due to the missing login."""
+        if self._anonymous is None:
+            self._anonymous = Authorization(
+                *(self._upstream, self._url, self._transport, self._tokens, Login(), "anonymous")
+            )
+        with contextlib.suppress(UpstreamError):
+            answer = await self._anonymous.send(request, repository)
+            if answer.status < _ERRORS:
+                return answer
+            answer.release()
+        return None
+
+    async def _send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         tried = Tried(request.method)
         response = None
         if self._challenge is not None:
