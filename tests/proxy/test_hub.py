@@ -53,6 +53,23 @@ async def test_other_requests_are_passed_on_to_the_registry_of_the_configuration
     assert (seen.path, seen.headers["Host"]) == (SEARCH, "index.docker.io")
 
 
+async def test_a_manifest_that_a_client_asks_for_by_head_is_there_offline(tmp_path, upstream):
+    """Such as the image of a signature that notation verifies."""
+    upstream.add_image("library/alpine", APP, "1")
+    digest = f"{REGISTRY}/v2/library/alpine/manifests/{APP.digest}"
+    async with running(tmp_path, {"docker.io": upstream.url}, proxy=PROXY) as mirror:
+        trust, accept = trusting(tmp_path), {"headers": {"Accept": APP.media_type}}
+        for _ in range(2):
+            head = await ask(mirror, trust, digest, "HEAD", **accept)
+            assert (head.status, head.headers["Content-Length"]) == (200, str(len(APP.manifest)))
+        assert upstream.count("manifest", "GET") == 1
+        await upstream.stop()
+        for method, body in (("HEAD", b""), ("GET", APP.manifest)):
+            answer = await ask(mirror, trust, digest, method, **accept)
+            assert (answer.status, answer.body) == (200, body)
+    await upstream.start()
+
+
 @pytest.mark.parametrize("page", PAGES)
 async def test_the_api_of_the_website_is_not_taken_for_images(tmp_path, upstream, page):
     upstream.guard = lambda request, _: web.json_response({"path": request.raw_path})
