@@ -329,6 +329,18 @@ async def test_whether_a_repository_has_a_digest_is_asked_of_the_registry(
     assert registry.seen[-1][:2] == ("HEAD", f"/v2/new/repo/{kind}/{APP.digest}")
 
 
+async def test_a_head_is_answered_although_the_manifest_cannot_be_fetched(office, trust, registry):
+    digest = f"sha256:{'3' * 64}"
+
+    def answer(request: web.BaseRequest) -> web.Response:
+        headers = {"Docker-Content-Digest": digest}
+        return web.Response(status=200 if request.method == "HEAD" else 500, headers=headers)
+
+    registry.answer = answer
+    head = await ask(office, trust, url(f"/v2/{REPO}/manifests/{digest}"), "HEAD")
+    assert (head.status, head.headers["Docker-Content-Digest"]) == (200, digest)
+
+
 @pytest.mark.parametrize("status", [429, 503])
 async def test_while_the_registry_cannot_say_it_is_what_the_cache_has(
     office, trust, registry, status
