@@ -27,6 +27,10 @@ _MAX_OTHERS: Final = 16  # other registries that upstream redirects to
 #: A registry may also answer so to an outdated token (400) or password (403, ECR).
 _REFUSALS: Final = {400, 401, 403}
 _ERRORS: Final = 400
+_OPEN: Final = "open"
+_CLOSED: Final = "closed"
+#: How long it is remembered whether anonymous clients may read a repository, in seconds.
+_ANONYMOUS_SECONDS: Final = 60.0
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+", re.ASCII)
 
 
@@ -99,17 +103,32 @@ class Authorization:
     async def _send_anonymously(
         self, request: Request, repository: str
     ) -> aiohttp.ClientResponse | None:
-        """Return the answer; None if it is an error, which may be due to the missing login."""
+        """Return the answer; None if it may be due to the missing login.
+
+        A 404 may hide private content, but not in a repository that anonymous clients may read.
+        """
+        if await self._tokens.lookup(self._public_name(repository)) == _CLOSED:
+            return None
         if self._anonymous is None:
             self._anonymous = Authorization(
                 *(self._upstream, self._url, self._transport, self._tokens, Login(), "anonymous")
             )
         with contextlib.suppress(UpstreamError):
             answer = await self._anonymous.send(request, repository)
-            if answer.status < _ERRORS:
+            await self._note_anonymous(repository, answer)
+            known = await self._tokens.lookup(self._public_name(repository))
+            if answer.status < _ERRORS or known == _OPEN:
                 return answer
             answer.release()
         return None
+
+    async def _note_anonymous(self, repository: str, answer: aiohttp.ClientResponse) -> None:
+        if answer.status < _ERRORS or answer.status in _REFUSALS:
+            known = _OPEN if answer.status < _ERRORS else _CLOSED
+            await self._tokens.put(self._public_name(repository), known, _ANONYMOUS_SECONDS)
+
+    def _public_name(self, repository: str) -> str:
+        return f"{self._url} {repository} for anonymous clients"
 
     async def _send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         tried = Tried(request.method)
@@ -123,6 +142,8 @@ class Authorization:
                 response = None
         if response is None:
             response = await self._transport.send(request, self._limits)
+            if self._login.own and not self._wants_token(response):
+                await self._note_anonymous(repository, response)
         return await self.settle(request, repository, response, tried)
 
     async def settle(

@@ -170,7 +170,7 @@ async def test_a_login_that_is_refused_does_not_take_cached_tags_away(tmp_path, 
 
 
 async def test_public_images_come_while_the_login_is_refused(tmp_path, upstream, door, caplog):
-    door.public = "library/free"
+    door.public, upstream.referrers_api = "library/free", False
     upstream.add_image(door.public, APP, "1")
     async with running(tmp_path, login(upstream, password="wrong"), tags=NEVER_FRESH) as mirror:
         for _ in range(2):
@@ -178,12 +178,22 @@ async def test_public_images_come_while_the_login_is_refused(tmp_path, upstream,
             assert (await mirror.get(f"/v2/{door.public}/tags/list")).status == 200
             for digest, blob in zip(APP.digests, APP.blobs, strict=True):
                 assert (await mirror.get(f"/v2/{door.public}/blobs/{digest}")).body == blob
-            for hidden in (TAG, f"/v2/{door.public}/manifests/2"):  # 404 proves nothing
-                answer = await mirror.get(hidden)
-                assert (answer.status, "password" in words(answer)) == (401, True)
+            for missing in ("manifests/2", f"referrers/{APP.digest}"):  # Docker 29.1 asks
+                assert (await mirror.get(f"/v2/{door.public}/{missing}")).status == 404
+            answer = await mirror.get(TAG)
+            assert (answer.status, "password" in words(answer)) == (401, True)
     assert len(door.sent) == 1
     (line,) = [each.getMessage() for each in caplog.records if "login" in each.getMessage()]
     assert "only public images" in line
+
+
+async def test_a_404_for_an_anonymous_client_may_hide_what_the_login_opens(
+    tmp_path, upstream, door
+):
+    door.public = "library/hidden"  # it has no manifest for anonymous clients
+    async with running(tmp_path, login(upstream, password="wrong"), tags=NEVER_FRESH) as mirror:
+        answer = await mirror.get(f"/v2/{door.public}/manifests/1")
+        assert (answer.status, "password" in words(answer)) == (401, True)
 
 
 @pytest.mark.parametrize("status", [401, 403])
