@@ -6,7 +6,8 @@ generate theirs from ``registries.yaml``.
 
 from typing import Final
 
-from mirror.clients.snippet import HUB, File, Mirror, Snippet, commented, is_loopback, quoted
+from mirror.clients.snippet import File, Mirror, Snippet, commented, is_loopback, quoted
+from mirror.oci.image_name import HUB
 
 
 def hosts_files(mirror: Mirror, directory: str) -> tuple[File, ...]:

@@ -4,7 +4,8 @@ import json
 from typing import Final
 
 from mirror.clients.containerd import about_referrers, hosts_files
-from mirror.clients.snippet import HUB, File, Mirror, Snippet, copying, is_loopback
+from mirror.clients.snippet import File, Mirror, Snippet, copying, is_loopback
+from mirror.oci.image_name import HUB
 
 _DAEMON: Final = "/etc/docker/daemon.json"
 _CERTS: Final = "/etc/docker/certs.d"

@@ -3,8 +3,9 @@
 import ipaddress
 import json
 from dataclasses import dataclass
-from typing import Final
 from urllib.parse import urlsplit
+
+from mirror.oci.image_name import HUB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-HUB: Final = "docker.io"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from mirror.config.agreement import disagreements, taking_credentials, with_defa
 from mirror.config.keep import unknown_registries
 from mirror.config.mistakes import line, told
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.wellknown import WELL_KNOWN
+from mirror.config.wellknown import WELL_KNOWN, well_known
 from mirror.user_error import ExitCode, UserError
 
 Tree = dict[str, Any]
@@ -63,7 +63,7 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Co
     chosen = file or _file_of_environment()
     told_by_file = _read(chosen) if chosen else {}
     layers: list[tuple[str, Mapping[str, Any]]] = [
-        ("default", {"upstreams": WELL_KNOWN}),
+        ("default", {"upstreams": well_known(_names(told_by_file))}),
         (str(chosen), told_by_file),
         ("environment", _environment(_names({"upstreams": WELL_KNOWN}, told_by_file))),
         ("command line", flags or {}),

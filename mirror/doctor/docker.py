@@ -10,8 +10,8 @@ from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.proxied import goes_direct, lookup_through
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
+from mirror.oci.image_name import HUB
 
-HUB: Final = "docker.io"
 _FILE: Final = "/etc/docker/daemon.json"
 _CERTS: Final = "/etc/docker/certs.d"
 _WHO: Final = "the Docker daemon"

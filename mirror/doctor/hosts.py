@@ -9,9 +9,9 @@ from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 from mirror.doctor.versions import knows_referrers
+from mirror.oci.image_name import HUB, HUB_HOSTS
 
-_HUB: Final = "docker.io"
-_HUB_ADDRESSES: Final = ("registry-1.docker.io", "index.docker.io", "hub.docker.com")
+_MISTAKEN: Final = (*HUB_HOSTS, "hub.docker.com")
 _NEEDED: Final = ("pull", "resolve")
 _REFERRERS: Final = "referrers"
 
@@ -27,7 +27,7 @@ def inspect(
     for name in tree.names(directory):
         if name.endswith(".toml"):
             what = f"lies in {directory} itself, where no client reads it"
-            fix = f"move it to {directory}/REGISTRY/hosts.toml, such as {directory}/{_HUB}"
+            fix = f"move it to {directory}/REGISTRY/hosts.toml, such as {directory}/{HUB}"
             inspection.findings.append(wrong(f"{directory}/{name}", what, fix))
             continue
         for file in tree.names(f"{directory}/{name}"):
@@ -77,7 +77,7 @@ class _File:
             return Inspection(found)
         # "host_5000_" means host:5000 on systems without colons in file names.
         named = self.registry.replace("_", ":", 1).removesuffix("_")
-        registry = _HUB if self.registry == "_default" else named
+        registry = HUB if self.registry == "_default" else named
         probe = Probe(self.client, registry, Way.NAMESPACE, self._trust(settings))
         found = [ok(self.path, f"{self.registry} comes from {url}"), *self._referrers(settings)]
         return Inspection(found, [probe], {registry})
@@ -90,15 +90,15 @@ class _File:
         others = f" but {masked(', '.join(urls))}" if urls else ""
         what = f"does not name {self.target.url}{others}"
         # The file of a private registry may have nothing to do with the mirror.
-        if self.registry not in {_HUB, "_default"}:
+        if self.registry not in {HUB, "_default"}:
             return note(self.path, what, fix)
         return wrong(self.path, what, fix)
 
     def _misplaced(self) -> list[Finding]:
-        if self.registry not in _HUB_ADDRESSES:
+        if self.registry not in _MISTAKEN:
             return []
-        what = f"is for images named {self.registry}/..., and those of Docker Hub are {_HUB}/..."
-        return [wrong(self.path, what, f"rename its directory to {_HUB}")]
+        what = f"is for images named {self.registry}/..., and those of Docker Hub are {HUB}/..."
+        return [wrong(self.path, what, f"rename its directory to {HUB}")]
 
     def _incapable(self, settings: dict[str, Any]) -> list[Finding]:
         capabilities = strings(settings.get("capabilities")) or list(_NEEDED)

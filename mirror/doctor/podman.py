@@ -7,11 +7,11 @@ from mirror.doctor.files import Tree, UnusableFileError, tables
 from mirror.doctor.inspection import Inspection, Probe, Trust, Way
 from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
+from mirror.oci.image_name import HUB
 
 _SYSTEM: Final = "/etc/containers"
 _USER: Final = ".config/containers"
 _CERTS: Final = ("/etc/containers/certs.d", "/etc/docker/certs.d")
-_HUB: Final = "docker.io"
 
 
 def inspect(tree: Tree, target: MirrorAddress) -> Inspection:
@@ -88,7 +88,7 @@ class _Rule:
 
     def faults(self, way: str) -> list[Finding]:
         found = [*self._blocked(), *self._digests_only(), *self._insecure()]
-        if way != self.prefix and (way or self.prefix.partition("/")[0] != _HUB):
+        if way != self.prefix and (way or self.prefix.partition("/")[0] != HUB):
             given = f"{self.target.netloc}/{way}".rstrip("/")
             what = f"the mirror of {self.prefix} is {given}, which does not say {self.prefix}"
             found.append(wrong(self.path, what, self.fix))

@@ -12,15 +12,15 @@ from mirror.doctor.report import Finding, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 from mirror.doctor.unreachable import explained, no_authority
 from mirror.oci.errors import lookup_message
+from mirror.oci.image_name import HUB
 from mirror.oci.media_types import CURRENT_TYPES
 from mirror.upstream.body import read_up_to
 
 _SECONDS: Final = 15  # dockerd's time-out for a mirror
 _READ_BYTES: Final = 1 << 16
-_HUB: Final = "docker.io"
 _ACCEPT: Final = ", ".join(CURRENT_TYPES)
 _NOT_CONFIGURED: Final = "not configured for"
-_FOR_HUB: Final = f"credentials you have for {_HUB}"
+_FOR_HUB: Final = f"credentials you have for {HUB}"
 
 
 async def probe_all(target: MirrorAddress, probes: list[Probe]) -> list[Finding]:
@@ -114,7 +114,7 @@ def _context(trust: Trust) -> ssl.SSLContext:
 async def _hidden(asker: _Asker) -> bool:
     """Whether this is a mirror behind a reverse proxy that replaces the field ``Server``."""
     try:
-        return (await asker.ask("HEAD", _path(_HUB, Way.PATH))).is_mirror
+        return (await asker.ask("HEAD", _path(HUB, Way.PATH))).is_mirror
     except (OSError, aiohttp.ClientError, TimeoutError):
         return False
 
@@ -158,7 +158,7 @@ async def _manifest(asker: _Asker, registry: str, way: Way) -> Finding:
 
 def _path(registry: str, way: Way) -> str:
     # For Docker Hub an image that exists; for others any name, because 404 is an answer too.
-    image = "library/busybox" if registry == _HUB else "mirror-doctor/probe"
+    image = "library/busybox" if registry == HUB else "mirror-doctor/probe"
     name = f"{registry}/{image}" if way is Way.PATH else image
     query = f"?ns={registry}" if way is Way.NAMESPACE else ""
     return f"/v2/{name}/manifests/latest{query}"

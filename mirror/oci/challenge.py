@@ -6,7 +6,7 @@ Knows the grammar of challenges.  Must not know how a client answers them.
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,6 +57,27 @@ def _parse_parameters(header: str, position: int) -> tuple[dict[str, str], int]:
         parameters.setdefault(name.lower(), value)
         position = found.end()
     return parameters, position
+
+
+def with_realms(header: str, correct: Callable[[str], str]) -> str:
+    """Return the field with corrected addresses of its token services."""
+    for challenge in parse_challenges(header):
+        realm = challenge.parameters.get("realm", "")
+        if challenge.scheme == "bearer":
+            header = header.replace(f'"{realm}"', f'"{correct(realm)}"', 1)
+    return header
+
+
+def over_tls(realm: str) -> str:
+    """Return the address of a token service with https.
+
+    A registry behind a server that adds TLS may name http.  Credentials never go there.
+    """
+    scheme, mark, rest = realm.partition("://")
+    if scheme.lower() != "http":
+        return realm
+    netloc, slash, path = rest.partition("/")
+    return f"https{mark}{netloc.removesuffix(':80')}{slash}{path}"
 
 
 def parse_basic(field: str) -> tuple[str, str] | None:

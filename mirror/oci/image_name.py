@@ -21,6 +21,9 @@ from mirror.oci.reference import (
     split_registry,
 )
 
+#: The registry of names without one, and the hosts that serve its images.
+HUB: Final = "docker.io"
+HUB_HOSTS: Final = ("registry-1.docker.io", "index.docker.io", "registry.hub.docker.com")
 _DEFAULT_TAG: Final = Tag("latest")
 _SHOWN: Final = 80
 
@@ -88,14 +91,13 @@ def parse_list(lines: Iterable[str]) -> Iterator[Listed]:
             yield Listed(number, text, None, str(error))
 
 
-_HUB: Final = "docker.io"
 _LIBRARY: Final = "library/"
 _FAMILIAR_SHOWN: Final = 12
 
 
 def familiar_repository(registry: str, repository: str) -> str:
     """Return a repository as typed after ``docker pull``: without the registry for Docker Hub."""
-    if registry == _HUB:
+    if registry == HUB:
         return repository.removeprefix(_LIBRARY)
     return f"{registry}/{repository}"
 

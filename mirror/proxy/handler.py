@@ -27,7 +27,7 @@ from mirror.proxy.destination import (
     parse_connect,
 )
 from mirror.proxy.errors import TunnelError
-from mirror.proxy.permission import HTTPS_PORT, Permission
+from mirror.proxy.permission import HTTP_PORT, HTTPS_PORT, Permission
 from mirror.proxy.registries import Registries
 from mirror.proxy.tunnel import ESTABLISHED, Tunnel
 from mirror.upstream.routing import Router
@@ -36,7 +36,6 @@ from mirror.user_error import UserError
 if TYPE_CHECKING:
     from mirror.ca.signing import CertificateIssuer
 
-_HTTP_PORT: Final = 80
 _HANDSHAKE_SECONDS: Final = 30.0
 
 
@@ -119,17 +118,17 @@ class ProxyHandler:
     async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer ``GET http://registry/v2/...``: over plain http only registries are served."""
         try:
-            destination, _ = parse_absolute(request.raw_path, _HTTP_PORT)
+            destination, _ = parse_absolute(request.raw_path, HTTP_PORT)
         except InvalidDestination as error:
             return _refused(request, TunnelError(400, str(error)))
-        upstream = self._directory.lookup_place(destination.host, destination.port, _HTTP_PORT)
+        upstream = self._directory.lookup_place(destination.host, destination.port, HTTP_PORT)
         if upstream is None:
             return _refused(request, TunnelError(403, _no_registry(destination)))
         exchange = request[EXCHANGE]
         exchange.connected = upstream
         # The target takes precedence over the Host field (RFC 9112, 3.2.2).
-        usual = destination.port == _HTTP_PORT
-        host = str(destination).removesuffix(f":{_HTTP_PORT}") if usual else str(destination)
+        usual = destination.port == HTTP_PORT
+        host = str(destination).removesuffix(f":{HTTP_PORT}") if usual else str(destination)
         exchange.origin = replace(exchange.origin, host=host)
         return await self._registries.answer(request)
 

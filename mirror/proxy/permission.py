@@ -14,6 +14,7 @@ from mirror.proxy.destination import Destination
 from mirror.proxy.errors import TunnelError
 from mirror.upstream.addresses import is_local, is_private
 
+HTTP_PORT: Final = 80
 HTTPS_PORT: Final = 443
 _STARS: Final = re.compile(r"\*+")
 

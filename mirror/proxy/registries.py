@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from mirror.api.handlers import RegistryHandler, raw_path
-from mirror.http.exchange import EXCHANGE
+from mirror.http.exchange import EXCHANGE, Exchange
 from mirror.http.responses import API_VERSION
+from mirror.oci.challenge import with_realms
 from mirror.oci.digest import Digest
 from mirror.oci.endpoint import (
     BlobEndpoint,
@@ -30,6 +31,7 @@ from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
 from mirror.proxy.passthrough import Passing
 from mirror.proxy.permission import (
+    HTTP_PORT,
     HTTPS_PORT,
     REWRITING,
     TOKEN_METHODS,
@@ -37,13 +39,16 @@ from mirror.proxy.permission import (
     checked_path,
     refusal,
 )
+from mirror.shares import FullError
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.responses import PassedAnswer
 from mirror.upstream.routing import ForbiddenError, Target
 
 _GREETINGS: Final = frozenset({200, 401})
+_CHALLENGE: Final = "WWW-Authenticate"
 _WRITING: Final = frozenset({"PUT", "DELETE"})
 _REFUSALS: Final = frozenset({401, 403})
+_FOUND: Final = 200
 _LIMITED: Final = 429
 _BROKEN: Final = 500
 
@@ -76,9 +81,15 @@ class Registries:
             return await self.passing.relay(request, answer)
         if isinstance(endpoint, Ping):
             return await self._greet(request)
-        if _asks_whether_it_is_there(request, endpoint):
-            return await self._look(request)
-        return await self.registry.answer(request)
+        try:
+            if _asks_whether_it_is_there(request, endpoint):
+                return await self._look(request, endpoint)
+            return await self.registry.answer(request)
+        except OciError as error:
+            if _CHALLENGE in error.headers:
+                challenge = self._reachable(request[EXCHANGE], error.headers[_CHALLENGE])
+                error.headers = {**error.headers, _CHALLENGE: challenge}
+            raise
 
     async def _greet(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass on ``/v2/``, for the registry's challenge; answer 200 if the registry fails."""
@@ -95,11 +106,12 @@ class Registries:
         answer.close()
         return web.json_response({}, headers=API_VERSION)
 
-    async def _look(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _look(self, request: web.BaseRequest, endpoint: Endpoint) -> web.StreamResponse:
         """Ask the registry whether this repository has the content.
 
         A client that pushes asks this, and uploads only missing content.  The cache knows only
-        that the content exists in some repository; it answers if the registry does not.
+        that the content exists in some repository; it answers if the registry does not.  A client
+        that verifies signatures sends no GET for a manifest: have it for when the registry is down.
         """
         try:
             async with asyncio.timeout(self.patience):
@@ -109,6 +121,11 @@ class Registries:
         if self._is_no_answer(request, answer):
             answer.close()
             return await self.registry.answer(request)
+        if answer.status == _FOUND and isinstance(endpoint, ManifestEndpoint):
+            with contextlib.suppress(OciError, UpstreamError, FullError):
+                response = await self.registry.answer(request)
+                answer.close()
+                return response
         return await self.passing.relay(request, answer)
 
     async def _note(self, request: web.BaseRequest, answer: PassedAnswer) -> None:
@@ -143,7 +160,31 @@ class Registries:
         if self.registry.directory.is_limited(exchange.connected):
             path, without = await self._limited(request, path, query), REWRITING
         target = path + mark + query
-        return await self.passing.ask(request, target, exchange.origin.host, without)
+        answer = await self.passing.ask(request, target, exchange.origin.host, without)
+        for challenge in answer.headers.popall(_CHALLENGE, []):
+            answer.headers.add(_CHALLENGE, self._reachable(exchange, challenge))
+        return answer
+
+    def _reachable(self, exchange: Exchange, challenge: str) -> str:
+        """Return a challenge with the client's own address of the registry.
+
+        A registry without TLS names an http address for tokens that it serves itself.  For a client
+        that speaks TLS with the mirror, the password must not leave that connection: new clients
+        reject such an address, older ones would use it.
+        """
+
+        def corrected(realm: str) -> str:
+            with contextlib.suppress(ValueError):
+                parts = urlsplit(realm)
+                port = parts.port or HTTP_PORT
+                usual = port if port == HTTPS_PORT else HTTP_PORT
+                known = self.registry.directory.lookup_place(parts.hostname or "", port, usual)
+                if parts.scheme == "http" and known == exchange.connected:
+                    return parts._replace(scheme="https", netloc=exchange.origin.host).geturl()
+            return realm
+
+        secure = exchange.origin.scheme == "https"
+        return with_realms(challenge, corrected) if secure else challenge
 
     async def _limited(self, request: web.BaseRequest, path: str, query: str) -> str:
         """Return the path to pass on to a registry with ``allow`` or ``deny`` rules.

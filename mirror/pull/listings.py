@@ -23,8 +23,9 @@ from mirror.store.interface import MOST_PAGE_BYTES, ListingStore, Page
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import NotFoundError, RefusedError, UpstreamError
+from mirror.upstream.listings import TagStream
 from mirror.upstream.registry import Registry
-from mirror.upstream.responses import BlobStream, Listing
+from mirror.upstream.responses import Listing
 from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
@@ -196,12 +197,16 @@ class ListingPulls:
     ) -> ListingAnswer | None:
         """Return the last known page if it is recent enough, else None."""
         hold = await self._answers.hold(wanted.target.upstream, MOST_PAGE_BYTES)
-        page = await self._kept.lookup(wanted.page)
-        body = None if page is None else page.body
+        for name in wanted.all_pages:
+            page = await self._kept.lookup(name)
+            body = None if page is None else page.body
+            if page and usable_stale(page.seen, self._clock(), self._stale_if_error):
+                break
+        else:
+            body = None
         # Released here, unless the listing takes it: an error keeps its frames and their objects.
         hold.shrink(len(body or b""))
-        usable = page and usable_stale(page.seen, self._clock(), self._stale_if_error)
-        if page is None or body is None or not usable:
+        if page is None or body is None:
             hold.release()
             return None
         _log.info("serving %s stale: %s", wanted.page, error)
@@ -211,7 +216,7 @@ class ListingPulls:
         return ListingAnswer(listing, Outcome.STALE, error.word)
 
 
-async def _pieces(stream: BlobStream) -> AsyncGenerator[bytes, None]:
+async def _pieces(stream: TagStream) -> AsyncGenerator[bytes, None]:
     try:
         while piece := await stream.read():
             yield piece

@@ -57,6 +57,15 @@ class Question:
         return f"{self.kind} {replace(self.target, since='')} {self.rest}"
 
     @property
+    def all_pages(self) -> tuple[str, ...]:
+        """The keys of the listings on disk that answer this question.
+
+        A registry need not filter referrers: a list of all of them does for each kind.
+        """
+        general = replace(self, rest=self.general) if self.kind == "referrers" else self
+        return tuple({self.page: None, general.page: None})
+
+    @property
     def missing(self) -> str:
         """The key of a 404 on disk, the same for all clients."""
         return f"{self.kind} {self.target.record} {self.rest}"

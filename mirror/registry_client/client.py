@@ -22,8 +22,9 @@ import aiohttp
 from mirror import __version__
 from mirror.oci.digest import Digest
 from mirror.oci.errors import lookup_message
+from mirror.oci.manifest import IndexEntry, index_entries
 from mirror.oci.media_types import ACCEPT_MANIFESTS
-from mirror.oci.reference import Reference, Repository
+from mirror.oci.reference import Reference, Repository, Tag
 from mirror.upstream.body import read_up_to
 
 
@@ -50,6 +51,8 @@ _BODY_SECONDS: Final = 60.0
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the same limit as for upstreams
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _FULL_HOUSE: Final = 503
+_NOT_FOUND: Final = 404
+_MOST_ENCODED: Final = 64  # digits of a digest in a tag
 _TRIES: Final = 5
 _MAX_PATIENCE_SECONDS: Final = 30.0
 _AGENT: Final = f"mirror-warm/{__version__}"
@@ -105,6 +108,22 @@ class MirrorClient:
         if Digest.of(body, digest.algorithm) != digest:
             raise PullError(f"{path}: the content from the mirror does not match {digest}")
         return PulledManifest(digest, headers.get("Content-Type", ""), body, _is_stale(headers))
+
+    async def attached(self, place: Place, digest: Digest) -> tuple[IndexEntry, ...]:
+        """The manifests that refer to a manifest; by its tag if there is no referrers API.
+
+        Raises:
+            PullError: they are not available.
+            NotAManifest: the list is not an index.
+        """
+        try:
+            path = f"/v2/{place.repository}/referrers/{digest}"
+            async with self._asked(path, place, {}) as answer:
+                return index_entries(await _whole(answer))
+        except ErrorAnswerError as error:
+            if error.status != _NOT_FOUND:
+                raise
+        return index_entries((await self.manifest(place, attached_tag(digest))).body)
 
     async def holds(self, place: Place, digest: Digest) -> bool:
         """Whether the cache has a blob; the blob is not sent.
@@ -175,6 +194,15 @@ class MirrorClient:
                 raise PullError(f"the mirror does not answer: {_reason(error)}") from error
         assert trouble is not None, "a mirror has at least one process"
         raise PullError(f"the mirror does not answer: {_reason(trouble)}") from trouble
+
+
+def attached_tag(digest: Digest, kind: str = "") -> Tag:
+    """The tag for what is attached to a manifest (OCI distribution spec, referrers tag schema).
+
+    ``kind``: a suffix of cosign, such as ``.sig``.
+    """
+    _, _, encoded = str(digest).partition(":")
+    return Tag(f"{digest.algorithm}-{encoded[:_MOST_ENCODED]}{kind}")
 
 
 def _blob_path(place: Place, digest: Digest) -> str:

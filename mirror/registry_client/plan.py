@@ -3,17 +3,30 @@
 Knows the relations of indexes, manifests and blobs.  Must not know how bytes are transferred.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_name import joined
-from mirror.oci.manifest import Descriptor, NotAManifest, index_entries, references
+from mirror.oci.manifest import (
+    Descriptor,
+    IndexEntry,
+    NotAManifest,
+    index_entries,
+    references,
+)
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.oci.platform import NoSuchPlatform, Platform, choose
 from mirror.oci.reference import Reference
-from mirror.registry_client.client import MirrorClient, Place, PulledManifest, PullError
+from mirror.registry_client.client import (
+    MirrorClient,
+    Place,
+    PulledManifest,
+    PullError,
+    attached_tag,
+)
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _CONFIGS: Final = frozenset(
@@ -26,8 +39,14 @@ MAX_DEPTH: Final = 3  # an index in an index is rare; a third level has never be
 #: References in all manifests of an image together: processing them takes some seconds.
 MAX_REFERENCES: Final = 200_000
 _MAX_MANIFESTS: Final = 10_000
+_MAX_ATTACHED: Final = 100  # to all manifests of an image together
+#: Suffixes of the tags at which cosign looks for signatures and attestations.
+_COSIGN_KINDS: Final = (".sig", ".att")
 #: Media types of layers that registries do not serve (formerly: Windows base layers).
 _FOREIGN: Final = ("nondistributable", "foreign")
+
+#: The manifest that an attestation of BuildKit is about.
+_ATTESTED: Final = "vnd.docker.reference.digest"
 
 #: Select everything in an index, including attestations.
 EVERYTHING: Final[tuple[Platform, ...]] = ()
@@ -96,6 +115,26 @@ async def planned(client: MirrorClient, wanted: Wanted, platforms: Iterable[Plat
     return plan
 
 
+async def attach(client: MirrorClient, plan: Plan) -> None:
+    """Add signatures, attestations and the like to a plan, as far as they are available.
+
+    Clients ask for them at each pull, and some fail if the mirror does not know whether there are
+    any while upstream cannot answer.
+    """
+    place, left, digests = plan.wanted.place, _MAX_ATTACHED, [*plan.manifests]
+    found: list[Reference] = [attached_tag(plan.root.digest, kind) for kind in _COSIGN_KINDS]
+    for digest in digests:  # grows: a signature may be attached to an SBOM
+        with contextlib.suppress(PullError, NotAManifest):
+            found += [each.descriptor.digest for each in await client.attached(place, digest)]
+        while found and left:
+            left -= 1
+            with contextlib.suppress(PullError, NotAManifest):
+                pulled = await client.manifest(place, found.pop())
+                if pulled.digest not in plan.manifests:
+                    digests.append(pulled.digest)
+                    await _include(plan, client, pulled, EVERYTHING, 1)
+
+
 async def _include(
     plan: Plan,
     client: MirrorClient,
@@ -113,11 +152,18 @@ async def _include(
         raise NotAManifest("indexes are nested too deeply")
     entries = index_entries(pulled.body)
     _count(plan, len(entries))
-    for entry in choose(entries, platforms) if platforms else entries:
+    for entry in _chosen(entries, platforms) if platforms else entries:
         digest = entry.descriptor.digest
         if digest not in plan.manifests:
             below = await client.manifest(plan.wanted.place, digest)
             await _include(plan, client, below, platforms, depth - 1)
+
+
+def _chosen(entries: Sequence[IndexEntry], platforms: tuple[Platform, ...]) -> list[IndexEntry]:
+    """The entries for some platforms, and their attestations, which Docker pulls with them."""
+    chosen = choose(entries, platforms)
+    digests = {str(entry.descriptor.digest) for entry in chosen}
+    return chosen + [each for each in entries if each.annotations.get(_ATTESTED) in digests]
 
 
 def _count(plan: Plan, references: int) -> None:

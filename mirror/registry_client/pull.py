@@ -15,7 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.platform import Platform
 from mirror.registry_client.client import BrokenOffError, MirrorClient, Place, PullError
-from mirror.registry_client.plan import Plan, Wanted, planned
+from mirror.registry_client.plan import Plan, Wanted, attach, planned
 
 _PLANNING: Final = 8
 _MAX_FRUITLESS: Final = 3
@@ -75,9 +75,19 @@ class Puller:
     """Pulls images through one mirror."""
 
     def __init__(
-        self, client: MirrorClient, left_of: LeftOf, watcher: Watcher, parallel: int
+        self,
+        client: MirrorClient,
+        left_of: LeftOf,
+        watcher: Watcher,
+        parallel: int,
+        *,
+        attached: bool,
     ) -> None:
-        """Pull at most ``parallel`` images, and as many blobs, at once."""
+        """Pull at most ``parallel`` images, and as many blobs, at once.
+
+        ``attached``: pull what is attached to the images too.
+        """
+        self._attached = attached
         self._client = client
         self._left_of = left_of
         self._watcher = watcher
@@ -102,6 +112,8 @@ class Puller:
         try:
             async with self._planning:
                 plan = await planned(self._client, wanted, platforms)
+                if self._attached:
+                    await attach(self._client, plan)
             self._watcher.planned(wanted, plan.blob_bytes)
             async with self._images:
                 self._watcher.began(wanted)

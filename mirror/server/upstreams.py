@@ -231,7 +231,7 @@ def _login(name: str, upstream: UpstreamConfig) -> Login:
         return Login(advice=f"; a login may raise the limit: set {keys}")
     _secret(name, upstream)  # readable at the start
     key = "password_file" if upstream.password_file else "password"
-    hint = quirks_of(name).login_hint
+    hint = quirks_of(name, urlsplit(upstream.url).hostname).login_hint
     keys = f'username and {key} of [upstreams."{name}"]' + (f" ({hint})" if hint else "")
     return OwnLogin(name, upstream.username, upstream.secret, keys)
 

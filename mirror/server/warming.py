@@ -186,7 +186,8 @@ async def _pulled(config: Config, entry: WarmConfig) -> list[Pulled]:
     directory = config.cache.directory.absolute()
     parallel = min(entry.parallel, max(1, config.limits.downloads // _SHARE))
     async with _own_session(Layout(directory).control) as session:
-        puller = Puller(MirrorClient([session]), left_in(directory), _Nobody(), parallel)
+        client = MirrorClient([session])
+        puller = Puller(client, left_in(directory), _Nobody(), parallel, attached=True)
         return [*await puller.pull(wanted, _platforms(entry)), *failed]
 
 

@@ -66,7 +66,9 @@ async def export(
         client = MirrorClient(mirror.sessions)
         left_of = left_in(config.cache.directory.absolute())
         with pulling:
-            pulled = await Puller(client, left_of, pulling, parallel).pull(wanted, platforms)
+            pulled = await Puller(client, left_of, pulling, parallel, attached=False).pull(
+                wanted, platforms
+            )
         _check(pulled)
         plans = [image.plan for image in pulled if image.plan is not None]
         with opened_layout(target) as layout, writing:

@@ -41,7 +41,8 @@ async def warm(
         return failed
     async with reached(config) as mirror:
         client = MirrorClient(mirror.sessions)
-        puller = Puller(client, left_in(config.cache.directory.absolute()), watcher, parallel)
+        left_of = left_in(config.cache.directory.absolute())
+        puller = Puller(client, left_of, watcher, parallel, attached=True)
         return [*await puller.pull(wanted, platforms), *failed]
 
 

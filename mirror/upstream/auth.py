@@ -4,6 +4,7 @@ Follows the token authentication of the distribution project.  The scope is alwa
 ``repository:<name>:pull``: ghcr.io's challenge has a placeholder, Docker Hub's has no scope.
 """
 
+import contextlib
 import re
 from dataclasses import replace
 from typing import Final, Protocol
@@ -12,7 +13,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.lru import Lru
-from mirror.oci.challenge import Challenge, parse_challenges
+from mirror.oci.challenge import Challenge, over_tls, parse_challenges, with_realms
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
 from mirror.upstream.login import Credentials, Login
@@ -25,6 +26,11 @@ _MAX_ANSWERS: Final = 5  # to the challenges in one exchange
 _MAX_OTHERS: Final = 16  # other registries that upstream redirects to
 #: A registry may also answer so to an outdated token (400) or password (403, ECR).
 _REFUSALS: Final = {400, 401, 403}
+_ERRORS: Final = 400
+_OPEN: Final = "open"
+_CLOSED: Final = "closed"
+#: How long it is remembered whether anonymous clients may read a repository, in seconds.
+_ANONYMOUS_SECONDS: Final = 60.0
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+", re.ASCII)
 
 
@@ -75,13 +81,56 @@ class Authorization:
         self._tokens = tokens
         self._others: Lru[URL, Authorization] = Lru(_MAX_OTHERS)
         self._elsewhere = elsewhere
+        self._anonymous: Authorization | None = None
         self._service = TokenService(
             *(upstream, url, transport, self._limits, tokens, login, owner)
         )
         self._challenge: Challenge | None = None
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
-        """See :meth:`Authenticator.send`."""
+        """See :meth:`Authenticator.send`.
+
+        While the mirror's own login is refused, send as an anonymous client, for public content.
+        """
+        try:
+            return await self._send(request, repository)
+        except LoginRefusedError:
+            answer = await self._send_anonymously(request, repository)
+            if answer is None:
+                raise
+            return answer
+
+    async def _send_anonymously(
+        self, request: Request, repository: str
+    ) -> aiohttp.ClientResponse | None:
+        """Return the answer; None if it may be due to the missing login.
+
+        A 404 may hide private content, but not in a repository that anonymous clients may read.
+        """
+        if await self._tokens.lookup(self._public_name(repository)) == _CLOSED:
+            return None
+        if self._anonymous is None:
+            self._anonymous = Authorization(
+                *(self._upstream, self._url, self._transport, self._tokens, Login(), "anonymous")
+            )
+        with contextlib.suppress(UpstreamError):
+            answer = await self._anonymous.send(request, repository)
+            await self._note_anonymous(repository, answer)
+            known = await self._tokens.lookup(self._public_name(repository))
+            if answer.status < _ERRORS or known == _OPEN:
+                return answer
+            answer.release()
+        return None
+
+    async def _note_anonymous(self, repository: str, answer: aiohttp.ClientResponse) -> None:
+        if answer.status < _ERRORS or answer.status in _REFUSALS:
+            known = _OPEN if answer.status < _ERRORS else _CLOSED
+            await self._tokens.put(self._public_name(repository), known, _ANONYMOUS_SECONDS)
+
+    def _public_name(self, repository: str) -> str:
+        return f"{self._url} {repository} for anonymous clients"
+
+    async def _send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
         tried = Tried(request.method)
         response = None
         if self._challenge is not None:
@@ -93,6 +142,8 @@ class Authorization:
                 response = None
         if response is None:
             response = await self._transport.send(request, self._limits)
+            if self._login.own and not self._wants_token(response):
+                await self._note_anonymous(repository, response)
         return await self.settle(request, repository, response, tried)
 
     async def settle(
@@ -254,9 +305,14 @@ class Authorization:
 
 
 def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:
-    """Return the WWW-Authenticate fields of an answer that are safe to send to clients."""
+    """Return the WWW-Authenticate fields of an answer that are safe to send to clients.
+
+    The token services of a registry with TLS are reached by TLS too.
+    """
     fields = response.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
-    return tuple(each for each in fields if each.isascii() and each.isprintable())
+    safe = (each for each in fields if each.isascii() and each.isprintable())
+    secure = response.url.scheme == "https"
+    return tuple(with_realms(each, over_tls) if secure else each for each in safe)
 
 
 def _challenges(response: aiohttp.ClientResponse) -> list[Challenge]:

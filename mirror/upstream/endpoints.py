@@ -16,6 +16,7 @@ from mirror.trouble import Trouble
 from mirror.upstream.auth import Authenticator
 from mirror.upstream.credentials import Principal
 from mirror.upstream.errors import NonsenseError, UpstreamError
+from mirror.upstream.listings import TagStream
 from mirror.upstream.passthrough import Outgoing
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import BlobStream, Listing, ManifestBody, ManifestHead, PassedAnswer
@@ -218,7 +219,7 @@ class Endpoints:
     @asynccontextmanager
     async def open_tags(
         self, repository: str, query: str, buffer_bytes: int
-    ) -> AsyncIterator[tuple[Listing, BlobStream]]:
+    ) -> AsyncIterator[tuple[Listing, TagStream]]:
         """See :meth:`Registry.open_tags`; asks the registry itself, as for :meth:`tags`."""
         async with self._registry.open_tags(repository, query, buffer_bytes) as opened:
             yield opened

@@ -1,19 +1,57 @@
-"""Reads the answers of a registry to requests for listings.  Pure functions, no I/O."""
+"""Reads the answers of a registry to requests for listings."""
 
 import json
+import re
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
 from mirror.shares import Hold
-from mirror.upstream.responses import Listing, readable_field
+from mirror.upstream.responses import BlobStream, Listing, readable_field
 
 PAGES: Final = {"text/html", "application/xhtml+xml"}
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms to parse
 #: Answers that refuse the client, or this request for now, and not the whole referrers API.
 _NO_CLIENT: Final = {401, 403}
 _NOT_NOW: Final = {407, 408, 425, 429}
+_MOST_SPACE: Final = 32  # on each side of the colon between "name" and the name
+
+
+class TagStream:
+    """A list of tags as it arrives, with the name that the client knows; ``total`` is its size."""
+
+    def __init__(self, stream: BlobStream, prefix: str) -> None:
+        """``prefix`` is the part of upstream's name that the client does not know."""
+        self._stream = stream
+        self._prefix = prefix
+        self._most_held = len(f'"name":"{prefix}') + 2 * _MOST_SPACE if prefix else 0
+        self._held = b""
+        self.total = None if prefix else stream.total
+
+    async def read(self) -> bytes:
+        """The next bytes, ``b""`` at the end.
+
+        Raises:
+            UpstreamError: see :meth:`BlobStream.read`.
+        """
+        while piece := await self._stream.read():
+            data = self._held + piece
+            found = own_name(self._prefix).search(data) if self._most_held else None
+            if found is not None:
+                data, self._most_held = data[: found.end(1)] + data[found.end() :], 0
+            cut = max(len(data) - self._most_held, 0)
+            data, self._held = data[:cut], data[cut:]  # the name may begin in the rest
+            if data:
+                return data
+        rest, self._held = self._held, b""
+        return rest
+
+
+def own_name(prefix: str) -> re.Pattern[bytes]:
+    """Return the pattern of the repository's name in a list; the prefix follows the group."""
+    space = rb"\s{0,%d}" % _MOST_SPACE
+    return re.compile(rb'("name"%b:%b")%b' % (space, space, re.escape(prefix.encode())))
 
 
 def lacks_referrers(response: aiohttp.ClientResponse, registry: URL) -> bool:

@@ -140,7 +140,7 @@ class OwnLogin(Login):
         if self._refused != refused:
             _log.warning(
                 "%s: refuses the mirror's login: correct %s (tried again when it changes, and "
-                "every %d s)",
+                "every %d s); until then only public images are pulled, as an anonymous client",
                 *(self._upstream, self._keys, _REFUSED_SECONDS),
             )
         self._refused = refused

@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from mirror.oci.challenge import over_tls, with_realms
+from mirror.oci.image_name import HUB_HOSTS
+
 #: Fields that aiohttp adds by itself; a request must not get fields that its client did not send.
 AUTO_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 #: A registry may need long to assemble a layer after its upload.
@@ -23,9 +26,6 @@ _HOP_BY_HOP: Final = frozenset(
         "expect",  # the mirror answers it when it reads the body
     }
 )
-#: Other hosts of a registry, by its host.  They serve the same images, but pages of their own, such
-#: as /v1/search: a request is passed on to the host that the client named.
-_OTHER_HOSTS: Final = {"registry-1.docker.io": frozenset({"index.docker.io"})}
 #: The addresses in the fields of an answer (RFC 9110, 10.2.2; RFC 8288, 3).
 _ADDRESSES: Final = {"Location": re.compile(".+"), "Link": re.compile("(?<=<)[^>]+")}
 
@@ -40,9 +40,13 @@ class Outgoing:
     body: AsyncIterator[bytes] | None = None
 
     def url(self, registry: URL) -> URL:
-        """Return the address to ask, for the address of the registry before ``/v2/``."""
+        """Return the address to ask, for the address of the registry before ``/v2/``.
+
+        The hosts of Docker Hub serve the same images, but pages of their own, such as /v1/search: a
+        request is passed on to the host that the client named.
+        """
         named = self.headers.get("Host", "").lower().removesuffix(":443")
-        if named in _OTHER_HOSTS.get(registry.host or "", ()):
+        if registry.host in HUB_HOSTS and named in HUB_HOSTS:
             registry = registry.with_host(named)
         return URL(f"{registry}{self.target}", encoded=True)
 
@@ -62,12 +66,12 @@ def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict
 
 
 def correct_addresses(headers: CIMultiDict[str], registry: URL, named: str) -> None:
-    """Make the addresses in an answer (Location, Link) those that its client can follow.
+    """Make the addresses in an answer (Location, Link, realms) those that its client can follow.
 
     A registry behind another server may not know the scheme, the port or the path by which clients
     reach it.  Its addresses below ``/v2/`` become relative to the address that the client asked;
     so do all such addresses over http.  An address over https on another host is not changed: the
-    client can reach it through the proxy.
+    client can reach it through the proxy.  Realms over http become https if the registry has TLS.
 
     Args:
         registry: the address of the registry before ``/v2/``.
@@ -82,6 +86,9 @@ def correct_addresses(headers: CIMultiDict[str], registry: URL, named: str) -> N
     for name, address in _ADDRESSES.items():
         values = headers.popall(name, [])
         headers.extend((name, address.sub(corrected, value)) for value in values)
+    if registry.scheme == "https":
+        values = headers.popall("WWW-Authenticate", [])
+        headers.extend(("WWW-Authenticate", with_realms(value, over_tls)) for value in values)
 
 
 def _corrected(address: str, registry: URL, named: str) -> str:

@@ -1,6 +1,5 @@
 """Client of one upstream registry: the pull part of the OCI distribution spec."""
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -28,10 +27,12 @@ from mirror.upstream.errors import (
 )
 from mirror.upstream.listings import (
     PAGES,
+    TagStream,
     is_broken_json,
     is_listing,
     lacks_referrers,
     listing_page,
+    own_name,
 )
 from mirror.upstream.passthrough import Outgoing, correct_addresses
 from mirror.upstream.quirks import quirks_of
@@ -187,7 +188,7 @@ class Registry:
             UpstreamError: upstream does not serve the blob.
         """
         path = f"{repository}/blobs/{digest}"
-        if quirks_of(self.name).blob_head:
+        if quirks_of(self.name, self._url.host).blob_head:
             try:
                 async with self._ask("HEAD", repository, path, "blob") as answer:
                     size = _length(answer)
@@ -235,7 +236,7 @@ class Registry:
     @asynccontextmanager
     async def open_tags(
         self, repository: str, query: str, buffer_bytes: int
-    ) -> AsyncIterator[tuple[Listing, BlobStream]]:
+    ) -> AsyncIterator[tuple[Listing, TagStream]]:
         """Open a page of the list of tags that is too large to hold.
 
         Raises:
@@ -251,7 +252,7 @@ class Registry:
             span, proxy = (0, response.content_length), self._transport.lookup_proxy(response.url)
             limits = (span, self._observer, self._max_blob_bytes)
             stream = BlobStream(self.name, response, *limits, proxy=proxy, kind="tags")
-            yield listing_page(response, large=True), stream
+            yield listing_page(response, large=True), TagStream(stream, self._prefix)
 
     async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
         """Fetch a page of the referrers of a manifest.
@@ -296,8 +297,7 @@ class Registry:
                     raise NotFoundError(self.name, f"{_NO_REFERRERS} (it answered other content)")
                 raise NonsenseError(self.name, "answered a listing that is not JSON of a listing")
             if self._prefix:
-                own_name = rb'("name"\s*:\s*")' + re.escape(self._prefix.encode())
-                body = re.sub(own_name, rb"\1", body, count=1)
+                body = own_name(self._prefix).sub(rb"\1", body, count=1)
             return listing_page(response, body, hold)
 
     @asynccontextmanager

@@ -180,7 +180,7 @@ class TokenService:
             return
         if realm is not None and (self._login.proven or isinstance(refusal, DeniedError)):
             with contextlib.suppress(RefusedError):
-                if quirks_of(self._upstream).bare_tokens:
+                if quirks_of(self._upstream, self._url.host).bare_tokens:
                     await self._call(realm, credentials, "")
                     self._login.accept()
                 return
@@ -213,7 +213,7 @@ class TokenService:
         """Return the URL of the token service, if the mirror may send credentials to it.
 
         A realm is only as trustworthy as the connection that named it: with TLS the registry
-        may name any https service, without TLS only its own host.
+        may name any https service (see ``auth.challenge_fields``), without TLS only its own host.
 
         Raises:
             UnavailableError: the realm is not trusted.
@@ -223,7 +223,8 @@ class TokenService:
         except ValueError:
             realm = URL()
         over_tls = self._url.scheme == "https" and realm.scheme == "https"
-        same_host = realm.scheme == self._url.scheme and realm.host == self._url.host
+        own_http = self._url.scheme == "http" and realm.scheme in {"http", "https"}
+        same_host = own_http and realm.host == self._url.host
         if not (over_tls or same_host) or not realm.host:
             raise UnavailableError(
                 self._upstream, f"names a token service that cannot be trusted: {realm.host}"

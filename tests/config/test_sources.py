@@ -57,6 +57,13 @@ def test_a_well_known_upstream_keeps_what_the_file_does_not_say(write_toml: Writ
     assert hub.default
 
 
+def test_an_upstream_of_its_own_is_no_other_name_of_docker_hub(write_toml: WriteToml) -> None:
+    name = "registry.hub.docker.com"
+    config = load(write_toml(f'[upstreams."{name}"]\nurl = "https://{name}"'))
+    assert name in config.enabled()
+    assert config.upstreams["docker.io"].aliases == ("registry-1.docker.io", "index.docker.io")
+
+
 def test_a_well_known_upstream_can_be_switched_off(write_toml: WriteToml) -> None:
     config = load(write_toml('[upstreams."quay.io"]\nenabled = false'))
     assert "quay.io" not in config.enabled()

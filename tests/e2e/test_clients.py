@@ -19,13 +19,15 @@ import trustme
 from tests.peers.containerd import Containerd
 from tests.peers.distribution import Distribution
 from tests.peers.dockerd import Dockerd
+from tests.peers.go_programs import go_program
 from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process, accepts
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.long]
+# A first build takes minutes.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.long]
 
 MIB = 1 << 20
 HUB, SECOND = "docker.io", "second.example.com"
@@ -131,11 +133,11 @@ class Ctr:
     directory: Path
 
     def start(self) -> None:
-        self._daemon = Containerd(self.directory)
-        self._daemon.start()
         written = self.office.write(self.directory / "machine", "containerd")
         assert f"/etc/containerd/certs.d/{SECOND}/hosts.toml" in written
         self._hosts = self.directory / "machine/etc/containerd/certs.d"
+        self._daemon = Containerd(self.directory, self._hosts)
+        self._daemon.start(NOWHERE)
 
     def stop(self) -> None:
         self._daemon.stop()
@@ -151,6 +153,26 @@ class Ctr:
     def _ctr(self, *arguments: str) -> None:
         done = self._daemon.ctr(*arguments, environment=os.environ | NOWHERE)
         assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}"
+
+
+class Crictl(Ctr):
+    """crictl, as the kubelet pulls: containerd itself reads ``hosts.toml``."""
+
+    def get(self, image: str) -> None:
+        self._crictl("pull", image)
+
+    def drop(self, image: str) -> None:
+        self._crictl("rmi", image)
+
+    def _crictl(self, *arguments: str) -> None:
+        run(
+            [
+                str(go_program("crictl")),
+                "--image-endpoint",
+                f"unix://{self._daemon.socket}",
+                *arguments,
+            ]
+        )
 
 
 @dataclass
@@ -223,6 +245,7 @@ class Buildah(Containers):
 
 CLIENTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "containerd": (Ctr, ("containerd", "ctr", "runc")),
+    "crictl": (Crictl, ("containerd", "runc")),
     "podman": (Podman, ("podman",)),
     "skopeo": (Skopeo, ("skopeo",)),
     "buildah": (Buildah, ("buildah",)),
@@ -240,7 +263,7 @@ def client(request: pytest.FixtureRequest, office: Office) -> Iterator[Ctr | Con
 
 
 @pytest.mark.parametrize("registry", [HUB, SECOND])
-def test_an_image_is_pulled_by_its_usual_name_cold_warm_and_offline(
+def test_an_image_is_pulled_by_its_usual_name_cold_warm_offline_and_after_a_restart(
     office: Office, client: Ctr | Podman, registry: str
 ) -> None:
     upstream, repository = office.upstream(registry), f"team/{type(client).__name__.lower()}"
@@ -260,10 +283,14 @@ def test_an_image_is_pulled_by_its_usual_name_cold_warm_and_offline(
     upstream.stop()
     client.get(image)
     client.drop(image)
+    assert blob_hits(office, registry) - hits >= 2 * 5, "config and four layers, twice"
+    assert office.mirror.terminate() == 0
+    office.mirror.start()
+    client.get(image)
+    client.drop(image)
     upstream.start()
     assert upstream.blob_requests() == cold
-    assert blob_hits(office, registry) - hits >= 2 * 5, "config and four layers, twice"
-    assert office.mirror.pulls(registry, repository) == {("1", client.name): 3}
+    assert office.mirror.pulls(registry, repository) == {("1", client.name): 4}
 
 
 @pytest.mark.parametrize("client", ["containerd", "podman"])

@@ -68,6 +68,7 @@ class Office:
                 "HOME": str(self.directory),
                 "HTTPS_PROXY": self.proxy,  # for names of registries; loopback is never proxied
                 "SSL_CERT_FILE": f"{self.directory}/ca.pem",
+                "COSIGN_PASSWORD": "",
             },
             capture_output=True,
             text=True,
@@ -76,6 +77,24 @@ class Office:
         )
         assert done.returncode == 0, f"{program} {arguments}:\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def in_all_phases(self, use: Callable[[str], None]) -> list[tuple[str, str]]:
+        """Use a client cold, warm, with upstream gone, and after a restart; the blobs asked for.
+
+        The registry must have all content by now.
+        """
+        pushed = len(self.registry.requests())
+        use("cold")
+        use("warm")
+        self.registry.stop()
+        use("offline")
+        assert self.mirror.terminate() == 0
+        self.mirror.start()
+        use("restarted")
+        blobs = [read for read in self.registry.requests()[pushed:] if "/blobs/" in read[1]]
+        assert len(blobs) == len(set(blobs)), "upstream is asked for each blob once"
+        print(f"upstream saw {len(blobs)} blob requests")
+        return blobs
 
     def attach(self) -> str:
         """Attach an SBOM to the index, at the registry; the digest of its manifest."""
@@ -136,7 +155,6 @@ def test_a_copy_is_whole_cold_warm_offline_and_after_a_restart(
     address = "" if by_proxy else f"localhost:{office.mirror.port}/"
     attached = office.attach()
     wanted = {INDEX.digest, attached, *(each.digest for each in PLATFORMS.values()), *BLOBS}
-    pushed = len(office.registry.requests())
 
     def copied(phase: str) -> None:
         copy(office, f"{address}docker.io/{REPOSITORY}", tmp_path / phase)
@@ -144,16 +162,84 @@ def test_a_copy_is_whole_cold_warm_offline_and_after_a_restart(
         assert all(digest_of(file.read_bytes()) == f"sha256:{file.name}" for file in files)
         assert wanted <= {f"sha256:{file.name}" for file in files}
 
-    copied("cold")
-    copied("warm")
-    office.registry.stop()
-    copied("offline")
-    assert office.mirror.terminate() == 0
-    office.mirror.start()
-    copied("restarted")
-    reads = office.registry.requests()[pushed:]
-    blobs = [(method, path) for method, path in reads if "/blobs/" in path]
-    assert len(blobs) == len(set(blobs)), "upstream is asked for each blob once"
+    blobs = office.in_all_phases(copied)
     expected = {("GET", f"/v2/{REPOSITORY}/blobs/{digest}") for digest in BLOBS}
     assert {read for read in blobs if not read[1].endswith(EMPTY)} == expected
-    print(f"upstream saw {len(blobs)} blob requests")
+
+
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["by_path", "by_proxy"])
+def test_a_chart_is_pulled_cold_warm_offline_and_after_a_restart(
+    office: Office, by_proxy: bool, tmp_path: Path
+) -> None:
+    chart = tmp_path / "app"
+    chart.mkdir()
+    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: app\nversion: 1.0.0\n")
+    office.run("helm", "package", chart, "--destination", tmp_path)
+    packed, registry = tmp_path / "app-1.0.0.tgz", f"localhost:{office.registry.port}"
+    office.run("helm", "push", packed, f"oci://{registry}/charts", "--plain-http")
+    place = "" if by_proxy else f"localhost:{office.mirror.port}/"
+
+    def pulled(phase: str) -> None:
+        options = ["--version", "1.0.0", "--destination", str(tmp_path / phase)]
+        options += [] if by_proxy else ["--plain-http"]
+        (tmp_path / phase).mkdir()
+        office.run("helm", "pull", f"oci://{place}docker.io/charts/app", *options)
+        assert (tmp_path / phase / packed.name).read_bytes() == packed.read_bytes()
+
+    assert len(office.in_all_phases(pulled)) == 2
+
+
+@dataclass
+class Notation:
+    """A signature of a test certificate, which the client trusts."""
+
+    office: Office
+
+    def sign(self, image: str) -> None:
+        self.office.run("notation", "cert", "generate-test", "--default", "office")
+        policy = {
+            "name": "all",
+            "registryScopes": ["*"],
+            "signatureVerification": {"level": "strict"},
+            "trustStores": ["ca:office"],
+            "trustedIdentities": ["*"],
+        }
+        file = self.office.directory / "policy.json"
+        file.write_text(json.dumps({"version": "1.0", "trustPolicies": [policy]}))
+        self.office.run("notation", "policy", "import", file)
+        self.office.run("notation", "sign", image)
+
+    def verify(self, image: str) -> None:
+        assert "Successfully verified" in self.office.run("notation", "verify", image)
+
+
+@dataclass
+class Cosign:
+    """A signature by a key, without a transparency log."""
+
+    office: Office
+
+    def sign(self, image: str) -> None:
+        self.office.run("cosign", "generate-key-pair", "--output-key-prefix", self.key)
+        options = ["--key", f"{self.key}.key", "--yes", "--use-signing-config=false"]
+        self.office.run("cosign", "sign", *options, "--tlog-upload=false", image)
+
+    def verify(self, image: str) -> None:
+        options = ["--key", f"{self.key}.pub", "--insecure-ignore-tlog"]
+        assert INDEX.digest in self.office.run("cosign", "verify", *options, image)
+
+    @property
+    def key(self) -> str:
+        return f"{self.office.directory}/cosign"
+
+
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["by_path", "by_proxy"])
+@pytest.mark.parametrize("signer", [Notation, Cosign])
+def test_a_signature_is_verified_cold_warm_offline_and_after_a_restart(
+    office: Office, signer: type[Notation | Cosign], by_proxy: bool
+) -> None:
+    client = signer(office)
+    client.sign(f"localhost:{office.registry.port}/{REPOSITORY}@{INDEX.digest}")
+    place = "" if by_proxy else f"localhost:{office.mirror.port}/"
+    image = f"{place}docker.io/{REPOSITORY}@{INDEX.digest}"
+    assert len(office.in_all_phases(lambda _: client.verify(image))) == 1

@@ -8,24 +8,39 @@ from pathlib import Path
 
 from tests.peers.process import Process
 
+_NO_CRI = ', "io.containerd.grpc.v1.cri"'
+_CRI = """\
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{hosts}"
+"""
+
 
 @dataclass
 class Containerd:
-    """A daemon with its data below ``directory``."""
+    """A daemon with its data below ``directory``.
+
+    With ``cri``, the directory of its ``hosts.toml`` files, it serves Kubernetes too (CRI).
+    """
 
     directory: Path
+    cri: Path | None = None
 
-    def start(self) -> None:
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
         self.directory.mkdir(exist_ok=True)
         config = self.directory / "config.toml"
         config.write_text(
             f'version = 2\nroot = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",'
-            ' "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]\n'
-            f'[grpc]\naddress = "{self._socket}"\n'
+            'disabled_plugins = ["io.containerd.snapshotter.v1.btrfs",'
+            ' "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"'
+            f"{_NO_CRI if self.cri is None else ''}]\n"
+            f'[grpc]\naddress = "{self.socket}"\n{_CRI.format(hosts=self.cri) if self.cri else ""}'
         )
         command = ["containerd", "--config", str(config)]
-        self._process = Process(command, self.directory / "log", dict(os.environ))
+        self._process = Process(
+            command, self.directory / "log", {**os.environ, **(environment or {})}
+        )
         self._process.wait_until(self._answers)
 
     def stop(self) -> None:
@@ -36,7 +51,7 @@ class Containerd:
     ) -> "subprocess.CompletedProcess[str]":
         """Run ctr."""
         return subprocess.run(
-            ["ctr", "--address", str(self._socket), *arguments],
+            ["ctr", "--address", str(self.socket), *arguments],
             env=environment,
             capture_output=True,
             text=True,
@@ -45,7 +60,7 @@ class Containerd:
         )
 
     @property
-    def _socket(self) -> Path:
+    def socket(self) -> Path:
         return self.directory / "sock"
 
     def _answers(self) -> bool:

@@ -137,6 +137,18 @@ async def test_the_registrys_challenge_reaches_the_client(office, trust, registr
             assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, challenge)
 
 
+async def test_a_password_for_a_registry_with_tls_is_asked_for_over_tls(office, trust, registry):
+    """crane and oras reject http here; Docker and containerd would send the password."""
+    for place in (registry.url.removeprefix("https://"), f"{NAME}:80"):
+        challenges = f'Bearer realm="http://{place}/token",service="x", Basic realm="http://x"'
+        refusal = {"WWW-Authenticate": challenges}
+        registry.answer = lambda _, refusal=refusal: web.Response(status=401, headers=refusal)
+        wanted = challenges.replace(f"http://{place}", f"https://{place.removesuffix(':80')}")
+        # The mirror itself asks for an anonymous token before a manifest.
+        for path in ("/v2/", f"/v2/{REPO}/manifests/1") if "127" in place else ("/v2/",):
+            assert (await ask(office, trust, url(path))).headers["WWW-Authenticate"] == wanted
+
+
 @pytest.mark.parametrize("status", [404, 500, 503, 302])
 async def test_a_registry_that_does_not_greet_as_one_is_greeted_for(
     office, trust, registry, status
@@ -315,6 +327,18 @@ async def test_whether_a_repository_has_a_digest_is_asked_of_the_registry(
     answer = await ask(office, trust, url(f"/v2/new/repo/{kind}/{APP.digest}"), "HEAD")
     assert answer.status == 404
     assert registry.seen[-1][:2] == ("HEAD", f"/v2/new/repo/{kind}/{APP.digest}")
+
+
+async def test_a_head_is_answered_although_the_manifest_cannot_be_fetched(office, trust, registry):
+    digest = f"sha256:{'3' * 64}"
+
+    def answer(request: web.BaseRequest) -> web.Response:
+        headers = {"Docker-Content-Digest": digest}
+        return web.Response(status=200 if request.method == "HEAD" else 500, headers=headers)
+
+    registry.answer = answer
+    head = await ask(office, trust, url(f"/v2/{REPO}/manifests/{digest}"), "HEAD")
+    assert (head.status, head.headers["Docker-Content-Digest"]) == (200, digest)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -1,4 +1,4 @@
-"""Pushes to registries that do not know the address by which clients reach them."""
+"""Registries that do not know the address by which clients reach them."""
 
 from dataclasses import dataclass, field
 
@@ -139,3 +139,64 @@ async def test_pages_of_the_catalogue_are_linked_in_the_same_way(tmp_path):
         '</v2/_catalog?last=a%2Fb&n=1>; rel="next"',
         '</v2/_catalog?last=a>; rel="next", <https://docs.test/v2/>; rel="help"',
     ]
+
+
+def refusing(realm: str):
+    """A registry without TLS that gives tokens at /token; {host} is the Host field."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"token": "t"})
+        named = realm.format(host=request.headers["Host"])
+        challenge = {"WWW-Authenticate": f'Bearer realm="{named}",service="x"'}
+        return web.Response(status=401, headers=challenge)
+
+    return answer
+
+
+def realm_of(answer) -> str:
+    return answer.headers["WWW-Authenticate"].split('"')[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "host"),
+    [
+        ("/v2/team/app/manifests/1", "{host}"),
+        *(("/v2/", host) for host in ("{host}", "{host}:80", "{host}:443", "registry.lan:5000")),
+    ],
+)
+async def test_tokens_come_by_the_connection_that_the_client_trusts(tmp_path, path, host):
+    async with serving(refusing(f"http://{host}/token?a=b%2F")) as url:
+        table = {"url": url, "aliases": ["registry.lan:5000"]}
+        upstreams = {"docker.io": "http://127.0.0.1:9", NAME: table}
+        async with running(tmp_path, upstreams, proxy={"listen": "127.0.0.1:0"}) as mirror:
+            trust = trusting(tmp_path)
+            realm = realm_of(await ask(mirror, trust, CLIENT + path))
+            assert realm == f"{CLIENT}/token?a=b%2F"
+            assert (await ask(mirror, trust, realm)).body == b'{"token": "t"}'
+
+
+@pytest.mark.parametrize(
+    "realm",
+    [
+        "http://auth.test/token",  # the configuration has http for this registry
+        f"http://{NAME}:5001/token",
+        f"https://{NAME}/token",
+        "/token",
+        "http://[broken/token",
+    ],
+)
+async def test_other_token_services_stay_as_the_registry_said_them(tmp_path, realm):
+    async with serving(refusing(realm)) as url:
+        upstreams = {"docker.io": "http://127.0.0.1:9", NAME: url}
+        async with running(tmp_path, upstreams, proxy={"listen": "127.0.0.1:0"}) as mirror:
+            answer = await ask(mirror, trusting(tmp_path), f"{CLIENT}/v2/")
+    assert realm_of(answer) == realm
+
+
+async def test_a_client_without_tls_gets_tokens_without_tls(tmp_path):
+    async with serving(refusing("http://{host}/token")) as url:
+        upstreams = {"docker.io": "http://127.0.0.1:9", NAME: url}
+        async with running(tmp_path, upstreams, proxy={"listen": "127.0.0.1:0"}) as mirror:
+            answer = await ask(mirror, trusting(tmp_path), f"http://{NAME}/v2/")
+    assert realm_of(answer) == f"http://{NAME}/token"

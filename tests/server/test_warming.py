@@ -65,15 +65,20 @@ async def test_what_is_listed_is_there_before_anybody_asks_and_the_log_says_so(t
     await hub.start()
 
 
+def pulls(hub: FakeRegistry) -> list[str]:
+    """The manifests that were pulled, without questions for signatures of cosign."""
+    asked = [each for each in hub.seen if (each.kind, each.method) == ("manifest", "GET")]
+    return [each.path for each in asked if not each.path.endswith((".sig", ".att"))]
+
+
 async def test_again_and_again_at_the_cost_of_a_head_per_tag(tmp_path, hub, log):
     tags = {"max_age": "0s"}
     async with running(tmp_path, {"docker.io": hub.url}, warm=often("app:1"), tags=tags):
         await until(lambda: runs(log))
-        asked = len(hub.seen)
         hub.add_image("library/app", OTHER, "1")
-        await until(lambda: hub.count("manifest", "GET") > 1)
+        await until(lambda: len(pulls(hub)) > 1)
         await until(lambda: len(runs(log)) >= 3)
-    assert [seen.method for seen in hub.seen[asked:] if seen.kind == "manifest"].count("GET") == 1
+    assert len(pulls(hub)) == 2
     assert sum(hub.sent.values()) == sum(len(blob) for blob in (*APP.blobs, *OTHER.blobs))
     assert runs(log)[-1].__dict__["fetched_bytes"] == 0
 

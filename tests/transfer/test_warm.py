@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -16,10 +17,11 @@ from mirror.oci.reference import parse_repository, parse_tag
 from mirror.registry_client.client import MirrorClient, Place, PullError
 from mirror.transfer.warm import excess, warm
 from mirror.user_error import UserError
-from tests.fakes import FakeRegistry, Fault, image, random_bytes
-from tests.fakes.content import OCI_INDEX, digest_of, index
+from tests.fakes import FakeRegistry, Fault, random_bytes
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, image, index
 from tests.peers.process import free_port
-from tests.running import eventually, running
+from tests.pull.test_artifacts import attached, descriptor
+from tests.running import Answer, eventually, running
 from tests.transfer.commands import Terminal, configured, mirror
 
 pytestmark = [pytest.mark.slow]
@@ -101,13 +103,18 @@ async def test_plain_lines_in_a_log_and_a_summary(tmp_path, registry, names):
 
 
 async def test_what_is_there_costs_upstream_a_head_per_tag(tmp_path, registry, names):
+    """Apart from questions for signatures: they may come later than the image."""
     config = configured(tmp_path, {"docker.io": registry.url})
     assert (await mirror("warm", "--config", config, "--file", names)).code == 0
     registry.seen.clear()
     ended = await mirror("warm", "--config", config, "--file", names, "--json")
     assert (ended.code, ended.document["fetched_bytes"]) == (0, 0)
-    assert [seen.method for seen in registry.seen] == ["HEAD"] * 20
-    assert registry.count("manifest", "HEAD") == 20
+    heads = [
+        seen.path for seen in registry.seen if (seen.kind, seen.method) == ("manifest", "HEAD")
+    ]
+    assert len([path for path in heads if path.endswith("/1")]) == registry.count("referrers") == 20
+    got = [seen.path for seen in registry.seen if (seen.kind, seen.method) == ("manifest", "GET")]
+    assert all(path.endswith((".sig", ".att")) for path in got)
 
 
 async def test_one_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path, registry):
@@ -341,3 +348,66 @@ async def test_a_platform_that_is_not_there_is_told_with_those_that_are(tmp_path
         "docker.io/library/multi:1: there is none for linux/s390x, "
         "only for linux/amd64, linux/arm, linux/arm64"
     )
+
+
+SBOM = "application/spdx+json"
+STALE = {"max_age": "0s", "negative_max_age": "0s"}
+
+
+@pytest.mark.parametrize("api", [True, False])
+async def test_what_is_attached_is_known_with_upstream_gone(tmp_path, registry, api):
+    """What Docker 29.1, cosign and oras ask for; some fail if it is neither there nor missing."""
+    registry.referrers_api, app, sbom = api, APPS[0], b'{"spdxVersion": "SPDX-2.3"}'
+    artifact = attached(app.manifest, SBOM, sbom)
+    tag, repository = app.digest.replace(":", "-"), "library/app0"
+    for blob in (b"{}", sbom):
+        registry.add_blob(blob)
+    attested = registry.add_manifest(repository, artifact, OCI_MANIFEST)
+    signature = image(b"signature")
+    registry.add_image(repository, signature, f"{tag}.sig")
+    if not api:
+        listed = {"manifests": [descriptor(artifact, OCI_MANIFEST, artifactType=SBOM)]}
+        body = json.dumps({"schemaVersion": 2, **listed}).encode()
+        registry.add_manifest(repository, body, OCI_INDEX, tag)
+    await warmed(tmp_path, registry, ["app0:1"])
+    await registry.stop()
+    async with running(tmp_path / "cache", {"docker.io": registry.url}, tags=STALE) as served:
+
+        async def get(path: str) -> Answer:
+            return await served.get(f"/v2/{repository}/{path}")
+
+        for query in ("", f"?artifactType={quote(SBOM, safe='')}", "?artifactType=x"):
+            answer = await get(f"referrers/{app.digest}{query}")
+            assert (answer.status, attested in answer.body.decode()) == (
+                (200, True) if api else (404, False)
+            )
+        assert api or (await get(f"manifests/{tag}")).status == 200
+        for wanted in (f"{tag}.sig", attested):
+            assert (await get(f"manifests/{wanted}")).status == 200
+        assert (await get(f"manifests/{tag}.att")).status == 404
+        for digest in (digest_of(sbom), *signature.digests):
+            assert (await get(f"blobs/{digest}")).status == 200
+        for below in (attested, signature.digest):
+            assert (await get(f"referrers/{below}")).status == (200 if api else 404)
+    await registry.start()
+
+
+async def test_attestations_come_with_the_platforms_that_they_are_about(tmp_path, registry):
+    body = json.loads(index(APPS[11], APPS[12], APPS[13], APPS[14]))
+    for entry, system in zip(
+        body["manifests"], ["linux", "linux", "unknown", "unknown"], strict=True
+    ):
+        entry["platform"] = {"os": system, "architecture": "unknown"}
+    for entry, (architecture, about) in zip(
+        body["manifests"],
+        [("amd64", None), ("arm64", None), ("unknown", 11), ("unknown", 12)],
+        strict=True,
+    ):
+        entry["platform"]["architecture"] = architecture
+        if about:
+            entry["annotations"] = {"vnd.docker.reference.digest": APPS[about].digest}
+    for number in (11, 12, 13, 14):
+        registry.add_image("library/multi", APPS[number])
+    root = registry.add_manifest("library/multi", json.dumps(body).encode(), OCI_INDEX, "1")
+    (pulled,) = await warmed(tmp_path, registry, ["multi:1"], [Platform.parse("linux/amd64")])
+    assert {str(name) for name in pulled.plan.manifests} == {root, APPS[11].digest, APPS[13].digest}

@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import trustme
 from aiohttp import web
 
 from tests.fakes import FakeRegistry, image, random_bytes
@@ -194,6 +196,47 @@ async def test_over_plain_http_no_other_host_is_given_credentials(tmp_path, upst
     assert answer.status == 502
     assert "cannot be trusted" in json.loads(answer.body)["errors"][0]["message"]
     assert tokens.calls == []
+
+
+@asynccontextmanager
+async def behind_tls(directory) -> AsyncIterator[tuple[FakeRegistry, dict[str, object]]]:
+    """A registry with TLS, and the table of an upstream with a password for it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with FakeRegistry(tls=context) as registry:
+        own = {"url": registry.url, "username": "me", "password": PASSWORD}
+        yield registry, {"docker.io": {**own, "ca_file": str(directory / "ca.pem")}}
+
+
+async def test_a_registry_with_tls_that_names_http_is_asked_over_tls(tmp_path):
+    """It is behind a server that adds TLS, and does not know of it."""
+    app = image(random_bytes(100_000))
+    async with behind_tls(tmp_path) as (registry, table):
+        registry.add_image(REPO, app, "1")
+        service = TokenService(url=f"http://127.0.0.1:{registry.port}")
+        wants, given = service.guard(), list[str]()
+
+        def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+            if path != "/token":
+                return wants(request, path)
+            given.append(request.headers["Authorization"])
+            service.good.add("t")
+            return web.json_response({"token": "t"})
+
+        registry.guard = guard
+        async with running(tmp_path / "cache", table) as mirror:
+            assert await pull(mirror, app) == [200, 200, 200]
+    assert given == [BASIC]
+
+
+async def test_no_password_for_a_registry_with_tls_leaves_without_tls(tmp_path, tokens):
+    async with behind_tls(tmp_path) as (registry, table):
+        registry.guard = tokens.guard()
+        async with running(tmp_path / "cache", table) as mirror:
+            answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert (answer.status, tokens.calls) == (502, [])
 
 
 async def test_a_cdn_never_sees_authorization_and_gets_the_address_byte_for_byte(

@@ -24,13 +24,14 @@ class Door:
     """Takes one password, of the user ``me``: at the registry itself, or at its token service.
 
     ``wrong`` is the status for another password, ``closed`` are repositories that even the right
-    one does not open (with the status), ``open_ping`` answers 200 to each ``/v2/``.
+    one does not open (with the status), ``public`` is one that anonymous clients may read.
     """
 
     def __init__(self, registry: FakeRegistry, password: str, wrong: int = 401) -> None:
         self.password = password
         self.wrong = wrong
         self.closed: dict[str, int] = {}
+        self.public = ""
         self.realm = ""
         self.sent: list[str] = []
         self.tokens: set[str] = set()
@@ -39,6 +40,8 @@ class Door:
 
     def guard(self, request: web.BaseRequest, path: str) -> web.Response | None:
         header = request.headers.get("Authorization", "")
+        if self.public and f"/{self.public}/" in path and header == self.free:
+            return None
         if self.realm:
             known, wrong = header.removeprefix("Bearer ") in self.tokens, 401
             challenge = f'Bearer realm="{self.realm}/token",service="x"'
@@ -54,6 +57,8 @@ class Door:
     async def issue(self, request: web.BaseRequest) -> web.Response:
         header = request.headers.get("Authorization", "")
         scope = request.rel_url.query.get("scope", "")
+        if not header and f":{self.public}:" in scope:
+            return web.json_response({"token": "public"})
         if not self._opens(header):
             return web.Response(status=self.wrong)
         for name, status in self.closed.items():
@@ -61,6 +66,11 @@ class Door:
                 return web.Response(status=status)
         self.tokens.add(token := f"token-{secrets.token_hex(4)}")
         return web.json_response({"token": token})
+
+    @property
+    def free(self) -> str:
+        """What an anonymous client sends."""
+        return "Bearer public" if self.realm else ""
 
     def _opens(self, header: str) -> bool:
         if header:
@@ -157,6 +167,33 @@ async def test_a_login_that_is_refused_does_not_take_cached_tags_away(tmp_path, 
             assert answer.headers["Cache-Status"] == "mirror; fwd=stale; detail=login_refused"
         assert await pull_many(mirror, upstream, 10) == {401}
     assert door.sent.count(basic("me", "right")) <= 5
+
+
+async def test_public_images_come_while_the_login_is_refused(tmp_path, upstream, door, caplog):
+    door.public, upstream.referrers_api = "library/free", False
+    upstream.add_image(door.public, APP, "1")
+    async with running(tmp_path, login(upstream, password="wrong"), tags=NEVER_FRESH) as mirror:
+        for _ in range(2):
+            assert (await mirror.get(f"/v2/{door.public}/manifests/1")).body == APP.manifest
+            assert (await mirror.get(f"/v2/{door.public}/tags/list")).status == 200
+            for digest, blob in zip(APP.digests, APP.blobs, strict=True):
+                assert (await mirror.get(f"/v2/{door.public}/blobs/{digest}")).body == blob
+            for missing in ("manifests/2", f"referrers/{APP.digest}"):  # Docker 29.1 asks
+                assert (await mirror.get(f"/v2/{door.public}/{missing}")).status == 404
+            answer = await mirror.get(TAG)
+            assert (answer.status, "password" in words(answer)) == (401, True)
+    assert len(door.sent) == 1
+    (line,) = [each.getMessage() for each in caplog.records if "login" in each.getMessage()]
+    assert "only public images" in line
+
+
+async def test_a_404_for_an_anonymous_client_may_hide_what_the_login_opens(
+    tmp_path, upstream, door
+):
+    door.public = "library/hidden"  # it has no manifest for anonymous clients
+    async with running(tmp_path, login(upstream, password="wrong"), tags=NEVER_FRESH) as mirror:
+        answer = await mirror.get(f"/v2/{door.public}/manifests/1")
+        assert (answer.status, "password" in words(answer)) == (401, True)
 
 
 @pytest.mark.parametrize("status", [401, 403])

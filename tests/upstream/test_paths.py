@@ -8,7 +8,10 @@ import json
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 
+from mirror.upstream.listings import TagStream
+from mirror.upstream.responses import BlobStream
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST
 from tests.fakes.office import Office, basic
@@ -105,6 +108,39 @@ async def test_pages_of_tags_are_of_the_repository_that_the_client_knows(tmp_pat
         assert "Link" not in page.headers
     names.append(json.loads(page.body))
     assert names == [{"name": "library/alpine", "tags": [tag]} for tag in "abc"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_list_of_tags_over_16_mib_has_the_name_that_the_client_knows(tmp_path, first):
+    tags = [f"{number:0100}" for number in range(170_000)]
+    fields = {"name": "hub-proxy/library/alpine", "tags": tags}
+    body = json.dumps(dict(sorted(fields.items(), reverse=not first))).encode()
+    async with FakeRegistry() as upstream:
+        upstream.guard = lambda *_: web.Response(body=body, content_type="application/json")
+        async with behind(tmp_path, upstream) as mirror:
+            answer = await mirror.get("/v2/library/alpine/tags/list")
+    assert json.loads(answer.body) == {"name": "library/alpine", "tags": tags}
+
+
+class Arriving(BlobStream):
+    """A body in pieces of one size."""
+
+    def __init__(self, body: bytes, size: int) -> None:
+        self.total = len(body)
+        self._pieces = [body[start : start + size] for start in range(0, len(body), size)]
+
+    async def read(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n\t" * 16])
+async def test_the_name_is_found_wherever_the_pieces_of_a_list_end(space):
+    body = f'{{"tags":["name"],"name"{space}:{space}"hub-proxy/app"}}'.encode()
+    for size in range(1, len(body) + 1):
+        stream, arrived = TagStream(Arriving(body, size), "hub-proxy/"), b""
+        while piece := await stream.read():
+            arrived += piece
+        assert arrived == body.replace(b"hub-proxy/", b"")
 
 
 async def test_referrers_are_found_below_the_path(tmp_path, upstream):

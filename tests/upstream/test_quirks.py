@@ -7,6 +7,7 @@ from aiohttp import web
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.office import basic
+from tests.fakes.proxy import FakeProxy
 from tests.running import Mirror, running
 from tests.upstream.test_auth import serving
 
@@ -180,6 +181,19 @@ async def test_a_refused_password_that_does_not_last_is_told_so(tmp_path, upstre
     async with running(tmp_path, {name: table}) as mirror:
         answer = await mirror.get(f"/v2/{REPO}/manifests/1?ns={name}")
     assert (answer.status, life in answer.body.decode()) == (401, True)
+
+
+@pytest.mark.parametrize("login", [{}, {"username": "me", "password": "old"}])
+async def test_a_registry_is_known_by_its_host_too(tmp_path, upstream, login):
+    """Such as a pull-through cache rule of ECR for Docker Hub."""
+    host = "1.dkr.ecr.eu-west-1.amazonaws.com"
+    challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+    upstream.guard = lambda request, path: web.Response(status=401, headers=challenge)
+    async with FakeProxy(ports={host: upstream.port}) as proxy:
+        table = {"url": f"http://{host}/v2/hub", "proxy": f"http://127.0.0.1:{proxy.port}"}
+        async with running(tmp_path, {"docker.io": table | login}) as mirror:
+            answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert (answer.status, "the user AWS" in answer.body.decode()) == (401, bool(login))
 
 
 async def test_google_refuses_a_repository_without_refusing_the_login(tmp_path, upstream):
