@@ -1,6 +1,4 @@
-"""Logs: one line per event, as text for people or as JSON for machines.
-
-Of all request and response headers only User-Agent is logged; the query of a URL is never logged.
+"""The queue of log records and printed lines, and the thread that writes it.
 
 A serving process logs through :class:`QueuedOutput`.  Only its thread waits for the reader of
 standard error, so a full pipe costs log records but never delays a request.
@@ -8,20 +6,20 @@ standard error, so a full pipe costs log records but never delays a request.
 
 import contextlib
 import io
-import json
 import logging
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple, Protocol
+
+from mirror.logs.formats import JsonFormatter, TextFormatter, traceback_of
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -37,74 +35,6 @@ _DRAIN_SECONDS: Final = 1.0
 _log = logging.getLogger(__name__)
 #: The logger of the lines that have one request each.
 ACCESS: Final = "mirror.access"
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
-
-
-def when(unix_seconds: float) -> str:
-    """Return the time in UTC with milliseconds (RFC 3339)."""
-    whole, milliseconds = divmod(int(unix_seconds * 1000), 1000)
-    return f"{_second(whole)}.{milliseconds:03}Z"
-
-
-@lru_cache(maxsize=8)
-def _second(unix_seconds: int) -> str:
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _fields(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record and its extra fields as JSON."""
-        line: dict[str, object] = {
-            "time": when(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_fields(record),
-        }
-        if traceback := _traceback(record):
-            line["exception"] = traceback
-        return json.dumps(line, default=str)
-
-
-class TextFormatter(logging.Formatter):
-    """One line of text, with extra fields as key=value (logfmt)."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record and its extra fields; control characters are escaped."""
-        message = _printable(record.getMessage())
-        line = (
-            f"{when(record.created)} {record.levelname.lower()} {message}{logfmt(_fields(record))}"
-        )
-        if traceback := _traceback(record):
-            line += "\n" + traceback
-        return line
-
-
-def logfmt(fields: Mapping[str, object]) -> str:
-    """Return `` key=value`` for each field; values with spaces or control characters are quoted."""
-    return "".join(f" {key}={_word(value)}" for key, value in fields.items())
-
-
-def _traceback(record: logging.LogRecord) -> str:
-    if record.exc_text is None and record.exc_info:
-        record.exc_text = logging.Formatter().formatException(record.exc_info)
-    return record.exc_text or ""
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-def _word(value: object) -> str:
-    text = str(value)
-    plain = text and text.isprintable() and not any(character in text for character in ' "=')
-    return text if plain else json.dumps(text)
 
 
 def configure(level: str, form: str, *, access: bool) -> None:
@@ -201,7 +131,7 @@ class QueuedOutput(logging.Handler):
         try:
             record.msg = record.getMessage()[:_MOST_TEXT]
             record.args = None
-            text = _traceback(record)[-_MOST_TEXT:]
+            text = traceback_of(record)[-_MOST_TEXT:]
             record.exc_text, record.exc_info = text or None, None
         except Exception:  # noqa: BLE001  # as all handlers of the standard library do
             self.handleError(record)
