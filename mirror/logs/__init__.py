@@ -3,13 +3,14 @@
 Of all request and response headers only User-Agent is logged; the query of a URL is never logged.
 """
 
-from mirror.logs.formats import JsonFormatter, TextFormatter, logfmt, when
+from mirror.logs.formats import JsonFormatter, TextFormatter, logfmt, printable, when
 from mirror.logs.output import (
     ACCESS,
-    Line,
+    Lines,
     QueuedOutput,
     configure,
     dropped,
+    is_json,
     queue_output,
     queued,
 )
@@ -17,12 +18,14 @@ from mirror.logs.output import (
 __all__ = [
     "ACCESS",
     "JsonFormatter",
-    "Line",
+    "Lines",
     "QueuedOutput",
     "TextFormatter",
     "configure",
     "dropped",
+    "is_json",
     "logfmt",
+    "printable",
     "queue_output",
     "queued",
     "when",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -41,18 +42,65 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+_COLOURS: Mapping[str, str] = {
+    "grey": "\x1b[90m",
+    "green": "\x1b[32m",
+    "yellow": "\x1b[33m",
+    "red": "\x1b[31m",
+}
+_PLAIN = "\x1b[0m"
+
+
 class TextFormatter(logging.Formatter):
     """One line of text, with extra fields as key=value (logfmt)."""
 
+    def __init__(self, *, terminal: bool = False, coloured: bool = False) -> None:
+        """For a ``terminal`` the time is the local time of the day, as on a clock."""
+        super().__init__()
+        self._terminal = terminal
+        self._coloured = coloured
+
+    @classmethod
+    def of(cls, fd: int) -> "TextFormatter":
+        """Return the formatter for a descriptor; colours as https://no-color.org says."""
+        try:
+            terminal = os.isatty(fd)
+        except OSError:
+            terminal = False
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return cls(terminal=terminal, coloured=terminal and not plain)
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the record and its extra fields; control characters are escaped."""
-        message = _printable(record.getMessage())
-        line = (
-            f"{when(record.created)} {record.levelname.lower()} {message}{logfmt(_fields(record))}"
-        )
+        message = printable(record.getMessage())
+        head = self.head(record.created, record.levelno)
+        line = f"{head} {message}{logfmt(_fields(record))}"
         if traceback := traceback_of(record):
             line += "\n" + traceback
         return line
+
+    def head(self, unix_seconds: float, level: int) -> str:
+        """Return the time and the name of the level."""
+        name = logging.getLevelName(level).lower()
+        return f"{self.time(unix_seconds)} {self.painted(name, _colour_of(level))}"
+
+    def time(self, unix_seconds: float) -> str:
+        text = _time_of_day(int(unix_seconds)) if self._terminal else when(unix_seconds)
+        return self.painted(text, "grey")
+
+    def painted(self, text: str, colour: str) -> str:
+        """Return a text in a colour, if the log goes to a terminal that has colours."""
+        code = _COLOURS.get(colour, "") if self._coloured else ""
+        return f"{code}{text}{_PLAIN}" if code else text
+
+
+def _colour_of(level: int) -> str:
+    return "red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else "grey"
+
+
+@lru_cache(maxsize=8)
+def _time_of_day(unix_seconds: int) -> str:
+    return datetime.fromtimestamp(unix_seconds).astimezone().strftime("%H:%M:%S")
 
 
 def logfmt(fields: Mapping[str, object]) -> str:
@@ -66,7 +114,8 @@ def traceback_of(record: logging.LogRecord) -> str:
     return record.exc_text or ""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 

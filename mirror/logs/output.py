@@ -33,7 +33,7 @@ _PAUSE_SECONDS: Final = 0.02  # between two batches: waking the thread for each 
 _DRAIN_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-#: The logger of the lines that have one request each.
+#: The logger of the lines about one request or one pull each.
 ACCESS: Final = "mirror.access"
 
 
@@ -41,11 +41,16 @@ def configure(level: str, form: str, *, access: bool) -> None:
     """Send the log to standard error, through the queue if :func:`queue_output` made one."""
     root = logging.getLogger()
     handler: logging.Handler = queued() or logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter.of(_STDERR))
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    requests = logging.INFO if access else logging.WARNING  # failed requests are always logged
+    requests = logging.DEBUG if access else logging.WARNING  # failures are always logged
     logging.getLogger(ACCESS).setLevel(max(root.level, requests))
+
+
+def is_json() -> bool:
+    """Whether the log is for machines."""
+    return any(isinstance(each.formatter, JsonFormatter) for each in logging.root.handlers)
 
 
 def queue_output() -> "QueuedOutput":
@@ -90,11 +95,11 @@ class _Gap:
         return _log.makeRecord(__name__, logging.WARNING, __file__, 0, text, told, None)
 
 
-class Line(Protocol):
-    """A line that is formatted by the thread that writes it."""
+class Lines(Protocol):
+    """Lines that are formatted by the thread that writes them."""
 
-    def text(self, *, as_json: bool) -> str:
-        """Return the line without its end."""
+    def text(self, formatter: JsonFormatter | TextFormatter) -> str:
+        """Return the lines, each with its end; maybe none."""
 
 
 class _Item(NamedTuple):
@@ -102,7 +107,7 @@ class _Item(NamedTuple):
 
     fd: int
     size: int
-    what: logging.LogRecord | Line | _Gap | str
+    what: logging.LogRecord | Lines | _Gap | str
 
 
 class QueuedOutput(logging.Handler):
@@ -139,9 +144,9 @@ class QueuedOutput(logging.Handler):
         size = _RECORD_BYTES + len(record.msg) + len(text)
         self._put(_Item(self._stderr, size, record))
 
-    def put(self, line: Line, size: int) -> None:
-        """Queue a line that takes ``size`` bytes of memory."""
-        self._put(_Item(self._stderr, size, line))
+    def put(self, lines: Lines, size: int) -> None:
+        """Queue lines that take ``size`` bytes of memory."""
+        self._put(_Item(self._stderr, size, lines))
 
     def print(self, fd: int, text: str) -> None:
         """Queue printed lines."""
@@ -211,14 +216,16 @@ class QueuedOutput(logging.Handler):
                     return items[number:]
         return ()
 
-    def _text(self, what: logging.LogRecord | Line | _Gap | str) -> str:
+    def _text(self, what: logging.LogRecord | Lines | _Gap | str) -> str:
         if isinstance(what, str):
             return what
         record = what.record() if isinstance(what, _Gap) else what
         try:
             if isinstance(record, logging.LogRecord):
                 return f"{self.format(record)}\n"
-            return f"{record.text(as_json=isinstance(self.formatter, JsonFormatter))}\n"
+            form = self.formatter
+            known = form if isinstance(form, JsonFormatter | TextFormatter) else TextFormatter()
+            return record.text(known)
         except Exception as error:  # noqa: BLE001  # no record may stop the thread
             return f"a log record cannot be formatted: {error!r}: {record!r}\n"
 

@@ -14,6 +14,7 @@ from enum import Enum, auto
 from multiprocessing.connection import Connection
 from typing import Final
 
+from mirror.access_log import PullSink
 from mirror.config.model import Config
 from mirror.server.process import until_orphaned
 from mirror.user_error import UserError
@@ -43,10 +44,11 @@ class Message:
 
 
 class WorkerChannel:
-    """The worker's end of the channel."""
+    """The worker's end of the channel; ``pulls`` takes its requests to the first process."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, pulls: PullSink) -> None:
         self._pipe = pipe
+        self.pulls = pulls
         self._told: asyncio.Queue[Config] = asyncio.Queue()
 
     def failed(self, error: Exception) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
+from mirror.access_log import PullReceiver
 from mirror.config.changes import in_force
 from mirror.config.model import Config
 from mirror.logs import configure
@@ -41,16 +42,25 @@ def supervise(config: Config, reread: Reread) -> None:
         UserError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
-    with opened_worker_listeners(config, config.server.processes()) as places:
-        workers = [Worker(number, listeners) for number, listeners in enumerate(places)]
-        _Supervisor(config, workers, reread).run()
+    processes = config.server.processes()
+    with (
+        contextlib.closing(PullReceiver()) as pulls,
+        opened_worker_listeners(config, processes) as places,
+    ):
+        workers = [
+            Worker(number, listeners, pulls.entrance) for number, listeners in enumerate(places)
+        ]
+        _Supervisor(config, workers, pulls, reread).run()
 
 
 class _Supervisor:
     """Starts the workers, replaces those that die, and ends all of them."""
 
-    def __init__(self, config: Config, workers: list[Worker], reread: Reread) -> None:
+    def __init__(
+        self, config: Config, workers: list[Worker], pulls: PullReceiver, reread: Reread
+    ) -> None:
         self._config = config
+        self._pulls = pulls
         self._reread = reread
         self._share = config.share(len(workers))
         self._workers = workers
@@ -109,12 +119,13 @@ class _Supervisor:
     def _look(self, woken: int) -> None:
         """Wait for an event, and handle it."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
-        happened = wait([*by_pipe, woken], self._next_seconds())
+        happened = wait([*by_pipe, woken, self._pulls.fileno()], self._next_seconds())
         if woken in happened:
             os.read(woken, 4096)
         for pipe in happened:
             if isinstance(pipe, Connection):
                 self._hear(by_pipe[pipe])
+        self._pulls.receive()
 
     def _next_seconds(self) -> float:
         now = time.monotonic()
@@ -207,13 +218,16 @@ class _Supervisor:
     def _end(self) -> None:
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + self._config.server.drain.seconds + _GRACE_SECONDS
-        for worker in self._workers:
-            if worker.process is not None:
-                worker.process.join(max(0.0, deadline - time.monotonic()))
+        running = [worker.process for worker in self._workers if worker.process is not None]
+        while running and (left := deadline - time.monotonic()) > 0:
+            wait([*(process.sentinel for process in running), self._pulls.fileno()], left)
+            self._pulls.receive()
+            running = [process for process in running if process.is_alive()]
         self._send(signal.SIGKILL)
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.join()
+        self._pulls.receive(final=True)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 from prometheus_client.multiprocess import mark_process_dead
 
 from mirror import threads
+from mirror.access_log import PullForwarder
 from mirror.config.model import Config
 from mirror.logs import configure, queue_output
 from mirror.metrics import multiprocess
@@ -38,6 +40,7 @@ class Worker:
 
     number: int
     listeners: list[Listener]
+    pulls: socket.socket  # to the first process's access log
     process: ForkProcess | None = None
     pipe: Connection | None = None
     ready: bool = False
@@ -142,7 +145,7 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
         listener.raw.close()
     # A closed terminal sends SIGHUP to all processes; the first one decides what it means.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    channel = WorkerChannel(telling)
+    channel = WorkerChannel(telling, PullForwarder(worker.pulls))
     try:
         threads.run(_serve(config, listeners, worker.number, channel))
     except UserError as error:
