@@ -38,7 +38,7 @@ from mirror.server.proxy import listening
 from mirror.server.recorder import opened_stats
 from mirror.server.reload import Reloadable, Reread, reload_when_told
 from mirror.server.shared_state import opened_shared_state
-from mirror.server.store import Store, opened_store
+from mirror.server.store import Store, opened_store, shortage
 from mirror.server.systemd import supervised
 from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
@@ -64,7 +64,7 @@ async def run(config: Config, reread: Reread) -> None:
         supervised(os.environ, os.getpid()) as supervisor,
         serving(config, stopping) as running,
     ):
-        announce(config, running.listeners)
+        announce(config, running.listeners, await shortage(config, running.reloadable.store))
         say_what_is_cut(config)
         _settle()
         supervisor.ready()
@@ -93,7 +93,7 @@ async def run_worker(
     serving = _serving_on(listeners, config, stopping, channel.pulls, first=first, unseen=unseen)
     async with channel.held(stopping), serving as reloadable:
         _settle()
-        channel.ready()
+        channel.ready(await shortage(config, reloadable.store))
         obeying = asyncio.create_task(channel.obey(reloadable.reload), name="reload")
         await stopping.wait()
         obeying.cancel()

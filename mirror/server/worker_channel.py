@@ -37,7 +37,7 @@ class MessageKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a worker; ``text`` is the reason of a failure."""
+    """One message of a worker; ``text`` is the reason of a failure, or the shortage of disk."""
 
     news: MessageKind
     text: str = ""
@@ -55,9 +55,9 @@ class WorkerChannel:
         """Report that the worker cannot start."""
         self._say(MessageKind.FAILED, str(error))
 
-    def ready(self) -> None:
-        """Report that the worker serves."""
-        self._say(MessageKind.READY)
+    def ready(self, shortage: str) -> None:
+        """Report that the worker serves, and what ``server.store.shortage`` found."""
+        self._say(MessageKind.READY, shortage)
 
     @asynccontextmanager
     async def held(self, stopping: asyncio.Event) -> AsyncIterator[None]:

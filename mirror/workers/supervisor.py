@@ -67,6 +67,7 @@ class _Supervisor:
         self._systemd = SystemdNotifier(os.environ, os.getpid())
         self._stopping = False
         self._announced = False
+        self._shortage = ""
         self._hangup = False
         self._reloaded: tuple[Config, Config] | None = None  # before and after, until all have it
         self._looked = time.monotonic()
@@ -143,6 +144,7 @@ class _Supervisor:
             worker.reap()
         elif word.news is MessageKind.READY:
             worker.serves()
+            self._shortage = word.text
         elif word.news is MessageKind.FAILED:
             if not self._announced:
                 raise UserError(word.text)
@@ -201,7 +203,7 @@ class _Supervisor:
     def _announce_when_ready(self) -> None:
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
-            announce(self._config, self._workers[0].listeners)
+            announce(self._config, self._workers[0].listeners, self._shortage)
             say_what_is_cut(self._share)
             self._systemd.ready()
 
