@@ -1,13 +1,10 @@
 """The access log: one line per pull, and for machines one per request."""
 
-from mirror.access_log.forwarding import PullForwarder, PullReceiver
 from mirror.access_log.log import AccessLog, opened_access_log
 from mirror.access_log.pulls import PullSink, PullTracker
 
 __all__ = [
     "AccessLog",
-    "PullForwarder",
-    "PullReceiver",
     "PullSink",
     "PullTracker",
     "opened_access_log",

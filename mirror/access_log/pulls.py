@@ -146,14 +146,15 @@ class Pull:
         if not request.is_manifest:
             sent = self.blobs.get(request.reference, 0) + request.size * count
             _put(self.blobs, request.reference, sent)
-        elif request.problem is None:
-            self._note_manifest(request, count)
-
-    def _note_manifest(self, request: PullRequest, count: int) -> None:
+            return
         if request.reference == self.reference:
             self.heads += count if request.head else 0
             self.gets += 0 if request.head else count
-            self.digest = request.digest
+            self.digest = request.digest or self.digest
+        if request.problem is None:
+            self._note_manifest(request)
+
+    def _note_manifest(self, request: PullRequest) -> None:
         _put(self.manifests, request.digest, None)
         for digest, platform in request.content.platforms.items():
             _put(self.platforms, digest, platform)

@@ -12,7 +12,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -119,6 +119,8 @@ class QueuedOutput(logging.Handler):
     def __init__(self, stderr: int) -> None:
         """Start the thread; log records go to the descriptor ``stderr``."""
         super().__init__()
+        #: Takes a record to another process that logs it; False: this process has to.
+        self.hand_on: Callable[[logging.LogRecord], bool] = lambda _: False
         self.dropped = 0
         self._stderr = stderr
         # Reentrant: a finalizer that logs may run while this thread holds the lock.
@@ -222,6 +224,8 @@ class QueuedOutput(logging.Handler):
         record = what.record() if isinstance(what, _Gap) else what
         try:
             if isinstance(record, logging.LogRecord):
+                if self.hand_on(record):
+                    return ""
                 return f"{self.format(record)}\n"
             form = self.formatter
             known = form if isinstance(form, JsonFormatter | TextFormatter) else TextFormatter()

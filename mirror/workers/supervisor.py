@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
-from mirror.access_log import PullReceiver
 from mirror.config.changes import in_force
 from mirror.config.model import Config
 from mirror.logs import configure
@@ -26,6 +25,7 @@ from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
 from mirror.server.systemd import SystemdNotifier
 from mirror.server.worker_channel import MessageKind
 from mirror.user_error import UserError
+from mirror.workers.log_channel import LogReceiver
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
@@ -44,23 +44,23 @@ def supervise(config: Config, reread: Reread) -> None:
     configure(config.log.level, config.log.format, access=config.log.access)
     processes = config.server.processes()
     with (
-        contextlib.closing(PullReceiver()) as pulls,
+        contextlib.closing(LogReceiver()) as logs,
         opened_worker_listeners(config, processes) as places,
     ):
         workers = [
-            Worker(number, listeners, pulls.entrance) for number, listeners in enumerate(places)
+            Worker(number, listeners, logs.entrance) for number, listeners in enumerate(places)
         ]
-        _Supervisor(config, workers, pulls, reread).run()
+        _Supervisor(config, workers, logs, reread).run()
 
 
 class _Supervisor:
     """Starts the workers, replaces those that die, and ends all of them."""
 
     def __init__(
-        self, config: Config, workers: list[Worker], pulls: PullReceiver, reread: Reread
+        self, config: Config, workers: list[Worker], logs: LogReceiver, reread: Reread
     ) -> None:
         self._config = config
-        self._pulls = pulls
+        self._logs = logs
         self._reread = reread
         self._share = config.share(len(workers))
         self._workers = workers
@@ -120,13 +120,13 @@ class _Supervisor:
     def _look(self, woken: int) -> None:
         """Wait for an event, and handle it."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
-        happened = wait([*by_pipe, woken, self._pulls.fileno()], self._next_seconds())
+        happened = wait([*by_pipe, woken, self._logs.fileno()], self._next_seconds())
         if woken in happened:
             os.read(woken, 4096)
         for pipe in happened:
             if isinstance(pipe, Connection):
                 self._hear(by_pipe[pipe])
-        self._pulls.receive()
+        self._logs.receive()
 
     def _next_seconds(self) -> float:
         now = time.monotonic()
@@ -222,14 +222,14 @@ class _Supervisor:
         deadline = time.monotonic() + self._config.server.drain.seconds + _GRACE_SECONDS
         running = [worker.process for worker in self._workers if worker.process is not None]
         while running and (left := deadline - time.monotonic()) > 0:
-            wait([*(process.sentinel for process in running), self._pulls.fileno()], left)
-            self._pulls.receive()
+            wait([*(process.sentinel for process in running), self._logs.fileno()], left)
+            self._logs.receive()
             running = [process for process in running if process.is_alive()]
         self._send(signal.SIGKILL)
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.join()
-        self._pulls.receive(final=True)
+        self._logs.receive(final=True)
 
 
 @contextlib.contextmanager
