@@ -264,7 +264,7 @@ class Endpoints:
             try:
                 return await self._ask_mirror(mirror, thing, question)
             except UpstreamError as error:
-                _log.info("%s; asking the next address", error)
+                _log.debug("%s; asking the next address", error)
         try:
             return await question(self._registry)
         except UpstreamError:
@@ -272,7 +272,7 @@ class Endpoints:
                 try:
                     return await self._ask_mirror(mirror, thing, question)
                 except UpstreamError as error:
-                    _log.info("%s; no address is left", error)
+                    _log.debug("%s; no address is left", error)
             raise
 
     async def _ask_mirror(
