@@ -15,7 +15,13 @@ Attribute = str | int | bool
 
 
 class Span(Protocol):
-    """A span with a name and attributes, which must not contain secrets."""
+    """A span with a name and attributes, which must not contain secrets.
+
+    ``trace_id`` is the trace at the collector, empty if the span is not collected.
+    """
+
+    @property
+    def trace_id(self) -> str: ...
 
     def child(self, name: str, *, outgoing: bool = False) -> "Span":
         """Begin a child span; ``outgoing``: a request to another server."""
@@ -48,6 +54,8 @@ class Tracer(Protocol):
 
 class _Nothing:
     """The span that is not collected."""
+
+    trace_id = ""
 
     def child(self, name: str, *, outgoing: bool = False) -> Span:  # noqa: ARG002
         return self

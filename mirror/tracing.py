@@ -38,6 +38,12 @@ class Span:
         self._tracer = tracer
         self.span = span
 
+    @property
+    def trace_id(self) -> str:
+        """The trace's ID in hexadecimal; empty if this trace is not part of the sample."""
+        context = self.span.get_span_context()
+        return trace.format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
+
     def child(self, name: str, *, outgoing: bool = False) -> "Span":
         """Begin a child span."""
         kind = trace.SpanKind.CLIENT if outgoing else trace.SpanKind.INTERNAL

@@ -205,5 +205,6 @@ def test_without_the_extra_an_endpoint_is_one_clear_line(tmp_path):
         assert done.returncode == 1
         assert done.stderr == (
             "mirror: [tracing] endpoint is set, but OpenTelemetry is not installed: "
-            "pip install 'container-mirror[tracing]', or leave endpoint empty\n"
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, "
+            "or leave endpoint empty\n"
         )

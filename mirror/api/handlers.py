@@ -13,7 +13,7 @@ from yarl import URL
 from mirror.api.client_credentials import ClientCredentials
 from mirror.api.parts import Parts, wanted_ranges
 from mirror.http.body import answer_with, stream
-from mirror.http.exchange import EXCHANGE, CacheableResponse
+from mirror.http.exchange import EXCHANGE, CacheableResponse, Exchange
 from mirror.http.response_cache import SMALL_FILE_BYTES
 from mirror.http.responses import API_VERSION, cache_status, digest_fields, not_modified
 from mirror.http.sendfile import Sender
@@ -72,6 +72,7 @@ class RegistryHandler:
         try:
             if isinstance(endpoint, Ping):
                 return await self._ping(request, endpoint)
+            _note_endpoint(exchange, endpoint)
             target = self._target(request, endpoint)
             exchange.upstream, exchange.repository = target.upstream, target.repository
             return await self._content(request, target, endpoint)
@@ -120,7 +121,6 @@ class RegistryHandler:
         self, request: web.BaseRequest, target: Target, endpoint: ManifestEndpoint
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
-        exchange.reference = str(endpoint.reference)
         accept = ", ".join(request.headers.getall("Accept", []))
         if request.method == "HEAD":
             known = await self.manifests.head(target, endpoint.reference, accept)
@@ -153,7 +153,6 @@ class RegistryHandler:
         self, request: web.BaseRequest, target: Target, digest: Digest
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
-        exchange.reference = str(digest)
         if request.method == "HEAD":
             head = await self.blobs.head(target, digest)
             exchange.set_outcome(head.outcome, private=head.private)
@@ -240,6 +239,15 @@ class RegistryHandler:
                 response.enable_chunked_encoding()
             await stream(request, response, large.pieces, self.sender)
             return response
+
+
+def _note_endpoint(exchange: Exchange, endpoint: ContentEndpoint) -> None:
+    """Record the image as the client named it, for the log, before its upstream is known."""
+    exchange.repository = "/".join(filter(None, (endpoint.prefix, endpoint.name)))
+    if isinstance(endpoint, ManifestEndpoint):
+        exchange.reference = str(endpoint.reference)
+    elif isinstance(endpoint, BlobEndpoint):
+        exchange.reference = str(endpoint.digest)
 
 
 def raw_path(request: web.BaseRequest) -> str:

@@ -80,9 +80,21 @@ _NAMES: Final = {
 _PRODUCT: Final = re.compile(r"[A-Za-z][\w.+-]{0,23}", re.ASCII)  # RFC 9110, 10.1.5, but bounded
 
 
+_VERSION: Final = re.compile(r"/v?(\d{1,6}(?:\.\d{1,6})?)", re.ASCII)
+
+
 def client_type(agent: str) -> str:
     """Return the program's usual name, else the first product in ``agent``, else ``unknown``."""
     product = _PRODUCT.match(agent)
     if product is None:
         return "unknown"
     return _NAMES.get(product[0].lower(), product[0])
+
+
+def client_version(agent: str) -> str:
+    """Return the program's usual name and the first two parts of its version: ``Docker 28.0``."""
+    product = _PRODUCT.match(agent)
+    version = None if product is None else _VERSION.match(agent, product.end())
+    if version is None or agent.startswith("containers/"):  # the version of Podman's library
+        return client_type(agent)
+    return f"{client_type(agent)} {version[1]}"

@@ -38,8 +38,9 @@ def print_statistics(found: dict[str, Any]) -> None:
     )
     asked = [each for each in found["upstreams"] if each["up"] is not None]
     if asked:
-        names = ("UPSTREAM", "HEALTH", "REQUESTS", "HITS", "SAVED", "RATE LIMIT")
-        print_table(names, list(map(_upstream, asked)), {"REQUESTS", "HITS", "SAVED"})
+        names = ("UPSTREAM", "HEALTH", "REQUESTS", "FAILED", "HITS", "SAVED", "RATE LIMIT")
+        numbers = {"REQUESTS", "FAILED", "HITS", "SAVED"}
+        print_table(names, list(map(_upstream, asked)), numbers)
     others = [each["name"] for each in found["upstreams"] if each["up"] is None]
     if others:
         print(f"not asked yet: {', '.join(others)}")
@@ -62,10 +63,12 @@ def _upstream(account: dict[str, Any]) -> tuple[str, ...]:
     health = "up" if account["up"] else f"down ({account['last_answer']})"
     left, limit = account["rate_limit_remaining"], account["rate_limit"]
     total = account["total"]
+    results = total["results"]
     return (
         account["name"],
         health,
-        f"{total['requests']:,}",
+        f"{sum(results.values()):,}",
+        f"{results.get('error', 0) + results.get('denied', 0):,}",
         share(total["hit_rate"]),
         size(total["saved_bytes"]),
         "-" if left is None or limit is None else f"{left:,.0f} of {limit:,.0f} left",

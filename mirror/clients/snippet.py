@@ -2,10 +2,14 @@
 
 import ipaddress
 import json
+import re
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from mirror.oci.image_name import HUB
+
+_CONTAINER_ID: Final = re.compile(r"[0-9a-f]{12}|[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,12 @@ class ClientUrl:
 
 
 def reachable_url(listen_host: str, port: int, hostname: str, *, tls: bool = False) -> str:
-    """Return the URL at which other machines reach a mirror that listens at ``listen_host``."""
+    """Return the URL at which other machines reach a mirror that listens at ``listen_host``.
+
+    The host name of a container is its ID, which no other machine can resolve.
+    """
+    if _CONTAINER_ID.fullmatch(hostname):
+        hostname = "localhost"
     host = hostname if listen_host in {"", "0.0.0.0", "::"} else listen_host  # noqa: S104  # compared, not bound
     scheme = "https" if tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -34,8 +34,8 @@ class Admission:
     networks: Sequence[Network]
     users: Htpasswd | None
 
-    async def check(self, request: web.BaseRequest, client: str, refusal: str) -> None:
-        """Check a request to the mirror's own port.
+    async def check(self, request: web.BaseRequest, client: str, refusal: str) -> str:
+        """Check a request to the mirror's own port; return its user, empty if none is needed.
 
         ``refusal`` says which limit the request exceeds; it is empty within the limits.
 
@@ -43,23 +43,27 @@ class Admission:
             OciError: the request is refused (401, 403, 429 or 503).
         """
         if request.raw_path in _OPEN and not refusal:
-            return
+            return ""
         self._check_place(client, refusal)
-        if not await self._is_known(request.headers.get("Authorization", ""), client):
+        user = await self._known_user(request.headers.get("Authorization", ""), client)
+        if user is None:
             text = "this mirror asks for user and password (docker login, or auths of your client)"
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
+        return user
 
-    async def check_proxied(self, request: web.BaseRequest, client: str, refusal: str) -> None:
+    async def check_proxied(self, request: web.BaseRequest, client: str, refusal: str) -> str:
         """Check a request to the proxy port, as ``check`` does; 407 takes the place of 401.
 
         Raises:
             OciError: the request is refused (403, 407, 429 or 503).
         """
         self._check_place(client, refusal)
-        if not await self._is_known(request.headers.get("Proxy-Authorization", ""), client):
+        user = await self._known_user(request.headers.get("Proxy-Authorization", ""), client)
+        if user is None:
             text = "this proxy asks for user and password (HTTPS_PROXY=http://user:password@...)"
             headers = {"Proxy-Authenticate": _CHALLENGE["WWW-Authenticate"]}
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=407, headers=headers)
+        return user
 
     def _check_place(self, client: str, refusal: str) -> None:
         if refusal:
@@ -78,12 +82,13 @@ class Admission:
         address = lookup_address(client)
         return address is not None and any(address in network for network in self.networks)
 
-    async def _is_known(self, authorization: str, client: str) -> bool:
+    async def _known_user(self, authorization: str, client: str) -> str | None:
+        """Return the user of a right password; empty if no password is needed, None otherwise."""
         if self.users is None:
-            return True
+            return ""
         given = parse_basic(authorization)
         try:
-            return given is not None and await self.users.knows(*given, client)
+            return given[0] if given and await self.users.knows(*given, client) else None
         except LineFullError as error:
             text = f"too many password checks for {client or 'a unix socket'} are waiting"
             headers = {"Retry-After": f"{_RETRY_SECONDS:.0f}"}

@@ -6,7 +6,8 @@ The attributes of spans are named after OpenTelemetry's semantic conventions for
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -44,17 +45,32 @@ class CacheableResponse:
 
 
 @dataclass(slots=True)
+class UpstreamTime:
+    """How long upstreams took to answer what was asked for one request, in seconds."""
+
+    seconds: float = 0.0
+
+
+#: Tasks that begin for a request, such as a fill, inherit the request's object.
+UPSTREAM_TIME: Final[ContextVar[UpstreamTime | None]] = ContextVar("upstream_time", default=None)
+
+
+@dataclass(slots=True)
 class Exchange:
     """Filled in while a request is answered; times are monotonic seconds, sizes bytes.
 
     ``connected`` (proxy mode) is the upstream whose registry the client addresses: the request's
     Authorization field is meant for that registry.  ``private``: the answer depends on the
     client's credentials, so it must not be shown to other clients.  ``broken_off``: the mirror
-    ended the body early, since the rest of it cannot be had.
+    ended the body early, since the rest of it cannot be had.  ``user`` is a user of the mirror
+    whose password was right, never a name that a registry has to check.
     """
 
     started: float
     origin: Origin
+    user: str = ""
+    trace_id: str = ""
+    upstream_time: UpstreamTime = field(default_factory=UpstreamTime)
     connected: str = ""
     upstream: str = ""
     repository: str = ""
@@ -107,6 +123,9 @@ class AccessRecord:
 
 class Observer(Protocol):
     """Receives an event for every request."""
+
+    def request_began(self, exchange: Exchange) -> None:
+        """Handle the begin of a request; the exchange changes until the request ends."""
 
     def request_ended(self, ending: AccessRecord) -> None:
         """Handle the end of a request: it was answered, or its connection was lost."""

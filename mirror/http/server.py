@@ -11,7 +11,15 @@ from aiohttp.web_protocol import RequestHandler
 from mirror.http.admission import ConnectionLimiter
 from mirror.http.body import reset
 from mirror.http.connection import Connection
-from mirror.http.exchange import EXCHANGE, UNTRACED, AccessRecord, Exchange, Observer, describe
+from mirror.http.exchange import (
+    EXCHANGE,
+    UNTRACED,
+    UPSTREAM_TIME,
+    AccessRecord,
+    Exchange,
+    Observer,
+    describe,
+)
 from mirror.http.forwarded import Origin
 from mirror.http.response_cache import MOST_REQUEST_BYTES, CachedResponse, HotKey
 from mirror.http.responses import COMMON, error_of, error_response, outcome_of, plain_response
@@ -19,7 +27,7 @@ from mirror.http.server_options import DIRECT, ConnectionContext, ServerOptions
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
 from mirror.shares import FullError, asking
-from mirror.spans import Tracer, entered
+from mirror.spans import Tracer, current, entered
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
 
@@ -106,7 +114,10 @@ class Server(web.Server):
         exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, options))
         key = _hot_key(request, exchange.origin)
         exchange.repeatable = key is not None and options.table is not None
-        exchange.connected = _entry(request).upstream
+        exchange.connected, exchange.user = _entry(request).upstream, _entry(request).user
+        exchange.trace_id = current().trace_id
+        before = UPSTREAM_TIME.set(exchange.upstream_time)
+        self._observer.request_began(exchange)
         try:
             with asking(exchange.origin.client):
                 response = await self._answer(request, exchange, options)
@@ -123,6 +134,7 @@ class Server(web.Server):
             exchange.whole = False
             raise
         finally:
+            UPSTREAM_TIME.reset(before)
             if exchange.kept is not None:
                 exchange.kept.close()
             self._observer.request_ended(self._ending(request, exchange))
@@ -131,15 +143,15 @@ class Server(web.Server):
         self, request: web.BaseRequest, exchange: Exchange, options: ServerOptions
     ) -> web.StreamResponse:
         try:
-            return await self._admitted(request, exchange.origin, options)
+            return await self._admitted(request, exchange, options)
         except _EXPECTED as error:
             answer = error_of(error, exchange.kind)
-            exchange.detail = answer.message
         except ConnectionError:  # the client has gone
             raise
         except Exception as error:
             _log.exception("answering %s %s failed", request.method, request.path)
             answer = error_of(error, exchange.kind)
+        exchange.detail = answer.message
         if exchange.first_byte is not None:  # an error response cannot follow a part of a body
             reset(request)
             raise ConnectionAbortedError(answer.message)
@@ -149,15 +161,15 @@ class Server(web.Server):
         return error_response(answer)
 
     async def _admitted(
-        self, request: web.BaseRequest, origin: Origin, options: ServerOptions
+        self, request: web.BaseRequest, exchange: Exchange, options: ServerOptions
     ) -> web.StreamResponse:
-        protocol, entry = request.protocol, _entry(request)
+        protocol, entry, origin = request.protocol, _entry(request), exchange.origin
         refusal = protocol.refusal if isinstance(protocol, Connection) else ""
         with self._limiter.counting(origin.client if origin.told else "") as excess:
             if not entry.upstream:  # else the proxy port has admitted the connection
                 admission = options.admission
                 check = admission.check_proxied if entry.proxy else admission.check
-                await check(request, origin.client, refusal or excess)
+                exchange.user = await check(request, origin.client, refusal or excess)
             routes = options.routes if entry == DIRECT else options.proxy
             assert routes is not None, "a proxy port has handlers"
             return await routes.handler(request)(request)

@@ -84,12 +84,13 @@ class ConnectionContext:
 
     ``proxy``: on the proxy port, where each request names its server.
     ``upstream``: inside TLS that the mirror terminates in the name of this upstream's registry;
-    ``client`` is the address that sent the CONNECT.
+    ``client`` is the address that sent the CONNECT, ``user`` the user whose password it had.
     """
 
     proxy: bool = False
     upstream: str = ""
     client: str = ""
+    user: str = ""
 
 
 DIRECT = ConnectionContext()

@@ -35,7 +35,8 @@ _KNOWN: Final = frozenset(_ARCHITECTURES.values()) | {
 #: The default variants.
 _USUAL: Final = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
 
-_NOBODY: Final = frozenset({"", "unknown"})  # the platform of attestations in an index
+#: The operating system of what is for no platform.
+NOBODY: Final = frozenset({"", "unknown"})  # the platform of attestations in an index
 
 
 class InvalidPlatform(ValueError):  # noqa: N818  # says what it is
@@ -124,7 +125,7 @@ def _built_for(entry: IndexEntry) -> Platform:
 
 
 def _those(entries: Iterable[IndexEntry]) -> str:
-    names = {str(_built_for(entry)) for entry in entries if entry.platform[0] not in _NOBODY}
+    names = {str(_built_for(entry)) for entry in entries if entry.platform[0] not in NOBODY}
     return f"only for {', '.join(sorted(names))}" if names else "nor for any other"
 
 

@@ -162,7 +162,8 @@ class ProxyHandler:
         client, ended = exchange.origin.client, asyncio.Event()
 
         def inside() -> Connection:
-            made = connection.inside(ConnectionContext(upstream=upstream, client=client))
+            inner = ConnectionContext(upstream=upstream, client=client, user=exchange.user)
+            made = connection.inside(inner)
             made.when_ended = ended.set
             return made
 

@@ -214,7 +214,7 @@ class Fill:
             await self._pass(following, "the process that filled it started over")
 
     async def _pass(self, following: Following, reason: object) -> None:
-        _log.info("%s passes through uncached: %s", self.digest, reason)
+        _log.debug("%s passes through uncached: %s", self.digest, reason)
         await following.decline()
 
     async def _lead(self, partial: PartialBlob, following: Following) -> None:
@@ -249,7 +249,7 @@ class Fill:
             self.reader.be_whole(partial.length)
             return await self._adopt(partial)
         except (OSError, IndexUnavailableError, NoRoomError) as error:
-            _log.info("%s passes through uncached: %s", self.digest, error)
+            _log.debug("%s passes through uncached: %s", self.digest, error)
             if isinstance(error, NoRoomError):
                 size = self.reader.total or partial.length
                 self._room.lacking(self.source.registry.name, self.source.repository, size)
@@ -267,7 +267,7 @@ class Fill:
         try:
             await partial.adopt()
         except (OSError, IndexUnavailableError) as error:
-            _log.info("%s is served but could not be stored: %s", self.digest, error)
+            _log.debug("%s is served but could not be stored: %s", self.digest, error)
             return "failed"
         self._room.found()
         return "resumed" if self._resumed else "stored"
@@ -289,7 +289,7 @@ class Fill:
                 # The file left on disk does not fit the blob; no client has read from it yet.
                 if self.reader.state is not State.ASKING or not partial.length:
                     raise
-                _log.info("%s: upstream refuses to resume; starting over", self.digest)
+                _log.debug("%s: upstream refuses to resume; starting over", self.digest)
                 await self._restart(partial)
             except DigestMismatchError as error:
                 other = self.source.registry.blame(self.digest)
@@ -305,7 +305,7 @@ class Fill:
                 delay = backoff.next_delay(partial.length)
                 if not error.transient or not self._answered or delay is None:
                     raise
-                _log.info("%s; resuming at byte %d in %.1f s", error, partial.length, delay)
+                _log.debug("%s; resuming at byte %d in %.1f s", error, partial.length, delay)
                 self._resumed = True
                 await asyncio.sleep(delay)
 

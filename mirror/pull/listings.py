@@ -186,7 +186,7 @@ class ListingPulls:
                 key = f"{wanted.name} mirror {number}"
                 listing, led = await self._flights.join(key, partial(call, mirror))
             except (UpstreamError, FullError) as failure:
-                _log.info("%s; asking the next address", failure)
+                _log.debug("%s; asking the next address", failure)
             else:
                 outcome = Outcome.MISS if led else Outcome.COALESCED
                 return ListingAnswer(listing, outcome, detail)
@@ -209,7 +209,7 @@ class ListingPulls:
         if page is None or body is None:
             hold.release()
             return None
-        _log.info("serving %s stale: %s", wanted.page, error)
+        _log.debug("serving %s stale: %s", wanted.page, error)
         self._registry(wanted.target).log.fell_back(error.message)
         next_query, filters = (page.fields[name] for name in _FIELDS)
         listing = Listing(body, next_query, filters, hold=hold)

@@ -119,7 +119,7 @@ class ManifestSource:
         try:
             possible = self.possible(stored)
         except NotAManifest as error:  # stored by an earlier, less strict version
-            _log.info("the stored manifest %s is not served: %s", digest, error)
+            _log.debug("the stored manifest %s is not served: %s", digest, error)
             return None
         if len(possible) > 1 and said not in possible:
             link = await self._tags.lookup(link_name(_image(target, digest)))
@@ -154,7 +154,7 @@ class ManifestSource:
         try:
             await self._kept(wanted.target).put(shared)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
-            _log.info("manifest %s is served but could not be stored: %s", manifest.digest, error)
+            _log.debug("manifest %s is served but could not be stored: %s", manifest.digest, error)
             if isinstance(error, NoRoomError):
                 target, size = wanted.target, len(manifest.body)
                 self._room.lacking(target.upstream, target.repository, size)
@@ -194,7 +194,7 @@ class ManifestSource:
         try:
             await writing
         except IndexUnavailableError as error:
-            _log.info("a tag could not be written down: %s", error)
+            _log.debug("a tag could not be written down: %s", error)
 
 
 def _image(target: Target, digest: Digest) -> FullName:

@@ -135,7 +135,7 @@ class ManifestPulls:
             try:
                 answer = await self._meant(wanted, reference, resolution)
             except CANNOT_ANSWER as error:
-                _log.info("cannot fetch the manifest of %s: %s", wanted.name(reference), error)
+                _log.debug("cannot fetch the manifest of %s: %s", wanted.name(reference), error)
                 return resolution
             if answer.outcome is Outcome.MISS:
                 self._ahead.put(answer.manifest.digest, True)
@@ -198,7 +198,7 @@ class ManifestPulls:
             stale = None if known is None else await self._servable(wanted.target, known)
             if stale is None:
                 raise
-            _log.info("serving %s stale: %s", name, error)
+            _log.debug("serving %s stale: %s", name, error)
             self._source.registry(wanted.target).log.fell_back(error.message)
             return Resolution(described(stale), Outcome.STALE, error.word)
         await self._confirmed(wanted, tag, descriptor)

@@ -201,7 +201,7 @@ class Segments:
         try:
             piece = await head.take()
         except TimeoutError:
-            _log.info("%s: a connection is stalled; going back to one", self._way.upstream)
+            _log.debug("%s: a connection is stalled; going back to one", self._way.upstream)
             piece = b""
             self._give_up(head)
         if not piece:
@@ -255,7 +255,7 @@ class Segments:
             if self._ahead:
                 self._retreat()
             raise error
-        _log.info("%s; resuming at byte %d in %.1f s", error, self._position, delay)
+        _log.debug("%s; resuming at byte %d in %.1f s", error, self._position, delay)
         await asyncio.sleep(delay)
 
     # The segments.
@@ -315,7 +315,7 @@ class Segments:
                 except UpstreamError as error:
                     await asyncio.sleep(self._delay(segment, backoff, error))
         except UpstreamError as error:
-            _log.info("%s; going back to one connection", error)
+            _log.debug("%s; going back to one connection", error)
             self._retreat()
         finally:
             segment.end()

@@ -82,7 +82,7 @@ class RangeFetches:
             with slot:
                 piece = await self._read(source, key, total)
         except UpstreamError as error:
-            _log.info("%s; bytes %d-%d of %s wait for the fill", error, start, stop, digest)
+            _log.debug("%s; bytes %d-%d of %s wait for the fill", error, start, stop, digest)
             if isinstance(error, RateLimitedError):
                 source.slots.calm(source.registry.name)
             refused = isinstance(error, RangeRefusedError)

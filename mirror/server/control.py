@@ -25,7 +25,7 @@ from mirror.access_log import AccessLog
 from mirror.api.control import Commands, ControlRoutes
 from mirror.descriptor import Descriptor
 from mirror.http.admission import Admission
-from mirror.http.exchange import AccessRecord
+from mirror.http.exchange import AccessRecord, Exchange
 from mirror.http.forwarded import Proxies
 from mirror.http.server import Server
 from mirror.http.server_options import ServerOptions
@@ -187,13 +187,14 @@ _LOOK_SECONDS: Final = 5.0
 #: Clients have ``drain``; an operator can repeat an interrupted command.
 _SHUTDOWN_SECONDS: Final = 1.0
 _BACKLOG: Final = 128
+_OPERATOR: Final = "operator"
 
 _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def opened_control(
-    directory: Path, port: ServerOptions, commands: Commands
+    directory: Path, port: ServerOptions, commands: Commands, log: AccessLog
 ) -> AsyncIterator[Callable[[ServerOptions], None]]:
     """Take commands while the context is open, as long as ``directory`` can be used.
 
@@ -207,7 +208,7 @@ async def opened_control(
         limits = replace(port.limits, drain_seconds=_SHUTDOWN_SECONDS)
         return ServerOptions(routes, everyone, nobody, limits, None, port.requests)
 
-    server = Server(beside(port), _OperatorsLog(AccessLog()))
+    server = Server(beside(port), _OperatorsLog(log))
     runner = web.ServerRunner(server)
     await runner.setup()
     listener = _ControlListener(directory, runner)
@@ -226,8 +227,11 @@ class _OperatorsLog:
     def __init__(self, log: AccessLog) -> None:
         self._log = log
 
+    def request_began(self, exchange: Exchange) -> None:
+        self._log.request_began(exchange, _OPERATOR)
+
     def request_ended(self, ending: AccessRecord) -> None:
-        self._log.request_ended(replace(ending, client="operator"))
+        self._log.request_ended(replace(ending, client=_OPERATOR))
 
     def repeated(
         self, ending: AccessRecord, used: Callable[[], None]

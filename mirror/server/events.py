@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror.access_log import AccessLog
-from mirror.http.exchange import AccessRecord
+from mirror.http.exchange import UPSTREAM_TIME, AccessRecord, Exchange
 from mirror.metrics.batch import MetricBatch
 from mirror.metrics.metrics import Metrics
 from mirror.server.recorder import StatsRecorder
@@ -17,6 +17,10 @@ class RequestEvents:
     metrics: Metrics
     log: AccessLog
     recorder: StatsRecorder
+
+    def request_began(self, exchange: Exchange) -> None:
+        """Report the begin of a request."""
+        self.log.request_began(exchange)
 
     def request_ended(self, ending: AccessRecord) -> None:
         """Report a request that was answered, or whose connection is gone."""
@@ -41,8 +45,7 @@ class RequestEvents:
         def ended(client: str, seconds: float) -> None:
             add(seconds)
             database(client)
-            if self.log.wanted:
-                log(client, seconds)
+            log(client, seconds)
 
         return ended
 
@@ -58,6 +61,9 @@ class UpstreamEvents:
         self, upstream: str, kind: str, method: str, code: str, seconds: float
     ) -> None:
         """Report one exchange; ``code`` is ``error`` without a response."""
+        time = UPSTREAM_TIME.get()
+        if time is not None and kind != "ping":
+            time.seconds += seconds
         self.metrics.upstream_answered(upstream, kind, method, code, seconds)
         self.recorder.upstream_answered(upstream, code)
 

@@ -21,39 +21,53 @@ _ORPHAN_SECONDS: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
-def announce(config: Config, listeners: Sequence[Listener]) -> None:
+def announce(config: Config, listeners: Sequence[Listener], shortage: str) -> None:
     """Print where the mirror listens, for which registries, and how to configure a client.
 
-    Log what the configuration spells as in earlier releases.
+    In a log for machines this is one record.  ``shortage`` says why the cache cannot reach its
+    maximum size, empty if it can.  Log what the configuration spells as in earlier releases.
     """
     addresses = [listener.address for listener in listeners if not listener.proxy]
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
     places = ", ".join(map(str, addresses))
-    lines = [
-        f"mirror {__version__} listens on {places} for {default} (default), {others}",
-        f"  cache   {config.cache.directory} (at most {config.cache.max_size.text})",
-        *(f"  through the proxy {proxy}" for proxy in named_proxies(config)),
-        *_ways_in(config, addresses),
-        *_ways_through(listener.address for listener in listeners if listener.proxy),
-    ]
-    print("\n".join(lines), file=sys.stdout, flush=True)
+    head = f"mirror {__version__} listens on {places} for {default} (default), {others}"
+    cache, most = config.cache.directory, f"{config.cache.max_size.text}{shortage}"
+    if config.log.format == "json":
+        fields = {"cache": str(cache), "max_size": most, "status": _url(config, addresses)}
+        _log.info("%s", head, extra={name: value for name, value in fields.items() if value})
+    else:
+        lines = [
+            head,
+            f"  cache   {cache} (at most {most})",
+            *(f"  through the proxy {proxy}" for proxy in named_proxies(config)),
+            *_ways_in(config, addresses),
+            *_ways_through(listener.address for listener in listeners if listener.proxy),
+        ]
+        print("\n".join(lines), file=sys.stdout, flush=True)
     for line in old_spellings(config):
         _log.warning("old spelling: %s", line)
 
 
-def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
+def _url(config: Config, addresses: Sequence[Address]) -> str:
+    """Return the address for clients; empty if the server in front of a socket has it."""
     outermost = lookup_outermost(addresses)
-    if outermost is None:  # the server in front of the socket has the address for clients
+    if outermost is None:
+        return ""
+    tls = bool(config.server.tls_certificate)
+    return clients.reachable_url(outermost.host, outermost.port, socket.gethostname(), tls=tls)
+
+
+def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
+    url = _url(config, addresses)
+    if not url:
         path = str(addresses[0]).removeprefix("unix:")
         return [f"  metrics curl --unix-socket {path} http://localhost/metrics"]
-    tls = bool(config.server.tls_certificate)
-    url = clients.reachable_url(outermost.host, outermost.port, socket.gethostname(), tls=tls)
     return [
         f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
         "          then restart Docker; `mirror client` prints it for other clients too, and",
         "          `mirror doctor` shows why a client bypasses the mirror",
-        f"  metrics {url}/metrics",
+        f"  status  {url} in a browser, {url}/metrics for Prometheus",
     ]
 
 

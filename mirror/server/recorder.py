@@ -57,7 +57,8 @@ class StatsRecorder:
     def request_ended(self, ending: AccessRecord) -> None:
         """Record a request that was answered, or whose connection is gone."""
         exchange = ending.exchange
-        if exchange.outcome is None or exchange.kind in NO_PULLS:
+        # Without an upstream: no such registry is configured, so no upstream is to be charged.
+        if exchange.outcome is None or exchange.kind in NO_PULLS or not exchange.upstream:
             return
         now = self._clock()
         self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)

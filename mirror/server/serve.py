@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from mirror import __version__
-from mirror.access_log import AccessLog
+from mirror.access_log import PullSink, PullTracker, opened_access_log
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
@@ -38,7 +38,7 @@ from mirror.server.proxy import listening
 from mirror.server.recorder import opened_stats
 from mirror.server.reload import Reloadable, Reread, reload_when_told
 from mirror.server.shared_state import opened_shared_state
-from mirror.server.store import Store, opened_store
+from mirror.server.store import Store, opened_store, shortage
 from mirror.server.systemd import supervised
 from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
@@ -64,7 +64,7 @@ async def run(config: Config, reread: Reread) -> None:
         supervised(os.environ, os.getpid()) as supervisor,
         serving(config, stopping) as running,
     ):
-        announce(config, running.listeners)
+        announce(config, running.listeners, await shortage(config, running.reloadable.store))
         say_what_is_cut(config)
         _settle()
         supervisor.ready()
@@ -90,12 +90,10 @@ async def run_worker(
     stopping = asyncio.Event()
     heed(stopping)
     first, unseen = number == 0, _UNSEEN_SECONDS
-    async with (
-        channel.held(stopping),
-        _serving_on(listeners, config, stopping, first=first, unseen=unseen) as reloadable,
-    ):
+    serving = _serving_on(listeners, config, stopping, channel.pulls, first=first, unseen=unseen)
+    async with channel.held(stopping), serving as reloadable:
         _settle()
-        channel.ready()
+        channel.ready(await shortage(config, reloadable.store))
         obeying = asyncio.create_task(channel.obey(reloadable.reload), name="reload")
         await stopping.wait()
         obeying.cancel()
@@ -125,7 +123,7 @@ async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[Runn
         UserError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
-        async with _serving_on(listeners, config, stopping) as reloadable:
+        async with _serving_on(listeners, config, stopping, PullTracker()) as reloadable:
             yield Running(listeners, reloadable)
 
 
@@ -134,11 +132,12 @@ async def _serving_on(
     listeners: Sequence[Listener],
     config: Config,
     stopping: asyncio.Event,
+    pulls: PullSink,
     *,
     first: bool = True,
     unseen: float = math.inf,
 ) -> AsyncIterator[Reloadable]:
-    """Serve on open listeners.
+    """Serve on open listeners; ``pulls`` gets what the log says about pulls.
 
     Of several processes, only the ``first`` does maintenance.  ``unseen``: for how many seconds
     this process may serve objects that another one has evicted.
@@ -153,18 +152,19 @@ async def _serving_on(
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
         recorder = await stack.enter_async_context(opened_stats(store))
+        log = await stack.enter_async_context(opened_access_log(pulls))
         shared_state = await stack.enter_async_context(
             opened_shared_state(config, store, metrics, recorder, table, stopping)
         )
         generations = await stack.enter_async_context(opened_generations(config, shared_state))
         chain = certificate(config)
         options = generations.current.options
-        server = Server(options, RequestEvents(metrics, AccessLog(), recorder), tracing)
+        server = Server(options, RequestEvents(metrics, log, recorder), tracing)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         obeyed = commands(store, recorder, generations, time.time())
-        control = opened_control(store.layout.control, options, obeyed)
+        control = opened_control(store.layout.control, options, obeyed, log)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")

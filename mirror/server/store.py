@@ -19,7 +19,7 @@ from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.blobs import Blobs
-from mirror.store.local.disk_usage import total_inodes
+from mirror.store.local.disk_usage import free_on, total_inodes
 from mirror.store.local.eviction import Limits, Observer
 from mirror.store.local.layout import Layout
 from mirror.store.local.manifests import Manifests
@@ -27,6 +27,7 @@ from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.records import Links, Listings, Tags
 from mirror.threads import Threads
+from mirror.ui.formatting import plain_size
 from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)
@@ -207,6 +208,22 @@ def cache_limits(config: Config) -> Limits:
     min_free = config.cache.min_free.of(disk_bytes)
     inodes = min_free * total_inodes(there) // max(disk_bytes, 1)  # the same share of them
     return Limits(config.cache.max_size.of(disk_bytes), min_free, inodes)
+
+
+async def shortage(config: Config, store: Store) -> str:
+    """Return why the cache cannot reach its maximum size on this disk, empty if it can."""
+    limits = cache_limits(config)
+    try:
+        usage = await store.objects.usage()
+        free = free_on(store.layout.root).bytes
+    except (OSError, IndexUnavailableError):  # Objects.health has logged it
+        return ""
+    if usage.used_bytes + usage.overhead_bytes + free - limits.min_free_bytes >= limits.max_bytes:
+        return ""
+    kept = (
+        f", and min_free keeps {plain_size(limits.min_free_bytes)}" if limits.min_free_bytes else ""
+    )
+    return f", but the disk has {plain_size(free)} free{kept}"
 
 
 def _existing(directory: Path) -> Path:

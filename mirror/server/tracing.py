@@ -27,7 +27,8 @@ def check_tracing(config: Config) -> None:
         except ImportError as error:
             raise UserError(
                 "[tracing] endpoint is set, but OpenTelemetry is not installed: "
-                "pip install 'container-mirror[tracing]', or leave endpoint empty"
+                "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, "
+                "or leave endpoint empty"
             ) from error
 
 

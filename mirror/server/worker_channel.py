@@ -14,6 +14,7 @@ from enum import Enum, auto
 from multiprocessing.connection import Connection
 from typing import Final
 
+from mirror.access_log import PullSink
 from mirror.config.model import Config
 from mirror.server.process import until_orphaned
 from mirror.user_error import UserError
@@ -36,26 +37,27 @@ class MessageKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a worker; ``text`` is the reason of a failure."""
+    """One message of a worker; ``text`` is the reason of a failure, or the shortage of disk."""
 
     news: MessageKind
     text: str = ""
 
 
 class WorkerChannel:
-    """The worker's end of the channel."""
+    """The worker's end of the channel; ``pulls`` takes its requests to the first process."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, pulls: PullSink) -> None:
         self._pipe = pipe
+        self.pulls = pulls
         self._told: asyncio.Queue[Config] = asyncio.Queue()
 
     def failed(self, error: Exception) -> None:
         """Report that the worker cannot start."""
         self._say(MessageKind.FAILED, str(error))
 
-    def ready(self) -> None:
-        """Report that the worker serves."""
-        self._say(MessageKind.READY)
+    def ready(self, shortage: str) -> None:
+        """Report that the worker serves, and what ``server.store.shortage`` found."""
+        self._say(MessageKind.READY, shortage)
 
     @asynccontextmanager
     async def held(self, stopping: asyncio.Event) -> AsyncIterator[None]:

@@ -76,7 +76,8 @@ def _upstreams(connection: sqlite3.Connection, today: str) -> tuple[UpstreamAcco
             "SELECT name, code, answered_at, allowed, remaining FROM upstreams"
         )
     }
-    names = sorted({name for name, _ in rows} | said.keys())
+    # Earlier releases counted requests for a registry that is not configured under no name.
+    names = sorted(({name for name, _ in rows} | said.keys()) - {""})
     return tuple(
         UpstreamAccount(
             name, _figures(rows[name, ""]), _figures(rows[name, today]), *said.get(name, ())

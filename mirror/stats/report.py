@@ -37,8 +37,8 @@ class Figures:
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes served minus bytes received from upstream."""
-        return self.served_bytes - self.upstream_bytes
+        """Bytes served minus bytes received from upstream; 0 if more were received (warming)."""
+        return max(0, self.served_bytes - self.upstream_bytes)
 
     def __add__(self, other: "Figures") -> "Figures":
         requests = {

@@ -265,7 +265,7 @@ class Endpoints:
             try:
                 return await self._ask_mirror(mirror, thing, question)
             except UpstreamError as error:
-                _log.info("%s; asking the next address", error)
+                _log.debug("%s; asking the next address", error)
         try:
             return await question(self._registry)
         except UpstreamError:
@@ -273,7 +273,7 @@ class Endpoints:
                 try:
                     return await self._ask_mirror(mirror, thing, question)
                 except UpstreamError as error:
-                    _log.info("%s; no address is left", error)
+                    _log.debug("%s; no address is left", error)
             raise
 
     async def _ask_mirror(

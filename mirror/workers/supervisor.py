@@ -25,6 +25,7 @@ from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
 from mirror.server.systemd import SystemdNotifier
 from mirror.server.worker_channel import MessageKind
 from mirror.user_error import UserError
+from mirror.workers.log_channel import LogReceiver
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
@@ -41,22 +42,32 @@ def supervise(config: Config, reread: Reread) -> None:
         UserError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
-    with opened_worker_listeners(config, config.server.processes()) as places:
-        workers = [Worker(number, listeners) for number, listeners in enumerate(places)]
-        _Supervisor(config, workers, reread).run()
+    processes = config.server.processes()
+    with (
+        contextlib.closing(LogReceiver()) as logs,
+        opened_worker_listeners(config, processes) as places,
+    ):
+        workers = [
+            Worker(number, listeners, logs.entrance) for number, listeners in enumerate(places)
+        ]
+        _Supervisor(config, workers, logs, reread).run()
 
 
 class _Supervisor:
     """Starts the workers, replaces those that die, and ends all of them."""
 
-    def __init__(self, config: Config, workers: list[Worker], reread: Reread) -> None:
+    def __init__(
+        self, config: Config, workers: list[Worker], logs: LogReceiver, reread: Reread
+    ) -> None:
         self._config = config
+        self._logs = logs
         self._reread = reread
         self._share = config.share(len(workers))
         self._workers = workers
         self._systemd = SystemdNotifier(os.environ, os.getpid())
         self._stopping = False
         self._announced = False
+        self._shortage = ""
         self._hangup = False
         self._reloaded: tuple[Config, Config] | None = None  # before and after, until all have it
         self._looked = time.monotonic()
@@ -109,12 +120,13 @@ class _Supervisor:
     def _look(self, woken: int) -> None:
         """Wait for an event, and handle it."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
-        happened = wait([*by_pipe, woken], self._next_seconds())
+        happened = wait([*by_pipe, woken, self._logs.fileno()], self._next_seconds())
         if woken in happened:
             os.read(woken, 4096)
         for pipe in happened:
             if isinstance(pipe, Connection):
                 self._hear(by_pipe[pipe])
+        self._logs.receive()
 
     def _next_seconds(self) -> float:
         now = time.monotonic()
@@ -132,6 +144,7 @@ class _Supervisor:
             worker.reap()
         elif word.news is MessageKind.READY:
             worker.serves()
+            self._shortage = word.text
         elif word.news is MessageKind.FAILED:
             if not self._announced:
                 raise UserError(word.text)
@@ -190,7 +203,7 @@ class _Supervisor:
     def _announce_when_ready(self) -> None:
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
-            announce(self._config, self._workers[0].listeners)
+            announce(self._config, self._workers[0].listeners, self._shortage)
             say_what_is_cut(self._share)
             self._systemd.ready()
 
@@ -207,13 +220,16 @@ class _Supervisor:
     def _end(self) -> None:
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + self._config.server.drain.seconds + _GRACE_SECONDS
-        for worker in self._workers:
-            if worker.process is not None:
-                worker.process.join(max(0.0, deadline - time.monotonic()))
+        running = [worker.process for worker in self._workers if worker.process is not None]
+        while running and (left := deadline - time.monotonic()) > 0:
+            wait([*(process.sentinel for process in running), self._logs.fileno()], left)
+            self._logs.receive()
+            running = [process for process in running if process.is_alive()]
         self._send(signal.SIGKILL)
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.join()
+        self._logs.receive(final=True)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from mirror.server.listeners import Listener
 from mirror.server.serve import run_worker
 from mirror.server.worker_channel import Message, WorkerChannel
 from mirror.user_error import UserError
+from mirror.workers.log_channel import LogForwarder
 
 #: Signals that the first process handles itself, and a worker must not inherit.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -38,6 +40,7 @@ class Worker:
 
     number: int
     listeners: list[Listener]
+    logs: socket.socket  # to the first process's log
     process: ForkProcess | None = None
     pipe: Connection | None = None
     ready: bool = False
@@ -142,7 +145,9 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
         listener.raw.close()
     # A closed terminal sends SIGHUP to all processes; the first one decides what it means.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    channel = WorkerChannel(telling)
+    forwarder = LogForwarder(worker.logs)
+    output.hand_on = forwarder.hand_on
+    channel = WorkerChannel(telling, forwarder)
     try:
         threads.run(_serve(config, listeners, worker.number, channel))
     except UserError as error:

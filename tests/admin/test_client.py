@@ -66,7 +66,7 @@ async def test_the_registry_api_is_there_without_admission(tmp_path, registry):
 
 
 async def test_what_operators_pull_is_logged_and_counts_for_no_client(tmp_path, registry, caplog):
-    caplog.set_level("INFO", "mirror.access")
+    caplog.set_level("DEBUG", "mirror.access")
     async with (
         running(tmp_path, {"docker.io": registry.url}) as mirror,
         lookup_running(tmp_path) as found,

@@ -1,11 +1,13 @@
 """The figures of a mirror, told to whoever operates it."""
 
 import asyncio
+import re
 
 import aiohttp
 import pytest
 
 from mirror.admin.commands import stats
+from mirror.cli.stats import print_statistics
 from mirror.config import load
 from mirror.store.local.disk_usage import in_blocks
 from tests.fakes import FakeRegistry, image, random_bytes
@@ -78,6 +80,36 @@ async def test_a_download_is_there_while_it_is_under_way(tmp_path, upstream):
         assert fill["clients"] == 1
         upstream.release()
         assert await answer.read() == SLOW
+
+
+async def test_requests_that_all_failed_are_requests_and_no_other_registry_is_an_upstream(
+    tmp_path, upstream, capsys
+):
+    config = config_of(tmp_path, upstream)
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        await upstream.stop()
+        for _ in range(3):
+            assert (await mirror.get("/v2/library/app/manifests/1")).status == 502
+            assert (await mirror.get("/v2/nowhere.example/app/manifests/1")).status == 403
+        found = await stats(config)
+        await upstream.start()
+    print_statistics(found)
+    (hub,) = (line for line in capsys.readouterr().out.splitlines() if "docker.io" in line)
+    assert re.split(r"  +", hub)[2:4] == ["3", "3"]
+    assert "" not in {each["name"] for each in found["upstreams"]}
+
+
+async def test_what_is_downloaded_ahead_is_not_less_than_nothing_saved(tmp_path, upstream, capsys):
+    config = config_of(tmp_path, upstream)
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        url = f"/v2/library/app/blobs/{digest_of(SLOW)}"
+        assert len((await mirror.get(url, Range="bytes=0-9")).body) == 10
+        await eventually(mirror, "mirror_cache_objects", 1)
+        found = await stats(config)
+    assert found["total"]["upstream_bytes"] > found["total"]["served_bytes"]
+    assert found["total"]["saved_bytes"] == 0
+    print_statistics(found)
+    assert not re.search("[-\N{MINUS SIGN}][0-9]", capsys.readouterr().out.partition("saved")[2])
 
 
 async def test_a_cache_that_has_served_nobody_has_no_rates(tmp_path, upstream):

@@ -51,3 +51,12 @@ def test_a_mirror_that_listens_everywhere_is_reached_by_its_hosts_name(
     listen: str, tls: bool, url: str
 ) -> None:
     assert clients.reachable_url(listen, 5000, "here", tls=tls) == url
+
+
+@pytest.mark.parametrize(
+    ("hostname", "host"),
+    [("3f2a9c0b7d1e", "localhost"), ("3f2a9c0b7d1e.lan", "3f2a9c0b7d1e.lan"), ("cafe", "cafe")],
+)
+def test_the_id_of_a_container_is_no_name_to_reach_it_by(hostname: str, host: str) -> None:
+    assert clients.reachable_url("0.0.0.0", 5000, hostname) == f"http://{host}:5000"
+    assert clients.reachable_url("10.0.0.1", 5000, hostname) == "http://10.0.0.1:5000"

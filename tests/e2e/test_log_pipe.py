@@ -34,7 +34,8 @@ class Piped:
     output: list[bytes] = field(default_factory=list)
 
     def start(self) -> None:
-        self._mirror = MirrorProcess(self.directory, {}, workers=self.workers)
+        extra = '[log]\nlevel = "debug"\n'  # a line per request
+        self._mirror = MirrorProcess(self.directory, {}, extra, workers=self.workers)
         self.directory.mkdir()
         config = self._mirror.write_configuration()
         self._reading, writing = os.pipe()
@@ -120,7 +121,7 @@ async def test_a_pipe_that_is_not_read_costs_log_lines_and_no_request(mirror):
     reader.join()
     text = mirror.text()
     told = sum(int(count) for count in GAP.findall(text))
-    requests = len(re.findall(r"^\S+ info request ", text, re.MULTILINE))
+    requests = len(re.findall(r"^\S+ debug request ", text, re.MULTILINE))
     assert requests + told >= REQUESTS + 50, "each has its line or is counted"
     assert dropped <= told < REQUESTS
     assert "listens on" in text, "the banner waited like the rest"

@@ -165,7 +165,7 @@ async def test_who_asks_before_an_answer_is_over_gets_hot_answers_all_the_same(t
 async def test_hot_answers_are_counted_logged_and_keep_their_objects_in_use(
     tmp_path, filled, caplog
 ):
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "mirror.access")
     upstreams = {"docker.io": filled.url}
     async with running(tmp_path, upstreams) as mirror, connected(mirror) as client:
         for objects, path in enumerate((f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{SMALL}"), 1):

@@ -65,6 +65,7 @@ async def test_one_line_says_that_a_manifest_finds_no_room(tmp_path, upstream, c
 async def test_one_line_says_that_stale_answers_are_served_and_one_that_it_is_over(
     tmp_path, upstream, caplog, fault, detail, cause
 ):
+    caplog.set_level("INFO", "mirror")
     upstream.add_image(REPO, image(b"layer"), "1")
     async with running(tmp_path, {"docker.io": upstream.url}, tags=NEVER_FRESH) as mirror:
         for path in (TAG, TAGS):
@@ -77,6 +78,7 @@ async def test_one_line_says_that_stale_answers_are_served_and_one_that_it_is_ov
                 assert answer.headers["Cache-Status"] == f"mirror; fwd=stale; detail={detail}"
         stale = [each for each in warned(caplog) if "stale" in each]
         assert len(stale) == 1
+        assert caplog.text.count("serving") == 1, "no line for each request"
         assert stale[0].startswith("docker.io: serving the last known tags and listings (stale): ")
         assert cause in stale[0]
         upstream.faults.clear()

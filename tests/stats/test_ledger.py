@@ -175,7 +175,7 @@ async def test_what_there_is_not_was_not_pulled(ledger, clock):
     client.ask("closed", result="denied", upstream="")
     state = await ledger.state()
     assert state.recent == state.most_pulled == ()
-    assert state.total.requests == {"negative": 1, "denied": 1}
+    assert state.total.requests == {"negative": 1}, "no upstream was asked for the other"
     assert state.total.hit_rate is None
 
 
@@ -248,6 +248,7 @@ async def test_figures_survive_a_restart_and_today_ends_at_midnight(directory, c
     ledger = Ledger(directory, clock)
     client = Client(clock, ledger)
     client.ask("1", size=100, result="miss")
+    ledger.buffer.figures["2026-03-14", "", "denied"] += 1  # by an earlier release
     ledger.buffer.got("docker.io", 100)
     ledger.buffer.answers["docker.io"] = Answer("200", clock())
     ledger.buffer.limits["docker.io"] = RateLimit(100, 96)
@@ -266,6 +267,7 @@ async def test_figures_survive_a_restart_and_today_ends_at_midnight(directory, c
         ("2026-03-14", 0),
         ("2026-03-15", 100),
     ]
+    assert [account.name for account in state.upstreams] == ["docker.io"]
     (account,) = state.upstreams
     assert (account.code, account.up, account.allowed, account.remaining) == ("200", True, 100, 96)
     await ledger.close()

@@ -109,7 +109,7 @@ async def test_a_refused_password_is_sent_once_and_told_once(tmp_path, upstream,
         told = words(await mirror.get(TAG))
     assert len(door.sent) == 1
     assert 'username and password of [upstreams."docker.io"]' in told
-    lines = [each.getMessage() for each in caplog.records if "login" in each.getMessage()]
+    lines = [each.getMessage() for each in caplog.records if each.name == "mirror.upstream.login"]
     assert len(lines) == 1
     assert 'password of [upstreams."docker.io"]' in lines[0]
     assert "wrong" not in caplog.text

@@ -77,6 +77,7 @@ def _taken(path: Path) -> int:
 _log = logging.getLogger(__name__)
 
 _MOST_REASONS: Final = 16
+_SQLITE_FULL: Final = "database or disk is full"
 _NO_INODES: Final = "no inodes left"
 _INODE_ADVICE: Final = (
     "remove other files from the file system (df -i), or raise min_free so that the mirror "
@@ -112,6 +113,8 @@ class DiskHealth:
         """Record a failure to read or write."""
         number = error.errno if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if isinstance(error, IndexUnavailableError) and reason.endswith(_SQLITE_FULL):
+            number = errno.ENOSPC
         advice = _ADVICE.get(number or 0, "see whether the disk and the directory are sound")
         if number in {None, errno.ENOSPC} and lacks_inodes(self._directory):
             reason, advice = _NO_INODES, _INODE_ADVICE  # ENOSPC covers both

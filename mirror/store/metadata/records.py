@@ -120,13 +120,13 @@ class Listings:
             async with self._writing:
                 await self._records.put(f"listing {name}", head.encode() + b"\n" + body)
         except IndexUnavailableError as error:
-            _log.info("cannot write a listing: %s", error)
+            _log.debug("cannot write a listing: %s", error)
 
     async def forget(self, name: str) -> None:
         try:
             await self._records.remove(f"listing {name}")
         except IndexUnavailableError as error:
-            _log.info("cannot remove a listing: %s", error)
+            _log.debug("cannot remove a listing: %s", error)
 
 
 _KNOWN: Final = 10_000  # held in memory: each pull of a private image checks every layer
@@ -155,6 +155,6 @@ class Links:
         try:
             await self._records.put(f"link {name}", b"")
         except IndexUnavailableError as error:
-            _log.info("cannot write a repository link: %s", error)
+            _log.debug("cannot write a repository link: %s", error)
         else:
             self._known.put(name, True)

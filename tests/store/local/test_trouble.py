@@ -379,6 +379,7 @@ def test_a_trouble_with_several_names_is_logged_once_for_each(caplog):
         health.failing(IndexUnavailableError("database or disk is full"))
     assert health.reason == "database or disk is full"
     assert len(caplog.messages) == 2
+    assert all("free some space, or lower max_size" in message for message in caplog.messages)
     health.working()
     assert health.reason == ""
     assert caplog.messages[2:] == ["cache directory /var/cache/mirror: works again"]

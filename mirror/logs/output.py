@@ -1,6 +1,4 @@
-"""Logs: one line per event, as text for people or as JSON for machines.
-
-Of all request and response headers only User-Agent is logged; the query of a URL is never logged.
+"""The queue of log records and printed lines, and the thread that writes it.
 
 A serving process logs through :class:`QueuedOutput`.  Only its thread waits for the reader of
 standard error, so a full pipe costs log records but never delays a request.
@@ -8,20 +6,20 @@ standard error, so a full pipe costs log records but never delays a request.
 
 import contextlib
 import io
-import json
 import logging
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple, Protocol
+
+from mirror.logs.formats import JsonFormatter, TextFormatter, traceback_of
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -35,87 +33,24 @@ _PAUSE_SECONDS: Final = 0.02  # between two batches: waking the thread for each 
 _DRAIN_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-#: The logger of the lines that have one request each.
+#: The logger of the lines about one request or one pull each.
 ACCESS: Final = "mirror.access"
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
-
-
-def when(unix_seconds: float) -> str:
-    """Return the time in UTC with milliseconds (RFC 3339)."""
-    whole, milliseconds = divmod(int(unix_seconds * 1000), 1000)
-    return f"{_second(whole)}.{milliseconds:03}Z"
-
-
-@lru_cache(maxsize=8)
-def _second(unix_seconds: int) -> str:
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _fields(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record and its extra fields as JSON."""
-        line: dict[str, object] = {
-            "time": when(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_fields(record),
-        }
-        if traceback := _traceback(record):
-            line["exception"] = traceback
-        return json.dumps(line, default=str)
-
-
-class TextFormatter(logging.Formatter):
-    """One line of text, with extra fields as key=value (logfmt)."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record and its extra fields; control characters are escaped."""
-        message = _printable(record.getMessage())
-        line = (
-            f"{when(record.created)} {record.levelname.lower()} {message}{logfmt(_fields(record))}"
-        )
-        if traceback := _traceback(record):
-            line += "\n" + traceback
-        return line
-
-
-def logfmt(fields: Mapping[str, object]) -> str:
-    """Return `` key=value`` for each field; values with spaces or control characters are quoted."""
-    return "".join(f" {key}={_word(value)}" for key, value in fields.items())
-
-
-def _traceback(record: logging.LogRecord) -> str:
-    if record.exc_text is None and record.exc_info:
-        record.exc_text = logging.Formatter().formatException(record.exc_info)
-    return record.exc_text or ""
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-def _word(value: object) -> str:
-    text = str(value)
-    plain = text and text.isprintable() and not any(character in text for character in ' "=')
-    return text if plain else json.dumps(text)
 
 
 def configure(level: str, form: str, *, access: bool) -> None:
     """Send the log to standard error, through the queue if :func:`queue_output` made one."""
     root = logging.getLogger()
     handler: logging.Handler = queued() or logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter.of(_STDERR))
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    requests = logging.INFO if access else logging.WARNING  # failed requests are always logged
+    requests = logging.DEBUG if access else logging.WARNING  # failures are always logged
     logging.getLogger(ACCESS).setLevel(max(root.level, requests))
+
+
+def is_json() -> bool:
+    """Whether the log is for machines."""
+    return any(isinstance(each.formatter, JsonFormatter) for each in logging.root.handlers)
 
 
 def queue_output() -> "QueuedOutput":
@@ -160,11 +95,11 @@ class _Gap:
         return _log.makeRecord(__name__, logging.WARNING, __file__, 0, text, told, None)
 
 
-class Line(Protocol):
-    """A line that is formatted by the thread that writes it."""
+class Lines(Protocol):
+    """Lines that are formatted by the thread that writes them."""
 
-    def text(self, *, as_json: bool) -> str:
-        """Return the line without its end."""
+    def text(self, formatter: JsonFormatter | TextFormatter) -> str:
+        """Return the lines, each with its end; maybe none."""
 
 
 class _Item(NamedTuple):
@@ -172,7 +107,7 @@ class _Item(NamedTuple):
 
     fd: int
     size: int
-    what: logging.LogRecord | Line | _Gap | str
+    what: logging.LogRecord | Lines | _Gap | str
 
 
 class QueuedOutput(logging.Handler):
@@ -184,6 +119,8 @@ class QueuedOutput(logging.Handler):
     def __init__(self, stderr: int) -> None:
         """Start the thread; log records go to the descriptor ``stderr``."""
         super().__init__()
+        #: Takes a record to another process that logs it; False: this process has to.
+        self.hand_on: Callable[[logging.LogRecord], bool] = lambda _: False
         self.dropped = 0
         self._stderr = stderr
         # Reentrant: a finalizer that logs may run while this thread holds the lock.
@@ -201,7 +138,7 @@ class QueuedOutput(logging.Handler):
         try:
             record.msg = record.getMessage()[:_MOST_TEXT]
             record.args = None
-            text = _traceback(record)[-_MOST_TEXT:]
+            text = traceback_of(record)[-_MOST_TEXT:]
             record.exc_text, record.exc_info = text or None, None
         except Exception:  # noqa: BLE001  # as all handlers of the standard library do
             self.handleError(record)
@@ -209,9 +146,9 @@ class QueuedOutput(logging.Handler):
         size = _RECORD_BYTES + len(record.msg) + len(text)
         self._put(_Item(self._stderr, size, record))
 
-    def put(self, line: Line, size: int) -> None:
-        """Queue a line that takes ``size`` bytes of memory."""
-        self._put(_Item(self._stderr, size, line))
+    def put(self, lines: Lines, size: int) -> None:
+        """Queue lines that take ``size`` bytes of memory."""
+        self._put(_Item(self._stderr, size, lines))
 
     def print(self, fd: int, text: str) -> None:
         """Queue printed lines."""
@@ -281,14 +218,18 @@ class QueuedOutput(logging.Handler):
                     return items[number:]
         return ()
 
-    def _text(self, what: logging.LogRecord | Line | _Gap | str) -> str:
+    def _text(self, what: logging.LogRecord | Lines | _Gap | str) -> str:
         if isinstance(what, str):
             return what
         record = what.record() if isinstance(what, _Gap) else what
         try:
             if isinstance(record, logging.LogRecord):
+                if self.hand_on(record):
+                    return ""
                 return f"{self.format(record)}\n"
-            return f"{record.text(as_json=isinstance(self.formatter, JsonFormatter))}\n"
+            form = self.formatter
+            known = form if isinstance(form, JsonFormatter | TextFormatter) else TextFormatter()
+            return record.text(known)
         except Exception as error:  # noqa: BLE001  # no record may stop the thread
             return f"a log record cannot be formatted: {error!r}: {record!r}\n"
 

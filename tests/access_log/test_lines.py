@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mirror.access_log import AccessLog
+from mirror.access_log import AccessLog, PullTracker
 from mirror.http.exchange import AccessRecord, Exchange
 from mirror.http.forwarded import Origin
 from mirror.logs import JsonFormatter, QueuedOutput, TextFormatter, configure
@@ -24,12 +24,13 @@ def record(**fields: object) -> AccessRecord:
 
 
 RECORDS = {
+    "alone": record(status=502, kind="tags", outcome=Outcome.ERROR, detail="from-alone"),
     "ping": record(status=200, kind="", detail=""),
     "hit": record(
         status=200, kind="blob", upstream="docker.io", repository="library/x",
-        reference="sha256:1", outcome=Outcome.HIT, sent_bytes=17,
+        reference="sha256:1", outcome=Outcome.HIT, sent_bytes=17, detail="from-hit",
     ),
-    "failed": record(status=502, kind="blob", outcome=Outcome.ERROR, detail="upstream is gone"),
+    "failed": record(status=502, kind="blob", outcome=Outcome.ERROR, detail="from-failed"),
     "odd": record(status=400, kind="passed", repository=ODD, detail=ODD, whole=False),
 }  # fmt: skip
 
@@ -39,7 +40,7 @@ def logging_to(handler: logging.Handler):
     root, log = logging.getLogger(), logging.getLogger("mirror.access")
     before, level = root.handlers[:], log.level
     root.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     try:
         yield
     finally:
@@ -61,15 +62,15 @@ class Collected(logging.Handler):
 @pytest.mark.parametrize("client", ["10.0.0.1", "", ODD])
 @pytest.mark.parametrize("ending", RECORDS.values(), ids=RECORDS)
 def test_a_queued_line_is_the_line_of_the_formatter(form, client, ending):
-    log = AccessLog()
     collected = Collected(form())
     with logging_to(collected):
-        log.repeated(ending)(client, 0.00012)
+        AccessLog(PullTracker()).repeated(ending)(client, 0.00012)
     reader, writer = os.pipe()
     try:
         queue = QueuedOutput(writer)
         queue.setFormatter(form())
         with logging_to(queue):
+            log = AccessLog(PullTracker())
             log.repeated(ending)(client, 0.00012)
             log.request_ended(ending)
         queue.drain()
@@ -88,25 +89,34 @@ def test_a_queued_line_is_the_line_of_the_formatter(form, client, ending):
 
 
 @pytest.mark.parametrize(
-    ("level", "access", "logged"),
+    ("level", "form", "access", "logged"),
     [
-        ("info", True, {"hit", "failed"}),
-        ("debug", True, {"hit", "failed"}),
-        ("info", False, {"failed"}),
-        ("warning", True, {"failed"}),
-        ("error", True, set()),
+        ("info", "text", True, {"alone"}),
+        ("debug", "text", True, {"hit", "failed", "alone"}),
+        ("debug", "text", False, {"alone"}),
+        ("info", "json", True, {"hit", "failed", "alone"}),
+        ("info", "json", False, {"alone"}),
+        ("warning", "text", True, {"alone"}),
+        ("warning", "json", True, {"alone"}),
+        ("error", "text", True, set()),
     ],
 )
-def test_failed_requests_are_warnings_whether_or_not_requests_are_logged(level, access, logged):
-    collected = Collected(TextFormatter())
+def test_requests_are_for_machines_and_for_a_search_and_the_line_of_a_pull_says_why_it_failed(
+    level, form, access, logged
+):
+    formatter = JsonFormatter() if form == "json" else TextFormatter()
+    collected = Collected(formatter)
     root = logging.getLogger().level
     with logging_to(collected):
-        configure(level, "text", access=access)
+        configure(level, form, access=access)
         logging.getLogger().handlers[:] = [collected]
-        for name in ("hit", "failed"):
-            AccessLog().request_ended(RECORDS[name])
+        log = AccessLog(PullTracker())
+        for name in ("hit", "failed", "alone"):
+            log.request_ended(RECORDS[name])
     logging.getLogger().setLevel(root)
-    words = {"hit": " info request ", "failed": " warning request "}
-    assert len(collected.lines) == len(logged)
-    for name, word in words.items():
-        assert any(word in line for line in collected.lines) == (name in logged)
+    text = "\n".join(collected.lines)
+    assert {name for name in RECORDS if f"from-{name}" in text} == logged
+    levels = {"hit": "info" if form == "json" else "debug", "failed": "warning", "alone": "warning"}
+    for line in collected.lines:
+        (name,) = (name for name in RECORDS if f"from-{name}" in line)
+        assert levels[name] in line.partition("request")[0]

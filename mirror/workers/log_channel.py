@@ -1,0 +1,137 @@
+"""From the logs of the workers to the first process: what would be several lines, but is one.
+
+The kernel hands the connections of one client to any worker, so only the first process sees whole
+pulls.  A trouble that lasts, such as an upstream that is down, is met by all workers.  Workers send
+datagrams, from the threads of their logs: a worker that is killed leaves no half message, and a
+first process that hangs costs lines, but never delays a request.
+"""
+
+import io
+import logging
+import pickle
+import re
+import socket
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, NamedTuple
+
+from mirror.access_log.answers import Answered, RunningRequest
+from mirror.access_log.lines import log_pulls
+from mirror.access_log.pulls import Pull, PullTracker
+from mirror.lru import Lru
+
+_BUFFER_BYTES: Final = 1024 * 1024  # the system may allow less
+_MESSAGE_BYTES: Final = 32 * 1024  # of a message that is not one large manifest
+_MOST_BYTES: Final = 256 * 1024
+_MOST_AT_ONCE: Final = 1000  # messages read before the first process does its other work
+_PATIENCE_SECONDS: Final = 1.0
+#: The loggers whose warnings are about a trouble that all workers meet.
+_TROUBLES: Final = ("mirror.upstream.", "mirror.pull.", "mirror.store.local.disk_usage")
+_MOST_TROUBLES: Final = 1024
+_QUIET_SECONDS: Final = 60.0
+_TIMES: Final = re.compile(r"after \d+ s|\d\d:\d\d:\d\d", re.ASCII)  # differ between workers
+
+
+class _Warning(NamedTuple):
+    """A log record about a trouble."""
+
+    logger: str
+    level: int
+    text: str
+
+
+class LogForwarder:
+    """A worker's end; used by the thread of its log."""
+
+    def __init__(self, out: socket.socket) -> None:
+        """Send to ``out``, the socket that :meth:`LogReceiver.entrance` returns."""
+        self._out = out
+        out.settimeout(_PATIENCE_SECONDS)
+
+    def take(
+        self,
+        answered: Iterable[Answered],
+        running: Collection[RunningRequest],
+        *,
+        final: bool = False,  # noqa: ARG002  # other workers may go on with these pulls
+    ) -> list[Pull]:
+        """Send requests to the first process, which finds out when pulls end."""
+        message = b""
+        for each in (*answered, *running):
+            part = pickle.dumps(each)
+            if message and len(message) + len(part) > _MESSAGE_BYTES:
+                self._send(message)
+                message = b""
+            message += part
+        if message:
+            self._send(message)
+        return []
+
+    def hand_on(self, record: logging.LogRecord) -> bool:
+        """Send a warning that other workers may have too; return whether the record was one."""
+        if record.levelno < logging.WARNING or record.exc_text:
+            return False
+        warning = _Warning(record.name, record.levelno, record.getMessage())
+        return record.name.startswith(_TROUBLES) and self._send(pickle.dumps(warning))
+
+    def _send(self, message: bytes) -> bool:
+        try:
+            self._out.send(message)
+        except OSError:  # the first process hangs or is gone, or the message is too long
+            return False
+        return True
+
+
+class LogReceiver:
+    """The first process's end: logs the pulls and the troubles of all workers."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._in, self._entrance = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._in.setblocking(False)
+        for end, option in ((self._in, socket.SO_RCVBUF), (self._entrance, socket.SO_SNDBUF)):
+            end.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        self._clock = clock
+        self._tracker = PullTracker(clock)
+        self._warned: Lru[str, float] = Lru(_MOST_TROUBLES)
+
+    @property
+    def entrance(self) -> socket.socket:
+        """The socket for the workers."""
+        return self._entrance
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when requests have arrived."""
+        return self._in.fileno()
+
+    def receive(self, *, final: bool = False) -> None:
+        """Read what has arrived, and log the pulls that ended; ``final``: all of them."""
+        answered: list[Answered] = []
+        running: set[RunningRequest] = set()
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                message = io.BytesIO(self._in.recv(_MOST_BYTES))
+            except BlockingIOError:
+                break
+            while message.tell() < len(message.getbuffer()):
+                each = pickle.load(message)  # noqa: S301  # from a process of this program
+                if isinstance(each, Answered):
+                    answered.append(each)
+                elif isinstance(each, RunningRequest):
+                    running.add(each)
+                else:
+                    self._warn(each)
+        log_pulls(self._tracker.take(answered, running, final=final))
+
+    def _warn(self, warning: _Warning) -> None:
+        """Log a warning, unless a worker logged the same within a minute."""
+        key, now = _TIMES.sub("", warning.text), self._clock()
+        before = self._warned.get(key)
+        if before is not None and now - before < _QUIET_SECONDS:
+            return
+        self._warned.put(key, now)
+        logging.getLogger(warning.logger).log(warning.level, "%s", warning.text)
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._in.close()
+        self._entrance.close()

@@ -1,0 +1,130 @@
+"""What a person reads when pulls go wrong: one line on the trouble, and one on each pull.
+
+Each trouble is real, and met by many requests.  The lines are compared as a whole.
+"""
+
+import re
+import ssl
+from contextlib import asynccontextmanager
+
+import pytest
+import trustme
+from aiohttp import web
+
+from tests.access_log.test_log import APP, REPO, pull
+from tests.fakes import FakeRegistry, Fault
+from tests.peers.process import free_port
+from tests.running import running
+
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="registry"'}
+KEYS = 'username and password of [upstreams."docker.io"]'
+CONTINUES = (
+    "cached images are still served, and the mirror goes on asking: check the network, DNS, and "
+    "the address"
+)
+
+
+@asynccontextmanager
+async def dead():
+    yield f"http://127.0.0.1:{free_port()}", {}
+
+
+@asynccontextmanager
+async def wrong_password():
+    async with FakeRegistry(guard=lambda *_: web.Response(status=401, headers=CHALLENGE)) as one:
+        yield one.url, {"username": "me", "password": "wrong"}
+
+
+@asynccontextmanager
+async def rate_limited():
+    async with FakeRegistry() as one:
+        one.faults.append(Fault(kind="", status=429, times=10_000, headers={"Retry-After": "3600"}))
+        yield one.url, {}
+
+
+@asynccontextmanager
+async def flipped_byte():
+    async with FakeRegistry() as one:
+        one.add_image(REPO, APP, "1")
+        one.faults.append(Fault(flip=5, times=10_000))
+        yield one.url, {}
+
+
+@asynccontextmanager
+async def untrusted():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with FakeRegistry(tls=context) as one:
+        yield one.url, {}
+
+
+@asynccontextmanager
+async def without_tls():
+    async with FakeRegistry() as one:
+        yield one.url.replace("http:", "https:"), {}
+
+
+LAYER = APP.digests[0]
+TROUBLES = [
+    pytest.param(
+        *(dead, 502),
+        f"docker.io: URL does not answer: cannot connect to URL (connection refused); {CONTINUES}",
+        "failed: docker.io: cannot connect to URL (connection refused)",
+        id="dead",
+    ),
+    pytest.param(
+        *(untrusted, 502),
+        "docker.io: URL does not answer: the certificate of URL is not trusted (ca_file adds a "
+        f"CA); {CONTINUES}",
+        "failed: docker.io: the certificate of URL is not trusted (ca_file adds a CA)",
+        id="untrusted",
+    ),
+    pytest.param(
+        *(without_tls, 502),
+        "docker.io: URL does not answer: cannot connect to URL (TLS: wrong version number); "
+        + CONTINUES,
+        "failed: docker.io: cannot connect to URL (TLS: wrong version number)",
+        id="without TLS",
+    ),
+    pytest.param(
+        *(wrong_password, 401),
+        f"docker.io: refuses the mirror's login: correct {KEYS} (tried again when it changes, and "
+        "every 60 s)",
+        f"refused: docker.io: refuses the mirror's login; its operator must correct {KEYS}",
+        id="wrong password",
+    ),
+    pytest.param(
+        *(rate_limited, 429),
+        "docker.io: URL answers 429: too many requests (HEAD manifest); rate limited until TIME "
+        "UTC or later, and not asked before; cached images are still served; a login may raise the "
+        f"limit: set {KEYS}",
+        "failed: docker.io: URL answers 429: too many requests (HEAD manifest)",
+        id="429",
+    ),
+    pytest.param(
+        *(flipped_byte, 0),
+        f"docker.io: sent bytes for library/app that are not {LAYER}; not stored: check the "
+        "registry (URL) and the proxies and caches on the way",
+        f"failed: docker.io: sent bytes for library/app that are not {LAYER}",
+        id="flipped byte",
+    ),
+]
+
+
+@pytest.mark.parametrize(("trouble", "status", "cause", "reason"), TROUBLES)
+async def test_one_line_on_the_trouble_and_one_on_the_pull(
+    tmp_path, caplog, trouble, status, cause, reason
+):
+    caplog.set_level("INFO")
+    async with trouble() as (url, keys):
+        upstream = {"url": url, **keys}
+        async with running(tmp_path, {"docker.io": upstream}) as mirror:
+            for _ in range(5):
+                assert (await pull(mirror, "1"))[-1] == status
+    pulled = f"docker.io/library/app:1  127.0.0.1  Docker 28.0  {reason}  5 pulls"
+    assert [
+        re.sub(r"\d\d:\d\d:\d\d", "TIME", each.getMessage()).replace(url, "URL")
+        for each in caplog.records
+        if each.name.startswith("mirror.") and each.levelname == "WARNING"
+    ] == [cause, pulled]
+    assert "Error" not in caplog.text
