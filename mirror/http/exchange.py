@@ -106,7 +106,10 @@ class AccessRecord:
 
 
 class Observer(Protocol):
-    """Receives an event for every request."""
+    """Receives an event for every request, and for every connection."""
+
+    def connections_open(self, change: int) -> None:
+        """Change the number of open connections by ``change``."""
 
     def request_ended(self, ending: AccessRecord) -> None:
         """Handle the end of a request: it was answered, or its connection was lost."""

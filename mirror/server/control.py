@@ -226,6 +226,9 @@ class _OperatorsLog:
     def __init__(self, log: AccessLog) -> None:
         self._log = log
 
+    def connections_open(self, change: int) -> None:
+        """Do nothing: operators are not clients."""
+
     def request_ended(self, ending: AccessRecord) -> None:
         self._log.request_ended(replace(ending, client="operator"))
 

@@ -114,13 +114,13 @@ def _health(shared_state: SharedState) -> HealthHandler:
         # A mirror that cannot store still serves: taking it out of service would break pulls.
         return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
 
-    async def figures() -> tuple[bytes, str]:
+    async def figures(accept: str) -> tuple[bytes, str]:
         with contextlib.suppress(OSError, IndexUnavailableError):  # then the last known values
             usage = await store.objects.usage()
             held = usage.used_bytes, usage.overhead_bytes
-            metrics.cache_holds(*held, usage.objects, usage.max_bytes)
+            metrics.cache_holds(*held, usage.objects, usage.max_bytes, usage.free_bytes)
         metrics.log_dropped(logs.dropped())
-        return metrics.rendered()
+        return metrics.rendered(accept)
 
     return HealthHandler(condition, figures)
 

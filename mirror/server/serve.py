@@ -183,7 +183,8 @@ async def _serving_on(
         await stack.enter_async_context(listening(server, proxies))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        yield Reloadable(generations, store, scrubbing, housekeeping, warming, chain)
+        parts = (generations, store, scrubbing, housekeeping, warming, chain)
+        yield Reloadable(*parts, metrics.lifecycle)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,7 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             telling.close()
+        multiprocess.note_process(str(self.number), process.pid)
         self.process, self.pipe = process, pipe
         self.ready, self.reloading = False, False
         self.silent, self._started = 0.0, time.monotonic()
@@ -101,6 +102,7 @@ class Worker:
         assert process is not None, "only a started worker ends"
         assert pipe is not None, "and has a pipe"
         process.join()
+        multiprocess.note_process(str(self.number), None)
         if multiprocess.are_shared():
             mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # untyped
         if time.monotonic() - self._started < _SHORT_LIFE_SECONDS:
