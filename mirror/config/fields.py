@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
@@ -191,16 +191,18 @@ def _somewhere(places: tuple[str, ...]) -> tuple[str, ...]:
     return places
 
 
+def _listed(value: Any) -> Any:
+    return [] if value == "" else listed(value)
+
+
 def _as_written(places: tuple[str, ...]) -> str | list[str]:
-    return places[0] if len(places) == 1 else list(places)
+    return list(places) if len(places) > 1 else "".join(places)
 
 
-Listen = Annotated[
-    tuple[Annotated[str, AfterValidator(checked_listen)], ...],
-    BeforeValidator(listed),
-    AfterValidator(_somewhere),
-    PlainSerializer(_as_written),
-]
+_Places = tuple[Annotated[str, AfterValidator(checked_listen)], ...]
+_written = PlainSerializer(_as_written)
+Listen = Annotated[_Places, BeforeValidator(listed), AfterValidator(_somewhere), _written]
+OptionalListen = Annotated[_Places, BeforeValidator(_listed), _written]
 Proxy = Annotated[str, AfterValidator(checked_proxy)]
 ReadableFile = Annotated[str, AfterValidator(_readable)]
 Timeout = Annotated[DurationField, AfterValidator(_above_zero)]

@@ -2,25 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
-from mirror.config.addresses import Address, checked_listen, listed, parse_listen
-from mirror.config.fields import Table, Timeout, time
+from mirror.config.addresses import Address, parse_listen
+from mirror.config.fields import OptionalListen, Table, Timeout, time
 
 _DIRECTORY: Final = "proxy"  # below the cache directory
 _GLOB: Final = re.compile(
     r"(?:\[[0-9a-f:.*]+\]|[a-z0-9_.*?-]+)(?::(?:[0-9]{1,5}|\*))?", re.ASCII | re.IGNORECASE
 )
-
-
-def _places(value: Any) -> Any:
-    return [] if value == "" else listed(value)
-
-
-def _as_written(places: tuple[str, ...]) -> str | list[str]:
-    return list(places) if len(places) > 1 else "".join(places)
 
 
 def _checked_glob(text: str) -> str:
@@ -32,11 +24,7 @@ def _checked_glob(text: str) -> str:
 class ProxyConfig(Table):
     """The addresses of the proxy, and the other servers that clients may reach through it."""
 
-    listen: Annotated[
-        tuple[Annotated[str, AfterValidator(checked_listen)], ...],
-        BeforeValidator(_places),
-        PlainSerializer(_as_written),
-    ] = ()
+    listen: OptionalListen = ()
     ca_directory: str = ""
     allow: tuple[Annotated[str, AfterValidator(_checked_glob)], ...] = ("*",)
     private: bool = False

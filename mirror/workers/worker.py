@@ -132,9 +132,7 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     output = queue_output()  # the thread of the parent's queue does not exist after fork
     configure(config.log.level, config.log.format, access=config.log.access)
     # The parent removes the socket files.
-    listeners = [
-        Listener(each.address, each.raw, None, proxy=each.proxy) for each in worker.listeners
-    ]
+    listeners = [Listener(each.address, each.raw, None, each.purpose) for each in worker.listeners]
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
