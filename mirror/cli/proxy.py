@@ -16,8 +16,9 @@ def ca(config: ConfigOption = None, cache_dir: CacheOption = None) -> None:
     # Imported late: other commands do not need it.
     from mirror.ca.files import ensure_authority  # noqa: PLC0415
 
-    directory = configured.proxy.authority_directory(configured.cache.directory)
-    authority = ensure_authority(directory.absolute(), f"mirror CA ({socket.gethostname()})")
+    directory, former = configured.proxy.authority_directories(configured.cache.directory)
+    name = f"mirror CA ({socket.gethostname()})"
+    authority = ensure_authority(directory, name, former=former)
     print("\n".join(f"# {line}" for line in clients.trusting()), file=sys.stderr)
     if not configured.proxy.listen:
         print("# Proxy mode is off: [proxy] listen is empty.", file=sys.stderr)

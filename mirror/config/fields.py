@@ -91,17 +91,27 @@ DurationField = Annotated[Duration, BeforeValidator(Duration.parse), _as_text]
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
 _LEAST_WORKER_TIMEOUT: Final = 3.0
 UNIX_PROXIES: Final = "unix:"
-_SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
 
 
 def default_directory() -> Path:
     """Return the default cache directory: the system's for root, else that of the user."""
+    return _directory("/var/cache/mirror", "XDG_CACHE_HOME", ".cache")
+
+
+def state_directory(cache: Path) -> Path:
+    """Return the directory for files that belong to a cache directory and need a backup."""
+    if cache != default_directory():
+        return Path(f"{cache}-state")
+    return _directory("/var/lib/mirror", "XDG_STATE_HOME", ".local/state")
+
+
+def _directory(system: str, variable: str, in_home: str) -> Path:
     if os.geteuid() == 0:
-        return _SYSTEM_DIRECTORY
+        return Path(system)
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
+        return Path(os.environ.get(variable) or Path.home() / in_home) / "mirror"
     except RuntimeError:  # a service account without a home
-        return _SYSTEM_DIRECTORY
+        return Path(system)
 
 
 def size(text: str) -> SizeField:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, PositiveInt
 
 from mirror.config.addresses import Address, parse_listen
-from mirror.config.fields import OptionalListen, Table, Timeout, time
+from mirror.config.fields import OptionalListen, Table, Timeout, state_directory, time
 
 _DIRECTORY: Final = "proxy"  # below the cache directory
 _GLOB: Final = re.compile(
@@ -35,6 +35,11 @@ class ProxyConfig(Table):
         """Return the addresses to listen at; empty if the proxy is off."""
         return [parse_listen(text) for text in self.listen]
 
-    def authority_directory(self, cache: Path) -> Path:
-        """Return the directory of the CA; ``cache`` is the cache directory."""
-        return Path(self.ca_directory).expanduser() if self.ca_directory else cache / _DIRECTORY
+    def authority_directories(self, cache: Path) -> tuple[Path, Path | None]:
+        """Return the directory of the CA, and that of 0.2.0 and before if it may be there.
+
+        ``cache`` is the cache directory.
+        """
+        if self.ca_directory:
+            return Path(self.ca_directory).expanduser().absolute(), None
+        return state_directory(cache).absolute(), cache.absolute() / _DIRECTORY
