@@ -52,8 +52,8 @@ def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
         return []
     return [
         f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
-        "          then restart Docker; `mirror client` prints it for other clients too, and",
-        "          `mirror doctor` shows why a client bypasses the mirror",
+        "          then `systemctl reload docker`; `mirror client` prints it for other clients,",
+        "          and `mirror doctor` shows why a client bypasses the mirror",
     ]
 
 
