@@ -24,7 +24,7 @@ app = command_group()
 client_app = command_group(
     help="Print ready-to-paste configuration for a client.", no_args_is_help=True
 )
-app.add_typer(client_app, name="client")
+app.add_typer(client_app, name="client", rich_help_panel="Clients")
 
 
 class ImageStore(StrEnum):
@@ -151,7 +151,7 @@ _client("podman", clients.podman, "registries.conf for Podman, Buildah, Skopeo a
 _client("buildkit", clients.buildkit, "buildkitd.toml for BuildKit and buildx.")
 
 
-@app.command("doctor")
+@app.command("doctor", rich_help_panel="Clients")
 def doctor(
     url: UrlOption = None,
     root: RootOption = Path("/"),
@@ -236,6 +236,7 @@ def _agree(path: Path, former: str, content: str, *, yes: bool) -> None:
     try:
         agreed = yes or typer.confirm(f"Write {path}?", err=True)
     except typer.Abort:  # no terminal, and no answer
+        print(file=sys.stderr)
         agreed = False
     if not agreed:
         raise UserError(f"{path} is unchanged; --yes changes it without asking")

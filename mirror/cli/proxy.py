@@ -9,7 +9,7 @@ from mirror.cli.options import CacheOption, ConfigOption, command_group, setting
 app = command_group()
 
 
-@app.command("ca")
+@app.command("ca", rich_help_panel="Clients")
 def ca(config: ConfigOption = None, cache_dir: CacheOption = None) -> None:
     """Print the CA certificate of proxy mode (PEM), and how to make clients trust it."""
     configured = settings(config, cache_dir)
