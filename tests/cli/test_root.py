@@ -50,9 +50,8 @@ def test_the_help_groups_the_commands_and_cuts_no_summary_off() -> None:
 
 def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
     names = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
-    for shell in ("bash", "zsh", "fish"):
-        shown = mirror("--show-completion", shell, **names)
-        assert (shown.returncode, "_MIRROR_COMPLETE" in shown.stdout) == (0, True)
+    shown = mirror("--show-completion", "zsh", **names)
+    assert (shown.returncode, "_MIRROR_COMPLETE" in shown.stdout) == (0, True)
     assert mirror("--install-completion", "fish", **names).returncode == 0
     assert list(tmp_path.rglob("mirror.fish"))
     asked = {"_MIRROR_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
