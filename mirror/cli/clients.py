@@ -230,8 +230,8 @@ def _agree(path: Path, former: str, content: str, *, yes: bool) -> None:
     Raises:
         UserError: the answer is no, or there is none.
     """
-    lines = (text.splitlines() for text in (former, content))
-    for line in unified_diff(*lines, str(path), str(path), lineterm=""):
+    lines, name = (former.splitlines(), content.splitlines()), str(path)
+    for line in unified_diff(lines[0], lines[1], name, name, lineterm=""):
         print(line, file=sys.stderr)
     try:
         agreed = yes or typer.confirm(f"Write {path}?", err=True)

@@ -174,12 +174,13 @@ class Metrics:
         result, upstream = exchange.outcome.value, exchange.upstream or _UNKNOWN
         self._requests.labels(upstream, exchange.kind, result).inc()
         self._served_bytes.labels(upstream, exchange.kind).inc(exchange.sent_bytes)
+        exemplar = _exemplar()
         if exchange.first_byte is not None:
             seconds = exchange.first_byte - exchange.started
-            self._request_seconds.labels(exchange.kind, result).observe(seconds, _exemplar())
+            self._request_seconds.labels(exchange.kind, result).observe(seconds, exemplar)
         if exchange.sent_bytes and exchange.whole and not exchange.broken_off:
             transfer = self._transfer_seconds.labels(exchange.kind, result)
-            transfer.observe(ending.seconds, _exemplar())
+            transfer.observe(ending.seconds, exemplar)
 
     def repeated(self, exchange: Exchange) -> Callable[[MetricBatch], None]:
         """Return a function that counts batches of one cached response.

@@ -49,7 +49,9 @@ async def monitored(listeners: Iterable[Listener], health: HealthHandler) -> Asy
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_MONITOR_SECONDS)
     await runner.setup()
     try:
-        await listen(runner, listeners, None)
+        for listener in listeners:
+            await web.SockSite(runner, listener.raw, backlog=ACCEPTED_AT_ONCE).start()
+            listener.queue_many()
         yield
     finally:
         await runner.cleanup()

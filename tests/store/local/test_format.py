@@ -27,8 +27,8 @@ EVER = {"stale_if_error": "36500d"}
 def former(tmp_path) -> Path:
     with tarfile.open(FORMER) as packed:
         packed.extractall(tmp_path, filter="data")
-    for file in (tmp_path / "cache").rglob("*"):
-        os.utime(file)  # old partial files expire
+    for file in (tmp_path / "cache" / "partial").iterdir():
+        os.utime(file)  # old ones expire
     return tmp_path / "cache"
 
 
