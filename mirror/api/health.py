@@ -33,6 +33,10 @@ class HealthHandler:
         condition = self.condition()
         return web.Response(text=f"{condition.text}\n", status=200 if condition.ready else 503)
 
+    async def elsewhere(self, request: web.BaseRequest) -> web.Response:
+        """Answer 404 where clients connect if the metrics have a port of their own."""
+        return web.Response(text="see [server] metrics_listen of this mirror\n", status=404)
+
     async def metrics(self, request: web.BaseRequest) -> web.Response:
         """Answer with the metrics in Prometheus' text format, or in OpenMetrics."""
         body, content_type = await self.figures(request.headers.get("Accept", ""))

@@ -41,10 +41,12 @@ def ensure_authority(
     clock: Callable[[], datetime] = _now,
     *,
     former: Path | None = None,
+    move: bool = True,
 ) -> Authority:
     """Read the CA in ``directory``; on first use make one with the common name ``name``.
 
-    A CA in the directory ``former`` moves to ``directory``; if it cannot, it is used where it is.
+    A CA in the directory ``former`` moves to ``directory``; it is used where it is if it cannot
+    move, or if ``move`` is False.
 
     Raises:
         UserError: the CA cannot be read or made, is not valid now, or others may read its key.
@@ -52,7 +54,11 @@ def ensure_authority(
     file = directory / _NAME
     try:
         if not file.exists():
-            file = _settled(file, former, lambda: new_authority(name, clock()).pem())
+            there = None if former is None else former / _NAME
+            if there is not None and there.exists() and not move:
+                file = there
+            else:
+                file = _settled(file, there, lambda: new_authority(name, clock()).pem())
         return _read(file, clock())
     except OSError as error:
         raise UserError(
@@ -62,23 +68,22 @@ def ensure_authority(
 
 
 def _settled(file: Path, former: Path | None, make: Callable[[], bytes]) -> Path:
-    """Move the CA to ``file``, or make a CA; return its file, which is in ``former`` if need be."""
+    """Move the CA to ``file``, or make a CA; return its file, which is ``former`` if need be."""
     try:
         file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file.parent.mkdir(mode=0o700, exist_ok=True)
         with _locked(file.parent / _LOCK):
             if not file.exists():  # no other process made it in the meantime
-                if former is not None and (former / _NAME).exists():
-                    _move(former / _NAME, file)
+                if former is not None and former.exists():
+                    _move(former, file)
                 else:
                     _write(file, make())
     except OSError as error:
         if former is None:
             raise
-        place = former / _NAME
         reason = f"{error.filename or file}: {error.strerror}"
-        _log.info("the CA of proxy mode stays in the cache directory, %s (%s)", place, reason)
-        return place if place.exists() else _settled(place, None, make)
+        _log.info("the CA of proxy mode stays in the cache directory, %s (%s)", former, reason)
+        return former if former.exists() else _settled(former, None, make)
     return file
 
 

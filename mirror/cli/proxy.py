@@ -18,7 +18,8 @@ def ca(config: ConfigOption = None, cache_dir: CacheOption = None) -> None:
 
     directory, former = configured.proxy.authority_directories(configured.cache.directory)
     name = f"mirror CA ({socket.gethostname()})"
-    authority = ensure_authority(directory, name, former=former)
+    # This command may run as another user than the mirror, which moves the CA when it starts.
+    authority = ensure_authority(directory, name, former=former, move=False)
     print("\n".join(f"# {line}" for line in clients.trusting()), file=sys.stderr)
     if not configured.proxy.listen:
         print("# Proxy mode is off: [proxy] listen is empty.", file=sys.stderr)

@@ -49,7 +49,7 @@ class Routes:
             **{f"/{name}": status.asset for name in status.assets},
             "/healthz": health.alive,
             "/readyz": health.ready,
-            **({"/metrics": health.metrics} if metrics else {}),
+            "/metrics": health.metrics if metrics else health.elsewhere,
         }
 
     def handler(self, request: web.BaseRequest) -> Handler:

@@ -29,6 +29,14 @@ def test_it_prints_the_ca_that_the_mirror_uses(tmp_path):
         assert word in said.stderr
 
 
+def test_it_leaves_a_ca_of_a_former_version_where_it_is(tmp_path):
+    former = ensure_authority(tmp_path / "cache" / "proxy", "mirror")
+    said = run("--cache-dir", str(tmp_path / "cache"))
+    assert said.stdout == former.public_pem().decode()
+    assert (tmp_path / "cache" / "proxy" / "ca.pem").exists()
+    assert not (tmp_path / "cache-state").exists()
+
+
 def test_the_configuration_says_where_it_is(tmp_path):
     config = tmp_path / "mirror.toml"
     config.write_text(f'[proxy]\nlisten = ":3128"\nca_directory = "{tmp_path}/ca"\n')

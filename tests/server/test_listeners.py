@@ -116,6 +116,7 @@ async def test_metrics_on_a_port_of_their_own_are_not_for_clients(tmp_path):
         ):
             async with session.get(url + path) as answer:
                 assert answer.status == status
+                assert "metrics_listen" in await answer.text() or status == 200
         stopping.set()
         async with session.get(metrics + "/readyz") as answer:
             assert answer.status == 503
