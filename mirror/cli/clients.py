@@ -59,7 +59,7 @@ CaOption = Annotated[
 
 
 def _directory(path: Path | None) -> Path | None:
-    if path is not None and str(path).startswith("-"):  # the next option, which is no directory
+    if path is not None and str(path).startswith("-"):  # the next option: DIR is missing
         raise typer.BadParameter("needs a directory; / is this machine")
     return path
 
