@@ -1,5 +1,6 @@
 # The mirror as an image: nothing but Python and the mirror, not root, at home on a read-only root:
-#   docker run --read-only --tmpfs /tmp -p 5000:5000 -v mirror:/var/cache/mirror container-mirror
+#   docker run --read-only --tmpfs /tmp -p 5000:5000 -v mirror:/var/cache/mirror \
+#       -v mirror-state:/var/lib/mirror container-mirror
 # Build behind a company's package index with --build-arg PIP_INDEX_URL=..., and with what is an
 # extra with --build-arg EXTRAS=[tracing].
 ARG BASE=python:3.11-slim
@@ -17,15 +18,17 @@ COPY config/constraints.txt config/constraints.txt
 COPY mirror mirror
 RUN python -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
         -c config/constraints.txt ".${EXTRAS}" \
-    && install -d -o 10001 -g 10001 /var/cache/mirror
+    && install -d -o 10001 -g 10001 /var/cache/mirror /var/lib/mirror
 
-# The user's cache directory is the default place of the cache, which a file can still change.
+# The user's directories are the default places of the cache and of the CA of proxy mode, which a
+# file can still change.
 ENV XDG_CACHE_HOME=/var/cache \
+    XDG_STATE_HOME=/var/lib \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /
 USER 10001:10001
-VOLUME /var/cache/mirror
+VOLUME /var/cache/mirror /var/lib/mirror
 EXPOSE 5000
 
 # Past any proxy of the environment, which would look for itself at localhost.

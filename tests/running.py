@@ -14,6 +14,7 @@ from yarl import URL
 
 from mirror.config import Config, load
 from mirror.server import serving
+from mirror.server.listeners import Purpose
 from tests.waiting import limit
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
@@ -88,5 +89,7 @@ async def running(
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         url = f"http://{mirror.listeners[0].address}"
-        proxies = [f"http://{each.address}" for each in mirror.listeners if each.proxy]
+        proxies = [
+            f"http://{each.address}" for each in mirror.listeners if each.purpose is Purpose.PROXY
+        ]
         yield Mirror(url, session, mirror.reloadable.reload, "".join(proxies))

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.collector import Collector
@@ -71,6 +72,30 @@ async def test_a_miss_is_a_tree_from_the_client_to_upstream(traced, upstream, co
     assert asked.attributes["http.response.status_code"] == 200
     assert {span.trace for span in collector.spans} == {request.trace}
     assert collector.resource["service.name"] == "office"
+
+
+async def test_a_histogram_names_a_trace_that_is_collected(traced, upstream, collector):
+    digest = upstream.add_blob(random_bytes(MIB))
+    async with traced() as mirror:
+        await mirror.get(BLOB + digest, traceparent=TRACEPARENT)
+        answer = await mirror.get("/metrics", Accept="application/openmetrics-text")
+        await mirror.get(BLOB + digest, traceparent=TRACEPARENT.replace("-01", "-00"))
+        again = await mirror.get("/metrics", Accept="application/openmetrics-text")
+    for body in (answer.body, again.body):
+        assert exemplars(body.decode()) == {
+            ("mirror_request_seconds_bucket", "miss", TRACE),
+            ("mirror_transfer_seconds_bucket", "miss", TRACE),
+            ("mirror_upstream_request_seconds_bucket", None, TRACE),
+        }
+
+
+def exemplars(text: str) -> set[tuple[str, str | None, str]]:
+    return {
+        (sample.name, sample.labels.get("result"), sample.exemplar.labels["trace_id"])
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
 
 
 async def test_a_tag_is_a_flight_and_a_hit_is_nothing_but_itself(traced, upstream, collector):

@@ -2,9 +2,13 @@
 
 One file holds both, so that a crash cannot leave a key and a certificate that do not match.  The
 first process makes the file under a lock; the others read it.
+
+Versions up to 0.2.0 kept the file in the cache directory, which backup programs skip.
 """
 
+import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -24,31 +28,81 @@ _NAME: Final = "ca.pem"
 _LOCK: Final = "ca.lock"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
+_log = logging.getLogger(__name__)
+
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def ensure_authority(directory: Path, name: str, clock: Callable[[], datetime] = _now) -> Authority:
+def ensure_authority(
+    directory: Path,
+    name: str,
+    clock: Callable[[], datetime] = _now,
+    *,
+    former: Path | None = None,
+    move: bool = True,
+) -> Authority:
     """Read the CA in ``directory``; on first use make one with the common name ``name``.
+
+    A CA in the directory ``former`` moves to ``directory``; it is used where it is if it cannot
+    move, or if ``move`` is False.
 
     Raises:
         UserError: the CA cannot be read or made, is not valid now, or others may read its key.
     """
     file = directory / _NAME
     try:
-        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the cache directory
-        directory.mkdir(mode=0o700, exist_ok=True)
         if not file.exists():
-            with _locked(directory / _LOCK):
-                if not file.exists():  # no other process made it in the meantime
-                    _write(file, new_authority(name, clock()).pem())
+            there = None if former is None else former / _NAME
+            if there is not None and there.exists() and not move:
+                file = there
+            else:
+                file = _settled(file, there, lambda: new_authority(name, clock()).pem())
         return _read(file, clock())
     except OSError as error:
         raise UserError(
             f"{error.filename or file}: {error.strerror}; the CA of [proxy] is kept there "
             "(ca_directory names another place)"
         ) from error
+
+
+def _settled(file: Path, former: Path | None, make: Callable[[], bytes]) -> Path:
+    """Move the CA to ``file``, or make a CA; return its file, which is ``former`` if need be."""
+    try:
+        file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        with _locked(file.parent / _LOCK):
+            if not file.exists():  # no other process made it in the meantime
+                if former is not None and former.exists():
+                    _move(former, file)
+                else:
+                    _write(file, make())
+    except OSError as error:
+        if former is None:
+            raise
+        reason = f"{error.filename or file}: {error.strerror}"
+        _log.info("the CA of proxy mode stays in the cache directory, %s (%s)", former, reason)
+        return former if former.exists() else _settled(former, None, make)
+    return file
+
+
+def _move(former: Path, file: Path) -> None:
+    """Copy the CA, and remove the former file unless it is on another file system.
+
+    The new file may be in a container, which loses it, while the former one is on a volume.
+    """
+    owner = former.stat()
+    _write(file, former.read_bytes())
+    for each in (file, file.parent):  # root may move the CA of another user
+        with contextlib.suppress(OSError):
+            os.chown(each, owner.st_uid, owner.st_gid)
+    if former.is_symlink() or owner.st_dev != file.stat().st_dev:
+        text = "the CA of proxy mode was copied from %s to %s; keep the latter in your backup"
+    else:
+        former.unlink()
+        text = "the CA of proxy mode moved from %s to %s, since backups skip the cache directory"
+    _log.warning(text, former, file)
 
 
 @contextmanager

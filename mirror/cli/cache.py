@@ -30,7 +30,7 @@ class Order(StrEnum):
     USED = "used"
 
 
-@app.command("ls")
+@app.command("ls", rich_help_panel="Cache")
 def list_images(
     patterns: Annotated[
         list[str] | None, typer.Argument(help="Names or globs such as alpine or 'ghcr.io/**:1.*'.")
@@ -63,7 +63,7 @@ def list_images(
     )
 
 
-@app.command("stats")
+@app.command("stats", rich_help_panel="Cache")
 def print_stats(
     as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
 ) -> None:
@@ -78,7 +78,7 @@ def print_stats(
         print_statistics(found)
 
 
-@app.command("rm")
+@app.command("rm", rich_help_panel="Cache")
 def remove_images(
     images: Annotated[
         list[str], typer.Argument(help="Images, globs in quotes ('alpine:3.*'), or digests.")
@@ -109,7 +109,7 @@ def remove_images(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Cache")
 def verify(
     as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
 ) -> None:

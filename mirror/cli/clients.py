@@ -2,8 +2,10 @@
 
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import unified_diff
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +14,7 @@ import typer
 
 from mirror import clients, threads
 from mirror.cli.options import ConfigOption, command_group, settings
-from mirror.clients import Mirror, Snippet
+from mirror.clients import File, Mirror, Snippet
 from mirror.config import Config
 from mirror.config.addresses import checked_url, lookup_outermost
 from mirror.config.fields import masked
@@ -22,7 +24,7 @@ app = command_group()
 client_app = command_group(
     help="Print ready-to-paste configuration for a client.", no_args_is_help=True
 )
-app.add_typer(client_app, name="client")
+app.add_typer(client_app, name="client", rich_help_panel="Clients")
 
 
 class ImageStore(StrEnum):
@@ -54,8 +56,25 @@ CaOption = Annotated[
     Path | None,
     typer.Option("--ca-file", help="The CA of an https mirror, as a path on the client's machine."),
 ]
+
+
+def _directory(path: Path | None) -> Path | None:
+    if path is not None and str(path).startswith("-"):  # the next option: DIR is missing
+        raise typer.BadParameter("needs a directory; / is this machine")
+    return path
+
+
 WriteOption = Annotated[
-    Path | None, typer.Option("--write", help="Write the files below this directory.")
+    Path | None,
+    typer.Option(
+        "--write",
+        metavar="DIR",
+        callback=_directory,
+        help="Write the files below this directory; / is this machine.",
+    ),
+]
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Change an existing daemon.json without asking.")
 ]
 StoreOption = Annotated[
     ImageStore,
@@ -85,6 +104,7 @@ def client_docker(
     referrers: ReferrersOption = False,
     proxy: ProxyOption = None,
     write: WriteOption = None,
+    yes: YesOption = False,
     config: ConfigOption = None,
 ) -> None:
     """daemon.json for Docker, or hosts.toml for its containerd image store."""
@@ -94,11 +114,12 @@ def client_docker(
             ProxyForm.DAEMON: clients.docker_proxy,
             ProxyForm.SYSTEMD: clients.docker_proxy_unit,
         }
-        _show(forms[proxy], _seen(configured, url or _proxy_url(configured), ca_file), write)
+        seen = _seen(configured, url or _proxy_url(configured), ca_file)
+        _show(forms[proxy], seen, write, yes=yes)
         return
     by_store = {ImageStore.CLASSIC: clients.docker, ImageStore.CONTAINERD: clients.docker_hosts}
     mirror = replace(_mirror(configured, url, ca_file), referrers=referrers)
-    _show(by_store[store], mirror, write)
+    _show(by_store[store], mirror, write, yes=yes)
 
 
 @client_app.command("containerd")
@@ -130,7 +151,7 @@ _client("podman", clients.podman, "registries.conf for Podman, Buildah, Skopeo a
 _client("buildkit", clients.buildkit, "buildkitd.toml for BuildKit and buildx.")
 
 
-@app.command("doctor")
+@app.command("doctor", rich_help_panel="Clients")
 def doctor(
     url: UrlOption = None,
     root: RootOption = Path("/"),
@@ -153,32 +174,85 @@ def doctor(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _show(snippet_for: Callable[[Mirror], Snippet], mirror: Mirror, write: Path | None) -> None:
+def _show(
+    snippet_for: Callable[[Mirror], Snippet],
+    mirror: Mirror,
+    write: Path | None,
+    *,
+    yes: bool = False,
+) -> None:
     snippet = snippet_for(mirror)
     print("\n".join(f"# {line}" for line in snippet.advice), file=sys.stderr)
     if write is None:
         sys.stdout.write(snippet.text)
         return
     try:
-        for path in _written(snippet, mirror, write):
+        for path in _written(snippet, mirror, write, yes=yes):
             print(path)
     except OSError as error:
         text = f"{error.filename}: cannot be read or written: {error.strerror}"
         raise UserError(text) from error
 
 
-def _written(snippet: Snippet, mirror: Mirror, directory: Path) -> list[Path]:
-    contents = {file.path: file.text.encode() for file in snippet.files}
+def _written(snippet: Snippet, mirror: Mirror, directory: Path, *, yes: bool) -> list[Path]:
+    def place(name: str) -> Path:
+        return directory / name.removeprefix("/")
+
+    contents = {place(file.path): _content(file, place(file.path)) for file in snippet.files}
+    mergeable = {place(file.path) for file in snippet.files if file.merged is not None}
     if snippet.ca_copy:
-        contents[snippet.ca_copy] = Path(mirror.ca_file).read_bytes()
-    files = {directory / name.removeprefix("/"): content for name, content in contents.items()}
-    for path, content in files.items():
-        if path.exists() and path.read_bytes() != content:
-            raise UserError(f"{path} exists already: merge the output without --write by hand")
-    for path, content in files.items():
+        contents[place(snippet.ca_copy)] = Path(mirror.ca_file).read_bytes()
+    for path, content in contents.items():
+        if path.exists() and (former := path.read_bytes()) != content:
+            if path not in mergeable:
+                raise UserError(f"{path} exists already: merge the output without --write by hand")
+            _agree(path, former.decode(), content.decode(), yes=yes)
+    for path, content in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return list(files)
+        if not path.exists() or path.read_bytes() != content:
+            _replace(path, content)
+    return list(contents)
+
+
+def _content(file: File, path: Path) -> bytes:
+    """Return what a file will hold: its text, merged with the existing file if it can be."""
+    if file.merged is None or not path.exists():
+        return file.text.encode()
+    try:
+        return file.merged(path.read_text(encoding="utf-8")).encode()
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be changed: {error}; correct it by hand first") from error
+
+
+def _agree(path: Path, former: str, content: str, *, yes: bool) -> None:
+    """Show what changes in a file, and ask whether to write it unless ``yes``.
+
+    Raises:
+        UserError: the answer is no, or there is none.
+    """
+    lines, name = (former.splitlines(), content.splitlines()), str(path)
+    for line in unified_diff(lines[0], lines[1], name, name, lineterm=""):
+        print(line, file=sys.stderr)
+    try:
+        agreed = yes or typer.confirm(f"Write {path}?", err=True)
+    except typer.Abort:  # no terminal, and no answer
+        print(file=sys.stderr)
+        agreed = False
+    if not agreed:
+        raise UserError(f"{path} is unchanged; --yes changes it without asking")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file at once, with the mode of the former one: half a daemon.json stops Docker."""
+    path = path.resolve()  # not the link to it
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as new:
+        new.write(content)
+    try:
+        Path(new.name).chmod(path.stat().st_mode if path.exists() else 0o644)
+        Path(new.name).replace(path)
+    except OSError:
+        Path(new.name).unlink()
+        raise
 
 
 def _seen(config: Config, url: str, ca_file: Path | None) -> Mirror:

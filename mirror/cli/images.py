@@ -42,7 +42,7 @@ FileOption = Annotated[
 ParallelOption = Annotated[int, typer.Option(min=1, help="Number of downloads at once.")]
 
 
-@app.command()
+@app.command(rich_help_panel="Images")
 def warm(
     images: ImagesArgument = None,
     platform: PlatformOption = None,
@@ -72,7 +72,7 @@ def warm(
         raise typer.Exit(ExitCode.FAILED)
 
 
-@app.command("export")
+@app.command("export", rich_help_panel="Images")
 def export_images(
     output: Annotated[
         str, typer.Option("-o", "--output", help="A file (tar), a directory, or - for stdout.")
@@ -101,7 +101,7 @@ def export_images(
         print(f"{plan.wanted.full_name}: {size}, {plan.root.digest}", file=sys.stderr)
 
 
-@app.command("import")
+@app.command("import", rich_help_panel="Images")
 def import_images(
     source: Annotated[str, typer.Argument(help="A tar, a directory, or - for stdin.")],
     called: Annotated[

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -20,7 +20,23 @@ CacheOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: bytes, and RFC 3339 times.")]
 
 
+_WHOLE: Final = 1000  # characters of a summary, which is wrapped instead of cut off
+
+
 class _CommandGroup(TyperGroup):
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands by panel, each with the whole first sentence of its help."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                panel = getattr(command, "rich_help_panel", None)
+                summary = command.get_short_help_str(limit=_WHOLE)
+                panels.setdefault(panel or "Commands", []).append((name, summary))
+        for panel, commands in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(commands)
+
     def invoke(self, ctx: Any) -> Any:  # the type of a context differs between releases of typer
         """Run a command; end it with one line per error, and the exit code of the error."""
         try:

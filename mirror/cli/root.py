@@ -15,7 +15,6 @@ from mirror.metrics.multiprocess import shared_figures
 app = command_group(
     help="A pull-through cache for container images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache.app)  # ls, rm, stats, verify
@@ -38,13 +37,16 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     pass
 
 
-@app.command()
+@app.command(rich_help_panel="Mirror")
 def serve(
     config: ConfigOption = None,
     listen: Annotated[
@@ -86,7 +88,7 @@ def serve(
             supervise(configured, reread)
 
 
-@app.command()
+@app.command(rich_help_panel="Mirror")
 def check(config: ConfigOption = None) -> None:
     """Print the configuration with its defaults, or its mistakes."""
     print(dump_toml(settings(config)))

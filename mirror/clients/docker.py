@@ -1,14 +1,17 @@
 """Docker: ``daemon.json`` for the classic image store, ``hosts.toml`` for containerd's."""
 
 import json
-from typing import Final
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
 
 from mirror.clients.containerd import about_referrers, hosts_files
 from mirror.clients.snippet import File, Mirror, Snippet, copying, is_loopback
 from mirror.oci.image_name import HUB
 
-_DAEMON: Final = "/etc/docker/daemon.json"
+DAEMON: Final = "/etc/docker/daemon.json"
 _CERTS: Final = "/etc/docker/certs.d"
+_TYPES: Final[Mapping[type, str]] = {list: "array", dict: "object", str: "string"}
 
 
 def docker(mirror: Mirror) -> Snippet:
@@ -19,14 +22,56 @@ def docker(mirror: Mirror) -> Snippet:
         daemon["insecure-registries"] = [mirror.netloc]
     ca_copy = f"{_CERTS}/{mirror.netloc}/ca.crt" if mirror.ca_file else ""
     advice = [
-        f"Put this into {_DAEMON} (merge it with what is there),",
+        f"Put this into {DAEMON} (--write / merges it with the file that is there),",
         *copying(mirror, ca_copy),
-        "then: systemctl restart docker",
+        "then: systemctl reload docker",
         "From then on images of Docker Hub come through the mirror, by their usual names.",
         *_about_default(mirror),
         *_about_others(mirror),
     ]
-    return Snippet((File(_DAEMON, json.dumps(daemon, indent=2) + "\n"),), tuple(advice), ca_copy)
+    return Snippet((daemon_file(daemon),), tuple(advice), ca_copy)
+
+
+def daemon_file(settings: Mapping[str, Any]) -> File:
+    """Return ``daemon.json`` with these settings."""
+    return File(DAEMON, _rendered(settings), partial(_merged, settings))
+
+
+def _merged(settings: Mapping[str, Any], text: str) -> str:
+    """Return a ``daemon.json`` with more settings; unchanged if it has them.
+
+    Raises:
+        ValueError: it is not a JSON object, or one of the settings has another type there.
+    """
+    present = json.loads(text) if text.strip() else {}
+    if not isinstance(present, dict):
+        raise ValueError("it holds no JSON object")
+    after = _with(present, settings)
+    return text if after == present else _rendered(after)
+
+
+def _with(present: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    after = dict(present)
+    for key, value in settings.items():
+        former = present.get(key, type(value)())
+        if not isinstance(former, type(value)):
+            raise ValueError(f"{key} is not a JSON {_TYPES[type(value)]}")
+        if isinstance(value, list):  # Docker asks the first mirror first
+            after[key] = [*value, *(each for each in former if each not in value)]
+            if all(each in former for each in value):
+                after[key] = former
+        elif isinstance(value, dict):
+            after[key] = _with(former, value)
+        elif key == "no-proxy":
+            hosts = [*former.split(","), *value.split(",")]
+            after[key] = ",".join(dict.fromkeys(filter(None, hosts)))
+        else:
+            after[key] = value
+    return after
+
+
+def _rendered(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
 
 
 def docker_hosts(mirror: Mirror) -> Snippet:

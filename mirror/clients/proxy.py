@@ -1,11 +1,10 @@
 """Docker with the mirror as its proxy: ``daemon.json`` (Engine 23), or a drop-in for systemd."""
 
-import json
 from typing import Final
 
+from mirror.clients.docker import DAEMON, daemon_file
 from mirror.clients.snippet import File, Mirror, Snippet, copying, is_loopback
 
-_DAEMON: Final = "/etc/docker/daemon.json"
 _UNIT: Final = "/etc/systemd/system/docker.service.d/mirror.conf"
 _SYSTEM_CA: Final = "/usr/local/share/ca-certificates/mirror.crt"
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
@@ -14,9 +13,12 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 def docker_proxy(mirror: Mirror) -> Snippet:
     """Return ``proxies`` for ``daemon.json``; the URL of ``mirror`` is that of the proxy."""
     proxies = {"https-proxy": mirror.address, "no-proxy": _no_proxy(mirror)}
-    text = json.dumps({"proxies": proxies}, indent=2) + "\n"
-    first = f"For Docker 23 and later put this into {_DAEMON} (merge it with what is there),"
-    return _snippet(mirror, File(_DAEMON, text), (first, "then: systemctl restart docker"))
+    how = (
+        f"For Docker 23 and later put this into {DAEMON}",
+        "(--write / merges it with the file that is there),",
+        "then: systemctl restart docker    # a reload does not read proxies",
+    )
+    return _snippet(mirror, daemon_file({"proxies": proxies}), how)
 
 
 def docker_proxy_unit(mirror: Mirror) -> Snippet:

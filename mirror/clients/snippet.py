@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -76,10 +77,15 @@ class Mirror(ClientUrl):
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A complete file of a client's configuration."""
+    """A complete file of a client's configuration.
+
+    ``merged`` returns a file that exists with the settings of this one, and raises ValueError with
+    the reason if the existing file is unusable; None: such a file cannot be merged.
+    """
 
     path: str
     text: str
+    merged: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ Place = tuple[str, ...]
 FIXED: Final = frozenset(
     {
         ("server", "listen"),
+        ("server", "metrics_listen"),
         ("server", "socket_mode"),
         ("server", "workers"),
         ("cache", "directory"),

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
@@ -91,17 +91,27 @@ DurationField = Annotated[Duration, BeforeValidator(Duration.parse), _as_text]
 _MIN_SEGMENT_BYTES: Final = 1024 * 1024
 _LEAST_WORKER_TIMEOUT: Final = 3.0
 UNIX_PROXIES: Final = "unix:"
-_SYSTEM_DIRECTORY: Final = Path("/var/cache/mirror")
 
 
 def default_directory() -> Path:
     """Return the default cache directory: the system's for root, else that of the user."""
+    return _directory("/var/cache/mirror", "XDG_CACHE_HOME", ".cache")
+
+
+def state_directory(cache: Path) -> Path:
+    """Return the directory for files that belong to a cache directory and need a backup."""
+    if cache != default_directory():
+        return Path(f"{cache}-state")
+    return _directory("/var/lib/mirror", "XDG_STATE_HOME", ".local/state")
+
+
+def _directory(system: str, variable: str, in_home: str) -> Path:
     if os.geteuid() == 0:
-        return _SYSTEM_DIRECTORY
+        return Path(system)
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
+        return Path(os.environ.get(variable) or Path.home() / in_home) / "mirror"
     except RuntimeError:  # a service account without a home
-        return _SYSTEM_DIRECTORY
+        return Path(system)
 
 
 def size(text: str) -> SizeField:
@@ -191,16 +201,18 @@ def _somewhere(places: tuple[str, ...]) -> tuple[str, ...]:
     return places
 
 
+def _listed(value: Any) -> Any:
+    return [] if value == "" else listed(value)
+
+
 def _as_written(places: tuple[str, ...]) -> str | list[str]:
-    return places[0] if len(places) == 1 else list(places)
+    return list(places) if len(places) > 1 else "".join(places)
 
 
-Listen = Annotated[
-    tuple[Annotated[str, AfterValidator(checked_listen)], ...],
-    BeforeValidator(listed),
-    AfterValidator(_somewhere),
-    PlainSerializer(_as_written),
-]
+_Places = tuple[Annotated[str, AfterValidator(checked_listen)], ...]
+_written = PlainSerializer(_as_written)
+Listen = Annotated[_Places, BeforeValidator(listed), AfterValidator(_somewhere), _written]
+OptionalListen = Annotated[_Places, BeforeValidator(_listed), _written]
 Proxy = Annotated[str, AfterValidator(checked_proxy)]
 ReadableFile = Annotated[str, AfterValidator(_readable)]
 Timeout = Annotated[DurationField, AfterValidator(_above_zero)]

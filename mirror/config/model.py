@@ -26,6 +26,7 @@ from mirror.config.fields import (
     DurationField,
     Listen,
     Network,
+    OptionalListen,
     Proxy,
     ProxyNetwork,
     Rate,
@@ -51,6 +52,7 @@ class ServerConfig(_Table):
     """How clients reach the mirror."""
 
     listen: Listen = ("0.0.0.0:5000",)
+    metrics_listen: OptionalListen = ()
     socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
     drain: DurationField = time("30s")
     workers: NonNegativeInt = 1
@@ -73,6 +75,10 @@ class ServerConfig(_Table):
     def addresses(self) -> list[Address]:
         """Return the addresses to listen at."""
         return [parse_listen(text) for text in self.listen]
+
+    def metrics_addresses(self) -> list[Address]:
+        """Return the addresses for metrics and health only; empty if there are none."""
+        return [parse_listen(text) for text in self.metrics_listen]
 
 
 class AccessConfig(_Table):

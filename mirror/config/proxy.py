@@ -2,25 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
-from mirror.config.addresses import Address, checked_listen, listed, parse_listen
-from mirror.config.fields import Table, Timeout, time
+from mirror.config.addresses import Address, parse_listen
+from mirror.config.fields import OptionalListen, Table, Timeout, state_directory, time
 
 _DIRECTORY: Final = "proxy"  # below the cache directory
 _GLOB: Final = re.compile(
     r"(?:\[[0-9a-f:.*]+\]|[a-z0-9_.*?-]+)(?::(?:[0-9]{1,5}|\*))?", re.ASCII | re.IGNORECASE
 )
-
-
-def _places(value: Any) -> Any:
-    return [] if value == "" else listed(value)
-
-
-def _as_written(places: tuple[str, ...]) -> str | list[str]:
-    return list(places) if len(places) > 1 else "".join(places)
 
 
 def _checked_glob(text: str) -> str:
@@ -32,11 +24,7 @@ def _checked_glob(text: str) -> str:
 class ProxyConfig(Table):
     """The addresses of the proxy, and the other servers that clients may reach through it."""
 
-    listen: Annotated[
-        tuple[Annotated[str, AfterValidator(checked_listen)], ...],
-        BeforeValidator(_places),
-        PlainSerializer(_as_written),
-    ] = ()
+    listen: OptionalListen = ()
     ca_directory: str = ""
     allow: tuple[Annotated[str, AfterValidator(_checked_glob)], ...] = ("*",)
     private: bool = False
@@ -47,6 +35,11 @@ class ProxyConfig(Table):
         """Return the addresses to listen at; empty if the proxy is off."""
         return [parse_listen(text) for text in self.listen]
 
-    def authority_directory(self, cache: Path) -> Path:
-        """Return the directory of the CA; ``cache`` is the cache directory."""
-        return Path(self.ca_directory).expanduser() if self.ca_directory else cache / _DIRECTORY
+    def authority_directories(self, cache: Path) -> tuple[Path, Path | None]:
+        """Return the directory of the CA, and that of 0.2.0 and before if it may be there.
+
+        ``cache`` is the cache directory.
+        """
+        if self.ca_directory:
+            return Path(self.ca_directory).expanduser().absolute(), None
+        return state_directory(cache).absolute(), cache.absolute() / _DIRECTORY

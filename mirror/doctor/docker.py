@@ -15,6 +15,7 @@ from mirror.oci.image_name import HUB
 _FILE: Final = "/etc/docker/daemon.json"
 _CERTS: Final = "/etc/docker/certs.d"
 _WHO: Final = "the Docker daemon"
+_RELOAD: Final = "systemctl reload docker"
 _RESTART: Final = "systemctl restart docker"
 
 
@@ -31,7 +32,8 @@ def inspect(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspect
     try:
         settings = tree.json(_FILE) or {}
     except UnusableFileError as error:
-        fix = f"fix it, then {_RESTART} (until then Docker does not start again)"
+        apply = _RESTART if daemon is None else _RELOAD
+        fix = f"fix it, then {apply} (until then Docker does not start again)"
         inspection.findings.append(wrong(_FILE, str(error), fix))
         return inspection
     through = lookup_through(tree, target, settings, daemon)
@@ -70,7 +72,7 @@ def _registry_mirrors(
     if not isinstance(written, list) or strings(written) != written:
         fix = f'"registry-mirrors": ["{target.url}"]'
         return Inspection([wrong(_FILE, "registry-mirrors is no list of addresses", fix)])
-    findings = _restarts(written, daemon)
+    findings = _unread(written, daemon)
     effective = list(daemon.mirrors) if daemon and not findings else written
     source = _FILE if effective == written or daemon is None else _WHO
     if not any(target.likeness(url) is Likeness.SAME for url in effective):
@@ -81,18 +83,18 @@ def _registry_mirrors(
     return Inspection(findings, [probe], {HUB})
 
 
-def _restarts(written: list[str], daemon: Daemon | None) -> list[Finding]:
-    """Check whether the daemon needs a restart to use its file."""
+def _unread(written: list[str], daemon: Daemon | None) -> list[Finding]:
+    """Check whether the daemon must reload to use its file."""
     unread = [url for url in written if daemon and url.rstrip("/") not in daemon.mirrors]
     if not unread:
         return []
     what = f"does not use the registry mirror {masked(', '.join(unread))} that {_FILE} names"
-    return [wrong(_WHO, what, f"{_RESTART} (it reads the file when it starts)")]
+    return [wrong(_WHO, what, f"{_RELOAD} (until then it does not read the file)")]
 
 
 def _misses(urls: list[str], source: str, target: MirrorAddress) -> list[Finding]:
     """Report the other addresses in ``registry-mirrors``."""
-    fix = f'"registry-mirrors": ["{target.url}"] in {_FILE}, then {_RESTART}'
+    fix = f'"registry-mirrors": ["{target.url}"] in {_FILE}, then {_RELOAD}'
     for url in urls:
         if "://" not in url:
             return [wrong(source, f"registry-mirrors has {url} without http:// or https://", fix)]
@@ -117,12 +119,12 @@ def _plain_http(
         return [ok(_FILE, f"insecure-registries covers {target.netloc}")]
     if written:
         what = f"has not read that {_FILE} lists {target.netloc} in insecure-registries"
-        return [wrong(_WHO, what, _RESTART)]
+        return [wrong(_WHO, what, _RELOAD)]
     what = (
         f"insecure-registries lacks {target.netloc}, so a pull by path fails "
         f"(docker pull {target.netloc}/ghcr.io/...: server gave HTTP response to HTTPS client)"
     )
-    fix = f'"insecure-registries": ["{target.netloc}"], then {_RESTART}'
+    fix = f'"insecure-registries": ["{target.netloc}"], then {_RELOAD}'
     return [wrong(_FILE, what, fix)]
 
 

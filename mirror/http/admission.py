@@ -4,7 +4,7 @@ Health checks need neither network nor password.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -105,7 +105,11 @@ class ConnectionLimiter:
     sockets, trusted proxies) have no limit per client.
     """
 
-    def __init__(self, most: int, most_per_client: int) -> None:
+    def __init__(
+        self, most: int, most_per_client: int, opened: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """``opened`` is called with +1 and -1 for each connection that begins and ends."""
+        self._opened = opened
         self._most = most
         self._most_per_client = most_per_client
         self._clients: Counter[str] = Counter()
@@ -125,6 +129,7 @@ class ConnectionLimiter:
         """Count a new connection; return why its requests must be refused, empty if allowed."""
         client = client and client_name(client)
         self._all += 1
+        self._opened(1)
         self._clients[client] += 1
         if self._all > self._most:
             return f"too many connections ([limits] connections = {self._most})"
@@ -133,6 +138,7 @@ class ConnectionLimiter:
     def leave(self, client: str) -> None:
         """Count the end of a connection."""
         self._all -= 1
+        self._opened(-1)
         self._forget(client and client_name(client))
 
     @contextmanager

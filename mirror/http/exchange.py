@@ -122,7 +122,10 @@ class AccessRecord:
 
 
 class Observer(Protocol):
-    """Receives an event for every request."""
+    """Receives an event for every request, and for every connection."""
+
+    def connections_open(self, change: int) -> None:
+        """Change the number of open connections by ``change``."""
 
     def request_began(self, exchange: Exchange) -> None:
         """Handle the begin of a request; the exchange changes until the request ends."""

@@ -64,7 +64,9 @@ class Server(web.Server):
             auto_decompress=False,  # the mirror does not interpret clients' bodies
             keepalive_timeout=limits.idle_seconds,
         )
-        self._limiter = ConnectionLimiter(limits.connections, limits.connections_per_client)
+        self._limiter = ConnectionLimiter(
+            limits.connections, limits.connections_per_client, observer.connections_open
+        )
         self.options = options
         self._observer = observer
         self._tracer = tracer

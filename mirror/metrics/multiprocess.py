@@ -19,6 +19,7 @@ from typing import Final
 _VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX: Final = "mirror-figures-"
 _LOCK: Final = "lock"  # held by every process that writes there
+_PROCESS: Final = ".pid"  # one file for each process, named like the process
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a private directory
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,24 @@ def are_shared() -> bool:
 def directory() -> Path:
     """Return the directory of the shared figures; only valid if :func:`are_shared`."""
     return Path(os.environ[_VARIABLE])
+
+
+def note_process(name: str, pid: int | None) -> None:
+    """Record the ID of a process of this mirror by its name; None: it has ended."""
+    if not are_shared():
+        return
+    file = directory() / f"{name}{_PROCESS}"
+    with contextlib.suppress(OSError):  # then /metrics lacks this process only
+        if pid is None:
+            file.unlink()
+        else:
+            file.write_text(str(pid))
+
+
+def processes() -> dict[str, str]:
+    """Return the IDs of this mirror's processes by name; only valid if :func:`are_shared`."""
+    files = sorted(directory().glob(f"*{_PROCESS}"))
+    return {file.stem: file.read_text() for file in files}
 
 
 def _locked(place: Path) -> int:

@@ -11,11 +11,18 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from prometheus_client import values
+from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+
+from mirror.metrics import multiprocess
 
 _FIRST_BYTES: Final = 64 * 1024
 _ENTRY_BYTES: Final = 64  # maximum size of an entry without its key
@@ -69,6 +76,8 @@ class FigureFiles:
 
     def __init__(self, directory: Path) -> None:
         self.lock = threading.Lock()
+        #: The last exemplar of each bucket in this process, by name and labels.
+        self.exemplars: dict[tuple[str, frozenset[tuple[str, str]]], Exemplar] = {}
         self._directory = directory
         self._files: dict[str, _File] = {}
         self._again = 0.0  # monotonic time of the next attempt after a failure
@@ -102,6 +111,42 @@ class FigureFiles:
         self._told = True
 
 
+def use_shared_files() -> FigureFiles | None:
+    """Let all metrics that are made from now on write to shared files; None: they are not shared.
+
+    Call it before a process makes its first metric: the library has no parameter for this.
+    """
+    if not multiprocess.are_shared():
+        return None
+    files = FigureFiles(multiprocess.directory())
+    values.ValueClass = figure_values(files)
+    return files
+
+
+class SharedFigures(Collector):
+    """The sums over all processes, with the exemplars of this process."""
+
+    def __init__(self, files: FigureFiles) -> None:
+        self._files = files
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics.
+
+        Raises:
+            OSError, ValueError, RuntimeError, struct.error: a file cannot be read.
+        """
+        # The library has no types.
+        collector = MultiProcessCollector(None, multiprocess.directory())  # type: ignore[no-untyped-call]
+        for metric in collector.collect():  # type: ignore[no-untyped-call]
+            metric.samples = [
+                each._replace(
+                    exemplar=self._files.exemplars.get((each.name, frozenset(each.labels.items())))
+                )
+                for each in metric.samples
+            ]
+            yield metric
+
+
 def figure_values(files: FigureFiles) -> type:
     """Return a class that replaces the library's ``ValueClass`` and writes to ``files``."""
 
@@ -123,6 +168,7 @@ def figure_values(files: FigureFiles) -> type:
         ) -> None:
             self._file = f"{typ}_{multiprocess_mode}" if typ == "gauge" else typ
             self._key = mmap_key(metric_name, name, [*labelnames], [*labelvalues], help_text)
+            self._sample = name, frozenset(zip(labelnames, labelvalues, strict=True))
             self._value = self._timestamp = 0.0
             with files.lock:
                 self._write()
@@ -148,10 +194,12 @@ def figure_values(files: FigureFiles) -> type:
             with files.lock:
                 return self._value
 
-        def set_exemplar(self, exemplar: object) -> None:
-            """Ignore the exemplar: the file format has no field for it."""
+        def set_exemplar(self, exemplar: Exemplar) -> None:
+            """Keep the exemplar in this process: the file format has no field for it."""
+            files.exemplars[self._sample] = exemplar
 
-        def get_exemplar(self) -> None:
-            """Return None."""
+        def get_exemplar(self) -> Exemplar | None:
+            """Return the exemplar of this process."""
+            return files.exemplars.get(self._sample)
 
     return Value

@@ -3,11 +3,13 @@
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
+from mirror.api.health import HealthHandler
 from mirror.config.fields import UNIX_PROXIES
 from mirror.config.model import Config, ServerConfig
 from mirror.http.admission import Admission
@@ -18,6 +20,8 @@ from mirror.http.tls import Certificate, TlsSite
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
 from mirror.user_error import UserError
+
+_MONITOR_SECONDS: Final = 1.0  # of a scrape that has begun when the mirror ends
 
 
 async def listen(
@@ -30,6 +34,27 @@ async def listen(
         else:
             await web.SockSite(runner, listener.raw, backlog=ACCEPTED_AT_ONCE).start()
         listener.queue_many()
+
+
+@contextlib.asynccontextmanager
+async def monitored(listeners: Iterable[Listener], health: HealthHandler) -> AsyncIterator[None]:
+    """Serve metrics and health on ports of their own, without TLS, to all who reach them.
+
+    These ports answer also while clients have used up the connections of the other ports.
+    """
+    app = web.Application()
+    app.router.add_get("/metrics", health.metrics)
+    app.router.add_get("/healthz", health.alive)
+    app.router.add_get("/readyz", health.ready)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_MONITOR_SECONDS)
+    await runner.setup()
+    try:
+        for listener in listeners:
+            await web.SockSite(runner, listener.raw, backlog=ACCEPTED_AT_ONCE).start()
+            listener.queue_many()
+        yield
+    finally:
+        await runner.cleanup()
 
 
 @contextlib.contextmanager

@@ -230,6 +230,9 @@ class _OperatorsLog:
     def request_began(self, exchange: Exchange) -> None:
         self._log.request_began(exchange, _OPERATOR)
 
+    def connections_open(self, change: int) -> None:
+        """Do nothing: operators are not clients."""
+
     def request_ended(self, ending: AccessRecord) -> None:
         self._log.request_ended(replace(ending, client=_OPERATOR))
 

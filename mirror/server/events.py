@@ -22,6 +22,10 @@ class RequestEvents:
         """Report the begin of a request."""
         self.log.request_began(exchange)
 
+    def connections_open(self, change: int) -> None:
+        """Report that a connection of a client begins or ends."""
+        self.metrics.connections_open(change)
+
     def request_ended(self, ending: AccessRecord) -> None:
         """Report a request that was answered, or whose connection is gone."""
         self.metrics.request_ended(ending)
@@ -76,3 +80,11 @@ class UpstreamEvents:
         """Report the rate limit of an upstream: pulls allowed, pulls remaining."""
         self.metrics.upstream_rate_limit(upstream, limit, remaining)
         self.recorder.upstream_rate_limit(upstream, limit, remaining)
+
+    def upstream_limited(self, upstream: str, seconds: float) -> None:
+        """Report that an upstream allows no further requests for so many seconds."""
+        self.metrics.upstream_limited(upstream, seconds)
+
+    def upstream_login(self, upstream: str, refused: bool) -> None:
+        """Report whether an upstream refuses the mirror's login."""
+        self.metrics.upstream_login(upstream, refused)

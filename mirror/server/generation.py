@@ -33,8 +33,14 @@ class Routes:
     """Finds the handler of a request."""
 
     def __init__(
-        self, registry: RegistryHandler, health: HealthHandler, status: StatusHandler
+        self,
+        registry: RegistryHandler,
+        health: HealthHandler,
+        status: StatusHandler,
+        *,
+        metrics: bool,
     ) -> None:
+        """``metrics``: serve them here, not on a port of their own."""
         self._registry: Handler = registry.answer
         self._table: Mapping[str, Handler] = {
             "/": status.page,
@@ -43,7 +49,7 @@ class Routes:
             **{f"/{name}": status.asset for name in status.assets},
             "/healthz": health.alive,
             "/readyz": health.ready,
-            "/metrics": health.metrics,
+            "/metrics": health.metrics if metrics else health.elsewhere,
         }
 
     def handler(self, request: web.BaseRequest) -> Handler:
@@ -93,7 +99,12 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             pushed = note_of(pushes, shared_state.store, shared_state.table)
             proxy = proxy_handler(config, handler, registries, shared_state.metrics, pushed)
         options = ServerOptions(
-            Routes(handler, _health(shared_state), status),
+            Routes(
+                handler,
+                health_handler(shared_state),
+                status,
+                metrics=not config.server.metrics_listen,
+            ),
             stack.enter_context(opened_admission(config)),
             proxies(config),
             server_limits(config),
@@ -104,7 +115,8 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
         yield Generation(config, options, pulls)
 
 
-def _health(shared_state: SharedState) -> HealthHandler:
+def health_handler(shared_state: SharedState) -> HealthHandler:
+    """The handler for monitoring; the same under every configuration."""
     store, metrics = shared_state.store, shared_state.metrics
 
     def condition() -> Condition:
@@ -114,13 +126,13 @@ def _health(shared_state: SharedState) -> HealthHandler:
         # A mirror that cannot store still serves: taking it out of service would break pulls.
         return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
 
-    async def figures() -> tuple[bytes, str]:
+    async def figures(accept: str) -> tuple[bytes, str]:
         with contextlib.suppress(OSError, IndexUnavailableError):  # then the last known values
             usage = await store.objects.usage()
             held = usage.used_bytes, usage.overhead_bytes
-            metrics.cache_holds(*held, usage.objects, usage.max_bytes)
+            metrics.cache_holds(*held, usage.objects, usage.max_bytes, usage.free_bytes)
         metrics.log_dropped(logs.dropped())
-        return metrics.rendered()
+        return metrics.rendered(accept)
 
     return HealthHandler(condition, figures)
 

@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Iterator
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,14 @@ class ListenError(UserError):
         self.what = what
 
 
+class Purpose(Enum):
+    """What clients of a socket want: images, an HTTP(S) proxy, or metrics and health only."""
+
+    IMAGES = auto()
+    PROXY = auto()
+    METRICS = auto()
+
+
 class Listener:
     """A bound, listening, non-blocking socket and its address."""
 
@@ -42,15 +51,13 @@ class Listener:
         address: Address,
         raw: socket.socket,
         file: os.stat_result | None,
-        *,
-        proxy: bool = False,
+        purpose: Purpose = Purpose.IMAGES,
     ) -> None:
         """Take over ``raw``.
 
-        ``file`` is the socket file to remove on close, None if there is none.  ``proxy``: clients
-        of this socket use the mirror as their HTTP(S) proxy.
+        ``file`` is the socket file to remove on close, None if there is none.
         """
-        self.proxy = proxy
+        self.purpose = purpose
         self.address = address
         self.raw = raw
         self._file = file
@@ -74,7 +81,7 @@ class Listener:
                 alone = self.raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
             raw.bind(self.raw.getsockname())
-            return Listener(self.address, _listening(raw), None, proxy=self.proxy)
+            return Listener(self.address, _listening(raw), None, self.purpose)
         except OSError as error:
             raw.close()
             raise _refused(self.address, error) from error
@@ -151,12 +158,17 @@ def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[List
         yield from map(_activated, activated)
     else:
         yield from _open_all(config, config.server.addresses(), reuse_port=reuse_port)
-    try:
-        for listener in _open_all(config, config.proxy.addresses(), reuse_port=reuse_port):
-            listener.proxy = True
-            yield listener
-    except ListenError as error:
-        raise ListenError(error.what, "choose another with [proxy] listen") from error
+    others = (
+        (Purpose.PROXY, config.proxy.addresses(), "[proxy] listen"),
+        (Purpose.METRICS, config.server.metrics_addresses(), "[server] metrics_listen"),
+    )
+    for purpose, addresses, key in others:
+        try:
+            for listener in _open_all(config, addresses, reuse_port=reuse_port):
+                listener.purpose = purpose
+                yield listener
+        except ListenError as error:
+            raise ListenError(error.what, f"choose another with {key}") from error
 
 
 def _open_all(

@@ -13,7 +13,7 @@ from mirror import __version__, clients
 from mirror.config.addresses import Address, lookup_outermost
 from mirror.config.model import Config
 from mirror.config.old_spellings import old_spellings
-from mirror.server.listeners import Listener
+from mirror.server.listeners import Listener, Purpose
 from mirror.server.upstreams import named_proxies
 
 _ORPHAN_SECONDS: Final = 1.0
@@ -27,14 +27,18 @@ def announce(config: Config, listeners: Sequence[Listener], shortage: str) -> No
     In a log for machines this is one record.  ``shortage`` says why the cache cannot reach its
     maximum size, empty if it can.  Log what the configuration spells as in earlier releases.
     """
-    addresses = [listener.address for listener in listeners if not listener.proxy]
+    addresses, proxies, metrics = (
+        [listener.address for listener in listeners if listener.purpose is purpose]
+        for purpose in Purpose
+    )
     default = config.default_upstream()
     others = ", ".join(name for name in config.enabled() if name != default)
     places = ", ".join(map(str, addresses))
     head = f"mirror {__version__} listens on {places} for {default} (default), {others}"
     cache, most = config.cache.directory, f"{config.cache.max_size.text}{shortage}"
     if config.log.format == "json":
-        fields = {"cache": str(cache), "max_size": most, "status": _url(config, addresses)}
+        url = _url(addresses, tls=bool(config.server.tls_certificate))
+        fields = {"cache": str(cache), "max_size": most, "status": url}
         _log.info("%s", head, extra={name: value for name, value in fields.items() if value})
     else:
         lines = [
@@ -42,33 +46,40 @@ def announce(config: Config, listeners: Sequence[Listener], shortage: str) -> No
             f"  cache   {cache} (at most {most})",
             *(f"  through the proxy {proxy}" for proxy in named_proxies(config)),
             *_ways_in(config, addresses),
-            *_ways_through(listener.address for listener in listeners if listener.proxy),
+            f"  metrics {_metrics(config, metrics or addresses)}",
+            *_ways_through(proxies),
         ]
         print("\n".join(lines), file=sys.stdout, flush=True)
     for line in old_spellings(config):
         _log.warning("old spelling: %s", line)
 
 
-def _url(config: Config, addresses: Sequence[Address]) -> str:
-    """Return the address for clients; empty if the server in front of a socket has it."""
-    outermost = lookup_outermost(addresses)
-    if outermost is None:
-        return ""
-    tls = bool(config.server.tls_certificate)
-    return clients.reachable_url(outermost.host, outermost.port, socket.gethostname(), tls=tls)
-
-
 def _ways_in(config: Config, addresses: Sequence[Address]) -> list[str]:
-    url = _url(config, addresses)
-    if not url:
-        path = str(addresses[0]).removeprefix("unix:")
-        return [f"  metrics curl --unix-socket {path} http://localhost/metrics"]
+    url = _url(addresses, tls=bool(config.server.tls_certificate))
+    if url is None:  # the server in front of the socket has the address for clients
+        return []
     return [
         f'  Docker  put {{"registry-mirrors": ["{url}"]}} into /etc/docker/daemon.json,',
-        "          then restart Docker; `mirror client` prints it for other clients too, and",
-        "          `mirror doctor` shows why a client bypasses the mirror",
-        f"  status  {url} in a browser, {url}/metrics for Prometheus",
+        "          then `systemctl reload docker`; `mirror client` prints it for other clients,",
+        "          and `mirror doctor` shows why a client bypasses the mirror",
+        f"  status  {url} in a browser",
     ]
+
+
+def _metrics(config: Config, addresses: Sequence[Address]) -> str:
+    """How to get the metrics, of which ``metrics_listen`` is always without TLS."""
+    server = config.server
+    url = _url(addresses, tls=bool(server.tls_certificate) and not server.metrics_listen)
+    path = str(addresses[0]).removeprefix("unix:")
+    unix = f"curl --unix-socket {path} http://localhost/metrics"
+    return unix if url is None else f"{url}/metrics"
+
+
+def _url(addresses: Sequence[Address], *, tls: bool) -> str | None:
+    outermost = lookup_outermost(addresses)
+    if outermost is None:
+        return None
+    return clients.reachable_url(outermost.host, outermost.port, socket.gethostname(), tls=tls)
 
 
 def _ways_through(addresses: Iterable[Address]) -> list[str]:

@@ -80,8 +80,9 @@ def proxy_handler(
 
     proxy = config.proxy
     _check_loop(config)
-    directory = proxy.authority_directory(config.cache.directory).absolute()
-    authority = ensure_authority(directory, f"mirror CA ({socket.gethostname()})")
+    directory, former = proxy.authority_directories(config.cache.directory)
+    name = f"mirror CA ({socket.gethostname()})"
+    authority = ensure_authority(directory, name, former=former)
     known = frozenset(name for name, upstream in config.enabled().items() if upstream.username)
     patience = min(config.fetch.first_byte_timeout.seconds, _PATIENCE_SECONDS)
     passing = Passing(registries, handler.sender, config.limits.stall_timeout.seconds)

@@ -15,6 +15,7 @@ from mirror.config.changes import changes, in_force
 from mirror.config.model import Config
 from mirror.http.tls import Certificate
 from mirror.logs import configure
+from mirror.metrics.processes import Lifecycle
 from mirror.server.access import certificate, certificate_error, opened_admission
 from mirror.server.generation import Generations
 from mirror.server.maintenance import Maintenance, ScrubTask
@@ -42,6 +43,7 @@ class Reloadable:
     housekeeping: Maintenance
     warming: Warming
     certificate: Certificate | None
+    lifecycle: Lifecycle
 
     @property
     def config(self) -> Config:
@@ -120,8 +122,11 @@ async def reload_when_told(
             say_what_is_cut(read)
         except UserError as error:
             tell_mistakes(error)
+            running.lifecycle.reloaded(successful=False)
         except Exception:  # the task must live on for the next reload
             _log.exception("not reloaded: the mirror failed")
+            running.lifecycle.reloaded(successful=False)
         else:
             tell_changes(before, read)
+            running.lifecycle.reloaded(successful=True)
         systemd.ready()

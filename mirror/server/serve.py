@@ -21,12 +21,12 @@ from mirror.http.server import Server
 from mirror.http.tls import Certificate
 from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
-from mirror.server.access import certificate, listen
+from mirror.server.access import certificate, listen, monitored
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
 from mirror.server.events import RequestEvents
-from mirror.server.generation import Generations, opened_generations
-from mirror.server.listeners import Listener, opened_listeners
+from mirror.server.generation import Generations, health_handler, opened_generations
+from mirror.server.listeners import Listener, Purpose, opened_listeners
 from mirror.server.maintenance import Maintenance, ScrubTask
 from mirror.server.open_files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
 from mirror.server.process import (
@@ -157,6 +157,13 @@ async def _serving_on(
             opened_shared_state(config, store, metrics, recorder, table, stopping)
         )
         generations = await stack.enter_async_context(opened_generations(config, shared_state))
+        places = {
+            purpose: [listener for listener in listeners if listener.purpose is purpose]
+            for purpose in Purpose
+        }
+        # Closed after the server: /readyz says there that the mirror stops.
+        health = health_handler(shared_state)
+        await stack.enter_async_context(monitored(places[Purpose.METRICS], health))
         chain = certificate(config)
         options = generations.current.options
         server = Server(options, RequestEvents(metrics, log, recorder), tracing)
@@ -177,13 +184,12 @@ async def _serving_on(
         warming.by(config)
         rereading = asyncio.create_task(_reread_regularly(chain, generations), name="reread")
         stack.callback(rereading.cancel)
-        direct = [listener for listener in listeners if not listener.proxy]
-        await listen(runner, direct, None if chain is None else chain.context)
-        proxies = [listener for listener in listeners if listener.proxy]
-        await stack.enter_async_context(listening(server, proxies))
+        await listen(runner, places[Purpose.IMAGES], None if chain is None else chain.context)
+        await stack.enter_async_context(listening(server, places[Purpose.PROXY]))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        yield Reloadable(generations, store, scrubbing, housekeeping, warming, chain)
+        parts = (generations, store, scrubbing, housekeeping, warming, chain)
+        yield Reloadable(*parts, metrics.lifecycle)
 
 
 @contextlib.contextmanager

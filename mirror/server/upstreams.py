@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -150,6 +151,7 @@ class Upstreams:
     async def _opened(self, name: str, upstream: UpstreamConfig, config: Config, way: Any) -> _Open:
         stack = AsyncExitStack()
         tokens: TtlCache[str] = TtlCache(0, _TOKENS, _TOKENS_BYTES)  # each has its own ttl
+        self._observer.upstream_login(name, False)  # not known of the new login
         endpoints = await stack.enter_async_context(
             opened_upstream(name, upstream, config, tokens, self._observer, self._rooms)
         )
@@ -195,7 +197,7 @@ async def opened_upstream(
     """
     # The credentials belong to the registry: its mirrors are asked anonymously.
     mirrors = [(url, Login()) for url in upstream.mirrors]
-    addresses = [*mirrors, (upstream.url, _login(name, upstream))]
+    addresses = [*mirrors, (upstream.url, _login(name, upstream, observer))]
     settings = _transport_settings(name, config, upstream)
     rate = upstream.max_rate.bytes
     pace = Pace(rate) if rate else None
@@ -225,7 +227,7 @@ async def opened_upstream(
         )
 
 
-def _login(name: str, upstream: UpstreamConfig) -> Login:
+def _login(name: str, upstream: UpstreamConfig, observer: Observer) -> Login:
     if not upstream.username:
         keys = f'username and password of [upstreams."{name}"]'
         return Login(advice=f"; a login may raise the limit: set {keys}")
@@ -233,7 +235,8 @@ def _login(name: str, upstream: UpstreamConfig) -> Login:
     key = "password_file" if upstream.password_file else "password"
     hint = quirks_of(name, urlsplit(upstream.url).hostname).login_hint
     keys = f'username and {key} of [upstreams."{name}"]' + (f" ({hint})" if hint else "")
-    return OwnLogin(name, upstream.username, upstream.secret, keys)
+    told = partial(observer.upstream_login, name)
+    return OwnLogin(name, upstream.username, upstream.secret, keys, told)
 
 
 def _authenticator(

@@ -235,7 +235,7 @@ class StatusHandler:
                 f"{formatting.size(said.total.saved_bytes)} in all"
             ),
             "",
-            f"Docker, {self._default} (/etc/docker/daemon.json, then restart Docker):",
+            f"Docker, {self._default} (/etc/docker/daemon.json, then systemctl reload docker):",
             f'  {{"registry-mirrors": ["{url}"]}}',
             "",
             f"Other clients: mirror client --help, or {url}/clients in a browser",

@@ -108,9 +108,13 @@ class OwnLogin(Login):
         username: str,
         read: Callable[[], str],
         keys: str,
+        told: Callable[[bool], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Use the password that ``read`` returns; ``keys`` are its keys in the configuration.
+
+        ``told`` is called with True when the registry refuses the login, and with False when it
+        accepts the login again.
 
         Raises:
             OSError: the password file cannot be read.
@@ -120,9 +124,17 @@ class OwnLogin(Login):
         self._username = username
         self._read = read
         self._keys = keys
+        self._told = told
         self._clock = clock
         self._refused: Credentials | None = None
         self._again_at = 0.0
+
+    def accept(self) -> None:
+        """See :meth:`Login.accept`."""
+        super().accept()
+        if self._refused is not None:
+            self._refused = None
+            self._told(False)
 
     async def refresh(self, refused: Credentials) -> bool:
         """Read the password file again; see :meth:`Login.refresh`."""
@@ -144,6 +156,7 @@ class OwnLogin(Login):
                 *(self._upstream, self._keys, _REFUSED_SECONDS),
             )
         self._refused = refused
+        self._told(True)
         self._again_at = self._clock() + _REFUSED_SECONDS
         self.proven = False
         raise self._error()

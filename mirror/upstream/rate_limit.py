@@ -30,6 +30,7 @@ class RateLimits:
         """``advice``: what to do about a limit, for the log; None: do not log limits."""
         self._upstream = upstream
         self._advice = advice
+        self.own = advice is not None  # the limit of the mirror, not of a client
         self._pauses: Lru[tuple[str, str, str], RateLimitPause] = Lru(_MAX_PAUSES)
 
     def check(self, server: str, kind: str, method: str) -> None:
@@ -53,7 +54,7 @@ class RateLimits:
             pause = RateLimitPause(self._upstream, text)
             self._pauses.put(key, pause)
         error = pause.close(retry_after, date)
-        if self._advice is not None and pause.trouble.met():
+        if self.own and pause.trouble.met():
             until = time.strftime("%H:%M:%S", time.gmtime(time.time() + error.retry_after))
             _log.warning(
                 "%s; rate limited until %s UTC or later, and not asked before; cached images are "

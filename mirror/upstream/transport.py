@@ -61,6 +61,12 @@ class Observer(Protocol):
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
         """Upstream stated how many pulls it allows and how many are left."""
 
+    def upstream_limited(self, upstream: str, seconds: float) -> None:
+        """The mirror sends no further requests of some kind for so many seconds, after a 429."""
+
+    def upstream_login(self, upstream: str, refused: bool) -> None:
+        """Upstream refuses the mirror's login, or does not any more."""
+
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
         """``count`` bytes of a body arrived."""
 
@@ -322,7 +328,10 @@ class Transport:
         if response.status == 429:
             response.release()
             fields = response.headers
-            raise limits.close(*kind, fields.get("Retry-After", ""), fields.get("Date", ""))
+            limited = limits.close(*kind, fields.get("Retry-After", ""), fields.get("Date", ""))
+            if limits.own:
+                self._observer.upstream_limited(self._upstream, limited.retry_after)
+            raise limited
         limits.passed(*kind)
         return response
 

@@ -15,9 +15,14 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
+from prometheus_client import CollectorRegistry
+
 from mirror.config.changes import in_force
 from mirror.config.model import Config
 from mirror.logs import configure
+from mirror.metrics.multiprocess import note_process
+from mirror.metrics.processes import SUPERVISOR, Lifecycle
+from mirror.metrics.shared_files import use_shared_files
 from mirror.server.listeners import opened_worker_listeners
 from mirror.server.open_files import allow_open_files, say_what_is_cut
 from mirror.server.process import announce
@@ -69,6 +74,11 @@ class _Supervisor:
         self._announced = False
         self._shortage = ""
         self._hangup = False
+        self._reload_refused = False  # a worker has refused the configuration of the last reload
+        use_shared_files()
+        self._lifecycle = Lifecycle(CollectorRegistry())
+        self._lifecycle.reloaded(successful=True)
+        note_process(SUPERVISOR, os.getpid())
         self._reloaded: tuple[Config, Config] | None = None  # before and after, until all have it
         self._looked = time.monotonic()
         allow_open_files()
@@ -142,6 +152,7 @@ class _Supervisor:
         word = worker.hear()
         if word is None:
             worker.reap()
+            self._lifecycle.worker_replaced()
         elif word.news is MessageKind.READY:
             worker.serves()
             self._shortage = word.text
@@ -152,6 +163,7 @@ class _Supervisor:
         elif word.news is not MessageKind.ALIVE:
             worker.reloading = False
             if word.news is MessageKind.REFUSED:
+                self._reload_refused = True
                 text = "worker %d keeps the former configuration: %s"
                 _log.error(text, worker.number, word.text)
 
@@ -179,9 +191,11 @@ class _Supervisor:
                 self._hand_on(self._reread())
             except UserError as error:
                 tell_mistakes(error)
+                self._lifecycle.reloaded(successful=False)
                 self._systemd.ready()
         if self._reloaded is not None and not any(worker.reloading for worker in self._workers):
             tell_changes(*self._reloaded)
+            self._lifecycle.reloaded(successful=not self._reload_refused)
             self._reloaded = None
             self._systemd.ready()
 
@@ -194,7 +208,7 @@ class _Supervisor:
         config = in_force(self._config, read)
         try_out(config)
         configure(config.log.level, config.log.format, access=config.log.access)
-        self._reloaded = (self._config, read)
+        self._reloaded, self._reload_refused = (self._config, read), False
         self._config, self._share = config, config.share(len(self._workers))
         say_what_is_cut(self._share)
         for worker in self._workers:

@@ -73,6 +73,7 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             telling.close()
+        multiprocess.note_process(str(self.number), process.pid)
         self.process, self.pipe = process, pipe
         self.ready, self.reloading = False, False
         self.silent, self._started = 0.0, time.monotonic()
@@ -104,6 +105,7 @@ class Worker:
         assert process is not None, "only a started worker ends"
         assert pipe is not None, "and has a pipe"
         process.join()
+        multiprocess.note_process(str(self.number), None)
         if multiprocess.are_shared():
             mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # untyped
         if time.monotonic() - self._started < _SHORT_LIFE_SECONDS:
@@ -133,9 +135,7 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     output = queue_output()  # the thread of the parent's queue does not exist after fork
     configure(config.log.level, config.log.format, access=config.log.access)
     # The parent removes the socket files.
-    listeners = [
-        Listener(each.address, each.raw, None, proxy=each.proxy) for each in worker.listeners
-    ]
+    listeners = [Listener(each.address, each.raw, None, each.purpose) for each in worker.listeners]
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)

@@ -115,7 +115,7 @@ _TARGETS = st.builds(
 def well_formed(target: str) -> bool:
     """What may pass the door, said in another way than the product says it."""
     path = re.sub("%3[aA]", ":", target.partition("?")[0])
-    return bool(
+    return path == "/" or bool(  # the page for people
         re.fullmatch(
             r"(/[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?)?/v2/([a-z0-9][A-Za-z0-9._/:-]*)?", path
         )

@@ -1,10 +1,15 @@
 """The CA is made once, kept for one pair of eyes, and the same for whoever asks."""
 
+import contextlib
+import logging
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import trustme
@@ -31,6 +36,65 @@ def test_it_is_made_on_first_use_for_the_owner_alone(tmp_path):
     assert [mode(file) for file in sorted(directory.iterdir())] == [0o600, 0o600]
     assert ensure_authority(directory, "another name").pem() == first.pem()
     assert b"PRIVATE" not in first.public_pem()
+
+
+def test_a_ca_in_the_cache_directory_moves_once_and_says_so(tmp_path, caplog):
+    place, former = tmp_path / "state", tmp_path / "cache" / "proxy"
+    made = ensure_authority(former, "mirror")
+    for _ in range(2):
+        assert ensure_authority(place, "mirror", former=former).pem() == made.pem()
+    assert mode(place / "ca.pem") == 0o600
+    assert mode(place) == 0o700
+    assert not (former / "ca.pem").exists()
+    (line,) = caplog.messages
+    assert f"moved from {former}/ca.pem to {place}/ca.pem" in line
+
+
+def test_a_ca_that_cannot_move_is_used_where_it_is(tmp_path, caplog):
+    place, former = tmp_path / "file" / "state", tmp_path / "cache" / "proxy"
+    (tmp_path / "file").write_text("")
+    made = ensure_authority(former, "mirror")
+    assert ensure_authority(place, "mirror", former=former).pem() == made.pem()
+    assert (former / "ca.pem").exists()
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_a_ca_is_made_in_the_cache_directory_if_no_other_can_be_written(tmp_path):
+    place, former = tmp_path / "file" / "state", tmp_path / "cache" / "proxy"
+    (tmp_path / "file").write_text("")
+    made = ensure_authority(place, "mirror", former=former)
+    assert ensure_authority(former, "mirror").pem() == made.pem()
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_ca_of_another_file_system_is_copied(tmp_path, caplog, linked):
+    former = tmp_path / "cache" / "proxy"
+    made = ensure_authority(former, "mirror")
+    if linked:
+        (former / "ca.pem").rename(tmp_path / "cache" / "linked.pem")
+        (former / "ca.pem").symlink_to("../linked.pem")
+    with contextlib.ExitStack() as stack:
+        place = tmp_path if linked else Path(stack.enter_context(on_shared_memory(tmp_path)))
+        assert ensure_authority(place / "state", "mirror", former=former).pem() == made.pem()
+        assert ensure_authority(former, "mirror").pem() == made.pem(), "it may be on a volume"
+    assert "was copied from" in caplog.text
+
+
+@contextlib.contextmanager
+def on_shared_memory(other: Path) -> Iterator[str]:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == other.stat().st_dev:
+        pytest.skip("this machine has no other file system to write to")
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield directory
+
+
+def test_an_unreadable_ca_is_not_replaced_by_another(tmp_path):
+    place, former = tmp_path / "state", tmp_path / "cache" / "proxy"
+    (place / "ca.pem").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{place}/ca.pem: Is a directory"):
+        ensure_authority(place, "mirror", former=former)
+    assert not former.exists()
 
 
 def test_processes_that_come_at_once_agree(tmp_path):

@@ -15,11 +15,11 @@ def run(*arguments: str):
 
 
 def test_it_prints_the_ca_that_the_mirror_uses(tmp_path):
-    said = run("--cache-dir", str(tmp_path))
+    said = run("--cache-dir", str(tmp_path / "cache"))
     assert said.exit_code == 0
-    kept = ensure_authority(tmp_path / "proxy", "mirror")
+    kept = ensure_authority(tmp_path / "cache-state", "mirror")
     assert x509.load_pem_x509_certificate(said.stdout.encode()) == kept.certificate
-    assert run("--cache-dir", str(tmp_path)).stdout == said.stdout
+    assert run("--cache-dir", str(tmp_path / "cache")).stdout == said.stdout
     for word in (
         "update-ca-certificates",
         "/etc/docker/certs.d",
@@ -27,6 +27,14 @@ def test_it_prints_the_ca_that_the_mirror_uses(tmp_path):
         "Proxy mode is off",
     ):
         assert word in said.stderr
+
+
+def test_it_leaves_a_ca_of_a_former_version_where_it_is(tmp_path):
+    former = ensure_authority(tmp_path / "cache" / "proxy", "mirror")
+    said = run("--cache-dir", str(tmp_path / "cache"))
+    assert said.stdout == former.public_pem().decode()
+    assert (tmp_path / "cache" / "proxy" / "ca.pem").exists()
+    assert not (tmp_path / "cache-state").exists()
 
 
 def test_the_configuration_says_where_it_is(tmp_path):
@@ -39,8 +47,9 @@ def test_the_configuration_says_where_it_is(tmp_path):
 
 
 def test_what_fails_is_one_line(tmp_path):
-    (tmp_path / "proxy").write_text("")
-    said = run("--cache-dir", str(tmp_path))
+    (tmp_path / "cache").write_text("")
+    (tmp_path / "cache-state").write_text("")
+    said = run("--cache-dir", str(tmp_path / "cache"))
     assert (said.exit_code, said.stdout) == (1, "")
     assert said.stderr.startswith("mirror: ")
     assert said.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -31,9 +32,32 @@ def wrong(tmp_path: Path) -> str:
     return str(file)
 
 
-def test_version_is_told() -> None:
-    told = mirror("--version")
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version_is_told(option: str) -> None:
+    told = mirror(option)
     assert (told.returncode, told.stdout) == (0, f"mirror {__version__}\n")
+
+
+def test_the_help_groups_the_commands_and_cuts_no_summary_off() -> None:
+    told = mirror("--help", COLUMNS="80").stdout
+    assert "..." not in told.partition("Mirror:")[2]
+    assert max(map(len, told.splitlines())) <= 80
+    panels = re.findall(r"^(\w+):$", told, re.MULTILINE)
+    assert panels == ["Options", "Mirror", "Cache", "Clients", "Images"]
+    summary = "Run the mirror until SIGTERM or Ctrl-C; SIGHUP reloads its configuration."
+    assert summary in " ".join(told.split())
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    names = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
+    shown = mirror("--show-completion", "zsh", **names)
+    assert (shown.returncode, "_MIRROR_COMPLETE" in shown.stdout) == (0, True)
+    assert mirror("--install-completion", "fish", **names).returncode == 0
+    assert list(tmp_path.rglob("mirror.fish"))
+    asked = {"_MIRROR_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    assert mirror(COMP_WORDS="mirror ver", **asked).stdout.split() == ["verify"]
+    asked["COMP_CWORD"] = "2"
+    assert mirror(COMP_WORDS="mirror serve --max", **asked).stdout.split() == ["--max-size"]
 
 
 def test_check_prints_the_whole_configuration() -> None:

@@ -131,13 +131,107 @@ def test_a_ca_for_plain_http_is_a_mistake() -> None:
 
 
 def test_a_file_that_says_something_else_is_not_overwritten(tmp_path: Path) -> None:
-    file = tmp_path / "etc/docker/daemon.json"
+    file = tmp_path / "etc/rancher/k3s/registries.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text('{"data-root": "/srv/docker"}')
-    failed = told("docker", "--url", "http://m.lan", "--write", str(tmp_path))
+    file.write_text("mirrors: {}\n")
+    failed = told("k3s", "--url", "http://m.lan", "--write", str(tmp_path))
     assert failed.exit_code == 1
     assert f"mirror: {file} exists already: merge the output" in failed.stderr
-    assert file.read_text() == '{"data-root": "/srv/docker"}'
+    assert file.read_text() == "mirrors: {}\n"
+
+
+@pytest.fixture
+def daemon_json(tmp_path: Path) -> Path:
+    file = tmp_path / "etc/docker/daemon.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        '{"data-root": "/srv/docker", "registry-mirrors": ["http://other.lan"],'
+        ' "proxies": {"http-proxy": "http://p.lan", "no-proxy": "git.lan,localhost"}}'
+    )
+    file.chmod(0o600)
+    return file
+
+
+def merging(directory: Path, *arguments: str, answer: str = "") -> Result:
+    command = ["client", "docker", "--url", "http://m.lan:5000", "--write", str(directory)]
+    return CliRunner().invoke(app, [*command, *arguments], input=answer)
+
+
+def test_an_existing_daemon_json_is_merged(tmp_path: Path, daemon_json: Path) -> None:
+    written = merging(tmp_path, "--yes")
+    assert (written.exit_code, written.stdout) == (0, f"{daemon_json}\n")
+    settings = json.loads(daemon_json.read_text())
+    assert settings["data-root"] == "/srv/docker"
+    assert settings["registry-mirrors"] == ["http://m.lan:5000", "http://other.lan"]
+    assert settings["insecure-registries"] == ["m.lan:5000"]
+    assert '+    "http://m.lan:5000",' in written.stderr.splitlines()
+    assert daemon_json.stat().st_mode & 0o777 == 0o600
+    assert list(daemon_json.parent.iterdir()) == [daemon_json]
+    daemon_json.write_text(text := json.dumps(settings))
+    again = merging(tmp_path)
+    assert (again.exit_code, daemon_json.read_text()) == (0, text), "nothing to ask for"
+
+
+@pytest.mark.parametrize("answer", ["", "n\n"])
+def test_a_daemon_json_changes_only_with_consent(
+    tmp_path: Path, daemon_json: Path, answer: str
+) -> None:
+    before = daemon_json.read_bytes()
+    refused = merging(tmp_path, answer=answer)
+    assert refused.exit_code == 1
+    assert refused.stderr.endswith(
+        f"mirror: {daemon_json} is unchanged; --yes changes it without asking\n"
+    )
+    assert daemon_json.read_bytes() == before
+    assert merging(tmp_path, answer="y\n").exit_code == 0
+    assert daemon_json.read_bytes() != before
+
+
+def test_the_proxy_is_merged_with_the_hosts_that_need_none(
+    tmp_path: Path, daemon_json: Path
+) -> None:
+    assert merging(tmp_path, "--proxy", "daemon", "-y").exit_code == 0
+    assert json.loads(daemon_json.read_text())["proxies"] == {
+        "http-proxy": "http://p.lan",
+        "no-proxy": "git.lan,localhost,127.0.0.1,::1,m.lan",
+        "https-proxy": "http://m.lan:5000",
+    }
+
+
+def test_a_daemon_json_that_is_a_link_stays_one(tmp_path: Path, daemon_json: Path) -> None:
+    real = daemon_json.rename(tmp_path / "real.json")
+    daemon_json.symlink_to(real)
+    assert merging(tmp_path, "--yes").exit_code == 0
+    assert daemon_json.is_symlink()
+    assert "m.lan" in real.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"debug": true', "Expecting"),
+        (b"[]", "no JSON object"),
+        (b'{"registry-mirrors": "http://m.lan"}', "registry-mirrors is not a JSON array"),
+        (b"\xff", "codec"),
+    ],
+)
+def test_a_daemon_json_with_a_mistake_is_one_line(
+    tmp_path: Path, daemon_json: Path, content: bytes, reason: str
+) -> None:
+    daemon_json.write_bytes(content)
+    failed = merging(tmp_path, "--yes")
+    (line,) = (line for line in failed.stderr.splitlines() if not line.startswith("# "))
+    assert line.startswith(f"mirror: {daemon_json}: cannot be changed: ")
+    assert reason in line
+    assert daemon_json.read_bytes() == content
+
+
+def test_the_next_option_is_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed = told("docker", "--url", "http://m.lan", "--write", "--yes")
+    assert failed.exit_code == 2
+    assert "needs a directory" in failed.stderr
+    assert not (tmp_path / "--yes").exists()
 
 
 def test_writing_the_same_again_is_no_mistake(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mirror.config import load
+from mirror.config.fields import state_directory
 from mirror.user_error import UserError
 from tests.config.conftest import WriteToml
 
@@ -136,6 +137,17 @@ def test_the_cache_of_a_user_is_in_the_users_cache_directory(
 def test_the_cache_of_root_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert load().cache.directory == Path("/var/cache/mirror")
+
+
+def test_the_state_is_where_the_system_expects_it_or_beside_a_chosen_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert state_directory(Path("/srv/mirror")) == Path("/srv/mirror-state")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert state_directory(load().cache.directory) == Path("/var/lib/mirror")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_directory(load().cache.directory) == tmp_path / "mirror"
 
 
 def test_a_tilde_means_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

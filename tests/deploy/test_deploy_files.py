@@ -15,6 +15,7 @@ import yaml
 from mirror.cli.root import app
 from mirror.config import Config, load
 from mirror.config.addresses import TcpAddress
+from mirror.config.fields import state_directory
 from tests.deploy.files import CONFIG, yaml_of
 from tests.peers.requirements import need
 
@@ -57,7 +58,7 @@ def test_compose_brings_up_all_three_for_good(services):
         assert service["healthcheck"]["test"][0] == "CMD", name
         assert service["cap_drop"] == ["ALL"], name
         sources = [volume.split(":")[0] for volume in service["volumes"]]
-        assert sum(source in volumes for source in sources) == 1, name
+        assert sum(source in volumes for source in sources) == 1 + (name == "mirror"), name
         for source in sources:
             assert source in volumes or (CONFIG / source).exists(), source
 
@@ -67,6 +68,7 @@ def test_the_mirror_of_compose_is_built_here_and_writes_only_its_cache(services)
     assert (CONFIG / mirror["build"]["context"] / "Dockerfile").exists()
     assert mirror["read_only"] is True
     assert "cache:/var/cache/mirror" in mirror["volumes"]
+    assert "state:/var/lib/mirror" in mirror["volumes"]
     assert ".:/etc/mirror:ro" in mirror["volumes"], "mirror.toml is beside the file"
     config = load(CONFIG / "mirror.toml", {})
     assert seconds(mirror["stop_grace_period"]) > config.server.drain.seconds
@@ -136,6 +138,8 @@ def test_the_unit_gives_the_mirror_its_cache_its_files_and_its_time(unit, monkey
     config = load(None, {})
     assert unit["CacheDirectory"] == ["mirror"]
     assert config.cache.directory == Path("/var/cache/mirror")
+    assert unit["StateDirectory"] == ["mirror"]
+    assert state_directory(config.cache.directory) == Path("/var/lib/mirror")
     assert int(unit["LimitNOFILE"][0]) >= 3 * config.limits.connections
     assert int(unit["TimeoutStopSec"][0]) > config.server.drain.seconds
     assert unit["Restart"] == ["always"]

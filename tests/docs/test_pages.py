@@ -45,6 +45,15 @@ async def test_the_page_names_each_metric_and_no_other(mirror: Mirror) -> None:
     assert named == served
 
 
+@pytest.mark.parametrize("page", ["monitoring", "operations"])
+def test_each_alert_is_explained_and_no_other(page: str) -> None:
+    alerts = (ROOT / "config/prometheus/alerts.yml").read_text(encoding="utf-8")
+    rows = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").splitlines()
+    table = [row.split(" | ")[0] for row in rows if row.startswith("| `Mirror")]
+    named = re.findall(r"`(Mirror\w+)`", " ".join(table))
+    assert sorted(named) == sorted(re.findall(r"- alert: (\w+)", alerts))
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
 

@@ -27,7 +27,7 @@ async def office(tmp_path, upstream):
 @pytest.fixture
 def trusted(tmp_path, office: Mirror, machine: Machine) -> Machine:
     """A machine that was told of the mirror's CA."""
-    authority = ensure_authority(tmp_path / "cache" / "proxy", "mirror")
+    authority = ensure_authority(tmp_path / "cache-state", "mirror")
     machine.plant({SYSTEM: authority.public_pem().decode()})
     return machine
 

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from mirror.cli.root import app
 from tests.peers.distribution import Distribution
 from tests.peers.dockerd import Dockerd
 from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420), pytest.mark.long]
 
@@ -95,3 +98,21 @@ def test_a_mirror_that_was_killed_serves_what_it_had(office: Office) -> None:
     pull_and_run(office, "killed:1", "still here")
     office.hub.start()
     assert office.hub.blob_requests() == asked
+
+
+async def test_a_daemon_that_runs_needs_no_restart_to_use_the_mirror(tmp_path: Path) -> None:
+    need("dockerd", "docker", "containerd", "runc", root=True)
+    file = tmp_path / "etc/docker/daemon.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"debug": true}')
+    docker = Dockerd(tmp_path / "docker", config=file)
+    docker.start()
+    try:
+        command = ["client", "docker", "--url", "http://m.lan:5000", "--write", str(tmp_path)]
+        assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 0
+        docker.reload()
+        registries = ("info", "--format", "{{json .RegistryConfig}}")
+        await until(lambda: "http://m.lan:5000/" in docker.docker(*registries))
+        assert '"m.lan:5000":{' in docker.docker(*registries), "over plain http, for pulls by path"
+    finally:
+        docker.stop()

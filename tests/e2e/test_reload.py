@@ -15,7 +15,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.peers.mirror import MirrorProcess
-from tests.waiting import LIMIT_SECONDS, until
+from tests.waiting import LIMIT_SECONDS, limit, until
 
 pytestmark = [pytest.mark.e2e]
 
@@ -67,6 +67,7 @@ async def test_a_reload_under_load_drops_nothing_and_says_what_changed(tmp_path,
                 await until(lambda: "reloaded: " in mirror.output())
                 rewritten(mirror, "[log]\naccess = false\n[server]\n")
                 await until(lambda: "not reloaded" in mirror.output())
+                await until_figure(mirror, "mirror_config_last_reload_successful", 0)
                 upstream.release()
                 stop.set()
                 assert sum(await asyncio.gather(*loads)) > 0
@@ -81,6 +82,12 @@ async def test_a_reload_under_load_drops_nothing_and_says_what_changed(tmp_path,
     assert mistake.startswith(f"error not reloaded, the former configuration stays: {tmp_path}")
     assert "is not TOML" in mistake
     assert upstream.sent[digest] == len(data)
+
+
+async def until_figure(mirror: MirrorProcess, name: str, value: float) -> None:
+    async with limit():
+        while (await asyncio.to_thread(mirror.metrics))[name] != value:
+            await asyncio.sleep(0.05)
 
 
 async def get(session: aiohttp.ClientSession, url: str) -> bytes:
@@ -118,8 +125,12 @@ async def test_workers_and_all_go_by_the_new_configuration(tmp_path, workers):
     async with FakeRegistry() as upstream:
         upstream.add_image(REPO, APP, "1")
         with started(tmp_path, upstream.url, workers) as mirror:
+            loaded = "mirror_config_last_reload_success_timestamp_seconds"
+            before = (await asyncio.to_thread(mirror.metrics))[loaded]
             rewritten(mirror, 'deny = ["library/*"]\n')
             await until(lambda: "reloaded: " in mirror.output())
+            await until_figure(mirror, "mirror_config_last_reload_successful", 1)
+            assert (await asyncio.to_thread(mirror.metrics))[loaded] > before
             for _ in range(8):  # connections are spread over workers
                 url = f"{mirror.url}/v2/{REPO}/manifests/1"
                 async with aiohttp.ClientSession() as session, session.get(url) as response:

@@ -30,9 +30,11 @@ BLOB = "/v2/library/app/blobs/"
 
 
 @contextmanager
-def started(directory: Path, upstream: str, server: str = "") -> Iterator[MirrorProcess]:
+def started(
+    directory: Path, upstream: str, server: str = "", extra: str = ""
+) -> Iterator[MirrorProcess]:
     upstreams = {"docker.io": upstream}
-    mirror = MirrorProcess(directory, upstreams, workers=3, measured=False, server=server)
+    mirror = MirrorProcess(directory, upstreams, extra, workers=3, measured=False, server=server)
     mirror.start()
     try:
         yield mirror
@@ -121,7 +123,30 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
             figures = await asyncio.to_thread(mirror.metrics)
             assert figures['mirror_requests_total{kind="blob",result="miss",upstream="docker.io"}']
             assert "another one starts" in mirror.output()
+            assert figures["mirror_workers_replaced_total"] == 3
+            memory = 'process_resident_memory_bytes{worker="%s"}'
+            assert all(figures[memory % name] > 0 for name in ("0", "1", "2", "supervisor"))
+            assert figures["mirror_connections"] >= 1
     assert upstream.sent[digest] == len(data)
+
+
+async def test_a_worker_names_the_traces_that_it_has_collected(tmp_path):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    fields = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    accept = {"Accept": "application/openmetrics-text"}
+    async with FakeRegistry() as upstream, aiohttp.ClientSession() as session:
+        digest = upstream.add_blob(random_bytes(1000))
+        extra = '[tracing]\nendpoint = "http://127.0.0.1:9/v1/traces"\n'
+        with started(tmp_path, upstream.url, extra=extra) as mirror:
+            async with session.get(mirror.url + BLOB + digest, headers=fields) as answer:
+                await answer.read()
+            # The same connection, so the same worker.
+            async with session.get(mirror.url + "/metrics", headers=accept) as answer:
+                text = await answer.text()
+    buckets = [line for line in text.splitlines() if f'# {{trace_id="{trace}"}}' in line]
+    assert {line.partition("_bucket{")[0] for line in buckets} == {
+        *("mirror_request_seconds", "mirror_transfer_seconds", "mirror_upstream_request_seconds")
+    }
 
 
 async def test_a_worker_that_hangs_is_replaced(tmp_path):

@@ -1,5 +1,7 @@
 """Debian's Docker daemon, on a socket of its own, with the mirror as its registry mirror."""
 
+import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ class Dockerd:
     directory: Path
     mirror: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    config: Path | None = None  # its daemon.json
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -29,6 +32,7 @@ class Dockerd:
             *("--data-root", f"{self.directory}/data"),
             *("--exec-root", f"{self.directory}/exec"),
             *("--pidfile", f"{self.directory}/pid"),
+            *(("--config-file", str(self.config)) if self.config else ()),
             *("--iptables=false", "--bridge=none"),
             *(("--registry-mirror", self.mirror) if self.mirror else ()),
         ]
@@ -40,6 +44,10 @@ class Dockerd:
         }
         self._process = Process(command, self.directory / "log", environment)
         self._process.wait_until(self._answers)
+
+    def reload(self) -> None:
+        """Read daemon.json again, as `systemctl reload docker` has it done."""
+        os.kill(self._process.pid, signal.SIGHUP)
 
     def stop(self) -> None:
         self._process.terminate()

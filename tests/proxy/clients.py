@@ -12,13 +12,14 @@ import aiohttp
 from yarl import URL
 
 from mirror.ca.files import ensure_authority
+from mirror.config.fields import state_directory
 from tests.running import Answer, Mirror
 from tests.waiting import limit
 
 
 def trusting(cache: Path) -> ssl.SSLContext:
     """TLS of a client that was told of the mirror's CA."""
-    authority = ensure_authority(cache / "proxy", "mirror")
+    authority = ensure_authority(state_directory(cache), "mirror")
     return ssl.create_default_context(cadata=authority.public_pem().decode())
 
 

@@ -64,7 +64,7 @@ async def test_all_workers_show_certificates_of_one_ca(tmp_path, upstream: FakeR
     mirror = MirrorProcess(tmp_path, {"docker.io": upstream.url}, extra, workers=3)
     await asyncio.to_thread(mirror.start)
     try:
-        authority = ensure_authority(tmp_path / "cache" / "proxy", "mirror")
+        authority = ensure_authority(tmp_path / "cache-state", "mirror")
         trust = ssl.create_default_context(cadata=authority.public_pem().decode())
         url = f"https://registry-1.docker.io/v2/team/app/manifests/{app.digest}"
         for _ in range(12):

@@ -76,7 +76,7 @@ async def test_bytes_go_both_ways_and_half_close_is_passed_on(office, server):
     figures = await office.metrics()
     assert figures['mirror_tunnel_bytes_total{direction="to_client"}'] == 13
     assert figures['mirror_tunnel_bytes_total{direction="to_server"}'] == 17
-    assert figures['mirror_proxy_connections_total{result="tunnelled",upstream=""}'] == 1
+    assert figures['mirror_proxy_connections_total{result="tunnelled",upstream="unknown"}'] == 1
 
 
 async def test_the_server_may_end_first(office, server):

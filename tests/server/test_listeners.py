@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import stat
@@ -18,6 +19,7 @@ from mirror.server import serving
 from mirror.server.listeners import open_tcp, opened_listeners
 from mirror.user_error import UserError
 from tests.fakes import image
+from tests.running import configured as configured_by
 
 
 def _has_ipv6() -> bool:
@@ -79,6 +81,56 @@ async def test_no_host_is_ipv4_and_ipv6_on_one_socket(tmp_path):
 
 
 @ipv6
+async def test_metrics_have_a_port_of_their_own_that_clients_cannot_block(tmp_path):
+    closed = {"access": {"networks": ["10.0.0.0/8"]}, "limits": {"connections": 1}}
+    server = {"metrics_listen": "127.0.0.1:0"}
+    async with (
+        serving(configured_by(tmp_path, {}, server=server, **closed), asyncio.Event()) as mirror,
+        aiohttp.ClientSession() as session,
+    ):
+        images, metrics = (f"http://{each.address}" for each in mirror.listeners)
+        place = "127.0.0.1", int(images.rpartition(":")[2])
+        found = {}
+        # More connections than the limit.
+        with socket.create_connection(place), socket.create_connection(place):
+            for path in ("/metrics", "/healthz", "/readyz", "/", "/v2/"):
+                async with session.get(metrics + path) as answer:
+                    found[path] = answer.status
+                    assert "mirror_build_info" in await answer.text() or path != "/metrics"
+    assert found == {"/metrics": 200, "/healthz": 200, "/readyz": 200, "/": 404, "/v2/": 404}
+
+
+async def test_metrics_on_a_port_of_their_own_are_not_for_clients(tmp_path):
+    stopping = asyncio.Event()
+    server = {"metrics_listen": "127.0.0.1:0"}
+    async with (
+        serving(configured_by(tmp_path, {}, server=server), stopping) as mirror,
+        aiohttp.ClientSession() as session,
+    ):
+        images, metrics = (f"http://{each.address}" for each in mirror.listeners)
+        for url, path, status in (
+            (images, "/metrics", 404),
+            (images, "/healthz", 200),
+            (images, "/readyz", 200),
+            (metrics, "/readyz", 200),
+        ):
+            async with session.get(url + path) as answer:
+                assert answer.status == status
+                assert "metrics_listen" in await answer.text() or status == 200
+        stopping.set()
+        async with session.get(metrics + "/readyz") as answer:
+            assert answer.status == 503
+
+
+def test_a_port_for_metrics_that_is_in_use_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        config = configured_by(tmp_path, {}, server={"metrics_listen": place})
+        advice = re.escape("choose another with [server] metrics_listen")
+        with pytest.raises(UserError, match=f"{place}: .*; {advice}"), opened_listeners(config):
+            pass
+
+
 async def test_two_colons_in_brackets_are_ipv6_alone(tmp_path):
     async with listening(tmp_path, "[::]:0") as (place,):
         port = place.rpartition(":")[2]

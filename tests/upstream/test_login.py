@@ -11,7 +11,7 @@ from mirror.upstream.errors import LoginRefusedError
 from mirror.upstream.login import OwnLogin
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.office import basic
-from tests.running import Mirror, running
+from tests.running import Mirror, configured, running
 from tests.upstream.test_auth import serving
 
 REPO = "library/app"
@@ -115,6 +115,29 @@ async def test_a_refused_password_is_sent_once_and_told_once(tmp_path, upstream,
     assert "wrong" not in caplog.text
 
 
+async def test_upstream_counts_as_down_while_it_refuses_the_password(tmp_path, upstream, door):
+    up = 'mirror_upstream_up{upstream="docker.io"}'
+    async with running(tmp_path, login(upstream, password="wrong"), tags=NEVER_FRESH) as mirror:
+        assert await pull_many(mirror, upstream, 3) == {401}
+        assert (await mirror.metrics())[up] == 0
+        await mirror.reload(configured(tmp_path, login(upstream, password="right")))
+        assert await pull_many(mirror, upstream, 3) == {200}
+        assert (await mirror.metrics())[up] == 1
+
+
+async def test_upstream_is_up_again_once_it_accepts_the_password(tmp_path, upstream, door):
+    up = 'mirror_upstream_up{upstream="docker.io"}'
+    secret = tmp_path / "secret"
+    secret.write_text("wrong")
+    table = login(upstream, password_file=str(secret))
+    async with running(tmp_path / "cache", table, tags=NEVER_FRESH) as mirror:
+        assert await pull_many(mirror, upstream, 3) == {401}
+        assert (await mirror.metrics())[up] == 0
+        secret.write_text("right")
+        assert await pull_many(mirror, upstream, 3) == {200}
+        assert (await mirror.metrics())[up] == 1
+
+
 async def test_a_right_password_does_not_make_pulls_wait_for_each_other(tmp_path, upstream, door):
     async with running(tmp_path, login(upstream, password="right")) as mirror:
         assert await pull_many(mirror, upstream, 30) == {200}
@@ -208,8 +231,10 @@ async def test_a_repository_that_the_login_does_not_open_closes_no_other(
 
 
 async def test_a_refused_password_is_tried_again_after_a_minute():
-    now = [0.0]
-    login = OwnLogin("docker.io", "me", lambda: "secret", "password", clock=lambda: now[0])
+    now, told = [0.0], list[bool]()
+    login = OwnLogin(
+        "docker.io", "me", lambda: "secret", "password", told.append, clock=lambda: now[0]
+    )
 
     async def refused() -> bool:
         try:

@@ -18,6 +18,7 @@ class Unheard:
         pass
 
     upstream_bytes = upstream_rate_limit = upstream_answered
+    upstream_limited = upstream_login = upstream_answered
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])

@@ -109,13 +109,14 @@ class Usage:
     """The current use of the cache, in bytes on the disk and number of objects.
 
     ``used_bytes`` counts blobs, manifests and partial files, ``overhead_bytes`` databases and
-    directories; their sum stays within ``max_bytes``.
+    directories; their sum stays within ``max_bytes``.  ``free_bytes`` is free on the disk.
     """
 
     used_bytes: int
     overhead_bytes: int
     objects: int
     max_bytes: int
+    free_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +171,14 @@ class Evictor:
         return self._index.total_bytes() + self._partial_bytes()
 
     def usage(self) -> Usage:
-        """Return the current use of the cache."""
-        overhead = self._overhead_bytes(0, 0, 0)
-        return Usage(self.used_bytes(), overhead, self._index.count(), self._limits.max_bytes)
+        """Return the current use of the cache.
+
+        Raises:
+            OSError: the file system of the cache directory cannot be queried.
+        """
+        overhead, objects = self._overhead_bytes(0, 0, 0), self._index.count()
+        free = free_on(self._layout.root).bytes
+        return Usage(self.used_bytes(), overhead, objects, self._limits.max_bytes, free)
 
     def _reserved_overhead(self) -> int:
         """Return the overhead, including the increase that it has reserved."""

@@ -21,6 +21,7 @@
       control/<pid>.sock                   the control socket of each process of a running mirror
       ledger/ledger.db                     the ledger: usage statistics (SQLite)
       private/cache.db                     tags, listings and links of private repositories
+      format                               the number of this layout, see ``FORMAT``
       lock                                 a shared flock of every process that uses the directory
       scrub                                the number of the row that was scrubbed last
       rebuild                              exists while a lost index is rebuilt from the files
@@ -39,13 +40,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mirror import __version__
 from mirror.oci.digest import Digest
+from mirror.user_error import UserError
 
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
 PRIVATE_BLOBS: Final = "private-blobs"
 PRIVATE_MANIFESTS: Final = "private-manifests"
 _KINDS: Final = (BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS)
+
+#: The format of the directory and of its databases.  Raise it for a change that a former version
+#: would misread; a change that former versions can live with needs no new number.  Directories of
+#: 0.2.0 and before have this format, but no file that says so.
+FORMAT: Final = 1
+#: The former formats that this version reads, too; a loss of power may leave an empty file.
+_READABLE: Final = frozenset({str(FORMAT), ""})
 
 _RANDOM_BYTES: Final = 4
 _MARK_LENGTH: Final = 12
@@ -133,6 +143,7 @@ class Layout:
         self.ledger = root / "ledger"
         self.pushed = root / "pushed"
         self.control = root / "control"
+        self.format = root / "format"
         self.lock = root / "lock"
         self.scrub = root / "scrub"
         self.rebuild = root / "rebuild"
@@ -178,7 +189,34 @@ class Layout:
         tag = self.root / "CACHEDIR.TAG"
         if not tag.exists():  # on a full disk, writing it again could fail
             tag.write_text(_CACHEDIR_TAG)
+        self._note_format()
         self._probe_links()
+
+    def check_format(self) -> None:
+        """Check that this version can read the directory; also one that does not exist yet.
+
+        Raises:
+            UserError: a newer version has written the directory.
+        """
+        try:
+            found = self.format.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:  # missing, or the disk has errors that opening the index reports
+            return
+        if found not in _READABLE:
+            raise UserError(
+                f"the cache directory {self.root} has the format {found[:20]!r} of a newer version "
+                f"of mirror, and {__version__} reads up to {FORMAT}; run the "
+                "newer version, or name another directory with --cache-dir or [cache] directory"
+            )
+
+    def _note_format(self) -> None:
+        if self.format.exists():
+            return
+        new = self.format.with_name(f"format.{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):  # a full disk: without the file it is the same format
+            new.write_text(f"{FORMAT}\n")
+            new.replace(self.format)
+        new.unlink(missing_ok=True)
 
     def _probe_links(self) -> None:
         """Fail at startup on file systems without hard links (some network and FUSE ones)."""

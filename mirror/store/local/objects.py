@@ -65,6 +65,7 @@ class Objects:
 
         Raises:
             OSError: the directory cannot be used, and waiting will not help.
+            UserError: a newer version has written the directory.
         """
         self._loop = asyncio.get_running_loop()
         await self._call(self._recoverable.open)

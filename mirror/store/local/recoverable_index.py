@@ -117,7 +117,9 @@ class RecoverableIndex:
 
         Raises:
             OSError: the directory cannot be used, and waiting will not help.
+            UserError: a newer version has written the directory.
         """
+        self._layout.check_format()
         try:
             self._open()
         except (OSError, IndexUnavailableError) as error:
