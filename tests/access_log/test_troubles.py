@@ -89,7 +89,7 @@ TROUBLES = [
     pytest.param(
         *(wrong_password, 401),
         f"docker.io: refuses the mirror's login: correct {KEYS} (tried again when it changes, and "
-        "every 60 s)",
+        "every 60 s); until then only public images are pulled, as an anonymous client",
         f"refused: docker.io: refuses the mirror's login; its operator must correct {KEYS}",
         id="wrong password",
     ),
