@@ -1,4 +1,4 @@
-"""Lists, removes and verifies cached images.
+"""Lists, removes, verifies and blocks cached images.
 
 A running mirror does the work; if none runs, this process does it.  All processes of the mirror
 forget removed content before the command ends.
@@ -6,12 +6,17 @@ forget removed content before the command ends.
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from mirror.admin.client import Running, lookup_running
+from mirror.admin.client import Running, check_owner, lookup_running, user_name
 from mirror.config.model import Config
+from mirror.config.policy import configured_blocks
+from mirror.inventory.blocking import block, unblock
+from mirror.inventory.blocking import listed as listed_blocks
+from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing
 from mirror.inventory.removal import removal
 from mirror.inventory.statistics import statistics
@@ -19,6 +24,7 @@ from mirror.inventory.verification import Verification, verify
 from mirror.server.store import opened_cache
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
+from mirror.store.metadata.block_file import BlockFile
 from mirror.user_error import UserError
 
 _MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
@@ -106,3 +112,64 @@ async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -
 
 def _dotted(digest: str) -> str:
     return digest.replace(":", ".")
+
+
+async def blocked(config: Config, targets: Sequence[str], reason: str) -> dict[str, Any]:
+    """Block images or digests in all processes: see ``inventory.blocking``.
+
+    Raises:
+        UserError: a target is invalid, or the list cannot be written.
+    """
+    told = {"targets": list(targets), "reason": reason, "by": user_name()}
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            return await _changed(running, "/control/block", told)
+    async with _own_blocks(config) as (cache, file):
+        return await block(cache, file, targets, reason, user_name(), time.time())
+
+
+async def unblocked(config: Config, targets: Sequence[str]) -> dict[str, Any]:
+    """Remove blocks of images or digests in all processes.
+
+    Raises:
+        UserError: a target is not blocked, or the list cannot be written.
+    """
+    told = {"targets": list(targets), "by": user_name()}
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            return await _changed(running, "/control/unblock", told)
+    async with _own_blocks(config) as (cache, file):
+        return await unblock(file, cache.naming, targets, user_name())
+
+
+async def blocks(config: Config) -> dict[str, Any]:
+    """All blocks, of the configuration and of commands.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask("/control/blocks")
+            return answer
+    async with _own_blocks(config) as (_, file):
+        return listed_blocks([*configured_blocks(config), *file.read()])
+
+
+async def _changed(running: Running, path: str, told: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = await running.ask(path, told)
+    await running.tell("/control/read-blocks", {})
+    return answer
+
+
+@asynccontextmanager
+async def _own_blocks(config: Config) -> AsyncIterator[tuple[Cache, BlockFile]]:
+    """The cache and the list of blocks of a mirror that does not run.
+
+    Raises:
+        UserError: the cache directory cannot be used by this user.
+    """
+    directory = config.cache.directory.absolute()
+    check_owner(directory)
+    async with opened_cache(config) as cache:
+        yield cache, BlockFile(Layout(directory).blocks)

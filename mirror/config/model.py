@@ -42,6 +42,7 @@ from mirror.config.fields import (
 )
 from mirror.config.fields import Table as _Table
 from mirror.config.keep import KeepRule
+from mirror.config.policy import BlockRule
 from mirror.config.proxy import ProxyConfig
 from mirror.config.tracing import TracingConfig
 from mirror.config.warm import WarmConfig
@@ -200,6 +201,7 @@ class Config(_Table):
     fill: FillConfig = FillConfig()
     tracing: TracingConfig = TracingConfig()
     keep: tuple[KeepRule, ...] = ()
+    block: tuple[BlockRule, ...] = ()
     warm: tuple[WarmConfig, ...] = ()
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 

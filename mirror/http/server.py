@@ -18,6 +18,7 @@ from mirror.http.responses import COMMON, error_of, error_response, outcome_of, 
 from mirror.http.server_options import DIRECT, ConnectionContext, ServerOptions
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
+from mirror.policy.decisions import PolicyError
 from mirror.shares import FullError, asking
 from mirror.spans import Tracer, entered
 from mirror.upstream.errors import UpstreamError
@@ -34,7 +35,10 @@ _UNUSUAL = frozenset(
 )
 #: Bytes, inside proxied connections: registries issue long tokens and upload URLs.
 _INSIDE: Mapping[str, int] = {"max_field_size": 64 * 1024, "max_line_size": 64 * 1024}
-_EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError, FullError)
+_EXPECTED = (
+    *(OciError, InvalidName, UnknownRegistryError, ForbiddenError, PolicyError),
+    *(UpstreamError, FullError),
+)
 
 
 class Server(web.Server):
@@ -107,6 +111,7 @@ class Server(web.Server):
         key = _hot_key(request, exchange.origin)
         exchange.repeatable = key is not None and options.table is not None
         exchange.connected = _entry(request).upstream
+        epoch = 0 if options.table is None else options.table.epoch
         try:
             with asking(exchange.origin.client):
                 response = await self._answer(request, exchange, options)
@@ -116,7 +121,7 @@ class Server(web.Server):
                     response.headers.setdefault(name, value)
                 await response.prepare(request)
                 exchange.answered()
-            if key is not None and options is self.options:
+            if key is not None and options is self.options and _is_current(options, epoch):
                 self._remember(key, request, response, exchange)
             return response
         except (asyncio.CancelledError, ConnectionError):
@@ -193,6 +198,11 @@ class Server(web.Server):
             agent=request.headers.get("User-Agent", ""),
             seconds=self._clock() - exchange.started,
         )
+
+
+def _is_current(options: ServerOptions, epoch: int) -> bool:
+    """Whether the response cache was not emptied since the request began."""
+    return options.table is not None and options.table.epoch == epoch
 
 
 def _entry(request: web.BaseRequest) -> ConnectionContext:

@@ -103,8 +103,8 @@ def leads_inside(address: str) -> bool:
     return lookup_address(address) is None or is_private(address)
 
 
-_READING: Final = frozenset({"GET", "HEAD"})
-_METHODS: Final = _READING | {"POST", "PUT", "PATCH", "DELETE"}
+READING: Final = frozenset({"GET", "HEAD"})
+_METHODS: Final = READING | {"POST", "PUT", "PATCH", "DELETE"}
 #: Usual paths of token services; other paths are found through the registry's challenge.
 TOKEN_PATHS: Final = frozenset(
     {
@@ -153,7 +153,7 @@ def checked_path(method: str, path: str, query: str, permit: Callable[[str], obj
     if endpoint.prefix:
         return None
     if isinstance(endpoint, Ping):
-        return path if method in _READING else None
+        return path if method in READING else None
     permit(endpoint.name)
     if isinstance(endpoint, UploadEndpoint):
         _check_mount(query, permit)
@@ -164,8 +164,8 @@ def refusal(upstream: str) -> OciError:
     """Return the error for a request that is not passed on."""
     return OciError(
         ErrorCode.DENIED,
-        f'allow and deny of [upstreams."{upstream}"] apply: the mirror passes on only requests for '
-        "tokens, and requests of the registry API to allowed repositories",
+        f'allow and deny of [upstreams."{upstream}"], or blocks, apply: the mirror passes on only '
+        "requests for tokens, and requests of the registry API to allowed repositories",
         status=403,
     )
 

@@ -31,6 +31,7 @@ from mirror.oci.reference import InvalidName
 from mirror.proxy.passthrough import Passing
 from mirror.proxy.permission import (
     HTTPS_PORT,
+    READING,
     REWRITING,
     TOKEN_METHODS,
     TOKEN_PATHS,
@@ -140,7 +141,7 @@ class Registries:
         if not path.startswith("/"):  # else the path would become a part of the host name
             raise OciError(ErrorCode.UNSUPPORTED, "a path begins with /", status=400)
         without: Collection[str] = ()
-        if self.registry.directory.is_limited(exchange.connected):
+        if self.registry.is_limited(exchange.connected):
             path, without = await self._limited(request, path, query), REWRITING
         target = path + mark + query
         return await self.passing.ask(request, target, exchange.origin.host, without)
@@ -159,12 +160,30 @@ class Registries:
             raise OciError(ErrorCode.UNSUPPORTED, "a request's target has no #", status=400)
         checked = checked_path(request.method, path, query, permit)
         if checked is not None:
+            self._check_policy(request, checked)
             return checked
         if request.method in TOKEN_METHODS and (
             path in TOKEN_PATHS or await self._gives_tokens(request, path)
         ):
             return path
         raise refusal(upstream)
+
+    def _check_policy(self, request: web.BaseRequest, path: str) -> None:
+        """Check that the registry is not asked for content that the mirror does not give out.
+
+        Raises:
+            OciError, PolicyError: the request is not passed on.
+        """
+        if request.method not in READING or not self.registry.manifests.gate.is_closed:
+            return
+        try:
+            endpoint = parse_endpoint(request.method, path)
+        except OciError:  # such as an upload
+            return
+        if isinstance(endpoint, ManifestEndpoint | BlobEndpoint):
+            if request.body_exists:  # the mirror answers all other pulls
+                raise OciError(ErrorCode.UNSUPPORTED, "a pull has no body", status=400)
+            self.registry.check(request, endpoint)
 
     async def _gives_tokens(self, request: web.BaseRequest, path: str) -> bool:
         """Whether the registry's own challenge names a token service at this path."""

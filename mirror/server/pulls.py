@@ -14,6 +14,7 @@ from mirror.config.model import Config
 from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import Fills
+from mirror.pull.gate import Gate, GatedBlobs, GatedManifests
 from mirror.pull.listings import FreshPage, ListingPulls
 from mirror.pull.manifest_source import ManifestSource
 from mirror.pull.manifests import ManifestPulls
@@ -45,8 +46,8 @@ class Pulls:
     """
 
     begun: Sequence[BlobPulls]
-    blobs: BlobPulls | AuthorizedBlobs
-    manifests: ManifestPulls | AuthorizedManifests
+    blobs: GatedBlobs
+    manifests: GatedManifests
     listings: ListingPulls | AuthorizedListings
     client_credentials: ClientCredentials | None = None
 
@@ -70,6 +71,7 @@ async def opened_pulls(
         max_age, _PAGES, 16 * _MIB, lambda page: len(page[0]), MOST_PAGE_BYTES
     )
     store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
+    gate = Gate(shared_state.blocks, metrics)
     async with AsyncExitStack() as stack:
 
         def made(
@@ -90,7 +92,8 @@ async def opened_pulls(
         # Every client sees the ledger.
         stack.enter_context(shared_state.recorder.watching(public[0]))
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
-            yield Pulls(begun, *public)
+            blobs, manifests, listings = public
+            yield Pulls(begun, GatedBlobs(gate, blobs), GatedManifests(gate, manifests), listings)
             return
         private = made(store.private, shared_state.private_fills)
         grants: TtlCache[bool] = TtlCache(
@@ -100,8 +103,8 @@ async def opened_pulls(
         stack.push_async_callback(access.close)
         yield Pulls(
             begun,
-            AuthorizedBlobs(access, public[0], private[0]),
-            AuthorizedManifests(access, public[1], private[1]),
+            GatedBlobs(gate, AuthorizedBlobs(access, public[0], private[0])),
+            GatedManifests(gate, AuthorizedManifests(access, public[1], private[1])),
             AuthorizedListings(access, public[2], private[2]),
             _client_credentials(config, access),
         )

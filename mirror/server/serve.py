@@ -22,6 +22,7 @@ from mirror.http.tls import Certificate
 from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
 from mirror.server.access import certificate, listen
+from mirror.server.blocks import BlockWatch
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
 from mirror.server.events import RequestEvents
@@ -44,6 +45,8 @@ from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
 from mirror.server.worker_channel import WorkerChannel
 from mirror.store.interface import IndexUnavailableError
+from mirror.store.metadata.block_file import BlockFile
+from mirror.user_error import UserError
 
 _TEND_SECONDS: Final = 5.0
 _UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them
@@ -163,7 +166,11 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        obeyed = commands(store, recorder, generations, time.time())
+        watch = BlockWatch(BlockFile(store.layout.blocks), shared_state.blocks)
+        await _read_blocks(watch)
+        watching = asyncio.create_task(watch.run(), name="blocks")
+        stack.callback(watching.cancel)
+        obeyed = commands(store, recorder, generations, watch, time.time())
         control = opened_control(store.layout.control, options, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)
@@ -191,6 +198,18 @@ def _opened_table(store: Store, unseen: float) -> Iterator[ResponseCache]:
     with contextlib.closing(ResponseCache(unseen)) as table:
         store.objects.watch(lambda key: table.forget(key.digest))
         yield table
+
+
+async def _read_blocks(watch: BlockWatch) -> None:
+    """Read the list of blocks before the first request.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    try:
+        await watch.refresh()
+    except OSError as error:
+        raise UserError(f"the list of blocked images: {error.strerror}") from error
 
 
 async def _reread_regularly(chain: Certificate | None, generations: Generations) -> None:

@@ -11,6 +11,7 @@ from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
 from mirror.metrics.metrics import Metrics
 from mirror.pull.fills import Fills
+from mirror.pull.gate import BlockList
 from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.range_fetch import RangeFetches
 from mirror.pull.slots import Slots
@@ -35,6 +36,7 @@ class SharedState:
     metrics: Metrics
     recorder: StatsRecorder
     table: ResponseCache
+    blocks: BlockList
     slots: Slots
     fills: Fills
     private_fills: Fills
@@ -66,6 +68,7 @@ async def opened_shared_state(
                 metrics,
                 recorder,
                 table,
+                BlockList(table.close),
                 slots,
                 public,
                 private,

@@ -266,3 +266,34 @@ async def test_no_tunnel_leads_past_the_limits_unless_it_is_named(tmp_path, allo
             if "*:*" in allow:
                 assert "deep.test:8443" in answer
                 assert "allow and deny of [upstreams]" in answer
+
+
+@pytest.fixture
+async def blocking(tmp_path, registry: Recorder):
+    """A mirror that blocks a repository, and has neither ``allow`` nor ``deny``."""
+    (tmp_path / "ca.pem").write_bytes(registry.ca)
+    table = {
+        "docker.io": "http://127.0.0.1:9",
+        NAME: {"url": registry.url, "ca_file": str(tmp_path / "ca.pem")},
+    }
+    rule = {"image": f"{NAME}/team/secret:*"}
+    proxy = {"listen": "127.0.0.1:0"}
+    async with running(tmp_path / "cache", table, proxy=proxy, block=[rule]) as mirror:
+        yield mirror
+
+
+@pytest.mark.parametrize(
+    "target",
+    [each for each in KEPT_BACK if each.endswith(f"/team/secret/{MANIFEST}") or BLOB in each]
+    + [f"/v2/team/secret/{BLOB}".replace(":", "%3A"), f"/v2/team/app/%6Danifests/{APP.digest}"],
+)
+async def test_what_is_blocked_is_not_had_however_it_is_written(
+    blocking, tmp_path, registry, target
+):
+    trust = trusting(tmp_path / "cache")
+    for method in ("GET", "HEAD"):
+        for body in (b"", b"x"):
+            assert await said(blocking, trust, f"{method} {target}", body=body) in {400, 403, 404}
+    assert got_through(registry) == []
+    assert await said(blocking, trust, f"HEAD /v2/team/app/{MANIFEST}") == 202
+    assert await said(blocking, trust, f"POST {START}") == 202

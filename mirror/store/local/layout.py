@@ -22,6 +22,7 @@
       ledger/ledger.db                     the ledger: usage statistics (SQLite)
       private/cache.db                     tags, listings and links of private repositories
       lock                                 a shared flock of every process that uses the directory
+      blocks.json                          the images that operators have blocked by command
       scrub                                the number of the row that was scrubbed last
       rebuild                              exists while a lost index is rebuilt from the files
 
@@ -134,6 +135,7 @@ class Layout:
         self.pushed = root / "pushed"
         self.control = root / "control"
         self.lock = root / "lock"
+        self.blocks = root / "blocks.json"
         self.scrub = root / "scrub"
         self.rebuild = root / "rebuild"
 
