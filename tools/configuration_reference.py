@@ -18,7 +18,7 @@ from mirror.config import Config, UpstreamConfig, load
 from mirror.config.changes import FIXED
 from mirror.config.dump import rendered
 from mirror.config.keep import KeepRule
-from mirror.config.policy import BlockRule
+from mirror.config.policy import BlockRule, PinRule
 from mirror.config.warm import WarmConfig
 from mirror.user_error import UserError
 
@@ -34,12 +34,14 @@ _ENTRIES: Final[dict[str, type[BaseModel]]] = {
     "upstreams": UpstreamConfig,
     "keep": KeepRule,
     "block": BlockRule,
+    "pin": PinRule,
     "warm": WarmConfig,
 }
 #: The keys without a default.
 _REQUIRED: Final[dict[str, dict[str, object]]] = {
     "keep": {"images": ["alpine"]},
     "block": {"image": "alpine"},
+    "pin": {"image": "alpine", "digest": f"sha256:{'0' * 64}"},
     "warm": {"images": ["alpine"]},
 }
 #: Wrong for every key of one type or another, the general mistakes first.

@@ -74,3 +74,5 @@ def _globs(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("keep", str(number), "images", str(place)), text
     for number, block in enumerate(config.block):
         yield ("block", str(number), "image"), block.image
+    for number, pin in enumerate(config.pin):
+        yield ("pin", str(number), "image"), pin.image

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from mirror.config.fields import masked
 from mirror.config.keep import KeepRule
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.policy import BlockRule
+from mirror.config.policy import BlockRule, PinRule
 from mirror.config.warm import WarmConfig
 
 Place = tuple[str, ...]
@@ -24,6 +24,7 @@ _ENTRIES: Final[Mapping[str, type[BaseModel]]] = {
     "upstreams": UpstreamConfig,
     "block": BlockRule,
     "keep": KeepRule,
+    "pin": PinRule,
     "warm": WarmConfig,
 }
 _ALLOWED: Final[Mapping[str, str]] = {

@@ -1,4 +1,4 @@
-"""``[[block]]``: images that the mirror does not give out."""
+"""``[[block]]`` and ``[[pin]]``: images that the mirror refuses, and what tags mean here."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -6,8 +6,11 @@ from pydantic import AfterValidator
 
 from mirror.config.fields import Table
 from mirror.config.keep import ANY_NAMING, naming
+from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob
+from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.policy.blocks import Block, parse_target, spelt_out
+from mirror.policy.rules import Pin
 
 if TYPE_CHECKING:
     from mirror.config.model import Config
@@ -26,6 +29,41 @@ class BlockRule(Table):
 
     image: Annotated[str, AfterValidator(_checked_target)]
     reason: str = ""
+
+
+def _checked_tag(text: str) -> str:
+    try:
+        target = parse_target(text, ANY_NAMING)
+    except InvalidGlob:
+        target = None
+    if not isinstance(target, ImageGlob) or target.exact is None:
+        raise ValueError("an image with a tag, such as python:3.12")
+    return text
+
+
+def _checked_digest(text: str) -> str:
+    Digest.parse(text)
+    return text
+
+
+class PinRule(Table):
+    """What a tag means for the clients of this mirror."""
+
+    image: Annotated[str, AfterValidator(_checked_tag)]
+    digest: Annotated[str, AfterValidator(_checked_digest)]
+    note: str = ""
+
+
+def configured_pins(config: "Config") -> dict[FullName, Pin]:
+    """Return the pins of a configuration; of two for one tag, the first counts."""
+    names = naming(config)
+    pins: dict[FullName, Pin] = {}
+    for rule in config.pin:
+        target = parse_target(rule.image, names)
+        assert isinstance(target, ImageGlob), "checked"
+        assert target.exact is not None, "checked"
+        pins.setdefault(target.exact, Pin(target.exact, Digest.parse(rule.digest), rule.note))
+    return pins
 
 
 def configured_blocks(config: "Config") -> list[Block]:

@@ -8,6 +8,7 @@ class Decision(StrEnum):
     """What a policy makes of one request."""
 
     BLOCKED = "blocked"  # recalled by the operator: refused
+    PINNED = "pinned"  # the tag means another digest than upstream says
 
 
 class PolicyError(Exception):

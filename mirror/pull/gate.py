@@ -5,8 +5,8 @@ change of the decisions must empty that cache.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -16,12 +16,14 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
 from mirror.policy.blocks import Block, Blocks
 from mirror.policy.decisions import Decision, PolicyError
+from mirror.policy.rules import Pin
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
 from mirror.pull.body import Content, Piece
 from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
 from mirror.pull.outcome import BrokenOffError
 from mirror.pull.policy import HOLD_BACK_BYTES
 from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
+from mirror.upstream.errors import NotFoundError
 from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
@@ -77,14 +79,15 @@ class BlockList:
 class Gate:
     """Decides for each request whether its content may leave the mirror."""
 
-    def __init__(self, blocks: BlockList, observer: Observer) -> None:
+    def __init__(self, blocks: BlockList, pins: Mapping[FullName, Pin], observer: Observer) -> None:
         self._blocks = blocks
+        self._pins = pins
         self._observer = observer
 
     @property
     def is_closed(self) -> bool:
-        """Whether any content may be refused."""
-        return bool(self._blocks.current.all)
+        """Whether any content may be refused, or be another than upstream's."""
+        return bool(self._blocks.current.all or self._pins)
 
     def check(self, target: Target, reference: Tag | Digest) -> None:
         """Check a tag or digest against the blocks.
@@ -102,6 +105,15 @@ class Gate:
             self._tell(target, str(reference), Decision.BLOCKED, text)
             raise PolicyError(Decision.BLOCKED, text)
 
+    def pin(self, target: Target, reference: Tag | Digest) -> Pin | None:
+        """Return the pin of a tag, or None."""
+        if not self._pins or isinstance(reference, Digest):
+            return None
+        pin = self._pins.get(FullName(target.upstream, target.repository, reference))
+        if pin is not None:
+            self._tell(target, reference, Decision.PINNED, str(pin), pin.digest)
+        return pin
+
     def transfer(self, target: Target, digest: Digest) -> Callable[[], None]:
         """Return the check to make before each piece of a blob is sent; it raises PolicyError."""
         begun = self._blocks.changes
@@ -113,16 +125,24 @@ class Gate:
 
         return check
 
-    def _tell(self, target: Target, reference: str, decision: Decision, text: str) -> None:
+    def _tell(
+        self,
+        target: Target,
+        reference: str,
+        decision: Decision,
+        text: str,
+        served: Digest | None = None,
+    ) -> None:
         self._observer.policy_decided(target.upstream, decision)
         fields = {
             "decision": decision.value,
             "upstream": target.upstream,
             "repository": target.repository,
             "reference": reference,
+            "served": str(served or ""),
             "reason": text,
         }
-        _log.warning(_MESSAGE, extra=fields)
+        _log.log(logging.WARNING if served is None else logging.INFO, _MESSAGE, extra=fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +241,8 @@ class GatedManifests:
             PolicyError: the manifest is blocked.
         """
         self.gate.check(target, reference)
-        answer = await self.manifests.get(target, reference, accept)
+        async with self._meant(target, reference) as meant:
+            answer = await self.manifests.get(target, meant, accept)
         self.gate.check(target, answer.manifest.digest)
         return answer
 
@@ -232,9 +253,21 @@ class GatedManifests:
             PolicyError: the manifest is blocked.
         """
         self.gate.check(target, reference)
-        answer = await self.manifests.head(target, reference, accept)
+        async with self._meant(target, reference) as meant:
+            answer = await self.manifests.head(target, meant, accept)
         self.gate.check(target, answer.descriptor.digest)
         return answer
+
+    @asynccontextmanager
+    async def _meant(self, target: Target, reference: Tag | Digest) -> AsyncIterator[Tag | Digest]:
+        """Yield what to pull for a reference: a pin replaces a tag by a digest."""
+        pin = self.gate.pin(target, reference)
+        try:
+            yield reference if pin is None else pin.digest
+        except NotFoundError as error:
+            if pin is None:
+                raise
+            raise NotFoundError(target.upstream, f"has not what a pin names: {pin}") from error
 
     def touch(self, digest: Digest) -> None:
         """See :meth:`ManifestPulls.touch`."""

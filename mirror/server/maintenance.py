@@ -7,10 +7,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from typing import Final
 
 from mirror.config.keep import kept_images
 from mirror.config.model import Config
+from mirror.config.policy import configured_pins
 from mirror.oci.image_glob import FullName
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
@@ -27,12 +29,13 @@ _log = logging.getLogger(__name__)
 
 def keeping_rule(config: Config) -> Rule:
     """The rule that tells which images are kept."""
-    globs = kept_images(config)
+    globs, pins = kept_images(config), configured_pins(config)
+    pinned = {replace(pin.image, reference=str(pin.digest)) for pin in pins.values()}
 
     def is_kept(image: FullName) -> bool:
-        return any(glob.matches(image) for glob in globs)
+        return image in pinned or any(glob.matches(image) for glob in globs)
 
-    return is_kept if globs else nothing
+    return is_kept if globs or pinned else nothing
 
 
 class Maintenance:

@@ -11,6 +11,7 @@ from mirror.api.client_credentials import ClientCredentials
 from mirror.config.addresses import TcpAddress
 from mirror.config.agreement import taking_credentials, without_host
 from mirror.config.model import Config
+from mirror.config.policy import configured_pins
 from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import Fills
@@ -71,7 +72,7 @@ async def opened_pulls(
         max_age, _PAGES, 16 * _MIB, lambda page: len(page[0]), MOST_PAGE_BYTES
     )
     store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
-    gate = Gate(shared_state.blocks, metrics)
+    gate = Gate(shared_state.blocks, configured_pins(config), metrics)
     async with AsyncExitStack() as stack:
 
         def made(

@@ -318,3 +318,62 @@ async def test_a_command_blocks_in_all_workers_and_exports_nothing(tmp_path, ups
         assert empty.stdout == "nothing is blocked\n"
     finally:
         await asyncio.to_thread(mirror.terminate)
+
+
+async def test_a_pinned_tag_means_its_digest_whatever_upstream_says(tmp_path, upstream, caplog):
+    old, new = image(b"old", marker="old"), image(b"new", marker="new")
+    upstream.add_image(REPO, old)
+    upstream.add_image(REPO, new, "1", "2")
+    pin = {"image": "app:1", "digest": old.digest, "note": "until #123 is fixed"}
+    caplog.set_level("INFO")
+    async with running(tmp_path, {HUB: upstream.url}, pin=[pin], tags={"max_age": "0s"}) as mirror:
+        for method in ("HEAD", "GET", "GET"):
+            answer = await mirror.get(manifest("1"), method)
+            assert answer.headers["Docker-Content-Digest"] == old.digest
+        assert (await mirror.get(manifest("2"))).headers["Docker-Content-Digest"] == new.digest
+        (line, *_) = [each for each in caplog.records if each.getMessage() == "policy"]
+        assert (line.decision, line.served, line.levelname) == ("pinned", old.digest, "INFO")
+        assert "until #123 is fixed" in line.reason
+        del upstream.tags[REPO, "1"], upstream.manifests[REPO, old.digest]
+        assert (await mirror.get(manifest("1"))).body == old.manifest
+        decisions = f'mirror_policy_decisions_total{{decision="pinned",upstream="{HUB}"}}'
+        await eventually(mirror, decisions, 2)  # the others were repeated from memory
+        other = {"image": "app:1", "digest": f"sha256:{'0' * 64}"}
+        config = configured(tmp_path, {HUB: upstream.url}, pin=[other])
+        await mirror.reload(config)
+        answer = await mirror.get(manifest("1"))
+        assert answer.status == 404
+        assert b"docker.io/library/app:1 is pinned to sha256:000" in answer.body
+        await blocked(config, [other["digest"]], "")
+        assert await statuses(mirror, manifest("1")) == [404]
+        await mirror.reload(configured(tmp_path, {HUB: upstream.url}, pin=[pin]))
+        await blocked(config, [old.digest], "")
+        assert await statuses(mirror, manifest("1")) == [403]
+
+
+async def test_what_is_pinned_is_never_evicted(tmp_path, upstream):
+    old = image(random_bytes(300_000, 1), marker="old")
+    upstream.add_image(REPO, old)
+    pin = {"image": "app:1", "digest": old.digest}
+    cache = {"max_size": "2MiB"}
+    async with running(tmp_path, {HUB: upstream.url}, pin=[pin], cache=cache) as mirror:
+        paths = [manifest("1"), *(blob(digest) for digest in old.digests)]
+        assert set(await statuses(mirror, *paths)) == {200}
+        for seed in range(8):
+            assert await statuses(mirror, blob(upstream.add_blob(random_bytes(300_000, seed)))) == [
+                200
+            ]
+        await eventually(mirror, "mirror_fills_in_progress", 0)
+        assert (await mirror.metrics())["mirror_evictions_total"] > 0
+        upstream.manifests.clear()
+        upstream.blobs.clear()
+        assert set(await statuses(mirror, *paths)) == {200}
+
+
+@pytest.mark.parametrize("wrong", ["app:*", "app@sha256:x", f"app@sha256:{'0' * 64}"])
+def test_a_pin_is_of_one_tag(tmp_path, wrong):
+    pin = {"image": wrong, "digest": f"sha256:{'0' * 64}"}
+    with pytest.raises(UserError, match=r"pin\.0\.image: .*allowed: an image with a tag"):
+        configured(tmp_path, {HUB: "http://127.0.0.1:9"}, pin=[pin])
+    with pytest.raises(UserError, match=r"pin\.0\.digest: .*allowed: a digest begins with"):
+        configured(tmp_path, {HUB: "http://127.0.0.1:9"}, pin=[{"image": "a:1", "digest": "x"}])
