@@ -18,7 +18,7 @@ from mirror.config import Config, UpstreamConfig, load
 from mirror.config.changes import FIXED
 from mirror.config.dump import rendered
 from mirror.config.keep import KeepRule
-from mirror.config.policy import BlockRule, PinRule
+from mirror.config.policy import BlockRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 from mirror.user_error import UserError
 
@@ -35,12 +35,14 @@ _ENTRIES: Final[dict[str, type[BaseModel]]] = {
     "keep": KeepRule,
     "block": BlockRule,
     "pin": PinRule,
+    "policy": PolicyRule,
     "warm": WarmConfig,
 }
 #: The keys without a default.
 _REQUIRED: Final[dict[str, dict[str, object]]] = {
     "keep": {"images": ["alpine"]},
     "block": {"image": "alpine"},
+    "policy": {"images": ["alpine"]},
     "pin": {"image": "alpine", "digest": f"sha256:{'0' * 64}"},
     "warm": {"images": ["alpine"]},
 }

@@ -16,12 +16,13 @@ from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
 from mirror.inventory.blocking import block, unblock
 from mirror.inventory.blocking import listed as listed_blocks
-from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing
 from mirror.inventory.removal import removal
+from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
-from mirror.server.store import opened_cache
+from mirror.server.clock import moment
+from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.metadata.block_file import BlockFile
@@ -124,8 +125,8 @@ async def blocked(config: Config, targets: Sequence[str], reason: str) -> dict[s
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
             return await _changed(running, "/control/block", told)
-    async with _own_blocks(config) as (cache, file):
-        return await block(cache, file, targets, reason, user_name(), time.time())
+    async with _own_rulings(config) as own:
+        return await block(own.cache, own.blocks, targets, reason, user_name(), time.time())
 
 
 async def unblocked(config: Config, targets: Sequence[str]) -> dict[str, Any]:
@@ -138,8 +139,8 @@ async def unblocked(config: Config, targets: Sequence[str]) -> dict[str, Any]:
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
             return await _changed(running, "/control/unblock", told)
-    async with _own_blocks(config) as (cache, file):
-        return await unblock(file, cache.naming, targets, user_name())
+    async with _own_rulings(config) as own:
+        return await unblock(own.blocks, own.cache.naming, targets, user_name())
 
 
 async def blocks(config: Config) -> dict[str, Any]:
@@ -152,24 +153,52 @@ async def blocks(config: Config) -> dict[str, Any]:
         if running is not None:
             answer: dict[str, Any] = await running.ask("/control/blocks")
             return answer
-    async with _own_blocks(config) as (_, file):
-        return listed_blocks([*configured_blocks(config), *file.read()])
+    async with _own_rulings(config) as own:
+        return listed_blocks([*configured_blocks(config), *own.blocks.read()])
 
 
 async def _changed(running: Running, path: str, told: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = await running.ask(path, told)
-    await running.tell("/control/read-blocks", {})
+    await running.tell("/control/decide-anew", {})
     return answer
 
 
+async def released(config: Config, targets: Sequence[str]) -> dict[str, Any]:
+    """Let digests pass the rules that hold them: see ``inventory.ruling``.
+
+    Raises:
+        UserError: a target is not an image, or its digest is unknown.
+    """
+    told = {"targets": list(targets), "by": user_name()}
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            return await _changed(running, "/control/release", told)
+    async with _own_rulings(config) as rulings:
+        return await rulings.release(targets, user_name())
+
+
+async def explained(config: Config, image: str) -> dict[str, Any]:
+    """What blocks, pins and rules make of an image: see ``inventory.ruling``.
+
+    Raises:
+        UserError: the text is not an image, or the cache cannot be read.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask("/control/policy", {"image": image})
+            return answer
+    async with _own_rulings(config) as rulings:
+        return await rulings.explain(config, image)
+
+
 @asynccontextmanager
-async def _own_blocks(config: Config) -> AsyncIterator[tuple[Cache, BlockFile]]:
-    """The cache and the list of blocks of a mirror that does not run.
+async def _own_rulings(config: Config) -> AsyncIterator[Rulings]:
+    """The rulings of a mirror that does not run.
 
     Raises:
         UserError: the cache directory cannot be used by this user.
     """
     directory = config.cache.directory.absolute()
     check_owner(directory)
-    async with opened_cache(config) as cache:
-        yield cache, BlockFile(Layout(directory).blocks)
+    async with opened_records(config) as (cache, decisions):
+        yield Rulings(cache, decisions, BlockFile(Layout(directory).blocks), moment)

@@ -76,3 +76,49 @@ def list_blocks(
         print_table(("BLOCKED", "SINCE", "BY", "REASON"), rows)
     else:
         print("nothing is blocked")
+
+
+@app.command("release")
+def release_images(
+    targets: Annotated[
+        list[str], typer.Argument(help="name@sha256:..., or a tag, for its digest upstream.")
+    ],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Let one digest pass the cooldown of [[policy]] now."""
+    configured = configured_for(config, cache_dir)
+    from mirror.admin.commands import released  # noqa: PLC0415  # late, as above
+
+    found = threads.run(released(configured, targets))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for each in found["released"]:
+        print(f"released {each['image']}: {each['digest']}")
+
+
+@app.command("policy")
+def explain_image(
+    image: Annotated[str, typer.Argument(help="An image, by tag or digest.")],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Explain what blocks, pins and rules make of an image."""
+    configured = configured_for(config, cache_dir)
+    from mirror.admin.commands import explained  # noqa: PLC0415  # late, as above
+
+    found = threads.run(explained(configured, image))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"image     {found['image']}")
+    print(f"upstream  {found['upstream_digest'] or 'not asked yet'}")
+    print(f"served    {found['served_digest'] or 'refused'}")
+    for reason in filter(None, (found["block"], found["pin"])):
+        print(reason)
+    for each in found["rules"]:
+        verdict = each["decision"] or ("undecided" if each["applies"] else "does not apply")
+        print(f"{each['rule']}: {verdict}" + (f": {each['why']}" if each["why"] else ""))

@@ -22,7 +22,7 @@ app.add_typer(cache.app)  # ls, rm, stats, verify
 app.add_typer(clients.app)  # client, doctor
 app.add_typer(proxy.app)  # ca
 app.add_typer(images.app)  # warm, export, import
-app.add_typer(policy.app)  # block, unblock, blocks
+app.add_typer(policy.app)  # block, unblock, blocks, release, policy
 
 
 def main() -> None:

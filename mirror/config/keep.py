@@ -32,12 +32,13 @@ def _some(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+Globs = Annotated[tuple[Annotated[str, AfterValidator(_checked_glob)], ...], AfterValidator(_some)]
+
+
 class KeepRule(Table):
     """A group of images that are never evicted."""
 
-    images: Annotated[
-        tuple[Annotated[str, AfterValidator(_checked_glob)], ...], AfterValidator(_some)
-    ]
+    images: Globs
 
 
 def naming(config: "Config") -> Naming:
@@ -69,9 +70,10 @@ def unknown_registries(config: "Config") -> Iterator[tuple[tuple[str, ...], str]
 
 def _globs(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the key and the value of each glob of images, or digest, of a configuration."""
-    for number, rule in enumerate(config.keep):
-        for place, text in enumerate(rule.images):
-            yield ("keep", str(number), "images", str(place)), text
+    for table in ("keep", "policy"):
+        for number, rule in enumerate(getattr(config, table)):
+            for place, text in enumerate(rule.images):
+                yield (table, str(number), "images", str(place)), text
     for number, block in enumerate(config.block):
         yield ("block", str(number), "image"), block.image
     for number, pin in enumerate(config.pin):

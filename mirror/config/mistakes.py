@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from mirror.config.fields import masked
 from mirror.config.keep import KeepRule
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.policy import BlockRule, PinRule
+from mirror.config.policy import BlockRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 
 Place = tuple[str, ...]
@@ -25,6 +25,7 @@ _ENTRIES: Final[Mapping[str, type[BaseModel]]] = {
     "block": BlockRule,
     "keep": KeepRule,
     "pin": PinRule,
+    "policy": PolicyRule,
     "warm": WarmConfig,
 }
 _ALLOWED: Final[Mapping[str, str]] = {

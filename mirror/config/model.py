@@ -42,7 +42,7 @@ from mirror.config.fields import (
 )
 from mirror.config.fields import Table as _Table
 from mirror.config.keep import KeepRule
-from mirror.config.policy import BlockRule, PinRule
+from mirror.config.policy import BlockRule, PinRule, PolicyRule
 from mirror.config.proxy import ProxyConfig
 from mirror.config.tracing import TracingConfig
 from mirror.config.warm import WarmConfig
@@ -202,6 +202,7 @@ class Config(_Table):
     tracing: TracingConfig = TracingConfig()
     keep: tuple[KeepRule, ...] = ()
     block: tuple[BlockRule, ...] = ()
+    policy: tuple[PolicyRule, ...] = ()
     pin: tuple[PinRule, ...] = ()
     warm: tuple[WarmConfig, ...] = ()
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}

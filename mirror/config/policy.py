@@ -1,16 +1,16 @@
-"""``[[block]]`` and ``[[pin]]``: images that the mirror refuses, and what tags mean here."""
+"""``[[policy]]``, ``[[pin]]`` and ``[[block]]``: what tags mean here, and what is refused."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
-from mirror.config.fields import Table
-from mirror.config.keep import ANY_NAMING, naming
+from mirror.config.fields import DurationField, Table, time
+from mirror.config.keep import ANY_NAMING, Globs, naming
 from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob
 from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.policy.blocks import Block, parse_target, spelt_out
-from mirror.policy.rules import Pin
+from mirror.policy.rules import Pin, Rule
 
 if TYPE_CHECKING:
     from mirror.config.model import Config
@@ -52,6 +52,31 @@ class PinRule(Table):
     image: Annotated[str, AfterValidator(_checked_tag)]
     digest: Annotated[str, AfterValidator(_checked_digest)]
     note: str = ""
+
+
+class PolicyRule(Table):
+    """A rule for a group of images; the first rule that matches an image counts."""
+
+    images: Globs
+    cooldown: DurationField = time("0s")
+    unseen: Literal["created", "allow", "deny"] = "created"
+    digests: Literal["allow", "check"] = "allow"
+    mode: Literal["enforce", "audit"] = "enforce"
+
+
+def configured_rules(config: "Config") -> list[Rule]:
+    """Return the rules of a configuration."""
+    names = naming(config)
+    return [
+        Rule(
+            tuple(ImageGlob.parse(text, names) for text in rule.images),
+            rule.cooldown.seconds,
+            rule.unseen,
+            rule.digests == "check",
+            rule.mode == "audit",
+        )
+        for rule in config.policy
+    ]
 
 
 def configured_pins(config: "Config") -> dict[FullName, Pin]:

@@ -7,6 +7,9 @@ from enum import StrEnum
 class Decision(StrEnum):
     """What a policy makes of one request."""
 
+    ALLOWED = "allowed"  # a rule lets upstream's digest pass
+    HELD = "held"  # too new: the tag means its former digest, or is refused
+    AUDITED = "audited"  # served, although a rule would not
     BLOCKED = "blocked"  # recalled by the operator: refused
     PINNED = "pinned"  # the tag means another digest than upstream says
 
@@ -17,6 +20,17 @@ class PolicyError(Exception):
     def __init__(self, decision: Decision, message: str) -> None:
         super().__init__(message)
         self.decision = decision
+
+
+_UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
+
+
+def told_span(seconds: float) -> str:
+    """Format a time span for people, in the largest unit that fits."""
+    for unit, length in _UNITS:
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def told_time(seconds: float) -> str:

@@ -5,10 +5,12 @@ change of the decisions must empty that cache.
 """
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
@@ -16,11 +18,12 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
 from mirror.policy.blocks import Block, Blocks
 from mirror.policy.decisions import Decision, PolicyError
-from mirror.policy.rules import Pin
+from mirror.policy.rules import Pin, Rule, Verdict
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
 from mirror.pull.body import Content, Piece
+from mirror.pull.cooldown import Cooldown
 from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
-from mirror.pull.outcome import BrokenOffError
+from mirror.pull.outcome import BrokenOffError, Outcome
 from mirror.pull.policy import HOLD_BACK_BYTES
 from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
 from mirror.upstream.errors import NotFoundError
@@ -28,6 +31,7 @@ from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
 _MESSAGE: Final = "policy"
+A = TypeVar("A", ManifestAnswer, Resolution)
 
 
 class Observer(Protocol):
@@ -41,10 +45,10 @@ class BlockList:
     """The blocks in force, of the configuration and of commands; they outlive a configuration."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        """Call ``changed`` after each change."""
+        """Call ``changed`` after each change; it makes the mirror decide anew."""
         self.current = Blocks()
         self.changes = 0
-        self._changed = changed
+        self.changed = changed
         self._configured: tuple[Block, ...] = ()
         self._commanded: tuple[Block, ...] = ()
         self._broken_off: dict[Digest, int] = {}
@@ -69,7 +73,7 @@ class BlockList:
         in_force = {layer for block in blocks.all for layer in block.layers}
         kept = {layer: at for layer, at in self._broken_off.items() if layer in in_force}
         self._broken_off = kept | dict.fromkeys(layers, self.changes)
-        self._changed()
+        self.changed()
 
     def is_broken_off(self, digest: Digest, begun: int) -> bool:
         """Whether a block breaks off a transfer that began when ``changes`` was ``begun``."""
@@ -79,15 +83,45 @@ class BlockList:
 class Gate:
     """Decides for each request whether its content may leave the mirror."""
 
-    def __init__(self, blocks: BlockList, pins: Mapping[FullName, Pin], observer: Observer) -> None:
+    def __init__(
+        self,
+        blocks: BlockList,
+        pins: Mapping[FullName, Pin],
+        rules: Sequence[Rule],
+        observer: Observer,
+    ) -> None:
         self._blocks = blocks
         self._pins = pins
+        self._rules = rules
         self._observer = observer
 
     @property
     def is_closed(self) -> bool:
         """Whether any content may be refused, or be another than upstream's."""
-        return bool(self._blocks.current.all or self._pins)
+        return bool(self._blocks.current.all or self._pins or self._rules)
+
+    def rule(self, image: FullName) -> Rule | None:
+        """Return the first rule that covers a tag or digest, or None."""
+        return next((rule for rule in self._rules if rule.covers(image)), None)
+
+    def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
+        """Report a verdict; return the digest to serve, None for that of upstream.
+
+        Raises:
+            PolicyError: the image is refused.
+        """
+        reference, served = image.reference, verdict.serve
+        if not verdict.why:
+            self._observer.policy_decided(target.upstream, Decision.ALLOWED)
+        elif rule.audit:
+            self._tell(target, reference, Decision.AUDITED, verdict.why, quiet=True)
+        else:
+            held = Decision.HELD
+            self._tell(target, reference, held, verdict.why, served, quiet=served is not None)
+            if served is None:
+                raise PolicyError(held, verdict.why)
+            return served
+        return None
 
     def check(self, target: Target, reference: Tag | Digest) -> None:
         """Check a tag or digest against the blocks.
@@ -111,7 +145,7 @@ class Gate:
             return None
         pin = self._pins.get(FullName(target.upstream, target.repository, reference))
         if pin is not None:
-            self._tell(target, reference, Decision.PINNED, str(pin), pin.digest)
+            self._tell(target, reference, Decision.PINNED, str(pin), pin.digest, quiet=True)
         return pin
 
     def transfer(self, target: Target, digest: Digest) -> Callable[[], None]:
@@ -132,6 +166,8 @@ class Gate:
         decision: Decision,
         text: str,
         served: Digest | None = None,
+        *,
+        quiet: bool = False,
     ) -> None:
         self._observer.policy_decided(target.upstream, decision)
         fields = {
@@ -142,7 +178,7 @@ class Gate:
             "served": str(served or ""),
             "reason": text,
         }
-        _log.log(logging.WARNING if served is None else logging.INFO, _MESSAGE, extra=fields)
+        _log.log(logging.INFO if quiet else logging.WARNING, _MESSAGE, extra=fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,46 +264,86 @@ def _parts(piece: Piece, end: int | None) -> tuple[Piece, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What to pull for a reference.
+
+    ``resolution`` is the answer for a tag that a rule covers; it counts until ``until`` (monotonic
+    seconds), and ``detail`` goes into Cache-Status.
+    """
+
+    reference: Tag | Digest
+    resolution: Resolution | None = None
+    until: float = math.inf
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GatedManifests:
     """:class:`ManifestPulls` behind the gate."""
 
     gate: Gate
     manifests: ManifestPulls | AuthorizedManifests
+    cooldown: Cooldown
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
         """See :meth:`ManifestPulls.get`.
 
         Raises:
-            PolicyError: the manifest is blocked.
+            PolicyError: the manifest is refused.
         """
-        self.gate.check(target, reference)
-        async with self._meant(target, reference) as meant:
-            answer = await self.manifests.get(target, meant, accept)
+        async with self._meant(target, reference, accept) as meant:
+            answer = await self.manifests.get(target, meant.reference, accept)
         self.gate.check(target, answer.manifest.digest)
-        return answer
+        return _as_resolved(answer, meant)
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
         """See :meth:`ManifestPulls.head`.
 
         Raises:
-            PolicyError: the manifest is blocked.
+            PolicyError: the manifest is refused.
         """
-        self.gate.check(target, reference)
-        async with self._meant(target, reference) as meant:
-            answer = await self.manifests.head(target, meant, accept)
+        async with self._meant(target, reference, accept) as meant:
+            answer = await self.manifests.head(target, meant.reference, accept)
         self.gate.check(target, answer.descriptor.digest)
-        return answer
+        return _as_resolved(answer, meant)
 
     @asynccontextmanager
-    async def _meant(self, target: Target, reference: Tag | Digest) -> AsyncIterator[Tag | Digest]:
-        """Yield what to pull for a reference: a pin replaces a tag by a digest."""
+    async def _meant(
+        self, target: Target, reference: Tag | Digest, accept: str
+    ) -> AsyncIterator[_Meaning]:
+        """Yield what to pull for a reference.
+
+        Raises:
+            PolicyError: the reference is refused.
+        """
+        self.gate.check(target, reference)
         pin = self.gate.pin(target, reference)
+        if pin is None:
+            yield await self._ruled(target, reference, accept)
+            return
         try:
-            yield reference if pin is None else pin.digest
+            yield _Meaning(pin.digest)
         except NotFoundError as error:
-            if pin is None:
-                raise
             raise NotFoundError(target.upstream, f"has not what a pin names: {pin}") from error
+
+    async def _ruled(self, target: Target, reference: Tag | Digest, accept: str) -> _Meaning:
+        image = FullName(target.upstream, target.repository, str(reference))
+        rule = self.gate.rule(image)
+        if rule is None:
+            return _Meaning(reference)
+        if isinstance(reference, Digest):
+            verdict = await self.cooldown.judged(rule, target, image, reference)
+            self.gate.ruled(target, rule, image, verdict)
+            return _Meaning(reference)
+        resolution = await self.manifests.head(target, reference, accept)
+        digest = resolution.descriptor.digest
+        self.gate.check(target, digest)
+        verdict = await self.cooldown.resolved(rule, target, image, digest, accept)
+        held = self.gate.ruled(target, rule, image, verdict)
+        if held is None:
+            return _Meaning(digest, resolution)
+        until = time.monotonic() + verdict.left
+        return _Meaning(held, resolution, until, Decision.HELD.value)
 
     def touch(self, digest: Digest) -> None:
         """See :meth:`ManifestPulls.touch`."""
@@ -276,3 +352,13 @@ class GatedManifests:
     async def forget(self, name: str) -> None:
         """See :meth:`ManifestPulls.forget`."""
         await self.manifests.forget(name)
+
+
+def _as_resolved(answer: A, meant: _Meaning) -> A:
+    """Return an answer for a digest as the answer for the tag that means it."""
+    resolution = meant.resolution
+    if resolution is None or answer.outcome is not Outcome.HIT:
+        return answer
+    detail = meant.detail or resolution.detail
+    until = min(resolution.until, meant.until)
+    return replace(answer, outcome=resolution.outcome, detail=detail, until=until)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -12,7 +12,9 @@ from mirror.inventory.blocking import block, listed, unblock
 from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
+from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
+from mirror.policy.rules import Moment
 from mirror.server.blocks import BlockWatch
 from mirror.server.generation import Generations
 from mirror.server.recorder import StatsRecorder
@@ -27,6 +29,7 @@ def commands(
     recorder: StatsRecorder,
     generations: Generations,
     watch: BlockWatch,
+    clock: Callable[[], Moment],
     started: float,
 ) -> Commands:
     """Return the commands of this process; ``started`` is its start time (Unix seconds)."""
@@ -66,10 +69,20 @@ def commands(
     async def blocks(_: Mapping[str, Any]) -> Any:
         return listed(watch.blocks.current.all)
 
-    async def read_blocks(_: Mapping[str, Any]) -> Any:
-        """Apply the list of blocks before answering."""
+    async def decide_anew(_: Mapping[str, Any]) -> Any:
+        """Apply changed blocks and releases before answering."""
         await watch.refresh()
+        watch.blocks.changed()
         return {}
+
+    def rulings() -> Rulings:
+        return Rulings(cache(), store.decisions, watch.file, clock)
+
+    async def release(told: Mapping[str, Any]) -> Any:
+        return await rulings().release(told["targets"], told["by"])
+
+    async def explain(told: Mapping[str, Any]) -> Any:
+        return await rulings().explain(generations.current.config, told["image"])
 
     return {
         ("GET", "/control/about"): about,
@@ -80,7 +93,9 @@ def commands(
         ("GET", "/control/blocks"): _obeyed(blocks),
         ("POST", "/control/block"): _obeyed(add_blocks),
         ("POST", "/control/unblock"): _obeyed(remove_blocks),
-        ("POST", "/control/read-blocks"): _obeyed(read_blocks),
+        ("POST", "/control/release"): _obeyed(release),
+        ("POST", "/control/policy"): _obeyed(explain),
+        ("POST", "/control/decide-anew"): _obeyed(decide_anew),
     }
 
 

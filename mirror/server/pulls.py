@@ -11,9 +11,10 @@ from mirror.api.client_credentials import ClientCredentials
 from mirror.config.addresses import TcpAddress
 from mirror.config.agreement import taking_credentials, without_host
 from mirror.config.model import Config
-from mirror.config.policy import configured_pins
+from mirror.config.policy import configured_pins, configured_rules
 from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls
+from mirror.pull.cooldown import Cooldown
 from mirror.pull.fills import Fills
 from mirror.pull.gate import Gate, GatedBlobs, GatedManifests
 from mirror.pull.listings import FreshPage, ListingPulls
@@ -72,7 +73,16 @@ async def opened_pulls(
         max_age, _PAGES, 16 * _MIB, lambda page: len(page[0]), MOST_PAGE_BYTES
     )
     store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
-    gate = Gate(shared_state.blocks, configured_pins(config), metrics)
+    rules = configured_rules(config)
+    gate = Gate(shared_state.blocks, configured_pins(config), rules, metrics)
+
+    def gated(
+        blobs: BlobPulls | AuthorizedBlobs, manifests: ManifestPulls | AuthorizedManifests
+    ) -> tuple[GatedBlobs, GatedManifests]:
+        keep = store.keeping.keep_meant
+        cooldown = Cooldown(store.decisions, shared_state.clock, keep, manifests, blobs)
+        return GatedBlobs(gate, blobs), GatedManifests(gate, manifests, cooldown)
+
     async with AsyncExitStack() as stack:
 
         def made(
@@ -93,8 +103,7 @@ async def opened_pulls(
         # Every client sees the ledger.
         stack.enter_context(shared_state.recorder.watching(public[0]))
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
-            blobs, manifests, listings = public
-            yield Pulls(begun, GatedBlobs(gate, blobs), GatedManifests(gate, manifests), listings)
+            yield Pulls(begun, *gated(*public[:2]), public[2])
             return
         private = made(store.private, shared_state.private_fills)
         grants: TtlCache[bool] = TtlCache(
@@ -104,8 +113,10 @@ async def opened_pulls(
         stack.push_async_callback(access.close)
         yield Pulls(
             begun,
-            GatedBlobs(gate, AuthorizedBlobs(access, public[0], private[0])),
-            GatedManifests(gate, AuthorizedManifests(access, public[1], private[1])),
+            *gated(
+                AuthorizedBlobs(access, public[0], private[0]),
+                AuthorizedManifests(access, public[1], private[1]),
+            ),
             AuthorizedListings(access, public[2], private[2]),
             _client_credentials(config, access),
         )

@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -21,8 +21,10 @@ from mirror.http.server import Server
 from mirror.http.tls import Certificate
 from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
+from mirror.policy.rules import Moment
 from mirror.server.access import certificate, listen
 from mirror.server.blocks import BlockWatch
+from mirror.server.clock import moment
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
 from mirror.server.events import RequestEvents
@@ -119,16 +121,18 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[Running]:
+async def serving(
+    config: Config, stopping: asyncio.Event, clock: Callable[[], Moment] = moment
+) -> AsyncIterator[Running]:
     """Serve while the context is open.
 
-    Once ``stopping`` is set, ``/readyz`` reports it to load balancers.
+    Once ``stopping`` is set, ``/readyz`` reports it to load balancers.  Rules wait by ``clock``.
 
     Raises:
         UserError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
-        async with _serving_on(listeners, config, stopping) as reloadable:
+        async with _serving_on(listeners, config, stopping, clock=clock) as reloadable:
             yield Running(listeners, reloadable)
 
 
@@ -140,6 +144,7 @@ async def _serving_on(
     *,
     first: bool = True,
     unseen: float = math.inf,
+    clock: Callable[[], Moment] = moment,
 ) -> AsyncIterator[Reloadable]:
     """Serve on open listeners.
 
@@ -157,7 +162,7 @@ async def _serving_on(
         table = stack.enter_context(_opened_table(store, unseen))
         recorder = await stack.enter_async_context(opened_stats(store))
         shared_state = await stack.enter_async_context(
-            opened_shared_state(config, store, metrics, recorder, table, stopping)
+            opened_shared_state(config, store, metrics, recorder, table, stopping, clock)
         )
         generations = await stack.enter_async_context(opened_generations(config, shared_state))
         chain = certificate(config)
@@ -170,7 +175,7 @@ async def _serving_on(
         await _read_blocks(watch)
         watching = asyncio.create_task(watch.run(), name="blocks")
         stack.callback(watching.cancel)
-        obeyed = commands(store, recorder, generations, watch, time.time())
+        obeyed = commands(store, recorder, generations, watch, clock, time.time())
         control = opened_control(store.layout.control, options, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)

@@ -1,7 +1,7 @@
 """State that survives reloads: store, metrics, slots, and active fills."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Final
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
 from mirror.metrics.metrics import Metrics
+from mirror.policy.rules import Moment
 from mirror.pull.fills import Fills
 from mirror.pull.gate import BlockList
 from mirror.pull.policy import AHEAD_SHARE, Splitting
@@ -43,6 +44,7 @@ class SharedState:
     upstreams: Upstreams
     sending: Executor
     stopping: asyncio.Event
+    clock: Callable[[], Moment]
 
 
 @asynccontextmanager
@@ -53,6 +55,7 @@ async def opened_shared_state(
     recorder: StatsRecorder,
     table: ResponseCache,
     stopping: asyncio.Event,
+    clock: Callable[[], Moment],
 ) -> AsyncIterator[SharedState]:
     """Open the state that all configurations share."""
     upstreams = Upstreams(UpstreamEvents(metrics, recorder), store.rooms)
@@ -75,6 +78,7 @@ async def opened_shared_state(
                 upstreams,
                 sending,
                 stopping,
+                clock,
             )
         finally:
             async with AsyncExitStack() as stack:  # closes both even if one close is cancelled

@@ -310,6 +310,18 @@ async def test_a_command_blocks_in_all_workers_and_exports_nothing(tmp_path, ups
             refused = await asyncio.to_thread(run, *command, config=config)
             assert refused.returncode == 1
             assert "is blocked by the operator" in refused.stdout + refused.stderr
+        said = await asyncio.to_thread(run, "policy", "app:1", config=config)
+        shown = said.stdout.splitlines()
+        assert shown[:3] == [
+            "image     docker.io/library/app:1",
+            f"upstream  {digest_of(MULTI)}",
+            "served    refused",
+        ]
+        assert shown[3].startswith("docker.io/library/app:1 is blocked by the operator")
+        passed = await asyncio.to_thread(run, "release", "app:1", config=config)
+        assert passed.stdout == f"released docker.io/library/app:1: {digest_of(MULTI)}\n"
+        as_json = await asyncio.to_thread(run, "blocks", "--json", config=config)
+        assert json.loads(as_json.stdout)["blocks"][0]["reason"] == "evil"
         again = await asyncio.to_thread(run, "unblock", "app:1", config=config)
         assert again.stdout == "unblocked docker.io/library/app:1\n"
         for path in PARTS:
