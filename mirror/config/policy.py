@@ -1,10 +1,11 @@
 """``[[policy]]``, ``[[pin]]`` and ``[[block]]``: what tags mean here, and what is refused."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
-from mirror.config.fields import DurationField, Table, time
+from mirror.config.fields import DurationField, ReadableFile, Table, time
 from mirror.config.keep import ANY_NAMING, Globs, naming
 from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob
@@ -54,10 +55,19 @@ class PinRule(Table):
     note: str = ""
 
 
+def _checked_key(file: str) -> str:
+    # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
+    from mirror.policy.signatures import parse_key  # noqa: PLC0415
+
+    parse_key(Path(file).read_bytes() if file else b"")
+    return file
+
+
 class PolicyRule(Table):
     """A rule for a group of images; the first rule that matches an image counts."""
 
     images: Globs
+    signed_by: tuple[Annotated[ReadableFile, AfterValidator(_checked_key)], ...] = ()
     cooldown: DurationField = time("0s")
     unseen: Literal["created", "allow", "deny"] = "created"
     digests: Literal["allow", "check"] = "allow"
@@ -74,6 +84,7 @@ def configured_rules(config: "Config") -> list[Rule]:
             rule.unseen,
             rule.digests == "check",
             rule.mode == "audit",
+            tuple(Path(file).read_bytes() for file in rule.signed_by),
         )
         for rule in config.policy
     ]

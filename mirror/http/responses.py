@@ -82,7 +82,9 @@ def error_of(error: Exception, kind: str) -> OciError:
     if isinstance(error, OciError):
         return error
     if isinstance(error, InvalidName | PolicyError):
-        code = ErrorCode.DENIED if isinstance(error, PolicyError) else ErrorCode.NAME_INVALID
+        code = ErrorCode.NAME_INVALID
+        if isinstance(error, PolicyError):
+            code = ErrorCode.UNAVAILABLE if error.passing else ErrorCode.DENIED
         return OciError(code, str(error))
     if isinstance(error, UnknownRegistryError):
         return OciError(

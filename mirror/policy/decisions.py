@@ -9,17 +9,22 @@ class Decision(StrEnum):
 
     ALLOWED = "allowed"  # a rule lets upstream's digest pass
     HELD = "held"  # too new: the tag means its former digest, or is refused
+    UNSIGNED = "unsigned"  # no signature satisfies the rule: refused
     AUDITED = "audited"  # served, although a rule would not
     BLOCKED = "blocked"  # recalled by the operator: refused
     PINNED = "pinned"  # the tag means another digest than upstream says
 
 
 class PolicyError(Exception):
-    """Content that must not leave the mirror; the message says why, and what to do."""
+    """Content that must not leave the mirror; the message says why, and what to do.
 
-    def __init__(self, decision: Decision, message: str) -> None:
+    ``passing``: the decision could not be made now.
+    """
+
+    def __init__(self, decision: Decision, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
         self.decision = decision
+        self.passing = passing
 
 
 _UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))

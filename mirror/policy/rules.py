@@ -1,5 +1,6 @@
 """Pins and rules: what a tag means here, and when it follows its upstream."""
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -9,6 +10,7 @@ from mirror.policy.decisions import told_span, told_time
 
 Unseen = Literal["created", "allow", "deny"]
 
+_REFERRERS: Final = re.compile(r"sha(?:256-[0-9a-f]{64}|512-[0-9a-f]{128})(?:\.[a-z]+)?")
 #: Former meanings of a tag that are remembered: a tag moved back to one of them follows at once.
 MOST_MEANINGS: Final = 32
 
@@ -78,13 +80,17 @@ class Meanings:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule for the images that match one of the globs; see ``[[policy]]``."""
+    """A rule for the images that match one of the globs; see ``[[policy]]``.
+
+    ``keys`` are PEM files with the public keys of which one must have signed.
+    """
 
     images: tuple[ImageGlob, ...]
     cooldown: float
     unseen: Unseen
     check_digests: bool
     audit: bool
+    keys: tuple[bytes, ...] = ()
 
     @property
     def name(self) -> str:
@@ -92,10 +98,22 @@ class Rule:
         return f"the rule {', '.join(repr(glob.text) for glob in self.images)}"
 
     def covers(self, image: FullName) -> bool:
-        """Whether the rule is for a tag, or for pulls by digest from its repository."""
+        """Whether the rule is for a tag, or for pulls by digest from its repository.
+
+        The tags of signatures and referrers are for the tools that sign.
+        """
         if image.by_digest:
             return self.check_digests and any(glob.is_in(image) for glob in self.images)
+        if _REFERRERS.fullmatch(image.reference):
+            return False
         return any(glob.matches(image) for glob in self.images)
+
+    def unsigned(self, image: FullName, digest: Digest, lacking: str) -> str:
+        """The message for an image without a signature that satisfies the rule."""
+        return (
+            f"{image} ({digest}) is not signed by a key of {self.name}: {lacking}; pull a signed "
+            "version, or ask the operator to change signed_by"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Final
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
-from mirror.oci.manifest import NotAManifest, index_entries, references
+from mirror.oci.manifest import NotAManifest, index_entries, is_runnable, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX, narrow_accept
 from mirror.policy.rules import (
     Facts,
@@ -32,7 +32,7 @@ from mirror.upstream.routing import Target
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _MOST_LEVELS: Final = 3
-_MOST_CONFIG_BYTES: Final = 4 * 1024 * 1024
+_MOST_BYTES: Final = 4 * 1024 * 1024
 
 #: Protects the content of a digest of a repository from eviction.
 Keep = Callable[[FullName], Awaitable[None]]
@@ -94,16 +94,33 @@ class Cooldown:
         meanings = await self.records.meanings(name) if name else Meanings()
         return Facts(image, digest, now.since(seen.first), free, meanings)
 
-    async def _let_parts_pass(self, target: Target, digest: Digest) -> None:
-        """Let pulls by digest of the meaning of a tag pass, and of the manifests in it."""
-        known = await self.records.seen(target.record, digest)
-        if known is not None and known.passed:
-            return
+    async def is_artifact(self, target: Target, digest: Digest) -> bool:
+        """Whether a manifest is none that runs, such as a signature.
+
+        Raises:
+            UpstreamError: upstream does not send the manifest.
+        """
+        manifest = (await self.manifests.get(target, digest, "")).manifest
+        return manifest.media_type not in _INDEXES and not is_runnable(manifest.body)
+
+    async def parts(self, target: Target, digest: Digest) -> set[Digest]:
+        """Return a manifest and those that it lists.
+
+        Raises:
+            UpstreamError: upstream does not send the manifest.
+        """
         manifest = (await self.manifests.get(target, digest, "")).manifest
         parts = {digest}
         if manifest.media_type in _INDEXES:
             parts |= {each.descriptor.digest for each in index_entries(manifest.body)}
-        for part in parts:
+        return parts
+
+    async def _let_parts_pass(self, target: Target, digest: Digest) -> None:
+        """Let pulls by digest pass, of a manifest and of those that it lists."""
+        known = await self.records.seen(target.record, digest)
+        if known is not None and known.passed:
+            return
+        for part in await self.parts(target, digest):
             seen = await self.records.seen(target.record, part) or Seen(self.clock())
             await self.records.see(target.record, part, replace(seen, passed=True))
 
@@ -127,13 +144,19 @@ class Cooldown:
             manifest = (await self.manifests.get(target, digest, "")).manifest
             if manifest.media_type not in _INDEXES:
                 config = references(manifest.body)[0]
-                return await self._read(target, config.digest)
+                return await self.read(target, config.digest)
             entries = index_entries(manifest.body)
             runnable = [each for each in entries if each.platform[0] not in {"", "unknown"}]
             digest = (runnable or entries)[0].descriptor.digest
         raise NotAManifest("indexes in indexes")
 
-    async def _read(self, target: Target, digest: Digest) -> bytes:
+    async def read(self, target: Target, digest: Digest) -> bytes:
+        """Return a small blob.
+
+        Raises:
+            UpstreamError: upstream does not send it.
+            ValueError: it is too large.
+        """
         content = (await self.blobs.get(target, digest)).content
         data = b""
         try:
@@ -142,8 +165,8 @@ class Cooldown:
                     data += await asyncio.to_thread(piece.read)
                 else:
                     data += piece
-                if len(data) > _MOST_CONFIG_BYTES:
-                    raise ValueError("the configuration is too large")
+                if len(data) > _MOST_BYTES:
+                    raise ValueError("the blob is too large")
             return data
         except BrokenOffError as error:
             raise UnavailableError(target.upstream, str(error)) from error

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
@@ -28,6 +28,9 @@ from mirror.pull.policy import HOLD_BACK_BYTES
 from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
 from mirror.upstream.errors import NotFoundError
 from mirror.upstream.routing import Target
+
+if TYPE_CHECKING:
+    from mirror.pull.signatures import Signatures
 
 _log = logging.getLogger(__name__)
 _MESSAGE: Final = "policy"
@@ -122,6 +125,17 @@ class Gate:
                 raise PolicyError(held, verdict.why)
             return served
         return None
+
+    def unsigned(self, target: Target, rule: Rule, image: FullName, why: str) -> None:
+        """Report an image without a signature that satisfies a rule.
+
+        Raises:
+            PolicyError: the image is refused.
+        """
+        decision = Decision.AUDITED if rule.audit else Decision.UNSIGNED
+        self._tell(target, image.reference, decision, why, quiet=rule.audit)
+        if not rule.audit:
+            raise PolicyError(decision, why)
 
     def check(self, target: Target, reference: Tag | Digest) -> None:
         """Check a tag or digest against the blocks.
@@ -284,6 +298,7 @@ class GatedManifests:
     gate: Gate
     manifests: ManifestPulls | AuthorizedManifests
     cooldown: Cooldown
+    signatures: "Signatures | None" = None
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
         """See :meth:`ManifestPulls.get`.
@@ -332,18 +347,30 @@ class GatedManifests:
         if rule is None:
             return _Meaning(reference)
         if isinstance(reference, Digest):
-            verdict = await self.cooldown.judged(rule, target, image, reference)
-            self.gate.ruled(target, rule, image, verdict)
+            if not await self.cooldown.is_artifact(target, reference):
+                verdict = await self.cooldown.judged(rule, target, image, reference)
+                self.gate.ruled(target, rule, image, verdict)
+                await self._check_signed(rule, target, image, reference)
             return _Meaning(reference)
         resolution = await self.manifests.head(target, reference, accept)
         digest = resolution.descriptor.digest
         self.gate.check(target, digest)
         verdict = await self.cooldown.resolved(rule, target, image, digest, accept)
         held = self.gate.ruled(target, rule, image, verdict)
+        await self._check_signed(rule, target, image, held or digest)
         if held is None:
             return _Meaning(digest, resolution)
         until = time.monotonic() + verdict.left
         return _Meaning(held, resolution, until, Decision.HELD.value)
+
+    async def _check_signed(
+        self, rule: Rule, target: Target, image: FullName, digest: Digest
+    ) -> None:
+        if self.signatures is None or not rule.keys:
+            return
+        lacking = await self.signatures.lacking(rule, target, digest)
+        if lacking:
+            self.gate.unsigned(target, rule, image, rule.unsigned(image, digest, lacking))
 
     def touch(self, digest: Digest) -> None:
         """See :meth:`ManifestPulls.touch`."""

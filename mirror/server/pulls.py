@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from mirror.api.client_credentials import ClientCredentials
 from mirror.config.addresses import TcpAddress
 from mirror.config.agreement import taking_credentials, without_host
-from mirror.config.model import Config
+from mirror.config.model import Config, UpstreamConfig
 from mirror.config.policy import configured_pins, configured_rules
 from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls
@@ -77,11 +78,21 @@ async def opened_pulls(
     gate = Gate(shared_state.blocks, configured_pins(config), rules, metrics)
 
     def gated(
-        blobs: BlobPulls | AuthorizedBlobs, manifests: ManifestPulls | AuthorizedManifests
-    ) -> tuple[GatedBlobs, GatedManifests]:
+        blobs: BlobPulls | AuthorizedBlobs,
+        manifests: ManifestPulls | AuthorizedManifests,
+        listings: ListingPulls | AuthorizedListings,
+    ) -> tuple[GatedBlobs, GatedManifests, ListingPulls | AuthorizedListings]:
         keep = store.keeping.keep_meant
         cooldown = Cooldown(store.decisions, shared_state.clock, keep, manifests, blobs)
-        return GatedBlobs(gate, blobs), GatedManifests(gate, manifests, cooldown)
+        signatures = None
+        if any(rule.keys for rule in rules):
+            # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
+            from mirror.pull.signatures import Signatures  # noqa: PLC0415
+
+            names = {name: _registry_names(name, each) for name, each in config.enabled().items()}
+            signatures = Signatures(cooldown, listings, names.__getitem__)
+        gated_manifests = GatedManifests(gate, manifests, cooldown, signatures)
+        return GatedBlobs(gate, blobs), gated_manifests, listings
 
     async with AsyncExitStack() as stack:
 
@@ -103,7 +114,7 @@ async def opened_pulls(
         # Every client sees the ledger.
         stack.enter_context(shared_state.recorder.watching(public[0]))
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
-            yield Pulls(begun, *gated(*public[:2]), public[2])
+            yield Pulls(begun, *gated(*public))
             return
         private = made(store.private, shared_state.private_fills)
         grants: TtlCache[bool] = TtlCache(
@@ -116,10 +127,16 @@ async def opened_pulls(
             *gated(
                 AuthorizedBlobs(access, public[0], private[0]),
                 AuthorizedManifests(access, public[1], private[1]),
+                AuthorizedListings(access, public[2], private[2]),
             ),
-            AuthorizedListings(access, public[2], private[2]),
             _client_credentials(config, access),
         )
+
+
+def _registry_names(name: str, upstream: UpstreamConfig) -> frozenset[str]:
+    """The names of an upstream in signatures: its own, and the addresses of the registry."""
+    addresses = (urlsplit(url).netloc for url in (upstream.url, *upstream.mirrors))
+    return frozenset({name, *upstream.aliases, *upstream.hosts, *addresses})
 
 
 def _client_credentials(config: Config, access: PrivateAccess) -> ClientCredentials:

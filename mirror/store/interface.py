@@ -276,6 +276,12 @@ class DecisionStore(Protocol):
     async def see(self, repository: str, digest: Digest, seen: Seen) -> None:
         """Record it; a failed write is logged, and the digest counts as unseen."""
 
+    async def signers(self, repository: str, digest: Digest) -> frozenset[str]:
+        """Return the keys by which a signature of the digest was verified."""
+
+    async def sign(self, repository: str, digest: Digest, keys: frozenset[str]) -> None:
+        """Record these keys; a failed write is logged."""
+
     async def meanings(self, name: str) -> Meanings:
         """Return what a tag has meant; nothing for an unknown tag."""
 

@@ -24,6 +24,7 @@ _PINS = {
     "crane": _Pin("github.com/google/go-containerregistry/cmd/crane", "v0.22.1", (1, 25, 0)),
     "regctl": _Pin("github.com/regclient/regclient/cmd/regctl", "v0.11.7", (1, 26, 0)),
     "oras": _Pin("oras.land/oras/cmd/oras", "v1.3.6", (1, 26, 7)),
+    "cosign": _Pin("github.com/sigstore/cosign/v3/cmd/cosign", "v3.1.3", (1, 26, 0)),
 }
 _CACHE = Path.home() / ".cache/mirror-clients/bin"
 _BUILD_SECONDS = 400

@@ -149,6 +149,13 @@ class Decisions:
         fields = {"first": first, "released": seen.released, "passed": seen.passed}
         await self._put(f"seen {repository} {digest}", fields)
 
+    async def signers(self, repository: str, digest: Digest) -> frozenset[str]:
+        record = await self._records.lookup(f"signed {repository} {digest}")
+        return frozenset() if record is None else frozenset(json.loads(record)["keys"])
+
+    async def sign(self, repository: str, digest: Digest, keys: frozenset[str]) -> None:
+        await self._put(f"signed {repository} {digest}", {"keys": sorted(keys)})
+
     async def meanings(self, name: str) -> Meanings:
         record = await self._records.lookup(f"{_MEANS}{name}")
         return Meanings() if record is None else _meanings(record)
