@@ -87,7 +87,7 @@ class RegistryHandler:
         Raises:
             UnknownRegistryError: the upstream is not configured.
         """
-        return self.directory.is_limited(upstream) or self.manifests.gate.is_closed
+        return self.directory.is_limited(upstream) or self.manifests.gate.limits(upstream)
 
     def check(self, request: web.BaseRequest, endpoint: ManifestEndpoint | BlobEndpoint) -> None:
         """Check content that another server is about to be asked for.

@@ -10,7 +10,7 @@ from mirror.config.keep import ANY_NAMING, Globs, naming
 from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob
 from mirror.oci.image_glob import FullName, ImageGlob
-from mirror.policy.blocks import Block, parse_target, spelt_out
+from mirror.policy.blocks import Block, Blocks, parse_target, spelt_out
 from mirror.policy.rules import Pin, Rule
 
 if TYPE_CHECKING:
@@ -100,6 +100,19 @@ def configured_pins(config: "Config") -> dict[FullName, Pin]:
         assert target.exact is not None, "checked"
         pins.setdefault(target.exact, Pin(target.exact, Digest.parse(rule.digest), rule.note))
     return pins
+
+
+def governed_upstreams(config: "Config") -> set[str]:
+    """Return the upstreams to whose images a rule, a pin or a block of a configuration applies."""
+    pins, blocks = configured_pins(config), Blocks.of(configured_blocks(config))
+    rules = configured_rules(config)
+    return {
+        name
+        for name in config.enabled()
+        if blocks.may_cover(name)
+        or any(pin.registry == name for pin in pins)
+        or any(rule.may_cover(name) for rule in rules)
+    }
 
 
 def configured_blocks(config: "Config") -> list[Block]:

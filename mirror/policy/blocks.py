@@ -99,6 +99,11 @@ class Blocks:
                 globs.append((target, block))
         return cls(everything, digests, images, tuple(globs))
 
+    def may_cover(self, upstream: str) -> bool:
+        """Whether a block may cover content of an upstream."""
+        named = any(image.registry == upstream for image in self._images)
+        return bool(self._digests) or named or any(g.may_mean(upstream) for g, _ in self._globs)
+
     def of_digest(self, upstream: str, repository: str, digest: Digest) -> Block | None:
         """Return the block that covers a manifest or blob of a repository, or None."""
         name = FullName(upstream, repository, str(digest))

@@ -97,6 +97,10 @@ class Rule:
         """The name of the rule in messages: its globs."""
         return f"the rule {', '.join(repr(glob.text) for glob in self.images)}"
 
+    def may_cover(self, upstream: str) -> bool:
+        """Whether the rule may be for images of an upstream."""
+        return any(glob.may_mean(upstream) for glob in self.images)
+
     def covers(self, image: FullName) -> bool:
         """Whether the rule is for a tag, or for pulls by digest from its repository.
 

@@ -1,8 +1,8 @@
 """Requests to a registry that the mirror answers in the registry's name (proxy mode).
 
 Pulls are answered through the cache.  All other requests are passed on to the registry: pushes,
-logins, token requests and the rest.  If ``allow`` or ``deny`` exclude repositories, ``limited``
-decides which of these requests are passed on.
+logins, token requests and the rest.  If ``allow``, ``deny`` or a policy exclude content of the
+registry, ``limited`` decides which of these requests are passed on.
 """
 
 import asyncio
@@ -174,7 +174,8 @@ class Registries:
         Raises:
             OciError, PolicyError: the request is not passed on.
         """
-        if request.method not in READING or not self.registry.manifests.gate.is_closed:
+        gate = self.registry.manifests.gate
+        if request.method not in READING or not gate.limits(request[EXCHANGE].connected):
             return
         try:
             endpoint = parse_endpoint(request.method, path)

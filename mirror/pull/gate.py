@@ -98,10 +98,11 @@ class Gate:
         self._rules = rules
         self._observer = observer
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether any content may be refused, or be another than upstream's."""
-        return bool(self._blocks.current.all or self._pins or self._rules)
+    def limits(self, upstream: str) -> bool:
+        """Whether content of an upstream may be refused, or be another than upstream's."""
+        pinned = any(image.registry == upstream for image in self._pins)
+        ruled = any(rule.may_cover(upstream) for rule in self._rules)
+        return pinned or ruled or self._blocks.current.may_cover(upstream)
 
     def rule(self, image: FullName) -> Rule | None:
         """Return the first rule that covers a tag or digest, or None."""
