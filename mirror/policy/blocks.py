@@ -33,11 +33,13 @@ class Block:
     def refusal(self, name: str) -> str:
         """The message for a client that asks for ``name``."""
         what = name if name == self.target else f"{name} ({self.target})"
-        since = f" since {told_time(self.since)}" if self.since else ""
+        since, remedy = "", "to remove it from [[block]]"
+        if self.since:
+            since, remedy = f" since {told_time(self.since)}", f"for: mirror unblock {self.target}"
         reason = f": {self.reason}" if self.reason else ""
         return (
             f"{what} is blocked by the operator of this mirror{since}{reason}; pull another "
-            f"version, or ask the operator for: mirror unblock {self.target}"
+            f"version, or ask the operator {remedy}"
         )
 
     def document(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Policies with the programs of the people who meet them: cosign, Docker and containerd."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -14,9 +15,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.fakes.content import image
+from tests.peers.containerd import Containerd
 from tests.peers.distribution import Distribution
+from tests.peers.dockerd import Dockerd
 from tests.peers.go_programs import go_program
-from tests.peers.image import push
+from tests.peers.image import push, push_image
+from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 from tests.running import running
 from tests.waiting import LIMIT_SECONDS
@@ -73,3 +77,29 @@ async def test_what_cosign_has_signed_passes_and_nothing_else(tmp_path, registry
         assert found == {"signed": 200, "unsigned": 403, "moved": 403}
         mark = images["signed"].digest.replace(":", "-") + (".sig" if layout == "old" else "")
         assert (await mirror.get(f"/v2/{REPO}/manifests/{mark}")).status == 200
+
+
+def test_docker_and_containerd_say_who_refuses_and_why(tmp_path_factory, registry):
+    need("dockerd", "docker", "containerd", "ctr", "runc", root=True)
+    tmp_path = tmp_path_factory.mktemp("p")  # dockerd has sockets below it: the path is short
+    push_image(registry.url, REPO, "1", "hello", [1000])
+    reason = 'reason = "CVE-2026-12345"\n'
+    extra = f'[[block]]\nimage = "{HUB}/{REPO}:*"\n{reason}'
+    mirror = MirrorProcess(tmp_path / "mirror", {HUB: registry.url}, extra)
+    docker, containerd = Dockerd(tmp_path / "docker"), Containerd(tmp_path / "containerd")
+    name = f"127.0.0.1:{mirror.port}/{HUB}/{REPO}:1"
+    with contextlib.ExitStack() as stack:
+        for each, end in ((mirror, mirror.terminate), (docker, docker.stop)):
+            each.start()
+            stack.callback(end)
+        containerd.start()
+        stack.callback(containerd.stop)
+        said = docker.refused("pull", name)
+        assert said.endswith(
+            "denied: docker.io/library/app:1 (docker.io/library/app:*) is blocked by the operator "
+            "of this mirror: CVE-2026-12345; pull another version, or ask the operator to remove "
+            "it from [[block]]\n"
+        )
+        done = containerd.ctr("images", "pull", "--plain-http", name)
+        # It sends HEAD first, whose answer has no room for a reason.
+        assert done.stderr.endswith("failed with status code [manifests 1]: 403 Forbidden\n")
