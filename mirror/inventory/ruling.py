@@ -113,6 +113,8 @@ class Rulings:
         if needs_date(rule, facts):
             return {**told, "why": "the next pull decides by the image's own date"}
         verdict = judge(rule, facts, now.wall)
+        if not verdict.why and rule.keys and not await self._is_signed(rule, record, digest):
+            return {**told, "why": "no signature was verified yet: the next pull asks upstream"}
         serve = digest if rule.audit else verdict.serve
         decision = Decision.ALLOWED
         if verdict.why:
@@ -120,6 +122,13 @@ class Rulings:
         until = rfc3339(now.wall + verdict.left) if verdict.left else None
         told |= {"decision": decision.value, "serves": str(serve or ""), "why": verdict.why}
         return {**told, "until": until}
+
+    async def _is_signed(self, rule: Rule, record: str, digest: Digest) -> bool:
+        # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
+        from mirror.policy.signatures import fingerprint  # noqa: PLC0415
+
+        known = await self.records.signers(record, digest)
+        return not known.isdisjoint(map(fingerprint, rule.keys))
 
     def _image(self, text: str) -> FullName:
         image = parse_glob(text, self.cache, "latest").exact

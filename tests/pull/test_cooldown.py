@@ -382,6 +382,17 @@ async def test_private_images_are_held_too(tmp_path, upstream, clock):
         assert await meaning(mirror, repo="team/app", Authorization=ann) == B.digest
 
 
+async def test_an_answer_from_memory_is_not_decided_again(tmp_path, upstream):
+    upstream.add_image(REPO, A, "1")
+    rules = [{"images": [f"docker.io/team{number}/**"]} for number in range(9)]
+    tags = {"max_age": "1h"}
+    async with running(tmp_path, {HUB: upstream.url}, policy=[*rules, RULE], tags=tags) as mirror:
+        for _ in range(20):
+            assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+        allowed = f'mirror_policy_decisions_total{{decision="allowed",upstream="{HUB}"}}'
+        await eventually(mirror, allowed, 2)  # a miss, and the hit that is repeated
+
+
 async def test_an_answer_from_memory_ends_with_the_cooldown(tmp_path, upstream):
     """The clock of the machine itself: the answer may be repeated for the rest of a second."""
     upstream.add_image(REPO, A, "1")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mirror.admin.commands import explained
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import OCI_INDEX, digest_of, index
@@ -158,6 +159,20 @@ async def test_a_404_that_is_only_remembered_is_503_too(site, upstream):
     async with site() as mirror:
         assert (await asked(mirror))[0] == 503
     await upstream.start()
+
+
+async def test_it_is_explained_whether_a_signature_was_verified(tmp_path, site, upstream):
+    rule = {"images": ["docker.io/**"], "signed_by": [str(tmp_path / "ann.pub")]}
+    named = configured(tmp_path / "cache", {HUB: upstream.url}, policy=[rule])
+    async with site() as mirror:
+        await asked(mirror)
+        (said,) = (await explained(named, "app:1"))["rules"]
+        assert said["decision"] is None
+        assert "no signature was verified yet" in said["why"]
+        attach(upstream, REPO, APP.digest, *signature(ANN, APP.digest, place(upstream), "new"))
+        await asked(mirror)
+        (said,) = (await explained(named, "app:1"))["rules"]
+        assert (said["decision"], said["serves"]) == ("allowed", APP.digest)
 
 
 async def test_signatures_can_be_tried_out(site):
