@@ -14,6 +14,7 @@ from yarl import URL
 
 from mirror.config import Config, load
 from mirror.server import serving
+from mirror.server.clock import moment
 from mirror.server.listeners import Purpose
 from tests.waiting import limit
 
@@ -82,10 +83,11 @@ def configured(directory: Path, upstreams: Mapping[str, Any], **sections: Any) -
 async def running(
     directory: Path, upstreams: Mapping[str, Any], **sections: Any
 ) -> AsyncIterator[Mirror]:
-    """Run a mirror in this process, ``configured`` like that."""
+    """Run a mirror in this process, ``configured`` like that; its rules wait by a ``clock``."""
+    clock = sections.pop("clock", moment)
     config = configured(directory, upstreams, **sections)
     async with (
-        serving(config, asyncio.Event()) as mirror,
+        serving(config, asyncio.Event(), clock) as mirror,
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         url = f"http://{mirror.listeners[0].address}"

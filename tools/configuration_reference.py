@@ -18,6 +18,7 @@ from mirror.config import Config, UpstreamConfig, load
 from mirror.config.changes import FIXED
 from mirror.config.dump import rendered
 from mirror.config.keep import KeepRule
+from mirror.config.policy import BlockRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 from mirror.user_error import UserError
 
@@ -29,6 +30,22 @@ _MARK: Final = (
 )
 _UPSTREAM: Final = "docker.io"
 _KEY: Final = re.compile(r"([a-z_]+) = (.+)")
+_ENTRIES: Final[dict[str, type[BaseModel]]] = {
+    "upstreams": UpstreamConfig,
+    "keep": KeepRule,
+    "block": BlockRule,
+    "pin": PinRule,
+    "policy": PolicyRule,
+    "warm": WarmConfig,
+}
+#: The keys without a default.
+_REQUIRED: Final[dict[str, dict[str, object]]] = {
+    "keep": {"images": ["alpine"]},
+    "block": {"image": "alpine"},
+    "policy": {"images": ["alpine"]},
+    "pin": {"image": "alpine", "digest": f"sha256:{'0' * 64}"},
+    "warm": {"images": ["alpine"]},
+}
 #: Wrong for every key of one type or another, the general mistakes first.
 _PROBES: Final[tuple[object, ...]] = ({}, -1, "?", ["?"], [], ["a b"], "10%", "1", "0s", "1s", 2)
 _GENERAL: Final = re.compile(
@@ -61,8 +78,7 @@ class Section:
 
     @property
     def model(self) -> type[BaseModel]:
-        entries = {"upstreams": UpstreamConfig, "keep": KeepRule, "warm": WarmConfig}
-        annotation: Any = entries.get(self.name) or Config.model_fields[self.name].annotation
+        annotation: Any = _ENTRIES.get(self.name) or Config.model_fields[self.name].annotation
         return annotation  # type: ignore[no-any-return]  # the annotation of a table is a model
 
 
@@ -110,7 +126,7 @@ def _messages(section: Section, key: str, value: object) -> Iterator[str]:
         tree[section.name] = {_UPSTREAM: table}
         place = f'{section.name}."{_UPSTREAM}".{key}'
     elif section.header.startswith("[["):
-        tree[section.name] = [{"images": ["alpine"], **table}]
+        tree[section.name] = [{**_REQUIRED[section.name], **table}]
         place = f"{section.name}.0.{key}"
     try:
         load(Path(os.devnull), tree)

@@ -50,6 +50,11 @@ def _name(uid: int) -> str:
         return f"#{uid}"
 
 
+def user_name() -> str:
+    """Return the name of this process's user, for the log of the running mirror."""
+    return _name(os.getuid())
+
+
 _CONNECT_SECONDS: Final = 10.0
 #: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
 #: cache.

@@ -1,4 +1,4 @@
-"""Lists, removes and verifies cached images.
+"""Lists, removes, verifies and blocks cached images.
 
 A running mirror does the work; if none runs, this process does it.  All processes of the mirror
 forget removed content before the command ends.
@@ -6,19 +6,26 @@ forget removed content before the command ends.
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from mirror.admin.client import Running, lookup_running
+from mirror.admin.client import Running, check_owner, lookup_running, user_name
 from mirror.config.model import Config
+from mirror.config.policy import configured_blocks
+from mirror.inventory.blocking import block, unblock
+from mirror.inventory.blocking import listed as listed_blocks
 from mirror.inventory.listing import listing
 from mirror.inventory.removal import removal
+from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
-from mirror.server.store import opened_cache
+from mirror.server.clock import moment
+from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
+from mirror.store.metadata.block_file import BlockFile
 from mirror.user_error import UserError
 
 _MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
@@ -106,3 +113,92 @@ async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -
 
 def _dotted(digest: str) -> str:
     return digest.replace(":", ".")
+
+
+async def blocked(config: Config, targets: Sequence[str], reason: str) -> dict[str, Any]:
+    """Block images or digests in all processes: see ``inventory.blocking``.
+
+    Raises:
+        UserError: a target is invalid, or the list cannot be written.
+    """
+    told = {"targets": list(targets), "reason": reason, "by": user_name()}
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            return await _changed(running, "/control/block", told)
+    async with _own_rulings(config) as own:
+        return await block(own.cache, own.blocks, targets, reason, user_name(), time.time())
+
+
+async def unblocked(config: Config, targets: Sequence[str]) -> dict[str, Any]:
+    """Remove blocks of images or digests in all processes.
+
+    Raises:
+        UserError: a target is not blocked, or the list cannot be written.
+    """
+    told = {"targets": list(targets), "by": user_name()}
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            return await _changed(running, "/control/unblock", told)
+    async with _own_rulings(config) as own:
+        return await unblock(own.blocks, own.cache.naming, targets, user_name())
+
+
+async def blocks(config: Config) -> dict[str, Any]:
+    """All blocks, of the configuration and of commands.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask("/control/blocks")
+            return answer
+    async with _own_rulings(config) as own:
+        return listed_blocks([*configured_blocks(config), *own.blocks.read()])
+
+
+async def _changed(running: Running, path: str, told: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = await running.ask(path, told)
+    await running.tell("/control/decide-anew", {})
+    return answer
+
+
+async def released(config: Config, targets: Sequence[str]) -> dict[str, Any]:
+    """Let digests pass the rules that hold them: see ``inventory.ruling``.
+
+    Raises:
+        UserError: a target is not an image, or its digest is unknown.
+    """
+    told = {"targets": list(targets), "by": user_name()}
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            return await _changed(running, "/control/release", told)
+    async with _own_rulings(config) as rulings:
+        return await rulings.release(targets, user_name())
+
+
+async def explained(config: Config, image: str) -> dict[str, Any]:
+    """What blocks, pins and rules make of an image: see ``inventory.ruling``.
+
+    Raises:
+        UserError: the text is not an image, or the cache cannot be read.
+    """
+    async with lookup_running(config.cache.directory.absolute()) as running:
+        if running is not None:
+            answer: dict[str, Any] = await running.ask("/control/policy", {"image": image})
+            return answer
+    async with _own_rulings(config) as rulings:
+        return await rulings.explain(config, image)
+
+
+@asynccontextmanager
+async def _own_rulings(config: Config) -> AsyncIterator[Rulings]:
+    """The rulings of a mirror that does not run.
+
+    Raises:
+        UserError: the cache directory cannot be used by this user.
+    """
+    directory = config.cache.directory.absolute()
+    check_owner(directory)
+    async with opened_records(config) as (cache, decisions):
+        yield Rulings(cache, decisions, BlockFile(Layout(directory).blocks), moment)

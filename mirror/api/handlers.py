@@ -12,6 +12,7 @@ from yarl import URL
 
 from mirror.api.client_credentials import ClientCredentials
 from mirror.api.parts import Parts, wanted_ranges
+from mirror.descriptor import FileRange
 from mirror.http.body import answer_with, stream
 from mirror.http.exchange import EXCHANGE, CacheableResponse, Exchange
 from mirror.http.response_cache import SMALL_FILE_BYTES
@@ -29,12 +30,11 @@ from mirror.oci.endpoint import (
 from mirror.oci.endpoint import Content as ContentEndpoint
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.media_types import OCI_INDEX
-from mirror.pull.blobs import BlobPulls
-from mirror.pull.body import Content, StoredContent
+from mirror.pull.body import Content
+from mirror.pull.gate import GatedBlobs, GatedManifests
 from mirror.pull.listings import LargeListing, ListingAnswer, ListingPulls
-from mirror.pull.manifests import ManifestPulls
 from mirror.pull.outcome import Outcome
-from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
+from mirror.pull.private import AuthorizedListings
 from mirror.shares import SMALL_BYTES
 from mirror.upstream.errors import RefusedError
 from mirror.upstream.routing import Router, Target
@@ -53,8 +53,8 @@ class RegistryHandler:
     """
 
     directory: Router
-    blobs: BlobPulls | AuthorizedBlobs
-    manifests: ManifestPulls | AuthorizedManifests
+    blobs: GatedBlobs
+    manifests: GatedManifests
     listings: ListingPulls | AuthorizedListings
     sender: Sender
     client_credentials: ClientCredentials | None = None
@@ -81,6 +81,24 @@ class RegistryHandler:
                 raise
             given = request.headers.get("Authorization", "")
             raise self.client_credentials.refusal(exchange, error, given) from error
+
+    def is_limited(self, upstream: str) -> bool:
+        """Whether some content of an upstream is not given out.
+
+        Raises:
+            UnknownRegistryError: the upstream is not configured.
+        """
+        return self.directory.is_limited(upstream) or self.manifests.gate.limits(upstream)
+
+    def check(self, request: web.BaseRequest, endpoint: ManifestEndpoint | BlobEndpoint) -> None:
+        """Check content that another server is about to be asked for.
+
+        Raises:
+            PolicyError: the mirror does not give it out.
+            InvalidName, UnknownRegistryError: as for :meth:`answer`.
+        """
+        what = endpoint.digest if isinstance(endpoint, BlobEndpoint) else endpoint.reference
+        self.manifests.gate.check(self._target(request, endpoint), what)
 
     async def _content(
         self, request: web.BaseRequest, target: Target, endpoint: ContentEndpoint
@@ -163,21 +181,21 @@ class RegistryHandler:
         fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
         content = answer.content
         try:
-            if exchange.repeatable and isinstance(content, StoredContent):
-                exchange.kept = self._kept(digest, content)
+            if exchange.repeatable and content.file is not None:
+                exchange.kept = self._kept(digest, content.file)
             return await self._send_blob(request, answer.content, digest, fields)
         finally:
             await answer.content.close()
 
-    def _kept(self, digest: Digest, content: StoredContent) -> CacheableResponse | None:
-        if content.size > SMALL_FILE_BYTES:
+    def _kept(self, digest: Digest, stored: FileRange) -> CacheableResponse | None:
+        if stored.length > SMALL_FILE_BYTES:
             return None
         used = partial(self.blobs.touch, digest)
         try:
-            file = os.dup(content.file.descriptor.fileno())
+            file = os.dup(stored.descriptor.fileno())
         except OSError:  # too many open files: the ordinary handler answers the next request
             return None
-        return CacheableResponse(digest, math.inf, used, file=file, size=content.size)
+        return CacheableResponse(digest, math.inf, used, file=file, size=stored.length)
 
     async def _send_blob(
         self, request: web.BaseRequest, content: Content, digest: Digest, fields: dict[str, str]

@@ -43,7 +43,7 @@ def list_images(
     cache_dir: CacheOption = None,
 ) -> None:
     """List the images in the cache: how much of each is there, and when it was last pulled."""
-    configured = _configured(config, cache_dir)
+    configured = configured_for(config, cache_dir)
     from mirror.admin.commands import listed  # noqa: PLC0415  # late: loads half of the server
 
     found = threads.run(listed(configured, patterns or []))
@@ -68,7 +68,7 @@ def print_stats(
     as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
 ) -> None:
     """Show what the mirror has saved, how full its cache is, and the state of its upstreams."""
-    configured = _configured(config, cache_dir)
+    configured = configured_for(config, cache_dir)
     from mirror.admin.commands import stats  # noqa: PLC0415  # late, as above
 
     found = threads.run(stats(configured))
@@ -93,7 +93,7 @@ def remove_images(
 
     Active transfers complete; the next pull comes from upstream.
     """
-    configured = _configured(config, cache_dir)
+    configured = configured_for(config, cache_dir)
     from mirror.admin.commands import removed  # noqa: PLC0415  # late, as above
 
     gone = threads.run(removed(configured, images, dry_run=dry_run, force=force))
@@ -117,7 +117,7 @@ def verify(
 
     Exits with 1 if something was damaged.
     """
-    configured = _configured(config, cache_dir)
+    configured = configured_for(config, cache_dir)
     from mirror.admin.commands import verified  # noqa: PLC0415  # late, as above
 
     with ByteProgress("verifying") as progress:
@@ -157,7 +157,7 @@ def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def _configured(file: Path | None, cache_dir: Path | None) -> Config:
+def configured_for(file: Path | None, cache_dir: Path | None) -> Config:
     configured = settings(file, cache_dir)
     configure("error", configured.log.format, access=False)
     return configured

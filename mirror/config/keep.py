@@ -8,17 +8,19 @@ from pydantic import AfterValidator
 from mirror.config.fields import Table
 from mirror.oci.glob import InvalidGlob
 from mirror.oci.image_glob import ImageGlob, Naming
+from mirror.policy.blocks import parse_target
 
 if TYPE_CHECKING:
     from mirror.config.model import Config
 
-_ANY_NAMING: Final = Naming("registry.example")
+#: Completes names to check their spelling.
+ANY_NAMING: Final = Naming("registry.example")
 _SHOWN: Final = 5
 
 
 def _checked_glob(text: str) -> str:
     try:
-        ImageGlob.parse(text, _ANY_NAMING)
+        ImageGlob.parse(text, ANY_NAMING)
     except InvalidGlob as error:
         raise ValueError(str(error)) from error
     return text
@@ -30,12 +32,13 @@ def _some(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+Globs = Annotated[tuple[Annotated[str, AfterValidator(_checked_glob)], ...], AfterValidator(_some)]
+
+
 class KeepRule(Table):
     """A group of images that are never evicted."""
 
-    images: Annotated[
-        tuple[Annotated[str, AfterValidator(_checked_glob)], ...], AfterValidator(_some)
-    ]
+    images: Globs
 
 
 def naming(config: "Config") -> Naming:
@@ -57,12 +60,21 @@ def kept_images(config: "Config") -> list[ImageGlob]:
 def unknown_registries(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the key and the text of each mistake: a glob that matches no configured registry."""
     upstreams, names = config.enabled(), naming(config)
-    for number, rule in enumerate(config.keep):
-        for place, text in enumerate(rule.images):
-            glob = ImageGlob.parse(text, names)
-            if not any(map(glob.may_mean, upstreams)):
-                known = ", ".join([*upstreams][:_SHOWN])
-                yield (
-                    ("keep", str(number), "images", str(place)),
-                    f"found {text!r}, which is of no upstream, allowed: images of {known}, ...",
-                )
+    for place, text in _globs(config):
+        target = parse_target(text, names)
+        if isinstance(target, ImageGlob) and not any(map(target.may_mean, upstreams)):
+            known = ", ".join([*upstreams][:_SHOWN])
+            told = f"found {text!r}, which is of no upstream, allowed: images of {known}, ..."
+            yield place, told
+
+
+def _globs(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the key and the value of each glob of images, or digest, of a configuration."""
+    for table in ("keep", "policy"):
+        for number, rule in enumerate(getattr(config, table)):
+            for place, text in enumerate(rule.images):
+                yield (table, str(number), "images", str(place)), text
+    for number, block in enumerate(config.block):
+        yield ("block", str(number), "image"), block.image
+    for number, pin in enumerate(config.pin):
+        yield ("pin", str(number), "image"), pin.image

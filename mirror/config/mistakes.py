@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from mirror.config.fields import masked
 from mirror.config.keep import KeepRule
 from mirror.config.model import Config, UpstreamConfig
+from mirror.config.policy import BlockRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 
 Place = tuple[str, ...]
@@ -21,7 +22,10 @@ _MAX_FOUND: Final = 120
 #: The tables inside a table of tables or a list of tables.
 _ENTRIES: Final[Mapping[str, type[BaseModel]]] = {
     "upstreams": UpstreamConfig,
+    "block": BlockRule,
     "keep": KeepRule,
+    "pin": PinRule,
+    "policy": PolicyRule,
     "warm": WarmConfig,
 }
 _ALLOWED: Final[Mapping[str, str]] = {

@@ -43,6 +43,7 @@ from mirror.config.fields import (
 )
 from mirror.config.fields import Table as _Table
 from mirror.config.keep import KeepRule
+from mirror.config.policy import BlockRule, PinRule, PolicyRule
 from mirror.config.proxy import ProxyConfig
 from mirror.config.tracing import TracingConfig
 from mirror.config.warm import WarmConfig
@@ -206,6 +207,9 @@ class Config(_Table):
     fill: FillConfig = FillConfig()
     tracing: TracingConfig = TracingConfig()
     keep: tuple[KeepRule, ...] = ()
+    block: tuple[BlockRule, ...] = ()
+    policy: tuple[PolicyRule, ...] = ()
+    pin: tuple[PinRule, ...] = ()
     warm: tuple[WarmConfig, ...] = ()
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 

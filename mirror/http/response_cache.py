@@ -95,6 +95,7 @@ class ResponseCache:
         self._by_digest: dict[Digest, set[HotKey]] = {}
         self._bytes = 0
         self._files = 0
+        self.epoch = 0  # changes when all responses are dropped: earlier ones must not be stored
 
     def get(self, request: HotKey, now: float) -> CachedResponse | None:
         """Return the response to a request; None if it is missing or expired."""
@@ -128,7 +129,8 @@ class ResponseCache:
             self._drop(request)
 
     def close(self) -> None:
-        """Drop all responses."""
+        """Drop all responses, and those that are being computed."""
+        self.epoch += 1
         for request in list(self._answers):
             self._drop(request)
 

@@ -9,6 +9,7 @@ from aiohttp import web
 from mirror.oci.digest import Digest
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
+from mirror.policy.decisions import PolicyError
 from mirror.pull.outcome import Outcome, OverloadedError
 from mirror.shares import FullError
 from mirror.upstream.errors import (
@@ -80,8 +81,11 @@ def error_of(error: Exception, kind: str) -> OciError:
     """
     if isinstance(error, OciError):
         return error
-    if isinstance(error, InvalidName):
-        return OciError(ErrorCode.NAME_INVALID, str(error))
+    if isinstance(error, InvalidName | PolicyError):
+        code = ErrorCode.NAME_INVALID
+        if isinstance(error, PolicyError):
+            code = ErrorCode.UNAVAILABLE if error.passing else ErrorCode.DENIED
+        return OciError(code, str(error))
     if isinstance(error, UnknownRegistryError):
         return OciError(
             ErrorCode.DENIED,

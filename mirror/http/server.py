@@ -26,6 +26,7 @@ from mirror.http.responses import COMMON, error_of, error_response, outcome_of, 
 from mirror.http.server_options import DIRECT, ConnectionContext, ServerOptions
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
+from mirror.policy.decisions import PolicyError
 from mirror.shares import FullError, asking
 from mirror.spans import Tracer, current, entered
 from mirror.upstream.errors import UpstreamError
@@ -42,7 +43,10 @@ _UNUSUAL = frozenset(
 )
 #: Bytes, inside proxied connections: registries issue long tokens and upload URLs.
 _INSIDE: Mapping[str, int] = {"max_field_size": 64 * 1024, "max_line_size": 64 * 1024}
-_EXPECTED = (OciError, InvalidName, UnknownRegistryError, ForbiddenError, UpstreamError, FullError)
+_EXPECTED = (
+    *(OciError, InvalidName, UnknownRegistryError, ForbiddenError, PolicyError),
+    *(UpstreamError, FullError),
+)
 
 
 class Server(web.Server):
@@ -120,6 +124,7 @@ class Server(web.Server):
         exchange.trace_id = current().trace_id
         before = UPSTREAM_TIME.set(exchange.upstream_time)
         self._observer.request_began(exchange)
+        epoch = 0 if options.table is None else options.table.epoch
         try:
             with asking(exchange.origin.client):
                 response = await self._answer(request, exchange, options)
@@ -129,7 +134,7 @@ class Server(web.Server):
                     response.headers.setdefault(name, value)
                 await response.prepare(request)
                 exchange.answered()
-            if key is not None and options is self.options:
+            if key is not None and options is self.options and _is_current(options, epoch):
                 self._remember(key, request, response, exchange)
             return response
         except (asyncio.CancelledError, ConnectionError):
@@ -207,6 +212,11 @@ class Server(web.Server):
             agent=request.headers.get("User-Agent", ""),
             seconds=self._clock() - exchange.started,
         )
+
+
+def _is_current(options: ServerOptions, epoch: int) -> bool:
+    """Whether the response cache was not emptied since the request began."""
+    return options.table is not None and options.table.epoch == epoch
 
 
 def _entry(request: web.BaseRequest) -> ConnectionContext:

@@ -146,6 +146,12 @@ class Metrics:
             "Whether upstream answers, and accepts the mirror's login (1), or not (0).",
             "upstream",
         )
+        self._decisions = counter(
+            "mirror_policy_decisions_total",
+            "What blocks, pins and policies decided about requests; a repeated answer counts once.",
+            "upstream",
+            "decision",
+        )
         self._proxy_connections = counter(
             "mirror_proxy_connections_total",
             "Servers that clients asked the proxy for; upstream where the mirror answers for it.",
@@ -286,6 +292,10 @@ class Metrics:
         """Record that ``total`` log records were dropped since the start of the process."""
         self._log_dropped.inc(total - self._log_dropped_told)
         self._log_dropped_told = total
+
+    def policy_decided(self, upstream: str, decision: str) -> None:
+        """Count a decision of a block, a pin or a policy."""
+        self._decisions.labels(upstream, decision).inc()
 
     def proxy_connected(self, upstream: str, result: str) -> None:
         """Count a proxy connection; ``result``: intercepted, tunnelled, denied or failed."""

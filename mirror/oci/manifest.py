@@ -24,6 +24,7 @@ _SCHEMA_VERSION: Final = 2
 _MAX_SIZE: Final = 2**63 - 1  # the clients use int64
 _MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many; of "[]," over two million
 _SHOWN: Final = 80
+_LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _INDEX, _IMAGE, _ARTIFACT, _SCHEMA1 = "an index", "an image", "an artifact", "schema 1"
 #: The fields that only one kind of manifest has.
 _FIELDS: Final = {
@@ -139,6 +140,19 @@ def references(body: bytes) -> tuple[Descriptor, ...]:
     for key in ("layers", "blobs", "manifests"):
         entries += _listed(document, key)
     return tuple(_descriptor(entry) for entry in entries)
+
+
+def is_runnable(body: bytes) -> bool:
+    """Whether a manifest is that of an image: it has no layers, or some of an image's types.
+
+    Raises:
+        NotAManifest: the body is not a manifest, or one of its descriptors is malformed.
+    """
+    document = _parse(body)
+    layers = [_descriptor(entry) for entry in _listed(document, "layers")]
+    if "blobs" in document:  # the draft of the artifact manifest
+        return False
+    return not layers or any(layer.media_type.startswith(_LAYERS) for layer in layers)
 
 
 def index_entries(body: bytes) -> tuple[IndexEntry, ...]:

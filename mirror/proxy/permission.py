@@ -51,9 +51,9 @@ class Permission:
     """The rules for tunnels.
 
     ``private``: tunnels may lead into private networks.  ``barred``: hosts that get no tunnel.
-    ``limited``: hosts of registries with ``allow`` or ``deny`` rules; these get a tunnel only if a
-    rule names the host itself.  ``near``: only clients in private networks get tunnels, because no
-    other clients are configured.
+    ``limited``: hosts of registries with ``allow`` or ``deny`` rules, or with policies; these get a
+    tunnel only if a rule names the host itself.  ``near``: only clients in private networks get
+    tunnels, because no other clients are configured.
     """
 
     rules: Sequence[Rule]
@@ -80,7 +80,7 @@ class Permission:
             raise TunnelError(403, f"this proxy opens no tunnel to {destination}; {text}")
         exact = any(rule.exact for rule in matching)
         if destination.host in self.limited and not exact:
-            text = f"allow and deny of [upstreams] limit the repositories of {destination.host}"
+            text = f"allow and deny of [upstreams], or policies, limit {destination.host}"
             raise TunnelError(403, f'{text}: a tunnel needs "{destination}" in allow of [proxy]')
         return self.private or exact
 
@@ -104,8 +104,8 @@ def leads_inside(address: str) -> bool:
     return lookup_address(address) is None or is_private(address)
 
 
-_READING: Final = frozenset({"GET", "HEAD"})
-_METHODS: Final = _READING | {"POST", "PUT", "PATCH", "DELETE"}
+READING: Final = frozenset({"GET", "HEAD"})
+_METHODS: Final = READING | {"POST", "PUT", "PATCH", "DELETE"}
 #: Usual paths of token services; other paths are found through the registry's challenge.
 TOKEN_PATHS: Final = frozenset(
     {
@@ -154,7 +154,7 @@ def checked_path(method: str, path: str, query: str, permit: Callable[[str], obj
     if endpoint.prefix:
         return None
     if isinstance(endpoint, Ping):
-        return path if method in _READING else None
+        return path if method in READING else None
     permit(endpoint.name)
     if isinstance(endpoint, UploadEndpoint):
         _check_mount(query, permit)
@@ -165,8 +165,8 @@ def refusal(upstream: str) -> OciError:
     """Return the error for a request that is not passed on."""
     return OciError(
         ErrorCode.DENIED,
-        f'allow and deny of [upstreams."{upstream}"] apply: the mirror passes on only requests for '
-        "tokens, and requests of the registry API to allowed repositories",
+        f'allow and deny of [upstreams."{upstream}"], or policies, apply: the mirror passes on '
+        "only requests for tokens, and requests of the registry API to allowed repositories",
         status=403,
     )
 

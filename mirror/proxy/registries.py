@@ -1,8 +1,8 @@
 """Requests to a registry that the mirror answers in the registry's name (proxy mode).
 
 Pulls are answered through the cache.  All other requests are passed on to the registry: pushes,
-logins, token requests and the rest.  If ``allow`` or ``deny`` exclude repositories, ``limited``
-decides which of these requests are passed on.
+logins, token requests and the rest.  If ``allow``, ``deny`` or a policy exclude content of the
+registry, ``limited`` decides which of these requests are passed on.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ from mirror.proxy.passthrough import Passing
 from mirror.proxy.permission import (
     HTTP_PORT,
     HTTPS_PORT,
+    READING,
     REWRITING,
     TOKEN_METHODS,
     TOKEN_PATHS,
@@ -157,7 +158,7 @@ class Registries:
         if not path.startswith("/"):  # else the path would become a part of the host name
             raise OciError(ErrorCode.UNSUPPORTED, "a path begins with /", status=400)
         without: Collection[str] = ()
-        if self.registry.directory.is_limited(exchange.connected):
+        if self.registry.is_limited(exchange.connected):
             path, without = await self._limited(request, path, query), REWRITING
         target = path + mark + query
         answer = await self.passing.ask(request, target, exchange.origin.host, without)
@@ -200,12 +201,31 @@ class Registries:
             raise OciError(ErrorCode.UNSUPPORTED, "a request's target has no #", status=400)
         checked = checked_path(request.method, path, query, permit)
         if checked is not None:
+            self._check_policy(request, checked)
             return checked
         if request.method in TOKEN_METHODS and (
             path in TOKEN_PATHS or await self._gives_tokens(request, path)
         ):
             return path
         raise refusal(upstream)
+
+    def _check_policy(self, request: web.BaseRequest, path: str) -> None:
+        """Check that the registry is not asked for content that the mirror does not give out.
+
+        Raises:
+            OciError, PolicyError: the request is not passed on.
+        """
+        gate = self.registry.manifests.gate
+        if request.method not in READING or not gate.limits(request[EXCHANGE].connected):
+            return
+        try:
+            endpoint = parse_endpoint(request.method, path)
+        except OciError:  # such as an upload
+            return
+        if isinstance(endpoint, ManifestEndpoint | BlobEndpoint):
+            if request.body_exists:  # the mirror answers all other pulls
+                raise OciError(ErrorCode.UNSUPPORTED, "a pull has no body", status=400)
+            self.registry.check(request, endpoint)
 
     async def _gives_tokens(self, request: web.BaseRequest, path: str) -> bool:
         """Whether the registry's own challenge names a token service at this path."""

@@ -34,6 +34,10 @@ class Content(Protocol):
     def size(self) -> int | None:
         """The size of the whole blob in bytes, None while it is unknown."""
 
+    @property
+    def file(self) -> FileRange | None:
+        """The open file of a stored blob; a caller that keeps it must duplicate it."""
+
     def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """Yield the bytes from ``start`` to ``stop`` (None: to the end) as they become available.
 
@@ -151,7 +155,7 @@ class StoredContent:
 
     @property
     def file(self) -> FileRange:
-        """The open file; a caller that keeps it must duplicate it."""
+        """See :class:`Content`."""
         return self._stored
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
@@ -169,6 +173,8 @@ class PassingContent:
 
     For one client only: other clients need a file to read from.
     """
+
+    file = None
 
     def __init__(
         self,

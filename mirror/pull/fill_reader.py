@@ -208,6 +208,8 @@ class FillReader:
 class GrowingContent:
     """The body of a growing blob for one client; ``left`` is called when the client is done."""
 
+    file = None
+
     def __init__(
         self, reader: FillReader, source: Source, ahead: RangeFetches, left: Callable[[], None]
     ) -> None:

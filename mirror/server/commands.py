@@ -1,16 +1,21 @@
 """The operator's commands, as a process of the mirror executes them.  Translation only."""
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 from mirror import __version__
 from mirror.api.control import Command, Commands
+from mirror.inventory.blocking import block, listed, unblock
 from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
+from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
+from mirror.policy.rules import Moment
+from mirror.server.blocks import BlockWatch
 from mirror.server.generation import Generations
 from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
@@ -20,7 +25,12 @@ from mirror.user_error import UserError
 
 
 def commands(
-    store: Store, recorder: StatsRecorder, generations: Generations, started: float
+    store: Store,
+    recorder: StatsRecorder,
+    generations: Generations,
+    watch: BlockWatch,
+    clock: Callable[[], Moment],
+    started: float,
 ) -> Commands:
     """Return the commands of this process; ``started`` is its start time (Unix seconds)."""
 
@@ -49,12 +59,43 @@ def commands(
             store.objects.let_go(ObjectKey.parse(key))
         return {}
 
+    async def add_blocks(told: Mapping[str, Any]) -> Any:
+        by, reason = told["by"], told["reason"]
+        return await block(cache(), watch.file, told["targets"], reason, by, time.time())
+
+    async def remove_blocks(told: Mapping[str, Any]) -> Any:
+        return await unblock(watch.file, cache().naming, told["targets"], told["by"])
+
+    async def blocks(_: Mapping[str, Any]) -> Any:
+        return listed(watch.blocks.current.all)
+
+    async def decide_anew(_: Mapping[str, Any]) -> Any:
+        """Apply changed blocks and releases before answering."""
+        await watch.refresh()
+        watch.blocks.changed()
+        return {}
+
+    def rulings() -> Rulings:
+        return Rulings(cache(), store.decisions, watch.file, clock)
+
+    async def release(told: Mapping[str, Any]) -> Any:
+        return await rulings().release(told["targets"], told["by"])
+
+    async def explain(told: Mapping[str, Any]) -> Any:
+        return await rulings().explain(generations.current.config, told["image"])
+
     return {
         ("GET", "/control/about"): about,
         ("GET", "/control/stats"): _obeyed(stats),
         ("POST", "/control/images"): _obeyed(images),
         ("POST", "/control/remove"): _obeyed(remove),
         ("POST", "/control/forget"): _obeyed(forget),
+        ("GET", "/control/blocks"): _obeyed(blocks),
+        ("POST", "/control/block"): _obeyed(add_blocks),
+        ("POST", "/control/unblock"): _obeyed(remove_blocks),
+        ("POST", "/control/release"): _obeyed(release),
+        ("POST", "/control/policy"): _obeyed(explain),
+        ("POST", "/control/decide-anew"): _obeyed(decide_anew),
     }
 
 

@@ -16,6 +16,7 @@ from mirror import logs
 from mirror.api.handlers import RegistryHandler, raw_path
 from mirror.api.health import Condition, HealthHandler
 from mirror.config.model import Config
+from mirror.config.policy import configured_blocks
 from mirror.http.sendfile import Sender
 from mirror.http.server_options import Handler, Requests, ServerOptions
 from mirror.server.access import opened_admission, proxies, server_limits
@@ -183,6 +184,7 @@ class Generations:
         rooms = self._shared_state.store.rooms
         rooms.questions.change(question_limits(generation.config))
         rooms.answers.change(answer_limits(generation.config))
+        self._shared_state.blocks.configure(configured_blocks(generation.config))
         for receive in self._receivers:
             receive(generation.options)
         self._shared_state.table.close()

@@ -7,10 +7,13 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Container
+from dataclasses import replace
 from typing import Final
 
 from mirror.config.keep import kept_images
 from mirror.config.model import Config
+from mirror.config.policy import configured_pins
 from mirror.oci.image_glob import FullName
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
@@ -25,14 +28,16 @@ _MUCH: Final = 0.8  # of max_size
 _log = logging.getLogger(__name__)
 
 
-def keeping_rule(config: Config) -> Rule:
-    """The rule that tells which images are kept."""
-    globs = kept_images(config)
+def keeping_rule(config: Config, meant: Container[FullName] = ()) -> Rule:
+    """The rule that tells which images are kept; ``meant`` are the digests of held tags."""
+    globs, pins = kept_images(config), configured_pins(config)
+    pinned = {replace(pin.image, reference=str(pin.digest)) for pin in pins.values()}
 
     def is_kept(image: FullName) -> bool:
-        return any(glob.matches(image) for glob in globs)
+        named = image in pinned or image in meant
+        return named or any(glob.matches(image) for glob in globs)
 
-    return is_kept if globs else nothing
+    return is_kept if globs or pinned or config.policy else nothing
 
 
 class Maintenance:
@@ -46,7 +51,7 @@ class Maintenance:
     def apply_options(self, config: Config) -> None:
         """Apply ``config`` from now on."""
         self.close()
-        self._store.keeping.rule = keeping_rule(config)
+        self._store.keeping.rule = keeping_rule(config, self._store.keeping.meant)
         if not self._first:
             return
         self._tasks.append(asyncio.create_task(self._review(config), name="keep"))
@@ -68,10 +73,19 @@ class Maintenance:
         while True:
             with contextlib.suppress(OSError, IndexUnavailableError):  # the store heals itself
                 if time.monotonic() >= due or not await keeping.is_settled():
+                    if config.policy:
+                        await self._read_held()
                     kept = await keeping.review()
                     due = time.monotonic() + _REVIEW_SECONDS
                     warned = warned or _warned(kept, cache_limits(config).max_bytes)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _read_held(self) -> None:
+        """Read what held tags mean here; other workers may have changed it."""
+        held = await self._store.decisions.held()
+        meant = self._store.keeping.meant
+        meant |= held
+        meant &= held
 
 
 def _warned(kept: int, most: int) -> bool:

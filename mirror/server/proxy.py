@@ -12,6 +12,7 @@ from mirror import clients
 from mirror.api.handlers import RegistryHandler
 from mirror.config.addresses import TcpAddress
 from mirror.config.model import Config, UpstreamConfig
+from mirror.config.policy import governed_upstreams
 from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
 from mirror.http.server_options import PROXY
@@ -125,10 +126,11 @@ def _parent_by(proxies: Proxies) -> Callable[[Destination], Proxy | None]:
 def _permission(config: Config) -> Permission:
     barred: set[str] = set()
     limited: set[str] = set()
+    governed = governed_upstreams(config)
     for name, upstream in config.upstreams.items():
         if not upstream.enabled:
             barred |= _hosts(name, upstream)
-        elif is_limited(upstream.allow, upstream.deny):
+        elif is_limited(upstream.allow, upstream.deny) or name in governed:
             limited |= _hosts(name, upstream)
     return Permission(
         [parse_rule(text) for text in config.proxy.allow],

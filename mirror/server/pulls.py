@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from mirror.api.client_credentials import ClientCredentials
 from mirror.config.addresses import TcpAddress
 from mirror.config.agreement import taking_credentials, without_host
-from mirror.config.model import Config
+from mirror.config.model import Config, UpstreamConfig
+from mirror.config.policy import configured_pins, configured_rules
 from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls
+from mirror.pull.cooldown import Cooldown
 from mirror.pull.fills import Fills
+from mirror.pull.gate import Gate, GatedBlobs, GatedManifests
 from mirror.pull.listings import FreshPage, ListingPulls
 from mirror.pull.manifest_source import ManifestSource
 from mirror.pull.manifests import ManifestPulls
@@ -45,8 +49,8 @@ class Pulls:
     """
 
     begun: Sequence[BlobPulls]
-    blobs: BlobPulls | AuthorizedBlobs
-    manifests: ManifestPulls | AuthorizedManifests
+    blobs: GatedBlobs
+    manifests: GatedManifests
     listings: ListingPulls | AuthorizedListings
     client_credentials: ClientCredentials | None = None
 
@@ -70,6 +74,26 @@ async def opened_pulls(
         max_age, _PAGES, 16 * _MIB, lambda page: len(page[0]), MOST_PAGE_BYTES
     )
     store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
+    rules = configured_rules(config)
+    gate = Gate(shared_state.blocks, configured_pins(config), rules, metrics)
+
+    def gated(
+        blobs: BlobPulls | AuthorizedBlobs,
+        manifests: ManifestPulls | AuthorizedManifests,
+        listings: ListingPulls | AuthorizedListings,
+    ) -> tuple[GatedBlobs, GatedManifests, ListingPulls | AuthorizedListings]:
+        keep = store.keeping.keep_meant
+        cooldown = Cooldown(store.decisions, shared_state.clock, keep, manifests, blobs)
+        signatures = None
+        if any(rule.keys for rule in rules):
+            # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
+            from mirror.pull.signatures import Signatures  # noqa: PLC0415
+
+            names = {name: _registry_names(name, each) for name, each in config.enabled().items()}
+            signatures = Signatures(cooldown, listings, names.__getitem__)
+        gated_manifests = GatedManifests(gate, manifests, cooldown, signatures)
+        return GatedBlobs(gate, blobs), gated_manifests, listings
+
     async with AsyncExitStack() as stack:
 
         def made(
@@ -90,7 +114,7 @@ async def opened_pulls(
         # Every client sees the ledger.
         stack.enter_context(shared_state.recorder.watching(public[0]))
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
-            yield Pulls(begun, *public)
+            yield Pulls(begun, *gated(*public))
             return
         private = made(store.private, shared_state.private_fills)
         grants: TtlCache[bool] = TtlCache(
@@ -100,11 +124,19 @@ async def opened_pulls(
         stack.push_async_callback(access.close)
         yield Pulls(
             begun,
-            AuthorizedBlobs(access, public[0], private[0]),
-            AuthorizedManifests(access, public[1], private[1]),
-            AuthorizedListings(access, public[2], private[2]),
+            *gated(
+                AuthorizedBlobs(access, public[0], private[0]),
+                AuthorizedManifests(access, public[1], private[1]),
+                AuthorizedListings(access, public[2], private[2]),
+            ),
             _client_credentials(config, access),
         )
+
+
+def _registry_names(name: str, upstream: UpstreamConfig) -> frozenset[str]:
+    """The names of an upstream in signatures: its own, and the addresses of the registry."""
+    addresses = (urlsplit(url).netloc for url in (upstream.url, *upstream.mirrors))
+    return frozenset({name, *upstream.aliases, *upstream.hosts, *addresses})
 
 
 def _client_credentials(config: Config, access: PrivateAccess) -> ClientCredentials:

@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +21,10 @@ from mirror.http.server import Server
 from mirror.http.tls import Certificate
 from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
+from mirror.policy.rules import Moment
 from mirror.server.access import certificate, listen, monitored
+from mirror.server.blocks import BlockWatch
+from mirror.server.clock import moment
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
 from mirror.server.events import RequestEvents
@@ -44,6 +47,8 @@ from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
 from mirror.server.worker_channel import WorkerChannel
 from mirror.store.interface import IndexUnavailableError
+from mirror.store.metadata.block_file import BlockFile
+from mirror.user_error import UserError
 
 _TEND_SECONDS: Final = 5.0
 _UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them
@@ -114,16 +119,20 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(config: Config, stopping: asyncio.Event) -> AsyncIterator[Running]:
+async def serving(
+    config: Config, stopping: asyncio.Event, clock: Callable[[], Moment] = moment
+) -> AsyncIterator[Running]:
     """Serve while the context is open.
 
-    Once ``stopping`` is set, ``/readyz`` reports it to load balancers.
+    Once ``stopping`` is set, ``/readyz`` reports it to load balancers.  Rules wait by ``clock``.
 
     Raises:
         UserError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
-        async with _serving_on(listeners, config, stopping, PullTracker()) as reloadable:
+        async with _serving_on(
+            listeners, config, stopping, PullTracker(), clock=clock
+        ) as reloadable:
             yield Running(listeners, reloadable)
 
 
@@ -136,6 +145,7 @@ async def _serving_on(
     *,
     first: bool = True,
     unseen: float = math.inf,
+    clock: Callable[[], Moment] = moment,
 ) -> AsyncIterator[Reloadable]:
     """Serve on open listeners; ``pulls`` gets what the log says about pulls.
 
@@ -154,7 +164,7 @@ async def _serving_on(
         recorder = await stack.enter_async_context(opened_stats(store))
         log = await stack.enter_async_context(opened_access_log(pulls))
         shared_state = await stack.enter_async_context(
-            opened_shared_state(config, store, metrics, recorder, table, stopping)
+            opened_shared_state(config, store, metrics, recorder, table, stopping, clock)
         )
         generations = await stack.enter_async_context(opened_generations(config, shared_state))
         places = {
@@ -170,7 +180,11 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        obeyed = commands(store, recorder, generations, time.time())
+        watch = BlockWatch(BlockFile(store.layout.blocks), shared_state.blocks)
+        await _read_blocks(watch)
+        watching = asyncio.create_task(watch.run(), name="blocks")
+        stack.callback(watching.cancel)
+        obeyed = commands(store, recorder, generations, watch, clock, time.time())
         control = opened_control(store.layout.control, options, obeyed, log)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)
@@ -197,6 +211,18 @@ def _opened_table(store: Store, unseen: float) -> Iterator[ResponseCache]:
     with contextlib.closing(ResponseCache(unseen)) as table:
         store.objects.watch(lambda key: table.forget(key.digest))
         yield table
+
+
+async def _read_blocks(watch: BlockWatch) -> None:
+    """Read the list of blocks before the first request.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    try:
+        await watch.refresh()
+    except OSError as error:
+        raise UserError(f"the list of blocked images: {error.strerror}") from error
 
 
 async def _reread_regularly(chain: Certificate | None, generations: Generations) -> None:

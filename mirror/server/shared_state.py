@@ -1,7 +1,7 @@
 """State that survives reloads: store, metrics, slots, and active fills."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +10,9 @@ from typing import Final
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
 from mirror.metrics.metrics import Metrics
+from mirror.policy.rules import Moment
 from mirror.pull.fills import Fills
+from mirror.pull.gate import BlockList
 from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.range_fetch import RangeFetches
 from mirror.pull.slots import Slots
@@ -35,12 +37,14 @@ class SharedState:
     metrics: Metrics
     recorder: StatsRecorder
     table: ResponseCache
+    blocks: BlockList
     slots: Slots
     fills: Fills
     private_fills: Fills
     upstreams: Upstreams
     sending: Executor
     stopping: asyncio.Event
+    clock: Callable[[], Moment]
 
 
 @asynccontextmanager
@@ -51,6 +55,7 @@ async def opened_shared_state(
     recorder: StatsRecorder,
     table: ResponseCache,
     stopping: asyncio.Event,
+    clock: Callable[[], Moment],
 ) -> AsyncIterator[SharedState]:
     """Open the state that all configurations share."""
     upstreams = Upstreams(UpstreamEvents(metrics, recorder), store.rooms)
@@ -66,12 +71,14 @@ async def opened_shared_state(
                 metrics,
                 recorder,
                 table,
+                BlockList(table.close),
                 slots,
                 public,
                 private,
                 upstreams,
                 sending,
                 stopping,
+                clock,
             )
         finally:
             async with AsyncExitStack() as stack:  # closes both even if one close is cancelled

@@ -25,7 +25,7 @@ from mirror.store.local.layout import Layout
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
-from mirror.store.metadata.records import Links, Listings, Tags
+from mirror.store.metadata.records import Decisions, Links, Listings, Tags
 from mirror.threads import Threads
 from mirror.ui.formatting import plain_size
 from mirror.user_error import UserError
@@ -58,6 +58,7 @@ class Store:
     manifests: Manifests
     tags: Tags
     listings: Listings
+    decisions: Decisions
     private: Private
     records: tuple[KeyValueStore, ...]
     catalogue: Catalogue
@@ -118,12 +119,24 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
     Raises:
         UserError: the directory cannot be used, now or inside the context.
     """
+    async with opened_records(config) as (cache, _):
+        yield cache
+
+
+@asynccontextmanager
+async def opened_records(config: Config) -> AsyncIterator[tuple[Cache, Decisions]]:
+    """As :func:`opened_cache`, with the records of rules.
+
+    Raises:
+        UserError: the directory cannot be used, now or inside the context.
+    """
     try:
         os.stat(config.cache.directory)  # a misspelt directory is not created
         with Threads(max(2, os.cpu_count() or 1), "files") as threads:
             opening = _opened_disk(config, cache_limits(config), _NoObserver(), threads, threads)
             async with opening as disk:
-                yield Cache.of(config, disk.objects, disk.catalogue)
+                records = Decisions(disk.records[0])
+                yield Cache.of(config, disk.objects, disk.catalogue), records
     except (OSError, IndexUnavailableError) as error:
         raise _directory_error(config, error, "name") from error
 
@@ -194,6 +207,7 @@ def _store(disk: _Disk, threads: Executor, rooms: Rooms) -> Store:
         manifests,
         public.tags,
         Listings(listings),
+        Decisions(disk.records[0]),
         own,
         disk.records,
         disk.catalogue,

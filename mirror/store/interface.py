@@ -14,6 +14,7 @@ from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
+from mirror.policy.rules import Meanings, Seen
 from mirror.shares import Hold
 
 #: A page of tags takes a few KiB, the full list of a busy repository 100 KiB.
@@ -260,6 +261,32 @@ class ListingStore(Protocol):
 
     async def forget(self, name: str) -> None:
         """Remove a page, if there is one.  A failed write is skipped."""
+
+
+class DecisionStore(Protocol):
+    """What rules need to know: first-seen digests by repository, and what tags have meant here.
+
+    They survive a restart; the oldest may be dropped.  ``repository`` and ``name`` are chosen by
+    the caller, and unique.
+    """
+
+    async def seen(self, repository: str, digest: Digest) -> Seen | None:
+        """Return what was recorded of a digest, or None."""
+
+    async def see(self, repository: str, digest: Digest, seen: Seen) -> None:
+        """Record it; a failed write is logged, and the digest counts as unseen."""
+
+    async def signers(self, repository: str, digest: Digest) -> frozenset[str]:
+        """Return the keys by which a signature of the digest was verified."""
+
+    async def sign(self, repository: str, digest: Digest, keys: frozenset[str]) -> None:
+        """Record these keys; a failed write is logged."""
+
+    async def meanings(self, name: str) -> Meanings:
+        """Return what a tag has meant; nothing for an unknown tag."""
+
+    async def mean(self, name: str, meanings: Meanings) -> None:
+        """Record what a tag has meant; a failed write is logged."""
 
 
 class RepositoryLinks(Protocol):

@@ -33,7 +33,7 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
         ("[sever]", "sever: no such key (did you mean server?)"),
         (
             "zzz = 1",
-            "zzz: no such key (there are: server, access, proxy, limits, log, cache, tags, fetch, fill, tracing, keep, warm, upstreams)",  # noqa: E501
+            "zzz: no such key (there are: server, access, proxy, limits, log, cache, tags, fetch, fill, tracing, keep, block, policy, pin, warm, upstreams)",  # noqa: E501
         ),
         ("tags = 5", "tags: found a value of type int, allowed: a table"),
         ('[log]\nlevel = "loud"',

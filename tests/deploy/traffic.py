@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
+from tests.fakes.signing import Signer
 from tests.running import Mirror, running
 
 _LIMITS = {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "76;w=21600"}
@@ -30,6 +31,7 @@ class Watched:
         repo = f"/v2/library/app{number}"
         made = image(random_bytes(1000, number), marker=str(number))
         self.upstream.add_image(f"library/app{number}", made, "1", "2")
+        self.upstream.add_image("library/unsigned", made, "1")
         missing = f"sha256:{number:064x}"
         for path in (
             f"{repo}/manifests/1",  # miss
@@ -38,6 +40,8 @@ class Watched:
             f"{repo}/blobs/{missing}",  # negative
             f"{repo}/tags/list",
             f"/v2/unknown.example.com/app{number}/manifests/1",  # denied
+            "/v2/library/blocked/manifests/1",
+            "/v2/library/unsigned/manifests/1",
         ):
             await self.mirror.get(path)
         await self._coalesced(repo, number)
@@ -65,8 +69,16 @@ class Watched:
 
 @asynccontextmanager
 async def watched(directory: Path) -> AsyncIterator[Watched]:
+    directory.mkdir(exist_ok=True)
+    key = directory / "key.pub"
+    key.write_bytes(Signer().pem)
+    policies = {
+        "block": [{"image": "blocked:*"}],
+        "policy": [{"images": ["unsigned:*"], "signed_by": [str(key)]}],
+    }
+    tags = {"max_age": "0s"}
     async with (
         FakeRegistry() as upstream,
-        running(directory, {"docker.io": upstream.url}, tags={"max_age": "0s"}) as mirror,
+        running(directory, {"docker.io": upstream.url}, tags=tags, **policies) as mirror,
     ):
         yield Watched(mirror, upstream)

@@ -25,6 +25,7 @@ from tests.cli.test_images import for_platform
 from tests.docs.test_pages import PAGES, ROOT
 from tests.fakes import FakeRegistry, random_bytes
 from tests.fakes.content import Image
+from tests.fakes.signing import Signer
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
@@ -100,7 +101,7 @@ def test_a_configuration_can_be_used(snippet: Snippet, tmp_path: Path) -> None:
     for line in snippet.lines:
         for name in re.findall(r'"((?:/etc|/run/secrets)/[^"]+)"', line):
             (tmp_path / name[1:]).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name[1:]).write_text("text")
+            (tmp_path / name[1:]).write_bytes(Signer().pem if name.endswith(".pub") else b"text")
     file = tmp_path / "mirror.toml"
     file.write_text(_FILES.sub(rf"{tmp_path}\1", snippet.text))
     load(file)

@@ -268,3 +268,62 @@ async def test_no_tunnel_leads_past_the_limits_unless_it_is_named(tmp_path, allo
             if "*:*" in allow:
                 assert "deep.test:8443" in answer
                 assert "allow and deny of [upstreams]" in answer
+
+
+@pytest.mark.parametrize(
+    ("section", "limited"),
+    [
+        ({"policy": [{"images": ["**"]}]}, True),
+        ({"policy": [{"images": [f"{NAME}/team/*"]}]}, True),
+        ({"policy": [{"images": ["docker.io/**"]}]}, False),
+        ({"pin": [{"image": f"{NAME}/team/app:1", "digest": APP.digest}]}, True),
+        ({"block": [{"image": APP.digest}]}, True),
+        ({"block": [{"image": "docker.io/**"}]}, False),
+    ],
+)
+async def test_policies_limit_what_passes_by_the_cache(tmp_path, registry, section, limited):
+    (tmp_path / "ca.pem").write_bytes(registry.ca)
+    table = {
+        "docker.io": "http://127.0.0.1:9",
+        NAME: {"url": registry.url, "ca_file": str(tmp_path / "ca.pem")},
+    }
+    proxy = {"listen": "127.0.0.1:0", "allow": ["*:*"]}
+    async with running(tmp_path / "cache", table, proxy=proxy, **section) as mirror:
+        trust = trusting(tmp_path / "cache")
+        target = f"/v2/team/app/%6Danifests/{APP.digest}"
+        passed = await said(mirror, trust, f"GET {target}", body=b"x")
+        assert passed in ({400, 403} if limited else {202})
+        async with connected(mirror) as raw:
+            answer = await raw.connect(f"{NAME}:8444")
+            assert (" 403 " in answer and "policies" in answer) == limited
+
+
+@pytest.fixture
+async def blocking(tmp_path, registry: Recorder):
+    """A mirror that blocks a repository, and has neither ``allow`` nor ``deny``."""
+    (tmp_path / "ca.pem").write_bytes(registry.ca)
+    table = {
+        "docker.io": "http://127.0.0.1:9",
+        NAME: {"url": registry.url, "ca_file": str(tmp_path / "ca.pem")},
+    }
+    rule = {"image": f"{NAME}/team/secret:*"}
+    proxy = {"listen": "127.0.0.1:0"}
+    async with running(tmp_path / "cache", table, proxy=proxy, block=[rule]) as mirror:
+        yield mirror
+
+
+@pytest.mark.parametrize(
+    "target",
+    [each for each in KEPT_BACK if each.endswith(f"/team/secret/{MANIFEST}") or BLOB in each]
+    + [f"/v2/team/secret/{BLOB}".replace(":", "%3A"), f"/v2/team/app/%6Danifests/{APP.digest}"],
+)
+async def test_what_is_blocked_is_not_had_however_it_is_written(
+    blocking, tmp_path, registry, target
+):
+    trust = trusting(tmp_path / "cache")
+    for method in ("GET", "HEAD"):
+        for body in (b"", b"x"):
+            assert await said(blocking, trust, f"{method} {target}", body=body) in {400, 403, 404}
+    assert got_through(registry) == []
+    assert await said(blocking, trust, f"HEAD /v2/team/app/{MANIFEST}") == 202
+    assert await said(blocking, trust, f"POST {START}") == 202

@@ -41,6 +41,7 @@ ROWS = (
     Row("cold-16", "cold 1 GiB, upstream at 256 MB/s, 16 clients", fills.cold_many_clients),
     Row("segments", "cold 256 MiB, 16 MiB/s per connection", fills.cold_segments),
     Row("workers", "2 workers against 1, no hot table", hits.two_workers),
+    Row("rules", "hits under the last of 10 rules against none", hits.ten_rules),
     Row("slow-500", "500 slow clients on 1 GiB", crowds.slow_clients),
     Row("beside-slow", "another client beside slow ones", crowds.beside_slow_clients),
     Row("million", "1,000,000 objects", crowds.many_objects),

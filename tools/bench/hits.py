@@ -1,6 +1,7 @@
 """Rows with cached content."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from tools.bench.comparison import (
@@ -128,13 +129,36 @@ def two_workers(stage: Stage) -> Result:
     cold_table = {"MIRROR_SERVER__HOT": "false"} if mirror_knows(server__hot="false") else {}
     both = cold_table | {"MIRROR_SERVER__WORKERS": "2"}
     kinds = {"64 KiB": stage.corpus.small, "manifest": [stage.corpus.manifest[0]]}
+    return _compared(stage, ("1 worker", cold_table), ("2 workers", both), kinds, 1.6)
+
+
+def ten_rules(stage: Stage) -> Result:
+    """Hits under the last of ten rules compared with hits without rules."""
+    others = [{"images": [f"docker.io/team{number}/**"], "cooldown": "3d"} for number in range(9)]
+    last = {"images": ["docker.io/**"], "cooldown": "3d", "unseen": "allow"}
+    rules = json.dumps([*others, last])
+    if not mirror_knows(policy=rules):
+        raise NotAvailableError("this mirror has no [[policy]]")
+    kinds = {"64 KiB": stage.corpus.small, "tag": [stage.corpus.manifest[1]]}
+    ruled = ("10 rules", {"MIRROR_POLICY": rules})
+    return _compared(stage, ("no rules", {}), ruled, kinds, 0.97)
+
+
+def _compared(
+    stage: Stage,
+    former: tuple[str, Mapping[str, str]],
+    latter: tuple[str, Mapping[str, str]],
+    kinds: Mapping[str, Sequence[str]],
+    least: float,
+) -> Result:
+    """Compare two mirrors with different settings; the latter's rate is to be ``least`` times."""
     with (
-        stage.fresh(partial(Mirror, settings=cold_table), FULL_SPEED) as one,
-        stage.fresh(partial(Mirror, settings=both), FULL_SPEED) as two,
+        stage.fresh(partial(Mirror, settings=former[1]), FULL_SPEED) as one,
+        stage.fresh(partial(Mirror, settings=latter[1]), FULL_SPEED) as two,
     ):
         contestants: dict[str, Callable[[], Sample]] = {}
         for kind, paths in kinds.items():
-            for name, server in {"1 worker": one, "2 workers": two}.items():
+            for name, server in {former[0]: one, latter[0]: two}.items():
                 warm(server, paths)
                 contestants[f"{name}, {kind}"] = partial(
                     requests, server, paths, stage.listing, stage.scale.seconds
@@ -147,9 +171,9 @@ def two_workers(stage: Stage) -> Result:
         },
         [
             at_least(
-                f"{kind}, 2 workers of 1",
-                1.6,
-                measured.ratio("rate", f"2 workers, {kind}", f"1 worker, {kind}"),
+                f"{kind}, {latter[0]} of {former[0]}",
+                least,
+                measured.ratio("rate", f"{latter[0]}, {kind}", f"{former[0]}, {kind}"),
             )
             for kind in kinds
         ],

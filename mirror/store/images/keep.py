@@ -41,6 +41,7 @@ class KeptImages:
         self, objects: Objects, catalogue: Catalogue, clock: Callable[[], float] = time.time
     ) -> None:
         self.rule: Rule = nothing
+        self.meant: set[FullName] = set()  # held digests, at the time of the last review
         self._objects = objects
         self._catalogue = catalogue
         self._clock = clock
@@ -57,6 +58,12 @@ class KeptImages:
         """Mark the objects of a name that was written."""
         if self.rule(image):
             await self._quietly(self._keep(section, [digest]))
+
+    async def keep_meant(self, image: FullName) -> None:
+        """Mark the objects of a digest that a tag means here, although it moved upstream."""
+        digests = [Digest.parse(image.reference)]
+        for section in self._catalogue.sections:
+            await self._quietly(self._keep(section, digests))
 
     async def stored(self, section: Section, key: ObjectKey) -> None:
         """Mark the parts of a manifest that was stored."""

@@ -23,6 +23,7 @@
       private/cache.db                     tags, listings and links of private repositories
       format                               the number of this layout, see ``FORMAT``
       lock                                 a shared flock of every process that uses the directory
+      blocks.json                          the images that operators have blocked by command
       scrub                                the number of the row that was scrubbed last
       rebuild                              exists while a lost index is rebuilt from the files
 
@@ -145,6 +146,7 @@ class Layout:
         self.control = root / "control"
         self.format = root / "format"
         self.lock = root / "lock"
+        self.blocks = root / "blocks.json"
         self.scrub = root / "scrub"
         self.rebuild = root / "rebuild"
 

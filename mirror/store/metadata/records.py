@@ -7,13 +7,14 @@ objects that belong to a repository, as its upstream confirmed.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, Final
 
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor, descriptor_fields
+from mirror.policy.rules import Meanings, Moment, Seen
 from mirror.store.interface import MOST_PAGE_BYTES, IndexUnavailableError, Link, Page
 from mirror.store.metadata.kv import KeyValueStore
 
@@ -92,6 +93,7 @@ def _decoded(record: bytes) -> Link:
 
 
 _log = logging.getLogger(__name__)
+_MEANS: Final = "means "
 
 
 class Listings:
@@ -127,6 +129,65 @@ class Listings:
             await self._records.remove(f"listing {name}")
         except IndexUnavailableError as error:
             _log.debug("cannot remove a listing: %s", error)
+
+
+class Decisions:
+    """See :class:`mirror.store.interface.DecisionStore`."""
+
+    def __init__(self, records: KeyValueStore) -> None:
+        self._records = records
+
+    async def seen(self, repository: str, digest: Digest) -> Seen | None:
+        record = await self._records.lookup(f"seen {repository} {digest}")
+        if record is None:
+            return None
+        fields = json.loads(record)
+        return Seen(Moment(*fields["first"]), fields["released"], fields["passed"])
+
+    async def see(self, repository: str, digest: Digest, seen: Seen) -> None:
+        first = [seen.first.wall, seen.first.boot, seen.first.steady]
+        fields = {"first": first, "released": seen.released, "passed": seen.passed}
+        await self._put(f"seen {repository} {digest}", fields)
+
+    async def signers(self, repository: str, digest: Digest) -> frozenset[str]:
+        record = await self._records.lookup(f"signed {repository} {digest}")
+        return frozenset() if record is None else frozenset(json.loads(record)["keys"])
+
+    async def sign(self, repository: str, digest: Digest, keys: frozenset[str]) -> None:
+        await self._put(f"signed {repository} {digest}", {"keys": sorted(keys)})
+
+    async def meanings(self, name: str) -> Meanings:
+        record = await self._records.lookup(f"{_MEANS}{name}")
+        return Meanings() if record is None else _meanings(record)
+
+    async def mean(self, name: str, meanings: Meanings) -> None:
+        digests = [str(digest) for digest in meanings.digests]
+        await self._put(f"{_MEANS}{name}", {"means": digests, "held": meanings.held})
+
+    async def held(self) -> set[FullName]:
+        """Return, by digest, what the tags mean that mean another digest upstream.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        found: set[FullName] = set()
+        async for page in self._records.pages():
+            for name, record in page:
+                if name.startswith(_MEANS) and (meanings := _meanings(record)).held:
+                    _, registry, repository, _ = name.split(" ", 3)
+                    found.add(FullName(registry, repository, str(meanings.digests[0])))
+        return found
+
+    async def _put(self, name: str, fields: Mapping[str, Any]) -> None:
+        try:
+            await self._records.put(name, json.dumps(fields).encode())
+        except IndexUnavailableError as error:
+            _log.warning("a decision could not be written down: %s", error)
+
+
+def _meanings(record: bytes) -> Meanings:
+    fields = json.loads(record)
+    return Meanings(tuple(map(Digest.parse, fields["means"])), fields["held"])
 
 
 _KNOWN: Final = 10_000  # held in memory: each pull of a private image checks every layer

@@ -1,0 +1,124 @@
+"""Commands for images that the mirror must not give out."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from mirror import threads
+from mirror.cli.cache import configured_for
+from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group
+from mirror.cli.table import print_table
+
+app = command_group()
+
+Targets = Annotated[
+    list[str], typer.Argument(help="Images, globs in quotes ('evil/*:*'), or digests.")
+]
+
+
+@app.command("block")
+def block_images(
+    targets: Targets,
+    reason: Annotated[str, typer.Option(help="The cause; clients read it.")] = "",
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Refuse images or digests from now on, in all workers; breaks off their transfers."""
+    configured = configured_for(config, cache_dir)
+    from mirror.admin.commands import blocked  # noqa: PLC0415  # late: loads half of the server
+
+    found = threads.run(blocked(configured, targets, reason))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for each in found["blocks"]:
+        count = len(each["digests"])
+        print(f"blocked {each['target']} ({count} digest{'' if count == 1 else 's'})")
+
+
+@app.command("unblock")
+def unblock_images(
+    targets: Targets,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Give out blocked images again; those of [[block]] stay blocked."""
+    configured = configured_for(config, cache_dir)
+    from mirror.admin.commands import unblocked  # noqa: PLC0415  # late, as above
+
+    found = threads.run(unblocked(configured, targets))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for each in found["blocks"]:
+        print(f"unblocked {each['target']}")
+
+
+@app.command("blocks")
+def list_blocks(
+    as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
+) -> None:
+    """List the blocked images: since when, by whom, and why."""
+    configured = configured_for(config, cache_dir)
+    from mirror.admin.commands import blocks  # noqa: PLC0415  # late, as above
+
+    found = threads.run(blocks(configured))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif found["blocks"]:
+        rows = [
+            (each["target"], each["since"] or "[[block]]", each["by"] or "-", each["reason"] or "-")
+            for each in found["blocks"]
+        ]
+        print_table(("BLOCKED", "SINCE", "BY", "REASON"), rows)
+    else:
+        print("nothing is blocked")
+
+
+@app.command("release")
+def release_images(
+    targets: Annotated[
+        list[str], typer.Argument(help="name@sha256:..., or a tag, for its digest upstream.")
+    ],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Let one digest pass the cooldown of [[policy]] now."""
+    configured = configured_for(config, cache_dir)
+    from mirror.admin.commands import released  # noqa: PLC0415  # late, as above
+
+    found = threads.run(released(configured, targets))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for each in found["released"]:
+        print(f"released {each['image']}: {each['digest']}")
+
+
+@app.command("policy")
+def explain_image(
+    image: Annotated[str, typer.Argument(help="An image, by tag or digest.")],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Explain what blocks, pins and rules make of an image."""
+    configured = configured_for(config, cache_dir)
+    from mirror.admin.commands import explained  # noqa: PLC0415  # late, as above
+
+    found = threads.run(explained(configured, image))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"image     {found['image']}")
+    print(f"upstream  {found['upstream_digest'] or 'not asked yet'}")
+    print(f"served    {found['served_digest'] or 'refused'}")
+    for reason in filter(None, (found["block"], found["pin"])):
+        print(reason)
+    for each in found["rules"]:
+        verdict = each["decision"] or ("undecided" if each["applies"] else "does not apply")
+        print(f"{each['rule']}: {verdict}" + (f": {each['why']}" if each["why"] else ""))

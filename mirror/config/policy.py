@@ -1,0 +1,122 @@
+"""``[[policy]]``, ``[[pin]]`` and ``[[block]]``: what tags mean here, and what is refused."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator
+
+from mirror.config.fields import DurationField, ReadableFile, Table, time
+from mirror.config.keep import ANY_NAMING, Globs, naming
+from mirror.oci.digest import Digest
+from mirror.oci.glob import InvalidGlob
+from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.policy.blocks import Block, Blocks, parse_target, spelt_out
+from mirror.policy.rules import Pin, Rule
+
+if TYPE_CHECKING:
+    from mirror.config.model import Config
+
+
+def _checked_target(text: str) -> str:
+    try:
+        parse_target(text, ANY_NAMING)
+    except InvalidGlob as error:
+        raise ValueError(f"a digest, or {error}") from error
+    return text
+
+
+class BlockRule(Table):
+    """A digest, an image or a group of images that the mirror refuses."""
+
+    image: Annotated[str, AfterValidator(_checked_target)]
+    reason: str = ""
+
+
+def _checked_tag(text: str) -> str:
+    try:
+        target = parse_target(text, ANY_NAMING)
+    except InvalidGlob:
+        target = None
+    if not isinstance(target, ImageGlob) or target.exact is None:
+        raise ValueError("an image with a tag, such as python:3.12")
+    return text
+
+
+def _checked_digest(text: str) -> str:
+    Digest.parse(text)
+    return text
+
+
+class PinRule(Table):
+    """What a tag means for the clients of this mirror."""
+
+    image: Annotated[str, AfterValidator(_checked_tag)]
+    digest: Annotated[str, AfterValidator(_checked_digest)]
+    note: str = ""
+
+
+def _checked_key(file: str) -> str:
+    # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
+    from mirror.policy.signatures import parse_key  # noqa: PLC0415
+
+    parse_key(Path(file).read_bytes() if file else b"")
+    return file
+
+
+class PolicyRule(Table):
+    """A rule for a group of images; the first rule that matches an image counts."""
+
+    images: Globs
+    signed_by: tuple[Annotated[ReadableFile, AfterValidator(_checked_key)], ...] = ()
+    cooldown: DurationField = time("0s")
+    unseen: Literal["created", "allow", "deny"] = "created"
+    digests: Literal["allow", "check"] = "allow"
+    mode: Literal["enforce", "audit"] = "enforce"
+
+
+def configured_rules(config: "Config") -> list[Rule]:
+    """Return the rules of a configuration."""
+    names = naming(config)
+    return [
+        Rule(
+            tuple(ImageGlob.parse(text, names) for text in rule.images),
+            rule.cooldown.seconds,
+            rule.unseen,
+            rule.digests == "check",
+            rule.mode == "audit",
+            tuple(Path(file).read_bytes() for file in rule.signed_by),
+        )
+        for rule in config.policy
+    ]
+
+
+def configured_pins(config: "Config") -> dict[FullName, Pin]:
+    """Return the pins of a configuration; of two for one tag, the first counts."""
+    names = naming(config)
+    pins: dict[FullName, Pin] = {}
+    for rule in config.pin:
+        target = parse_target(rule.image, names)
+        assert isinstance(target, ImageGlob), "checked"
+        assert target.exact is not None, "checked"
+        pins.setdefault(target.exact, Pin(target.exact, Digest.parse(rule.digest), rule.note))
+    return pins
+
+
+def governed_upstreams(config: "Config") -> set[str]:
+    """Return the upstreams to whose images a rule, a pin or a block of a configuration applies."""
+    pins, blocks = configured_pins(config), Blocks.of(configured_blocks(config))
+    rules = configured_rules(config)
+    return {
+        name
+        for name in config.enabled()
+        if blocks.may_cover(name)
+        or any(pin.registry == name for pin in pins)
+        or any(rule.may_cover(name) for rule in rules)
+    }
+
+
+def configured_blocks(config: "Config") -> list[Block]:
+    """Return the blocks of a configuration."""
+    names = naming(config)
+    targets = ((parse_target(rule.image, names), rule.reason) for rule in config.block)
+    return [Block(spelt_out(target), reason) for target, reason in targets]

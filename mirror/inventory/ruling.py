@@ -1,0 +1,153 @@
+"""Releases a digest, and explains what blocks, pins and rules make of an image.
+
+The results are JSON, which ``--json`` prints unchanged.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mirror.config.model import Config
+from mirror.config.policy import configured_blocks, configured_pins, configured_rules
+from mirror.inventory.cache import Cache
+from mirror.inventory.listing import parse_glob, rfc3339
+from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName
+from mirror.policy.blocks import Blocks
+from mirror.policy.decisions import Decision
+from mirror.policy.rules import Facts, Meanings, Moment, Rule, Seen, judge, needs_date
+from mirror.store.images.catalogue import MANIFEST_KINDS
+from mirror.store.interface import DecisionStore
+from mirror.store.metadata.block_file import BlockFile
+from mirror.user_error import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rulings:
+    """An open cache, and what its mirror knows for its rules."""
+
+    cache: Cache
+    records: DecisionStore
+    blocks: BlockFile
+    clock: Callable[[], Moment]
+
+    async def release(self, texts: Sequence[str], by: str) -> dict[str, Any]:
+        """Let digests pass all cooldowns: those that are named, or those of tags upstream.
+
+        Raises:
+            UserError: a text is not an image, or upstream's digest of the tag is unknown.
+            IndexUnavailableError: the cache cannot be read.
+        """
+        released = []
+        for text in texts:
+            image = self._image(text)
+            digests = await self._digests(image)
+            if not digests:
+                raise UserError(f"{image} is not known here: pull it once, or name its digest")
+            for digest in digests:
+                await self._release(image, digest)
+                fields = {"image": str(image), "digest": str(digest), "by": by}
+                _log.warning("released", extra=fields)
+                released.append({"image": str(image), "digest": str(digest)})
+        return {"released": released}
+
+    async def _release(self, image: FullName, digest: Digest) -> None:
+        nodes = (await self.cache.catalogue.nodes(MANIFEST_KINDS, [digest])).values()
+        parts = {part.digest for node in nodes for part in node.manifests}
+        for each in {digest, *parts}:
+            record = _record(image)
+            seen = await self.records.seen(record, each) or Seen(self.clock())
+            await self.records.see(record, each, replace(seen, released=True))
+
+    async def explain(self, config: Config, text: str) -> dict[str, Any]:
+        """Return upstream's digest of an image, the one that is served, and each rule's verdict.
+
+        Raises:
+            UserError: the text is not an image.
+            OSError, IndexUnavailableError: the cache cannot be read.
+        """
+        image = self._image(text)
+        digests = await self._digests(image)
+        upstream = digests[0] if digests else None
+        pin = configured_pins(config).get(image)
+        rules = [await self._verdict(rule, image, upstream) for rule in configured_rules(config)]
+        served = next((each["serves"] for each in rules if each["applies"]), str(upstream or ""))
+        if pin is not None:
+            served = str(pin.digest)
+        file = await asyncio.to_thread(self.blocks.read)
+        blocks = Blocks.of([*configured_blocks(config), *file])
+        name = (image.registry, image.repository)
+        found = None if image.by_digest else blocks.of_tag(*name, image.reference)
+        if found is None and served:
+            found = blocks.of_digest(*name, Digest.parse(served))
+        return {
+            "image": str(image),
+            "upstream_digest": str(upstream) if upstream else None,
+            "served_digest": None if found else served or None,
+            "pin": None if pin is None else str(pin),
+            "block": None if found is None else found.refusal(str(image)),
+            "rules": rules,
+        }
+
+    async def _verdict(
+        self, rule: Rule, image: FullName, digest: Digest | None
+    ) -> Mapping[str, Any]:
+        told = {"rule": rule.name, "applies": False, "decision": None, "serves": "", "why": ""}
+        if not rule.covers(image):
+            return told
+        told["applies"] = True
+        if digest is None:
+            return {**told, "why": "upstream was not asked for this image yet"}
+        record, now = _record(image), self.clock()
+        seen = await self.records.seen(record, digest)
+        meanings = Meanings()
+        if not image.by_digest:
+            meanings = await self.records.meanings(f"{record} {image.reference}")
+        known = 0.0 if seen is None else now.since(seen.first)
+        free = seen is not None and (seen.released or (image.by_digest and seen.passed))
+        facts = Facts(image, digest, known, free, meanings)
+        if needs_date(rule, facts):
+            return {**told, "why": "the next pull decides by the image's own date"}
+        verdict = judge(rule, facts, now.wall)
+        if not verdict.why and rule.keys and not await self._is_signed(rule, record, digest):
+            return {**told, "why": "no signature was verified yet: the next pull asks upstream"}
+        serve = digest if rule.audit else verdict.serve
+        decision = Decision.ALLOWED
+        if verdict.why:
+            decision = Decision.AUDITED if rule.audit else Decision.HELD
+        until = rfc3339(now.wall + verdict.left) if verdict.left else None
+        told |= {"decision": decision.value, "serves": str(serve or ""), "why": verdict.why}
+        return {**told, "until": until}
+
+    async def _is_signed(self, rule: Rule, record: str, digest: Digest) -> bool:
+        # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
+        from mirror.policy.signatures import fingerprint  # noqa: PLC0415
+
+        known = await self.records.signers(record, digest)
+        return not known.isdisjoint(map(fingerprint, rule.keys))
+
+    def _image(self, text: str) -> FullName:
+        image = parse_glob(text, self.cache, "latest").exact
+        if image is None:
+            raise UserError(f"found {text!r}, allowed: one image, not a glob")
+        return image
+
+    async def _digests(self, image: FullName) -> list[Digest]:
+        """Return the digest of a name, or what a tag meant upstream when it was last asked."""
+        if image.by_digest:
+            return [Digest.parse(image.reference)]
+        found = {
+            each.digest: None
+            async for page in self.cache.catalogue.names(lambda name: name == image)
+            for each in page
+        }
+        return list(found)
+
+
+def _record(image: FullName) -> str:
+    """The key of a repository in the records, as for ``Target.record``."""
+    return f"{image.registry} {image.repository}"

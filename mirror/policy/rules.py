@@ -1,0 +1,188 @@
+"""Pins and rules: what a tag means here, and when it follows its upstream."""
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.policy.decisions import told_span, told_time
+
+Unseen = Literal["created", "allow", "deny"]
+
+_REFERRERS: Final = re.compile(r"sha(?:256-[0-9a-f]{64}|512-[0-9a-f]{128})(?:\.[a-z]+)?")
+#: Former meanings of a tag that are remembered: a tag moved back to one of them follows at once.
+MOST_MEANINGS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """``image`` means ``digest``; ``note`` is the operator's reason."""
+
+    image: FullName
+    digest: Digest
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.image} is pinned to {self.digest} by the operator of this mirror{note}"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time: Unix seconds, and seconds since the start of the machine, which ``boot`` names.
+
+    Setting the clock changes the former only.  ``boot`` is empty where the system does not tell.
+    """
+
+    wall: float
+    boot: str = ""
+    steady: float = 0.0
+
+    def since(self, earlier: "Moment") -> float:
+        """Return the seconds since another moment, at least 0.
+
+        The clock may have been set in between: while the machine has run on, it is not asked.
+        """
+        if self.boot and self.boot == earlier.boot:
+            return max(0.0, self.steady - earlier.steady)
+        return max(0.0, self.wall - earlier.wall)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """When a digest was first seen in a repository.
+
+    ``released``: the operator lets it pass.  ``passed``: a rule let it pass before, as the meaning
+    of a tag or as a part of that.
+    """
+
+    first: Moment
+    released: bool = False
+    passed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Meanings:
+    """The digests that a tag has meant here, the present one first.
+
+    ``held``: the tag means another digest upstream.
+    """
+
+    digests: tuple[Digest, ...] = ()
+    held: bool = False
+
+    def then(self, digest: Digest, *, held: bool) -> "Meanings":
+        """Return the meanings of a tag that means ``digest`` from now on."""
+        former = (each for each in self.digests if each != digest)
+        return Meanings((digest, *former)[:MOST_MEANINGS], held)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule for the images that match one of the globs; see ``[[policy]]``.
+
+    ``keys`` are PEM files with the public keys of which one must have signed.
+    """
+
+    images: tuple[ImageGlob, ...]
+    cooldown: float
+    unseen: Unseen
+    check_digests: bool
+    audit: bool
+    keys: tuple[bytes, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the rule in messages: its globs."""
+        return f"the rule {', '.join(repr(glob.text) for glob in self.images)}"
+
+    def may_cover(self, upstream: str) -> bool:
+        """Whether the rule may be for images of an upstream."""
+        return any(glob.may_mean(upstream) for glob in self.images)
+
+    def covers(self, image: FullName) -> bool:
+        """Whether the rule is for a tag, or for pulls by digest from its repository.
+
+        The tags of signatures and referrers are for the tools that sign.
+        """
+        if image.by_digest:
+            return self.check_digests and any(glob.is_in(image) for glob in self.images)
+        if _REFERRERS.fullmatch(image.reference):
+            return False
+        return any(glob.matches(image) for glob in self.images)
+
+    def unsigned(self, image: FullName, digest: Digest, lacking: str) -> str:
+        """The message for an image without a signature that satisfies the rule."""
+        return (
+            f"{image} ({digest}) is not signed by a key of {self.name}: {lacking}; pull a signed "
+            "version, or ask the operator to change signed_by"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of the digest that a tag means upstream; times are seconds until now.
+
+    ``created`` is the age that the image claims, None if that was not looked up.
+    """
+
+    image: FullName
+    digest: Digest
+    known: float
+    free: bool
+    meanings: Meanings = Meanings()
+    created: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``serve`` is what the image means, None to refuse it; ``left`` seconds until it may change.
+
+    ``why`` is empty if upstream's digest is served.
+    """
+
+    serve: Digest | None
+    left: float = 0.0
+    why: str = ""
+
+
+def needs_date(rule: Rule, facts: Facts) -> bool:
+    """Whether the verdict depends on the image's own date."""
+    undecided = not facts.meanings.digests and rule.unseen == "created" and facts.created is None
+    return undecided and not _passes(rule, facts)
+
+
+def judge(rule: Rule, facts: Facts, now: float) -> Verdict:
+    """Return the verdict of the rule at ``now`` (Unix seconds, for the message)."""
+    if _passes(rule, facts):
+        return Verdict(facts.digest)
+    age = facts.known
+    if not facts.meanings.digests:
+        if rule.unseen == "allow":
+            return Verdict(facts.digest)
+        if rule.unseen == "created":
+            age = max(age, facts.created or 0.0)
+            if age >= rule.cooldown:
+                return Verdict(facts.digest)
+    left = rule.cooldown - age
+    return Verdict(next(iter(facts.meanings.digests), None), left, _told(rule, facts, left, now))
+
+
+def _passes(rule: Rule, facts: Facts) -> bool:
+    return facts.free or facts.digest in facts.meanings.digests or facts.known >= rule.cooldown
+
+
+def _told(rule: Rule, facts: Facts, left: float, now: float) -> str:
+    image = facts.image
+    place = FullName(image.registry, image.repository, str(facts.digest))
+    meant = facts.meanings.digests
+    moved = "moved to" if meant else "is"
+    what = str(image) if image.by_digest else f"{image} {moved} {facts.digest}"
+    means = f"; {image.reference} is served as {meant[0]}" if meant else ""
+    by_digest = "" if rule.check_digests or meant else "pull it by digest, or "
+    return (
+        f"{what}, first seen {told_span(facts.known)} ago; {rule.name} waits "
+        f"{told_span(rule.cooldown)}, until {told_time(now + left)}{means}; "
+        f"{by_digest}ask the operator for: mirror release {place}"
+    )

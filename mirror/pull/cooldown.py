@@ -1,0 +1,174 @@
+"""Applies a rule to the digest that a tag means upstream; only the gate calls it."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from mirror.descriptor import FileRange
+from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName
+from mirror.oci.manifest import NotAManifest, index_entries, is_runnable, references
+from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX, narrow_accept
+from mirror.policy.rules import (
+    Facts,
+    Meanings,
+    Moment,
+    Rule,
+    Seen,
+    Verdict,
+    judge,
+    needs_date,
+)
+from mirror.pull.blobs import BlobPulls
+from mirror.pull.manifests import ManifestPulls
+from mirror.pull.outcome import BrokenOffError
+from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
+from mirror.store.interface import DecisionStore
+from mirror.upstream.errors import UnavailableError
+from mirror.upstream.routing import Target
+
+_INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+_MOST_LEVELS: Final = 3
+_MOST_BYTES: Final = 4 * 1024 * 1024
+
+#: Protects the content of a digest of a repository from eviction.
+Keep = Callable[[FullName], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cooldown:
+    """The records that rules need, and the pulls of the content that they judge by."""
+
+    records: DecisionStore
+    clock: Callable[[], Moment]
+    keep: Keep
+    manifests: ManifestPulls | AuthorizedManifests
+    blobs: BlobPulls | AuthorizedBlobs
+
+    async def judged(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> Verdict:
+        """Return the verdict on a pull by digest, or on the digest of a tag.
+
+        Raises:
+            UpstreamError: the image's own date is needed, and upstream does not send it.
+        """
+        facts = await self._facts(target, image, digest, "")
+        if needs_date(rule, facts):
+            facts = replace(facts, created=await self._age(target, digest))
+        return judge(rule, facts, self.clock().wall)
+
+    async def resolved(
+        self, rule: Rule, target: Target, image: FullName, digest: Digest, accept: str
+    ) -> Verdict:
+        """Return the verdict on a tag, and record what the tag means from now on.
+
+        Raises:
+            UpstreamError: as for :meth:`judged`.
+        """
+        name = f"{target.record} {image.reference} {narrow_accept(accept)}".rstrip()
+        facts = await self._facts(target, image, digest, name)
+        if needs_date(rule, facts):
+            facts = replace(facts, created=await self._age(target, digest))
+        verdict = judge(rule, facts, self.clock().wall)
+        if verdict.serve is None:
+            return verdict
+        held = verdict.serve != digest
+        meanings = facts.meanings.then(verdict.serve, held=held)
+        if meanings != facts.meanings:
+            await self.records.mean(name, meanings)
+        if rule.check_digests:
+            await self._let_parts_pass(target, verdict.serve)
+        if held:
+            await self.keep(replace(image, reference=str(verdict.serve)))
+        return verdict
+
+    async def _facts(self, target: Target, image: FullName, digest: Digest, name: str) -> Facts:
+        now = self.clock()
+        seen = await self.records.seen(target.record, digest)
+        if seen is None:
+            seen = Seen(now)
+            await self.records.see(target.record, digest, seen)
+        free = seen.released or (image.by_digest and seen.passed)
+        meanings = await self.records.meanings(name) if name else Meanings()
+        return Facts(image, digest, now.since(seen.first), free, meanings)
+
+    async def is_artifact(self, target: Target, digest: Digest) -> bool:
+        """Whether a manifest is none that runs, such as a signature.
+
+        Raises:
+            UpstreamError: upstream does not send the manifest.
+        """
+        manifest = (await self.manifests.get(target, digest, "")).manifest
+        return manifest.media_type not in _INDEXES and not is_runnable(manifest.body)
+
+    async def parts(self, target: Target, digest: Digest) -> set[Digest]:
+        """Return a manifest and those that it lists.
+
+        Raises:
+            UpstreamError: upstream does not send the manifest.
+        """
+        manifest = (await self.manifests.get(target, digest, "")).manifest
+        parts = {digest}
+        if manifest.media_type in _INDEXES:
+            parts |= {each.descriptor.digest for each in index_entries(manifest.body)}
+        return parts
+
+    async def _let_parts_pass(self, target: Target, digest: Digest) -> None:
+        """Let pulls by digest pass, of a manifest and of those that it lists."""
+        known = await self.records.seen(target.record, digest)
+        if known is not None and known.passed:
+            return
+        for part in await self.parts(target, digest):
+            seen = await self.records.seen(target.record, part) or Seen(self.clock())
+            await self.records.see(target.record, part, replace(seen, passed=True))
+
+    async def _age(self, target: Target, digest: Digest) -> float:
+        """Return the seconds since the date in the image's configuration; 0 without a date.
+
+        Raises:
+            UpstreamError: upstream does not send the manifest or the configuration.
+        """
+        try:
+            config = await self._config(target, digest)
+            created = json.loads(config)["created"]
+            made = datetime.fromisoformat(created)
+            made = made if made.tzinfo else made.replace(tzinfo=UTC)
+            return max(0.0, self.clock().wall - made.timestamp())
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            return 0.0
+
+    async def _config(self, target: Target, digest: Digest) -> bytes:
+        for _ in range(_MOST_LEVELS):
+            manifest = (await self.manifests.get(target, digest, "")).manifest
+            if manifest.media_type not in _INDEXES:
+                config = references(manifest.body)[0]
+                return await self.read(target, config.digest)
+            entries = index_entries(manifest.body)
+            runnable = [each for each in entries if each.platform[0] not in {"", "unknown"}]
+            digest = (runnable or entries)[0].descriptor.digest
+        raise NotAManifest("indexes in indexes")
+
+    async def read(self, target: Target, digest: Digest) -> bytes:
+        """Return a small blob.
+
+        Raises:
+            UpstreamError: upstream does not send it.
+            ValueError: it is too large.
+        """
+        content = (await self.blobs.get(target, digest)).content
+        data = b""
+        try:
+            async for piece in content.pieces(0, None):
+                if isinstance(piece, FileRange):
+                    data += await asyncio.to_thread(piece.read)
+                else:
+                    data += piece
+                if len(data) > _MOST_BYTES:
+                    raise ValueError("the blob is too large")
+            return data
+        except BrokenOffError as error:
+            raise UnavailableError(target.upstream, str(error)) from error
+        finally:
+            await content.close()

@@ -1,0 +1,392 @@
+"""The gate in front of all pulls: the one place that asks ``mirror.policy`` for its decisions.
+
+Public, private and proxied pulls pass through it.  Answers of the response cache do not, so each
+change of the decisions must empty that cache.
+"""
+
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from mirror.descriptor import FileRange
+from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName
+from mirror.oci.reference import Tag
+from mirror.policy.blocks import Block, Blocks
+from mirror.policy.decisions import Decision, PolicyError
+from mirror.policy.rules import Pin, Rule, Verdict
+from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
+from mirror.pull.body import Content, Piece
+from mirror.pull.cooldown import Cooldown
+from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
+from mirror.pull.outcome import BrokenOffError, Outcome
+from mirror.pull.policy import HOLD_BACK_BYTES
+from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
+from mirror.upstream.errors import NotFoundError
+from mirror.upstream.routing import Target
+
+if TYPE_CHECKING:
+    from mirror.pull.signatures import Signatures
+
+_log = logging.getLogger(__name__)
+_MESSAGE: Final = "policy"
+A = TypeVar("A", ManifestAnswer, Resolution)
+
+
+class Observer(Protocol):
+    """Receives the decisions."""
+
+    def policy_decided(self, upstream: str, decision: str) -> None:
+        """A request was decided upon."""
+
+
+class BlockList:
+    """The blocks in force, of the configuration and of commands; they outlive a configuration."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` after each change; it makes the mirror decide anew."""
+        self.current = Blocks()
+        self.changes = 0
+        self.changed = changed
+        self._configured: tuple[Block, ...] = ()
+        self._commanded: tuple[Block, ...] = ()
+        self._broken_off: dict[Digest, int] = {}
+
+    def configure(self, blocks: Iterable[Block]) -> None:
+        """Use these blocks of the configuration."""
+        self._put(tuple(blocks), self._commanded)
+
+    def command(self, blocks: Iterable[Block]) -> None:
+        """Use these blocks of commands."""
+        self._put(self._configured, tuple(blocks))
+
+    def _put(self, configured: tuple[Block, ...], commanded: tuple[Block, ...]) -> None:
+        former = frozenset(self.current.all)
+        self._configured, self._commanded = configured, commanded
+        blocks = Blocks.of((*configured, *commanded))
+        if blocks.all == self.current.all:
+            return
+        self.current = blocks
+        self.changes += 1
+        layers = {layer for block in blocks.all if block not in former for layer in block.layers}
+        in_force = {layer for block in blocks.all for layer in block.layers}
+        kept = {layer: at for layer, at in self._broken_off.items() if layer in in_force}
+        self._broken_off = kept | dict.fromkeys(layers, self.changes)
+        self.changed()
+
+    def is_broken_off(self, digest: Digest, begun: int) -> bool:
+        """Whether a block breaks off a transfer that began when ``changes`` was ``begun``."""
+        return self._broken_off.get(digest, 0) > begun
+
+
+class Gate:
+    """Decides for each request whether its content may leave the mirror."""
+
+    def __init__(
+        self,
+        blocks: BlockList,
+        pins: Mapping[FullName, Pin],
+        rules: Sequence[Rule],
+        observer: Observer,
+    ) -> None:
+        self._blocks = blocks
+        self._pins = pins
+        self._rules = rules
+        self._observer = observer
+
+    def limits(self, upstream: str) -> bool:
+        """Whether content of an upstream may be refused, or be another than upstream's."""
+        pinned = any(image.registry == upstream for image in self._pins)
+        ruled = any(rule.may_cover(upstream) for rule in self._rules)
+        return pinned or ruled or self._blocks.current.may_cover(upstream)
+
+    def rule(self, image: FullName) -> Rule | None:
+        """Return the first rule that covers a tag or digest, or None."""
+        return next((rule for rule in self._rules if rule.covers(image)), None)
+
+    def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
+        """Report a verdict; return the digest to serve, None for that of upstream.
+
+        Raises:
+            PolicyError: the image is refused.
+        """
+        reference, served = image.reference, verdict.serve
+        if not verdict.why:
+            self._observer.policy_decided(target.upstream, Decision.ALLOWED)
+        elif rule.audit:
+            self._tell(target, reference, Decision.AUDITED, verdict.why, quiet=True)
+        else:
+            held = Decision.HELD
+            self._tell(target, reference, held, verdict.why, served, quiet=served is not None)
+            if served is None:
+                raise PolicyError(held, verdict.why)
+            return served
+        return None
+
+    def unsigned(self, target: Target, rule: Rule, image: FullName, why: str) -> None:
+        """Report an image without a signature that satisfies a rule.
+
+        Raises:
+            PolicyError: the image is refused.
+        """
+        decision = Decision.AUDITED if rule.audit else Decision.UNSIGNED
+        self._tell(target, image.reference, decision, why, quiet=rule.audit)
+        if not rule.audit:
+            raise PolicyError(decision, why)
+
+    def check(self, target: Target, reference: Tag | Digest) -> None:
+        """Check a tag or digest against the blocks.
+
+        Raises:
+            PolicyError: it is blocked.
+        """
+        name, blocks = (target.upstream, target.repository), self._blocks.current
+        if isinstance(reference, Digest):
+            block = blocks.of_digest(*name, reference)
+        else:
+            block = blocks.of_tag(*name, reference)
+        if block is not None:
+            text = block.refusal(str(FullName(*name, str(reference))))
+            self._tell(target, str(reference), Decision.BLOCKED, text)
+            raise PolicyError(Decision.BLOCKED, text)
+
+    def pin(self, target: Target, reference: Tag | Digest) -> Pin | None:
+        """Return the pin of a tag, or None."""
+        if not self._pins or isinstance(reference, Digest):
+            return None
+        pin = self._pins.get(FullName(target.upstream, target.repository, reference))
+        if pin is not None:
+            self._tell(target, reference, Decision.PINNED, str(pin), pin.digest, quiet=True)
+        return pin
+
+    def transfer(self, target: Target, digest: Digest) -> Callable[[], None]:
+        """Return the check to make before each piece of a blob is sent; it raises PolicyError."""
+        begun = self._blocks.changes
+
+        def check() -> None:
+            self.check(target, digest)
+            if self._blocks.is_broken_off(digest, begun):
+                raise PolicyError(Decision.BLOCKED, "an image with this layer was blocked")
+
+        return check
+
+    def _tell(
+        self,
+        target: Target,
+        reference: str,
+        decision: Decision,
+        text: str,
+        served: Digest | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self._observer.policy_decided(target.upstream, decision)
+        fields = {
+            "decision": decision.value,
+            "upstream": target.upstream,
+            "repository": target.repository,
+            "reference": reference,
+            "served": str(served or ""),
+            "reason": text,
+        }
+        _log.log(logging.INFO if quiet else logging.WARNING, _MESSAGE, extra=fields)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedBlobs:
+    """:class:`BlobPulls` behind the gate."""
+
+    gate: Gate
+    blobs: BlobPulls | AuthorizedBlobs
+
+    async def get(self, target: Target, digest: Digest) -> BlobAnswer:
+        """See :meth:`BlobPulls.get`.
+
+        Raises:
+            PolicyError: the blob is blocked.
+        """
+        check = self.gate.transfer(target, digest)
+        check()
+        answer = await self.blobs.get(target, digest)
+        try:
+            check()
+        except PolicyError:
+            await answer.content.close()
+            raise
+        return replace(answer, content=GatedContent(answer.content, check))
+
+    async def head(self, target: Target, digest: Digest) -> BlobHead:
+        """See :meth:`BlobPulls.head`.
+
+        Raises:
+            PolicyError: the blob is blocked.
+        """
+        self.gate.check(target, digest)
+        return await self.blobs.head(target, digest)
+
+    def touch(self, digest: Digest) -> None:
+        """See :meth:`BlobPulls.touch`."""
+        self.blobs.touch(digest)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedContent:
+    """A body that ends early if its blob is blocked meanwhile: ``check`` raises PolicyError."""
+
+    content: Content
+    check: Callable[[], None]
+
+    @property
+    def size(self) -> int | None:
+        """See :class:`Content`."""
+        return self.content.size
+
+    @property
+    def file(self) -> FileRange | None:
+        """See :class:`Content`."""
+        return self.content.file
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces; the last bytes of a long one wait until the others are sent."""
+        end = self.size if stop is None else stop
+        async with aclosing(self.content.pieces(start, stop)) as pieces:
+            async for piece in pieces:
+                for part in _parts(piece, end):
+                    try:
+                        self.check()
+                    except PolicyError as error:
+                        raise BrokenOffError(str(error)) from error
+                    yield part
+
+    async def close(self) -> None:
+        """See :class:`Content`."""
+        await self.content.close()
+
+
+def _parts(piece: Piece, end: int | None) -> tuple[Piece, ...]:
+    """Split the last bytes before ``end`` from the others, which may take minutes to send."""
+    if isinstance(piece, bytes) or piece.length <= HOLD_BACK_BYTES:
+        return (piece,)
+    stop = piece.offset + piece.length
+    if end not in {None, stop}:
+        return (piece,)
+    last = stop - HOLD_BACK_BYTES
+    return piece.part(piece.offset, last), piece.part(last, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What to pull for a reference.
+
+    ``resolution`` is the answer for a tag that a rule covers; it counts until ``until`` (monotonic
+    seconds), and ``detail`` goes into Cache-Status.
+    """
+
+    reference: Tag | Digest
+    resolution: Resolution | None = None
+    until: float = math.inf
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GatedManifests:
+    """:class:`ManifestPulls` behind the gate."""
+
+    gate: Gate
+    manifests: ManifestPulls | AuthorizedManifests
+    cooldown: Cooldown
+    signatures: "Signatures | None" = None
+
+    async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
+        """See :meth:`ManifestPulls.get`.
+
+        Raises:
+            PolicyError: the manifest is refused.
+        """
+        async with self._meant(target, reference, accept) as meant:
+            answer = await self.manifests.get(target, meant.reference, accept)
+        self.gate.check(target, answer.manifest.digest)
+        return _as_resolved(answer, meant)
+
+    async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
+        """See :meth:`ManifestPulls.head`.
+
+        Raises:
+            PolicyError: the manifest is refused.
+        """
+        async with self._meant(target, reference, accept) as meant:
+            answer = await self.manifests.head(target, meant.reference, accept)
+        self.gate.check(target, answer.descriptor.digest)
+        return _as_resolved(answer, meant)
+
+    @asynccontextmanager
+    async def _meant(
+        self, target: Target, reference: Tag | Digest, accept: str
+    ) -> AsyncIterator[_Meaning]:
+        """Yield what to pull for a reference.
+
+        Raises:
+            PolicyError: the reference is refused.
+        """
+        self.gate.check(target, reference)
+        pin = self.gate.pin(target, reference)
+        if pin is None:
+            yield await self._ruled(target, reference, accept)
+            return
+        try:
+            yield _Meaning(pin.digest)
+        except NotFoundError as error:
+            raise NotFoundError(target.upstream, f"has not what a pin names: {pin}") from error
+
+    async def _ruled(self, target: Target, reference: Tag | Digest, accept: str) -> _Meaning:
+        image = FullName(target.upstream, target.repository, str(reference))
+        rule = self.gate.rule(image)
+        if rule is None:
+            return _Meaning(reference)
+        if isinstance(reference, Digest):
+            if not await self.cooldown.is_artifact(target, reference):
+                verdict = await self.cooldown.judged(rule, target, image, reference)
+                self.gate.ruled(target, rule, image, verdict)
+                await self._check_signed(rule, target, image, reference)
+            return _Meaning(reference)
+        resolution = await self.manifests.head(target, reference, accept)
+        digest = resolution.descriptor.digest
+        self.gate.check(target, digest)
+        verdict = await self.cooldown.resolved(rule, target, image, digest, accept)
+        held = self.gate.ruled(target, rule, image, verdict)
+        await self._check_signed(rule, target, image, held or digest)
+        if held is None:
+            return _Meaning(digest, resolution)
+        until = time.monotonic() + verdict.left
+        return _Meaning(held, resolution, until, Decision.HELD.value)
+
+    async def _check_signed(
+        self, rule: Rule, target: Target, image: FullName, digest: Digest
+    ) -> None:
+        if self.signatures is None or not rule.keys:
+            return
+        lacking = await self.signatures.lacking(rule, target, digest)
+        if lacking:
+            self.gate.unsigned(target, rule, image, rule.unsigned(image, digest, lacking))
+
+    def touch(self, digest: Digest) -> None:
+        """See :meth:`ManifestPulls.touch`."""
+        self.manifests.touch(digest)
+
+    async def forget(self, name: str) -> None:
+        """See :meth:`ManifestPulls.forget`."""
+        await self.manifests.forget(name)
+
+
+def _as_resolved(answer: A, meant: _Meaning) -> A:
+    """Return an answer for a digest as the answer for the tag that means it."""
+    resolution = meant.resolution
+    if resolution is None or answer.outcome is not Outcome.HIT:
+        return answer
+    detail = meant.detail or resolution.detail
+    until = min(resolution.until, meant.until)
+    return replace(answer, outcome=resolution.outcome, detail=detail, until=until)

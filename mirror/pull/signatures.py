@@ -1,0 +1,151 @@
+"""Finds the signatures of a manifest upstream; only the gate calls it."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mirror.oci.digest import Digest, InvalidDigest
+from mirror.oci.reference import Tag
+from mirror.policy.decisions import Decision, PolicyError
+from mirror.policy.rules import Rule
+from mirror.policy.signatures import (
+    ANNOTATION,
+    BUNDLE,
+    SIMPLE_SIGNING,
+    Candidate,
+    NotSignedError,
+    Signed,
+    fingerprint,
+    signer,
+)
+from mirror.pull.cooldown import Cooldown
+from mirror.pull.listings import ListingPulls
+from mirror.pull.private import AuthorizedListings
+from mirror.pull.refusals import CANNOT_ANSWER
+from mirror.shares import FullError
+from mirror.upstream.errors import NotFoundError, UpstreamError
+from mirror.upstream.routing import Target
+
+_MOST: Final = 64  # manifests and layers with signatures, of one manifest
+_MOST_PAGES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Signatures:
+    """Checks the signatures of manifests, once per manifest, repository and key.
+
+    ``names`` returns the names of an upstream's registry in signatures.
+    """
+
+    content: Cooldown
+    listings: ListingPulls | AuthorizedListings
+    names: Callable[[str], frozenset[str]]
+
+    async def lacking(self, rule: Rule, target: Target, digest: Digest) -> str:
+        """Return why no signature satisfies a rule; empty if one does.
+
+        A signature of an index counts for the manifests that it lists.
+
+        Raises:
+            PolicyError: upstream cannot be asked.
+        """
+        records = self.content.records
+        known = await records.signers(target.record, digest)
+        if not known.isdisjoint(map(fingerprint, rule.keys)):
+            return ""
+        places = {f"{name}/{target.repository}" for name in self.names(target.upstream)}
+        signed, why = Signed(digest, frozenset(places)), "no signature was found"
+        try:
+            async for candidate in self._candidates(target, digest):
+                try:
+                    key = signer(candidate, signed, rule.keys)
+                except NotSignedError as error:
+                    why = f"there is {error}"
+                else:
+                    for part in await self.content.parts(target, digest):
+                        known = await records.signers(target.record, part)
+                        await records.sign(target.record, part, known | {key})
+                    return ""
+        except (UpstreamError, FullError) as error:
+            text = f"the signatures of {target.record} {digest} cannot be checked now: {error}"
+            raise PolicyError(Decision.UNSIGNED, text, passing=True) from error
+        return why
+
+    async def _candidates(self, target: Target, digest: Digest) -> AsyncIterator[Candidate]:
+        """Yield the signatures in both layouts.
+
+        Raises:
+            UpstreamError, FullError: upstream cannot be asked.
+        """
+        mark = f"{digest.algorithm}-{digest.hex}"
+        for part, layer in await self._layers(target, Tag(f"{mark}.sig"), SIMPLE_SIGNING):
+            annotations = layer.get("annotations")
+            signature = annotations.get(ANNOTATION) if isinstance(annotations, dict) else None
+            if isinstance(signature, str) and (payload := await self._read(target, part)):
+                yield Candidate(payload, signature)
+        for referrer in await self._referrers(target, digest, mark):
+            for part, _ in await self._layers(target, referrer, BUNDLE):
+                if bundle := await self._read(target, part):
+                    yield Candidate(bundle)
+
+    async def _layers(
+        self, target: Target, reference: Tag | Digest, media_type: str
+    ) -> list[tuple[Digest, Mapping[str, Any]]]:
+        body = await self._manifest(target, reference)
+        return list(_digests(body, "layers", media_type))[:_MOST]
+
+    async def _referrers(self, target: Target, digest: Digest, mark: str) -> list[Digest]:
+        """Return the manifests with bundles: from the referrers API, or from the tag instead."""
+        found: list[Digest] = []
+        query = ""
+        try:
+            for _ in range(_MOST_PAGES):
+                listing = (await self.listings.referrers(target, digest, query)).listing
+                found += [each for each, _ in _digests(listing.body, "manifests", "")]
+                query = listing.next_query or ""
+                if not query:
+                    break
+        except NotFoundError as error:
+            _raise_unless_missing(error)
+            body = await self._manifest(target, Tag(mark))
+            found = [each for each, _ in _digests(body, "manifests", "")]
+        return found[:_MOST]
+
+    async def _manifest(self, target: Target, reference: Tag | Digest) -> bytes:
+        try:
+            return (await self.content.manifests.get(target, reference, "")).manifest.body
+        except NotFoundError as error:
+            _raise_unless_missing(error)
+            return b""
+
+    async def _read(self, target: Target, digest: Digest) -> bytes:
+        try:
+            return await self.content.read(target, digest)
+        except NotFoundError as error:
+            _raise_unless_missing(error)
+        except ValueError:  # too large for a signature
+            pass
+        return b""
+
+
+def _raise_unless_missing(error: NotFoundError) -> None:
+    """Raise an error that repeats the last 404 of an upstream that cannot be asked."""
+    if isinstance(error.__cause__, CANNOT_ANSWER):
+        raise error
+
+
+def _digests(body: bytes, key: str, media_type: str) -> Iterator[tuple[Digest, Mapping[str, Any]]]:
+    """Yield the descriptors in a manifest, of one media type if given; skip malformed ones."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    entries = document.get(key) if isinstance(document, dict) else None
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict) or (media_type and entry.get("mediaType") != media_type):
+            continue
+        try:
+            yield Digest.parse(str(entry.get("digest"))), entry
+        except InvalidDigest:
+            continue

@@ -1,0 +1,55 @@
+"""Keeps the block list of this process like the file that all processes share."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from mirror.pull.gate import BlockList
+from mirror.store.metadata.block_file import BlockFile, Stamp
+from mirror.trouble import Trouble
+
+_LOOK_SECONDS: Final = 0.5  # a block takes effect within a second, also without a command
+
+_log = logging.getLogger(__name__)
+
+
+class BlockWatch:
+    """Reads the file again whenever it has changed; keeps the last list if it cannot be read."""
+
+    def __init__(
+        self,
+        file: BlockFile,
+        blocks: BlockList,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.file = file
+        self.blocks = blocks
+        self._sleep = sleep
+        self._read: Stamp | None = None
+        self._trouble = Trouble()
+
+    async def refresh(self) -> None:
+        """Read the file if it has changed.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        stamp = await asyncio.to_thread(self.file.stamp)
+        if stamp is None and self._read is not None:
+            raise OSError(None, "the list of blocks is gone; its blocks stay in force")
+        if stamp != self._read:
+            self.blocks.command(await asyncio.to_thread(self.file.read))
+            self._read = stamp
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        while True:
+            await self._sleep(_LOOK_SECONDS)
+            try:
+                await self.refresh()
+            except OSError as error:
+                if self._trouble.met():
+                    _log.error("blocks: %s", error.strerror)
+            else:
+                self._trouble.over()
