@@ -233,3 +233,17 @@ def test_without_the_extra_an_endpoint_is_one_clear_line(tmp_path):
             "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, "
             "or leave endpoint empty\n"
         )
+
+
+@pytest.mark.parametrize("sample", [1.0, 0.0])
+async def test_the_log_leads_to_the_trace_if_it_is_collected(
+    traced, upstream, collector, caplog, sample
+):
+    caplog.set_level("DEBUG", "mirror.access")
+    upstream.add_image(REPO, APP, "1")
+    async with traced(sample=sample) as mirror:
+        await mirror.get(TAG)
+    lines = [each for each in caplog.records if each.name == "mirror.access"]
+    assert [each.getMessage()[:9] for each in lines] == ["request", "docker.io"]
+    traces = {getattr(each, "trace_id", "") for each in lines}
+    assert traces == ({collector.one(GET_MANIFEST).trace.hex()} if sample else {""})

@@ -13,7 +13,7 @@ from typing import Final
 
 from mirror.access_log.answers import PULL_KINDS
 from mirror.access_log.pulls import UP_TO_DATE, Pull
-from mirror.http.exchange import AccessRecord
+from mirror.http.exchange import AccessRecord, Exchange
 from mirror.logs import (
     ACCESS,
     JsonFormatter,
@@ -45,10 +45,22 @@ def request_lines() -> bool:
 
 
 def log_request(ending: AccessRecord) -> None:
-    """Log a finished request, if requests are logged, or if it failed and is part of no pull."""
-    alone = ending.exchange.failed and ending.exchange.kind not in PULL_KINDS
-    if _log.isEnabledFor(logging.WARNING) if alone else request_lines():
+    """Log a finished request; a request of a pull that failed has the line of the pull."""
+    exchange = ending.exchange
+    if request_lines() if exchange.kind in PULL_KINDS else _log.isEnabledFor(_level(exchange)):
         log_line(LineParts(ending), ending.client, ending.seconds, RECORD_BYTES)
+
+
+def _level(exchange: Exchange) -> int:
+    if exchange.failed:
+        return logging.WARNING
+    status = exchange.status
+    refused = exchange.kind not in PULL_KINDS and (
+        status >= 400 if exchange.whole else exchange.detail != ""
+    )
+    # Clients ask without a password first, and for what may be missing.
+    usual = not refused or status in {401, 404, 407}
+    return logging.DEBUG if usual and not is_json() else logging.INFO
 
 
 class LineParts:
@@ -56,8 +68,7 @@ class LineParts:
 
     def __init__(self, ending: AccessRecord) -> None:
         exchange = ending.exchange
-        fine = logging.INFO if is_json() else logging.DEBUG
-        self.level = logging.WARNING if exchange.failed else fine
+        self.level = _level(exchange)
         self.before = _given(
             method=ending.method[:_MOST_FIELD],
             status=exchange.status,

@@ -24,6 +24,8 @@ def record(**fields: object) -> AccessRecord:
 
 
 RECORDS = {
+    "refused": record(status=403, kind="tunnel", outcome=Outcome.DENIED, detail="from-refused"),
+    "asked": record(status=401, kind="tunnel", outcome=Outcome.DENIED, detail="from-asked"),
     "alone": record(status=502, kind="tags", outcome=Outcome.ERROR, detail="from-alone"),
     "ping": record(status=200, kind="", detail=""),
     "hit": record(
@@ -91,10 +93,10 @@ def test_a_queued_line_is_the_line_of_the_formatter(form, client, ending):
 @pytest.mark.parametrize(
     ("level", "form", "access", "logged"),
     [
-        ("info", "text", True, {"alone"}),
-        ("debug", "text", True, {"hit", "failed", "alone"}),
+        ("info", "text", True, {"alone", "refused"}),
+        ("debug", "text", True, {"hit", "failed", "alone", "refused", "asked"}),
         ("debug", "text", False, {"alone"}),
-        ("info", "json", True, {"hit", "failed", "alone"}),
+        ("info", "json", True, {"hit", "failed", "alone", "refused", "asked"}),
         ("info", "json", False, {"alone"}),
         ("warning", "text", True, {"alone"}),
         ("warning", "json", True, {"alone"}),
@@ -111,12 +113,15 @@ def test_requests_are_for_machines_and_for_a_search_and_the_line_of_a_pull_says_
         configure(level, form, access=access)
         logging.getLogger().handlers[:] = [collected]
         log = AccessLog(PullTracker())
-        for name in ("hit", "failed", "alone"):
+        for name in ("hit", "failed", "alone", "refused", "asked"):
             log.request_ended(RECORDS[name])
     logging.getLogger().setLevel(root)
     text = "\n".join(collected.lines)
     assert {name for name in RECORDS if f"from-{name}" in text} == logged
-    levels = {"hit": "info" if form == "json" else "debug", "failed": "warning", "alone": "warning"}
+    usual = "info" if form == "json" else "debug"
+    levels = {"hit": usual, "asked": usual, "refused": "info"} | dict.fromkeys(
+        ("failed", "alone"), "warning"
+    )
     for line in collected.lines:
         (name,) = (name for name in RECORDS if f"from-{name}" in line)
         assert levels[name] in line.partition("request")[0]

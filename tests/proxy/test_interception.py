@@ -6,10 +6,12 @@ import hashlib
 import ssl
 
 import aiohttp
+import bcrypt
 import pytest
 import trustme
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
+from tests.fakes.office import basic
 from tests.proxy.clients import ask, connected, trusting
 from tests.running import running
 from tests.waiting import limit
@@ -71,6 +73,23 @@ async def pull(office, trust, name: str = NAME) -> list[str]:
         assert answer.headers["Docker-Content-Digest"] == digest
         said.append(answer.headers["Cache-Status"])
     return said
+
+
+async def test_the_line_of_a_pull_names_the_user_of_the_proxy(tmp_path, upstreams, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "users").write_text(f"alice:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}")
+    options = {
+        "proxy": {"listen": "127.0.0.1:0"},
+        "access": {"htpasswd_file": str(tmp_path / "users")},
+    }
+    async with running(tmp_path / "cache", upstreams, **options) as mirror:
+        trust, login = trusting(tmp_path / "cache"), basic("alice", "secret")
+        url = f"https://{NAME}/v2/{REPO}/manifests/1"
+        for _ in range(3):  # the last one from memory
+            answer = await ask(mirror, trust, url, proxy_headers={"Proxy-Authorization": login})
+            assert answer.status == 200
+    (line,) = (each for each in caplog.records if each.name == "mirror.access")
+    assert line.getMessage().startswith(f"{NAME}/{REPO}:1  127.0.0.1 (alice)  ")
 
 
 async def test_an_image_is_pulled_cold_warm_and_with_upstream_stopped(office, trust, second):
