@@ -31,6 +31,11 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     return command.make_context(name, list(rest)).params
 
 
+def stop_seconds(config: Config) -> float:
+    """The longest time from SIGTERM to the end."""
+    return config.server.lame_duck.seconds + config.server.drain.seconds
+
+
 def test_a_wrong_command_line_is_found():
     with pytest.raises(Exception, match="--cache-directory"):
         parsed(["serve", "--cache-directory", "/var/cache/mirror"])
@@ -69,7 +74,7 @@ def test_the_mirror_of_compose_is_built_here_and_writes_only_its_cache(services)
     assert "cache:/var/cache/mirror" in mirror["volumes"]
     assert ".:/etc/mirror:ro" in mirror["volumes"], "mirror.toml is beside the file"
     config = load(CONFIG / "mirror.toml", {})
-    assert seconds(mirror["stop_grace_period"]) > config.server.drain.seconds
+    assert seconds(mirror["stop_grace_period"]) > stop_seconds(config)
     assert mirror["ulimits"]["nofile"] >= 3 * config.limits.connections
     assert str(config.cache.directory) == "/var/cache/mirror"
 
@@ -137,7 +142,7 @@ def test_the_unit_gives_the_mirror_its_cache_its_files_and_its_time(unit, monkey
     assert unit["CacheDirectory"] == ["mirror"]
     assert config.cache.directory == Path("/var/cache/mirror")
     assert int(unit["LimitNOFILE"][0]) >= 3 * config.limits.connections
-    assert int(unit["TimeoutStopSec"][0]) > config.server.drain.seconds
+    assert int(unit["TimeoutStopSec"][0]) > stop_seconds(config)
     assert unit["Restart"] == ["always"]
     assert unit["Type"] == ["notify"]
     assert int(unit["WatchdogSec"][0]) >= 30, "a busy machine is not a dead one"
@@ -248,7 +253,7 @@ def test_the_pod_is_watched_bounded_and_may_finish(cluster, pod, configured):
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
     assert container["resources"]["requests"]["memory"]
     assert container["resources"]["limits"]["memory"]
-    assert pod["terminationGracePeriodSeconds"] > configured.server.drain.seconds
+    assert pod["terminationGracePeriodSeconds"] > stop_seconds(configured)
     deployment = cluster["Deployment"]["spec"]
     assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
 
