@@ -3,9 +3,11 @@
 import fcntl
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -83,6 +85,11 @@ def test_the_wheel_serves_a_pull_from_an_empty_environment(hub, tmp_path):
     files = sorted(map(str, dist.iterdir()))
     assert [file.rpartition(".")[2] for file in files] == ["whl", "gz"]
     uv("tool", "run", "twine", "check", "--strict", *files)
+    with zipfile.ZipFile(files[0]) as wheel:
+        (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+        readme = wheel.read(metadata).decode()
+    assert "(https://github.com/container-mirror/mirror/blob/main/docs/" in readme
+    assert not re.search(r"\]\((?!https://)|src(set)?=\"(?!https://)", readme)  # PyPI has no files
     places = {"UV_TOOL_DIR": str(tools), "UV_TOOL_BIN_DIR": str(commands)}
     uv("tool", "install", "--python", sys.executable, files[0], **places)
     program = str(commands / "mirror")
