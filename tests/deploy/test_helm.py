@@ -41,7 +41,8 @@ Objects = dict[str, dict[str, Any]]
 
 
 def rendered(values: dict[str, Any], release: str = "mirror") -> str:
-    command = [go_program("helm"), "template", release, CHART, "--namespace", "ci", "--values", "-"]
+    command = [str(go_program("helm")), "template", release, str(CHART)]
+    command += ["--namespace", "ci", "--values", "-"]
     done = subprocess.run(
         command, input=json.dumps(values), capture_output=True, text=True, check=False
     )
@@ -84,7 +85,7 @@ def configured(plain: Objects, tmp_path: Path) -> Config:
 def test_the_types_of_the_api_accept_each_object_and_no_unknown_field(tmp_path):
     need("go")
     checker = tmp_path / "checker"
-    build = ["go", "build", "-C", _CHECKER, "-trimpath", "-o", checker, "."]
+    build = ["go", "build", "-C", str(_CHECKER), "-trimpath", "-o", str(checker), "."]
     subprocess.run(build, check=True, timeout=800)
 
     def accepted(text: str) -> "subprocess.CompletedProcess[str]":
@@ -104,7 +105,7 @@ def test_the_types_of_the_api_accept_each_object_and_no_unknown_field(tmp_path):
 
 
 def test_the_linter_of_helm_finds_nothing():
-    command = [go_program("helm"), "lint", "--strict", "--quiet", CHART]
+    command = [str(go_program("helm")), "lint", "--strict", "--quiet", str(CHART)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

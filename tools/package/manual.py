@@ -1,10 +1,12 @@
 """The man page and the shell completion, from the tree of commands."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import typer
-from typer.completion import get_completion_script
 
 from mirror import __version__
 from mirror.cli.root import app
@@ -26,15 +28,17 @@ def completions() -> dict[str, str]:
     """Return the completion file of each shell by its path below ``/usr/share``."""
 
     def script(shell: str) -> str:
-        return get_completion_script(
-            prog_name="mirror", complete_var="_MIRROR_COMPLETE", shell=shell
-        )
+        environment = os.environ | {"_MIRROR_COMPLETE": f"source_{shell}"}
+        command = [sys.executable, "-m", "mirror"]
+        return subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout.lstrip()
 
     return {
-        "bash-completion/completions/mirror": script("bash") + "\n",
+        "bash-completion/completions/mirror": script("bash"),
         # The script is the body of a function that zsh calls for the first completion.
-        "zsh/vendor-completions/_mirror": f'{script("zsh")}\n_mirror_completion "$@"\n',
-        "fish/vendor_completions.d/mirror.fish": script("fish") + "\n",
+        "zsh/vendor-completions/_mirror": f'{script("zsh")}_mirror_completion "$@"\n',
+        "fish/vendor_completions.d/mirror.fish": script("fish"),
     }
 
 
