@@ -110,6 +110,13 @@ def test_the_linter_of_helm_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
+def test_a_misspelt_value_is_a_mistake():
+    command = [str(go_program("helm")), "template", str(CHART), "--set", "persistance.size=1Gi"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "'persistance' not allowed" in done.stderr
+
+
 def test_the_version_of_the_chart_is_the_mirrors():
     chart = yaml_of(CHART / "Chart.yaml")
     assert chart["version"] == chart["appVersion"] == __version__

@@ -49,10 +49,22 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
+def copy_twice(port: int, hub: Distribution, directory: Path) -> None:
+    """Copy the image ``demo:1`` through a mirror: from the registry, then from the cache."""
+    before = hub.blob_requests()
+    copies = []
+    for name in ("first", "second"):
+        image = f"docker://127.0.0.1:{port}/library/demo:1"
+        run("skopeo", "copy", "--quiet", "--src-tls-verify=false", image, f"dir:{directory / name}")
+        copies.append({path.name: path.read_bytes() for path in (directory / name).iterdir()})
+    assert copies[0] == copies[1]
+    assert hub.blob_requests() - before == len(copies[0]) - 2  # no manifest, no version
+
+
 def pull_through(
     command: Sequence[str], hub: Distribution, directory: Path, settings: Mapping[str, str]
 ) -> None:
-    """Run an installed mirror, and copy an image through it, twice: once from its cache."""
+    """Run an installed mirror, and copy an image through it."""
     port = free_port()
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -63,17 +75,7 @@ def pull_through(
     mirror = Process(serve, directory / "log", environment)
     try:
         mirror.wait_until(lambda: accepts(port))
-        before = hub.blob_requests()
-        for name in ("first", "second"):
-            image = f"docker://127.0.0.1:{port}/library/demo:1"
-            to = f"dir:{directory / name}"
-            run("skopeo", "copy", "--quiet", "--src-tls-verify=false", image, to)
-        copies = [
-            {path.name: path.read_bytes() for path in (directory / name).iterdir()}
-            for name in ("first", "second")
-        ]
-        assert copies[0] == copies[1]
-        assert hub.blob_requests() - before == len(copies[0]) - 2  # no manifest, no version
+        copy_twice(port, hub, directory)
     finally:
         assert mirror.terminate() == 0, mirror.output()
 
@@ -81,10 +83,10 @@ def pull_through(
 def test_the_wheel_serves_a_pull_from_an_empty_environment(hub, tmp_path):
     dist, tools, commands = tmp_path / "dist", tmp_path / "tools", tmp_path / "bin"
     # The sdist, and the wheel from it, as `python -m build` does.
-    uv("tool", "run", "--from", "build", "pyproject-build", "--outdir", str(dist), str(ROOT))
+    uv("tool", "run", "--from", "build==1.6.1", "pyproject-build", "--outdir", str(dist), str(ROOT))
     files = sorted(map(str, dist.iterdir()))
     assert [file.rpartition(".")[2] for file in files] == ["whl", "gz"]
-    uv("tool", "run", "twine", "check", "--strict", *files)
+    uv("tool", "run", "twine@7.0.0", "check", "--strict", *files)
     with zipfile.ZipFile(files[0]) as wheel:
         (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
         readme = wheel.read(metadata).decode()
