@@ -89,3 +89,24 @@ def test_a_failure_of_systemd_is_told(tmp_path):
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1
     assert "mirror: systemd-sysusers failed: " in done.stderr
+
+
+def test_without_systemd_the_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = ["install-service", "--root", str(tmp_path), "--program", PROGRAM]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert done.stderr == "mirror: systemd-sysusers is not installed: this machine has no systemd\n"
+
+
+def test_the_program_is_the_one_that_runs_if_the_service_can_see_it(tmp_path, monkeypatch):
+    command = ["install-service", "--dry-run", "--root", str(tmp_path / "root")]
+    monkeypatch.setattr("sys.prefix", "/opt/absent")
+    absent = CliRunner().invoke(app, command)
+    assert absent.stderr.startswith("mirror: /opt/absent/bin/mirror does not exist: ")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/mirror").touch()
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setattr("sys.base_prefix", "/home/me/.local/share/uv/python")
+    hidden = CliRunner().invoke(app, command)
+    assert "is below /home, which the service cannot see" in hidden.stderr
