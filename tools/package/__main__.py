@@ -110,6 +110,7 @@ def _files() -> dict[str, str]:
         "usr/bin/mirror": _LAUNCHER,
         "etc/mirror/mirror.toml": configuration(),
         "usr/lib/systemd/system/mirror.service": unit("/usr/bin/mirror"),
+        "usr/lib/systemd/system/mirror.socket": deployed("mirror.socket"),  # off until enabled
         "usr/lib/sysusers.d/mirror.conf": deployed("mirror.sysusers"),
         f"usr/share/doc/{_NAME}/copyright": (_ROOT / "LICENSE").read_text(),
         **{f"usr/share/{name}": text for name, text in completions().items()},
