@@ -50,6 +50,10 @@ docs/assets/mermaid.tiny.js:
 	    tar -xzOf build/mermaid-js-tiny-$(MERMAID).tgz package/dist/mermaid.tiny.js >$@ || \
 	    { rm -f $@; echo "make: npm cannot get Mermaid: browsers load it from the theme's CDN" >&2; }
 
+package: $(VENV)/.serve  ## the Debian package, in dist
+	$(PIP) uv
+	$(BIN)/python -m tools.package $(ARGS)
+
 screenshots: $(VENV)/.dev  ## pictures of the status page, into config/screenshots
 	$(BIN)/python -m tools.screenshots $(ARGS)
 
@@ -74,4 +78,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml config/constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
-.PHONY: help serve test quick check fuzz soak conformance bench docs screenshots fix clean
+.PHONY: help serve test quick check fuzz soak conformance bench docs package screenshots fix clean

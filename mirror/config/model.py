@@ -55,6 +55,7 @@ class ServerConfig(_Table):
     listen: Listen = ("0.0.0.0:5000",)
     metrics_listen: OptionalListen = ()
     socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
+    lame_duck: DurationField = time("5s")
     drain: DurationField = time("30s")
     workers: NonNegativeInt = 1
     worker_timeout: WorkerTimeout = time("30s")

@@ -1,18 +1,20 @@
 """Signals, parent process and terminal output of the process."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from mirror import __version__, clients
 from mirror.config.addresses import Address, lookup_outermost
 from mirror.config.model import Config
 from mirror.config.old_spellings import old_spellings
+from mirror.logs import queue_output
 from mirror.server.listeners import Listener, Purpose
 from mirror.server.upstreams import named_proxies
 
@@ -88,26 +90,69 @@ def _ways_through(addresses: Iterable[Address]) -> list[str]:
     return [f"  proxy   listens on {places}: {advice}"] if places else []
 
 
-def heed(stopping: asyncio.Event, reloading: asyncio.Event | None = None) -> None:
-    """Set ``stopping`` on SIGTERM or SIGINT, ``reloading`` on SIGHUP.
+class Stop:
+    """The stop of the process: ``asked`` for first, then due."""
 
-    Call it early: a signal may arrive during the start.
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self._now = asyncio.Event()
+
+    def now(self) -> None:
+        """Stop without lame-duck time: a person or the end of the parent asks for it."""
+        self._now.set()
+        self.asked.set()
+
+    async def due(self, lame_duck: float) -> None:
+        """Wait until the listeners must close: ``lame_duck`` seconds, or less."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._now.wait(), lame_duck)
+
+
+def heed(stop: Stop, reloading: asyncio.Event | None = None) -> None:
+    """Stop on SIGTERM or SIGINT, and set ``reloading`` on SIGHUP; the second stop ends at once.
+
+    A worker, without ``reloading``, gets some signals twice: from systemd or a terminal, and from
+    its supervisor, which ends the workers at once.  Call it early: a signal may arrive during the
+    start.
     """
     loop = asyncio.get_running_loop()
+
+    def told(number: int) -> None:
+        if reloading is not None and stop.asked.is_set():
+            _end_at_once(number)
+        if number == signal.SIGINT:
+            stop.now()
+        stop.asked.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, told, number)
     if reloading is not None:
         loop.add_signal_handler(signal.SIGHUP, reloading.set)
 
 
+def _end_at_once(number: int) -> NoReturn:
+    """End as if killed by the signal; a process 1 of a container would survive its own signal."""
+    _log.warning(SECOND_SIGNAL)
+    queue_output().drain()
+    os._exit(128 + number)
+
+
+SECOND_SIGNAL: Final = "stopped at once by a second signal: transfers are cut off"
+
+
 def say_stopping(config: Config) -> None:
     """Log what the stop waits for."""
-    _log.info("stopping: waiting for active transfers (at most %s)", config.server.drain.text)
+    _log.info(
+        "stopping: /readyz answers 503; clients may connect for %s more (not after Ctrl-C); then "
+        "active transfers finish, in at most %s",
+        config.server.lame_duck.text,
+        config.server.drain.text,
+    )
 
 
-async def until_orphaned(stopping: asyncio.Event) -> None:
-    """Set ``stopping`` when the parent process is gone: only the parent would stop this one."""
+async def until_orphaned(stop: Stop) -> None:
+    """Stop when the parent process is gone: only the parent would stop this one."""
     parent = os.getppid()
     while os.getppid() == parent:  # noqa: ASYNC110  # the system reports it by signal only
         await asyncio.sleep(_ORPHAN_SECONDS)
-    stopping.set()
+    stop.now()

@@ -33,6 +33,7 @@ from mirror.server.listeners import Listener, Purpose, opened_listeners
 from mirror.server.maintenance import Maintenance, ScrubTask
 from mirror.server.open_files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
 from mirror.server.process import (
+    Stop,
     announce,
     heed,
     say_stopping,
@@ -58,16 +59,18 @@ _GC_THRESHOLDS: Final = (20_000, 20, 50)
 async def run(config: Config, reread: Reread) -> None:
     """Serve until SIGTERM or SIGINT, then finish active transfers; ``reread`` on SIGHUP.
 
+    After SIGTERM the listeners stay open for ``[server] lame_duck``.
+
     Raises:
         UserError: the mirror cannot start.
     """
     configure(config.log.level, config.log.format, access=config.log.access)
     allow_open_files()
-    stopping, reloading = asyncio.Event(), asyncio.Event()
-    heed(stopping, reloading)
+    stop, reloading = Stop(), asyncio.Event()
+    heed(stop, reloading)
     async with (
         supervised(os.environ, os.getpid()) as supervisor,
-        serving(config, stopping) as running,
+        serving(config, stop.asked) as running,
     ):
         announce(config, running.listeners, await shortage(config, running.reloadable.store))
         say_what_is_cut(config)
@@ -75,10 +78,11 @@ async def run(config: Config, reread: Reread) -> None:
         supervisor.ready()
         told = reload_when_told(reloading, running.reloadable, reread, supervisor)
         telling = asyncio.create_task(told, name="reload")
-        await stopping.wait()
+        await stop.asked.wait()
         telling.cancel()
         supervisor.stopping()
         say_stopping(running.reloadable.config)
+        await stop.due(running.reloadable.config.server.lame_duck.seconds)
 
 
 async def run_worker(
@@ -92,16 +96,17 @@ async def run_worker(
     Raises:
         UserError: the mirror cannot start.
     """
-    stopping = asyncio.Event()
-    heed(stopping)
+    stop = Stop()
+    heed(stop)
     first, unseen = number == 0, _UNSEEN_SECONDS
-    serving = _serving_on(listeners, config, stopping, channel.pulls, first=first, unseen=unseen)
-    async with channel.held(stopping), serving as reloadable:
+    serving = _serving_on(listeners, config, stop.asked, channel.pulls, first=first, unseen=unseen)
+    async with channel.held(stop), serving as reloadable:
         _settle()
         channel.ready(await shortage(config, reloadable.store))
         obeying = asyncio.create_task(channel.obey(reloadable.reload), name="reload")
-        await stopping.wait()
+        await stop.asked.wait()
         obeying.cancel()
+        await stop.due(reloadable.config.server.lame_duck.seconds)
 
 
 def _settle() -> None:

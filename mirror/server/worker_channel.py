@@ -16,7 +16,7 @@ from typing import Final
 
 from mirror.access_log import PullSink
 from mirror.config.model import Config
-from mirror.server.process import until_orphaned
+from mirror.server.process import Stop, until_orphaned
 from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ class WorkerChannel:
         self._say(MessageKind.READY, shortage)
 
     @asynccontextmanager
-    async def held(self, stopping: asyncio.Event) -> AsyncIterator[None]:
+    async def held(self, stop: Stop) -> AsyncIterator[None]:
         """Report at intervals that the loop runs; stop if the parent process is gone."""
-        tasks = [asyncio.create_task(each) for each in (self._beat(), until_orphaned(stopping))]
+        tasks = [asyncio.create_task(each) for each in (self._beat(), until_orphaned(stop))]
         try:
             yield
         finally:

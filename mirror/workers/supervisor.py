@@ -25,7 +25,7 @@ from mirror.metrics.processes import SUPERVISOR, Lifecycle
 from mirror.metrics.shared_files import use_shared_files
 from mirror.server.listeners import opened_worker_listeners
 from mirror.server.open_files import allow_open_files, say_what_is_cut
-from mirror.server.process import announce
+from mirror.server.process import SECOND_SIGNAL, announce, say_stopping
 from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
 from mirror.server.systemd import SystemdNotifier
 from mirror.server.worker_channel import MessageKind
@@ -34,7 +34,7 @@ from mirror.workers.log_channel import LogReceiver
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
-#: How much longer than ``drain`` a worker may take to end.
+#: How much longer than ``lame_duck`` and ``drain`` a worker may take to end.
 _GRACE_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class _Supervisor:
         self._share = config.share(len(workers))
         self._workers = workers
         self._systemd = SystemdNotifier(os.environ, os.getpid())
-        self._stopping = False
+        self._stopping = 0  # the signal that asked for it
         self._announced = False
         self._shortage = ""
         self._hangup = False
@@ -98,7 +98,7 @@ class _Supervisor:
                     self._kill_hung()
                     self._reload()
                     self._systemd.alive()
-                _log.info("stopping: waiting for active transfers")
+                say_stopping(self._config)
                 self._systemd.stopping()
             finally:
                 self._end()
@@ -224,16 +224,21 @@ class _Supervisor:
     def _tell(self, number: int) -> None:
         if number == signal.SIGHUP:
             self._hangup = True
+        elif self._stopping:  # a second signal
+            _log.warning(SECOND_SIGNAL)
+            self._send(signal.SIGKILL)
         else:
-            self._stopping = True
+            self._stopping = number
 
     def _send(self, number: int) -> None:
         for worker in self._workers:
             worker.send(number)
 
     def _end(self) -> None:
-        self._send(signal.SIGTERM)
-        deadline = time.monotonic() + self._config.server.drain.seconds + _GRACE_SECONDS
+        self._send(self._stopping or signal.SIGINT)  # SIGINT: without lame-duck time
+        server = self._config.server
+        seconds = server.lame_duck.seconds + server.drain.seconds + _GRACE_SECONDS
+        deadline = time.monotonic() + seconds
         running = [worker.process for worker in self._workers if worker.process is not None]
         while running and (left := deadline - time.monotonic()) > 0:
             wait([*(process.sentinel for process in running), self._logs.fileno()], left)

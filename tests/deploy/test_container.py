@@ -1,7 +1,12 @@
 """The image of the Dockerfile, built and run as the docs say: not root, on a read-only root."""
 
+import contextlib
 import json
 import os
+import resource
+import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.test_helm import rendered
+from tests.deploy.test_install import copy_twice
 from tests.peers.base_image import import_base
 from tests.peers.distribution import Distribution
 from tests.peers.dockerd import Dockerd
 from tests.peers.image import push_image
-from tests.peers.process import free_port
+from tests.peers.process import accepts, free_port
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
@@ -100,6 +107,9 @@ def test_the_container_serves_a_pull_and_keeps_it_over_its_own_end(site: Site) -
     assert site.hub.blob_requests() > 0
 
     # What it is, and what it has written.
+    labels = json.loads(site.docker.docker("inspect", "--format", "{{json .Config.Labels}}", IMAGE))
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.source"].startswith("https://")
     who = "import os; print(os.getuid(), os.getgid(), os.access('/usr', os.W_OK))"
     assert site.docker.docker("exec", NAME, "python", "-c", who).split()[::2] == ["10001", "False"]
     assert site.docker.docker("diff", NAME) == ""
@@ -127,3 +137,55 @@ def test_a_mistake_in_its_configuration_is_told_and_ends_it(site: Site) -> None:
     )
     assert code == 2
     assert output.startswith("mirror: environment: cache.max_size: found 'lots', allowed: ")
+
+
+@contextlib.contextmanager
+def played(site: Site, manifests: str, directory: Path) -> Iterator[list[str]]:
+    """Run the pods of manifests in Podman, which stands for a node; yield its command."""
+    need("podman", "catatonit", root=True)
+    settings = directory / "containers.conf"
+    # Podman's own defaults may exceed the limits that root has in a container.
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    settings.write_text(
+        f'[containers]\ndefault_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]\n'
+    )
+    podman = ["env", f"CONTAINERS_CONF={settings}", "podman", "--root", str(directory / "storage")]
+    short = tempfile.mkdtemp()  # at most 50 characters
+    podman += ["--runroot", short, "--storage-driver", "overlay"]
+    archive = directory / "image.tar"
+    site.docker.docker("save", "--output", str(archive), IMAGE)
+    subprocess.run([*podman, "load", "--quiet", "--input", archive], check=True)
+    try:
+        command = [*podman, "kube", "play", "--network", "host", "-"]
+        subprocess.run(command, input=manifests, text=True, check=True, timeout=LIMIT_SECONDS)
+        yield podman
+    finally:
+        subprocess.run([*podman, "pod", "rm", "--all", "--force", "--time", "1"], check=True)
+        subprocess.run([*podman, "system", "reset", "--force"], check=True)
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def test_the_pod_of_the_chart_serves_a_pull(site: Site, tmp_path: Path) -> None:
+    need("skopeo")
+    push_image(site.hub.url, "library/demo", "1", "hello", [1_000_000])
+    port = free_port()
+    env = {
+        "MIRROR_SERVER__LISTEN": f"127.0.0.1:{port}",
+        "MIRROR_UPSTREAMS__DOCKER_IO__URL": site.hub.url,
+        "MIRROR_CACHE__MIN_FREE": "0",
+    }
+    values = {
+        "image": {"repository": f"localhost/{IMAGE}", "tag": "latest"},
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+    }
+    # The pod shares this machine's network, where no port can be mapped.
+    port_of_pod = "          ports:\n            - {name: http, containerPort: 5000}\n"
+    manifests = rendered(values)
+    assert port_of_pod in manifests
+    with played(site, manifests.replace(port_of_pod, ""), tmp_path) as podman:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not accepts(port):
+            logs = [*podman, "logs", "mirror-pod-0-mirror"]
+            assert time.monotonic() < deadline, subprocess.getoutput(" ".join(logs))
+            time.sleep(0.1)
+        copy_twice(port, site.hub, tmp_path)

@@ -96,7 +96,7 @@ async def office(directory: Path, upstream: str, networks: list[str]):
     write_certificate(directory)
     file, conf, port = directory / "mirror.toml", directory / "nginx.conf", free_port()
     file.write_text(
-        snippet("toml", directory) + f'drain = "1s"\n[log]\nformat = "json"\n'
+        snippet("toml", directory) + f'lame_duck = "0s"\ndrain = "1s"\n[log]\nformat = "json"\n'
         f"[access]\nnetworks = {json.dumps(networks)}\n"
         f'[cache]\ndirectory = "{directory}/cache"\nmin_free = "0"\n'
         f'[upstreams."docker.io"]\nurl = "{upstream}"\n'

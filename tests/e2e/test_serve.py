@@ -1,6 +1,8 @@
 """The program as its user starts and stops it."""
 
 import asyncio
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 from tests.fakes import random_bytes
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import accepts
-from tests.waiting import LIMIT_SECONDS, until
+from tests.waiting import LIMIT_SECONDS, limit, until
 
 pytestmark = [pytest.mark.e2e]
 
@@ -58,6 +60,48 @@ async def test_sigterm_finishes_what_is_being_sent_and_sigkill_loses_nothing_who
         assert await response.read() == data
     await asyncio.to_thread(mirror.terminate)
     await upstream.start()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_after_sigterm_whole_pulls_finish_and_a_second_one_ends_at_once(
+    tmp_path, upstream, workers
+):
+    digest, held = upstream.add_blob(b"first layer"), upstream.add_blob(random_bytes(16 * MIB))
+    mirror = MirrorProcess(
+        tmp_path, {"docker.io": upstream.url}, workers=workers, server='lame_duck = "1h"'
+    )
+    await asyncio.to_thread(mirror.start)
+
+    async def is_out_of_rotation() -> bool:
+        async with aiohttp.ClientSession() as session, session.get(f"{mirror.url}/readyz") as asked:
+            return asked.status == 503
+
+    os.kill(mirror.pid, signal.SIGTERM)
+    async with limit():
+        while not await is_out_of_rotation():
+            await asyncio.sleep(0.02)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{mirror.url}/v2/library/app/blobs/{digest}") as response:
+            assert await response.read() == b"first layer"
+        upstream.hold(MIB)
+        async with session.get(f"{mirror.url}/v2/library/app/blobs/{held}") as response:
+            os.kill(mirror.pid, signal.SIGTERM)
+            with pytest.raises(aiohttp.ClientError):
+                await response.read()
+    code = await asyncio.to_thread(mirror.wait)
+    assert code == (128 + signal.SIGTERM if workers == 1 else 0)
+    assert "/readyz answers 503; clients may connect for 1h more" in mirror.output()
+    assert mirror.output().count("stopped at once by a second signal") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_ctrl_c_waits_for_no_more_clients(tmp_path, upstream, workers):
+    mirror = MirrorProcess(
+        tmp_path, {"docker.io": upstream.url}, workers=workers, server='lame_duck = "1h"'
+    )
+    await asyncio.to_thread(mirror.start)
+    os.kill(mirror.pid, signal.SIGINT)
+    assert await asyncio.to_thread(mirror.wait) == 0
 
 
 async def test_a_killed_mirror_goes_on_from_what_had_arrived(tmp_path, upstream):

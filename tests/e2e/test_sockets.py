@@ -21,7 +21,8 @@ MIRROR = [sys.executable, "-m", "mirror"]
 def arguments(directory: Path) -> list[str]:
     file = directory / "mirror.toml"
     file.write_text(
-        f'[server]\ndrain = "1s"\n[cache]\ndirectory = "{directory}/cache"\nmin_free = "0"\n'
+        '[server]\nlame_duck = "0s"\ndrain = "1s"\n'
+        f'[cache]\ndirectory = "{directory}/cache"\nmin_free = "0"\n'
         '[upstreams."docker.io"]\nurl = "http://127.0.0.1:9"\n'
     )
     return [*MIRROR, "serve", "--config", str(file)]

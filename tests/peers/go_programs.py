@@ -32,6 +32,7 @@ class _Pin:
 _PINS = {
     "crane": _Pin("github.com/google/go-containerregistry", "cmd/crane", "v0.22.1", (1, 25, 0)),
     "regctl": _Pin("github.com/regclient/regclient", "cmd/regctl", "v0.11.7", (1, 26, 0)),
+    "compose": _Pin("github.com/compose-spec/compose-go/v2", "cmd", "v2.16.2", (1, 24, 0)),
     "oras": _Pin("oras.land/oras", "cmd/oras", "v1.3.6", (1, 26, 7)),
     "helm": _Pin("helm.sh/helm/v4", "cmd/helm", "v4.3.1", (1, 26, 0)),
     "notation": _Pin("github.com/notaryproject/notation", "cmd/notation", "v1.3.2", (1, 23, 0)),

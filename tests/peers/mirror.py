@@ -48,6 +48,10 @@ class MirrorProcess:
     def terminate(self) -> int:
         return self._process.terminate()
 
+    def wait(self) -> int:
+        """Wait for its end; return the exit code."""
+        return self._process.wait()
+
     def kill(self) -> None:
         self._process.kill()
 
@@ -91,6 +95,8 @@ class MirrorProcess:
 
     def _toml(self) -> str:
         lines = ["[server]", f'listen = "127.0.0.1:{self.port}"', f"workers = {self.workers}"]
+        if "lame_duck" not in self.server:
+            lines += ['lame_duck = "0s"']  # only tests of it wait for it
         lines += [self.server]
         lines += ["[cache]"]
         lines += [f"directory = {json.dumps(str(self.directory / 'cache'))}", 'min_free = "0"']

@@ -267,6 +267,7 @@ class Mirror:
         own = {
             "MIRROR_CONFIG": os.devnull,  # not a configuration in /etc of this machine
             "MIRROR_SERVER__LISTEN": f"127.0.0.1:{self.port}",
+            "MIRROR_SERVER__LAME_DUCK": "0s",
             "MIRROR_CACHE__DIRECTORY": str(self.directory / "cache"),
             "MIRROR_CACHE__MIN_FREE": "0",
             "MIRROR_TAGS__MAX_AGE": "1d",

@@ -1,0 +1,121 @@
+"""The command that makes this installation a service of systemd."""
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from mirror.cli.options import command_group
+from mirror.user_error import UserError
+
+app = command_group()
+
+#: Directories that the service cannot see: ProtectHome and PrivateTmp of the unit.
+_HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
+_CONFIGURATION: Final = "etc/mirror/mirror.toml"
+_USER: Final = "etc/sysusers.d/mirror.conf"
+_UNIT: Final = "etc/systemd/system/mirror.service"
+_PACKAGED: Final = "usr/lib/systemd/system/mirror.service"
+_PLACE: Final = "/opt/mirror/bin/mirror"  # in the unit of config/systemd
+_SETTING: Final = re.compile(r"^(?=[a-z_]+ = )", re.MULTILINE)
+
+
+def deployed(name: str) -> str:
+    """Return a file of ``config/`` that is part of the wheel, too; ``name`` is its last part."""
+    packaged = resources.files("mirror.cli") / "deployed" / name
+    if packaged.is_file():
+        return packaged.read_text()
+    (file,) = (Path(__file__).parents[2] / "config").rglob(name)  # a checkout
+    return file.read_text()
+
+
+def unit(program: str) -> str:
+    """Return the unit that runs ``program``."""
+    return deployed("mirror.service").replace(_PLACE, program)
+
+
+def configuration() -> str:
+    """Return ``mirror.toml`` with each key as a comment: a later default is not held back."""
+    return _SETTING.sub("#", deployed("mirror.toml"))
+
+
+@app.command("install-service")
+def install_service(
+    root: Annotated[
+        Path, typer.Option("--root", help="Root of the files, e.g. a mounted image.")
+    ] = Path("/"),
+    program: Annotated[
+        Path | None, typer.Option("--program", help="The mirror to run [default: this one].")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
+) -> None:
+    """Make this installation a service of systemd: its user, unit and configuration."""
+    if (root / _PACKAGED).exists():
+        raise UserError("the Debian package has installed the service: systemctl status mirror")
+    wanted = {
+        _USER: deployed("mirror.sysusers"),
+        _CONFIGURATION: configuration(),
+        _UNIT: unit(str(_visible(program or _this_program()))),
+    }
+    start = "restart" if (root / _UNIT).exists() else "enable --now"
+    changed = [name for name, text in wanted.items() if _install(root / name, text, dry_run)]
+    _run(["systemd-sysusers", f"--root={root}", Path(_USER).name], dry_run)
+    if root == Path("/") and Path("/run/systemd/system").exists():
+        _run(["systemctl", "daemon-reload"], dry_run)
+    if _UNIT in changed:
+        print(f"next: systemctl {start} mirror")
+
+
+def _this_program() -> Path:
+    program = Path(sys.prefix, "bin/mirror")
+    if not program.exists():
+        raise UserError(f"{program} does not exist: install the mirror with pipx, uv or in a venv")
+    _visible(Path(sys.base_prefix))  # the interpreter that uv may have brought
+    return program
+
+
+def _visible(path: Path) -> Path:
+    hidden = next((top for top in _HIDDEN if path.is_relative_to(top)), None)
+    if hidden is not None:
+        raise UserError(
+            f"{path} is below {hidden}, which the service cannot see: install the mirror for all "
+            "users, with `pipx install --global`, or in /opt/mirror"
+        )
+    return path
+
+
+def _install(path: Path, text: str, dry_run: bool) -> bool:
+    """Write a file and say so; return whether it changes."""
+    former = path.read_text() if path.exists() else None
+    keeps = former == text or (former is not None and path.match(_CONFIGURATION))
+    done = "keep" if keeps else "write" if former is None else "replace"
+    _say(f"{done} {path}", dry_run)
+    if keeps or dry_run:
+        return not keeps
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; run it as root") from error
+    return True
+
+
+def _say(action: str, dry_run: bool) -> None:
+    print(f"would {action}" if dry_run else action, flush=True)
+
+
+def _run(command: list[str], dry_run: bool) -> None:
+    _say(f"run {' '.join(command)}", dry_run)
+    if dry_run:
+        return
+    if shutil.which(command[0]) is None:
+        raise UserError(f"{command[0]} is not installed: this machine has no systemd")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise UserError(f"{command[0]} failed: {done.stderr.strip()}")

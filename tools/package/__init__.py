@@ -1,0 +1,1 @@
+"""Builds what users install: ``python -m tools.package`` makes the Debian package."""
