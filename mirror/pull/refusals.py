@@ -78,6 +78,8 @@ class Question:
 
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
 _REJECTED: Final = "rejected"
+#: A field of 404s that the operator imported: as an imported tag, they do not become too old.
+IMPORTED: Final = "imported"
 
 
 class RecentRefusals:
@@ -152,7 +154,8 @@ class Refusals(RecentRefusals):
             page = await self._missing.lookup(name)
             if page is None or page.body is not None:
                 continue
-            if usable_stale(page.seen, self._clock(), self._stale_if_error):
+            recent = usable_stale(page.seen, self._clock(), self._stale_if_error)
+            if recent or IMPORTED in page.fields:
                 text = f"had no such thing when last asked ({error})"
                 raise NotFoundError(question.target.upstream, text) from error
 

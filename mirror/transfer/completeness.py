@@ -1,5 +1,7 @@
 """Checks that an image is complete in the store, before a name can refer to it."""
 
+import contextlib
+
 from mirror.oci.digest import Digest
 from mirror.oci.image_layout import NotALayout
 from mirror.oci.manifest import Descriptor, NotAManifest, identify, index_entries
@@ -46,6 +48,14 @@ class Completeness:
         """
         self._references = 0
         return await self._completed(root, MAX_DEPTH)
+
+    async def manifests(self, root: Digest) -> list[Digest]:
+        """Return the digest of an image, and those of the manifests in it if it is an index."""
+        manifest = await self._manifests.lookup(root)
+        with contextlib.suppress(NotAManifest):
+            entries = () if manifest is None else index_entries(manifest.body)
+            return [root, *(entry.descriptor.digest for entry in entries)]
+        return [root]
 
     async def _completed(self, root: Descriptor, depth: int) -> tuple[Descriptor, int]:
         media_type = root.media_type if root.media_type in MANIFEST_TYPES else ""

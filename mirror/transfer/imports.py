@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from mirror import __version__
 from mirror.admin.client import check_owner, lookup_running
@@ -20,7 +20,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.image_layout import NamedRoot, NotALayout
 from mirror.oci.image_name import ImageName
-from mirror.registry_client.client import PullError
+from mirror.pull.refusals import IMPORTED, Question
+from mirror.registry_client.client import Place, PullError, attached_tag
 from mirror.server.maintenance import keeping_rule
 from mirror.server.store import Store, opened_store
 from mirror.server.warming import located
@@ -28,6 +29,7 @@ from mirror.store.interface import (
     IndexUnavailableError,
     Link,
     NoRoomError,
+    Page,
     PartialBusyError,
     link_name,
 )
@@ -36,7 +38,11 @@ from mirror.transfer.completeness import Completeness, LackingError
 from mirror.transfer.layout_files import Taking
 from mirror.transfer.layout_reader import opened_files
 from mirror.transfer.tar import DamagedTar
+from mirror.upstream.routing import Target
 from mirror.user_error import UserError
+
+#: Manifests of an image for which it is recorded that nothing is attached.
+_MOST_NOTED: Final = 1_000
 
 
 class Reading(Protocol):
@@ -163,7 +169,23 @@ async def _named(
             moved.objects.append(str(ObjectKey(MANIFESTS, former.descriptor.digest)))
         await store.tags.put(written, link)
         moved.links.append(written)
+    for each in (await complete.manifests(digest))[:_MOST_NOTED]:
+        await _note_nothing_attached(store, place, each, now)
     return Imported(wanted.full_name, digest, size)
+
+
+async def _note_nothing_attached(store: Store, place: Place, digest: Digest, now: float) -> None:
+    """Record that no signatures are known, until upstream says otherwise.
+
+    Clients such as Docker 29.1 ask for them at each pull, and fail without an answer.
+    """
+    target, tag = Target(place.upstream, place.repository), attached_tag(digest)
+    for question in (
+        Question(target, "referrers", f"{digest} ", f"{digest} "),
+        Question(target, "manifest", tag, tag),
+    ):
+        if await store.listings.lookup(question.missing) is None:
+            await store.listings.put(question.missing, Page(None, {IMPORTED: "yes"}, now))
 
 
 async def _tell(config: Config, moved: _Moved) -> None:

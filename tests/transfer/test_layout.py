@@ -22,8 +22,9 @@ from mirror.transfer.export import export
 from mirror.transfer.imports import import_layout
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image, random_bytes
-from tests.fakes.content import OCI_INDEX, digest_of, index
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, index
 from tests.peers.process import free_port
+from tests.pull.test_artifacts import attached
 from tests.running import running
 from tests.transfer.commands import begun, configured, mirror
 from tests.transfer.layouts import (
@@ -148,6 +149,34 @@ async def test_what_one_mirror_exports_another_serves_that_reaches_nothing(
     assert ended.out == "docker.io/library/app:1: 5.0 MiB\n"
     for _ in range(2):  # the second time after a restart
         assert await served(there / "cache", nowhere) == {200}
+
+
+async def test_an_imported_image_has_no_signatures_until_upstream_says_otherwise(
+    tmp_path, registry, nowhere
+):
+    """Docker 29.1 asks for those of each manifest, and fails without an answer."""
+    other, old = image(b"other", marker="other"), {"stale_if_error": "1ms", "max_age": "0s"}
+    for app in (APP, other):
+        registry.add_image("library/all", app)
+    listed = index(APP, other)
+    registry.add_manifest("library/all", listed, OCI_INDEX, "1")
+    here, there = configured(tmp_path / "here", {"docker.io": registry.url}), tmp_path / "there"
+    file = tmp_path / "all.tar"
+    exported = await mirror("export", "--all-platforms", "--config", here, "all:1", "-o", file)
+    assert exported.code == 0, exported.err
+    assert (await mirror("import", "--config", configured(there, nowhere), file)).code == 0
+    async with running(there / "cache", nowhere, tags=old) as served_there:
+        for digest in (digest_of(listed), APP.digest, other.digest):
+            tag = digest.replace(":", "-")
+            for path in (f"referrers/{digest}?artifactType=x", f"manifests/{tag}"):
+                assert (await served_there.get(f"/v2/library/all/{path}")).status == 404
+        assert (await served_there.get(f"/v2/library/other/referrers/{APP.digest}")).status == 502
+    signature = attached(APP.manifest, "x")
+    signed = registry.add_manifest("library/all", signature, OCI_MANIFEST)
+    reached = {"docker.io": registry.url}
+    async with running(there / "cache", reached, tags=old) as served_there:
+        answer = await served_there.get(f"/v2/library/all/referrers/{APP.digest}")
+    assert signed in answer.body.decode()
 
 
 async def test_a_running_mirror_serves_at_once_what_is_imported_beside_it(
