@@ -161,12 +161,13 @@ class Cooldown:
         data = b""
         try:
             async for piece in content.pieces(0, None):
+                size = piece.length if isinstance(piece, FileRange) else len(piece)
+                if len(data) + size > _MOST_BYTES:
+                    raise ValueError("the blob is too large")
                 if isinstance(piece, FileRange):
                     data += await asyncio.to_thread(piece.read)
                 else:
                     data += piece
-                if len(data) > _MOST_BYTES:
-                    raise ValueError("the blob is too large")
             return data
         except BrokenOffError as error:
             raise UnavailableError(target.upstream, str(error)) from error

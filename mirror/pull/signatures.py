@@ -102,14 +102,14 @@ class Signatures:
         try:
             for _ in range(_MOST_PAGES):
                 listing = (await self.listings.referrers(target, digest, query)).listing
-                found += [each for each, _ in _digests(listing.body, "manifests", "")]
+                found += _bundles(listing.body)
                 query = listing.next_query or ""
                 if not query:
                     break
         except NotFoundError as error:
             _raise_unless_missing(error)
             body = await self._manifest(target, Tag(mark))
-            found = [each for each, _ in _digests(body, "manifests", "")]
+            found = _bundles(body)
         return found[:_MOST]
 
     async def _manifest(self, target: Target, reference: Tag | Digest) -> bytes:
@@ -127,6 +127,12 @@ class Signatures:
         except ValueError:  # too large for a signature
             pass
         return b""
+
+
+def _bundles(index: bytes) -> list[Digest]:
+    """Return the referrers in an index that may be bundles: some registries omit the type."""
+    entries = _digests(index, "manifests", "")
+    return [each for each, entry in entries if entry.get("artifactType") in {None, BUNDLE}]
 
 
 def _raise_unless_missing(error: NotFoundError) -> None:

@@ -107,8 +107,9 @@ def attach(
     if registry.referrers_api:
         return registry.add_manifest(repo, manifest, OCI_MANIFEST)
     added = registry.add_manifest(repo, manifest, OCI_MANIFEST)
-    entry = {"mediaType": OCI_MANIFEST, "digest": added, "size": len(manifest)}
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+    entry: dict[str, Any] = {"mediaType": OCI_MANIFEST, "digest": added, "size": len(manifest)}
+    other = {**entry, "artifactType": "text/plain", "digest": unrelated()}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [other, entry]}
     registry.add_manifest(repo, json.dumps(index).encode(), OCI_INDEX, digest.replace(":", "-"))
     return added
 

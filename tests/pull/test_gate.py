@@ -77,7 +77,9 @@ async def test_a_blocked_image_is_refused_by_all_its_names_until_it_is_unblocked
     assert set(await statuses(mirror, *elsewhere)) == {403}
     assert await statuses(mirror, f"{PARTS[1]}?ns=ghcr.io") == [403]
     assert await statuses(mirror, manifest("1", "library/other")) == [200]
-    assert await statuses(mirror, blob(APP.digests[1])) == [200], "other images may share a layer"
+    layer = blob(APP.digests[1])
+    for method in ("GET", "HEAD"):
+        assert await statuses(mirror, layer, method=method) == [200], "other images may share it"
     await unblocked(office, [target])
     assert set(await statuses(mirror, *PARTS)) == {200}
     await eventually(mirror, DECISIONS, 10)
