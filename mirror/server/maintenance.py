@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Collection
 from typing import Final
 
 from mirror.config.keep import kept_images
@@ -25,14 +26,14 @@ _MUCH: Final = 0.8  # of max_size
 _log = logging.getLogger(__name__)
 
 
-def keeping_rule(config: Config) -> Rule:
-    """The rule that tells which images are kept."""
+def keeping_rule(config: Config, chosen: Collection[str]) -> Rule:
+    """The rule that tells which images are kept; ``chosen`` are those of the keep list."""
     globs = kept_images(config)
 
     def is_kept(image: FullName) -> bool:
-        return any(glob.matches(image) for glob in globs)
+        return str(image) in chosen or any(glob.matches(image) for glob in globs)
 
-    return is_kept if globs else nothing
+    return is_kept if globs or chosen else nothing
 
 
 class Maintenance:
@@ -46,7 +47,8 @@ class Maintenance:
     def apply_options(self, config: Config) -> None:
         """Apply ``config`` from now on."""
         self.close()
-        self._store.keeping.rule = keeping_rule(config)
+        self._store.keeping.rule = keeping_rule(config, self._store.keep_list.known)
+        self._tasks.append(asyncio.create_task(self._follow_list(config), name="keep list"))
         if not self._first:
             return
         self._tasks.append(asyncio.create_task(self._review(config), name="keep"))
@@ -61,6 +63,13 @@ class Maintenance:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+
+    async def _follow_list(self, config: Config) -> None:
+        """Apply the keep list when another process has changed it."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if await asyncio.to_thread(self._store.keep_list.reread):
+                self._store.keeping.rule = keeping_rule(config, self._store.keep_list.known)
 
     async def _review(self, config: Config) -> None:
         """Review at intervals: moved tags release old images, and an index may be lost."""

@@ -163,7 +163,13 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        obeyed = commands(store, recorder, generations, time.time())
+        recorder.watch_troubles(
+            lambda: (
+                None if chain is None else chain.problem,
+                users.problem if (users := generations.current.options.admission.users) else None,
+            )
+        )
+        obeyed = commands(store, generations, time.time())
         control = opened_control(store.layout.control, options, obeyed)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)

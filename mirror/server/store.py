@@ -13,6 +13,7 @@ from typing import Final
 
 from mirror.config.model import Config
 from mirror.inventory.cache import Cache
+from mirror.inventory.keep_list import KeepList
 from mirror.server.open_files import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
@@ -48,7 +49,10 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Everything on disk; ``rooms`` limit how much of it, and of responses, is in memory."""
+    """Everything on disk; ``rooms`` limit how much of it, and of responses, is in memory.
+
+    ``browsable`` is the part of ``catalogue`` that every client may see.
+    """
 
     rooms: Rooms
     layout: Layout
@@ -60,7 +64,9 @@ class Store:
     private: Private
     records: tuple[KeyValueStore, ...]
     catalogue: Catalogue
+    browsable: Catalogue
     keeping: KeptImages
+    keep_list: KeepList
 
     async def heal(self) -> None:
         """Reopen databases that were damaged, removed, or could not be opened; call it often."""
@@ -88,6 +94,8 @@ class _Disk:
     records: tuple[KeyValueStore, ...]  # as Layout.records
     sections: tuple[Section, Section]
     catalogue: Catalogue
+    browsable: Catalogue
+    keep_list: KeepList
 
 
 @asynccontextmanager
@@ -122,7 +130,7 @@ async def opened_cache(config: Config) -> AsyncIterator[Cache]:
         with Threads(max(2, os.cpu_count() or 1), "files") as threads:
             opening = _opened_disk(config, cache_limits(config), _NoObserver(), threads, threads)
             async with opening as disk:
-                yield Cache.of(config, disk.objects, disk.catalogue)
+                yield Cache.of(config, disk.objects, disk.catalogue, disk.keep_list.known)
     except (OSError, IndexUnavailableError) as error:
         raise _directory_error(config, error, "name") from error
 
@@ -149,8 +157,12 @@ async def _opened_disk(
         await each.heal()
     tags, _, private = records
     sections = Section.public(Tags(tags)), Section.private(Tags(private))
+    catalogue = Catalogue(objects, sections, reading)
+    browsable = Catalogue(objects, sections[:1], reading)
+    keep_list = KeepList(layout.keep_list)
+    keep_list.reread()
     try:
-        yield _Disk(layout, objects, records, sections, Catalogue(objects, sections, reading))
+        yield _Disk(layout, objects, records, sections, catalogue, browsable, keep_list)
     finally:
         await objects.close()
         for each in records:
@@ -196,7 +208,9 @@ def _store(disk: _Disk, threads: Executor, rooms: Rooms) -> Store:
         own,
         disk.records,
         disk.catalogue,
+        disk.browsable,
         keeping,
+        disk.keep_list,
     )
 
 
