@@ -53,13 +53,7 @@ class Changes:
     async def warm(self, image: str) -> Any:
         """Begin to pull an image for the platform of this machine."""
         wanted = self._wanted(image)
-        place = wanted.place
-
-        def failed(reason: str) -> None:
-            told = place.upstream, place.repository, str(wanted.reference), reason
-            self.shared_state.recorder.failed(*told)
-
-        self.shared_state.requested.pull(self.config, wanted, failed)
+        self.shared_state.requested.pull(self.config, wanted)
         self.shared_state.browser.outdate()
         return {"image": wanted.full_name, "state": "pulling"}
 

@@ -75,14 +75,12 @@ class StatsRecorder:
         now = self._clock()
         if exchange.upstream:
             self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)
-        if _is_failed_pull(exchange):
-            self.ledger.buffer.failed(self._failed(ending), now)
+        self.pull_ended(ending)
 
-    def failed(self, upstream: str, repository: str, reference: str, reason: str) -> None:
-        """Record that an image could not be pulled ahead of time."""
-        text = reason[:_MOST_REASON]
-        failure = Failed(upstream, repository, reference, "warm", "error", text)
-        self.ledger.buffer.failed(failure, self._clock())
+    def pull_ended(self, ending: AccessRecord) -> None:
+        """Record a request if it is a pull that failed."""
+        if _is_failed_pull(ending.exchange):
+            self.ledger.buffer.failed(self._failed(ending), self._clock())
 
     def repeated(self, ending: AccessRecord) -> Callable[[str], None]:
         """Return a function that counts a replayed response, by client; built once per response."""

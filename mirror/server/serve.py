@@ -170,7 +170,7 @@ async def _serving_on(
             )
         )
         obeyed = commands(store, generations, time.time())
-        control = opened_control(store.layout.control, options, obeyed)
+        control = opened_control(store.layout.control, options, obeyed, recorder.pull_ended)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")

@@ -215,8 +215,8 @@ class Requested:
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def pull(self, config: Config, wanted: Wanted, failed: Callable[[str], None]) -> None:
-        """Begin to pull an image; ``failed`` gets the reason if that fails.
+    def pull(self, config: Config, wanted: Wanted) -> None:
+        """Begin to pull an image.
 
         Raises:
             UserError: too many images are being pulled.
@@ -226,7 +226,7 @@ class Requested:
             return
         if len(self._tasks) >= _MOST_REQUESTED:
             raise UserError(f"{_MOST_REQUESTED} images are being pulled: try again later")
-        pulling = asyncio.create_task(self._pull(config, wanted, failed), name="warm")
+        pulling = asyncio.create_task(self._pull(config, wanted), name="warm")
         self._tasks[name] = pulling
         pulling.add_done_callback(lambda _: self._tasks.pop(name, None))
 
@@ -237,18 +237,14 @@ class Requested:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pull(self, config: Config, wanted: Wanted, failed: Callable[[str], None]) -> None:
+    async def _pull(self, config: Config, wanted: Wanted) -> None:
         started = time.monotonic()
         try:
             result = await _pull(config, [wanted], [_own_platform()], _PARALLEL)
         except (OSError, aiohttp.ClientError) as error:
             _log.warning("%s could not be pulled ahead of time: %s", wanted.full_name, error)
-            failed(str(error))
-            return
-        _tell(result, time.monotonic() - started)
-        for pulled in result:
-            if pulled.reason:
-                failed(pulled.reason)
+        else:
+            _tell(result, time.monotonic() - started)
 
 
 @asynccontextmanager

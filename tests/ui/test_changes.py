@@ -127,6 +127,20 @@ async def test_an_image_is_pulled_ahead_and_dropped(mirror, hub, token):
     assert hub.count("manifest", "GET") == asked + 1
 
 
+async def test_only_a_few_images_are_pulled_ahead_at_once(mirror, hub, token):
+    hub.hold(0)
+    for number in range(9):
+        hub.add_image(f"team/app{number}", image(random_bytes(1000, number)), "1")
+    answers = [await change(mirror, "warm", f"team/app{number}:1", token) for number in range(9)]
+    assert [answer.status for answer in answers] == [200] * 8 + [409]
+    assert b"8 images are being pulled: try again later" in answers[-1].body
+    assert (await change(mirror, "warm", "team/app0:1", token)).status == 200
+    hub.release()
+    async with limit():
+        while (await change(mirror, "warm", "team/app8:1", token)).status != 200:
+            await asyncio.sleep(0.1)
+
+
 async def test_a_kept_image_is_not_dropped_until_it_is_released(tmp_path, mirror, hub, token):
     await mirror.get("/v2/app/manifests/1")
     answer = await change(mirror, "keep", "app:1", token)
@@ -156,7 +170,7 @@ async def test_an_image_that_cannot_be_pulled_is_listed_as_failed(mirror, hub, t
     async with limit():
         while not (failed := json.loads((await mirror.get("/api/v1/pulls")).body)["failed"]):
             await asyncio.sleep(0.1)
-    assert (failed[0]["repository"], failed[0]["client"]) == ("library/none", "warm")
+    assert (failed[0]["repository"], failed[0]["client"]) == ("library/none", "mirror-warm")
 
 
 @pytest.mark.parametrize(
