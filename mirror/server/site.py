@@ -17,7 +17,7 @@ from mirror.config.model import Config
 from mirror.inventory.browse import ORDERS
 from mirror.inventory.cache import Cache
 from mirror.inventory.listing import rfc3339
-from mirror.inventory.statistics import figures_told, statistics
+from mirror.inventory.statistics import figures_told, problem_told, statistics
 from mirror.server.shared_state import SharedState
 from mirror.stats.queries import daily_pulls_of, history_of, images_of
 from mirror.stats.report import Failure, Figures, History, Image, Pull, StatsReport
@@ -41,6 +41,7 @@ class Site:
     def readings(self) -> Mapping[str, Reading]:
         """Return what ``/api/v1`` can be asked for, by name."""
         return {
+            "problems": self.problems,
             "stats": self.stats,
             "history": self.history,
             "pulls": self.pulls,
@@ -56,6 +57,10 @@ class Site:
         if said.trouble:
             problems.append(_unwritten(said.trouble, time.time()))
         return replace(said, problems=tuple(merged(problems)))
+
+    async def problems(self, _: Mapping[str, str]) -> Any:
+        """Return the troubles that last; the cache need not be readable."""
+        return {"problems": [problem_told(each) for each in (await self.report(0, 0)).problems]}
 
     async def stats(self, _: Mapping[str, str]) -> Any:
         """Return what ``mirror stats --json`` prints."""

@@ -221,8 +221,9 @@ async def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(htpassw
     logged = len(caplog.messages)
     users.reload()
     assert len(caplog.messages) == logged, "once for each trouble"
-    assert users.problem is not None
-    assert users.problem.cause == "line 1 is not a user with a bcrypt hash (htpasswd -B)"
+    problem = users.problem
+    assert problem is not None
+    assert problem.cause == "line 1 is not a user with a bcrypt hash (htpasswd -B)"
     htpasswd.write_text(f"alice:{hashed('looking glass')}\n")
     users.reload()
     assert users.problem is None
@@ -391,8 +392,9 @@ async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path, a
     logged = len(caplog.messages)
     certificate.reload()
     assert len(caplog.messages) == logged, "once for each trouble"
-    assert certificate.problem is not None
-    assert certificate.problem.title == "The new certificate cannot be used; the previous one stays"
+    problem = certificate.problem
+    assert problem is not None
+    assert problem.title == "The new certificate cannot be used; the previous one stays"
     assert await name_seen() == "mirror.example.com"
     write_certificate(authority, tmp_path, "mirror.example.com")
     certificate.reload()

@@ -211,7 +211,7 @@ async def test_troubles_come_first_with_cause_and_remedy_and_go_when_they_end(tm
             troubles(text),
         )
         assert "tags may be outdated" not in troubles(text), "it follows from the other"
-        told = json.loads((await mirror.get("/api/v1/stats")).body)["problems"]
+        told = json.loads((await mirror.get("/api/v1/problems")).body)["problems"]
         assert [each["title"].startswith("docker.io: http://") for each in told] == [True]
         await upstream.start()
         async with limit():
