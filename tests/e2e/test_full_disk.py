@@ -212,6 +212,12 @@ async def test_a_mirror_starts_and_serves_on_a_disk_that_is_full_or_read_only(
     assert all(each["title"].startswith("Figures are not being written") for each in figures)
     async with aiohttp.ClientSession() as session, session.get(f"{mirror.url}/live") as answer:
         assert "Nothing is kept: Read-only file system" in await answer.text()
+    for path in ("/images", "/image?name=docker.io/library/app:1", "/api/v1/stats"):
+        async with aiohttp.ClientSession() as session, session.get(mirror.url + path) as answer:
+            assert (answer.status, "the cache cannot be read" in (await answer.text()).lower()) == (
+                503,
+                True,
+            )
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     await until_kept(mirror, upstream, "app", app)
     assert mirror.output().count("/cache: works again") == 1

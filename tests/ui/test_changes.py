@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from mirror.http.token import create_token
 from tests.fakes import FakeRegistry, image, random_bytes
@@ -188,6 +189,15 @@ async def test_a_wrong_request_is_refused_in_one_line(mirror, token, body, statu
     answer = await send(mirror, "/api/v1/warm", body, {"X-Mirror-Token": token})
     assert answer.status == status
     assert text in json.loads(answer.body)["errors"][0]["message"]
+
+
+async def test_a_body_that_does_not_arrive_is_not_waited_for(mirror):
+    address = URL(mirror.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(b"POST /login HTTP/1.1\r\nHost: m.lan\r\nContent-Length: 10\r\n\r\ntoken")
+    async with limit():
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+    writer.close()
 
 
 async def test_a_form_works_with_the_session_and_its_proof_only(mirror, hub, token):
