@@ -57,7 +57,7 @@ async def stats(config: Config) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/control/stats")
+            answer: dict[str, Any] = await running.ask("/api/v1/stats")
             answer["running"]["processes"] = len(running.workers)
             return answer
     said = read_report(Layout(config.cache.directory.absolute()).ledger, time.time())

@@ -37,7 +37,7 @@ from mirror.pull.outcome import Outcome
 from mirror.pull.private import AuthorizedListings
 from mirror.shares import SMALL_BYTES
 from mirror.upstream.errors import RefusedError
-from mirror.upstream.routing import Router, Target
+from mirror.upstream.routing import ForbiddenError, Router, Target
 
 #: For shared caches that store responses to requests with Authorization (RFC 9111, 5.2.2.7).
 _FOR_ONE_CLIENT = {"Cache-Control": "private"}
@@ -75,11 +75,18 @@ class RegistryHandler:
             _note_endpoint(exchange, endpoint)
             target = self._target(request, endpoint)
             exchange.upstream, exchange.repository = target.upstream, target.repository
+            # Until the outcome says otherwise, and so in errors: the client may name a secret.
+            exchange.private = self._is_private(exchange)
             return await self._content(request, target, endpoint)
+        except ForbiddenError:
+            exchange.private = True
+            raise
         except RefusedError as error:
+            exchange.private = True
             if self.client_credentials is None or exchange.first_byte is not None:
                 raise
             given = request.headers.get("Authorization", "")
+            exchange.challenged = not given
             raise self.client_credentials.refusal(exchange, error, given) from error
 
     def is_limited(self, upstream: str) -> bool:
@@ -99,6 +106,11 @@ class RegistryHandler:
         """
         what = endpoint.digest if isinstance(endpoint, BlobEndpoint) else endpoint.reference
         self.manifests.gate.check(self._target(request, endpoint), what)
+
+    def _is_private(self, exchange: Exchange) -> bool:
+        """Whether the upstream of a request takes the credentials of its client."""
+        credentials = self.client_credentials
+        return credentials is not None and credentials.upstream(exchange) == exchange.upstream
 
     async def _content(
         self, request: web.BaseRequest, target: Target, endpoint: ContentEndpoint

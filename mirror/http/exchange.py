@@ -88,6 +88,7 @@ class Exchange:
     repeatable: bool = False  # the response cache may store the answer
     kept: CacheableResponse | None = None
     private: bool = False
+    challenged: bool = False  # asked for credentials; clients repeat the request with them
 
     @property
     def failed(self) -> bool:

@@ -15,6 +15,7 @@ from mirror.http.forwarded import lookup_address
 from mirror.http.turns import Turns
 from mirror.lru import Lru
 from mirror.threads import Threads
+from mirror.trouble import Problem, Trouble
 
 _log = logging.getLogger(__name__)
 _REMEMBERED: Final = 1000
@@ -65,6 +66,7 @@ class Htpasswd:
         # One thread: a bcrypt check costs 50 ms, and password guessing must not load every core.
         self._thread = Threads(1, "bcrypt")
         self._turns = Turns(1, 1, _MOST_WAITING)
+        self._trouble = Trouble()
         self._load()
 
     def reload(self) -> None:
@@ -72,13 +74,24 @@ class Htpasswd:
         try:
             self._load()
         except (OSError, HtpasswdError) as error:
-            _log.error("%s: %s; the previous users stay", self._file, error)
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            title = "The password file cannot be read; the previous users stay"
+            remedy = "correct the file of [access] htpasswd_file"
+            if self._trouble.met(Problem(title, reason, remedy)):
+                _log.error("%s: %s; the previous users stay", self._file, error)
+        else:
+            self._trouble.over()
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why the file was not read again, None if it was."""
+        return self._trouble.problem
 
     def _load(self) -> None:
         changed = self._file.stat().st_mtime_ns
         if changed != self._read:
-            self._read = changed
             self._users = parse_htpasswd(self._file.read_text(encoding="utf-8"))
+            self._read = changed
             self._cost = max(map(_cost, self._users.values()), default=_USUAL_COST)
             _log.info("%s: %d users", self._file, len(self._users))
 

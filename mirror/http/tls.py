@@ -13,6 +13,7 @@ from aiohttp import web
 
 from mirror.http.forwarded import plain_address
 from mirror.http.handshake import Handshakes
+from mirror.trouble import Problem, Trouble
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_SECONDS: Final = 30.0
@@ -33,7 +34,13 @@ class Certificate:
         self.context.set_alpn_protocols(["http/1.1"])
         self._files = (chain, key)
         self._read = self._changed()
+        self._trouble = Trouble()
         self.context.load_cert_chain(chain, key)
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why the files were not read again, None if they were."""
+        return self._trouble.problem
 
     def reload(self) -> None:
         """Read the files again for new connections; after an error the certificate stays."""
@@ -41,13 +48,18 @@ class Certificate:
         try:
             changed = self._changed()
             if changed == self._read:
+                self._trouble.over()
                 return
             # Try the files in another context: a key that does not fit leaves one half changed.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
             self.context.load_cert_chain(chain, key)
         except OSError as error:
-            _log.error("%s: %s; the previous certificate stays", chain, error)
+            title = "The new certificate cannot be used; the previous one stays"
+            remedy = "correct the files of [server] tls_certificate and tls_key"
+            if self._trouble.met(Problem(title, error.strerror or str(error), remedy)):
+                _log.error("%s: %s; the previous certificate stays", chain, error)
         else:
+            self._trouble.over()
             self._read = changed
             _log.info("%s: read again", chain)
 

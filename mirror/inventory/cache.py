@@ -1,6 +1,6 @@
 """An open cache directory, as cache operations need it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,20 +13,26 @@ from mirror.store.local.objects import Objects
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The stored objects, the catalogue of images, the naming rules, and the kept images."""
+    """The stored objects, the catalogue of images, the naming rules, and the kept images.
+
+    ``kept`` are the globs of the configuration, ``chosen`` the names of the keep list.
+    """
 
     objects: Objects
     catalogue: Catalogue
     naming: Naming
     kept: Sequence[ImageGlob]
     upstreams: Sequence[str]
+    chosen: Collection[str]
 
     @classmethod
-    def of(cls, config: Config, objects: Objects, catalogue: Catalogue) -> Self:
+    def of(
+        cls, config: Config, objects: Objects, catalogue: Catalogue, chosen: Collection[str]
+    ) -> Self:
         """Combine an open cache with the rules of a configuration."""
         names = tuple(config.enabled())
-        return cls(objects, catalogue, naming(config), kept_images(config), names)
+        return cls(objects, catalogue, naming(config), kept_images(config), names, chosen)
 
     def keeps(self, image: FullName) -> bool:
-        """Return True if a ``[[keep]]`` rule matches an image."""
-        return any(glob.matches(image) for glob in self.kept)
+        """Return True if a ``[[keep]]`` rule matches an image, or the keep list names it."""
+        return str(image) in self.chosen or any(glob.matches(image) for glob in self.kept)

@@ -95,9 +95,11 @@ async def _refuse_kept(plan: Removal, cache: Cache) -> None:
         kept = [str(key.digest) for key in marked]
     if kept:
         more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-        raise UserError(
-            f"{min(kept)}{more}: kept by [[keep]] in the configuration; --force drops it anyway"
-        )
+        if min(kept) in cache.chosen:
+            where, instead = "on the status page", "release it there, or --force drops it anyway"
+        else:
+            where, instead = "by [[keep]] in the configuration", "--force drops it anyway"
+        raise UserError(f"{min(kept)}{more}: kept {where}; {instead}")
 
 
 async def _unknown(target: _Target, cache: Cache) -> str:

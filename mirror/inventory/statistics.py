@@ -9,6 +9,7 @@ from typing import Any
 from mirror.inventory.cache import Cache
 from mirror.inventory.listing import rfc3339
 from mirror.stats.report import Figures, Filling, StatsReport, UpstreamAccount
+from mirror.trouble import Problem
 
 
 async def statistics(cache: Cache, said: StatsReport) -> dict[str, Any]:
@@ -23,8 +24,8 @@ async def statistics(cache: Cache, said: StatsReport) -> dict[str, Any]:
     never = (UpstreamAccount(name, Figures(), Figures()) for name in cache.upstreams)
     return {
         "since": _moment(said.since),
-        "total": _figures(said.total),
-        "today": _figures(said.today),
+        "total": figures_told(said.total),
+        "today": figures_told(said.today),
         "cache": {
             "bytes": usage.used_bytes,
             "max_bytes": usage.max_bytes,
@@ -36,14 +37,17 @@ async def statistics(cache: Cache, said: StatsReport) -> dict[str, Any]:
             for account in ({each.name: each for each in never} | accounts).values()
         ],
         "fills": [_fill(fill) for fill in said.fills],
+        "problems": [problem_told(problem) for problem in said.problems],
         "trouble": said.trouble,
     }
 
 
-def _figures(figures: Figures) -> dict[str, Any]:
+def figures_told(figures: Figures) -> dict[str, Any]:
+    """Return figures as JSON."""
     served = figures.served_bytes
     return {
         "requests": figures.answered,
+        "failed": figures.failed,
         "hits": figures.spared,
         "hit_rate": figures.hit_rate,
         "byte_hit_rate": figures.saved_bytes / served if served else None,
@@ -62,8 +66,20 @@ def _upstream(account: UpstreamAccount) -> dict[str, Any]:
         "answered_at": _moment(account.answered_at),
         "rate_limit": account.allowed,
         "rate_limit_remaining": account.remaining,
-        "total": _figures(account.total),
-        "today": _figures(account.today),
+        "total": figures_told(account.total),
+        "today": figures_told(account.today),
+    }
+
+
+def problem_told(problem: Problem) -> dict[str, Any]:
+    """Return a problem as JSON."""
+    return {
+        "title": problem.title,
+        "cause": problem.cause,
+        "remedy": problem.remedy,
+        "since": rfc3339(problem.since),
+        "seen": rfc3339(problem.seen),
+        "until": _moment(problem.until),
     }
 
 

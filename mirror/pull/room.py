@@ -3,10 +3,11 @@
 import logging
 from typing import Final
 
-from mirror.trouble import Trouble
+from mirror.trouble import Problem, Trouble
 
 _log = logging.getLogger(__name__)
 _MIB: Final = 1 << 20
+_REMEDY: Final = "raise [cache] max_size, or free some space on the disk or lower [cache] min_free"
 
 
 class Room:
@@ -17,13 +18,18 @@ class Room:
 
     def lacking(self, upstream: str, repository: str, size: int) -> None:
         """Note that ``size`` bytes of a repository could not be stored, for lack of room."""
-        if self._trouble.met():
+        cause = f"{upstream}/{repository}: no room for {size / _MIB:.1f} MiB, not kept"
+        if self._trouble.met(Problem("Content finds no room in the cache", cause, _REMEDY)):
             _log.warning(
                 "%s/%s: no room in the cache for %.1f MiB; content that does not fit passes "
-                "through uncached: raise [cache] max_size, or free some space on the disk or lower "
-                "[cache] min_free",
-                *(upstream, repository, size / _MIB),
+                "through uncached: %s",
+                *(upstream, repository, size / _MIB, _REMEDY),
             )
+
+    @property
+    def problem(self) -> Problem | None:
+        """The lack of room, None if the last blob was stored."""
+        return self._trouble.problem
 
     def found(self) -> None:
         """Note that a blob was stored."""

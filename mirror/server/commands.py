@@ -13,11 +13,9 @@ from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
 from mirror.inventory.ruling import Rulings
-from mirror.inventory.statistics import statistics
 from mirror.policy.rules import Moment
 from mirror.server.blocks import BlockWatch
 from mirror.server.generation import Generations
-from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import ObjectKey
@@ -26,7 +24,6 @@ from mirror.user_error import UserError
 
 def commands(
     store: Store,
-    recorder: StatsRecorder,
     generations: Generations,
     watch: BlockWatch,
     clock: Callable[[], Moment],
@@ -35,14 +32,12 @@ def commands(
     """Return the commands of this process; ``started`` is its start time (Unix seconds)."""
 
     def cache() -> Cache:
-        return Cache.of(generations.current.config, store.objects, store.catalogue)
+        return Cache.of(
+            generations.current.config, store.objects, store.catalogue, store.keep_list.known
+        )
 
     async def about(_: Mapping[str, Any]) -> Any:
         return {"version": __version__, "pid": os.getpid(), "started": rfc3339(started)}
-
-    async def stats(_: Mapping[str, Any]) -> Any:
-        said = await recorder.ledger.state()
-        return {**await statistics(cache(), said), "running": await about({})}
 
     async def images(told: Mapping[str, Any]) -> Any:
         return await listing(cache(), told["patterns"])
@@ -86,7 +81,6 @@ def commands(
 
     return {
         ("GET", "/control/about"): about,
-        ("GET", "/control/stats"): _obeyed(stats),
         ("POST", "/control/images"): _obeyed(images),
         ("POST", "/control/remove"): _obeyed(remove),
         ("POST", "/control/forget"): _obeyed(forget),

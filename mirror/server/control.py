@@ -194,11 +194,16 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def opened_control(
-    directory: Path, port: ServerOptions, commands: Commands, log: AccessLog
+    directory: Path,
+    port: ServerOptions,
+    commands: Commands,
+    log: AccessLog,
+    pull_ended: Callable[[AccessRecord], None],
 ) -> AsyncIterator[Callable[[ServerOptions], None]]:
     """Take commands while the context is open, as long as ``directory`` can be used.
 
     ``port`` holds the options of the server for clients; the control socket serves the same routes.
+    ``pull_ended`` is called for every request.
     Yields a function to call with new options after a reload.
     """
 
@@ -208,7 +213,7 @@ async def opened_control(
         limits = replace(port.limits, drain_seconds=_SHUTDOWN_SECONDS)
         return ServerOptions(routes, everyone, nobody, limits, None, port.requests)
 
-    server = Server(beside(port), _OperatorsLog(log))
+    server = Server(beside(port), _OperatorsLog(log, pull_ended))
     runner = web.ServerRunner(server)
     await runner.setup()
     listener = _ControlListener(directory, runner)
@@ -224,8 +229,9 @@ async def opened_control(
 class _OperatorsLog:
     """Logs requests, and does not count them."""
 
-    def __init__(self, log: AccessLog) -> None:
+    def __init__(self, log: AccessLog, pull_ended: Callable[[AccessRecord], None]) -> None:
         self._log = log
+        self._pull_ended = pull_ended
 
     def request_began(self, exchange: Exchange) -> None:
         self._log.request_began(exchange, _OPERATOR)
@@ -235,6 +241,7 @@ class _OperatorsLog:
 
     def request_ended(self, ending: AccessRecord) -> None:
         self._log.request_ended(replace(ending, client=_OPERATOR))
+        self._pull_ended(ending)
 
     def repeated(
         self, ending: AccessRecord, used: Callable[[], None]

@@ -6,6 +6,7 @@ outlives a configuration is in ``server.shared_state``.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,19 +16,22 @@ from aiohttp import web
 from mirror import logs
 from mirror.api.handlers import RegistryHandler, raw_path
 from mirror.api.health import Condition, HealthHandler
+from mirror.api.v1 import ROOT, JsonApi
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
 from mirror.http.sendfile import Sender
 from mirror.http.server_options import Handler, Requests, ServerOptions
+from mirror.http.token import Tokens
 from mirror.server.access import opened_admission, proxies, server_limits
+from mirror.server.changes import Changes
 from mirror.server.open_files import answer_limits, bounds, question_limits, slot_limits
 from mirror.server.proxy import note_of, opened_pushes, proxy_handler
 from mirror.server.pulls import Pulls, opened_pulls
 from mirror.server.shared_state import SharedState, splitting
-from mirror.server.status import status_handler
+from mirror.server.site import Site
+from mirror.server.status import PageRoutes, page_routes
 from mirror.server.upstreams import directory
 from mirror.store.interface import IndexUnavailableError
-from mirror.ui.status import StatusHandler
 
 
 class Routes:
@@ -37,26 +41,31 @@ class Routes:
         self,
         registry: RegistryHandler,
         health: HealthHandler,
-        status: StatusHandler,
+        pages: PageRoutes,
+        api: JsonApi,
         *,
         metrics: bool,
     ) -> None:
         """``metrics``: serve them here, not on a port of their own."""
         self._registry: Handler = registry.answer
-        self._table: Mapping[str, Handler] = {
-            "/": status.page,
-            "/live": status.live,
-            "/clients": status.clients,
-            **{f"/{name}": status.asset for name in status.assets},
+        self._reads: Mapping[str, Handler] = {
+            **pages.reads,
             "/healthz": health.alive,
             "/readyz": health.ready,
             "/metrics": health.metrics if metrics else health.elsewhere,
+            **{f"{ROOT}{name}": api.read for name in api.readings},
+        }
+        self._posts: Mapping[str, Handler] = {
+            **pages.posts,
+            **{f"{ROOT}{name}": api.change for name in api.changes},
         }
 
     def handler(self, request: web.BaseRequest) -> Handler:
         """The handler of a request; the registry API rejects paths that it does not know."""
         if request.method in {"GET", "HEAD"}:
-            return self._table.get(raw_path(request), self._registry)
+            return self._reads.get(raw_path(request), self._registry)
+        if request.method == "POST":
+            return self._posts.get(raw_path(request), self._registry)
         return self._registry
 
 
@@ -94,7 +103,9 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             pulls.client_credentials,
             None if pushes is None else pushes.last,
         )
-        status = status_handler(config, shared_state.recorder, shared_state.store.objects)
+        site = Site(config, shared_state, time.time())
+        tokens = Tokens(shared_state.store.layout.token)
+        changes = Changes(config, shared_state, pulls).table()
         proxy = None
         if pushes is not None:
             pushed = note_of(pushes, shared_state.store, shared_state.table)
@@ -103,7 +114,8 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             Routes(
                 handler,
                 health_handler(shared_state),
-                status,
+                page_routes(config, site, shared_state.store.objects, tokens, changes),
+                JsonApi(site.readings(), changes, tokens),
                 metrics=not config.server.metrics_listen,
             ),
             stack.enter_context(opened_admission(config)),

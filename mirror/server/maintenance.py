@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import replace
 from typing import Final
 
@@ -28,16 +28,21 @@ _MUCH: Final = 0.8  # of max_size
 _log = logging.getLogger(__name__)
 
 
-def keeping_rule(config: Config, meant: Container[FullName] = ()) -> Rule:
-    """The rule that tells which images are kept; ``meant`` are the digests of held tags."""
+def keeping_rule(
+    config: Config, chosen: Collection[str] = (), meant: Container[FullName] = ()
+) -> Rule:
+    """The rule that tells which images are kept.
+
+    ``chosen`` are those of the keep list, ``meant`` the digests of held tags.
+    """
     globs, pins = kept_images(config), configured_pins(config)
     pinned = {replace(pin.image, reference=str(pin.digest)) for pin in pins.values()}
 
     def is_kept(image: FullName) -> bool:
-        named = image in pinned or image in meant
+        named = image in pinned or image in meant or str(image) in chosen
         return named or any(glob.matches(image) for glob in globs)
 
-    return is_kept if globs or pinned or config.policy else nothing
+    return is_kept if globs or pinned or chosen or config.policy else nothing
 
 
 class Maintenance:
@@ -51,7 +56,8 @@ class Maintenance:
     def apply_options(self, config: Config) -> None:
         """Apply ``config`` from now on."""
         self.close()
-        self._store.keeping.rule = keeping_rule(config, self._store.keeping.meant)
+        self._keep(config)
+        self._tasks.append(asyncio.create_task(self._follow_list(config), name="keep list"))
         if not self._first:
             return
         self._tasks.append(asyncio.create_task(self._review(config), name="keep"))
@@ -66,6 +72,17 @@ class Maintenance:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+
+    def _keep(self, config: Config) -> None:
+        store = self._store
+        store.keeping.rule = keeping_rule(config, store.keep_list.known, store.keeping.meant)
+
+    async def _follow_list(self, config: Config) -> None:
+        """Apply the keep list when another process has changed it."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if await asyncio.to_thread(self._store.keep_list.reread):
+                self._keep(config)
 
     async def _review(self, config: Config) -> None:
         """Review at intervals: moved tags release old images, and an index may be lost."""

@@ -6,25 +6,28 @@ same; of private images, no name.  Every client can see the ledger.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from mirror.api.parts import client_type
-from mirror.http.exchange import NO_PULLS, AccessRecord
+from mirror.http.exchange import NO_PULLS, AccessRecord, Exchange
 from mirror.lru import Lru
 from mirror.oci.manifest import NotAManifest, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
 from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import DownloadRates
+from mirror.pull.outcome import Outcome
 from mirror.server.store import Store
-from mirror.stats.buffer import Answer, RateLimit, Request
+from mirror.stats.buffer import Answer, Failed, RateLimit, Request
 from mirror.stats.ledger import Ledger
 from mirror.store.interface import Manifest
+from mirror.trouble import Problem, merged
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _PRIVATE: Final = "(private)"
 _KNOWN_SIZES: Final = 1000
+_MOST_REASON: Final = 300
 _WRITE_SECONDS: Final = 1.0
 
 
@@ -36,6 +39,7 @@ class StatsRecorder:
         self._clock = clock
         self._sizes: Lru[str, int] = Lru(_KNOWN_SIZES)
         self._pulls: list[BlobPulls] = []
+        self._troubles: list[Callable[[], Iterable[Problem | None]]] = []
         self._speeds = DownloadRates()
 
     async def run(self) -> None:
@@ -43,7 +47,16 @@ class StatsRecorder:
         while True:
             await asyncio.sleep(_WRITE_SECONDS)
             fills = [fill for pulls in self._pulls for fill in pulls.under_way()]
-            await self.ledger.flush(self._speeds.fillings(fills, time.monotonic()))
+            await self.ledger.flush(self._speeds.fillings(fills, time.monotonic()), self.problems())
+
+    def problems(self) -> list[Problem]:
+        """Return the troubles of this process that last."""
+        found = (problem for source in self._troubles for problem in source())
+        return merged(problem for problem in found if problem is not None)
+
+    def watch_troubles(self, source: Callable[[], Iterable[Problem | None]]) -> None:
+        """Include the troubles that ``source`` returns."""
+        self._troubles.append(source)
 
     @contextmanager
     def watching(self, pulls: BlobPulls) -> Iterator[None]:
@@ -61,7 +74,14 @@ class StatsRecorder:
         if exchange.outcome is None or exchange.kind in NO_PULLS or not exchange.upstream:
             return
         now = self._clock()
-        self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)
+        if exchange.upstream:
+            self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)
+        self.pull_ended(ending)
+
+    def pull_ended(self, ending: AccessRecord) -> None:
+        """Record a request if it is a pull that failed."""
+        if _is_failed_pull(ending.exchange):
+            self.ledger.buffer.failed(self._failed(ending), self._clock())
 
     def repeated(self, ending: AccessRecord) -> Callable[[str], None]:
         """Return a function that counts a replayed response, by client; built once per response."""
@@ -83,6 +103,21 @@ class StatsRecorder:
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
         """Record the rate limit of an upstream: pulls allowed, pulls remaining."""
         self.ledger.buffer.limits[upstream] = RateLimit(limit, remaining)
+
+    def _failed(self, ending: AccessRecord) -> Failed:
+        exchange = ending.exchange
+        outcome = Outcome.ERROR if exchange.broken_off else exchange.outcome
+        reason = exchange.detail or f"answered {exchange.status}"
+        if exchange.private:  # the text names the repository
+            reason = f"refused or not found for this client ({exchange.status})"
+        return Failed(
+            upstream=exchange.upstream,
+            repository=_PRIVATE if exchange.private else exchange.repository,
+            reference=_PRIVATE if exchange.private else exchange.reference,
+            client=client_type(ending.agent),
+            result="" if outcome is None else outcome.value,
+            reason=reason[:_MOST_REASON],
+        )
 
     def _request(self, ending: AccessRecord) -> Request:
         exchange = ending.exchange
@@ -114,6 +149,18 @@ class StatsRecorder:
             size = min(size, 2**62)  # SQLite's integers end at 2**63
             self._sizes.put(name, size)
         return size
+
+
+def _is_failed_pull(exchange: Exchange) -> bool:
+    """Whether a request is a pull that failed, as opposed to a question with the answer no.
+
+    Clients ask for signatures under tags that begin with ``sha256-``, and mostly there are none.
+    """
+    if exchange.kind not in {"manifest", "blob"} or exchange.challenged:
+        return False
+    if exchange.outcome is Outcome.NEGATIVE:
+        return exchange.kind == "manifest" and not exchange.reference.startswith("sha256-")
+    return exchange.broken_off or exchange.outcome in {Outcome.DENIED, Outcome.ERROR}
 
 
 @asynccontextmanager

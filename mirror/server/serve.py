@@ -189,8 +189,14 @@ async def _serving_on(
         await _read_blocks(watch)
         watching = asyncio.create_task(watch.run(), name="blocks")
         stack.callback(watching.cancel)
-        obeyed = commands(store, recorder, generations, watch, clock, time.time())
-        control = opened_control(store.layout.control, options, obeyed, log)
+        recorder.watch_troubles(
+            lambda: (
+                None if chain is None else chain.problem,
+                users.problem if (users := generations.current.options.admission.users) else None,
+            )
+        )
+        obeyed = commands(store, generations, watch, clock, time.time())
+        control = opened_control(store.layout.control, options, obeyed, log, recorder.pull_ended)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")

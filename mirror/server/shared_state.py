@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
+from mirror.inventory.browse import Browser
 from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
 from mirror.pull.fills import Fills
@@ -21,7 +22,9 @@ from mirror.server.open_files import slot_limits
 from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
+from mirror.server.warming import Requested
 from mirror.threads import Threads
+from mirror.trouble import Problem
 
 _SENDING_THREADS: Final = 16  # more than cores: a thread may wait for a page to be read from disk
 
@@ -45,6 +48,8 @@ class SharedState:
     sending: Executor
     stopping: asyncio.Event
     clock: Callable[[], Moment]
+    browser: Browser
+    requested: Requested
 
 
 @asynccontextmanager
@@ -64,6 +69,10 @@ async def opened_shared_state(
     public, private = (
         Fills(RangeFetches(share)) for _ in range(2)
     )  # one each, since RangeFetches keeps bytes
+    recorder.watch_troubles(upstreams.problems)
+    recorder.watch_troubles(lambda: (store.objects.health.problem, public.room.problem))
+    recorder.watch_troubles(lambda: (_unnamed(private.room.problem),))
+    requested = Requested()
     with Threads(_SENDING_THREADS, "send") as sending:
         try:
             yield SharedState(
@@ -79,11 +88,19 @@ async def opened_shared_state(
                 sending,
                 stopping,
                 clock,
+                Browser(store.browsable, store.objects),
+                requested,
             )
         finally:
             async with AsyncExitStack() as stack:  # closes both even if one close is cancelled
                 stack.push_async_callback(private.ahead.close)
                 stack.push_async_callback(public.ahead.close)
+                stack.push_async_callback(requested.close)
+
+
+def _unnamed(problem: Problem | None) -> Problem | None:
+    """Return a problem of private images for the eyes of everybody: without their names."""
+    return problem and replace(problem, cause="a private image is not kept")
 
 
 def splitting(config: Config) -> Splitting:

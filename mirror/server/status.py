@@ -1,24 +1,41 @@
 """The content of the pages for people, from ledger, store and configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from yarl import URL
 
 from mirror import __version__, clients
 from mirror.clients import Mirror, Snippet
+from mirror.clients.snippet import File
 from mirror.config.addresses import lookup_outermost
 from mirror.config.model import Config
+from mirror.http.server_options import Handler
+from mirror.http.token import Tokens
 from mirror.oci.digest import Digest
-from mirror.server.recorder import StatsRecorder
-from mirror.stats.report import Image, StatsReport
+from mirror.server.site import Site, last_days
+from mirror.stats.report import Image
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.eviction import Usage
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
+from mirror.ui.answers import Answers
+from mirror.ui.changes import Change, ChangesHandler
+from mirror.ui.images import ImagesHandler
 from mirror.ui.status import Guide, Source, StatusHandler
+from mirror.ui.templates import Pages
 
 _EVERY: Final = "Every registry, by its usual names."
+_BY_PROXY: Final = "Docker 23+ with the mirror as its proxy: every registry, pushes and logins too."
+_PROXY_OFF: Final = Snippet(
+    (File("/etc/mirror/mirror.toml", '[proxy]\nlisten = "0.0.0.0:3128"\n'),),
+    (
+        "Proxy mode is off on this mirror. To switch it on, put this into the configuration of",
+        "the mirror, and restart the mirror: systemctl restart mirror",
+        "Then this page shows what the clients need.",
+    ),
+)
 _CLIENTS: Final = (
     (
         *("docker", "Docker", "docker", clients.docker),
@@ -40,12 +57,43 @@ _CLIENTS: Final = (
 )
 
 
-def status_handler(config: Config, recorder: StatsRecorder, objects: Objects) -> StatusHandler:
-    """The handler of the pages for people."""
+@dataclass(frozen=True, slots=True)
+class PageRoutes:
+    """The handlers of the pages and of their forms, by path."""
+
+    reads: Mapping[str, Handler]
+    posts: Mapping[str, Handler]
+
+
+def page_routes(
+    config: Config, site: Site, objects: Objects, tokens: Tokens, changes: Mapping[str, Change]
+) -> PageRoutes:
+    """The pages for people."""
     default = config.default_upstream()
     names = [default, *(name for name in config.enabled() if name != default)]
+    pages = Pages()
+    answers = Answers(__version__, pages, tokens)
     guides = _guides(config, tuple(names), default)
-    return StatusHandler(__version__, names, default, _source(recorder, objects), guides)
+    source = _source(site, objects)
+    status = StatusHandler(__version__, pages, answers, names, default, source, guides)
+    images = ImagesHandler(answers, site.images, site.image)
+    forms = ChangesHandler(answers, tokens, changes)
+    return PageRoutes(
+        {
+            "/": status.page,
+            "/live": status.live,
+            "/clients": status.clients,
+            "/images": images.search,
+            "/image": images.image,
+            "/login": forms.login,
+            **{f"/{name}": status.asset for name in status.assets},
+        },
+        {
+            "/login": forms.sign_in,
+            "/logout": forms.sign_out,
+            **{f"/{name}": forms.change for name in changes},
+        },
+    )
 
 
 def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Guide]:
@@ -56,21 +104,18 @@ def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Gu
         Guide(key, name, command, covers, of(make)) for key, name, command, make, covers in _CLIENTS
     ]
     proxy = lookup_outermost(config.proxy.addresses())
-    if proxy is None or not proxy.port:
-        return guides
 
     def by_proxy(url: str) -> Snippet:
+        if proxy is None or not proxy.port:
+            return _PROXY_OFF
         return of(clients.docker_proxy)(str(URL(url).with_scheme("http").with_port(proxy.port)))
 
     command = "docker --proxy daemon"
-    docker = Guide("docker-proxy", "Docker, by proxy", command, _EVERY, by_proxy, by_proxy=True)
+    docker = Guide("docker-proxy", "Proxy mode", command, _BY_PROXY, by_proxy, by_proxy=True)
     return [*guides, docker]
 
 
-def _source(recorder: StatsRecorder, objects: Objects) -> Source:
-    async def state(recent: int, images: int) -> StatsReport:
-        return await recorder.ledger.state(recent=recent, images=images)
-
+def _source(site: Site, objects: Objects) -> Source:
     async def usage() -> Usage | None:
         try:
             return await objects.usage()
@@ -85,7 +130,7 @@ def _source(recorder: StatsRecorder, objects: Objects) -> Source:
             return ()
         return [image for image, key in keys.items() if key in there]
 
-    return Source(state, usage, held, lambda: objects.health.reason)
+    return Source(site.report, usage, held, site.periods, last_days)
 
 
 def _key_of(image: Image) -> ObjectKey:

@@ -13,6 +13,7 @@ from typing import Final
 
 from mirror.config.model import Config
 from mirror.inventory.cache import Cache
+from mirror.inventory.keep_list import KeepList
 from mirror.server.open_files import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
@@ -49,7 +50,10 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Everything on disk; ``rooms`` limit how much of it, and of responses, is in memory."""
+    """Everything on disk; ``rooms`` limit how much of it, and of responses, is in memory.
+
+    ``browsable`` is the part of ``catalogue`` that every client may see.
+    """
 
     rooms: Rooms
     layout: Layout
@@ -62,7 +66,9 @@ class Store:
     private: Private
     records: tuple[KeyValueStore, ...]
     catalogue: Catalogue
+    browsable: Catalogue
     keeping: KeptImages
+    keep_list: KeepList
 
     async def heal(self) -> None:
         """Reopen databases that were damaged, removed, or could not be opened; call it often."""
@@ -90,6 +96,8 @@ class _Disk:
     records: tuple[KeyValueStore, ...]  # as Layout.records
     sections: tuple[Section, Section]
     catalogue: Catalogue
+    browsable: Catalogue
+    keep_list: KeepList
 
 
 @asynccontextmanager
@@ -136,7 +144,8 @@ async def opened_records(config: Config) -> AsyncIterator[tuple[Cache, Decisions
             opening = _opened_disk(config, cache_limits(config), _NoObserver(), threads, threads)
             async with opening as disk:
                 records = Decisions(disk.records[0])
-                yield Cache.of(config, disk.objects, disk.catalogue), records
+                kept = disk.keep_list.known
+                yield Cache.of(config, disk.objects, disk.catalogue, kept), records
     except (OSError, IndexUnavailableError) as error:
         raise _directory_error(config, error, "name") from error
 
@@ -163,8 +172,12 @@ async def _opened_disk(
         await each.heal()
     tags, _, private = records
     sections = Section.public(Tags(tags)), Section.private(Tags(private))
+    catalogue = Catalogue(objects, sections, reading)
+    browsable = Catalogue(objects, sections[:1], reading)
+    keep_list = KeepList(layout.keep_list)
+    keep_list.reread()
     try:
-        yield _Disk(layout, objects, records, sections, Catalogue(objects, sections, reading))
+        yield _Disk(layout, objects, records, sections, catalogue, browsable, keep_list)
     finally:
         await objects.close()
         for each in records:
@@ -211,7 +224,9 @@ def _store(disk: _Disk, threads: Executor, rooms: Rooms) -> Store:
         own,
         disk.records,
         disk.catalogue,
+        disk.browsable,
         keeping,
+        disk.keep_list,
     )
 
 

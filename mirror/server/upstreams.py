@@ -14,6 +14,7 @@ from mirror import __version__
 from mirror.config.addresses import split_upstream
 from mirror.config.model import Config, UpstreamConfig
 from mirror.shares import Rooms
+from mirror.trouble import Problem
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.addresses import trusting
 from mirror.upstream.auth import Authenticator, Authorization
@@ -115,6 +116,10 @@ class Upstreams:
         self._observer = observer
         self._rooms = rooms
         self._open: list[_Open] = []
+
+    def problems(self) -> list[Problem]:
+        """Return the troubles of all open upstreams."""
+        return [problem for each in self._open for problem in each.endpoints.log.problems()]
 
     @asynccontextmanager
     async def used(self, config: Config) -> AsyncIterator[Mapping[str, Endpoints]]:

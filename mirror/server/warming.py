@@ -32,6 +32,7 @@ from mirror.server.control import ControlDirectory
 from mirror.server.upstreams import directory
 from mirror.store.local.layout import Layout, left_in
 from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
+from mirror.user_error import UserError
 
 #: Spreads the runs, so that not all mirrors of a company pull in the same second.
 _SPREAD: Final = 0.05
@@ -107,6 +108,8 @@ _log = logging.getLogger(__name__)
 #: One part in so many of all downloads, so that clients find free ones.
 _SHARE: Final = 4
 _NAMED: Final = 3
+_MOST_REQUESTED: Final = 8
+_PARALLEL: Final = 4
 _SILENCE_SECONDS: Final = 600.0
 #: The wall clock is compared so often, so that setting it does not miss a run.
 _LOOK_SECONDS: Final = 300.0
@@ -183,19 +186,66 @@ async def _run(config: Config, entry: WarmConfig) -> bool:
 
 async def _pulled(config: Config, entry: WarmConfig) -> list[Pulled]:
     wanted, failed = located_all(config, map(parse_image, entry.images))
+    return [*await _pull(config, wanted, _platforms(entry), entry.parallel), *failed]
+
+
+async def _pull(
+    config: Config, wanted: Sequence[Wanted], platforms: Sequence[Platform], parallel: int
+) -> list[Pulled]:
     directory = config.cache.directory.absolute()
-    parallel = min(entry.parallel, max(1, config.limits.downloads // _SHARE))
+    parallel = min(parallel, max(1, config.limits.downloads // _SHARE))
     async with _own_session(Layout(directory).control) as session:
         client = MirrorClient([session])
         puller = Puller(client, left_in(directory), _Nobody(), parallel, attached=True)
-        return [*await puller.pull(wanted, _platforms(entry)), *failed]
+        return [*await puller.pull(wanted, platforms)]
 
 
 def _platforms(entry: WarmConfig) -> Sequence[Platform]:
     if ALL_PLATFORMS in entry.platforms:
         return EVERYTHING
-    named = [Platform.parse(name) for name in entry.platforms]
-    return named or [Platform.of("linux", machine.machine())]
+    return [Platform.parse(name) for name in entry.platforms] or [_own_platform()]
+
+
+def _own_platform() -> Platform:
+    return Platform.of("linux", machine.machine())
+
+
+class Requested:
+    """The images that an operator has requested by HTTP: each is pulled in the background."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def pull(self, config: Config, wanted: Wanted) -> None:
+        """Begin to pull an image.
+
+        Raises:
+            UserError: too many images are being pulled.
+        """
+        name = wanted.full_name
+        if name in self._tasks:
+            return
+        if len(self._tasks) >= _MOST_REQUESTED:
+            raise UserError(f"{_MOST_REQUESTED} images are being pulled: try again later")
+        pulling = asyncio.create_task(self._pull(config, wanted), name="warm")
+        self._tasks[name] = pulling
+        pulling.add_done_callback(lambda _: self._tasks.pop(name, None))
+
+    async def close(self) -> None:
+        """Stop; downloaded content stays in the cache."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pull(self, config: Config, wanted: Wanted) -> None:
+        started = time.monotonic()
+        try:
+            result = await _pull(config, [wanted], [_own_platform()], _PARALLEL)
+        except (OSError, aiohttp.ClientError) as error:
+            _log.warning("%s could not be pulled ahead of time: %s", wanted.full_name, error)
+        else:
+            _tell(result, time.monotonic() - started)
 
 
 @asynccontextmanager

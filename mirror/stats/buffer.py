@@ -12,6 +12,7 @@ from typing import Final
 _MOST_SESSIONS: Final = 2000
 _MOST_REFERENCES: Final = 64  # per session: tags and digests of one repository
 _MOST_REPEATS: Final = 10_000
+_MOST_FAILURES: Final = 100
 
 #: The results of a request, from best to worst.
 _RESULTS: Final = (
@@ -66,7 +67,9 @@ class PullClient:
 
 
 @dataclass(slots=True)
-class _Repeats:
+class Repeats:
+    """A number of equal events, and the times of the first and the last (Unix seconds)."""
+
     count: int
     first: float
     last: float
@@ -133,6 +136,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A pull that failed, and why; ``client`` is the common name of the client's program."""
+
+    upstream: str
+    repository: str
+    reference: str
+    client: str
+    result: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RateLimit:
     """The rate limit that an upstream reported, in pulls."""
 
@@ -141,25 +156,28 @@ class RateLimit:
 
 
 class StatsBuffer:
-    """The events to write next, counted for ``day``."""
+    """The events to write next, counted for ``day`` and ``hour`` (of the Unix time)."""
 
-    def __init__(self, day: str) -> None:
-        self._repeats: dict[tuple[Request, str], _Repeats] = {}
-        self.figures: Counter[tuple[str, str, str]] = Counter()  # by day, upstream, name
+    def __init__(self, day: str, hour: int) -> None:
+        self._repeats: dict[tuple[Request, str], Repeats] = {}
+        # By day, hour, upstream, name.
+        self.figures: Counter[tuple[str, int, str, str]] = Counter()
+        self.failures: dict[Failed, Repeats] = {}
         self.sessions: dict[PullClient, Session] = {}
         self.answers: dict[str, Answer] = {}
         self.limits: dict[str, RateLimit] = {}
-        self._day = day
+        self._when = day, hour
 
     def __bool__(self) -> bool:
-        return any((self._repeats, self.figures, self.sessions, self.answers, self.limits))
+        requests = self._repeats, self.figures, self.sessions, self.failures
+        return any((*requests, self.answers, self.limits))
 
     def add(
         self, request: Request, client: str, began: float, ended: float, count: int = 1
     ) -> None:
         """Record a request, answered ``count`` times between two times (Unix seconds)."""
-        self.figures[self._day, request.upstream, request.result] += count
-        self.figures[self._day, request.upstream, "served_bytes"] += request.size * count
+        self.figures[*self._when, request.upstream, request.result] += count
+        self.figures[*self._when, request.upstream, "served_bytes"] += request.size * count
         if not request.of_a_pull:
             return
         pull_client = PullClient(client, request.agent, request.upstream, request.repository)
@@ -173,7 +191,18 @@ class StatsBuffer:
 
     def got(self, upstream: str, count: int) -> None:
         """Record ``count`` bytes received from upstream."""
-        self.figures[self._day, upstream, "upstream_bytes"] += count
+        self.figures[*self._when, upstream, "upstream_bytes"] += count
+
+    def failed(self, failure: Failed, now: float) -> None:
+        """Record a failed pull."""
+        self._fail(failure, Repeats(1, now, now))
+
+    def _fail(self, failure: Failed, more: "Repeats") -> None:
+        known = self.failures.get(failure)
+        if known is not None:
+            known.count, known.last = known.count + more.count, max(known.last, more.last)
+        elif len(self.failures) < _MOST_FAILURES:
+            self.failures[failure] = more
 
     def repeat(self, request: Request, client: str, now: float) -> None:
         """Record one more response from the cache; it takes 300 ns."""
@@ -181,7 +210,7 @@ class StatsBuffer:
         if repeats is None:
             if len(self._repeats) >= _MOST_REPEATS:
                 self.settle()
-            self._repeats[request, client] = _Repeats(1, now, now)
+            self._repeats[request, client] = Repeats(1, now, now)
         else:
             repeats.count += 1
             repeats.last = now
@@ -203,6 +232,8 @@ class StatsBuffer:
                 self.sessions[pull_client].absorb(session)
             elif len(self.sessions) < _MOST_SESSIONS:
                 self.sessions[pull_client] = session
+        for failure, repeats in later.failures.items():
+            self._fail(failure, repeats)
         self.answers |= later.answers
         self.limits |= later.limits
 

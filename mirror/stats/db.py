@@ -1,8 +1,9 @@
 """The database of the ledger (SQLite).  Synchronous: its owner must use it from one thread.
 
 All processes that use the cache directory write to the same database, in short transactions.  It
-is bounded: figures by day for 90 days, about 500 pulls, about 10,000 images.  It needs SQLite 3.24
-(2018) only, because Python uses the SQLite of the system.
+is bounded: figures by day for 90 days and by hour for one day, about 500 pulls, 200 failed pulls,
+10,000 images and their pulls per day for a month.  It needs SQLite 3.24 (2018)
+only, because Python uses the SQLite of the system.
 """
 
 import os
@@ -17,6 +18,7 @@ from typing import Final
 from mirror.stats.buffer import StatsBuffer
 from mirror.stats.report import Filling
 from mirror.stats.sessions import SessionWriter
+from mirror.trouble import Problem
 
 DATABASE: Final = "ledger.db"
 
@@ -26,7 +28,14 @@ _MOST_LOG_BYTES: Final = 1024 * 1024
 _DAYS: Final = 90
 _PULLS: Final = 500
 _IMAGES: Final = 10_000
-#: Lifetime of a row in ``fills``.  A process renews its rows every second, or later when busy.
+_HOURS: Final = 26
+_IMAGE_DAYS: Final = 50_000  # rows
+_IMAGE_HISTORY: Final = 31  # days
+_FAILURES: Final = 200
+_FAILURE_SECONDS: Final = 7 * 24 * 3600.0
+HOUR_SECONDS: Final = 3600
+#: Lifetime of a row in ``fills`` and in ``problems``.  A process renews its rows every second, or
+#: later when busy.
 FILL_SECONDS: Final = 5.0
 
 _SCHEMA: Final = """
@@ -61,6 +70,31 @@ CREATE TABLE fills (
     process TEXT, digest TEXT, upstream TEXT NOT NULL, repository TEXT NOT NULL,
     length INTEGER NOT NULL, total INTEGER, rate REAL NOT NULL, waiting INTEGER NOT NULL,
     seen REAL NOT NULL, PRIMARY KEY (process, digest)
+) WITHOUT ROWID;
+"""
+
+#: Tables of later releases: an earlier one ignores them, so the version stays.
+_ADDED: Final = """
+CREATE TABLE IF NOT EXISTS hours (
+    hour INTEGER, upstream TEXT, name TEXT, value INTEGER NOT NULL,
+    PRIMARY KEY (hour, upstream, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS image_days (
+    id INTEGER PRIMARY KEY, upstream TEXT NOT NULL, repository TEXT NOT NULL,
+    reference TEXT NOT NULL, day TEXT NOT NULL, pulls INTEGER NOT NULL,
+    UNIQUE (upstream, repository, reference, day)
+);
+CREATE INDEX IF NOT EXISTS image_days_by_age ON image_days (day);
+CREATE TABLE IF NOT EXISTS failures (
+    upstream TEXT, repository TEXT, reference TEXT, client TEXT, result TEXT, reason TEXT,
+    times INTEGER NOT NULL, first REAL NOT NULL, last REAL NOT NULL,
+    PRIMARY KEY (upstream, repository, reference, client, result, reason)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS failures_by_age ON failures (last);
+CREATE TABLE IF NOT EXISTS problems (
+    process TEXT, title TEXT, cause TEXT NOT NULL, remedy TEXT NOT NULL, until REAL,
+    since REAL NOT NULL, seen REAL NOT NULL, renewed REAL NOT NULL,
+    PRIMARY KEY (process, title)
 ) WITHOUT ROWID;
 """
 
@@ -109,13 +143,20 @@ class StatsDatabase:
                 "ON CONFLICT (day, upstream, name) DO UPDATE SET value = value + excluded.value",
                 [
                     (day, upstream, name, value)
-                    for (date, upstream, name), value in buffer.figures.items()
+                    for (date, _, upstream, name), value in buffer.figures.items()
                     for day in (date, "")  # "" is the total of all days
                 ],
             )
+            connection.executemany(
+                "INSERT INTO hours VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (hour, upstream, name) DO UPDATE SET value = value + excluded.value",
+                [(*rest, value) for (_, *rest), value in buffer.figures.items()],
+            )
             self._write_upstreams(buffer)
+            self._write_failures(buffer)
+            day = day_of(now)
             for client, session in buffer.in_order():
-                SessionWriter(connection, self._key, client, session).write()
+                SessionWriter(connection, self._key, day, client, session).write()
             self._trim(now)
 
     def write_fills(self, process: str, fills: Iterable[Filling], now: float) -> None:
@@ -139,6 +180,29 @@ class StatsDatabase:
                 ],
             )
 
+    def write_problems(self, process: str, problems: Iterable[Problem], now: float) -> None:
+        """Replace the troubles of a process.
+
+        Raises:
+            sqlite3.Error: the write failed.
+        """
+        connection = self._connection
+        with _transaction(connection):
+            gone = now - 2 * FILL_SECONDS
+            connection.execute(
+                "DELETE FROM problems WHERE process = ? OR renewed < ?", (process, gone)
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *(process, each.title, each.cause, each.remedy, each.until),
+                        *(each.since, each.seen, now),
+                    )
+                    for each in problems
+                ],
+            )
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
@@ -155,6 +219,20 @@ class StatsDatabase:
             [(name, limit.allowed, limit.remaining) for name, limit in buffer.limits.items()],
         )
 
+    def _write_failures(self, buffer: StatsBuffer) -> None:
+        self._connection.executemany(
+            "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (upstream, repository, reference, client, result, reason) DO UPDATE SET "
+            "times = times + excluded.times, last = max(last, excluded.last)",
+            [
+                (
+                    *(each.upstream, each.repository, each.reference, each.client),
+                    *(each.result, each.reason, repeats.count, repeats.first, repeats.last),
+                )
+                for each, repeats in buffer.failures.items()
+            ],
+        )
+
     def _trim(self, now: float) -> None:
         oldest = day_of(now, before=_DAYS)
         self._connection.execute("DELETE FROM figures WHERE day != '' AND day < ?", (oldest,))
@@ -168,6 +246,17 @@ class StatsDatabase:
             "DELETE FROM images WHERE last <= "
             "(SELECT last FROM images ORDER BY last DESC LIMIT 1 OFFSET ?)",
             (_IMAGES,),
+        )
+        hour = int(now // HOUR_SECONDS) - _HOURS
+        self._connection.execute("DELETE FROM hours WHERE hour < ?", (hour,))
+        self._connection.execute(
+            "DELETE FROM image_days WHERE day < ?1 OR id <= (SELECT max(id) FROM image_days) - ?2",
+            (day_of(now, before=_IMAGE_HISTORY), _IMAGE_DAYS),
+        )
+        self._connection.execute(
+            "DELETE FROM failures WHERE last < ?1 OR last <= "
+            "(SELECT last FROM failures ORDER BY last DESC LIMIT 1 OFFSET ?2)",
+            (now - _FAILURE_SECONDS, _FAILURES),
         )
 
 
@@ -234,6 +323,8 @@ def _ensure_schema(connection: sqlite3.Connection, now: float) -> None:
         values = [("since", now), ("key", secrets.token_bytes(16))]
         connection.executemany("INSERT INTO meta VALUES (?, ?)", values)
         connection.execute(f"PRAGMA user_version = {_VERSION}")
+    for statement in _ADDED.split(";"):
+        connection.execute(statement)
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from mirror.stats.buffer import StatsBuffer
-from mirror.stats.db import StatsDatabase, day_of, discard, is_damage
+from mirror.stats.db import HOUR_SECONDS, StatsDatabase, day_of, discard, is_damage
 from mirror.stats.queries import read_report, report_of
 from mirror.stats.report import Filling, StatsReport
 from mirror.threads import Threads, run_in
+from mirror.trouble import Problem
 
 R = TypeVar("R")
 
@@ -36,18 +37,37 @@ class Ledger:
         self._thread = Threads(1, "ledger")
         self._database: StatsDatabase | None = None
         self._unwritten: StatsBuffer | None = None
-        self._filling = False
+        self._filling = self._suffering = False
         self._trouble = ""
         self.buffer = self._new_buffer()
 
-    async def flush(self, fills: Sequence[Filling] = ()) -> None:
-        """Write the collected events and the running ``fills``; to be called every second.
+    async def flush(self, fills: Sequence[Filling] = (), problems: Sequence[Problem] = ()) -> None:
+        """Write the collected events, the running ``fills`` and the troubles that last.
 
-        If the write fails, the events are kept for the next call.
+        To be called every second.  If the write fails, the events are kept for the next call.
         """
         buffer, self.buffer = self.buffer, self._new_buffer()
-        if buffer or fills or self._filling or self._unwritten:
-            await self._run(lambda: self._write(buffer, fills))
+        lasting = fills or self._filling or problems or self._suffering
+        if buffer or lasting or self._unwritten:
+            await self._run(lambda: self._write(buffer, fills, problems))
+
+    async def read(self, query: Callable[[sqlite3.Connection, float], R], otherwise: R) -> R:
+        """Return the result of a query of this time; ``otherwise`` if the ledger fails.
+
+        The query sees all events of this process.
+        """
+        buffer, self.buffer = self.buffer, self._new_buffer()
+
+        def read() -> R:
+            if buffer or self._unwritten:
+                self._write(buffer, None)
+            try:
+                return query(self._opened().connection, self._clock())
+            except (OSError, sqlite3.Error) as error:
+                self._fail(error)
+                return otherwise
+
+        return await self._run(read)
 
     async def state(self, *, recent: int = 50, images: int = 10) -> StatsReport:
         """Return the content of the ledger, including all events of this process."""
@@ -61,14 +81,20 @@ class Ledger:
         self._thread.shutdown()
 
     def _new_buffer(self) -> StatsBuffer:
-        return StatsBuffer(day_of(self._clock()))
+        now = self._clock()
+        return StatsBuffer(day_of(now), int(now // HOUR_SECONDS))
 
     async def _run(self, function: Callable[[], R]) -> R:
         return await run_in(self._thread, function)
 
     # On the ledger's thread.
 
-    def _write(self, buffer: StatsBuffer, fills: Sequence[Filling] | None) -> None:
+    def _write(
+        self,
+        buffer: StatsBuffer,
+        fills: Sequence[Filling] | None,
+        problems: Sequence[Problem] = (),
+    ) -> None:
         buffer.settle()
         if self._unwritten is not None:
             self._unwritten.absorb(buffer)
@@ -82,6 +108,9 @@ class Ledger:
             if fills is not None and (fills or self._filling):
                 database.write_fills(self._process, fills, self._clock())
                 self._filling = bool(fills)
+            if fills is not None and (problems or self._suffering):
+                database.write_problems(self._process, problems, self._clock())
+                self._suffering = bool(problems)
         except (OSError, sqlite3.Error) as error:
             self._fail(error)
         else:

@@ -5,11 +5,24 @@ Read-only; depends on the database only.
 
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict, TypeVar
 
-from mirror.stats.db import FILL_SECONDS, day_of, opened_for_reading
-from mirror.stats.report import Figures, Filling, Image, Pull, StatsReport, UpstreamAccount
+from mirror.stats.db import FILL_SECONDS, HOUR_SECONDS, day_of, opened_for_reading
+from mirror.stats.report import (
+    Failure,
+    Figures,
+    Filling,
+    History,
+    Image,
+    Pull,
+    StatsReport,
+    UpstreamAccount,
+)
+from mirror.trouble import Problem, merged
+
+K = TypeVar("K", str, int)
 
 _RECENT: Final = 50
 _IMAGES: Final = 10
@@ -47,12 +60,12 @@ def report_of(
         return StatsReport(
             since=connection.execute("SELECT value FROM meta WHERE name = 'since'").fetchone()[0],
             upstreams=_upstreams(connection, day_of(now)),
-            days=_days(connection),
             recent=_pulls(connection, recent),
             most_pulled=_images(connection, "ORDER BY pulls DESC, last DESC", images),
             largest=_images(connection, "WHERE size > 0 ORDER BY size DESC, last DESC", images),
             longest_unused=_images(connection, "ORDER BY last", images),
             fills=_fills(connection, now),
+            **_added(connection, now, recent),
         )
     finally:
         connection.execute("ROLLBACK")
@@ -86,13 +99,83 @@ def _upstreams(connection: sqlite3.Connection, today: str) -> tuple[UpstreamAcco
     )
 
 
-def _days(connection: sqlite3.Connection) -> tuple[tuple[str, Figures], ...]:
-    rows: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
-    for day, name, value in connection.execute(
-        "SELECT day, name, sum(value) FROM figures WHERE day != '' GROUP BY day, name ORDER BY day"
-    ):
-        rows[day].append((name, value))
-    return tuple((day, _figures(figures)) for day, figures in rows.items())
+def history_of(connection: sqlite3.Connection, now: float, hours: int, days: int) -> History:
+    """Return the figures of the last hours and days, this hour and today included.
+
+    Raises:
+        sqlite3.Error: the ledger cannot be read.
+    """
+    hour, day = int(now // HOUR_SECONDS) - hours, day_of(now, before=days)
+    select = "SELECT hour, upstream, name, value FROM hours WHERE hour > ?"
+    by_hour: Mapping[int, Mapping[str, Figures]] = _periods(connection.execute(select, (hour,)))
+    select = "SELECT day, upstream, name, value FROM figures WHERE day > ?"
+    return History(by_hour, _periods(connection.execute(select, (day,))))
+
+
+def _periods(rows: Iterable[tuple[K, str, str, int]]) -> dict[K, dict[str, Figures]]:
+    found: defaultdict[K, defaultdict[str, list[tuple[str, int]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for period, upstream, name, value in rows:
+        found[period][upstream].append((name, value))
+    return {
+        period: {upstream: _figures(figures) for upstream, figures in upstreams.items()}
+        for period, upstreams in found.items()
+    }
+
+
+def images_of(connection: sqlite3.Connection, upstream: str, repository: str) -> list[Image]:
+    """Return the pulled images of a repository, the latest first, at most 200.
+
+    Raises:
+        sqlite3.Error: the ledger cannot be read.
+    """
+    where = "WHERE upstream = ? AND repository = ? ORDER BY last DESC LIMIT 200"
+    return [Image(*row) for row in connection.execute(f"{_IMAGE} {where}", (upstream, repository))]
+
+
+def daily_pulls_of(
+    connection: sqlite3.Connection, now: float, days: int, place: tuple[str, str], reference: str
+) -> dict[str, int]:
+    """Return the pulls of an image by local date, for the last ``days`` days.
+
+    ``place`` is the upstream and the repository; an empty ``reference`` means all of its images.
+
+    Raises:
+        sqlite3.Error: the ledger cannot be read.
+    """
+    return dict(
+        connection.execute(
+            "SELECT day, sum(pulls) FROM image_days WHERE upstream = ?1 AND repository = ?2 "
+            "AND (?3 = '' OR reference = ?3) AND day > ?4 GROUP BY day HAVING sum(pulls) > 0",
+            (*place, reference, day_of(now, before=days)),
+        )
+    )
+
+
+class _Added(TypedDict, total=False):
+    failures: tuple[Failure, ...]
+    problems: tuple[Problem, ...]
+
+
+def _added(connection: sqlite3.Connection, now: float, most: int) -> _Added:
+    """Return what the tables of later releases hold; an earlier release wrote none of them."""
+    exists = "SELECT 1 FROM sqlite_master WHERE name = 'problems'"
+    if connection.execute(exists).fetchone() is None:
+        return {}
+    failures = connection.execute(
+        "SELECT upstream, repository, reference, client, result, reason, times, first, last "
+        "FROM failures ORDER BY last DESC LIMIT ?",
+        (most,),
+    )
+    problems = connection.execute(
+        "SELECT title, cause, remedy, until, since, seen FROM problems WHERE renewed > ?",
+        (now - FILL_SECONDS,),
+    )
+    return {
+        "failures": tuple(Failure(*row) for row in failures),
+        "problems": tuple(merged(Problem(*row) for row in problems)),
+    }
 
 
 def _pulls(connection: sqlite3.Connection, most: int) -> tuple[Pull, ...]:

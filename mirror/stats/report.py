@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from mirror.trouble import Problem
+
 #: Results of requests that were answered with content without a separate download.
 _SPARED: Final = frozenset({"hit", "revalidated", "stale", "coalesced"})
 _FRUITLESS: Final = frozenset({"negative", "denied", "error"})
@@ -39,6 +41,11 @@ class Figures:
     def saved_bytes(self) -> int:
         """Bytes served minus bytes received from upstream; 0 if more were received (warming)."""
         return max(0, self.served_bytes - self.upstream_bytes)
+
+    @property
+    def failed(self) -> int:
+        """The number of requests that were answered with an error."""
+        return sum(n for result, n in self.requests.items() if result in _FRUITLESS)
 
     def __add__(self, other: "Figures") -> "Figures":
         requests = {
@@ -94,6 +101,21 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A pull that failed ``times`` times; ``client`` is the common name of the program."""
+
+    upstream: str
+    repository: str
+    reference: str
+    client: str
+    result: str
+    reason: str
+    times: int
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     """A pulled image; ``digest`` and ``size`` refer to the platform that was pulled last."""
 
@@ -123,17 +145,19 @@ class Filling:
 class StatsReport:
     """The content of a ledger; ``since`` is its creation time, None if the ledger is missing.
 
-    ``trouble`` is the reason why the ledger cannot be read or written, empty if it can.
+    ``problems`` are those of all processes.  ``trouble`` is the reason why the ledger cannot be
+    read or written, empty if it can.
     """
 
     since: float | None = None
     upstreams: tuple[UpstreamAccount, ...] = ()
-    days: tuple[tuple[str, Figures], ...] = ()
     recent: tuple[Pull, ...] = ()
     most_pulled: tuple[Image, ...] = ()
     largest: tuple[Image, ...] = ()
     longest_unused: tuple[Image, ...] = ()
     fills: tuple[Filling, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    problems: tuple[Problem, ...] = ()
     trouble: str = ""
 
     @property
@@ -145,3 +169,14 @@ class StatsReport:
     def today(self) -> Figures:
         """The figures of all upstreams since midnight."""
         return sum((each.today for each in self.upstreams), Figures())
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The figures of each period, by upstream; periods without requests have no entry.
+
+    ``hours`` have the number of the hour of the Unix time as key, ``days`` the local date.
+    """
+
+    hours: Mapping[int, Mapping[str, Figures]] = field(default_factory=dict)
+    days: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)

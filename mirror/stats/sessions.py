@@ -58,9 +58,18 @@ class SessionWriter:
     """Adds one session to the pulls that it belongs to, and to the images."""
 
     def __init__(
-        self, connection: sqlite3.Connection, key: bytes, client: PullClient, session: Session
+        self,
+        connection: sqlite3.Connection,
+        key: bytes,
+        day: str,
+        client: PullClient,
+        session: Session,
     ) -> None:
-        """``key`` is for the keyed hash that identifies a client; addresses are not stored."""
+        """Count for ``day``.
+
+        ``key`` is for the keyed hash that identifies a client; addresses are not stored.
+        """
+        self._day = day
         self._connection = connection
         self._client = client
         self._session = session
@@ -171,6 +180,12 @@ class SessionWriter:
             "VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, repository, reference) "
             "DO UPDATE SET pulls = pulls + excluded.pulls",
             (*name, pulls, row.last),
+        )
+        self._connection.execute(
+            "INSERT INTO image_days (upstream, repository, reference, day, pulls) "
+            "VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, repository, reference, day) "
+            "DO UPDATE SET pulls = pulls + excluded.pulls",
+            (*name, self._day, pulls),
         )
         self._connection.execute(
             "DELETE FROM images WHERE upstream = ? AND repository = ? AND reference = ? "

@@ -10,7 +10,7 @@ _LARGE: Final = 100  # from this value on, no decimals
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
-_NBSP: Final = "\N{NO-BREAK SPACE}"
+NBSP: Final = "\N{NO-BREAK SPACE}"
 
 
 def size(count: float) -> str:
@@ -22,12 +22,12 @@ def size(count: float) -> str:
         value /= _STEP if unit != _UNITS[-1] else 1
     places = 0 if unit == _UNITS[0] or value >= _LARGE or value == int(value) else 1
     sign = "\N{MINUS SIGN}" if count < 0 else ""
-    return f"{sign}{value:.{places}f}{_NBSP}{unit}"
+    return f"{sign}{value:.{places}f}{NBSP}{unit}"
 
 
 def plain_size(count: float) -> str:
     """As :func:`size`, with an ordinary space, for terminals and logs."""
-    return size(count).replace(_NBSP, " ")
+    return size(count).replace(NBSP, " ")
 
 
 def number(value: float) -> str:
@@ -40,26 +40,26 @@ def share(part: float | None) -> str:
     if part is None:
         return "\N{EN DASH}"
     if part <= 0 or part >= 1:
-        return f"{round(part) * 100}{_NBSP}%"
-    return f"{min(max(part * 100, 0.1), 99.9):.1f}{_NBSP}%"
+        return f"{round(part) * 100}{NBSP}%"
+    return f"{min(max(part * 100, 0.1), 99.9):.1f}{NBSP}%"
 
 
 def duration(seconds: float) -> str:
     """``40 ms``, ``3.2 s``, ``4 min 10 s``, ``2 h 5 min``."""
     if seconds < 0.0995:
-        return f"{max(seconds, 0) * 1000:.0f}{_NBSP}ms"
+        return f"{max(seconds, 0) * 1000:.0f}{NBSP}ms"
     if seconds < 9.95:
-        return f"{seconds:.1f}{_NBSP}s"
+        return f"{seconds:.1f}{NBSP}s"
     whole = round(seconds)
     if whole < _MINUTE:
-        return f"{whole}{_NBSP}s"
+        return f"{whole}{NBSP}s"
     if whole < _HOUR:
-        return f"{whole // _MINUTE}{_NBSP}min" + _rest(whole % _MINUTE, "s")
-    return f"{whole // _HOUR}{_NBSP}h" + _rest(whole % _HOUR // _MINUTE, "min")
+        return f"{whole // _MINUTE}{NBSP}min" + _rest(whole % _MINUTE, "s")
+    return f"{whole // _HOUR}{NBSP}h" + _rest(whole % _HOUR // _MINUTE, "min")
 
 
 def _rest(number: int, unit: str) -> str:
-    return f"{_NBSP}{number}{_NBSP}{unit}" if number else ""
+    return f"{NBSP}{number}{NBSP}{unit}" if number else ""
 
 
 def age(seconds: float) -> str:
@@ -68,9 +68,9 @@ def age(seconds: float) -> str:
         return "now"
     for limit, length, unit in ((_MINUTE, 1, "s"), (_HOUR, _MINUTE, "min"), (_DAY, _HOUR, "h")):
         if seconds < limit:
-            return f"{math.floor(seconds / length)}{_NBSP}{unit} ago"
+            return f"{math.floor(seconds / length)}{NBSP}{unit} ago"
     days = math.floor(seconds / _DAY)
-    return f"{days}{_NBSP}day{'s' if days > 1 else ''} ago"
+    return f"{days}{NBSP}day{'s' if days > 1 else ''} ago"
 
 
 def moment(seconds: float) -> str:
@@ -81,4 +81,11 @@ def moment(seconds: float) -> str:
 def date(seconds: float) -> str:
     """``14 March 2026``, in the mirror's own time zone."""
     local = datetime.fromtimestamp(seconds).astimezone()
-    return f"{local.day}{_NBSP}{local:%B}{_NBSP}{local.year}"
+    return f"{local.day}{NBSP}{local:%B}{NBSP}{local.year}"
+
+
+def clock(seconds: float, now: float) -> str:
+    """``14:05`` today, else ``3 March, 14:05``, in the mirror's own time zone."""
+    local, today = (datetime.fromtimestamp(each).astimezone() for each in (seconds, now))
+    time = f"{local:%H:%M}"
+    return time if local.date() == today.date() else f"{local.day}{NBSP}{local:%B}, {time}"

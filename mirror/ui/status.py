@@ -9,15 +9,18 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Final, Protocol
 
 from aiohttp import web
 
 from mirror.http.exchange import EXCHANGE
 from mirror.http.forwarded import Origin
-from mirror.stats.report import Figures, Image, StatsReport, UpstreamAccount
+from mirror.stats.report import Figures, Filling, History, Image, StatsReport, UpstreamAccount
 from mirror.store.local.eviction import Usage
-from mirror.ui import formatting
+from mirror.ui import charts, formatting
+from mirror.ui.answers import FIELDS, Answers, html
+from mirror.ui.steps import steps
 from mirror.ui.templates import Pages, health
 
 _RECENT: Final = 20
@@ -25,25 +28,11 @@ _LISTED: Final = 8
 # Images to look up for each of the lists "largest" and "longest unused"; some have been evicted.
 _LOOKED_AT: Final = 50
 _LIVE_SECONDS: Final = 0.5  # rendering takes 4 ms, and every open tab requests the page
-_DAYS: Final = 30
-_BAR: Final = 30
+_HOURS: Final = 24
+_HISTORY_SECONDS: Final = 20.0  # the charts change slowly
+_GROUPS: Final = 50  # images that are being filled
 #: Hosts that are safe in a configuration file; the Host field comes from the client.
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
-_POLICY: Final = "; ".join(
-    (
-        "default-src 'none'",
-        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect")),
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
-_FIELDS: Final = {
-    "Content-Security-Policy": _POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 class _File(Protocol):
@@ -88,20 +77,50 @@ class Source:
 
     ``state`` takes the numbers of recent pulls and of images to return.  ``usage`` returns None
     while the index cannot be read.  ``held`` returns those of its images that are in the cache.
-    ``trouble`` says why the mirror cannot store content; empty if it can.
+    ``days`` returns the local dates of the daily charts at a time (Unix seconds).
     """
 
     state: Callable[[int, int], Awaitable[StatsReport]]
     usage: Callable[[], Awaitable[Usage | None]]
     held: Callable[[Sequence[Image]], Awaitable[Sequence[Image]]]
-    trouble: Callable[[], str]
+    history: Callable[[], Awaitable[History]]
+    days: Callable[[float], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Bar:
-    day: str
-    saved: int
-    height: int
+class ImageFill:
+    """The running downloads of one repository together; ``total`` is None while one is unknown."""
+
+    upstream: str
+    repository: str
+    blobs: int
+    length: int
+    total: int | None
+    rate: float
+    waiting: int
+
+
+def grouped(fills: Sequence[Filling]) -> list[ImageFill]:
+    """Combine the downloads of each repository; a client waits for several of its layers."""
+
+    def place(fill: Filling) -> tuple[str, str]:
+        return fill.upstream, fill.repository
+
+    groups = []
+    for names, each in groupby(sorted(fills, key=place), key=place):
+        blobs = list(each)
+        totals = [fill.total for fill in blobs if fill.total is not None]
+        groups.append(
+            ImageFill(
+                *names,
+                len(blobs),
+                sum(fill.length for fill in blobs),
+                sum(totals) if len(totals) == len(blobs) else None,
+                sum(fill.rate for fill in blobs),
+                max(fill.waiting for fill in blobs),
+            )
+        )
+    return groups
 
 
 class StatusHandler:
@@ -110,6 +129,8 @@ class StatusHandler:
     def __init__(
         self,
         version: str,
+        pages: Pages,
+        answers: Answers,
         upstreams: Sequence[str],
         default: str,
         source: Source,
@@ -125,7 +146,10 @@ class StatusHandler:
         self._guides = {guide.key: guide for guide in guides}
         self._clock = clock
         self._monotonic = monotonic
-        self._pages = Pages()
+        self._pages = pages
+        self._answers = answers
+        self._history = History()
+        self._history_until = -math.inf
         self._making = asyncio.Lock()
         self._live = ""
         self._live_until = -math.inf
@@ -134,7 +158,8 @@ class StatusHandler:
         """Answer with the status as HTML for browsers, as plain text for other clients."""
         if not _wants_html(request):
             return await self._text(request)
-        return self._html(request, "status.html", page="status", **await self._said())
+        values = {"page": "status", **await self._said()}
+        return await self._answers.page(request, "status.html", values)
 
     async def live(self, request: web.BaseRequest) -> web.Response:
         """Answer with the changing part of the page, for its script.
@@ -145,29 +170,30 @@ class StatusHandler:
             if self._monotonic() >= self._live_until:
                 self._live = self._pages.render("live.html", **await self._said())
                 self._live_until = self._monotonic() + _LIVE_SECONDS
-        return _sent_html(self._live)
+        return html(self._live)
 
     async def clients(self, request: web.BaseRequest) -> web.Response:
         """Answer with instructions for clients; they use the address of this request."""
         url = _url_of(request[EXCHANGE].origin)
         asked = request.rel_url.query.get("client", "")
         chosen = self._guides.get(asked) or next(iter(self._guides.values()))
-        return self._html(
-            request,
-            "clients.html",
-            page="clients",
-            url=url,
-            secure=url.startswith("https:"),
-            guides=self._guides.values(),
-            chosen=chosen,
-            snippet=chosen.snippet(url),
-        )
+        snippet = chosen.snippet(url)
+        values = {
+            "page": "clients",
+            "url": url,
+            "secure": url.startswith("https:"),
+            "guides": self._guides.values(),
+            "chosen": chosen,
+            "snippet": snippet,
+            "steps": steps(snippet.advice),
+        }
+        return await self._answers.page(request, "clients.html", values)
 
     async def asset(self, request: web.BaseRequest) -> web.Response:
         """Answer with a style sheet, script or icon; a URL with a version may be cached."""
         asset = self._pages.assets[request.path.rpartition("/")[2]]
         kept = "max-age=604800" if request.rel_url.raw_query_string else "no-cache"
-        headers = {**_FIELDS, "Cache-Control": kept}
+        headers = {**FIELDS, "Cache-Control": kept}
         return web.Response(
             body=asset.body, content_type=asset.content_type, charset="utf-8", headers=headers
         )
@@ -177,18 +203,15 @@ class StatusHandler:
         """Names of the files that the pages need."""
         return tuple(self._pages.assets)
 
-    def _html(self, request: web.BaseRequest, template: str, **values: object) -> web.Response:
-        host = request[EXCHANGE].origin.host or "localhost"
-        text = self._pages.render(template, host=host, version=self._version, **values)
-        return _sent_html(text)
-
     async def _said(self) -> Mapping[str, object]:
         said = await self._source.state(_RECENT, _LOOKED_AT)
         largest = await self._source.held(said.largest)
         unused = await self._source.held(said.longest_unused)
-        bars = _bars(said.days[-_DAYS:])
         accounts = self._accounts(said)
         shown = [account for account in accounts if account.code] or accounts[:1]
+        now = self._clock()
+        history, days = await self._periods(), self._source.days(now)
+        fills = grouped(said.fills)
         return {
             "said": replace(
                 said,
@@ -202,15 +225,19 @@ class StatusHandler:
             "unasked": [account.name for account in accounts if account not in shown],
             "default": self._default,
             "usage": await self._source.usage(),
-            "condition": self._condition(),
-            "bars": bars,
-            "most_saved": max((bar.saved for bar in bars), default=0),
-            "now": self._clock(),
+            "fills": fills[:_GROUPS],
+            "more_fills": max(len(fills) - _GROUPS, 0),
+            "charts": [charts.hourly(history, now, _HOURS), charts.daily(history, days)],
+            "sparks": charts.sparks(history, days),
+            "spark_width": charts.WIDTH * len(days),
+            "now": now,
         }
 
-    def _condition(self) -> str:
-        trouble = self._source.trouble()
-        return f"Nothing is stored at the moment: {trouble}. Pulls pass through" * bool(trouble)
+    async def _periods(self) -> History:
+        if self._monotonic() >= self._history_until:
+            self._history_until = self._monotonic() + _HISTORY_SECONDS
+            self._history = await self._source.history()
+        return self._history
 
     def _accounts(self, said: StatsReport) -> list[UpstreamAccount]:
         """Return one account for each configured upstream, empty if it was never asked."""
@@ -246,11 +273,6 @@ class StatusHandler:
         return web.Response(text=text, headers={"Vary": "Accept", "Cache-Control": "no-store"})
 
 
-def _sent_html(text: str) -> web.Response:
-    headers = {**_FIELDS, "Cache-Control": "no-store", "Vary": "Accept"}
-    return web.Response(text=text, content_type="text/html", headers=headers)
-
-
 def _wants_html(request: web.BaseRequest) -> bool:
     """Whether the client is a browser: only browsers name HTML in Accept (RFC 9110, 12.5.1)."""
     ranges = ",".join(request.headers.getall("Accept", [])).lower().split(",")
@@ -265,14 +287,3 @@ def _url_of(origin: Origin) -> str:
     """The mirror's URL as the client sees it; ``localhost`` replaces an unsafe Host."""
     host = origin.host if _HOST.fullmatch(origin.host) else "localhost"
     return f"{origin.scheme}://{host}"
-
-
-def _bars(days: Sequence[tuple[str, Figures]]) -> list[_Bar]:
-    """The bytes saved on each day, scaled for a bar chart; empty without enough data."""
-    most = max((figures.saved_bytes for _, figures in days), default=0)
-    if len(days) <= 1 or most <= 0:
-        return []
-    return [
-        _Bar(day, figures.saved_bytes, max(round(_BAR * figures.saved_bytes / most), 1))
-        for day, figures in days
-    ]

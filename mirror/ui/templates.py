@@ -5,6 +5,7 @@ All values are escaped: names of images and programs come from untrusted clients
 
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from typing import Final, Protocol
 
@@ -16,7 +17,10 @@ from mirror.stats.report import Pull, UpstreamAccount
 from mirror.ui import formatting
 
 _PLACE: Final = files("mirror.ui") / "page"
-_TEMPLATES: Final = ("layout.html", "status.html", "live.html", "clients.html")
+_TEMPLATES: Final = (
+    *("layout.html", "macros.html", "status.html", "live.html", "clients.html"),
+    *("images.html", "image.html", "login.html", "message.html"),
+)
 _TYPES: Final = {
     "status.css": "text/css",
     "status.js": "text/javascript",
@@ -71,6 +75,7 @@ class Pages:
             "breakable": _breakable,
             "digest": short_digest,
             "health": health,
+            "seconds": _seconds,
             "kind": _kind,
             "kept": _kept,
         }
@@ -89,7 +94,12 @@ class Pages:
         )
 
 
-_NUMBERS: Final = ("size", "number", "share", "duration", "age", "moment", "date")
+_NUMBERS: Final = ("size", "number", "share", "duration", "age", "moment", "date", "clock")
+
+
+def _seconds(text: str) -> float:
+    """Return a time of the JSON data (RFC 3339) in Unix seconds."""
+    return datetime.fromisoformat(text).timestamp()
 
 
 def health(account: UpstreamAccount) -> Health:

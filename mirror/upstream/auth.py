@@ -14,6 +14,7 @@ from yarl import URL
 
 from mirror.lru import Lru
 from mirror.oci.challenge import Challenge, over_tls, parse_challenges, with_realms
+from mirror.trouble import Problem
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
 from mirror.upstream.login import Credentials, Login
@@ -50,6 +51,9 @@ class Authenticator(Protocol):
         Raises:
             UpstreamError: upstream cannot be asked.
         """
+
+    def problems(self) -> list[Problem]:
+        """Return the troubles of this client's login and limits."""
 
 
 class Authorization:
@@ -184,6 +188,11 @@ class Authorization:
         await self._service.forget(repository)
         if self._challenge is None and self._login.given:
             self._remember(await self._learn())
+
+    def problems(self) -> list[Problem]:
+        """See :meth:`Authenticator.problems`."""
+        refused = [] if self._login.problem is None else [self._login.problem]
+        return [*refused, *self._limits.problems()]
 
     def _remember(self, challenge: Challenge | None) -> None:
         """Use a challenge from the first request on; its scope is for one repository."""

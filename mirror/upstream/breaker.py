@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mirror.trouble import Trouble
+from mirror.trouble import Problem, Trouble
 from mirror.upstream.errors import TimedOutError, UnreachableError, UpstreamError
 
 _log = logging.getLogger(__name__)
@@ -81,6 +81,11 @@ class Breaker:
         if seconds is not None:
             _log.warning("%s answers again, after %.0f s", self._server, seconds)
 
+    @property
+    def problem(self) -> Problem | None:
+        """The trouble that lasts, None if the server answers."""
+        return self._trouble.problem
+
     def stop(self) -> None:
         """Stop probing, for good."""
         self._stopped = True
@@ -95,7 +100,8 @@ class Breaker:
             await asyncio.gather(self._probing, return_exceptions=True)
 
     def _down(self, error: UpstreamError) -> None:
-        if self._trouble.met():
+        remedy = "check the network, DNS, and the address; cached images are still served"
+        if self._trouble.met(Problem(f"{self._server} does not answer", error.message, remedy)):
             _log.warning(
                 "%s does not answer: %s; cached images are still served, and the mirror goes on "
                 "asking: check the network, DNS, and the address",

@@ -11,6 +11,7 @@ from typing import Final
 import aiohttp
 
 from mirror.oci.challenge import parse_basic
+from mirror.trouble import Problem
 from mirror.upstream.login import Credentials
 from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.transport import Request, Transport
@@ -64,3 +65,7 @@ class Verbatim:
 
     async def renew(self, repository: str) -> None:
         """Do nothing: no token is stored here."""
+
+    def problems(self) -> list[Problem]:
+        """Return nothing: the troubles of a client are for that client to know."""
+        return []

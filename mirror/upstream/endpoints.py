@@ -12,7 +12,8 @@ from typing import Final, TypeVar
 
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
-from mirror.trouble import Trouble
+from mirror.oci.image_name import short_digest
+from mirror.trouble import Problem, Trouble
 from mirror.upstream.auth import Authenticator
 from mirror.upstream.credentials import Principal
 from mirror.upstream.errors import NonsenseError, UpstreamError
@@ -76,6 +77,7 @@ class Doubts:
 
 
 R = TypeVar("R")
+_WRONG_SECONDS: Final = 3600.0
 _log = logging.getLogger(__name__)
 #: State of principals is a cache: it can be dropped and made again.
 _MOST_PRINCIPALS: Final = 1_000
@@ -89,11 +91,13 @@ class StateLog:
         self._name = name
         self._registries = registries
         self._stale = Trouble()
+        self._wrong = Trouble()
         self._mismatched: Lru[Digest, bool] = Lru(_MOST_THINGS)
 
     def fell_back(self, cause: str) -> None:
         """Note that the last known answer is served, since upstream cannot answer."""
-        if self._stale.met():
+        remedy = "nothing to do here: tags are renewed once the registry answers"
+        if self._stale.met(Problem(f"{self._name}: tags may be outdated", cause, remedy)):
             text = "%s: serving the last known tags and listings (stale): %s"
             _log.warning(text, self._name, cause)
 
@@ -105,10 +109,23 @@ class StateLog:
 
     def mismatched(self, digest: Digest, error: UpstreamError) -> None:
         """Note that the bytes for a digest are wrong."""
+        addresses = ", ".join(each.address for each in self._registries)
+        cause = f"bytes that are not {short_digest(str(digest))}; they were not stored"
+        remedy = f"check the registry ({addresses}) and the proxies and caches on the way"
+        self._wrong.met(Problem(f"{self._name} sent wrong bytes", cause, remedy))
         if self._mismatched.get(digest) is None:
             self._mismatched.put(digest, True)
-            text = "%s; not stored: check the registry (%s) and the proxies and caches on the way"
-            _log.warning(text, error, ", ".join(each.address for each in self._registries))
+            _log.warning("%s; not stored: %s", error, remedy)
+
+    def problems(self) -> list[Problem]:
+        """Return the troubles that last; wrong bytes for a while, since nothing ends them."""
+        found = [problem for each in self._registries for problem in each.problems()]
+        stale, wrong = self._stale.problem, self._wrong.problem
+        if stale is not None and not found:  # else it follows from the others
+            found.append(stale)
+        if wrong is not None and time.time() < wrong.seen + _WRONG_SECONDS:
+            found.append(wrong)
+        return found
 
 
 class Endpoints:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.trouble import Problem, Trouble
 from mirror.upstream.errors import LoginRefusedError, RefusedError
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Login:
     """
 
     own = False
+    problem: Problem | None = None
+    """The refusal of the mirror's own login, None if it is accepted."""
 
     def __init__(self, credentials: Credentials | None = None, advice: str = "") -> None:
         """``advice``: how to log in, for messages that a login would help."""
@@ -128,10 +131,17 @@ class OwnLogin(Login):
         self._clock = clock
         self._refused: Credentials | None = None
         self._again_at = 0.0
+        self._trouble = Trouble()
+
+    @property
+    def problem(self) -> Problem | None:  # type: ignore[override]
+        """See :class:`Login`."""
+        return self._trouble.problem
 
     def accept(self) -> None:
         """See :meth:`Login.accept`."""
         super().accept()
+        self._trouble.over()
         if self._refused is not None:
             self._refused = None
             self._told(False)
@@ -155,6 +165,9 @@ class OwnLogin(Login):
                 "every %d s); until then only public images are pulled, as an anonymous client",
                 *(self._upstream, self._keys, _REFUSED_SECONDS),
             )
+        cause = "the registry does not accept this user name and password"
+        remedy = f"correct {self._keys}"
+        self._trouble.met(Problem(f"{self._upstream} refuses the mirror's login", cause, remedy))
         self._refused = refused
         self._told(True)
         self._again_at = self._clock() + _REFUSED_SECONDS

@@ -8,12 +8,12 @@ The log has one line when a limit is reached, and no other until such a request 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Final
 
 from mirror.lru import Lru
-from mirror.trouble import Trouble
+from mirror.trouble import Problem, Trouble
 from mirror.upstream.errors import RateLimitedError
 
 _log = logging.getLogger(__name__)
@@ -54,8 +54,9 @@ class RateLimits:
             pause = RateLimitPause(self._upstream, text)
             self._pauses.put(key, pause)
         error = pause.close(retry_after, date)
-        if self.own and pause.trouble.met():
-            until = time.strftime("%H:%M:%S", time.gmtime(time.time() + error.retry_after))
+        ends = time.time() + error.retry_after
+        if self.own and pause.trouble.met(self._problem(error, ends)):
+            until = time.strftime("%H:%M:%S", time.gmtime(ends))
             _log.warning(
                 "%s; rate limited until %s UTC or later, and not asked before; cached images are "
                 "still served%s",
@@ -69,6 +70,18 @@ class RateLimits:
         if pause is not None:
             pause.trouble.over()
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield the limits that still hold."""
+        for key in self._pauses:
+            pause = self._pauses.get(key)
+            if pause is not None and pause.lasts and pause.trouble.problem is not None:
+                yield pause.trouble.problem
+
+    def _problem(self, error: RateLimitedError, ends: float) -> Problem:
+        advice = (self._advice or "").removeprefix("; ")
+        remedy = f"cached images are still served{f'; {advice}' if advice else ''}"
+        return Problem(f"{self._upstream} limits requests", error.message, remedy, ends)
+
 
 class RateLimitPause:
     """The pause of requests of one kind to one server."""
@@ -81,6 +94,11 @@ class RateLimitPause:
         self._clock = clock
         self._closed_until = 0.0
         self.trouble = Trouble()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether no request is sent now."""
+        return self._closed_until > self._clock()
 
     def check(self) -> None:
         """Return if requests may be sent.

@@ -10,6 +10,7 @@ from yarl import URL
 from mirror.oci.byterange import parse_content_range
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
+from mirror.trouble import Problem
 from mirror.upstream.auth import Authenticator, challenge_fields
 from mirror.upstream.body import is_compressed
 from mirror.upstream.errors import (
@@ -95,6 +96,10 @@ class Registry:
     def address(self) -> str:
         """The origin of the registry's URL."""
         return str(self._url.origin())
+
+    def problems(self) -> list[Problem]:
+        """Return the troubles that last, of its servers and of this client there."""
+        return [*self._transport.problems(), *self._authenticator.problems()]
 
     def with_credentials(self, authenticator: Authenticator) -> "Registry":
         """Return the same registry for another client."""

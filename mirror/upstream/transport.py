@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
+from mirror.trouble import Problem
 from mirror.upstream.addresses import GuardedResolver, trusting
 from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
@@ -334,6 +335,10 @@ class Transport:
             raise limited
         limits.passed(*kind)
         return response
+
+    def problems(self) -> list[Problem]:
+        """Return the servers that do not answer."""
+        return [each.problem for each in self._breakers.values() if each.problem is not None]
 
     def _breaker(self, origin: URL) -> Breaker:
         """Return the breaker of one server: a registry can be up while its storage is down."""

@@ -209,9 +209,34 @@ async def test_a_mirror_starts_and_serves_on_a_disk_that_is_full_or_read_only(
     await asyncio.to_thread(mirror.start)
     await pull(mirror, upstream, "app", app)
     assert "mount it for writing" in mirror.output()
+    (kept, *figures) = await problems(mirror)
+    assert kept["title"] == "Nothing is kept: Read-only file system"
+    assert kept["remedy"] == "the file system is read-only: mount it for writing"
+    assert all(each["title"].startswith("Figures are not being written") for each in figures)
+    async with aiohttp.ClientSession() as session, session.get(f"{mirror.url}/live") as answer:
+        assert "Nothing is kept: Read-only file system" in await answer.text()
+    for path in ("/images", "/image?name=docker.io/library/app:1", "/api/v1/stats"):
+        async with aiohttp.ClientSession() as session, session.get(mirror.url + path) as answer:
+            assert (answer.status, "the cache cannot be read" in (await answer.text()).lower()) == (
+                503,
+                True,
+            )
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     await until_kept(mirror, upstream, "app", app)
-    assert mirror.output().count("works again") == 1
+    assert mirror.output().count("/cache: works again") == 1
+    async with limit():
+        while await problems(mirror):
+            await asyncio.sleep(0.1)
+
+
+async def problems(mirror: MirrorProcess) -> list[dict[str, str]]:
+    """The troubles that the status page shows first."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{mirror.url}/api/v1/problems") as answer,
+    ):
+        told: list[dict[str, str]] = (await answer.json())["problems"]
+        return sorted(told, key=lambda problem: problem["title"], reverse=True)
 
 
 async def test_a_cache_directory_removed_under_the_running_mirror_is_made_again(tmp_path, upstream):

@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from mirror.http.token import create_token
 from mirror.stats.queries import read_report
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import digest_of
@@ -237,3 +238,42 @@ async def test_the_status_page_is_the_same_whichever_worker_answers(tmp_path):
     (pull,) = state.recent
     assert (pull.times, pull.sent_bytes) == (8, 8 * (len(app.manifest) + sum(map(len, app.blobs))))
     assert (state.total.answered, state.total.spared) == (32, 28)
+
+
+async def test_the_trouble_of_one_worker_is_seen_whichever_worker_answers(tmp_path):
+    async with FakeRegistry() as upstream:
+        with started(tmp_path, upstream.url) as mirror:
+            await upstream.stop()
+            tag = f"{mirror.url}/v2/library/app/manifests/1"
+            async with aiohttp.ClientSession() as session, session.get(tag) as answer:
+                assert answer.status == 502  # one connection: one worker meets it
+            async with limit():
+                while not all(b"does not answer" in text for text in await lives(mirror)):
+                    await asyncio.sleep(0.2)
+
+
+async def lives(mirror: MirrorProcess) -> list[bytes]:
+    """The page as new connections see it, which the system spreads over the workers."""
+    return [await get(f"{mirror.url}/live") for _ in range(12)]
+
+
+async def test_what_is_dropped_by_http_is_forgotten_by_all_workers(tmp_path):
+    async with FakeRegistry() as upstream:
+        app = image(random_bytes(1000))
+        upstream.add_image("library/app", app, "1")
+        with started(tmp_path, upstream.url) as mirror:
+            token = create_token(tmp_path / "cache" / "control" / "token")
+            tag, blob = f"{mirror.url}/v2/library/app/manifests/1", f"{mirror.url}{BLOB}"
+            for _ in range(12):
+                assert await get(tag) == app.manifest
+                assert await get(blob + app.digests[1]) == app.blobs[1]
+            async with (
+                aiohttp.ClientSession(headers={"X-Mirror-Token": token}) as session,
+                session.post(f"{mirror.url}/api/v1/drop", json={"image": "app:1"}) as answer,
+            ):
+                assert (await answer.json())["objects"] == 2
+            await upstream.stop()
+            for _ in range(12):
+                for url in (tag, blob + app.digests[1]):
+                    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+                        assert answer.status == 502

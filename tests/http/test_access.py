@@ -218,6 +218,15 @@ async def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(htpassw
     users.reload()
     assert await users.knows("alice", "looking glass")
     assert "the previous users stay" in caplog.messages[-1]
+    logged = len(caplog.messages)
+    users.reload()
+    assert len(caplog.messages) == logged, "once for each trouble"
+    problem = users.problem
+    assert problem is not None
+    assert problem.cause == "line 1 is not a user with a bcrypt hash (htpasswd -B)"
+    htpasswd.write_text(f"alice:{hashed('looking glass')}\n")
+    users.reload()
+    assert users.problem is None
     users.close()
 
 
@@ -380,7 +389,16 @@ async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path, a
     (tmp_path / "key.pem").write_text("no key")
     certificate.reload()
     assert "the previous certificate stays" in caplog.messages[-1]
+    logged = len(caplog.messages)
+    certificate.reload()
+    assert len(caplog.messages) == logged, "once for each trouble"
+    problem = certificate.problem
+    assert problem is not None
+    assert problem.title == "The new certificate cannot be used; the previous one stays"
     assert await name_seen() == "mirror.example.com"
+    write_certificate(authority, tmp_path, "mirror.example.com")
+    certificate.reload()
+    assert certificate.problem is None
 
 
 async def test_a_key_that_does_not_fit_is_told_at_the_start(tmp_path, authority):

@@ -648,3 +648,12 @@ async def test_the_ledger_names_no_private_repository(tmp_path, office):
         (OPEN, "1"),
     }
     assert TEAM not in repr(said)
+
+
+async def test_a_private_image_without_room_is_a_trouble_without_a_name(tmp_path, office):
+    async with visited(tmp_path / "cache", office, cache={"max_size": "1KiB"}) as mirror:
+        answer = await mirror.get(f"/v2/{TEAM}/manifests/1", Authorization=ANN)
+        assert answer.status == 200
+        text = (await mirror.get("/", Accept="text/html")).body.decode()
+    assert "a private image is not kept" in text
+    assert TEAM not in text

@@ -7,15 +7,17 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mirror.stats.buffer import Answer, RateLimit, Request
+from mirror.stats.buffer import Answer, Failed, RateLimit, Request
 from mirror.stats.db import DATABASE
 from mirror.stats.ledger import Ledger
-from mirror.stats.queries import read_report
-from mirror.stats.report import Filling, StatsReport
+from mirror.stats.queries import daily_pulls_of, history_of, read_report
+from mirror.stats.report import Filling, History, StatsReport
+from mirror.trouble import Problem
 
 NOON = time.mktime((2026, 3, 14, 12, 0, 0, 0, 0, -1))
 INDEX = "sha256:" + "1" * 64
@@ -248,7 +250,9 @@ async def test_figures_survive_a_restart_and_today_ends_at_midnight(directory, c
     ledger = Ledger(directory, clock)
     client = Client(clock, ledger)
     client.ask("1", size=100, result="miss")
-    ledger.buffer.figures["2026-03-14", "", "denied"] += 1  # by an earlier release
+    ledger.buffer.figures["2026-03-14", int(clock() // 3600), "", "denied"] += (
+        1  # by an earlier release
+    )
     ledger.buffer.got("docker.io", 100)
     ledger.buffer.answers["docker.io"] = Answer("200", clock())
     ledger.buffer.limits["docker.io"] = RateLimit(100, 96)
@@ -263,10 +267,11 @@ async def test_figures_survive_a_restart_and_today_ends_at_midnight(directory, c
     assert state.total.hit_rate == 0.5
     assert state.today.requests == {"hit": 1}
     assert state.today.saved_bytes == 100
-    assert [(day, figures.saved_bytes) for day, figures in state.days] == [
-        ("2026-03-14", 0),
-        ("2026-03-15", 100),
-    ]
+    history = await ledger.read(partial(history_of, hours=24, days=30), History())
+    saved = {day: each["docker.io"].saved_bytes for day, each in history.days.items()}
+    assert saved == {"2026-03-14": 0, "2026-03-15": 100}
+    (hour,) = history.hours
+    assert hour == int(clock() // 3600)
     assert [account.name for account in state.upstreams] == ["docker.io"]
     (account,) = state.upstreams
     assert (account.code, account.up, account.allowed, account.remaining) == ("200", True, 100, 96)
@@ -320,9 +325,90 @@ async def test_it_stays_bounded(directory, clock, monkeypatch):
     state = await ledger.state(recent=100, images=100)
     assert [pull.reference for pull in state.recent] == ["39", "38", "37", "36", "35"]
     assert len(state.most_pulled) == 8
-    assert len(state.days) == 1
+    history = await ledger.read(partial(history_of, hours=24, days=1000), History())
+    assert len(history.days) == 1
     assert state.total.requests == {"hit": 40}
     await ledger.close()
+
+
+async def test_failed_pulls_are_counted_by_reason_and_bounded(directory, clock, monkeypatch):
+    monkeypatch.setattr("mirror.stats.db._FAILURES", 5)
+    ledger = Ledger(directory, clock)
+    for number in (*range(9), 8):
+        clock.now += 1
+        failed = Failed("docker.io", "library/app", str(number), "Docker", "error", "refused")
+        ledger.buffer.failed(failed, clock())
+        ledger.buffer.failed(failed, clock())
+        await ledger.flush()
+    found = (await ledger.state()).failures
+    assert [(each.reference, each.times) for each in found] == [
+        ("8", 4),
+        *((str(number), 2) for number in (7, 6, 5, 4)),
+    ]
+    assert (found[0].first, found[0].last) == (clock() - 1, clock())
+    clock.now += 8 * 24 * 3600
+    Client(clock, ledger).ask("1")
+    assert (await ledger.state()).failures == ()
+    await ledger.close()
+
+
+async def test_pulls_are_counted_by_day_and_image(directory, clock):
+    ledger = Ledger(directory, clock)
+    client = Client(clock, ledger)
+    for tag in ("1", "2", "1"):
+        client.ask(tag, digest=INDEX)
+        clock.now += 100
+        await ledger.flush()
+    clock.now += 24 * 3600
+    client.ask("1", digest=INDEX)
+    await ledger.flush()
+
+    async def days(reference: str) -> dict[str, int]:
+        place = ("docker.io", "library/app")
+        query = partial(daily_pulls_of, days=30, place=place, reference=reference)
+        nothing: dict[str, int] = {}
+        return await ledger.read(query, nothing)
+
+    assert await days("1") == {"2026-03-14": 2, "2026-03-15": 1}
+    assert await days("") == {"2026-03-14": 3, "2026-03-15": 1}
+    clock.now += 40 * 24 * 3600
+    client.ask("2", digest=INDEX)
+    await ledger.flush()
+    assert await days("1") == {}
+    await ledger.close()
+
+
+async def test_the_troubles_of_all_processes_are_seen_until_they_end(directory, clock):
+    first, second = Ledger(directory, clock), Ledger(directory, clock)
+    down = Problem("quay.io does not answer", "refused", "wait", None, clock(), clock())
+    full = Problem("no room", "full", "raise max_size", NOON + 60, clock(), clock())
+    await first.flush(problems=[down])
+    await second.flush(problems=[down, full])
+    for ledger in (first, second):
+        assert set((await ledger.state()).problems) == {down, full}
+    await second.flush()
+    assert (await first.state()).problems == (down,)
+    clock.now += 10  # the first process has ended, and renews nothing
+    assert (await second.state()).problems == ()
+    await first.close()
+    await second.close()
+
+
+async def test_a_ledger_of_an_earlier_release_is_used_and_can_be_used_by_it_again(directory, clock):
+    ledger = Ledger(directory, clock)
+    Client(clock, ledger).ask("1", size=100)
+    await ledger.close()
+    tables = ("hours", "image_days", "failures", "problems")
+    with sqlite3.connect(directory / DATABASE) as database:
+        for table in tables:
+            database.execute(f"DROP TABLE {table}")
+    assert read_report(directory, clock()).total.served_bytes == 100
+    ledger = Ledger(directory, clock)
+    Client(clock, ledger).ask("1", size=100)
+    assert (await ledger.state()).total.served_bytes == 200
+    await ledger.close()
+    with sqlite3.connect(directory / DATABASE) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
 
 
 # What goes wrong.

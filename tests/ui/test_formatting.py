@@ -1,5 +1,7 @@
 """Numbers and times as people read them."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,3 +98,9 @@ def test_an_age(seconds, text):
 )
 def test_an_image_is_called_what_one_types_to_pull_it(registry, repository, reference, typed):
     assert familiar_repository(registry, repository) + familiar_reference(reference) == typed
+
+
+def test_a_time_of_another_day_has_its_date():
+    noon = time.mktime((2026, 3, 14, 12, 5, 0, 0, 0, -1))
+    assert formatting.clock(noon, noon + 3600) == "12:05"
+    assert formatting.clock(noon, noon + 24 * 3600) == "14\N{NO-BREAK SPACE}March, 12:05"

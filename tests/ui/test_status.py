@@ -1,11 +1,17 @@
 """The pages for people, as bytes: who gets them, what they say, that nothing in them is alive."""
 
 import asyncio
+import base64
+import contextlib
 import html
+import json
 import re
 from dataclasses import replace
 
+import aiohttp
+import bcrypt
 import pytest
+from aiohttp import web
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.peers.process import free_port
@@ -76,6 +82,7 @@ async def test_it_says_what_was_done(tmp_path, upstream):
     ) as mirror:
         before = words(await page(mirror))
         assert "No pulls yet." in before
+        assert "No requests in this time." in before
         for _ in range(4):
             await mirror.get("/v2/app/manifests/1", User_Agent="docker/28.0")
             for digest in app.digests:
@@ -90,7 +97,7 @@ async def test_it_says_what_was_done(tmp_path, upstream):
     assert "of 4 MiB, 5 objects" in words(text)
     hub, quay = rows(text, "Upstreams")
     assert re.fullmatch(
-        r"docker.iodefault up\S* 76 of 100 left 16 75.0 % 1.2 MiB 1.2 MiB",
+        r"docker.iodefault up\S* 76 of 100 left 16 75.0 % 1.2 MiB",
         hub.replace(" now", "").replace(" default", "default"),
     )
     assert quay.startswith("quay.io up")
@@ -141,7 +148,25 @@ async def test_what_is_being_filled_is_seen_with_everybody_who_waits(tmp_path):
             async with limit():
                 while "2 clients waiting" not in (text := words(await page(mirror, "/live"))):
                     await asyncio.sleep(0.1)
-            assert re.search(rf"team/app {digest[:19]} .* of 8 MiB", text)
+            assert re.search(r"team/app 1 layer \S+ \w+ of 8 MiB", text)
+            for pull in pulls:
+                pull.cancel()
+            await asyncio.gather(*pulls, return_exceptions=True)
+
+
+async def test_the_layers_of_an_image_are_one_download(tmp_path):
+    async with FakeRegistry() as upstream:
+        upstream.hold(1 << 20)
+        digests = [upstream.add_blob(random_bytes(size << 20, size)) for size in (8, 4)]
+        async with running(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
+            pulls = [
+                asyncio.create_task(mirror.get(f"/v2/team/app/blobs/{digest}"))
+                for digest in digests
+            ]
+            async with limit():
+                while "2 layers" not in (text := words(await page(mirror, "/live"))):
+                    await asyncio.sleep(0.1)
+            assert re.search(r"team/app 2 layers \S+ \w+ of 12 MiB .*1 client waiting", text)
             for pull in pulls:
                 pull.cancel()
             await asyncio.gather(*pulls, return_exceptions=True)
@@ -162,6 +187,138 @@ async def test_an_upstream_in_trouble_is_called_that(tmp_path, upstream):
         upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "1"}))
         await mirror.get("/v2/app/manifests/1")
         assert "docker.io default rate limited" in rows(await page(mirror), "Upstreams")[0]
+
+
+def troubles(text: str) -> str:
+    """What the page says before anything else."""
+    return words(text.partition('aria-label="Troubles">')[2].partition("</section>")[0])
+
+
+async def test_troubles_come_first_with_cause_and_remedy_and_go_when_they_end(tmp_path, upstream):
+    upstream.add_image("library/app", image(b"layer"), "1")
+    tags = {"max_age": "0s", "negative_max_age": "0s"}
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, tags=tags) as mirror:
+        await mirror.get("/v2/app/manifests/1")
+        assert troubles(await page(mirror)) == ""
+        await upstream.stop()
+        await mirror.get("/v2/app/manifests/1")
+        text = await page(mirror)
+        assert text.index('id="problems"') < text.index('id="hit-rate"')
+        assert re.search(
+            r"docker.io: http://\S+ does not answer cannot connect to \S+ \(connection refused\) "
+            r"What to do: check the network, DNS, and the address; cached images are still served. "
+            r"Since \d\d:\d\d",
+            troubles(text),
+        )
+        assert "tags may be outdated" not in troubles(text), "it follows from the other"
+        told = json.loads((await mirror.get("/api/v1/problems")).body)["problems"]
+        assert [each["title"].startswith("docker.io: http://") for each in told] == [True]
+        await upstream.start()
+        async with limit():
+            while troubles(await page(mirror)):
+                await mirror.get("/v2/app/manifests/1")
+                await asyncio.sleep(0.1)
+
+
+async def test_a_rate_limit_is_said_with_its_end(mirror, upstream):
+    upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "600"}))
+    await mirror.get("/v2/app/manifests/1")
+    text = troubles(await page(mirror))
+    assert text.startswith("docker.io limits requests")
+    assert re.search(r"Since \d\d:\d\d, until \d\d:\d\d or later", text)
+    assert 'set username and password of [upstreams."docker.io"]' in text
+
+
+async def test_a_limit_that_is_over_is_no_trouble_any_more(mirror, upstream):
+    upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "1"}))
+    await mirror.get("/v2/app/manifests/1")
+    async with limit():
+        while troubles(await page(mirror)):
+            await asyncio.sleep(0.1)
+
+
+async def test_a_refused_login_names_the_key(tmp_path, upstream):
+    def guard(request: web.BaseRequest, kind: str) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="it"'})
+
+    upstream.guard = guard
+    table = {"url": upstream.url, "username": "ci", "password": "wrong"}
+    async with running(tmp_path / "cache", {"docker.io": table}) as mirror:
+        await mirror.get("/v2/app/manifests/1")
+        text = troubles(await page(mirror))
+    assert text.startswith("docker.io refuses the mirror's login")
+    assert 'correct username and password of [upstreams."docker.io"]' in text
+    assert "wrong" not in text
+
+
+async def test_a_lack_of_room_and_wrong_bytes_are_troubles(tmp_path, upstream):
+    large = upstream.add_blob(random_bytes(20 << 20))
+    small = {"max_size": "16MiB"}
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, cache=small) as mirror:
+        await mirror.get(f"/v2/team/app/blobs/{large}")
+        text = troubles(await page(mirror))
+        assert "Content finds no room in the cache docker.io/team/app: no room for 20.0" in text
+        assert "raise [cache] max_size" in text
+        wrong = upstream.add_blob(random_bytes(1000, seed=2))
+        upstream.faults.append(Fault(times=100, flip=10))
+        with contextlib.suppress(aiohttp.ClientError):  # if a part of it had been sent
+            await mirror.get(f"/v2/team/app/blobs/{wrong}")
+        text = troubles(await page(mirror))
+    assert f"docker.io sent wrong bytes bytes that are not {wrong[:19]}" in text
+
+
+async def test_stale_tags_are_a_trouble_where_nothing_else_explains_them(tmp_path, upstream):
+    upstream.add_image("library/app", image(b"layer"), "1")
+    tags = {"max_age": "0s"}
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, tags=tags) as mirror:
+        await mirror.get("/v2/app/manifests/1")
+        upstream.faults.append(Fault(kind="manifest", times=100, status=500))
+        await mirror.get("/v2/app/manifests/1")
+        assert "docker.io: tags may be outdated" in troubles(await page(mirror))
+
+
+async def test_a_password_file_that_cannot_be_read_is_a_trouble(tmp_path, upstream):
+    file = tmp_path / "htpasswd"
+    file.write_bytes(b"ann:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)) + b"\n")
+    login = "Basic " + base64.b64encode(b"ann:secret").decode()
+    access = {"htpasswd_file": str(file)}
+    async with running(tmp_path / "cache", {"docker.io": upstream.url}, access=access) as mirror:
+        file.write_text("no hash")
+        async with limit():
+            while not (text := troubles(await page(mirror, Authorization=login))):
+                await asyncio.sleep(0.1)
+        assert text.startswith("The password file cannot be read; the previous users stay line 1")
+        file.unlink()
+
+
+async def test_the_reason_of_a_failed_pull_is_kept_from_others_where_it_is_private(
+    tmp_path, upstream
+):
+    def guard(request: web.BaseRequest, kind: str) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="it"'})
+
+    upstream.guard = guard
+    deny = {"url": upstream.url, "deny": ["hidden/**"]}
+    taking = {"url": upstream.url, "client_credentials": True}
+    login = {"Authorization": "Basic " + base64.b64encode(b"ann:secret").decode()}
+    async with running(
+        tmp_path / "cache", {"docker.io": upstream.url, "ghcr.io": taking, "quay.io": deny}
+    ) as mirror:
+        for path in ("team/secret-1", "ghcr.io/team/secret-2", "quay.io/hidden/secret-3"):
+            for headers in ({}, login):
+                for rest in ("manifests/secret-tag", f"blobs/sha256:{'5' * 64}"):
+                    answer = await mirror.get(f"/v2/{path}/{rest}", **headers)
+                    assert answer.status in {401, 403}
+        pages = ("/", "/live", "/images", "/api/v1/pulls", "/api/v1/stats", "/api/v1/images")
+        for each in pages:
+            text = (await mirror.get(each, Accept=BROWSER)).body.decode()
+            assert "secret" not in text, each
+        failed = json.loads((await mirror.get("/api/v1/pulls")).body)["failed"]
+    assert {each["repository"] for each in failed} == {"(private)"}
+    # The first request of a client that has a login asks only how to log in.
+    assert {
+        each["registry"]: each["times"] for each in failed if each["registry"] == "ghcr.io"
+    } == {"ghcr.io": 2}
 
 
 async def test_a_ledger_in_trouble_is_said(tmp_path, upstream):

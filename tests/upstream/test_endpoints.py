@@ -20,6 +20,9 @@ class Sent:
     async def renew(self, repository: str) -> None:
         raise NotImplementedError
 
+    def problems(self):
+        raise NotImplementedError
+
 
 def test_visitors_that_send_much_are_forgotten_sooner():
     endpoints = Endpoints("hub", [Registry()], Sent)  # type: ignore[list-item]  # a fake

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,17 @@ from tests.running import Mirror
 
 HUB = "docker.io"
 MIB = 1 << 20
-DAY = 24 * 3600
+HOUR = 3600
+DAY = 24 * HOUR
 
 DOCKER = "docker/28.3.2 go/go1.24.4 os/linux arch/amd64"
 CONTAINERD = "containerd/v2.1.3"
 PODMAN = "libpod/5.4.2"
 BUILDKIT = "buildkit/v0.23"
 SKOPEO = "skopeo/1.18.0"
+
+
+DEBIAN = 28  # MiB of the layer that several images share
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ IMAGES = (
         "ghcr.io", "astral-sh/uv", "0.8-python3.13-bookworm-slim", (27, 12, 16), (BUILDKIT,) * 4
     ),
     Pulled("registry.k8s.io", "pause", "3.10", (0.3,), (CONTAINERD,) * 7),
-    Pulled(HUB, "library/nginx", "1.29", (27, 38, 0.1), (DOCKER,) * 3),
+    Pulled(HUB, "library/nginx", "1.29", (28, 38, 0.1), (DOCKER,) * 3),
     Pulled("registry.k8s.io", "ingress-nginx/controller", "v1.13.0", (4, 58, 21), (CONTAINERD,)),
     Pulled(HUB, "library/python", "3.13-slim", (28, 3.4, 12), (BUILDKIT,) * 5),
     Pulled(HUB, "library/alpine", "3.22", (3.5,), (BUILDKIT, DOCKER) * 5),
@@ -61,42 +65,50 @@ FILLING = (
 UPSTREAMS = tuple(dict.fromkeys(each.upstream for each in (*IMAGES, *FILLING)))
 
 
-def fill_registries(hub: FakeRegistry, others: FakeRegistry) -> None:
+def fill_registries(registries: Mapping[str, FakeRegistry]) -> None:
     """Put all images there; Docker Hub has a rate limit."""
     for number, each in enumerate((*IMAGES, *FILLING)):
-        registry = hub if each.upstream == HUB else others
-        registry.add_image(each.repository, _image(number, each), each.tag)
+        registries[each.upstream].add_image(each.repository, _image(number, each), each.tag)
     told = {"ratelimit-limit": "200;w=21600", "ratelimit-remaining": "143;w=21600"}
-    hub.faults.append(Fault(kind="manifest", times=1000, headers=told))
+    registries[HUB].faults.append(Fault(kind="manifest", times=1000, headers=told))
 
 
 def _image(number: int, pulled: Pulled) -> Image:
     layers = [
-        random_bytes(round(size * MIB), 100 * number + at) for at, size in enumerate(pulled.layers)
+        random_bytes(round(size * MIB), 0 if size == DEBIAN else 100 * number + at)
+        for at, size in enumerate(pulled.layers)
     ]
     return image(*layers, marker=f"{pulled.repository}:{pulled.tag}")
 
 
 async def write_history(directory: Path) -> None:
-    """Write the weeks before into the ledger."""
+    """Write the weeks before, and each hour of today, into the ledger."""
     now, chance = time.time(), random.Random(7)
-    for day in range(29, -1, -1):
-        moment = now - day * DAY - 60
+    moments = [(now - day * DAY - 60, 1.0) for day in range(29, 0, -1)]
+    moments += [(now - hour * HOUR - 60, _busy(now - hour * HOUR)) for hour in range(23, -1, -1)]
+    for moment, part in moments:
         ledger = Ledger(directory, partial(float, moment))
         weekend = time.localtime(moment).tm_wday >= 5
         for upstream in UPSTREAMS:
             pulls = chance.randint(40, 90) if weekend else chance.randint(380, 700)
             pulls = pulls if upstream == HUB else pulls // 6
-            missed = chance.uniform(0.01, 0.06)
-            for result, part, size in (("hit", 1 - missed, 9 * MIB), ("miss", missed, 14 * MIB)):
+            missed = chance.uniform(0.01, 0.06) if part == 1 else chance.uniform(0.0, 0.3)
+            for result, share, size in (("hit", 1 - missed, 9 * MIB), ("miss", missed, 14 * MIB)):
                 request = Request(upstream, "", "", "blob", result, "", size)
-                for _ in range(round(pulls * part)):
+                count = round(pulls * share * part)
+                for _ in range(count):
                     ledger.buffer.add(request, "", moment, moment)
                 if result == "miss":
-                    ledger.buffer.got(upstream, round(pulls * part) * size)
-        for each in IMAGES:
-            await _pull_before(ledger, each, moment)
+                    ledger.buffer.got(upstream, count * size)
+        if part == 1:
+            for each in IMAGES:
+                await _pull_before(ledger, each, moment)
         await ledger.close()
+
+
+def _busy(moment: float) -> float:
+    """The share of a day's pulls in an hour: most of them while people work."""
+    return 0.09 if 7 <= time.localtime(moment).tm_hour <= 18 else 0.01
 
 
 async def _pull_before(ledger: Ledger, pulled: Pulled, moment: float) -> None:
@@ -137,3 +149,18 @@ def begin_filling(mirror: Mirror) -> list[asyncio.Task[None]]:
     return [
         asyncio.create_task(pull(mirror, each, agent)) for each in FILLING for agent in each.agents
     ]
+
+
+async def suffer(mirror: Mirror, registries: Mapping[str, FakeRegistry]) -> None:
+    """Let Docker Hub limit requests, and quay.io go away; then some clients pull."""
+    registries[HUB].faults[:] = [Fault(kind="", times=1000, status=429, headers=LATER)]
+    await registries["quay.io"].stop()
+    for path, agent in (
+        ("quay.io/v2/prometheus/alertmanager/manifests/v0.28.1", CONTAINERD),
+        ("docker.io/v2/library/postgress/manifests/17", DOCKER),
+        ("ghcr.io/v2/astral-sh/uv/manifests/0.8-pyhton3.13", BUILDKIT),
+    ):
+        await mirror.get(f"/{path}", User_Agent=agent)
+
+
+LATER = {"Retry-After": "2700"}

@@ -16,7 +16,7 @@ from typing import Final
 
 from mirror.lru import Lru
 from mirror.store.interface import IndexUnavailableError
-from mirror.trouble import Trouble
+from mirror.trouble import Problem, Trouble
 
 _BLOCK_BYTES: Final = 4096  # the smallest allocation of common file systems
 _SECTOR_BYTES: Final = 512  # the unit of st_blocks on every file system
@@ -121,13 +121,20 @@ class DiskHealth:
         self.reason = reason
         trouble = self._troubles.get(reason) or Trouble()
         self._troubles.put(reason, trouble)
-        if trouble.met():
+        cause = "the cache directory cannot be used; pulls pass through"
+        if trouble.met(Problem(f"Nothing is kept: {reason}", cause, advice)):
             _log.error(
                 "cache directory %s: %s; pulls go on uncached, and nothing is kept; %s",
                 self._directory,
                 reason,
                 advice,
             )
+
+    @property
+    def problem(self) -> Problem | None:
+        """The trouble of the disk, None if the last write succeeded."""
+        trouble = self._troubles.get(self.reason) if self.reason else None
+        return None if trouble is None else trouble.problem
 
     @contextmanager
     def watching(self) -> Iterator[None]:

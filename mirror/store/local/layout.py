@@ -19,6 +19,8 @@
       listings/cache.db                    the last response for each listing, and 404s
       pushed/<hash>                        the last push to a repository through the proxy
       control/<pid>.sock                   the control socket of each process of a running mirror
+      control/token                        the hash of the token that allows changes by HTTP
+      keep                                 the images that are kept by the status page
       ledger/ledger.db                     the ledger: usage statistics (SQLite)
       private/cache.db                     tags, listings and links of private repositories
       format                               the number of this layout, see ``FORMAT``
@@ -145,6 +147,8 @@ class Layout:
         self.pushed = root / "pushed"
         self.control = root / "control"
         self.format = root / "format"
+        self.token = self.control / "token"
+        self.keep_list = root / "keep"
         self.lock = root / "lock"
         self.blocks = root / "blocks.json"
         self.scrub = root / "scrub"

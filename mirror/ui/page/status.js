@@ -37,7 +37,9 @@ function become(old, fresh) {
   for (const { name, value } of fresh.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
-  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name } of [...old.attributes]) {
+    if (name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name); // the reader opens
+  }
   const named = new Map([...old.children].filter((each) => each.id).map((each) => [each.id, each]));
   let next = old.firstChild;
   for (const node of [...fresh.childNodes]) {

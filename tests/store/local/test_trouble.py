@@ -378,10 +378,13 @@ def test_a_trouble_with_several_names_is_logged_once_for_each(caplog):
         health.failing(OSError(errno.ENOSPC, "No space left on device"))
         health.failing(IndexUnavailableError("database or disk is full"))
     assert health.reason == "database or disk is full"
+    problem = health.problem
+    assert problem is not None
+    assert problem.title == "Nothing is kept: database or disk is full"
     assert len(caplog.messages) == 2
     assert all("free some space, or lower max_size" in message for message in caplog.messages)
     health.working()
-    assert health.reason == ""
+    assert (health.reason, health.problem) == ("", None)
     assert caplog.messages[2:] == ["cache directory /var/cache/mirror: works again"]
 
 

@@ -1,0 +1,112 @@
+"""The JSON API: ``/api/v1/...``, as ``docs/api.md`` describes it.
+
+Reading needs what pulling needs.  Changes also need the token of ``mirror token``.  The functions
+that supply the data are in ``server``.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+
+from mirror.http.token import TOKEN_FIELD, Tokens, small_body
+from mirror.oci.errors import ErrorCode, OciError
+from mirror.store.interface import IndexUnavailableError
+from mirror.user_error import UserError
+
+ROOT: Final = "/api/v1/"
+#: Takes the parameters of the query, and returns a value to encode; None: there is no such thing.
+Reading = Callable[[Mapping[str, str]], Awaitable[Any]]
+#: Takes the name of an image.
+Change = Callable[[str], Awaitable[Any]]
+
+_HEADERS: Final = {"Cache-Control": "no-store"}
+_AT_ONCE: Final = 100  # entries; encoding them takes a millisecond
+
+
+@dataclass(frozen=True, slots=True)
+class JsonApi:
+    """Answers requests for the JSON API; both tables are keyed by the last part of the path."""
+
+    readings: Mapping[str, Reading]
+    changes: Mapping[str, Change]
+    tokens: Tokens
+
+    async def read(self, request: web.BaseRequest) -> web.Response:
+        """Answer with data.
+
+        Raises:
+            OciError: there is no such data, or the cache cannot be read.
+        """
+        reading = self.readings[request.path.removeprefix(ROOT)]
+        try:
+            value = await reading(request.rel_url.query)
+        except (OSError, IndexUnavailableError) as error:
+            text = f"the cache cannot be read: {error}"
+            raise OciError(ErrorCode.UNAVAILABLE, text, status=503) from error
+        if value is None:
+            raise OciError(ErrorCode.NAME_UNKNOWN, "this image is not in the cache", status=404)
+        return await json_response(value)
+
+    async def change(self, request: web.BaseRequest) -> web.Response:
+        """Make a change, if the request carries the token.
+
+        Raises:
+            OciError: the token is missing or wrong (403), or the change is impossible.
+        """
+        if not await self.tokens.allows(request):
+            text = f"changes need the token of `mirror token` in the field {TOKEN_FIELD}"
+            raise OciError(ErrorCode.DENIED, text, status=403)
+        change = self.changes[request.path.removeprefix(ROOT)]
+        members = json_object(await small_body(request))
+        image = members.get("image")
+        if not isinstance(image, str):
+            text = 'the body must be {"image": "NAME"}'
+            raise OciError(ErrorCode.UNKNOWN, text, status=400)
+        try:
+            return await json_response(await change(image))
+        except UserError as error:
+            raise OciError(ErrorCode.UNKNOWN, str(error), status=409) from error
+
+
+async def json_response(value: Any) -> web.Response:
+    """Return a response that no cache stores."""
+    body = await encoded(value)
+    return web.Response(body=body, content_type="application/json", headers=_HEADERS)
+
+
+def json_object(body: bytes) -> Mapping[str, Any]:
+    """Return the members of a JSON object; an empty body is an empty object.
+
+    Raises:
+        OciError: the body is not a JSON object.
+    """
+    try:
+        members = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        members = None
+    if not isinstance(members, dict):
+        raise OciError(ErrorCode.UNKNOWN, "the body must be a JSON object", status=400)
+    return members
+
+
+async def encoded(answer: Any) -> bytes:
+    """Encode an answer as JSON; long lists in steps, so that other requests run in between."""
+    if not isinstance(answer, dict):
+        return json.dumps(answer).encode()
+    members = []
+    for name, value in answer.items():
+        text = json.dumps(value) if not isinstance(value, list) else await _encoded_list(value)
+        members.append(f"{json.dumps(name)}: {text}")
+    return f"{{{', '.join(members)}}}".encode()
+
+
+async def _encoded_list(entries: Sequence[Any]) -> str:
+    parts: list[str] = []
+    for start in range(0, len(entries), _AT_ONCE):
+        parts += map(json.dumps, entries[start : start + _AT_ONCE])
+        await asyncio.sleep(0)
+    return f"[{', '.join(parts)}]"

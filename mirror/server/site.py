@@ -1,0 +1,197 @@
+"""The data of the pages and of ``/api/v1``, from ledger, store and configuration, as JSON.
+
+Every client that may pull may see it: nothing in it names a private image.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from mirror import __version__
+from mirror.api.v1 import Reading
+from mirror.config.model import Config
+from mirror.inventory.browse import ORDERS
+from mirror.inventory.cache import Cache
+from mirror.inventory.listing import rfc3339
+from mirror.inventory.statistics import figures_told, problem_told, statistics
+from mirror.server.shared_state import SharedState
+from mirror.stats.queries import daily_pulls_of, history_of, images_of
+from mirror.stats.report import Failure, Figures, History, Image, Pull, StatsReport
+from mirror.trouble import Problem, merged
+
+HOURS: Final = 24
+DAYS: Final = 30
+_MOST_PULLS: Final = 100
+_MOST_TEXT: Final = 256
+_HOUR: Final = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The data under one configuration; ``started`` is the process's start (Unix seconds)."""
+
+    config: Config
+    shared_state: SharedState
+    started: float
+
+    def readings(self) -> Mapping[str, Reading]:
+        """Return what ``/api/v1`` can be asked for, by name."""
+        return {
+            "problems": self.problems,
+            "stats": self.stats,
+            "history": self.history,
+            "pulls": self.pulls,
+            "images": self.images,
+            "image": self.image,
+        }
+
+    async def report(self, recent: int, images: int) -> StatsReport:
+        """Return the ledger's report, with the troubles of all processes."""
+        recorder = self.shared_state.recorder
+        said = await recorder.ledger.state(recent=recent, images=images)
+        problems = [*said.problems, *recorder.problems()]
+        if said.trouble:
+            problems.append(_unwritten(said.trouble, time.time()))
+        return replace(said, problems=tuple(merged(problems)))
+
+    async def problems(self, _: Mapping[str, str]) -> Any:
+        """Return the troubles that last; the cache need not be readable."""
+        return {"problems": [problem_told(each) for each in (await self.report(0, 0)).problems]}
+
+    async def stats(self, _: Mapping[str, str]) -> Any:
+        """Return what ``mirror stats --json`` prints."""
+        said = await self.report(0, 0)
+        about = {"version": __version__, "pid": os.getpid(), "started": rfc3339(self.started)}
+        return {**await statistics(self._cache(), said), "running": about}
+
+    async def periods(self) -> History:
+        """Return the figures of the last hours and days."""
+        query = partial(history_of, hours=HOURS, days=DAYS)
+        return await self.shared_state.recorder.ledger.read(query, History())
+
+    async def history(self, _: Mapping[str, str]) -> Any:
+        """Return the figures of each of the last 24 hours and 30 days, in total and by upstream."""
+        found, now = await self.periods(), time.time()
+        hours = range(int(now // _HOUR) - HOURS + 1, int(now // _HOUR) + 1)
+        return {
+            "hours": [
+                {"start": rfc3339(hour * _HOUR), **_period(found.hours.get(hour, {}))}
+                for hour in hours
+            ],
+            "days": [{"day": day, **_period(found.days.get(day, {}))} for day in last_days(now)],
+        }
+
+    async def pulls(self, _: Mapping[str, str]) -> Any:
+        """Return the last pulls, and the last pulls that failed."""
+        said = await self.report(_MOST_PULLS, 0)
+        return {
+            "pulls": [_pull(pull) for pull in said.recent],
+            "failed": [_failure(failure) for failure in said.failures],
+        }
+
+    async def images(self, query: Mapping[str, str]) -> Any:
+        """Return a page of the cached images that contain all words of ``q``."""
+        text, order = query.get("q", "")[:_MOST_TEXT], query.get("sort", "")
+        page = query.get("page", "1")
+        number = int(page) if page.isascii() and page.isdigit() and len(page) < 7 else 1
+        order = order if order in ORDERS else ORDERS[0]
+        found = await self.shared_state.browser.search(text, order, number, self._cache().keeps)
+        return {**found, "q": text, "sort": order}
+
+    async def image(self, query: Mapping[str, str]) -> Any:
+        """Return the images of a repository, and the layers of one of them; None if not cached.
+
+        ``name`` is ``registry/repository``, with a tag or digest to choose an image.
+        """
+        place, reference = _split(query.get("name", "")[: 2 * _MOST_TEXT])
+        browser = self.shared_state.browser
+        found = await browser.repository(place, reference, self._cache().keeps)
+        if found is None:
+            return None
+        ledger, names = self.shared_state.recorder.ledger, (found["registry"], found["repository"])
+        known: list[Image] = await ledger.read(
+            lambda connection, _: images_of(connection, *names), []
+        )
+        pulled = {each.reference: each for each in known}
+        for each in (*found["images"], found["chosen"]):
+            each.update(_pulled(pulled.get(each["reference"])))
+        daily: dict[str, int] = await ledger.read(
+            lambda connection, now: daily_pulls_of(connection, now, DAYS, names, reference), {}
+        )
+        days = {day: daily.get(day, 0) for day in last_days(time.time())}
+        return {**found, "pulls_per_day": days, "whole_repository": not reference}
+
+    def _cache(self) -> Cache:
+        store = self.shared_state.store
+        return Cache.of(self.config, store.objects, store.browsable, store.keep_list.known)
+
+
+def last_days(now: float) -> Sequence[str]:
+    """Return the local dates of the last days, today last."""
+    today = datetime.fromtimestamp(now).astimezone().date()
+    return [(today - timedelta(before)).isoformat() for before in range(DAYS - 1, -1, -1)]
+
+
+def _unwritten(reason: str, now: float) -> Problem:
+    title = f"Figures are not being written: {reason}"
+    remedy = "check the disk of the cache directory, and the files in its directory ledger"
+    return Problem(title, "pulls continue, and figures wait in memory", remedy, None, now, now)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a full name into ``registry/repository`` and its tag or digest, which may be empty."""
+    place, at, digest = name.partition("@")
+    if at:
+        return place, digest
+    path, slash, last = name.rpartition("/")
+    repository, _, tag = last.partition(":")
+    return path + slash + repository, tag
+
+
+def _period(upstreams: Mapping[str, Figures]) -> dict[str, Any]:
+    total = sum(upstreams.values(), Figures())
+    by_upstream = {name: figures_told(figures) for name, figures in upstreams.items() if name}
+    return {"total": figures_told(total), "upstreams": by_upstream}
+
+
+def _pulled(image: Image | None) -> dict[str, Any]:
+    if image is None:
+        return {"pulls": 0, "last_pulled": None}
+    return {"pulls": image.pulls, "last_pulled": rfc3339(image.last)}
+
+
+def _pull(pull: Pull) -> dict[str, Any]:
+    return {
+        **_named(pull),
+        "client": pull.client,
+        "started": rfc3339(pull.started),
+        "seconds": round(pull.seconds, 3),
+        "times": pull.times,
+        "result": pull.result,
+        "bytes": pull.sent_bytes,
+        "upstream_bytes": pull.missed_bytes,
+    }
+
+
+def _failure(failure: Failure) -> dict[str, Any]:
+    return {
+        **_named(failure),
+        "client": failure.client,
+        "result": failure.result,
+        "reason": failure.reason,
+        "times": failure.times,
+        "first": rfc3339(failure.first),
+        "last": rfc3339(failure.last),
+    }
+
+
+def _named(each: Pull | Failure) -> dict[str, Any]:
+    return {
+        "registry": each.upstream,
+        "repository": each.repository,
+        "reference": each.reference,
+    }
