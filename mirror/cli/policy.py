@@ -17,7 +17,7 @@ Targets = Annotated[
 ]
 
 
-@app.command("block")
+@app.command("block", rich_help_panel="Policies")
 def block_images(
     targets: Targets,
     reason: Annotated[str, typer.Option(help="The cause; clients read it.")] = "",
@@ -38,7 +38,7 @@ def block_images(
         print(f"blocked {each['target']} ({count} digest{'' if count == 1 else 's'})")
 
 
-@app.command("unblock")
+@app.command("unblock", rich_help_panel="Policies")
 def unblock_images(
     targets: Targets,
     as_json: JsonOption = False,
@@ -57,7 +57,7 @@ def unblock_images(
         print(f"unblocked {each['target']}")
 
 
-@app.command("blocks")
+@app.command("blocks", rich_help_panel="Policies")
 def list_blocks(
     as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
 ) -> None:
@@ -78,7 +78,7 @@ def list_blocks(
         print("nothing is blocked")
 
 
-@app.command("release")
+@app.command("release", rich_help_panel="Policies")
 def release_images(
     targets: Annotated[
         list[str], typer.Argument(help="name@sha256:..., or a tag, for its digest upstream.")
@@ -99,7 +99,7 @@ def release_images(
         print(f"released {each['image']}: {each['digest']}")
 
 
-@app.command("policy")
+@app.command("policy", rich_help_panel="Policies")
 def explain_image(
     image: Annotated[str, typer.Argument(help="An image, by tag or digest.")],
     as_json: JsonOption = False,

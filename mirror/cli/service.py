@@ -44,7 +44,7 @@ def configuration() -> str:
     return _SETTING.sub("#", deployed("mirror.toml"))
 
 
-@app.command("install-service")
+@app.command("install-service", rich_help_panel="Mirror")
 def install_service(
     root: Annotated[
         Path, typer.Option("--root", help="Root of the files, e.g. a mounted image.")

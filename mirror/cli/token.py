@@ -12,7 +12,7 @@ from mirror.user_error import UserError
 app = command_group()
 
 
-@app.command()
+@app.command(rich_help_panel="Mirror")
 def token(
     revoke: Annotated[
         bool, typer.Option("--revoke", help="Allow no changes by HTTP any more.")

@@ -70,11 +70,10 @@ class StatsRecorder:
     def request_ended(self, ending: AccessRecord) -> None:
         """Record a request that was answered, or whose connection is gone."""
         exchange = ending.exchange
-        # Without an upstream: no such registry is configured, so no upstream is to be charged.
-        if exchange.outcome is None or exchange.kind in NO_PULLS or not exchange.upstream:
+        if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
         now = self._clock()
-        if exchange.upstream:
+        if exchange.upstream:  # else no such registry is configured: no upstream is to be charged
             self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)
         self.pull_ended(ending)
 

@@ -43,7 +43,7 @@ def test_the_help_groups_the_commands_and_cuts_no_summary_off() -> None:
     assert "..." not in told.partition("Mirror:")[2]
     assert max(map(len, told.splitlines())) <= 80
     panels = re.findall(r"^(\w+):$", told, re.MULTILINE)
-    assert panels == ["Options", "Mirror", "Cache", "Clients", "Images"]
+    assert panels == ["Options", "Mirror", "Cache", "Clients", "Images", "Policies"]
     summary = "Run the mirror until SIGTERM or Ctrl-C; SIGHUP reloads its configuration."
     assert summary in " ".join(told.split())
 

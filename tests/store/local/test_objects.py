@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -148,6 +149,13 @@ async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threa
     assert used == 5e9
 
 
+async def idle(threads: ThreadPoolExecutor) -> None:
+    """Wait until both threads have done what was submitted before."""
+    both = threading.Barrier(2)
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*(loop.run_in_executor(threads, both.wait) for _ in range(2)))
+
+
 async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
     layout, objects, blobs, threads
 ):
@@ -172,6 +180,7 @@ async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
                 await asyncio.wait([asking])
             else:
                 getattr(asking.result(), "close", str)()
+            await idle(threads)  # it may still open, and then closes
             await until(is_closed)
     partial = await blobs.stage(other)  # its lock is free
     partial.close()
