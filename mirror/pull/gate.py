@@ -7,19 +7,19 @@ change of the decisions must empty that cache.
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
-from mirror.policy.blocks import Block, Blocks
 from mirror.policy.decisions import Decision, PolicyError
 from mirror.policy.rules import Pin, Rule, Verdict
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
+from mirror.pull.block_list import BlockList
 from mirror.pull.body import Content, Piece
 from mirror.pull.cooldown import Cooldown
 from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mirror.pull.signatures import Signatures
 
 _log = logging.getLogger(__name__)
-_MESSAGE: Final = "policy"
 A = TypeVar("A", ManifestAnswer, Resolution)
 
 
@@ -42,45 +41,6 @@ class Observer(Protocol):
 
     def policy_decided(self, upstream: str, decision: str) -> None:
         """A request was decided upon."""
-
-
-class BlockList:
-    """The blocks in force, of the configuration and of commands; they outlive a configuration."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        """Call ``changed`` after each change; it makes the mirror decide anew."""
-        self.current = Blocks()
-        self.changes = 0
-        self.changed = changed
-        self._configured: tuple[Block, ...] = ()
-        self._commanded: tuple[Block, ...] = ()
-        self._broken_off: dict[Digest, int] = {}
-
-    def configure(self, blocks: Iterable[Block]) -> None:
-        """Use these blocks of the configuration."""
-        self._put(tuple(blocks), self._commanded)
-
-    def command(self, blocks: Iterable[Block]) -> None:
-        """Use these blocks of commands."""
-        self._put(self._configured, tuple(blocks))
-
-    def _put(self, configured: tuple[Block, ...], commanded: tuple[Block, ...]) -> None:
-        former = frozenset(self.current.all)
-        self._configured, self._commanded = configured, commanded
-        blocks = Blocks.of((*configured, *commanded))
-        if blocks.all == self.current.all:
-            return
-        self.current = blocks
-        self.changes += 1
-        layers = {layer for block in blocks.all if block not in former for layer in block.layers}
-        in_force = {layer for block in blocks.all for layer in block.layers}
-        kept = {layer: at for layer, at in self._broken_off.items() if layer in in_force}
-        self._broken_off = kept | dict.fromkeys(layers, self.changes)
-        self.changed()
-
-    def is_broken_off(self, digest: Digest, begun: int) -> bool:
-        """Whether a block breaks off a transfer that began when ``changes`` was ``begun``."""
-        return self._broken_off.get(digest, 0) > begun
 
 
 class Gate:
@@ -193,7 +153,7 @@ class Gate:
             "served": str(served or ""),
             "reason": text,
         }
-        _log.log(logging.INFO if quiet else logging.WARNING, _MESSAGE, extra=fields)
+        _log.log(logging.INFO if quiet else logging.WARNING, "policy", extra=fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,11 +287,7 @@ class GatedManifests:
     async def _meant(
         self, target: Target, reference: Tag | Digest, accept: str
     ) -> AsyncIterator[_Meaning]:
-        """Yield what to pull for a reference.
-
-        Raises:
-            PolicyError: the reference is refused.
-        """
+        """Yield what to pull for a reference; raise PolicyError to refuse it."""
         self.gate.check(target, reference)
         pin = self.gate.pin(target, reference)
         if pin is None:

@@ -4,16 +4,23 @@ import asyncio
 import base64
 import contextlib
 import inspect
+import math
 import os
 import re
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
-from aiohttp import HttpVersion11
+from aiohttp import HttpVersion11, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler
 
+from mirror.http.admission import Admission
+from mirror.http.exchange import EXCHANGE, CacheableResponse
+from mirror.http.forwarded import Proxies
 from mirror.http.response_cache import CachedResponse, HotKey, ResponseCache
+from mirror.http.server import Server
+from mirror.http.server_options import Requests, ServerLimits, ServerOptions
 from mirror.oci.digest import Digest
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_MANIFEST
@@ -372,3 +379,54 @@ def test_aiohttp_still_has_the_private_parts_this_rests_on():
         assert part in source, part
     used = re.findall(r"self\._parser\.(\w+)", source + inspect.getsource(BaseProtocol))
     assert set(used) == {"feed_data", "message_consumed", "pause_reading", "set_upgraded"}
+
+
+class Ignoring:
+    """Ignores requests."""
+
+    def request_ended(self, ending):
+        pass
+
+    def repeated(self, ending, used):
+        return lambda client, seconds: None
+
+
+class Handlers:
+    """Answers from a table that it may empty; counts its answers."""
+
+    def __init__(self, table: ResponseCache) -> None:
+        self.table = table
+        self.emptied = False
+        self.answers = 0
+
+    def handler(self, request):
+        return self.answer
+
+    async def answer(self, request) -> web.Response:
+        self.answers += 1
+        kept = CacheableResponse(Digest.of(b"x"), math.inf, lambda: None, b"x", size=1)
+        request[EXCHANGE].kept = kept
+        if self.emptied:
+            self.table.close()
+        return web.Response(body=b"x")
+
+
+@pytest.mark.parametrize(("emptied", "answers"), [(False, 1), (True, 3)])
+async def test_an_answer_from_before_the_table_was_emptied_is_not_stored(emptied, answers):
+    table = ResponseCache()
+    handlers = Handlers(table)
+    handlers.emptied = emptied
+    limits = ServerLimits(10, 10, 60.0, 1.0)
+    everyone = Admission([], None)
+    options = ServerOptions(handlers, everyone, Proxies(), limits, table, Requests())
+    runner = web.ServerRunner(Server(options, Ignoring()))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(3):
+                async with session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/") as answer:
+                    assert await answer.read() == b"x"
+    finally:
+        await runner.cleanup()
+    assert handlers.answers == answers
