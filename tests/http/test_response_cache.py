@@ -384,6 +384,12 @@ def test_aiohttp_still_has_the_private_parts_this_rests_on():
 class Ignoring:
     """Ignores requests."""
 
+    def connections_open(self, change):
+        pass
+
+    def request_began(self, exchange):
+        pass
+
     def request_ended(self, ending):
         pass
 
