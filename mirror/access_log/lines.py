@@ -202,9 +202,11 @@ class PullLine:
         if not pull.blobs:
             return ""
         seconds = pull.last - pull.first
-        speed = f" ({plain_size(pull.sent_bytes / seconds)}/s)" if seconds > 0 else ""
+        if seconds <= 0:
+            return f"  {plain_size(pull.sent_bytes)}"
         took = duration(seconds).replace("\N{NO-BREAK SPACE}", " ")
-        return f"  {plain_size(pull.sent_bytes)} in {took}{speed}"
+        speed = plain_size(pull.sent_bytes / seconds)
+        return f"  {plain_size(pull.sent_bytes)} in {took} ({speed}/s)"
 
     def fields(self) -> Mapping[str, object]:
         """Return the line for machines; fields without a value are left out."""

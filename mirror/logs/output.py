@@ -44,8 +44,8 @@ def configure(level: str, form: str, *, access: bool) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter.of(_STDERR))
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    requests = logging.DEBUG if access else logging.WARNING  # failures are always logged
-    logging.getLogger(ACCESS).setLevel(max(root.level, requests))
+    failures = max(root.level, logging.WARNING)  # always logged
+    logging.getLogger(ACCESS).setLevel(logging.NOTSET if access else failures)
 
 
 def is_json() -> bool:

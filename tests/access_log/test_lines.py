@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from mirror.access_log import AccessLog, PullTracker
+from mirror.api.parts import client_version
 from mirror.http.exchange import AccessRecord, Exchange
 from mirror.http.forwarded import Origin
 from mirror.logs import JsonFormatter, QueuedOutput, TextFormatter, configure
@@ -32,7 +33,9 @@ RECORDS = {
         status=200, kind="blob", upstream="docker.io", repository="library/x",
         reference="sha256:1", outcome=Outcome.HIT, sent_bytes=17, detail="from-hit",
     ),
-    "failed": record(status=502, kind="blob", outcome=Outcome.ERROR, detail="from-failed"),
+    "failed": record(
+        status=502, kind="blob", reference="sha256:2", outcome=Outcome.ERROR, detail="from-failed"
+    ),
     "odd": record(status=400, kind="passed", repository=ODD, detail=ODD, whole=False),
 }  # fmt: skip
 
@@ -125,3 +128,51 @@ def test_requests_are_for_machines_and_for_a_search_and_the_line_of_a_pull_says_
     for line in collected.lines:
         (name,) = (name for name in RECORDS if f"from-{name}" in line)
         assert levels[name] in line.partition("request")[0]
+
+
+@pytest.mark.parametrize("form", [TextFormatter, JsonFormatter])
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING, logging.ERROR])
+def test_the_thread_of_the_log_writes_the_lines_of_pulls(form, level):
+    reader, writer = os.pipe()
+    try:
+        queue = QueuedOutput(writer)
+        queue.setFormatter(form())
+        with logging_to(queue):
+            logging.getLogger("mirror.access").setLevel(level)
+            log = AccessLog(PullTracker())
+            log.repeated(RECORDS["hit"])("10.0.0.1", 0.1)
+            log.request_ended(RECORDS["failed"])
+            log.beat(final=True)
+            queue.drain()
+        os.write(writer, b"end")
+        text = os.read(reader, 65536).decode()
+    finally:
+        os.close(reader)
+        os.close(writer)
+    pulls = [line for line in text.splitlines() if "request" not in line][:-1]
+    assert len(pulls) == {logging.INFO: 2, logging.WARNING: 1, logging.ERROR: 0}[level]
+    if pulls and form is JsonFormatter:
+        failed = json.loads(pulls[0])
+        assert (failed["message"], failed["level"]) == ("pull", "warning")
+        assert (failed["result"], failed["detail"]) == ("failed", "from-failed")
+    elif pulls:
+        assert " warning " in pulls[0]
+        assert "failed: from-failed" in pulls[0]
+
+
+@pytest.mark.parametrize(
+    ("agent", "name"),
+    [
+        ("docker/28.0.4 go/go1.23.7 UpstreamClient(Docker-Client/28.0.4)", "Docker 28.0"),
+        ("containerd/v2.1.3", "containerd 2.1"),
+        ("buildkit/v0.23-dev", "BuildKit 0.23"),
+        ("containers/5.34.1 (github.com/containers/image)", "Podman"),  # of its library
+        ("cri-o/1.33.0 go/go1.24", "CRI-O 1.33"),
+        ("curl/8", "curl 8"),
+        ("Mozilla", "Mozilla"),
+        ("", "unknown"),
+        ("\x1b[31m", "unknown"),
+    ],
+)
+def test_programs_have_their_usual_names_and_versions(agent, name):
+    assert client_version(agent) == name

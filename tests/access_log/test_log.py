@@ -31,7 +31,7 @@ def filled(upstream):
 
 @pytest.fixture
 def said(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "mirror.access")
     return lambda: [each for each in caplog.records if each.name == "mirror.access"]
 
 

@@ -105,7 +105,7 @@ async def test_what_one_proxy_says_of_nobody_means_another_from_the_next(tmp_pat
 
 @pytest.mark.parametrize("repeated", [False, True])
 async def test_the_log_names_the_client(tmp_path, filled, caplog, repeated):
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", "mirror.access")
     async with behind(tmp_path, filled, LOCAL) as (_, client):
         for _ in range(4 if repeated else 1):
             caplog.records[:] = []

@@ -31,6 +31,7 @@ async def test_each_counter_has_the_value_that_the_sequence_implies(mirror, upst
         await pull()
     await mirror.get("/v2/library/app/manifests/2")
     await mirror.get("/v2/elsewhere.example.com/app/manifests/1")
+    await eventually(mirror, f'mirror_fills_total{{result="stored",{HUB}}}', 3)
     figures = await mirror.metrics()
 
     def requests(kind: str, result: str) -> float:
