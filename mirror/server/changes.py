@@ -70,7 +70,8 @@ class Changes:
         try:
             await asyncio.to_thread(store.keep_list.change, name, keep=keep)
             await asyncio.to_thread(store.keep_list.reread)
-            store.keeping.rule = keeping_rule(self.config, store.keep_list.known)
+            rule = keeping_rule(self.config, store.keep_list.known, store.keeping.meant)
+            store.keeping.rule = rule
             if not keep:
                 await store.keeping.review()
             async for page in store.catalogue.names(lambda each: keep and str(each) == name):

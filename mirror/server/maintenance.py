@@ -28,9 +28,7 @@ _MUCH: Final = 0.8  # of max_size
 _log = logging.getLogger(__name__)
 
 
-def keeping_rule(
-    config: Config, chosen: Collection[str] = (), meant: Container[FullName] = ()
-) -> Rule:
+def keeping_rule(config: Config, chosen: Collection[str], meant: Container[FullName]) -> Rule:
     """The rule that tells which images are kept.
 
     ``chosen`` are those of the keep list, ``meant`` the digests of held tags.

@@ -107,7 +107,8 @@ async def import_layout(
     check_owner(config.cache.directory.absolute())
     try:
         async with opened_store(config, Metrics(__version__)) as store:
-            store.keeping.rule = keeping_rule(config, store.keep_list.known)
+            keeping = store.keeping
+            keeping.rule = keeping_rule(config, store.keep_list.known, keeping.meant)
             roots = await _taken(store, source, reading)
             if called is not None and len(roots) != 1:
                 raise UserError(f"{source}: --as is for one image, and it has {len(roots)}")
