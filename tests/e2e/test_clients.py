@@ -128,16 +128,21 @@ class Ctr:
     """containerd and its ctr, with `mirror client containerd`."""
 
     name: ClassVar = "containerd"
+    options: ClassVar[tuple[str, ...]] = ()  # of `mirror client`
+    snapshotter: ClassVar[tuple[str, ...]] = ("--snapshotter", "native")
 
     office: Office
     directory: Path
 
     def start(self) -> None:
-        written = self.office.write(self.directory / "machine", "containerd")
+        written = self.office.write(self.directory / "machine", "containerd", *self.options)
         assert f"/etc/containerd/certs.d/{SECOND}/hosts.toml" in written
         self._hosts = self.directory / "machine/etc/containerd/certs.d"
-        self._daemon = Containerd(self.directory, self._hosts)
+        self._daemon = self.daemon()
         self._daemon.start(NOWHERE)
+
+    def daemon(self) -> Containerd:
+        return Containerd(self.directory, self._hosts)
 
     def stop(self) -> None:
         self._daemon.stop()
@@ -147,8 +152,6 @@ class Ctr:
 
     def drop(self, image: str) -> None:
         self._ctr("images", "rm", "--sync", image)
-
-    snapshotter = ("--snapshotter", "native")
 
     def _ctr(self, *arguments: str) -> None:
         done = self._daemon.ctr(*arguments, environment=os.environ | NOWHERE)
@@ -173,6 +176,26 @@ class Crictl(Ctr):
                 *arguments,
             ]
         )
+
+
+class Ctr2(Ctr):
+    """containerd 2, where ctr has the daemon pull, by its transfer service."""
+
+    options = ("--referrers",)
+
+    def daemon(self) -> Containerd:
+        programs = str(go_program("containerd")), str(go_program("ctr"))
+        return Containerd(self.directory, self._hosts, programs, version=3)
+
+
+class Ctr2Local(Ctr2):
+    """ctr pulls by itself, as that of containerd 1 does."""
+
+    snapshotter = ("--local", *Ctr.snapshotter)
+
+
+class Crictl2(Ctr2, Crictl):
+    """crictl with containerd 2."""
 
 
 @dataclass
@@ -246,6 +269,9 @@ class Buildah(Containers):
 CLIENTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "containerd": (Ctr, ("containerd", "ctr", "runc")),
     "crictl": (Crictl, ("containerd", "runc")),
+    "containerd-2": (Ctr2, ("runc",)),
+    "containerd-2-local": (Ctr2Local, ("runc",)),
+    "crictl-2": (Crictl2, ("runc",)),
     "podman": (Podman, ("podman",)),
     "skopeo": (Skopeo, ("skopeo",)),
     "buildah": (Buildah, ("buildah",)),
