@@ -128,16 +128,21 @@ class Ctr:
     """containerd and its ctr, with `mirror client containerd`."""
 
     name: ClassVar = "containerd"
+    options: ClassVar[tuple[str, ...]] = ()  # of `mirror client`
+    snapshotter: ClassVar[tuple[str, ...]] = ("--snapshotter", "native")
 
     office: Office
     directory: Path
 
     def start(self) -> None:
-        written = self.office.write(self.directory / "machine", "containerd")
+        written = self.office.write(self.directory / "machine", "containerd", *self.options)
         assert f"/etc/containerd/certs.d/{SECOND}/hosts.toml" in written
         self._hosts = self.directory / "machine/etc/containerd/certs.d"
-        self._daemon = Containerd(self.directory, self._hosts)
+        self._daemon = self.daemon()
         self._daemon.start(NOWHERE)
+
+    def daemon(self) -> Containerd:
+        return Containerd(self.directory, self._hosts)
 
     def stop(self) -> None:
         self._daemon.stop()
@@ -147,8 +152,6 @@ class Ctr:
 
     def drop(self, image: str) -> None:
         self._ctr("images", "rm", "--sync", image)
-
-    snapshotter = ("--snapshotter", "native")
 
     def _ctr(self, *arguments: str) -> None:
         done = self._daemon.ctr(*arguments, environment=os.environ | NOWHERE)
@@ -173,6 +176,76 @@ class Crictl(Ctr):
                 *arguments,
             ]
         )
+
+
+class Ctr2(Ctr):
+    """containerd 2, where ctr has the daemon pull, by its transfer service."""
+
+    options = ("--referrers",)
+
+    def daemon(self) -> Containerd:
+        programs = str(go_program("containerd")), str(go_program("ctr"))
+        return Containerd(self.directory, self._hosts, programs, version=3)
+
+
+class Ctr2Local(Ctr2):
+    """ctr pulls by itself, as that of containerd 1 does."""
+
+    snapshotter = ("--local", *Ctr.snapshotter)
+
+
+class Crictl2(Ctr2, Crictl):
+    """crictl with containerd 2."""
+
+
+@dataclass
+class BuildKit:
+    """buildkitd and its buildctl, with `mirror client buildkit`; a build pulls its base image."""
+
+    name: ClassVar = "BuildKit"
+
+    office: Office
+    directory: Path
+
+    def start(self) -> None:
+        daemon, self._buildctl = go_program("buildkitd"), str(go_program("buildctl"))
+        self.office.write(self.directory / "machine", "buildkit")
+        command = [
+            str(daemon),
+            *("--config", f"{self.directory}/machine/etc/buildkit/buildkitd.toml"),
+            *("--addr", f"unix://{self.directory}/sock"),
+            *("--otel-socket-path", f"{self.directory}/otel"),
+            *("--root", f"{self.directory}/root"),
+            *("--containerd-worker=false", "--oci-worker-snapshotter=native"),
+        ]
+        self._process = Process(command, self.directory / "log", {**os.environ, **NOWHERE})
+        self._process.wait_until(self._answers)
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def get(self, image: str) -> None:
+        context, built = self.directory / "context", self.directory / "built"
+        context.mkdir(exist_ok=True)
+        (context / "Dockerfile").write_text(f"FROM {image}\nCOPY Dockerfile /\n")
+        source = (f"--local=context={context}", f"--local=dockerfile={context}")
+        output = f"--output=type=local,dest={built}"
+        self._run("build", "--frontend=dockerfile.v0", "--no-cache", *source, output)
+        assert (built / "marker").read_text() == image
+        shutil.rmtree(built)
+
+    def drop(self, image: str) -> None:
+        self._run("prune", "--all")
+
+    def _answers(self) -> bool:
+        asked = self._command("debug", "workers")
+        return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+    def _run(self, *arguments: str) -> None:
+        run(self._command(*arguments))
+
+    def _command(self, *arguments: str) -> list[str]:
+        return [self._buildctl, f"--addr=unix://{self.directory}/sock", *arguments]
 
 
 @dataclass
@@ -246,6 +319,10 @@ class Buildah(Containers):
 CLIENTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "containerd": (Ctr, ("containerd", "ctr", "runc")),
     "crictl": (Crictl, ("containerd", "runc")),
+    "containerd-2": (Ctr2, ("runc",)),
+    "containerd-2-local": (Ctr2Local, ("runc",)),
+    "crictl-2": (Crictl2, ("runc",)),
+    "buildkit": (BuildKit, ("runc",)),
     "podman": (Podman, ("podman",)),
     "skopeo": (Skopeo, ("skopeo",)),
     "buildah": (Buildah, ("buildah",)),
@@ -293,13 +370,14 @@ def test_an_image_is_pulled_by_its_usual_name_cold_warm_offline_and_after_a_rest
     assert office.mirror.pulls(registry, repository) == {("1", client.name): 4}
 
 
-@pytest.mark.parametrize("client", ["containerd", "podman"])
+@pytest.mark.parametrize("client", ["containerd", "containerd-2", "buildkit", "podman"])
 def test_an_image_is_pulled_over_https_with_the_ca_that_was_given(
     office: Office, client: str, tmp_path: Path
 ) -> None:
     made, programs = CLIENTS[client]
     need(*programs, root=True)
-    push_image(office.second.url, f"tls/{client}", "1", "hello", [1000])
+    image = f"{SECOND}/tls/{client}:1"
+    push_image(office.second.url, f"tls/{client}", "1", image, [1000])
     mirror = TlsMirror(tmp_path / "mirror", office.mirror.upstreams)
     puller = made(Office(tmp_path, office.hub, office.second, mirror), tmp_path / "client")
     with contextlib.ExitStack() as running:
@@ -307,8 +385,8 @@ def test_an_image_is_pulled_over_https_with_the_ca_that_was_given(
         running.callback(mirror.terminate)
         puller.start()
         running.callback(puller.stop)
-        puller.get(f"{SECOND}/tls/{client}:1")
-        puller.drop(f"{SECOND}/tls/{client}:1")
+        puller.get(image)
+        puller.drop(image)
 
 
 @pytest.mark.parametrize("registry", [HUB, SECOND])

@@ -1,4 +1,4 @@
-"""Debian's containerd with its ctr, on a socket of its own."""
+"""containerd with its ctr, on a socket of its own; Debian's, or another release."""
 
 import os
 import subprocess
@@ -9,12 +9,27 @@ from pathlib import Path
 from tests.peers.process import Process
 
 _NO_CRI = ', "io.containerd.grpc.v1.cri"'
-_CRI = """\
+#: By the version of the configuration.
+_CRI = {
+    2: """\
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "{hosts}"
-"""
+""",
+    3: """\
+[plugins."io.containerd.nri.v1.nri"]
+disable = true  # its socket has one place on a machine
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "native"
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "{hosts}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux"
+snapshotter = "native"
+differ = "walking"
+""",
+}
 
 
 @dataclass
@@ -26,18 +41,22 @@ class Containerd:
 
     directory: Path
     cri: Path | None = None
+    programs: tuple[str, str] = ("containerd", "ctr")
+    version: int = 2  # of the configuration; containerd 2 has version 3
 
     def start(self, environment: Mapping[str, str] | None = None) -> None:
         self.directory.mkdir(exist_ok=True)
         config = self.directory / "config.toml"
+        cri = _CRI[self.version].format(hosts=self.cri) if self.cri else ""
         config.write_text(
-            f'version = 2\nroot = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
+            f"version = {self.version}\n"
+            f'root = "{self.directory}/root"\nstate = "{self.directory}/state"\n'
             'disabled_plugins = ["io.containerd.snapshotter.v1.btrfs",'
             ' "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"'
             f"{_NO_CRI if self.cri is None else ''}]\n"
-            f'[grpc]\naddress = "{self.socket}"\n{_CRI.format(hosts=self.cri) if self.cri else ""}'
+            f'[grpc]\naddress = "{self.socket}"\n{cri}'
         )
-        command = ["containerd", "--config", str(config)]
+        command = [self.programs[0], "--config", str(config)]
         self._process = Process(
             command, self.directory / "log", {**os.environ, **(environment or {})}
         )
@@ -51,7 +70,7 @@ class Containerd:
     ) -> "subprocess.CompletedProcess[str]":
         """Run ctr."""
         return subprocess.run(
-            ["ctr", "--address", str(self.socket), *arguments],
+            [self.programs[1], "--address", str(self.socket), *arguments],
             env=environment,
             capture_output=True,
             text=True,

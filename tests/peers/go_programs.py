@@ -29,6 +29,8 @@ class _Pin:
     dear: bool = False
 
 
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_BUILDKIT = "github.com/moby/buildkit"
 _PINS = {
     "crane": _Pin("github.com/google/go-containerregistry", "cmd/crane", "v0.22.1", (1, 25, 0)),
     "regctl": _Pin("github.com/regclient/regclient", "cmd/regctl", "v0.11.7", (1, 26, 0)),
@@ -38,6 +40,10 @@ _PINS = {
     "notation": _Pin("github.com/notaryproject/notation", "cmd/notation", "v1.3.2", (1, 23, 0)),
     "crictl": _Pin("sigs.k8s.io/cri-tools", "cmd/crictl", "v1.37.0", (1, 26, 6)),
     "cosign": _Pin("github.com/sigstore/cosign/v3", "cmd/cosign", "v3.1.3", (1, 26, 0), dear=True),
+    "containerd": _Pin(_CONTAINERD, "cmd/containerd", "v2.4.2", (1, 26, 6), dear=True),
+    "ctr": _Pin(_CONTAINERD, "cmd/ctr", "v2.4.2", (1, 26, 6), dear=True),
+    "buildkitd": _Pin(_BUILDKIT, "cmd/buildkitd", "v0.34.2", (1, 26, 8), dear=True),
+    "buildctl": _Pin(_BUILDKIT, "cmd/buildctl", "v0.34.2", (1, 26, 8), dear=True),
 }
 _CACHE = Path.home() / ".cache/mirror-clients/bin"
 _BUILD_SECONDS = 800
