@@ -149,6 +149,19 @@ def references(body: bytes) -> tuple[Descriptor, ...]:
     return tuple(_descriptor(entry) for entry in entries)
 
 
+def image_layers(body: bytes) -> tuple[Digest, ...]:
+    """Return the layers of an image in order, each once, without those that no registry serves.
+
+    It is empty for manifests of other content.
+
+    Raises:
+        NotAManifest: the body is not a manifest, or one of its descriptors is malformed.
+    """
+    layers = [_descriptor(entry) for entry in _listed(_parse(body), "layers")]
+    served = (each for each in layers if each.media_type.startswith(_LAYERS))
+    return tuple(dict.fromkeys(each.digest for each in served if not each.is_foreign))
+
+
 def is_runnable(body: bytes) -> bool:
     """Whether a manifest is that of an image: it has no layers, or some of an image's types.
 
