@@ -170,6 +170,15 @@ class Shares:
         """The number of units held in all."""
         return self._taken
 
+    def spare(self, upstream: str) -> int:
+        """How many units the client may take for an upstream now; 0 while any request waits."""
+        if self.waiting:
+            return 0
+        limits = self.limits
+        of_upstream = limits.of_upstream(upstream) - self._by_upstream[upstream]
+        of_client = limits.of_client - self._by_client[asker()]
+        return min(limits.size - self._taken, of_upstream, of_client)
+
     async def hold(self, upstream: str, amount: int = 1) -> Hold:
         """Take ``amount`` units; wait until they are available.
 

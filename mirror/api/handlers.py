@@ -193,7 +193,7 @@ class RegistryHandler:
         fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
         content = answer.content
         try:
-            if exchange.repeatable and content.file is not None:
+            if exchange.repeatable and answer.outcome is Outcome.HIT and content.file:
                 exchange.kept = self._kept(digest, content.file)
             return await self._send_blob(request, answer.content, digest, fields)
         finally:

@@ -150,6 +150,7 @@ class FillConfig(_Table):
     connections: PositiveInt = 4
     segment: Segment = size("16MiB")
     parallel_from: Bytes = size("64MiB")
+    prefetch: bool = True
 
 
 class UpstreamConfig(_Table):

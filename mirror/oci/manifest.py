@@ -24,6 +24,8 @@ _SCHEMA_VERSION: Final = 2
 _MAX_SIZE: Final = 2**63 - 1  # the clients use int64
 _MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many; of "[]," over two million
 _SHOWN: Final = 80
+#: Layers that no registry serves (formerly those of Windows base images).
+_FOREIGN: Final = ("nondistributable", "foreign")
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _INDEX, _IMAGE, _ARTIFACT, _SCHEMA1 = "an index", "an image", "an artifact", "schema 1"
 #: The fields that only one kind of manifest has.
@@ -60,6 +62,11 @@ class Descriptor:
     media_type: str
     digest: Digest
     size: int
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a layer that no registry serves."""
+        return any(word in self.media_type for word in _FOREIGN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,19 @@ def references(body: bytes) -> tuple[Descriptor, ...]:
     for key in ("layers", "blobs", "manifests"):
         entries += _listed(document, key)
     return tuple(_descriptor(entry) for entry in entries)
+
+
+def image_layers(body: bytes) -> tuple[Digest, ...]:
+    """Return the layers of an image in order, each once, without those that no registry serves.
+
+    It is empty for manifests of other content.
+
+    Raises:
+        NotAManifest: the body is not a manifest, or one of its descriptors is malformed.
+    """
+    layers = [_descriptor(entry) for entry in _listed(_parse(body), "layers")]
+    served = (each for each in layers if each.media_type.startswith(_LAYERS))
+    return tuple(dict.fromkeys(each.digest for each in served if not each.is_foreign))
 
 
 def is_runnable(body: bytes) -> bool:

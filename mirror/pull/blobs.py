@@ -1,6 +1,6 @@
 """Pulls of blobs: from the cache, from a fill, or passed through from upstream."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from mirror.pull.outcome import Outcome
 from mirror.pull.refusals import Question, Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.pull.slots import Slots
+from mirror.shares import asker
 from mirror.spans import current
 from mirror.store.interface import BlobStore
 from mirror.upstream.endpoints import Endpoints
@@ -121,6 +122,27 @@ class BlobPulls:
         """Record a use of a blob that was served without a call of :meth:`get`."""
         self._blobs.touch(digest)
 
+    async def has(self, target: Target, digest: Digest) -> bool:
+        """Whether a blob is in the cache, or on its way there."""
+        if self._joinable(digest, target.upstream) is not None:
+            return True
+        stored = await self._blobs.of(target.upstream).lookup(digest)
+        if stored is None:
+            return False
+        stored.close()
+        return True
+
+    def prefetch(
+        self, target: Target, digest: Digest, ended: Callable[[Fill], None]
+    ) -> Fill | None:
+        """Begin a fill before a client asks for it; None if a fill of the blob is running."""
+        if self._joinable(digest, target.upstream) is not None:
+            return None
+        source = Source(self._registry(target), target.repository, self._slots)
+        fill = self._begin(digest, source, ended)
+        self._fills.prefetched[fill] = asker()
+        return fill
+
     def under_way(self) -> list[Fill]:
         """The downloads that still make progress, led by this process or by another one."""
         growing = {State.ASKING, State.GROWING}
@@ -147,15 +169,22 @@ class BlobPulls:
         return None  # one upstream must not grant access to private content of another
 
     def _join(self, digest: Digest, source: Source) -> tuple[Fill, bool]:
-        upstream = source.registry.name
-        fill = self._joinable(digest, upstream)
-        if fill is not None:
-            return fill, False
-        room = self._fills.room
-        fresh = Fill(digest, source, self._blobs.of(upstream), self._observer, room)
-        self._begun.add(fresh)
-        self._fills.begin(fresh, ended=lambda: self._begun.discard(fresh))
-        return fresh, True
+        fill = self._joinable(digest, source.registry.name)
+        return (self._begin(digest, source), True) if fill is None else (fill, False)
+
+    def _begin(
+        self, digest: Digest, source: Source, ended: Callable[[Fill], None] = lambda _: None
+    ) -> Fill:
+        blobs, room = self._blobs.of(source.registry.name), self._fills.room
+        fill = Fill(digest, source, blobs, self._observer, room)
+
+        def over() -> None:
+            self._begun.discard(fill)
+            ended(fill)
+
+        self._begun.add(fill)
+        self._fills.begin(fill, over)
+        return fill
 
     async def _read(self, fill: Fill, source: Source, asked: Question | None) -> BlobAnswer:
         """``asked``: the question of the client that leads the fill; None for the others."""

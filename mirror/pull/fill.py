@@ -121,10 +121,14 @@ class Fill:
     def enter(self) -> None:
         """Add a reader."""
         self._readers += 1
+        self.keep()
+        self._observer.clients_waiting(+1)
+
+    def keep(self) -> None:
+        """Continue without the limits of :meth:`linger`."""
         self._allowance = None
         if self._timer is not None:
             self._timer.cancel()
-        self._observer.clients_waiting(+1)
 
     def leave(self) -> bool:
         """Remove a reader; return whether the download now runs without readers."""

@@ -29,6 +29,7 @@ class Fills:
         self._running: dict[Digest, Fill] = {}
         self._unread: dict[Fill, str] = {}  # fill -> the client that left it last
         self._unread_of: Counter[str] = Counter()
+        self.prefetched: dict[Fill, str] = {}  # that no client has read -> its client
 
     def lookup(self, digest: Digest) -> Fill | None:
         """The fill of a blob that a client can join, or None."""
@@ -43,6 +44,7 @@ class Fills:
     def enter(self, fill: Fill) -> None:
         """Add a reader to a fill."""
         self._forget_unread(fill)
+        self.prefetched.pop(fill, None)
         fill.enter()
 
     def leave(self, fill: Fill) -> None:
@@ -59,6 +61,11 @@ class Fills:
             self._unread_of[client] += 1
         fill.linger()
 
+    def give_way(self) -> None:
+        """Stop the fills that no client has read yet: another download waits for a slot."""
+        for fill in self.prefetched:
+            fill.give_up()
+
     def _is_crowded(self, client: str) -> bool:
         return (
             len(self._unread) >= UNWANTED_FILLS
@@ -72,6 +79,7 @@ class Fills:
             self._unread_of += Counter()  # drops the clients with a count of 0
 
     def _end(self, fill: Fill, ended: Callable[[], None]) -> None:
+        self.prefetched.pop(fill, None)
         ended()
         self._forget_unread(fill)
         # After a failure, a new fill may have begun before the task of this one ended.

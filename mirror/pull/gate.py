@@ -25,6 +25,7 @@ from mirror.pull.cooldown import Cooldown
 from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
 from mirror.pull.outcome import BrokenOffError, Outcome
 from mirror.pull.policy import HOLD_BACK_BYTES
+from mirror.pull.prefetch import Prefetch
 from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
 from mirror.upstream.errors import NotFoundError
 from mirror.upstream.routing import Target
@@ -114,6 +115,11 @@ class Gate:
             self._tell(target, str(reference), Decision.BLOCKED, text)
             raise PolicyError(Decision.BLOCKED, text)
 
+    def withholds(self, target: Target, layer: Digest) -> bool:
+        """Whether a layer, or an image with it, is blocked; nothing is reported."""
+        block = self._blocks.current.of_digest(target.upstream, target.repository, layer)
+        return block is not None or self._blocks.is_broken_off(layer, 0)
+
     def pin(self, target: Target, reference: Tag | Digest) -> Pin | None:
         """Return the pin of a tag, or None."""
         if not self._pins or isinstance(reference, Digest):
@@ -162,6 +168,7 @@ class GatedBlobs:
 
     gate: Gate
     blobs: BlobPulls | AuthorizedBlobs
+    prefetch: Prefetch | None = None
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
         """See :meth:`BlobPulls.get`.
@@ -172,12 +179,15 @@ class GatedBlobs:
         check = self.gate.transfer(target, digest)
         check()
         answer = await self.blobs.get(target, digest)
+        left: Callable[[], None] | None = None
         try:
             check()
-        except PolicyError:
+            if self.prefetch is not None:
+                answer, left = await self.prefetch.followed(target, digest, answer)
+        except BaseException:
             await answer.content.close()
             raise
-        return replace(answer, content=GatedContent(answer.content, check))
+        return replace(answer, content=GatedContent(answer.content, check, left))
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
         """See :meth:`BlobPulls.head`.
@@ -195,10 +205,14 @@ class GatedBlobs:
 
 @dataclass(frozen=True, slots=True)
 class GatedContent:
-    """A body that ends early if its blob is blocked meanwhile: ``check`` raises PolicyError."""
+    """A body that ends early if its blob is blocked meanwhile: ``check`` raises PolicyError.
+
+    ``left`` is called when it is closed.
+    """
 
     content: Content
     check: Callable[[], None]
+    left: Callable[[], None] | None = None
 
     @property
     def size(self) -> int | None:
@@ -224,7 +238,11 @@ class GatedContent:
 
     async def close(self) -> None:
         """See :class:`Content`."""
-        await self.content.close()
+        try:
+            await self.content.close()
+        finally:
+            if self.left is not None:
+                self.left()
 
 
 def _parts(piece: Piece, end: int | None) -> tuple[Piece, ...]:
@@ -260,6 +278,7 @@ class GatedManifests:
     manifests: ManifestPulls | AuthorizedManifests
     cooldown: Cooldown
     signatures: "Signatures | None" = None
+    prefetch: Prefetch | None = None
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
         """See :meth:`ManifestPulls.get`.
@@ -270,6 +289,8 @@ class GatedManifests:
         async with self._meant(target, reference, accept) as meant:
             answer = await self.manifests.get(target, meant.reference, accept)
         self.gate.check(target, answer.manifest.digest)
+        if self.prefetch is not None and not answer.private:
+            self.prefetch.expect(target, answer.manifest)
         return _as_resolved(answer, meant)
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:

@@ -42,6 +42,10 @@ UNWANTED_BYTES: Final = 8 * 1024 * 1024
 #: How many fills may continue without readers: per client that left them, and in all.
 UNWANTED_FILLS_OF_CLIENT: Final = 3
 UNWANTED_FILLS: Final = 12
+#: How many layers are downloaded at once before a client asks for them: per client, and in all.
+#: Clients take three at a time; three times as many connections are enough to be faster.
+PREFETCHES_OF_CLIENT: Final = 6
+PREFETCHES: Final = 18
 #: How many requests of one kind may continue without a waiting client.
 UNWANTED_QUESTIONS: Final = 8
 

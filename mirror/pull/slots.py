@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Final
 
@@ -25,8 +25,12 @@ _CALM_SECONDS: Final = 60.0
 class Slots:
     """Limits concurrent downloads."""
 
-    def __init__(self, limits: SlotLimits, splitting: Splitting) -> None:
+    def __init__(
+        self, limits: SlotLimits, splitting: Splitting, give_way: Callable[[], None] = lambda: None
+    ) -> None:
+        """Call ``give_way`` when a download has to wait: it ends those that can wait."""
         self.splitting = splitting
+        self._give_way = give_way
         self._shares = Shares("download", limits)
         self._further: Counter[str] = Counter()
         self._calm_until: dict[str, float] = {}
@@ -44,13 +48,20 @@ class Slots:
             OverloadedError: too many downloads wait already, or no slot became free in time.
         """
         try:
-            hold = await self._shares.hold(upstream)
+            hold = self._shares.try_hold(upstream)
+            if hold is None:
+                self._give_way()
+                hold = await self._shares.hold(upstream)
         except FullError as error:
             raise OverloadedError(upstream, error.message, error.retry_after) from error
         try:
             yield
         finally:
             hold.release()
+
+    def spare(self, upstream: str) -> int:
+        """How many downloads that no client waits for may begin now."""
+        return self._shares.spare(upstream) - self._further.total()
 
     def try_taken(self, upstream: str) -> AbstractContextManager[None] | None:
         """Return a slot for one more connection of a running download; enter it at once.

@@ -42,9 +42,6 @@ _MAX_MANIFESTS: Final = 10_000
 _MAX_ATTACHED: Final = 100  # to all manifests of an image together
 #: Suffixes of the tags at which cosign looks for signatures and attestations.
 _COSIGN_KINDS: Final = (".sig", ".att")
-#: Media types of layers that registries do not serve (formerly: Windows base layers).
-_FOREIGN: Final = ("nondistributable", "foreign")
-
 #: The manifest that an attestation of BuildKit is about.
 _ATTESTED: Final = "vnd.docker.reference.digest"
 
@@ -181,7 +178,7 @@ def blobs_of(manifest: bytes) -> Mapping[Digest, Descriptor]:
     return {
         descriptor.digest: descriptor
         for descriptor in references(manifest)
-        if not any(word in descriptor.media_type for word in _FOREIGN)
+        if not descriptor.is_foreign
     }
 
 

@@ -21,6 +21,7 @@ from mirror.pull.gate import Gate, GatedBlobs, GatedManifests
 from mirror.pull.listings import FreshPage, ListingPulls
 from mirror.pull.manifest_source import ManifestSource
 from mirror.pull.manifests import ManifestPulls
+from mirror.pull.prefetch import Prefetch
 from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
 from mirror.pull.private_access import PrivateAccess
 from mirror.pull.refusals import RecentRefusals, Refusals
@@ -91,8 +92,8 @@ async def opened_pulls(
 
             names = {name: _registry_names(name, each) for name, each in config.enabled().items()}
             signatures = Signatures(cooldown, listings, names.__getitem__)
-        gated_manifests = GatedManifests(gate, manifests, cooldown, signatures)
-        return GatedBlobs(gate, blobs), gated_manifests, listings
+        gated_manifests = GatedManifests(gate, manifests, cooldown, signatures, prefetch)
+        return GatedBlobs(gate, blobs, prefetch), gated_manifests, listings
 
     async with AsyncExitStack() as stack:
 
@@ -111,6 +112,11 @@ async def opened_pulls(
             return blobs, manifests, listings
 
         public = made(store, shared_state.fills)
+        prefetch = None
+        if config.fill.prefetch:
+            fills, slots = shared_state.fills, shared_state.slots
+            prefetch = Prefetch(public[0], fills, slots, gate.withholds)
+            stack.callback(prefetch.close)
         # Every client sees the ledger.
         stack.enter_context(shared_state.recorder.watching(public[0]))
         if not (taking_credentials(config.upstreams) or config.proxy.listen):

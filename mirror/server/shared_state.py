@@ -64,11 +64,11 @@ async def opened_shared_state(
 ) -> AsyncIterator[SharedState]:
     """Open the state that all configurations share."""
     upstreams = Upstreams(UpstreamEvents(metrics, recorder), store.rooms)
-    slots = Slots(slot_limits(config), splitting(config))
     share = AHEAD_SHARE / config.server.processes()
     public, private = (
         Fills(RangeFetches(share)) for _ in range(2)
     )  # one each, since RangeFetches keeps bytes
+    slots = Slots(slot_limits(config), splitting(config), public.give_way)
     recorder.watch_troubles(upstreams.problems)
     recorder.watch_troubles(lambda: (store.objects.health.problem, public.room.problem))
     recorder.watch_troubles(lambda: (_unnamed(private.room.problem),))

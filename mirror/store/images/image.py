@@ -18,8 +18,6 @@ from mirror.store.local.layout import PRIVATE_MANIFESTS, ObjectKey
 
 _UNKNOWN: Final = "unknown/unknown"  # the platform of an attestation manifest
 _MOST_CONFIG_BYTES: Final = 256 * 1024
-#: Layers that no registry serves (formerly those of Windows base images).
-_FOREIGN: Final = ("nondistributable", "foreign")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ def read_node(key: ObjectKey, held: Held) -> Node | None:
         blobs = (
             Part(descriptor.digest, descriptor.size)
             for descriptor in references(body)
-            if not any(word in descriptor.media_type for word in _FOREIGN)
+            if not descriptor.is_foreign
         )
         return Node(key, held, (), tuple({part.digest: part for part in blobs}.values()))
     except NotAManifest:
