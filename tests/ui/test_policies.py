@@ -270,6 +270,7 @@ async def test_a_pinned_tag_has_a_page(site, upstream):
         assert found["pin"] == {"image": APP, "digest": FORMER.digest, "note": "until #1"}
         text = await words(mirror, f"/image?name={APP}")
         assert f"clients that pull {APP} get {FORMER.digest}, by [[pin]]" in text
+        assert f"docker pull app@{FORMER.digest} " in text
         await change(mirror, "block", "app:1", token)
         assert (await chosen(mirror, APP))["block"]["target"] == APP
         assert (await change(mirror, "unblock", "app:1", token)).status == 200
