@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks, configured_pins, configured_rules
@@ -24,6 +24,8 @@ from mirror.store.interface import link_name
 from mirror.store.metadata.block_file import BlockFile
 from mirror.store.metadata.records import Decisions
 from mirror.user_error import UserError
+
+_MOST_HELD: Final = 500  # looked at for one list; the newest
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class Rulings:
             return []
         found = [
             await self._held(rules, name, image, meanings)
-            for name, image, meanings in await self.records.held()
+            for name, image, meanings in (await self.records.held())[-_MOST_HELD:]
             if image not in pins
         ]
         return sorted(filter(None, found), key=lambda each: str(each["until"]))
