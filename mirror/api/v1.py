@@ -20,8 +20,8 @@ from mirror.user_error import UserError
 ROOT: Final = "/api/v1/"
 #: Takes the parameters of the query, and returns a value to encode; None: there is no such thing.
 Reading = Callable[[Mapping[str, str]], Awaitable[Any]]
-#: Takes the name of an image.
-Change = Callable[[str], Awaitable[Any]]
+#: Takes the name of an image, and the operator's reason, which may be empty.
+Change = Callable[[str, str], Awaitable[Any]]
 
 _HEADERS: Final = {"Cache-Control": "no-store"}
 _AT_ONCE: Final = 100  # entries; encoding them takes a millisecond
@@ -62,12 +62,12 @@ class JsonApi:
             raise OciError(ErrorCode.DENIED, text, status=403)
         change = self.changes[request.path.removeprefix(ROOT)]
         members = json_object(await small_body(request))
-        image = members.get("image")
-        if not isinstance(image, str):
-            text = 'the body must be {"image": "NAME"}'
+        image, reason = members.get("image"), members.get("reason", "")
+        if not isinstance(image, str) or not isinstance(reason, str):
+            text = 'the body must be {"image": "NAME"}, or {"image": "NAME", "reason": "TEXT"}'
             raise OciError(ErrorCode.UNKNOWN, text, status=400)
         try:
-            return await json_response(await change(image))
+            return await json_response(await change(image, reason))
         except UserError as error:
             raise OciError(ErrorCode.UNKNOWN, str(error), status=409) from error
 

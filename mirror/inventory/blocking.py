@@ -34,6 +34,7 @@ async def block(
         OSError, IndexUnavailableError: the cache cannot be read, or the list not be written.
     """
     targets = {spelt_out(target): target for target in _parsed(texts, cache.naming)}
+    reason = " ".join(reason.split())  # a refusal is one line
     added = [
         Block(text, reason, now, by, *await _parts(cache.catalogue, target))
         for text, target in targets.items()

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from mirror.inventory.listing import rfc3339
 from mirror.oci.digest import Digest
-from mirror.oci.image_glob import FullName
+from mirror.oci.glob import is_glob
+from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.store.images.catalogue import Catalogue, Named
 from mirror.store.images.image import CachedImage, Node
@@ -156,6 +157,17 @@ class Browser:
             await asyncio.sleep(0)
         snapshot.entries.sort(key=lambda entry: entry.familiar)
         return snapshot
+
+    async def has(self, glob: ImageGlob) -> bool:
+        """Return whether an image of the glob's repositories is cached for all clients.
+
+        Raises:
+            IndexUnavailableError: the cache cannot be read.
+        """
+        places, place = (await self._current()).places, f"{glob.registry}/{glob.repository}"
+        if not is_glob(place):
+            return place in places
+        return any(glob.is_in(entries[0].name) for entries in places.values())
 
     async def search(
         self, text: str, order: str, page: int, keeps: Callable[[FullName], bool]

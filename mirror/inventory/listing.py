@@ -6,7 +6,7 @@ stable.  Sizes are bytes, times are RFC 3339.
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from mirror.inventory.cache import Cache
 from mirror.oci.digest import Digest
@@ -15,6 +15,9 @@ from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.store.images.image import CachedImage
 from mirror.store.local.layout import ObjectKey
 from mirror.user_error import UserError
+
+#: Stands for the names of private images, for clients.
+PRIVATE: Final = "(private)"
 
 
 class _Bill:

@@ -5,23 +5,27 @@ The results are JSON, which ``--json`` prints unchanged.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks, configured_pins, configured_rules
 from mirror.inventory.cache import Cache
-from mirror.inventory.listing import parse_glob, rfc3339
+from mirror.inventory.listing import PRIVATE, parse_glob, rfc3339
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
+from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.policy.blocks import Blocks
 from mirror.policy.decisions import Decision
 from mirror.policy.rules import Facts, Meanings, Moment, Rule, Seen, judge, needs_date
 from mirror.store.images.catalogue import MANIFEST_KINDS
-from mirror.store.interface import DecisionStore
+from mirror.store.interface import link_name
 from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.records import Decisions
 from mirror.user_error import UserError
+
+_MOST_HELD: Final = 500  # looked at for one list; the newest
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ class Rulings:
     """An open cache, and what its mirror knows for its rules."""
 
     cache: Cache
-    records: DecisionStore
+    records: Decisions
     blocks: BlockFile
     clock: Callable[[], Moment]
 
@@ -102,18 +106,14 @@ class Rulings:
         told["applies"] = True
         if digest is None:
             return {**told, "why": "upstream was not asked for this image yet"}
-        record, now = _record(image), self.clock()
-        seen = await self.records.seen(record, digest)
         meanings = Meanings()
         if not image.by_digest:
-            meanings = await self.records.meanings(f"{record} {image.reference}")
-        known = 0.0 if seen is None else now.since(seen.first)
-        free = seen is not None and (seen.released or (image.by_digest and seen.passed))
-        facts = Facts(image, digest, known, free, meanings)
+            meanings = await self.records.meanings(link_name(image))
+        facts, now = await self._facts(image, digest, meanings), self.clock()
         if needs_date(rule, facts):
             return {**told, "why": "the next pull decides by the image's own date"}
         verdict = judge(rule, facts, now.wall)
-        if not verdict.why and rule.keys and not await self._is_signed(rule, record, digest):
+        if not verdict.why and rule.keys and not await self._is_signed(rule, image, digest):
             return {**told, "why": "no signature was verified yet: the next pull asks upstream"}
         serve = digest if rule.audit else verdict.serve
         decision = Decision.ALLOWED
@@ -123,11 +123,70 @@ class Rulings:
         told |= {"decision": decision.value, "serves": str(serve or ""), "why": verdict.why}
         return {**told, "until": until}
 
-    async def _is_signed(self, rule: Rule, record: str, digest: Digest) -> bool:
+    async def _facts(self, image: FullName, digest: Digest, meanings: Meanings) -> Facts:
+        seen = await self.records.seen(_record(image), digest)
+        known = 0.0 if seen is None else self.clock().since(seen.first)
+        free = seen is not None and (seen.released or (image.by_digest and seen.passed))
+        return Facts(image, digest, known, free, meanings)
+
+    async def held(self, rules: Sequence[Rule], pins: Container[FullName]) -> list[dict[str, Any]]:
+        """Return the tags that do not follow upstream yet; private ones without their names.
+
+        Raises:
+            IndexUnavailableError: the cache cannot be read.
+        """
+        if not rules:
+            return []
+        found = [
+            await self._held(rules, name, image, meanings)
+            for name, image, meanings in (await self.records.held())[-_MOST_HELD:]
+            if image not in pins
+        ]
+        return sorted(filter(None, found), key=lambda each: str(each["until"]))
+
+    async def lookup_held(self, rules: Sequence[Rule], image: FullName) -> dict[str, Any] | None:
+        """Return a public tag as :meth:`held` does; None if it follows, whatever the pins say."""
+        meanings = await self.records.meanings(link_name(image))
+        if not meanings.held:
+            return None
+        found = await self._held(rules, link_name(image), image, meanings)
+        return found if found and found["name"] else None
+
+    async def _held(
+        self, rules: Sequence[Rule], name: str, image: FullName, meanings: Meanings
+    ) -> dict[str, Any] | None:
+        public, private = (section.tags for section in self.cache.catalogue.sections)
+        rule = next((rule for rule in rules if rule.covers(image)), None)
+        hidden = await private.lookup(name)
+        link = hidden or await public.lookup(name)
+        if rule is None or rule.audit or link is None:
+            return None
+        digest, now = link.descriptor.digest, self.clock().wall
+        # Only a pull looks at the image's own date; with it the tag follows earlier.
+        facts = replace(await self._facts(image, digest, meanings), created=0.0)
+        verdict = judge(rule, facts, now)
+        if not verdict.why:
+            return None
+        told = {"registry": image.registry, "until": rfc3339(now + verdict.left)}
+        if hidden:
+            nothing = dict.fromkeys(("name", "familiar", "served_digest", "upstream_digest"))
+            return {**told, **nothing, "repository": PRIVATE, "reference": PRIVATE}
+        repository = familiar_repository(image.registry, image.repository)
+        return {
+            **told,
+            "name": str(image),
+            "familiar": repository + familiar_reference(image.reference),
+            "repository": image.repository,
+            "reference": image.reference,
+            "served_digest": str(verdict.serve) if verdict.serve else None,
+            "upstream_digest": str(digest),
+        }
+
+    async def _is_signed(self, rule: Rule, image: FullName, digest: Digest) -> bool:
         # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
         from mirror.policy.signatures import fingerprint  # noqa: PLC0415
 
-        known = await self.records.signers(record, digest)
+        known = await self.records.signers(_record(image), digest)
         return not known.isdisjoint(map(fingerprint, rule.keys))
 
     def _image(self, text: str) -> FullName:

@@ -64,7 +64,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Meanings:
-    """The digests that a tag has meant here, the present one first.
+    """The digests that a tag has meant here, the present one first; none if it was never served.
 
     ``held``: the tag means another digest upstream.
     """
@@ -72,10 +72,11 @@ class Meanings:
     digests: tuple[Digest, ...] = ()
     held: bool = False
 
-    def then(self, digest: Digest, *, held: bool) -> "Meanings":
-        """Return the meanings of a tag that means ``digest`` from now on."""
+    def then(self, digest: Digest | None, *, held: bool) -> "Meanings":
+        """Return the meanings of a tag that means ``digest`` from now on; None: it is refused."""
         former = (each for each in self.digests if each != digest)
-        return Meanings((digest, *former)[:MOST_MEANINGS], held)
+        present = () if digest is None else (digest,)
+        return Meanings((*present, *former)[:MOST_MEANINGS], held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,12 +72,12 @@ class Cooldown:
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
         verdict = judge(rule, facts, self.clock().wall)
-        if verdict.serve is None:
-            return verdict
         held = verdict.serve != digest
         meanings = facts.meanings.then(verdict.serve, held=held)
         if meanings != facts.meanings:
             await self.records.mean(name, meanings)
+        if verdict.serve is None:
+            return verdict
         if rule.check_digests:
             await self._let_parts_pass(target, verdict.serve)
         if held:

@@ -54,20 +54,20 @@ class Gate:
         rules: Sequence[Rule],
         observer: Observer,
     ) -> None:
-        self._blocks = blocks
-        self._pins = pins
-        self._rules = rules
+        self.blocks = blocks
+        self.pins = pins
+        self.rules = rules
         self._observer = observer
 
     def limits(self, upstream: str) -> bool:
         """Whether content of an upstream may be refused, or be another than upstream's."""
-        pinned = any(image.registry == upstream for image in self._pins)
-        ruled = any(rule.may_cover(upstream) for rule in self._rules)
-        return pinned or ruled or self._blocks.current.may_cover(upstream)
+        pinned = any(image.registry == upstream for image in self.pins)
+        ruled = any(rule.may_cover(upstream) for rule in self.rules)
+        return pinned or ruled or self.blocks.current.may_cover(upstream)
 
     def rule(self, image: FullName) -> Rule | None:
         """Return the first rule that covers a tag or digest, or None."""
-        return next((rule for rule in self._rules if rule.covers(image)), None)
+        return next((rule for rule in self.rules if rule.covers(image)), None)
 
     def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
         """Report a verdict; return the digest to serve, None for that of upstream.
@@ -105,7 +105,7 @@ class Gate:
         Raises:
             PolicyError: it is blocked.
         """
-        name, blocks = (target.upstream, target.repository), self._blocks.current
+        name, blocks = (target.upstream, target.repository), self.blocks.current
         if isinstance(reference, Digest):
             block = blocks.of_digest(*name, reference)
         else:
@@ -122,20 +122,20 @@ class Gate:
 
     def pin(self, target: Target, reference: Tag | Digest) -> Pin | None:
         """Return the pin of a tag, or None."""
-        if not self._pins or isinstance(reference, Digest):
+        if not self.pins or isinstance(reference, Digest):
             return None
-        pin = self._pins.get(FullName(target.upstream, target.repository, reference))
+        pin = self.pins.get(FullName(target.upstream, target.repository, reference))
         if pin is not None:
             self._tell(target, reference, Decision.PINNED, str(pin), pin.digest, quiet=True)
         return pin
 
     def transfer(self, target: Target, digest: Digest) -> Callable[[], None]:
         """Return the check to make before each piece of a blob is sent; it raises PolicyError."""
-        begun = self._blocks.changes
+        begun = self.blocks.changes
 
         def check() -> None:
             self.check(target, digest)
-            if self._blocks.is_broken_off(digest, begun):
+            if self.blocks.is_broken_off(digest, begun):
                 raise PolicyError(Decision.BLOCKED, "an image with this layer was blocked")
 
         return check

@@ -42,6 +42,15 @@ class BlockWatch:
             self.blocks.command(await asyncio.to_thread(self.file.read))
             self._read = stamp
 
+    async def decide_anew(self) -> None:
+        """Apply changed blocks and releases at once.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        await self.refresh()
+        self.blocks.changed()
+
     async def run(self) -> None:
         """Refresh until cancelled."""
         while True:

@@ -66,8 +66,7 @@ def commands(
 
     async def decide_anew(_: Mapping[str, Any]) -> Any:
         """Apply changed blocks and releases before answering."""
-        await watch.refresh()
-        watch.blocks.changed()
+        await watch.decide_anew()
         return {}
 
     def rulings() -> Rulings:

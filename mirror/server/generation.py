@@ -103,7 +103,7 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             pulls.client_credentials,
             None if pushes is None else pushes.last,
         )
-        site = Site(config, shared_state, time.time())
+        site = Site(config, shared_state, time.time(), pulls.manifests.gate)
         tokens = Tokens(shared_state.store.layout.token)
         changes = Changes(config, shared_state, pulls).table()
         proxy = None

@@ -97,7 +97,11 @@ class Maintenance:
 
     async def _read_held(self) -> None:
         """Read what held tags mean here; other workers may have changed it."""
-        held = await self._store.decisions.held()
+        held = {
+            replace(image, reference=str(meanings.digests[0]))
+            for _, image, meanings in await self._store.decisions.held()
+            if meanings.digests
+        }
         meant = self._store.keeping.meant
         meant |= held
         meant &= held

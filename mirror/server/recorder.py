@@ -12,6 +12,7 @@ from typing import Final
 
 from mirror.api.parts import client_type
 from mirror.http.exchange import NO_PULLS, AccessRecord, Exchange
+from mirror.inventory.listing import PRIVATE
 from mirror.lru import Lru
 from mirror.oci.manifest import NotAManifest, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
@@ -25,9 +26,8 @@ from mirror.store.interface import Manifest
 from mirror.trouble import Problem, merged
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
-_PRIVATE: Final = "(private)"
 _KNOWN_SIZES: Final = 1000
-_MOST_REASON: Final = 300
+_MOST_REASON: Final = 600  # a refusal by a policy has two digests and ends with the remedy
 _WRITE_SECONDS: Final = 1.0
 
 
@@ -111,8 +111,8 @@ class StatsRecorder:
             reason = f"refused or not found for this client ({exchange.status})"
         return Failed(
             upstream=exchange.upstream,
-            repository=_PRIVATE if exchange.private else exchange.repository,
-            reference=_PRIVATE if exchange.private else exchange.reference,
+            repository=PRIVATE if exchange.private else exchange.repository,
+            reference=PRIVATE if exchange.private else exchange.reference,
             client=client_type(ending.agent),
             result="" if outcome is None else outcome.value,
             reason=reason[:_MOST_REASON],
@@ -123,8 +123,8 @@ class StatsRecorder:
         is_tag = exchange.kind == "manifest" and ":" not in exchange.reference
         return Request(
             upstream=exchange.upstream,
-            repository=_PRIVATE if exchange.private else exchange.repository,
-            reference=_PRIVATE if exchange.private and is_tag else exchange.reference,
+            repository=PRIVATE if exchange.private else exchange.repository,
+            reference=PRIVATE if exchange.private and is_tag else exchange.reference,
             kind=exchange.kind,
             result="" if exchange.outcome is None else exchange.outcome.value,
             agent=client_type(ending.agent),

@@ -48,7 +48,6 @@ from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
 from mirror.server.worker_channel import WorkerChannel
 from mirror.store.interface import IndexUnavailableError
-from mirror.store.metadata.block_file import BlockFile
 from mirror.user_error import UserError
 
 _TEND_SECONDS: Final = 5.0
@@ -185,7 +184,7 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        watch = BlockWatch(BlockFile(store.layout.blocks), shared_state.blocks)
+        watch = shared_state.block_watch
         await _read_blocks(watch)
         watching = asyncio.create_task(watch.run(), name="blocks")
         stack.callback(watching.cancel)

@@ -17,12 +17,14 @@ from mirror.pull.fills import Fills
 from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.range_fetch import RangeFetches
 from mirror.pull.slots import Slots
+from mirror.server.blocks import BlockWatch
 from mirror.server.events import UpstreamEvents
 from mirror.server.open_files import slot_limits
 from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
 from mirror.server.warming import Requested
+from mirror.store.metadata.block_file import BlockFile
 from mirror.threads import Threads
 from mirror.trouble import Problem
 
@@ -41,6 +43,7 @@ class SharedState:
     recorder: StatsRecorder
     table: ResponseCache
     blocks: BlockList
+    block_watch: BlockWatch
     slots: Slots
     fills: Fills
     private_fills: Fills
@@ -73,6 +76,7 @@ async def opened_shared_state(
     recorder.watch_troubles(lambda: (store.objects.health.problem, public.room.problem))
     recorder.watch_troubles(lambda: (_unnamed(private.room.problem),))
     requested = Requested()
+    blocks = BlockList(table.close)
     with Threads(_SENDING_THREADS, "send") as sending:
         try:
             yield SharedState(
@@ -80,7 +84,8 @@ async def opened_shared_state(
                 metrics,
                 recorder,
                 table,
-                BlockList(table.close),
+                blocks,
+                BlockWatch(BlockFile(store.layout.blocks), blocks),
                 slots,
                 public,
                 private,

@@ -5,7 +5,7 @@ Every client that may pull may see it: nothing in it names a private image.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -13,11 +13,17 @@ from typing import Any, Final
 
 from mirror import __version__
 from mirror.api.v1 import Reading
+from mirror.config.agreement import taking_credentials
 from mirror.config.model import Config
 from mirror.inventory.browse import ORDERS
 from mirror.inventory.cache import Cache
-from mirror.inventory.listing import rfc3339
+from mirror.inventory.listing import PRIVATE, rfc3339
+from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import figures_told, problem_told, statistics
+from mirror.oci.digest import Digest
+from mirror.oci.image_glob import FullName, Naming
+from mirror.policy.blocks import Block, parse_target
+from mirror.pull.gate import Gate
 from mirror.server.shared_state import SharedState
 from mirror.stats.queries import daily_pulls_of, history_of, images_of
 from mirror.stats.report import Failure, Figures, History, Image, Pull, StatsReport
@@ -37,6 +43,7 @@ class Site:
     config: Config
     shared_state: SharedState
     started: float
+    gate: Gate
 
     def readings(self) -> Mapping[str, Reading]:
         """Return what ``/api/v1`` can be asked for, by name."""
@@ -45,6 +52,7 @@ class Site:
             "stats": self.stats,
             "history": self.history,
             "pulls": self.pulls,
+            "policies": self.policies,
             "images": self.images,
             "image": self.image,
         }
@@ -93,6 +101,54 @@ class Site:
             "failed": [_failure(failure) for failure in said.failures],
         }
 
+    async def policies(self, _: Mapping[str, str]) -> Any:
+        """Return the held tags, the first to follow first, and the blocks, the newest first."""
+        blocks = sorted(self.gate.blocks.current.all, key=lambda each: each.since, reverse=True)
+        return {
+            "held": await self._rulings().held(self.gate.rules, self.gate.pins),
+            "blocks": [await self._block(each) for each in blocks],
+        }
+
+    async def _block(self, block: Block) -> dict[str, Any]:
+        """Return a block as JSON; its name, and its reason, only if they tell nothing private."""
+        target = parse_target(block.target, Naming(""))
+        told = {
+            "target": block.target,
+            "since": rfc3339(block.since) if block.since else None,
+            "by": block.by,
+            "reason": block.reason,
+        }
+        if isinstance(target, Digest) or not any(map(target.may_mean, self._with_private())):
+            return told
+        if await self.shared_state.browser.has(target):
+            return told
+        return {**told, "target": f"{target.registry}/{PRIVATE}", "reason": ""}
+
+    def _with_private(self) -> Collection[str]:
+        """The upstreams that may have private images."""
+        config = self.config
+        return config.enabled() if config.proxy.listen else taking_credentials(config.upstreams)
+
+    async def _ruled(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what keeps clients from the upstream's digest of an image."""
+        name = FullName(chosen["registry"], chosen["repository"], chosen["reference"])
+        held, told, meant = None, None, [chosen["digest"]]
+        for pin in self.gate.pins.values():
+            if name in {pin.image, replace(pin.image, reference=str(pin.digest))}:
+                told = {"image": str(pin.image), "digest": str(pin.digest), "note": pin.note}
+                name, meant = pin.image, [str(pin.digest)]
+        if told is None and (held := await self._rulings().lookup_held(self.gate.rules, name)):
+            meant += filter(None, [held["served_digest"]])
+        blocks, place = self.gate.blocks.current, (name.registry, name.repository)
+        found = [blocks.of_digest(*place, Digest.parse(each)) for each in meant]
+        block = next(filter(None, (blocks.of_tag(*place, name.reference), *found)), None)
+        return {"held": held, "pin": told, "block": block and await self._block(block)}
+
+    def _rulings(self) -> Rulings:
+        store, state = self.shared_state.store, self.shared_state
+        cache = replace(self._cache(), catalogue=store.catalogue)
+        return Rulings(cache, store.decisions, state.block_watch.file, state.clock)
+
     async def images(self, query: Mapping[str, str]) -> Any:
         """Return a page of the cached images that contain all words of ``q``."""
         text, order = query.get("q", "")[:_MOST_TEXT], query.get("sort", "")
@@ -110,6 +166,10 @@ class Site:
         place, reference = _split(query.get("name", "")[: 2 * _MOST_TEXT])
         browser = self.shared_state.browser
         found = await browser.repository(place, reference, self._cache().keeps)
+        registry, _, repository = place.partition("/")
+        pin = self.gate.pins.get(FullName(registry, repository, reference))
+        if found is None and pin is not None:  # a pinned tag is pulled by its digest
+            found = await browser.repository(place, str(pin.digest), self._cache().keeps)
         if found is None:
             return None
         ledger, names = self.shared_state.recorder.ledger, (found["registry"], found["repository"])
@@ -122,6 +182,7 @@ class Site:
         daily: dict[str, int] = await ledger.read(
             lambda connection, now: daily_pulls_of(connection, now, DAYS, names, reference), {}
         )
+        found["chosen"].update(await self._ruled(found["chosen"]))
         days = {day: daily.get(day, 0) for day in last_days(time.time())}
         return {**found, "pulls_per_day": days, "whole_repository": not reference}
 

@@ -130,7 +130,14 @@ def _source(site: Site, objects: Objects) -> Source:
             return ()
         return [image for image, key in keys.items() if key in there]
 
-    return Source(site.report, usage, held, site.periods, last_days)
+    async def policies() -> Mapping[str, Sequence[object]]:
+        try:
+            found: Mapping[str, Sequence[object]] = await site.policies({})
+        except (OSError, IndexUnavailableError):
+            return {"held": (), "blocks": ()}
+        return found
+
+    return Source(site.report, usage, held, site.periods, last_days, policies)
 
 
 def _key_of(image: Image) -> ObjectKey:

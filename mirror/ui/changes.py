@@ -15,8 +15,8 @@ from mirror.http.token import COOKIE, SESSION_SECONDS, Tokens, small_body
 from mirror.ui.answers import Answers, moved
 from mirror.user_error import UserError
 
-#: As ``api.v1.Change``: takes the name of an image.
-Change = Callable[[str], Awaitable[Any]]
+#: As ``api.v1.Change``: takes the name of an image, and a reason.
+Change = Callable[[str, str], Awaitable[Any]]
 
 _MOST_FIELDS: Final = 8
 
@@ -54,13 +54,12 @@ class ChangesHandler:
             return await self._refuse(request, 403, "Sign in again, then repeat this.")
         image = fields.get("image", "").strip()
         try:
-            await self._changes[name](image)
+            await self._changes[name](image, fields.get("reason", "").strip())
         except UserError as error:
             return await self._refuse(request, 409, str(error))
-        place = f"images?done={name}"
-        if name in {"keep", "release"}:
-            place = f"image?name={quote(image, safe='')}&done={name}"
-        return moved(place)
+        if name in {"warm", "drop"}:
+            return moved(f"images?done={name}")
+        return moved(f"image?name={quote(image, safe='')}&done={name}")
 
     async def _refuse(self, request: web.BaseRequest, status: int, text: str) -> web.Response:
         return await self._answers.message(request, status, "Nothing was changed", text)

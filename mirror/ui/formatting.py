@@ -45,7 +45,7 @@ def share(part: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``40 ms``, ``3.2 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    """``40 ms``, ``3.2 s``, ``4 min 10 s``, ``2 h 5 min``, ``2 d 23 h``."""
     if seconds < 0.0995:
         return f"{max(seconds, 0) * 1000:.0f}{NBSP}ms"
     if seconds < 9.95:
@@ -55,7 +55,9 @@ def duration(seconds: float) -> str:
         return f"{whole}{NBSP}s"
     if whole < _HOUR:
         return f"{whole // _MINUTE}{NBSP}min" + _rest(whole % _MINUTE, "s")
-    return f"{whole // _HOUR}{NBSP}h" + _rest(whole % _HOUR // _MINUTE, "min")
+    if whole < _DAY:
+        return f"{whole // _HOUR}{NBSP}h" + _rest(whole % _HOUR // _MINUTE, "min")
+    return f"{whole // _DAY}{NBSP}d" + _rest(whole % _DAY // _HOUR, "h")
 
 
 def _rest(number: int, unit: str) -> str:

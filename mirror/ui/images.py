@@ -20,6 +20,9 @@ _DONE: Final = {
     "keep": "This image is kept: it is never evicted.",
     "release": "This image may be evicted again, unless [[keep]] names it.",
     "drop": "The image was dropped. The next pull asks upstream.",
+    "block": "This image is blocked: the mirror refuses it.",
+    "unblock": "This block is removed.",
+    "release-held": "Clients get the digest of upstream from now on.",
 }
 _HOST: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+", re.ASCII)
 

@@ -31,6 +31,7 @@ _LIVE_SECONDS: Final = 0.5  # rendering takes 4 ms, and every open tab requests 
 _HOURS: Final = 24
 _HISTORY_SECONDS: Final = 20.0  # the charts change slowly
 _GROUPS: Final = 50  # images that are being filled
+_POLICIES: Final = 20  # held tags, and blocks
 #: Hosts that are safe in a configuration file; the Host field comes from the client.
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
@@ -77,7 +78,8 @@ class Source:
 
     ``state`` takes the numbers of recent pulls and of images to return.  ``usage`` returns None
     while the index cannot be read.  ``held`` returns those of its images that are in the cache.
-    ``days`` returns the local dates of the daily charts at a time (Unix seconds).
+    ``days`` returns the local dates of the daily charts at a time (Unix seconds).  ``policies``
+    returns the held tags and the blocks, as JSON.
     """
 
     state: Callable[[int, int], Awaitable[StatsReport]]
@@ -85,6 +87,7 @@ class Source:
     held: Callable[[Sequence[Image]], Awaitable[Sequence[Image]]]
     history: Callable[[], Awaitable[History]]
     days: Callable[[float], Sequence[str]]
+    policies: Callable[[], Awaitable[Mapping[str, Sequence[object]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +228,8 @@ class StatusHandler:
             "unasked": [account.name for account in accounts if account not in shown],
             "default": self._default,
             "usage": await self._source.usage(),
+            "policies": await self._source.policies(),
+            "most_policies": _POLICIES,
             "fills": fills[:_GROUPS],
             "more_fills": max(len(fills) - _GROUPS, 0),
             "charts": [charts.hourly(history, now, _HOURS), charts.daily(history, days)],

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow]
 
 APP = image(random_bytes(200_000, 1), marker="app")
 OTHER = image(random_bytes(100_000, 2), marker="other")
-CHANGES = ("warm", "keep", "release", "drop")
+CHANGES = ("warm", "keep", "release", "drop", "block", "unblock", "release-held")
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 

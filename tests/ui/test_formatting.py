@@ -63,6 +63,8 @@ def test_a_share_is_all_or_nothing_only_where_it_is(part, text):
         (59.6, "1 min"),
         (250, "4 min 10 s"),
         (7500, "2 h 5 min"),
+        (86_399, "23 h 59 min"),
+        (258_000, "2 d 23 h"),
     ],
 )
 def test_a_duration(seconds, text):

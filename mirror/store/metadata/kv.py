@@ -27,6 +27,7 @@ from mirror.threads import Threads, run_in
 
 R = TypeVar("R")
 _PAGE: Final = 200
+_LAST: Final = "\U0010ffff"  # sorts behind all names
 _CACHE_PAGES: Final = 512  # of 4 KiB
 
 _log = logging.getLogger(__name__)
@@ -107,19 +108,22 @@ class KeyValueStore:
             return record
         return None
 
-    async def pages(self) -> AsyncGenerator[list[tuple[str, bytes]], None]:
-        """Yield all names and their records, one page at a time."""
+    async def pages(self, prefix: str = "") -> AsyncGenerator[list[tuple[str, bytes]], None]:
+        """Yield the names that begin with ``prefix``, and their records, one page at a time."""
         reached = 0
-        while rows := await self._after(reached):
+        while rows := await self._after(reached, prefix):
             yield [(name, bytes(record)) for _, name, record in rows]
             reached = rows[-1][0]
 
-    async def _after(self, row: int) -> list[tuple[int, str, bytes]]:
+    async def _after(self, row: int, prefix: str) -> list[tuple[int, str, bytes]]:
+        # With a plus, SQLite does not look for a column in its index.
+        places = "+rowid > ? AND key >= ? AND key < ?" if prefix else "rowid > ?"
         statement = (
-            "SELECT rowid, key, value FROM Cache WHERE rowid > ? AND raw = 1 AND mode = 1 "
+            f"SELECT rowid, key, value FROM Cache WHERE {places} AND raw = 1 AND mode = 1 "  # noqa: S608  # of constants
             "ORDER BY rowid LIMIT ?"
         )
-        return await self._call(lambda cache: list(cache._sql(statement, (row, _PAGE))))
+        names = (prefix, f"{prefix}{_LAST}") if prefix else ()
+        return await self._call(lambda cache: list(cache._sql(statement, (row, *names, _PAGE))))
 
     async def put(self, name: str, record: bytes) -> None:
         """Write a record; replace a record of the same name."""

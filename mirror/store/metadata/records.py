@@ -158,24 +158,25 @@ class Decisions:
 
     async def meanings(self, name: str) -> Meanings:
         record = await self._records.lookup(f"{_MEANS}{name}")
-        return Meanings() if record is None else _meanings(record)
+        return Meanings() if record is None else _meanings(json.loads(record))
 
     async def mean(self, name: str, meanings: Meanings) -> None:
         digests = [str(digest) for digest in meanings.digests]
         await self._put(f"{_MEANS}{name}", {"means": digests, "held": meanings.held})
 
-    async def held(self) -> set[FullName]:
-        """Return, by digest, what the tags mean that mean another digest upstream.
+    async def held(self) -> list[tuple[str, FullName, Meanings]]:
+        """Return the tags that mean another digest upstream: names as for ``Tags``, and meanings.
 
         Raises:
             IndexUnavailableError: the index cannot be read.
         """
-        found: set[FullName] = set()
-        async for page in self._records.pages():
-            for name, record in page:
-                if name.startswith(_MEANS) and (meanings := _meanings(record)).held:
-                    _, registry, repository, _ = name.split(" ", 3)
-                    found.add(FullName(registry, repository, str(meanings.digests[0])))
+        found = []
+        async for page in self._records.pages(_MEANS):
+            for key, record in page:
+                name = key.removeprefix(_MEANS)
+                image, fields = image_of(name), json.loads(record)
+                if fields["held"] and image is not None:
+                    found.append((name, image, _meanings(fields)))
         return found
 
     async def _put(self, name: str, fields: Mapping[str, Any]) -> None:
@@ -185,8 +186,7 @@ class Decisions:
             _log.warning("a decision could not be written down: %s", error)
 
 
-def _meanings(record: bytes) -> Meanings:
-    fields = json.loads(record)
+def _meanings(fields: Mapping[str, Any]) -> Meanings:
     return Meanings(tuple(map(Digest.parse, fields["means"])), fields["held"])
 
 

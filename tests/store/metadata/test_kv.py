@@ -50,3 +50,13 @@ async def test_tags_survive_and_can_be_forgotten(layout):
         assert await again.lookup("hub app:1") == link
         await again.forget("hub app:1")
         assert await again.lookup("hub app:1") is None
+
+
+async def test_records_are_found_by_the_start_of_their_names_in_pages(layout):
+    async with opened(layout) as records:
+        for number in range(450):
+            await records.put(f"{'even' if number % 2 == 0 else 'odd'} {number}", b"")
+        pages = [page async for page in records.pages("even ")]
+    assert [len(page) for page in pages] == [200, 25]
+    names = [name for page in pages for name, _ in page]
+    assert names == [f"even {number}" for number in range(0, 450, 2)]
