@@ -117,8 +117,8 @@ class Gate:
 
     def withholds(self, target: Target, layer: Digest) -> bool:
         """Whether a layer, or an image with it, is blocked; nothing is reported."""
-        block = self._blocks.current.of_digest(target.upstream, target.repository, layer)
-        return block is not None or self._blocks.is_broken_off(layer, 0)
+        block = self.blocks.current.of_digest(target.upstream, target.repository, layer)
+        return block is not None or self.blocks.is_broken_off(layer, 0)
 
     def pin(self, target: Target, reference: Tag | Digest) -> Pin | None:
         """Return the pin of a tag, or None."""
