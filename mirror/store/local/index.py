@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 from mirror.store.local.disk_usage import block_bytes, in_blocks
 from mirror.store.local.entry import Held, ObjectEntry, Row
 from mirror.store.local.kept import Kept
-from mirror.store.local.layout import Layout, ObjectKey
+from mirror.store.local.layout import BLOBS, PRIVATE_BLOBS, Layout, ObjectKey
 from mirror.store.local.sqlite import (
     LARGEST,
     Adoption,
@@ -111,12 +111,17 @@ class ObjectIndex:
     ) -> ObjectEntry:
         """Move a complete, verified, flushed file into the store; replace the key's object.
 
-        A new public object also replaces the private object of the same digest.
+        A new public object also replaces the private object of the same digest.  A private blob
+        that is public meanwhile is dropped: the public one serves its repositories too.
 
         Raises:
             OSError: the file cannot be moved.
             IndexUnavailableError: the row cannot be written; the file stays in ``pending/``.
         """
+        public = self.lookup(ObjectKey(BLOBS, key.digest)) if key.kind == PRIVATE_BLOBS else None
+        if public is not None:
+            staged.unlink()
+            return public
         # diskcache itself would remove the former file after its row, without a link in pending/.
         self.remove(key)
         if key.private_twin is not None:

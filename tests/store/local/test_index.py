@@ -13,7 +13,7 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.index import ObjectIndex
-from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey
+from mirror.store.local.layout import BLOBS, MANIFESTS, PRIVATE_BLOBS, Layout, ObjectKey
 
 
 def staged(layout: Layout, data: bytes, kind: str = BLOBS):
@@ -50,6 +50,17 @@ def test_adopting_the_same_content_again_keeps_a_file(layout):
     files = [file for file in (layout.root / BLOBS).rglob("*") if file.is_file()]
     assert files == [entry.path]
     assert (index.count(), index.total_bytes()) == (1, 4096)
+
+
+@pytest.mark.parametrize("kinds", [(BLOBS, PRIVATE_BLOBS), (PRIVATE_BLOBS, BLOBS)])
+def test_a_blob_is_stored_once_whichever_copy_comes_first(layout, kinds):
+    index = ObjectIndex(layout)
+    for kind in kinds:
+        index.adopt(*staged(layout, b"content", kind))
+    files = [file for kind in kinds for file in (layout.root / kind).rglob("*") if file.is_file()]
+    assert [file.parts[-4] for file in files] == [BLOBS]
+    assert list(layout.partial.iterdir()) == []
+    assert index.count() == 1
 
 
 def test_removing_an_object_removes_row_and_file(layout):
