@@ -160,6 +160,10 @@ class PrivateAccess:
 
     async def _admit(self, target: Target, thing: Resource) -> None:
         """Get a grant from upstream, with one request for all concurrent requests of the client."""
+        if await self._grants.lookup(str(target)) is not None:  # another request got it meanwhile
+            if not await self.has(target, thing):
+                await self._confirm(target, thing)
+            return
         (asked, error), _ = await self._questions.join(
             target, lambda: self._asked_anew(target, thing)
         )
