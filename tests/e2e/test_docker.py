@@ -100,8 +100,11 @@ def test_a_mirror_that_was_killed_serves_what_it_had(office: Office) -> None:
     assert office.hub.blob_requests() == asked
 
 
-async def test_a_daemon_that_runs_needs_no_restart_to_use_the_mirror(tmp_path: Path) -> None:
+async def test_a_daemon_that_runs_needs_no_restart_to_use_the_mirror(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     need("dockerd", "docker", "containerd", "runc", root=True)
+    tmp_path = tmp_path_factory.mktemp("root")  # containerd's sockets have short names only
     file = tmp_path / "etc/docker/daemon.json"
     file.parent.mkdir(parents=True)
     file.write_text('{"debug": true}')

@@ -107,7 +107,7 @@ async def office(directory: Path, upstream: str, networks: list[str]):
     mirror = Process(command, directory / "log")
     nginx = Process(["nginx", "-e", f"{directory}/errors", "-c", str(conf)], directory / "nginx")
     try:
-        await asyncio.to_thread(mirror.wait_until, lambda: "/metrics" in mirror.output())
+        await asyncio.to_thread(mirror.wait_until, lambda: "listens on unix:" in mirror.output())
         await asyncio.to_thread(nginx.wait_until, lambda: accepts(port))
         yield Office(directory, port)
     finally:

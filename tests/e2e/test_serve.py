@@ -30,8 +30,9 @@ def serve(*arguments: str) -> "subprocess.CompletedProcess[str]":
 async def test_it_says_where_it_listens_and_how_to_point_docker_there(tmp_path, upstream):
     mirror = MirrorProcess(tmp_path, {"docker.io": upstream.url})
     await asyncio.to_thread(mirror.start)
-    output = mirror.output()
+    await until(lambda: "listens on" in mirror.output())
     assert await asyncio.to_thread(mirror.terminate) == 0
+    output = mirror.output()
     assert f"listens on 127.0.0.1:{mirror.port} for docker.io (default)" in output
     assert f'{{"registry-mirrors": ["{mirror.url}"]}}' in output
 

@@ -74,8 +74,9 @@ def many_descriptors() -> Iterator[None]:
 
 @asynccontextmanager
 async def mirror_of(upstream: FakeRegistry, directory: Path) -> AsyncIterator[MirrorProcess]:
-    # They all come from one address here.
-    extra = "[limits]\nconnections_per_client = 5000\n[fill]\nconnections = 1\n"
+    # They all come from one address here; on a busy machine the first ones wait for the last.
+    limits = '[limits]\nconnections_per_client = 5000\nidle_timeout = "10m"\n'
+    extra = limits + "[fill]\nconnections = 1\n"
     mirror = MirrorProcess(directory, {"docker.io": upstream.url}, extra, measured=False)
     await asyncio.to_thread(mirror.start)
     try:

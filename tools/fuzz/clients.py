@@ -38,7 +38,7 @@ _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([^\x00-\x08\x0a-\x1f\x7f]
 _ASKED = re.compile(r"/v2/[a-z0-9._/-]+/(?:manifests|blobs|tags|referrers)/[\w.:-]+(?:\?[!-~]*)?")
 _KEPT = re.compile(
     r"(?:(?:private-)?(?:blobs|manifests)|partial|expected|pending|tags|listings|private|ledger"
-    r"|control)(?:/[a-z0-9._-]+)*|cache\.db[a-z-]*|lock|scrub|rebuild|CACHEDIR\.TAG|probe",
+    r"|control)(?:/[a-z0-9._-]+)*|cache\.db[a-z-]*|lock|format|scrub|rebuild|CACHEDIR\.TAG|probe",
 )
 _ALLOWED = {*range(200, 500), 100, 501, 505}
 
