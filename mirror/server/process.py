@@ -14,7 +14,7 @@ from mirror import __version__, clients
 from mirror.config.addresses import Address, lookup_outermost
 from mirror.config.model import Config
 from mirror.config.old_spellings import old_spellings
-from mirror.logs import queue_output
+from mirror.logs import queued
 from mirror.server.listeners import Listener, Purpose
 from mirror.server.upstreams import named_proxies
 
@@ -133,7 +133,9 @@ def heed(stop: Stop, reloading: asyncio.Event | None = None) -> None:
 def _end_at_once(number: int) -> NoReturn:
     """End as if killed by the signal; a process 1 of a container would survive its own signal."""
     _log.warning(SECOND_SIGNAL)
-    queue_output().drain()
+    output = queued()
+    if output is not None:
+        output.drain()
     os._exit(128 + number)
 
 
