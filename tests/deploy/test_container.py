@@ -25,7 +25,7 @@ from tests.peers.process import accepts, free_port
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
 #: How this machine's pip finds packages; the names are the Dockerfile's.

@@ -98,7 +98,7 @@ def test_prometheus_of_compose_finds_the_mirror_and_its_rules(services):
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", [1, 2])
 def test_docker_compose_of_both_versions_accepts_the_file(version):
     file = CONFIG / "compose.yaml"

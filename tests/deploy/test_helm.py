@@ -15,7 +15,7 @@ from tests.deploy.test_deploy_files import parsed, stop_seconds
 from tests.peers.go_programs import go_program
 from tests.peers.requirements import need
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.long]
 
 CHART = CONFIG / "helm"
 _CHECKER = Path(__file__).parents[2] / "tools" / "package" / "manifests"
@@ -86,7 +86,7 @@ def test_the_types_of_the_api_accept_each_object_and_no_unknown_field(tmp_path):
     need("go")
     checker = tmp_path / "checker"
     build = ["go", "build", "-C", str(_CHECKER), "-trimpath", "-o", str(checker), "."]
-    subprocess.run(build, check=True, timeout=800)
+    subprocess.run(build, check=True, timeout=1500)
 
     def accepted(text: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([checker], input=text, capture_output=True, text=True, check=False)

@@ -19,7 +19,7 @@ from tests.peers.process import Process, accepts, free_port
 from tests.peers.requirements import lacking, need
 from tools.package.__main__ import build, uv
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
 _CACHE = Path.home() / ".cache/mirror-clients"

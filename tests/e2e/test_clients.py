@@ -27,7 +27,7 @@ from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
 # A first build takes minutes.
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.long]
 
 MIB = 1 << 20
 HUB, SECOND = "docker.io", "second.example.com"

@@ -25,7 +25,7 @@ from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.long,
 ]  # a first build takes minutes
 

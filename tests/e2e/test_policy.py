@@ -25,7 +25,7 @@ from tests.peers.requirements import need
 from tests.running import running
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.long]
 
 HUB = "docker.io"
 REPO = "library/app"

@@ -46,7 +46,7 @@ _PINS = {
     "buildctl": _Pin(_BUILDKIT, "cmd/buildctl", "v0.34.2", (1, 26, 8), dear=True),
 }
 _CACHE = Path.home() / ".cache/mirror-clients/bin"
-_BUILD_SECONDS = 800
+_BUILD_SECONDS = 1500
 
 
 def go_program(name: str) -> Path:
