@@ -62,7 +62,7 @@ async def all_hits(directory, upstreams, apps=range(20)):
 
 
 async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path, registry, names):
-    registry.rate = MIB / 16  # far slower than the display of a busy machine
+    registry.rate = MIB / 4  # far slower than the display of a busy machine
     config = configured(tmp_path, {"docker.io": registry.url})
     terminal = Terminal()
     await terminal.start("warm", "--config", config, "--file", names)
