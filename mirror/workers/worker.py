@@ -149,7 +149,12 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     output.hand_on = forwarder.hand_on
     channel = WorkerChannel(telling, forwarder)
     try:
-        threads.run(_serve(config, listeners, worker.number, channel))
+        try:
+            threads.run(_serve(config, listeners, worker.number, channel))
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:  # asyncio restores Python's own handler when it closes the loop
+        sys.exit(1)
     except UserError as error:
         channel.failed(error)
         sys.exit(1)
