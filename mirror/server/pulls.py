@@ -113,7 +113,8 @@ async def opened_pulls(
 
         public = made(store, shared_state.fills)
         prefetch = None
-        if config.fill.prefetch:
+        # With several workers another one may answer for the layer, and would count a hit.
+        if config.fill.prefetch and config.server.processes() == 1:
             fills, slots = shared_state.fills, shared_state.slots
             prefetch = Prefetch(public[0], fills, slots, gate.withholds)
             stack.callback(prefetch.close)
