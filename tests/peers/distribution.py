@@ -66,6 +66,15 @@ class Distribution:
         log = (self.directory / "log").read_text(errors="replace")
         return [(method, path) for method, path, _ in _WRITTEN.findall(log)]
 
+    def fetched(self) -> list[str]:
+        """Paths of the blobs whose bytes were sent, not of those that were refused."""
+        log = (self.directory / "log").read_text(errors="replace")
+        return [
+            path
+            for method, path, status in _ACCESS.findall(log)
+            if method == "GET" and "/blobs/sha256:" in path and status.startswith("2")
+        ]
+
     def blob_requests(self) -> int:
         """How often a blob was asked for."""
         return sum("/blobs/sha256:" in path for _, path in self.requests())

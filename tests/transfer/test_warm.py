@@ -69,6 +69,7 @@ async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path,
     await terminal.shows(
         r"[1-9] of 20 images .*[━╸╺]+.* \d+\.\d/\d+\.\d MiB +[\d.]+ [KM]iB/s +\d+ s"
     )
+    registry.rate = 1000
     await terminal.shows(r"app\d+:1 .*[━╸╺]+")
     terminal.interrupt()
     assert await terminal.ended() == 130

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -14,7 +15,7 @@ from mirror.store.interface import Manifest, NoRoomError
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.eviction import Limits
 from mirror.store.local.index import ObjectIndex
-from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
+from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey
 from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from tests.store.local.test_eviction import Evictions
@@ -149,6 +150,16 @@ async def test_what_was_used_is_kept_in_mind_over_a_restart(layout, blobs, threa
     assert used == 5e9
 
 
+def open_files(layout: Layout) -> list[str]:
+    """The files of the cache that this process has open, but for its databases."""
+    files = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
+            files.append(os.readlink(f"/proc/self/fd/{number}"))
+    root = str(layout.root)
+    return sorted(file for file in files if file.startswith(root) and ".db" not in file)
+
+
 async def idle(threads: ThreadPoolExecutor) -> None:
     """Wait until both threads have done what was submitted before."""
     both = threading.Barrier(2)
@@ -162,11 +173,7 @@ async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
     manifests = Manifests(layout, objects, threads)
     await manifests.put(MANIFEST)
     other = Digest.of(b"never stored")
-    before = len(os.listdir("/proc/self/fd"))
-
-    def is_closed() -> bool:  # by the thread that opened it
-        return len(os.listdir("/proc/self/fd")) == before
-
+    before = open_files(layout)
     for ask in (
         lambda: blobs.lookup(DIGEST),
         lambda: manifests.lookup(MANIFEST.digest),
@@ -181,6 +188,6 @@ async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
             else:
                 getattr(asking.result(), "close", str)()
             await idle(threads)  # it may still open, and then closes
-            await until(is_closed)
+            await until(lambda: open_files(layout) == before)  # closed by a thread
     partial = await blobs.stage(other)  # its lock is free
     partial.close()
