@@ -58,8 +58,8 @@ def _level(exchange: Exchange) -> int:
     refused = exchange.kind not in PULL_KINDS and (
         status >= 400 if exchange.whole else exchange.detail != ""
     )
-    # Clients ask without a password first, and for what may be missing.
-    usual = not refused or status in {401, 404, 407}
+    # Clients ask without a password first, and for what may be missing; replicas, for the leader.
+    usual = not refused or status in {401, 404, 407, 421}
     return logging.DEBUG if usual and not is_json() else logging.INFO
 
 

@@ -203,6 +203,7 @@ class CertificateIssuer:
 
 def _server(pem: bytes) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE  # as http/tls.py
     context.set_alpn_protocols(["http/1.1"])
     with tempfile.NamedTemporaryFile(prefix="mirror-") as file:  # ssl reads chains from files only
         file.write(pem)

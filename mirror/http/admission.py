@@ -3,6 +3,8 @@
 Health checks need neither network nor password.
 """
 
+import base64
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +13,19 @@ from typing import Final
 
 from aiohttp import web
 
-from mirror.http.forwarded import Network, lookup_address
+from mirror.http.forwarded import Network, is_within
 from mirror.http.htpasswd import Htpasswd
 from mirror.http.responses import overloaded
 from mirror.http.turns import LineFullError
 from mirror.oci.challenge import parse_basic
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.shares import client_name
+
+#: The field that signs a request of another replica (see ``cluster.peers``).
+REPLICA_FIELD: Final = "Mirror-Replica"
+#: The field with the hash of a body that a replica posts (RFC 9530).
+CONTENT_DIGEST: Final = "Content-Digest"
+CheckReplica = Callable[[str, str, str, str], None]
 
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 _RETRY_SECONDS: Final = 5.0
@@ -29,10 +37,14 @@ class Admission:
     """The access rules.
 
     With an empty ``networks`` every address is allowed; without ``users`` no password is required.
+    Requests of other replicas need neither: ``check_replica`` checks their REPLICA_FIELD for the
+    method, the path and the Range field of the request (of a POST: the CONTENT_DIGEST field), and
+    raises OciError if it is wrong.
     """
 
     networks: Sequence[Network]
     users: Htpasswd | None
+    check_replica: CheckReplica | None = None
 
     async def check(self, request: web.BaseRequest, client: str, refusal: str) -> str:
         """Check a request to the mirror's own port; return its user, empty if none is needed.
@@ -43,6 +55,11 @@ class Admission:
             OciError: the request is refused (401, 403, 429 or 503).
         """
         if request.raw_path in _OPEN and not refusal:
+            return ""
+        if self.check_replica and REPLICA_FIELD in request.headers and not refusal:
+            covered = CONTENT_DIGEST if request.method == "POST" else "Range"
+            field, span = request.headers[REPLICA_FIELD], request.headers.get(covered, "")
+            self.check_replica(field, request.method, request.raw_path, span)
             return ""
         self._check_place(client, refusal)
         user = await self._known_user(request.headers.get("Authorization", ""), client)
@@ -77,10 +94,8 @@ class Admission:
         return self.users is None and (not self.networks or self._is_near(client))
 
     def _is_near(self, client: str) -> bool:
-        if not client:  # a unix socket: its file mode decides which users can open it
-            return True
-        address = lookup_address(client)
-        return address is not None and any(address in network for network in self.networks)
+        # The file mode of a unix socket decides which users can open it.
+        return not client or is_within(client, self.networks)
 
     async def _known_user(self, authorization: str, client: str) -> str | None:
         """Return the user of a right password; empty if no password is needed, None otherwise."""
@@ -93,6 +108,11 @@ class Admission:
             text = f"too many password checks for {client or 'a unix socket'} are waiting"
             headers = {"Retry-After": f"{_RETRY_SECONDS:.0f}"}
             raise OciError(ErrorCode.TOOMANYREQUESTS, text, status=429, headers=headers) from error
+
+
+def content_digest(body: bytes) -> str:
+    """Return the CONTENT_DIGEST field of a body."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
 _OVERRUN: Final = 1.25  # of the limit: up to here clients get 503, beyond it no answer

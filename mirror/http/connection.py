@@ -31,6 +31,7 @@ from mirror.oci.errors import ErrorCode, OciError
 if TYPE_CHECKING:
     from mirror.http.server import Server
 
+_AT_ONCE_SECONDS: Final = 0.001
 _MORE: Final = getattr(socket, "MSG_MORE", 0)  # Linux: head and body in one segment
 
 _Messages = Sequence[tuple[RawRequestMessage, StreamReader]]
@@ -64,6 +65,16 @@ class _Parser:
 
 def _closing(message: RawRequestMessage) -> RawRequestMessage:
     return message._replace(should_close=True) if message.chunked else message
+
+
+def _wrote_file(transport: asyncio.Transport, head: bytes, file: int, size: int) -> bool:
+    """Send head and file over TLS; False, without a byte sent, if the file cannot be read."""
+    try:
+        body = os.pread(file, size, 0)
+    except OSError:
+        return False
+    transport.write(head + body)
+    return True
 
 
 class Connection(RequestHandler):
@@ -125,7 +136,9 @@ class Connection(RequestHandler):
         self._table = self._allowed_table()
         if transport.get_extra_info("sslcontext") is None:
             self._raw_socket = getattr(transport.get_extra_info("socket"), "_sock", None)
-        if self._limiter.overrun and isinstance(transport, asyncio.Transport):
+        # A connection that the loop accepted just before the end: nothing else would close it.
+        unwanted = self._limiter.overrun or self._server.ended
+        if unwanted and isinstance(transport, asyncio.Transport):
             transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -170,7 +183,12 @@ class Connection(RequestHandler):
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  # aiohttp's
         if self._winding_down is not None:
             self._winding_down()
-        await super().shutdown(timeout)
+        # aiohttp would wait twice as long for an answer that does not end, and for ever if 0.
+        try:
+            async with asyncio.timeout(timeout):
+                await super().shutdown(None)
+        except TimeoutError:
+            await super().shutdown(_AT_ONCE_SECONDS)
 
     def apply_options(self, options: ServerOptions) -> None:
         """Use ``options`` from the next request on."""
@@ -247,10 +265,10 @@ class Connection(RequestHandler):
 
         False if nothing was sent, so that the ordinary handler has to answer.
         """
-        if self._raw_socket is None:
-            return False
         date = rfc822_formatted_time().encode("ascii")
         head = b"".join((answer.first, date, answer.rest))
+        if self._raw_socket is None:
+            return _wrote_file(transport, head, file, answer.size)
         try:
             sent = self._raw_socket.send(head, _MORE)
         except BlockingIOError:

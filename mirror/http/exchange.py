@@ -19,7 +19,7 @@ from mirror.spans import Attribute, Span
 from mirror.store.interface import Manifest
 
 #: Kinds of requests that are not pulls; they must not count in the hit rate.
-NO_PULLS: Final = frozenset({"", "ping", "passed", "tunnel"})
+NO_PULLS: Final = frozenset({"", "ping", "passed", "tunnel", "replica"})
 
 
 @dataclass(slots=True)

@@ -58,8 +58,7 @@ class Proxies:
         """Whether a peer is a trusted proxy; ``peer`` is an address, empty for a unix socket."""
         if not peer:
             return self.unix
-        address = lookup_address(peer) if self.networks else None
-        return address is not None and any(address in network for network in self.networks)
+        return is_within(peer, self.networks)
 
     def origin(self, seen: Origin, headers: Headers) -> Origin:
         """Return the origin of a request that a trusted proxy sent; ``seen`` is the proxy."""
@@ -114,6 +113,12 @@ def lookup_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_within(text: str, networks: Sequence[Network]) -> bool:
+    """Whether an address is in one of the networks; False for a text that is no address."""
+    address = lookup_address(text) if networks else None
+    return address is not None and any(address in network for network in networks)
 
 
 def parse_forwarded(field: str) -> Iterator[Mapping[str, str]]:

@@ -10,7 +10,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
 from mirror.policy.decisions import PolicyError
-from mirror.pull.outcome import Outcome, OverloadedError
+from mirror.pull.outcome import NotLeadingError, Outcome, OverloadedError
 from mirror.shares import FullError
 from mirror.upstream.errors import (
     DeniedError,
@@ -118,7 +118,7 @@ def _upstream_error(error: UpstreamError | FullError, kind: str) -> OciError:
         return OciError(ErrorCode.TOOMANYREQUESTS, message, status=429, headers=headers)
     if isinstance(error, OverloadedError | FullError):
         return overloaded(message, error.retry_after)
-    status = 504 if isinstance(error, TimedOutError) else 502
+    status = {TimedOutError: 504, NotLeadingError: 421}.get(type(error), 502)
     return OciError(ErrorCode.UNAVAILABLE, message, status=status)
 
 

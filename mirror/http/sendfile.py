@@ -15,6 +15,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Final, Self
 
 from mirror.descriptor import Descriptor, FileRange
@@ -143,10 +145,13 @@ class Sender:
         Raises:
             OSError: the file cannot be read, or ends before ``position``.
         """
-        loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(
-            self._threads, piece.part(position, position + count).read
-        )
+        part = piece.part(position, position + count)
+        # For TLS the hop to a thread costs more than to copy 256 KiB: it halves the rate.
+        if _at_hand(piece.descriptor, position, count):
+            data = part.read()
+        else:
+            loop = asyncio.get_running_loop()
+            data = await loop.run_in_executor(self._threads, part.read)
         if not data:
             raise OSError("the file is shorter than it was")
         return data
@@ -219,12 +224,23 @@ def _at_hand(fd: Descriptor, offset: int, count: int) -> bool:
     """Whether data is in the page cache; only its last byte is checked."""
     if _NOWAIT is None:
         return True
-    try:
-        with fd as file:
+    with fd as file:
+        try:
             os.preadv(file, [bytearray(1)], offset + count - 1, _NOWAIT)
-    except OSError:  # not in the page cache, or the file system does not support RWF_NOWAIT
-        return False
+        except BlockingIOError:
+            return False
+        except OSError:  # the file system does not support RWF_NOWAIT
+            return _is_in_memory(os.fstat(file).st_dev)
     return True
+
+
+@lru_cache(maxsize=64)
+def _is_in_memory(device: int) -> bool:
+    """Whether a device is a tmpfs, which does not support RWF_NOWAIT and never waits for a disk."""
+    number = f" {os.major(device)}:{os.minor(device)} "
+    mounts = Path("/proc/self/mountinfo")
+    lines = mounts.read_text().splitlines() if mounts.exists() else []
+    return any(number in line and " - tmpfs " in line for line in lines)
 
 
 class _StallTimer:

@@ -72,6 +72,7 @@ class Server(web.Server):
             limits.connections, limits.connections_per_client, observer.connections_open
         )
         self.options = options
+        self.ended = False
         self._observer = observer
         self._tracer = tracer
         self._clock = clock
@@ -95,6 +96,7 @@ class Server(web.Server):
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  # aiohttp's
         """Close all connections; running answers get ``drain_seconds`` to finish."""
+        self.ended = True
         await super().shutdown(self.options.limits.drain_seconds)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

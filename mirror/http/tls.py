@@ -31,6 +31,9 @@ class Certificate:
                 (``ssl.SSLError`` is an OSError).
         """
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # The client's order, as with nginx: Docker and containerd prefer AES-128-GCM, which costs
+        # less CPU than OpenSSL's first cipher, and clients without AES instructions ChaCha20.
+        self.context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         self.context.set_alpn_protocols(["http/1.1"])
         self._files = (chain, key)
         self._read = self._changed()

@@ -101,8 +101,8 @@ _MOST_BYTES: Final = 8 * 1024
 _BODY_SECONDS: Final = 10.0
 
 
-async def small_body(request: web.BaseRequest) -> bytes:
-    """Return the body of a form or command.
+async def small_body(request: web.BaseRequest, most: int = _MOST_BYTES) -> bytes:
+    """Return the body of a form or command; it has at most ``most`` bytes.
 
     Raises:
         OciError: it is too large (413) or too slow (408).
@@ -112,8 +112,8 @@ async def small_body(request: web.BaseRequest) -> bytes:
         async with asyncio.timeout(_BODY_SECONDS):
             async for chunk in request.content.iter_any():
                 body += chunk
-                if len(body) > _MOST_BYTES:
-                    text = f"a request for a change has at most {_MOST_BYTES} bytes"
+                if len(body) > most:
+                    text = f"a request for a change has at most {most} bytes"
                     raise OciError(ErrorCode.SIZE_INVALID, text, status=413)
     except TimeoutError as error:
         text = f"the body did not arrive within {_BODY_SECONDS:.0f} s"

@@ -111,6 +111,7 @@ TROUBLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trouble", "status", "cause", "reason"), TROUBLES)
 async def test_one_line_on_the_trouble_and_one_on_the_pull(
     tmp_path, caplog, trouble, status, cause, reason

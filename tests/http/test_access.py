@@ -345,6 +345,25 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.parametrize("names", ["AES128 AES256", "AES256 AES128", "CHACHA20 AES128"])
+async def test_the_cipher_is_the_one_that_the_client_prefers(tmp_path, authority, names):
+    ciphers = {
+        "AES128": "ECDHE-ECDSA-AES128-GCM-SHA256",
+        "AES256": "ECDHE-ECDSA-AES256-GCM-SHA384",
+        "CHACHA20": "ECDHE-ECDSA-CHACHA20-POLY1305",
+    }
+    offered = [ciphers[name] for name in names.split()]
+    context = trusting(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # ssl cannot order the ciphers of TLS 1.3
+    context.set_ciphers(":".join(offered))
+    server = write_certificate(authority, tmp_path)
+    async with running(tmp_path / "c", {}, server=server) as mirror:
+        host, _, port = mirror.url.removeprefix("http://").partition(":")
+        _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        assert writer.get_extra_info("cipher")[0] == offered[0]
+        writer.close()
+
+
 async def test_https_serves_manifests_blobs_and_ranges(tmp_path, upstream, authority):
     layer = os.urandom(3_000_000)
     app = image(layer)

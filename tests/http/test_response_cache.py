@@ -7,10 +7,12 @@ import inspect
 import math
 import os
 import re
+import ssl
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp import HttpVersion11, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler
@@ -63,9 +65,9 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(mirror: Mirror):
+async def connected(mirror: Mirror, context: ssl.SSLContext | None = None):
     host, _, port = mirror.url.removeprefix("http://").partition(":")
-    client = Client(await asyncio.open_connection(host, int(port)))
+    client = Client(await asyncio.open_connection(host, int(port), ssl=context))
     try:
         yield client
     finally:
@@ -131,6 +133,7 @@ _CORPUS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_the_whole_corpus_is_answered_alike_with_and_without(tmp_path, filled):
     answers = []
@@ -169,12 +172,39 @@ async def test_who_asks_before_an_answer_is_over_gets_hot_answers_all_the_same(t
     assert filled.count("blob") == 2
 
 
+async def test_small_blobs_are_repeated_over_tls(tmp_path, filled):
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    files = {"tls_certificate": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    upstreams = {"docker.io": filled.url}
+    async with (
+        running(tmp_path, upstreams, server=files) as mirror,
+        connected(mirror, context) as client,
+    ):
+        small = request(f"/v2/{REPO}/blobs/{SMALL}")
+        await client.ask(small)
+        await until(lambda: list((tmp_path / "blobs").rglob(f"{SMALL.partition(':')[2]}.*")))
+        kept = await client.ask(small)
+        (file,) = (tmp_path / "blobs").rglob(f"{SMALL.partition(':')[2]}.*")
+        file.unlink()  # only the repeated answer can still be had without upstream
+        assert await client.ask(small) == kept
+    assert kept.endswith(APP.blobs[1])
+    assert filled.count("blob") == 1
+
+
 async def test_hot_answers_are_counted_logged_and_keep_their_objects_in_use(
     tmp_path, filled, caplog
 ):
     caplog.set_level("DEBUG", "mirror.access")
     upstreams = {"docker.io": filled.url}
-    async with running(tmp_path, upstreams) as mirror, connected(mirror) as client:
+    async with (
+        running(tmp_path, upstreams, fill={"prefetch": False}) as mirror,
+        connected(mirror) as client,
+    ):
         for objects, path in enumerate((f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{SMALL}"), 1):
             await mirror.get(path)
             await eventually(mirror, "mirror_cache_objects", objects)
@@ -296,6 +326,7 @@ async def test_access_rules_are_never_passed_by(tmp_path, filled, access):
             assert answer.split()[1] in {b"401", b"403"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_an_idle_connection_lives_by_its_last_hot_answer(tmp_path, filled):
     limits = {"idle_timeout": "3s"}
