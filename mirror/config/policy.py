@@ -1,17 +1,18 @@
 """``[[policy]]``, ``[[pin]]`` and ``[[block]]``: what tags mean here, and what is refused."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
 from mirror.config.fields import DurationField, ReadableFile, Table, time
 from mirror.config.keep import ANY_NAMING, Globs, naming
 from mirror.oci.digest import Digest
-from mirror.oci.glob import InvalidGlob
+from mirror.oci.glob import InvalidGlob, compile_glob
 from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.policy.blocks import Block, Blocks, parse_target, spelt_out
-from mirror.policy.rules import Pin, Rule
+from mirror.policy.rules import Identity, Pin, Rule
+from mirror.user_error import UserError
 
 if TYPE_CHECKING:
     from mirror.config.model import Config
@@ -63,15 +64,63 @@ def _checked_key(file: str) -> str:
     return file
 
 
+def _checked_root(file: str) -> str:
+    if not file:
+        return file
+    try:
+        # Imported late: it costs 15 MiB, which mirrors without identities should not pay.
+        from mirror.policy.keyless import parse_root  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError(
+            "[[policy]] trusted_root is set, but sigstore is not installed: "
+            "pip install 'container-mirror[sigstore]', or remove identities and trusted_root"
+        ) from error
+    parse_root(Path(file).read_bytes())
+    return file
+
+
+def _checked_identity(text: str) -> str:
+    if not text.strip():
+        raise ValueError("an identity or a glob, as for --certificate-identity of cosign")
+    compile_glob(text)
+    return text
+
+
+def _checked_issuer(text: str) -> str:
+    if not text.startswith(("https://", "http://")):
+        raise ValueError("an address such as https://token.actions.githubusercontent.com")
+    return text
+
+
+class IdentityRule(Table):
+    """A signer without a key, as in its certificate."""
+
+    identity: Annotated[str, AfterValidator(_checked_identity)]
+    issuer: Annotated[str, AfterValidator(_checked_issuer)]
+
+
 class PolicyRule(Table):
     """A rule for a group of images; the first rule that matches an image counts."""
 
     images: Globs
     signed_by: tuple[Annotated[ReadableFile, AfterValidator(_checked_key)], ...] = ()
+    identities: tuple[IdentityRule, ...] = ()
+    trusted_root: Annotated[ReadableFile, AfterValidator(_checked_root)] = ""
     cooldown: DurationField = time("0s")
     unseen: Literal["created", "allow", "deny"] = "created"
     digests: Literal["allow", "check"] = "allow"
     mode: Literal["enforce", "audit"] = "enforce"
+
+    @model_validator(mode="after")
+    def _check_root(self) -> Self:
+        if bool(self.identities) != bool(self.trusted_root):
+            raise ValueError("identities and trusted_root, both or neither")
+        return self
+
+    def signers(self) -> tuple[Identity, ...]:
+        """Return the identities, with the content of ``trusted_root``."""
+        root = Path(self.trusted_root).read_bytes() if self.identities else b""
+        return tuple(Identity(each.identity, each.issuer, root) for each in self.identities)
 
 
 def configured_rules(config: "Config") -> list[Rule]:
@@ -85,6 +134,7 @@ def configured_rules(config: "Config") -> list[Rule]:
             rule.digests == "check",
             rule.mode == "audit",
             tuple(Path(file).read_bytes() for file in rule.signed_by),
+            rule.signers(),
         )
         for rule in config.policy
     ]

@@ -113,7 +113,8 @@ class Rulings:
         if needs_date(rule, facts):
             return {**told, "why": "the next pull decides by the image's own date"}
         verdict = judge(rule, facts, now.wall)
-        if not verdict.why and rule.keys and not await self._is_signed(rule, image, digest):
+        signed = not rule.needs_signature or await self._is_signed(rule, image, digest)
+        if not verdict.why and not signed:
             return {**told, "why": "no signature was verified yet: the next pull asks upstream"}
         serve = digest if rule.audit else verdict.serve
         decision = Decision.ALLOWED
@@ -184,13 +185,13 @@ class Rulings:
 
     async def _is_signed(self, rule: Rule, image: FullName, digest: Digest) -> bool:
         # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
-        from mirror.policy.signatures import fingerprint  # noqa: PLC0415
+        from mirror.policy.signatures import accepted  # noqa: PLC0415
 
         known = await self.records.signers(_record(image), digest)
-        return not known.isdisjoint(map(fingerprint, rule.keys))
+        return not known.isdisjoint(accepted(rule))
 
     def _image(self, text: str) -> FullName:
-        image = parse_glob(text, self.cache, "latest").exact
+        image = parse_glob(text, self.cache.naming, "latest").exact
         if image is None:
             raise UserError(f"found {text!r}, allowed: one image, not a glob")
         return image

@@ -1,7 +1,7 @@
 """Recalled images: the block list, and what it covers."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from mirror.oci.digest import Digest, InvalidDigest
@@ -20,7 +20,8 @@ class Block:
 
     ``digests`` are the manifests and configurations that it covers in every repository, ``layers``
     the blobs whose transfers it breaks off when it is new.  ``since`` is its time (Unix seconds),
-    ``by`` the system user; for a block of the configuration they are 0 and empty.
+    ``by`` the system user; for a block of the configuration they are 0 and empty.  ``lifted``: it
+    records that the block was removed at that time, and blocks nothing.
     """
 
     target: str
@@ -29,6 +30,7 @@ class Block:
     by: str = ""
     digests: frozenset[Digest] = frozenset()
     layers: frozenset[Digest] = frozenset()
+    lifted: bool = False
 
     def refusal(self, name: str) -> str:
         """The message for a client that asks for ``name``."""
@@ -51,6 +53,7 @@ class Block:
             "by": self.by,
             "digests": sorted(map(str, self.digests)),
             "layers": sorted(map(str, self.layers)),
+            **({"lifted": True} if self.lifted else {}),
         }
 
     @classmethod
@@ -67,9 +70,24 @@ class Block:
             str(document["by"]),
             frozenset(map(Digest.parse, document["digests"])),
             frozenset(map(Digest.parse, document["layers"])),
+            bool(document.get("lifted")),
         )
         parse_target(block.target, _SPELT_OUT)
         return block
+
+    def merged(self, other: Self) -> Self:
+        """Return the later one of two records of a target; of the same time, all that both cover.
+
+        All replicas of a cluster find the same one, in whatever order they learn of records.
+        """
+        last = max(
+            self, other, key=lambda each: (each.since, not each.lifted, each.by, each.reason)
+        )
+        if self.since != other.since or last.lifted:
+            return last
+        return replace(
+            last, digests=self.digests | other.digests, layers=self.layers | other.layers
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,10 +80,22 @@ class Meanings:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """A signer without a key: the names in its certificate (a glob), and who issued its token.
+
+    ``root`` is a trusted_root.json: the authorities and logs that are trusted.
+    """
+
+    glob: str
+    issuer: str
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """A rule for the images that match one of the globs; see ``[[policy]]``.
 
-    ``keys`` are PEM files with the public keys of which one must have signed.
+    One of ``keys`` (PEM files with public keys) or of ``identities`` must have signed.
     """
 
     images: tuple[ImageGlob, ...]
@@ -92,6 +104,12 @@ class Rule:
     check_digests: bool
     audit: bool
     keys: tuple[bytes, ...] = ()
+    identities: tuple[Identity, ...] = ()
+
+    @property
+    def needs_signature(self) -> bool:
+        """Whether an image passes only with a signature."""
+        return bool(self.keys or self.identities)
 
     @property
     def name(self) -> str:
@@ -115,9 +133,11 @@ class Rule:
 
     def unsigned(self, image: FullName, digest: Digest, lacking: str) -> str:
         """The message for an image without a signature that satisfies the rule."""
+        keys = {"a key": "signed_by"} if self.keys else {}
+        named = keys | ({"an identity": "identities"} if self.identities else {})
         return (
-            f"{image} ({digest}) is not signed by a key of {self.name}: {lacking}; pull a signed "
-            "version, or ask the operator to change signed_by"
+            f"{image} ({digest}) is not signed by {' or '.join(named)} of {self.name}: {lacking}; "
+            f"pull a signed version, or ask the operator to change {' or '.join(named.values())}"
         )
 
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from mirror.oci.digest import Digest
 from mirror.policy import ed25519ph
+from mirror.policy.rules import Identity, Rule
 
 SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 BUNDLE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -66,6 +67,15 @@ class Candidate:
     payload: bytes
     signature: str | None = None
 
+    @property
+    def is_keyless(self) -> bool:
+        """Whether it is a bundle with a certificate, not one by a key."""
+        try:
+            material = _object(json.loads(self.payload)).get("verificationMaterial")
+            return self.signature is None and "publicKey" not in _object(material)
+        except (ValueError, RecursionError):
+            return False
+
 
 @lru_cache(64)
 def parse_key(pem: bytes) -> _Key:
@@ -90,6 +100,18 @@ def fingerprint(pem: bytes) -> str:
     """Return the hash that identifies a key, however its file is written."""
     spki = parse_key(pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).hexdigest()
+
+
+def accepted(rule: Rule) -> set[str]:
+    """Return what identifies the keys and the identities of a rule in records."""
+    return {fingerprint(pem) for pem in rule.keys} | set(map(identity_mark, rule.identities))
+
+
+@lru_cache(64)
+def identity_mark(identity: Identity) -> str:
+    """Return the hash that identifies an identity under its trusted root."""
+    root = hashlib.sha256(identity.root).hexdigest()
+    return hashlib.sha256(json.dumps([identity.glob, identity.issuer, root]).encode()).hexdigest()
 
 
 def signer(candidate: Candidate, signed: Signed, pems: Sequence[bytes]) -> str:
@@ -124,6 +146,17 @@ def _bundle(body: bytes, signed: Signed, pems: Sequence[bytes]) -> str:
     message = b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(payload), payload)
     (signature,) = envelope["signatures"]
     key = _key_of(_decoded(_object(signature)["sig"]), message, pems)
+    check_statement(kind, payload, signed)
+    return key
+
+
+def check_statement(kind: str, payload: bytes, signed: Signed) -> None:
+    """Check the verified payload of an envelope.
+
+    Raises:
+        NotSignedError: it does not approve the manifest.
+        ValueError, LookupError, TypeError: it has another form.
+    """
     statement = _object(json.loads(payload))
     if kind != _STATEMENT or statement["_type"] not in _STATEMENT_TYPES:
         raise NotSignedError("a signature of another form")
@@ -136,7 +169,6 @@ def _bundle(body: bytes, signed: Signed, pems: Sequence[bytes]) -> str:
     for subject in subjects:
         if subject.get("name"):
             _check_repository(subject["name"], signed)
-    return key
 
 
 def _check_digest(digests: Collection[object], signed: Signed) -> None:
@@ -158,6 +190,8 @@ def _key_of(signature: bytes, message: bytes, pems: Sequence[bytes]) -> str:
     for pem in pems:
         if _verifies(parse_key(pem), signature, message):
             return fingerprint(pem)
+    if not pems:
+        raise NotSignedError("a signature by a key, or in a tag .sig, but the rule has no keys")
     raise NotSignedError("a signature by none of the keys")
 
 

@@ -1,5 +1,6 @@
 """Finds the signatures of a manifest upstream; only the gate calls it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mirror.policy.signatures import (
     Candidate,
     NotSignedError,
     Signed,
-    fingerprint,
+    accepted,
     signer,
 )
 from mirror.pull.cooldown import Cooldown
@@ -33,7 +34,7 @@ _MOST_PAGES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Signatures:
-    """Checks the signatures of manifests, once per manifest, repository and key.
+    """Checks the signatures of manifests, once per manifest, repository and signer.
 
     ``names`` returns the names of an upstream's registry in signatures.
     """
@@ -52,14 +53,14 @@ class Signatures:
         """
         records = self.content.records
         known = await records.signers(target.record, digest)
-        if not known.isdisjoint(map(fingerprint, rule.keys)):
+        if not known.isdisjoint(accepted(rule)):
             return ""
         places = {f"{name}/{target.repository}" for name in self.names(target.upstream)}
         signed, why = Signed(digest, frozenset(places)), "no signature was found"
         try:
             async for candidate in self._candidates(target, digest):
                 try:
-                    key = signer(candidate, signed, rule.keys)
+                    key = await asyncio.to_thread(_signer, candidate, signed, rule)
                 except NotSignedError as error:
                     why = f"there is {error}"
                 else:
@@ -127,6 +128,25 @@ class Signatures:
         except ValueError:  # too large for a signature
             pass
         return b""
+
+
+def _signer(candidate: Candidate, signed: Signed, rule: Rule) -> str:
+    """Return what identifies the key or the identity that signed the manifest.
+
+    Raises:
+        NotSignedError: none of the rule's did, or they signed something else.
+    """
+    keyless = bool(rule.identities) and candidate.is_keyless
+    if rule.keys or not keyless:
+        try:
+            return signer(candidate, signed, rule.keys)
+        except NotSignedError:
+            if not keyless:
+                raise
+    # Imported late: it costs 15 MiB, and needs an extra.
+    from mirror.policy.keyless import keyless_signer  # noqa: PLC0415
+
+    return keyless_signer(candidate.payload, signed, rule.identities)
 
 
 def _bundles(index: bytes) -> list[Digest]:

@@ -1,6 +1,8 @@
 """Only what a key has signed leaves the mirror, where a rule demands it."""
 
 import json
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,13 +13,19 @@ from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import OCI_INDEX, digest_of, index
 from tests.fakes.signing import Signer, attach, bundle, signature, statement
+from tests.fakes.sigstore import GITHUB, WORKFLOW, Sigstore, keyless
 from tests.running import Mirror, configured, eventually, running
+from tests.waiting import LIMIT_SECONDS
+
+pytestmark = pytest.mark.slow
 
 HUB = "docker.io"
 REPO = "library/app"
 APP, OTHER = image(b"layer", marker="app"), image(b"other", marker="other")
 ANN, EVE = Signer(), Signer("ed25519")
 LAYOUTS = ("old", "new")
+FULCIO = Sigstore()
+RELEASES = {"identity": WORKFLOW.replace("v1.2", "v*"), "issuer": GITHUB}
 
 
 @pytest.fixture
@@ -203,6 +211,144 @@ async def test_hostile_signatures_do_no_harm(site, upstream):
     async with site() as mirror:
         assert await asked(mirror) == (200, "")
         assert digest_of(upstream.manifests[REPO, APP.digest][0]) == APP.digest
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root.json").write_text(json.dumps(FULCIO.root))
+    return {"identities": [RELEASES], "trusted_root": str(tmp_path / "root.json")}
+
+
+@pytest.mark.parametrize("api", [True, False])
+async def test_what_an_identity_signed_passes_and_is_remembered(
+    tmp_path, site, upstream, root, api
+):
+    upstream.referrers_api = api
+    async with site(signed_by=[], **root) as mirror:
+        attach(upstream, REPO, APP.digest, keyless(FULCIO, APP.digest, issuer="https://eve.test"))
+        status, why = await asked(mirror)
+        assert status == 403
+        assert why == (
+            f"docker.io/library/app:1 ({APP.digest}) is not signed by an identity of the rule "
+            f"'docker.io/**': there is a signature by '{WORKFLOW}' with a token of another issuer; "
+            "pull a signed version, or ask the operator to change identities"
+        )
+        attach(upstream, REPO, APP.digest, keyless(Sigstore(), APP.digest))
+        assert "a signature that does not verify: " in (await asked(mirror))[1]
+        attach(upstream, REPO, APP.digest, keyless(FULCIO, APP.digest))
+        assert await asked(mirror) == (200, "")
+    await upstream.stop()
+    async with site(signed_by=[], **root) as mirror:
+        assert await asked(mirror) == (200, "")
+    other = {**RELEASES, "identity": "ann@example.com"}
+    async with site(signed_by=[], **{**root, "identities": [other]}) as mirror:
+        assert (await asked(mirror))[0] == 503
+    (tmp_path / "root.json").write_text(json.dumps(Sigstore().root))
+    async with site(signed_by=[], **root) as mirror:
+        assert (await asked(mirror))[0] == 503
+    await upstream.start()
+
+
+@pytest.mark.parametrize("by", ["a key", "an identity"])
+async def test_a_key_or_an_identity_is_enough(site, upstream, root, by):
+    async with site(**root) as mirror:
+        status, why = await asked(mirror)
+        assert status == 403
+        assert " is not signed by a key or an identity of the rule " in why
+        assert why.endswith("ask the operator to change signed_by or identities")
+        attach(upstream, REPO, APP.digest, *signature(EVE, APP.digest, place(upstream), "new"))
+        assert "there is a signature by none of the keys" in (await asked(mirror))[1]
+        signed: tuple[bytes, str | None] = keyless(FULCIO, APP.digest), None
+        if by == "a key":
+            signed = signature(ANN, APP.digest, place(upstream), "new")
+        attach(upstream, REPO, APP.digest, *signed)
+        assert await asked(mirror) == (200, "")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_a_signature_by_a_key_says_nothing_where_only_identities_count(
+    site, upstream, root, layout
+):
+    attach(upstream, REPO, APP.digest, *signature(ANN, APP.digest, place(upstream), layout))
+    async with site(signed_by=[], **root) as mirror:
+        status, why = await asked(mirror)
+        assert status == 403
+        assert "there is a signature by a key, or in a tag .sig, but the rule has no keys" in why
+
+
+async def test_it_is_explained_whether_an_identity_was_verified(tmp_path, site, upstream, root):
+    named = configured(
+        tmp_path / "cache", {HUB: upstream.url}, policy=[{"images": ["docker.io/**"], **root}]
+    )
+    async with site(**root) as mirror:
+        attach(upstream, REPO, APP.digest, keyless(FULCIO, APP.digest))
+        await asked(mirror)
+        (said,) = (await explained(named, "app:1"))["rules"]
+        assert (said["decision"], said["serves"]) == ("allowed", APP.digest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"trusted_root": ""}, "0: found these keys together, allowed: identities and trusted_ro"),
+        ({"identities": []}, "0: found these keys together, allowed: identities and trusted_root"),
+        ({"trusted_root": "a.pub"}, "0.trusted_root: .*allowed: a trusted_root.json of Sigstore"),
+        ({"trusted_root": "none"}, "0.trusted_root: .*allowed: a text file that can be read"),
+        ({"identities": "ann"}, "0.identities: .*allowed: a list of tables with identity and iss"),
+        ({"identities": ["ann"]}, "0.identities.0: .*allowed: a table"),
+        ({"identities": [{"identity": "ann"}]}, "0.identities.0.issuer: is missing"),
+        (
+            {"identities": [{**RELEASES, "issuer": "github.com"}]},
+            "0.identities.0.issuer: found 'github.com', allowed: an address such as https://token",
+        ),
+        (
+            {"identities": [{**RELEASES, "identity": " "}]},
+            "0.identities.0.identity: found ' ', allowed: an identity or a glob",
+        ),
+        (
+            {"identities": [{**RELEASES, "identity": "https://a/b@refs/**v"}]},
+            r"0.identities.0.identity: found 'https://a/b@refs/\*\*v', allowed: .. by itself",
+        ),
+        (
+            {"identities": [{**RELEASES, "subject": "ann"}]},
+            r"0.identities.0.subject: no such key .there are: identity, issuer.",
+        ),
+    ],
+)
+def test_each_mistake_about_identities_is_one_line(tmp_path, root, changes, told):
+    (tmp_path / "a.pub").write_bytes(ANN.pem)
+    if changes.get("trusted_root"):
+        changes = {"trusted_root": str(tmp_path / changes["trusted_root"])}
+    rule = {"images": ["**"], **root, **changes}
+    with pytest.raises(UserError, match=rf"^command line: policy\.{told}[^\n]*$"):
+        configured(tmp_path, {HUB: "http://127.0.0.1:9"}, policy=[rule])
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_only_identities_need_the_extra(tmp_path, root):
+    program = (
+        "import sys; sys.modules['sigstore'] = None; "
+        "from mirror.cli.root import main; sys.argv[0] = 'mirror'; main()"
+    )
+    (tmp_path / "ann.pub").write_bytes(ANN.pem)
+    file = tmp_path / "mirror.toml"
+    command = [sys.executable, "-c", program, "check", "--config", str(file)]
+    key = f'[[policy]]\nimages = ["**"]\nsigned_by = ["{tmp_path / "ann.pub"}"]\n'
+    identity = (
+        f'identities = [{{ identity = "a", issuer = "{GITHUB}" }}]\n'
+        f'trusted_root = "{root["trusted_root"]}"\n'
+    )
+    lacking = (
+        "mirror: [[policy]] trusted_root is set, but sigstore is not installed: "
+        "pip install 'container-mirror[sigstore]', or remove identities and trusted_root\n"
+    )
+    for text, code, told in ((key, 0, ""), (key + identity, 1, lacking)):
+        file.write_text(text)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+        )
+        assert (done.returncode, done.stderr) == (code, told)
 
 
 def test_a_file_without_a_key_is_a_mistake(tmp_path):
