@@ -17,7 +17,7 @@ from mirror.oci.challenge import Challenge, over_tls, parse_challenges, with_rea
 from mirror.trouble import Problem
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
-from mirror.upstream.login import Credentials, Login
+from mirror.upstream.login import Credentials, Login, SharedLogin
 from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.token_service import TokenService, Tried
 from mirror.upstream.transport import Request, Transport
@@ -67,6 +67,7 @@ class Authorization:
         tokens: TtlCache[str],
         login: Login,
         owner: str = "",
+        shared: SharedLogin | None = None,
         *,
         elsewhere: bool = False,
     ) -> None:
@@ -74,20 +75,24 @@ class Authorization:
 
         Args:
             owner: identifies the client with this login; empty for the mirror's own.
+            shared: what other mirrors with the mirror's own login know; None for clients.
             elsewhere: upstream has redirected to this registry; no further ones are logged in to.
         """
         # The limit of a client with its own credentials is for that client to know.
-        self._limits = RateLimits(upstream, None if owner else login.advice)
+        limits = None if owner or shared is None else shared.limits
+        self._limits = RateLimits(upstream, None if owner else login.advice, limits)
         self._url = url
         self._transport = transport
         self._login = login
         self._upstream = upstream
         self._tokens = tokens
+        self._shared = shared
         self._others: Lru[URL, Authorization] = Lru(_MAX_OTHERS)
         self._elsewhere = elsewhere
         self._anonymous: Authorization | None = None
         self._service = TokenService(
-            *(upstream, url, transport, self._limits, tokens, login, owner)
+            *(upstream, url, transport, self._limits, tokens, login, owner),
+            None if shared is None else shared.tokens,
         )
         self._challenge: Challenge | None = None
 
@@ -115,7 +120,8 @@ class Authorization:
             return None
         if self._anonymous is None:
             self._anonymous = Authorization(
-                *(self._upstream, self._url, self._transport, self._tokens, Login(), "anonymous")
+                *(self._upstream, self._url, self._transport, self._tokens, Login(), "anonymous"),
+                self._shared,
             )
         with contextlib.suppress(UpstreamError):
             answer = await self._anonymous.send(request, repository)
@@ -236,7 +242,9 @@ class Authorization:
         other = self._others.get(origin)
         if other is None:
             other = Authorization(
-                *(self._upstream, origin, self._transport, self._tokens, Login()), elsewhere=True
+                *(self._upstream, origin, self._transport, self._tokens, Login()),
+                shared=self._shared,
+                elsewhere=True,
             )
             self._others.put(origin, other)
         there = replace(request, url=response.url)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.trouble import Problem, Trouble
+from mirror.ttl_cache import SharedValues
 from mirror.upstream.errors import LoginRefusedError, RefusedError
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,14 @@ class Credentials:
         """The Authorization header (RFC 7617)."""
         pair = f"{self.username}:{self.password}".encode()
         return "Basic " + base64.b64encode(pair).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLogin:
+    """What several mirrors with the same login at an upstream tell each other."""
+
+    tokens: SharedValues[str]
+    limits: SharedValues[str]
 
 
 class Login:

@@ -3,10 +3,14 @@
 A server counts its kinds of requests apart: Docker Hub limits GET of manifests only, and neither
 HEAD, nor blobs, nor its token service, nor the storage that it redirects to.
 
+Several mirrors with the same login (or none) are limited together, so they tell each other.
+
 The log has one line when a limit is reached, and no other until such a request succeeds again.
 """
 
+import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
@@ -14,6 +18,7 @@ from typing import Final
 
 from mirror.lru import Lru
 from mirror.trouble import Problem, Trouble
+from mirror.ttl_cache import SharedValues
 from mirror.upstream.errors import RateLimitedError
 
 _log = logging.getLogger(__name__)
@@ -21,14 +26,28 @@ _DEFAULT_SECONDS: Final = 30.0  # Docker Hub's abuse limit answers 429 without R
 _MAX_SECONDS: Final = 3600.0
 _MAX_DIGITS: Final = 10
 _MAX_PAUSES: Final = 256  # storage with changing host names
+#: How long it counts that no other mirror has had a 429, in seconds.
+_LEARN_SECONDS: Final = 1.0
+_MARK_BYTES: Final = 8
 
 
 class RateLimits:
     """The pauses of one client of an upstream, by server, kind and method of the request."""
 
-    def __init__(self, upstream: str, advice: str | None = None) -> None:
-        """``advice``: what to do about a limit, for the log; None: do not log limits."""
+    def __init__(
+        self,
+        upstream: str,
+        advice: str | None = None,
+        shared: SharedValues[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``advice``: what to do about a limit, for the log; None: do not log limits.
+
+        ``shared``: a random mark of each pause that a 429 began, for as long as the pause lasts.
+        """
         self._upstream = upstream
+        self._shared = shared
+        self._clock = clock
         self._advice = advice
         self.own = advice is not None  # the limit of the mirror, not of a client
         self._pauses: Lru[tuple[str, str, str], RateLimitPause] = Lru(_MAX_PAUSES)
@@ -43,17 +62,46 @@ class RateLimits:
         if pause is not None:
             pause.check()
 
-    def close(
+    async def learn(self, server: str, kind: str, method: str) -> float:
+        """Start the pause if another mirror had a 429, and return its seconds; else 0.
+
+        This asks the other mirrors once a second at most.
+        """
+        if self._shared is None:
+            return 0.0
+        pause = self._pause(server, kind, method)
+        async with pause.learning:
+            if pause.lasts or self._clock() < pause.learn_at:
+                return 0.0
+            found = await self._shared.lookup(f"{server} {kind} {method}")
+            pause.learn_at = self._clock() + _LEARN_SECONDS
+            error = None if found is None or pause.lasts else pause.learn(*found)
+        if error is None:
+            return 0.0
+        self._tell(pause, error)
+        return error.retry_after
+
+    async def close(
         self, server: str, kind: str, method: str, retry_after: str, date: str
     ) -> RateLimitedError:
         """Start the pause after a 429; see :meth:`RateLimitPause.close`."""
-        key = (server, kind, method)
-        pause = self._pauses.get(key)
+        pause = self._pause(server, kind, method)
+        error = pause.close(retry_after, date)
+        self._tell(pause, error)
+        if self._shared is not None and error.retry_after > 0:
+            await self._shared.put(f"{server} {kind} {method}", pause.mark, error.retry_after)
+        return error
+
+    def _pause(self, server: str, kind: str, method: str) -> "RateLimitPause":
+        pause = self._pauses.get((server, kind, method))
         if pause is None:
             text = f"{server} answers 429: too many requests ({method} {kind})"
-            pause = RateLimitPause(self._upstream, text)
-            self._pauses.put(key, pause)
-        error = pause.close(retry_after, date)
+            pause = RateLimitPause(self._upstream, text, self._clock)
+            self._pauses.put((server, kind, method), pause)
+        return pause
+
+    def _tell(self, pause: "RateLimitPause", error: RateLimitedError) -> None:
+        """Log the begin of a pause."""
         ends = time.time() + error.retry_after
         if self.own and pause.trouble.met(self._problem(error, ends)):
             until = time.strftime("%H:%M:%S", time.gmtime(ends))
@@ -62,7 +110,6 @@ class RateLimits:
                 "still served%s",
                 *(error, until, self._advice),
             )
-        return error
 
     def passed(self, server: str, kind: str, method: str) -> None:
         """Note that a server has answered such a request: it is not limited any more."""
@@ -94,6 +141,9 @@ class RateLimitPause:
         self._clock = clock
         self._closed_until = 0.0
         self.trouble = Trouble()
+        self.learning = asyncio.Lock()
+        self.learn_at = 0.0
+        self.mark = ""
 
     @property
     def lasts(self) -> bool:
@@ -119,8 +169,19 @@ class RateLimitPause:
         """
         seconds = _seconds_of(retry_after, date)
         wait = min(_DEFAULT_SECONDS if seconds is None else seconds, _MAX_SECONDS)
-        self._closed_until = self._clock() + wait
-        return self._error(wait)
+        return self._begin(secrets.token_hex(_MARK_BYTES), wait)
+
+    def learn(self, mark: str, seconds: float) -> RateLimitedError | None:
+        """Start the pause of another mirror; return the error to raise, None if it was known.
+
+        A known one is over, however long its mark stays in the shared state.
+        """
+        return None if mark == self.mark else self._begin(mark, min(seconds, _MAX_SECONDS))
+
+    def _begin(self, mark: str, seconds: float) -> RateLimitedError:
+        self.mark = mark
+        self._closed_until = self._clock() + seconds
+        return self._error(seconds)
 
     def _error(self, seconds: float) -> RateLimitedError:
         return RateLimitedError(self._upstream, self._message, seconds)

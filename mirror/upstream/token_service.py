@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from yarl import URL
 
 from mirror.oci.challenge import Challenge
-from mirror.ttl_cache import TtlCache
+from mirror.ttl_cache import SharedValues, TtlCache
 from mirror.upstream.errors import (
     DeniedError,
     LoginRefusedError,
@@ -58,8 +58,12 @@ class TokenService:
         tokens: TtlCache[str],
         login: Login,
         owner: str,
+        shared: SharedValues[str] | None = None,
     ) -> None:
-        """``url`` is that of the registry; ``owner`` identifies the client, see ``auth``."""
+        """``url`` is that of the registry; ``owner`` identifies the client, see ``auth``.
+
+        ``shared``: the tokens that other mirrors have fetched with the same login.
+        """
         self._upstream = upstream
         self._url = url
         self._transport = transport
@@ -67,6 +71,7 @@ class TokenService:
         self._tokens = tokens
         self._login = login
         self._owner = owner
+        self._shared = shared
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def untried(self, challenge: Challenge, repository: str, tried: "Tried") -> str | None:
@@ -126,10 +131,22 @@ class TokenService:
         async with lock:
             token = await self._tokens.lookup(name)
             if token is None:
-                token, expires_in = await self._fetch(challenge, scopes)
-                tried.fresh.add(token)
-                await self._tokens.put(name, token, expires_in * (1 - _EXPIRY_MARGIN))
+                token, ttl = await self._lookup_shared(name, tried) or ("", 0.0)
+                if not token:
+                    token, expires_in = await self._fetch(challenge, scopes)
+                    tried.fresh.add(token)
+                    ttl = expires_in * (1 - _EXPIRY_MARGIN)
+                    if self._shared is not None:
+                        await self._shared.put(name, token, ttl)
+                await self._tokens.put(name, token, ttl)
             return token
+
+    async def _lookup_shared(self, name: str, tried: "Tried") -> tuple[str, float] | None:
+        """Return the token of another mirror, unless the registry has just refused it."""
+        found = None if self._shared is None else await self._shared.lookup(name)
+        if found is None or found[0] in tried.tokens:
+            return None
+        return found[0], min(found[1], _MAX_EXPIRY_SECONDS)
 
     def _name(self, scope: str) -> str:
         return f"{self._url} {scope} {self._owner}"

@@ -316,6 +316,8 @@ class Transport:
         """Send one request, unless its server is down or limits such requests."""
         origin = url.origin()
         kind = (str(origin), request.kind, request.method)
+        if learned := await limits.learn(*kind):
+            self._observer.upstream_limited(self._upstream, learned)
         limits.check(*kind)
         breaker = self._breaker(origin)
         await breaker.check()
@@ -329,7 +331,8 @@ class Transport:
         if response.status == 429:
             response.release()
             fields = response.headers
-            limited = limits.close(*kind, fields.get("Retry-After", ""), fields.get("Date", ""))
+            again, date = fields.get("Retry-After", ""), fields.get("Date", "")
+            limited = await limits.close(*kind, again, date)
             if limits.own:
                 self._observer.upstream_limited(self._upstream, limited.retry_after)
             raise limited

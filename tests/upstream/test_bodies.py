@@ -12,6 +12,8 @@ from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST
 from tests.running import Mirror, running
 
+pytestmark = pytest.mark.slow
+
 REPO = "library/app"
 APP = image(b"layer")
 SUBJECT = "sha256:" + "1" * 64

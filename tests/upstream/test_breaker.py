@@ -19,7 +19,7 @@ from tests.waiting import until
 pytestmark = [pytest.mark.slow]
 
 TAG = "/v2/library/app/manifests/1"
-QUICK = {"connect_timeout": "1s", "first_byte_timeout": "1s", "idle_timeout": "1s"}
+QUICK = {"connect_timeout": "5s", "first_byte_timeout": "5s", "idle_timeout": "5s"}
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -50,6 +50,7 @@ async def test_one_line_says_that_upstream_is_down_and_one_that_it_is_back(tmp_p
     assert back.startswith(f"docker.io: {upstream.url} answers again, after ")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "status", "cause"),
@@ -74,6 +75,7 @@ async def test_an_upstream_that_takes_connections_only_is_down_too(
     assert "Error" not in caplog.text
 
 
+@pytest.mark.long
 async def test_no_probe_outlives_its_transport_however_many_servers_are_down():
     """Storage with changing host names, which accepts connections and says nothing."""
     silent = socket.create_server(("", 0), backlog=1024)

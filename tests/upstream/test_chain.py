@@ -77,6 +77,7 @@ async def test_a_pull_through_two_mirrors_cold_warm_and_with_everything_gone(cha
     await chain.origin.start()
 
 
+@pytest.mark.long
 async def test_many_clients_of_two_mirrors_cost_the_registry_one_download(chain):
     data = random_bytes(16 * MIB)
     digest = chain.origin.add_blob(data)

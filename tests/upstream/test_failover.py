@@ -171,6 +171,7 @@ async def test_an_absurd_content_range_is_gone_on_from_at_the_next_address(pair,
     assert await pair.attempts(BLOBS[1]) == [LARGE]
 
 
+@pytest.mark.long
 async def test_what_an_earlier_fill_left_is_thrown_away_where_it_is_wrong(tmp_path, upstream):
     """The earlier one broke off for good after wrong bytes that no client had seen."""
     broken = Fault(kind="blob", flip=100, cut=30_000)

@@ -11,6 +11,8 @@ from mirror.upstream.framing import corrected
 from tests.fakes import image
 from tests.running import running
 
+pytestmark = pytest.mark.slow
+
 APP = image(b"layer")
 REPO = "library/app"
 BODY = APP.manifest

@@ -6,6 +6,8 @@ from aiohttp import web
 from tests.fakes import Fault, image, random_bytes
 from tests.running import running
 
+pytestmark = pytest.mark.slow
+
 REPO = "library/app"
 TAG = f"/v2/{REPO}/manifests/1"
 APP = image(random_bytes(10_000))

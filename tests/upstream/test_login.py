@@ -14,6 +14,8 @@ from tests.fakes.office import basic
 from tests.running import Mirror, configured, running
 from tests.upstream.test_auth import serving
 
+pytestmark = pytest.mark.slow
+
 REPO = "library/app"
 TAG = f"/v2/{REPO}/manifests/1"
 NEVER_FRESH = {"max_age": "0s", "negative_max_age": "0s"}

@@ -16,6 +16,8 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.running import Mirror, running
 
+pytestmark = pytest.mark.slow
+
 REPO = "library/app"
 APP = image(b"layer")
 MANIFEST = f"/v2/{REPO}/manifests/1"
@@ -233,6 +235,7 @@ async def test_a_proxy_that_cannot_be_used_is_refused_at_the_start(
     assert "hunter2" not in line
 
 
+@pytest.mark.long
 async def test_the_proxy_is_named_at_the_start(tmp_path, upstream, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "me:hunter2@proxy.test:3128")
     process = MirrorProcess(tmp_path, {"docker.io": upstream.url})

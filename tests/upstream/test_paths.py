@@ -244,6 +244,7 @@ async def test_in_proxy_mode_pulls_work_and_pushes_are_refused(tmp_path, upstrea
     assert f"only pulls are passed on to {upstream.url}/v2/hub-proxy/" in error["message"]
 
 
+@pytest.mark.long
 async def test_the_commands_pull_and_export_such_images(tmp_path, upstream):
     upstream.add_image("hub-proxy/library/alpine", APP, "1")
     config = commands.configured(tmp_path, {"docker.io": f"{upstream.url}/v2/hub-proxy"})
