@@ -6,10 +6,11 @@ from functools import partial
 
 from mirror.oci.digest import Digest
 from mirror.pull.body import Content, PassingContent, Source, StoredContent
+from mirror.pull.feed import Feeds
 from mirror.pull.fill import Fill, Observer
 from mirror.pull.fill_reader import GrowingContent, State
 from mirror.pull.fills import Fills
-from mirror.pull.outcome import Outcome
+from mirror.pull.outcome import NotLeadingError, Outcome
 from mirror.pull.refusals import Question, Refusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.pull.slots import Slots
@@ -25,13 +26,15 @@ from mirror.upstream.routing import Target
 class BlobAnswer:
     """A blob's body, which the caller closes, and its outcome.
 
-    ``private``: only for clients to which upstream has given access.
+    ``private``: only for clients to which upstream has given access.  ``place``: the kind of place
+    that sends the bytes of a miss, empty for upstream.
     """
 
     outcome: Outcome
     content: Content
     stored: bool
     private: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +57,30 @@ class BlobPulls:
         observer: Observer,
         slots: Slots,
         fills: Fills,
+        feeds: Feeds | None = None,
     ) -> None:
-        """Join the running fills in ``fills``, and add new ones there."""
+        """Join the running fills in ``fills``, and add new ones there.
+
+        ``feeds``: where new fills get their bytes, by default from upstream alone.
+        """
         self._registries = registries
         self._blobs = blobs
         self._refusals = refusals
         self._observer = observer
         self._slots = slots
         self._fills = fills
+        self._feeds = feeds
         self._begun: set[Fill] = set()
         self._heads: SingleFlight[tuple[Target, Digest], int | None] = SingleFlight("size")
 
-    async def get(self, target: Target, digest: Digest) -> BlobAnswer:
+    async def get(self, target: Target, digest: Digest, *, for_replica: bool = False) -> BlobAnswer:
         """Open a blob, which may still be growing.
+
+        ``for_replica``: for another replica, which may be the one that this blob comes from.
 
         Raises:
             UpstreamError: the blob is not in the cache, and upstream does not send it.
+            NotLeadingError: it comes from a replica, and must not go to another one.
         """
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
@@ -80,6 +91,9 @@ class BlobPulls:
             if self._joinable(digest, target.upstream) is None:  # else no request goes upstream
                 await self._refusals.check(question)
             fill, led = self._join(digest, source)
+            if for_replica and not fill.feed.lead():
+                text = f"another replica downloads {digest}"
+                raise NotLeadingError(target.upstream, text)
             try:
                 return await self._read(fill, source, question if led else None)
             except UpstreamError as error:
@@ -88,17 +102,24 @@ class BlobPulls:
                     await self._refusals.note(question, error)
                     raise
 
-    async def head(self, target: Target, digest: Digest) -> BlobHead:
+    async def head(self, target: Target, digest: Digest, *, for_replica: bool = False) -> BlobHead:
         """Return the size of a blob; ask upstream if the cache does not know the size.
+
+        ``for_replica``: another replica asks whether this one has the blob, or downloads it.
 
         Raises:
             UpstreamError: the blob is not in the cache, and upstream refuses or fails.
+            NotLeadingError: this replica neither has nor downloads it.
         """
         stored = await self._blobs.of(target.upstream).lookup(digest)
         if stored is not None:
             stored.close()
             return BlobHead(Outcome.HIT, stored.length)
         fill = self._joinable(digest, target.upstream)
+        if for_replica:
+            if fill is None or not fill.feed.leads:
+                raise NotLeadingError(target.upstream, f"this replica does not download {digest}")
+            return BlobHead(Outcome.COALESCED, fill.reader.total)
         verified = fill is not None and fill.reader.state is State.WHOLE
         # Before the digest is verified, only the upstream that sends the blob vouches for the size.
         own = fill is not None and fill.source.registry.name == target.upstream
@@ -176,7 +197,8 @@ class BlobPulls:
         self, digest: Digest, source: Source, ended: Callable[[Fill], None] = lambda _: None
     ) -> Fill:
         blobs, room = self._blobs.of(source.registry.name), self._fills.room
-        fill = Fill(digest, source, blobs, self._observer, room)
+        feed = None if self._feeds is None else self._feeds.feed(source, digest)
+        fill = Fill(digest, source, blobs, self._observer, room, feed)
 
         def over() -> None:
             self._begun.discard(fill)
@@ -203,11 +225,32 @@ class BlobPulls:
             outcome = Outcome.MISS if asked and not fill.followed else Outcome.COALESCED
             left = partial(self._fills.leave, fill)
             content = GrowingContent(fill.reader, source, self._fills.ahead, left)
-            return BlobAnswer(Outcome.HIT if verified or fill.found else outcome, content, True)
+            if verified or fill.found:
+                return BlobAnswer(Outcome.HIT, content, True)
+            return BlobAnswer(outcome, content, True, place=fill.feed.place)
         self._fills.leave(fill)
         passing = PassingContent(source, fill.digest, fill.digest.hasher(), 0)
         await passing.open()
         return BlobAnswer(Outcome.MISS, passing, False)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobsForReplicas:
+    """:class:`BlobPulls` for other replicas: blobs that do not come from one of them."""
+
+    public: BlobPulls
+
+    async def get(self, target: Target, digest: Digest) -> BlobAnswer:
+        """See :meth:`BlobPulls.get`."""
+        return await self.public.get(target, digest, for_replica=True)
+
+    async def head(self, target: Target, digest: Digest) -> BlobHead:
+        """See :meth:`BlobPulls.head`."""
+        return await self.public.head(target, digest, for_replica=True)
+
+    def touch(self, digest: Digest) -> None:
+        """See :meth:`BlobPulls.touch`."""
+        self.public.touch(digest)
 
 
 def _question(target: Target, digest: Digest) -> Question:

@@ -93,6 +93,32 @@ class Source:
             await stream.open()
             yield stream
 
+    # See :class:`mirror.pull.feed.Feed`.
+
+    @property
+    def several(self) -> bool:
+        return self.registry.several
+
+    @property
+    def place(self) -> str:
+        return ""
+
+    @property
+    def leads(self) -> bool:
+        return True
+
+    def lead(self) -> bool:
+        return True
+
+    async def blame(self, digest: Digest) -> bool:
+        return self.registry.blame(digest)
+
+    def mismatched(self, digest: Digest, error: UpstreamError) -> None:
+        self.registry.log.mismatched(digest, error)
+
+    def ended(self, digest: Digest, *, stored: bool) -> None:
+        pass
+
 
 @dataclass(frozen=True, slots=True)
 class _BlobFetcher:

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
+from mirror.pull.feed import Feed
 from mirror.pull.fill_reader import FillReader, State
 from mirror.pull.follow import Following
 from mirror.pull.outcome import DigestMismatchError, wrong_bytes
@@ -46,6 +47,7 @@ from mirror.upstream.errors import (
 )
 
 _log = logging.getLogger(__name__)
+_STORED: Final = frozenset({"stored", "resumed"})
 _OTHER_SIZE: Final = "now gives the blob another size"
 
 
@@ -73,10 +75,18 @@ class Fill:
     """The download of one blob from one source."""
 
     def __init__(
-        self, digest: Digest, source: Source, blobs: BlobStore, observer: Observer, room: Room
+        self,
+        digest: Digest,
+        source: Source,
+        blobs: BlobStore,
+        observer: Observer,
+        room: Room,
+        feed: Feed | None = None,
     ) -> None:
+        """Download from ``feed``, by default from ``source`` alone."""
         self.digest = digest
         self.source = source
+        self.feed: Feed = feed or source
         self.reader = FillReader(digest)
         self.found = False  # the blob was in the store after all
         self.followed = False  # another process leads or led the download
@@ -237,9 +247,10 @@ class Fill:
             yield count
         except DigestMismatchError as error:
             count.result = "digest_mismatch"
-            self.source.registry.log.mismatched(self.digest, error)
+            self.feed.mismatched(self.digest, error)
             raise
         finally:
+            self.feed.ended(self.digest, stored=count.result in _STORED)
             self._observer.fill_ended(self.source.registry.name, count.result)
             self.span.note({"mirror.result": count.result, "mirror.bytes": self.reader.length})
 
@@ -283,7 +294,7 @@ class Fill:
         while not (partial.length and partial.verified()):
             opened = False
             try:
-                async with self.source.spread(self.digest, partial.length, self._arrived) as stream:
+                async with self.feed.spread(self.digest, partial.length, self._arrived) as stream:
                     opened = True
                     await self._begin(stream, partial)
                     await self._copy(stream, partial)
@@ -296,7 +307,7 @@ class Fill:
                 _log.debug("%s: upstream refuses to resume; starting over", self.digest)
                 await self._restart(partial)
             except DigestMismatchError as error:
-                other = self.source.registry.blame(self.digest)
+                other = await self.feed.blame(self.digest)
                 if self.reader.visible or not (other or inherited):
                     raise
                 _log.warning("%s; starting over", error)
@@ -335,9 +346,9 @@ class Fill:
             raise kind(self.source.registry.name, _OTHER_SIZE)
         self._answered = True
         self.reader.total = total = stream.total if known is None else known
-        # No byte of a small blob is served before the verification. If the upstream has several
-        # addresses, its size is not announced before then either: another address may be needed.
-        small = self.source.registry.several and total is not None and total <= HOLD_BACK_BYTES
+        # No byte of a small blob is served before the verification. If there are several
+        # places to ask, its size is not announced before then either: another place may be needed.
+        small = self.feed.several and total is not None and total <= HOLD_BACK_BYTES
         expected = partial.length + GROWTH_STEP_BYTES if stream.total is None else stream.total
         if not await partial.reserve(expected, None if small else total):
             raise NoRoomError("no room for the blob (max_size, min_free)")

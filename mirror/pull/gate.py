@@ -7,7 +7,7 @@ change of the decisions must empty that cache.
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -18,7 +18,7 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
 from mirror.policy.decisions import Decision, PolicyError
 from mirror.policy.rules import Pin, Rule, Verdict
-from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
+from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls, BlobsForReplicas
 from mirror.pull.block_list import BlockList
 from mirror.pull.body import Content, Piece
 from mirror.pull.cooldown import Cooldown
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 A = TypeVar("A", ManifestAnswer, Resolution)
+#: Returns the address of a blob for a client (an IP address), None if it has none.
+Elsewhere = Callable[[str, Digest], Awaitable[str | None]]
 
 
 class Observer(Protocol):
@@ -167,8 +169,25 @@ class GatedBlobs:
     """:class:`BlobPulls` behind the gate."""
 
     gate: Gate
-    blobs: BlobPulls | AuthorizedBlobs
+    blobs: BlobPulls | AuthorizedBlobs | BlobsForReplicas
     prefetch: Prefetch | None = None
+    elsewhere: Elsewhere | None = None
+
+    async def address(self, target: Target, digest: Digest, client: str) -> str | None:
+        """Return where a client gets a whole public blob; None: it gets the bytes here.
+
+        Raises:
+            PolicyError: the blob is blocked.
+        """
+        if self.elsewhere is None or target.principal is not None:
+            return None
+        check = self.gate.transfer(target, digest)
+        check()
+        address = await self.elsewhere(client, digest)
+        check()
+        if address is not None:
+            self.touch(digest)
+        return address
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
         """See :meth:`BlobPulls.get`.
@@ -344,7 +363,7 @@ class GatedManifests:
     async def _check_signed(
         self, rule: Rule, target: Target, image: FullName, digest: Digest
     ) -> None:
-        if self.signatures is None or not rule.keys:
+        if self.signatures is None or not rule.needs_signature:
             return
         lacking = await self.signatures.lacking(rule, target, digest)
         if lacking:

@@ -47,5 +47,11 @@ class OverloadedError(UpstreamError):
         self.retry_after = retry_after
 
 
+class NotLeadingError(UpstreamError):
+    """A blob is not downloaded by this replica, or comes from another one."""
+
+    word = "not_leading"
+
+
 class BrokenOffError(Exception):
     """A body cannot be completed; the client's connection must be reset."""

@@ -287,6 +287,7 @@ MISSING = [
 SHORT = {"max_age": "0s", "negative_max_age": "0s"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [0, 503, 429])
 async def test_what_upstream_lacked_stays_missing_while_it_cannot_answer_also_after_a_restart(
     tmp_path, upstream, status

@@ -292,6 +292,7 @@ async def test_what_an_earlier_mirror_had_is_not_asked_for_again(tmp_path, upstr
     assert 3 * MIB <= int(asked) <= 4 * MIB
 
 
+@pytest.mark.long
 async def test_a_fill_that_nobody_wants_stops_and_keeps_what_it_has(mirror, upstream):
     data = random_bytes(8 * MIB)
     digest = upstream.add_blob(data)
@@ -321,6 +322,7 @@ async def test_a_client_that_leaves_does_not_stop_the_others(mirror, upstream):
     assert upstream.count("blob") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(tmp_path, upstream):
     size = 10 * MIB

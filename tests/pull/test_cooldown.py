@@ -3,7 +3,7 @@
 import asyncio
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +12,13 @@ from mirror.admin.commands import blocked, explained, released
 from mirror.policy.rules import Moment
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
+from tests.fakes.clock import Clock
 from tests.fakes.content import OCI_INDEX, Image, digest_of, index
 from tests.fakes.office import Office, basic
 from tests.running import Mirror, configured, eventually, running
 from tests.waiting import limit
+
+pytestmark = pytest.mark.slow
 
 HUB = "docker.io"
 REPO = "library/app"
@@ -25,22 +28,9 @@ A, B, C = (image(f"layer {name}".encode(), marker=name) for name in NAMES)
 RULE = {"images": ["docker.io/**"], "cooldown": "3d", "unseen": "allow"}
 
 
-@dataclass
-class Clock:
-    """A clock that the test sets; the machine runs on unless ``boot`` changes."""
-
-    now: Moment
-
-    def __call__(self) -> Moment:
-        return self.now
-
-    def pass_by(self, seconds: float) -> None:
-        self.now = replace(self.now, wall=self.now.wall + seconds, steady=self.now.steady + seconds)
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock(Moment(1_800_000_000.0, "first", 1000.0))
+    return Clock()
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ async def test_upstream_is_asked_once_by_all_processes(tmp_path, slow):
             assert "hit" in (await fetched(mirror, digest))[1]
 
 
+@pytest.mark.long
 async def test_a_reader_sees_bytes_while_another_process_still_fills(tmp_path, slow):
     data = random_bytes(8 * MIB)
     digest = slow.add_blob(data)
@@ -95,6 +96,7 @@ async def test_a_reader_sees_bytes_while_another_process_still_fills(tmp_path, s
     assert slow.sent[digest] == len(data)
 
 
+@pytest.mark.long
 async def test_a_reader_does_not_notice_that_the_filling_process_is_killed(tmp_path, slow):
     data = random_bytes(8 * MIB)
     digest = slow.add_blob(data)
@@ -115,6 +117,7 @@ async def test_a_reader_does_not_notice_that_the_filling_process_is_killed(tmp_p
     assert 4 * MIB <= int(asked) <= 6 * MIB, "it went on, and did not begin again"
 
 
+@pytest.mark.long
 async def test_a_reader_goes_on_alone_where_the_filling_process_stands_still(
     tmp_path, slow, monkeypatch
 ):
@@ -130,6 +133,7 @@ async def test_a_reader_goes_on_alone_where_the_filling_process_stands_still(
             assert (await fetched(mirror, digest))[0] == digest
 
 
+@pytest.mark.long
 async def test_wrong_bytes_of_another_process_do_not_pass_for_the_blob(tmp_path, slow):
     data = random_bytes(16 * MIB)
     digest = slow.add_blob(data)

@@ -19,6 +19,8 @@ from tests.peers.mirror import MirrorProcess
 from tests.running import Mirror, configured, eventually, running
 from tests.waiting import LIMIT_SECONDS, limit, until
 
+pytestmark = pytest.mark.slow
+
 HUB = "docker.io"
 REPO = "library/app"
 MIB = 1 << 20
@@ -278,6 +280,7 @@ def run(*arguments: str, config: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_a_command_blocks_in_all_workers_and_exports_nothing(tmp_path, upstream, office):
     mirror = MirrorProcess(tmp_path, {HUB: upstream.url}, workers=2)

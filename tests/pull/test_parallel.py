@@ -48,6 +48,7 @@ async def test_a_blob_that_is_not_large_comes_over_one_connection(mirror, slow):
     assert ranges(slow) == ["all"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -78,6 +79,7 @@ async def test_an_upstream_that_minds_a_second_connection_keeps_the_first(
     assert slow.sent[digest] <= 1.05 * len(data)
 
 
+@pytest.mark.long
 async def test_an_upstream_that_says_429_in_the_middle_is_left_alone_and_then_gone_on_with(
     tmp_path, slow
 ):
@@ -94,6 +96,7 @@ async def test_an_upstream_that_says_429_in_the_middle_is_left_alone_and_then_go
     assert slow.sent[digest] <= 1.05 * len(data)
 
 
+@pytest.mark.long
 async def test_segments_that_break_are_gone_on_with(tmp_path, slow):
     data = random_bytes(16 * MIB)
     digest = slow.add_blob(data)
@@ -135,6 +138,7 @@ async def test_everybody_reads_it_as_it_grows(tmp_path, slow):
     assert slow.sent[digest] <= 1.05 * len(data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [1, 7 * MIB, 11 * MIB, 16 * MIB - 1])
 async def test_a_flipped_byte_in_any_segment_is_never_given_out_as_the_whole(tmp_path, slow, at):
     data = random_bytes(16 * MIB)
@@ -149,6 +153,7 @@ async def test_a_flipped_byte_in_any_segment_is_never_given_out_as_the_whole(tmp
     assert figures['mirror_fills_total{result="digest_mismatch",upstream="docker.io"}'] == 1
 
 
+@pytest.mark.long
 async def test_a_mirror_that_stops_in_the_middle_leaves_a_prefix(tmp_path, slow):
     data = random_bytes(16 * MIB)
     digest = slow.add_blob(data)
@@ -163,6 +168,7 @@ async def test_a_mirror_that_stops_in_the_middle_leaves_a_prefix(tmp_path, slow)
         assert await fetched(mirror, digest) == digest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_size", ["1GiB", "1MiB"], ids=["stored", "passing through"])
 async def test_two_downloads_share_the_rate_that_is_allowed(tmp_path, upstream, max_size):
     size, rate = 6 * MIB, 4 * MIB
@@ -224,6 +230,7 @@ async def test_no_more_blobs_at_once_than_the_registry_is_to_be_asked_for(tmp_pa
         assert set(await asyncio.gather(*pulls)) == set(digests)
 
 
+@pytest.mark.long
 async def test_further_connections_keep_to_the_bound_too(tmp_path, slow):
     digest = slow.add_blob(random_bytes(16 * MIB))
     table = {"url": slow.url, "max_connections": 1}

@@ -277,6 +277,7 @@ CONNECTIONS = st.builds(
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(script=st.lists(CONNECTIONS, max_size=12), spare=st.integers(0, 4), start=st.integers(0, 9))

@@ -446,6 +446,7 @@ async def test_answers_to_visitors_are_never_repeated_to_others(mirror, office):
 # What stays.
 
 
+@pytest.mark.long
 async def test_what_is_private_stays_so_over_a_restart_and_a_lost_index(tmp_path, office):
     cache = tmp_path / "cache"
     async with visited(cache, office) as mirror:

@@ -34,6 +34,7 @@ async def chunk(mirror: Mirror, digest: str, start: int, length: int = CHUNK) ->
     return bytes(body[:length])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_a_layer_read_in_parallel_by_open_ranges_comes_from_upstream_once(tmp_path, upstream):
     data = random_bytes(256 * MIB)
@@ -153,6 +154,8 @@ async def test_a_part_that_upstream_does_not_give_comes_with_the_fill(mirror, up
     wanted = f"bytes={3 * MIB}-{3 * MIB + 9999}"
     asking = asyncio.create_task(mirror.get(BLOB + digest, Range=wanted))
     await until(lambda: upstream.count("blob") == 2)
+    if fault.ignore_range:
+        await until(lambda: upstream.connections == 1)  # the mirror has cut off the second answer
     upstream.release()
     answer = await asking
     assert answer.body == data[3 * MIB : 3 * MIB + 10_000]

@@ -28,6 +28,7 @@ async def fetched(mirror: Mirror, digest: str) -> Digest:
     return Digest("sha256", hasher.hexdigest())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_256_mib_over_a_connection_that_breaks_five_times(tmp_path, upstream, seed):
     data = random_bytes(256 * MIB, seed)
@@ -91,6 +92,7 @@ async def test_a_left_over_that_upstream_refuses_to_go_on_from_is_thrown_away(tm
     assert upstream.count("blob") == 2
 
 
+@pytest.mark.long
 async def test_what_passes_through_goes_on_too(tmp_path, upstream):
     """Without a file too: the hash goes on over the break."""
     data = random_bytes(32 * MIB)

@@ -28,6 +28,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
+@pytest.mark.long
 async def test_one_line_says_that_blobs_find_no_room_and_what_to_raise(tmp_path, upstream, caplog):
     small = {"max_size": "16MiB"}
     data = [random_bytes(20 << 20, seed) for seed in range(2)]
@@ -43,6 +44,7 @@ async def test_one_line_says_that_blobs_find_no_room_and_what_to_raise(tmp_path,
     )
 
 
+@pytest.mark.long
 async def test_one_line_says_that_a_manifest_finds_no_room(tmp_path, upstream, caplog):
     upstream.add_image(REPO, image(b"layer"), "1")
     none = {"max_size": "1KiB"}
@@ -54,6 +56,7 @@ async def test_one_line_says_that_a_manifest_finds_no_room(tmp_path, upstream, c
     assert line.startswith("docker.io/library/app: no room in the cache for 0.0 MiB")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "detail", "cause"),
     [

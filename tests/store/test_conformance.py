@@ -6,7 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from mirror.cluster.shared import opened_objects
+from mirror.config.cluster import ClusterConfig
+from mirror.metrics.cluster import ClusterMetrics
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
@@ -30,6 +34,7 @@ from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.records import Links, Listings, Tags
+from tests.cluster.conftest import unused
 from tests.fakes.memory_store import MemoryStore
 from tests.store.local.test_eviction import Evictions
 
@@ -54,8 +59,20 @@ class Store:
     links: RepositoryLinks
 
 
-@pytest.fixture(params=["disk", "memory"])
-async def store(request, layout) -> AsyncIterator[Store]:
+@pytest.fixture(params=["disk", "memory", "cluster"])
+async def store(request, layout, tmp_path) -> AsyncIterator[Store]:
+    if request.param == "cluster":
+        memory = MemoryStore(ROOM)
+        config = ClusterConfig(objects=f"file://{tmp_path}/shared")
+        metrics = ClusterMetrics(CollectorRegistry())
+        parts = memory.blobs, memory.manifests, memory.tags, layout.uploads, unused, metrics
+        async with opened_objects(config, *parts) as shared:
+            yield Store(
+                *(memory.blobs, memory.private_blobs, shared.manifests, memory.private_manifests),
+                *(shared.tags, memory.listings, memory.links),
+            )
+        memory.close()
+        return
     if request.param == "memory":
         memory = MemoryStore(ROOM)
         yield Store(
@@ -65,19 +82,19 @@ async def store(request, layout) -> AsyncIterator[Store]:
         memory.close()
         return
     with ThreadPoolExecutor(2) as threads:
-        parts = layout, Objects(layout, Limits(ROOM, 0), Evictions(), threads), threads
+        disk = layout, Objects(layout, Limits(ROOM, 0), Evictions(), threads), threads
         records = KeyValueStore(layout.tags)
-        await parts[1].open()
+        await disk[1].open()
         await records.heal()
         yield Store(
-            *(Blobs(*parts), Blobs(*parts, private=True)),
-            *(Manifests(*parts), Manifests(*parts, private=True)),
+            *(Blobs(*disk), Blobs(*disk, private=True)),
+            *(Manifests(*disk), Manifests(*disk, private=True)),
             Tags(records),
             Listings(records),
             Links(records),
         )
         await records.close()
-        await parts[1].close()
+        await disk[1].close()
 
 
 async def put(blobs: BlobStore, data: bytes = DATA) -> None:

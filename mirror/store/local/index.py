@@ -247,6 +247,13 @@ class ObjectIndex:
             rows = self._cache._sql(statement, (limit,)).fetchall()
         return [(ObjectKey.parse(key), when) for key, when in rows]
 
+    def used_after(self, time: float, limit: int) -> list[ObjectKey]:
+        """Return up to ``limit`` objects used after ``time`` (Unix seconds), the latest first."""
+        statement = "SELECT key FROM Cache WHERE access_time > ? ORDER BY access_time DESC LIMIT ?"
+        with translated():
+            rows = self._cache._sql(statement, (time, limit)).fetchall()
+        return [ObjectKey.parse(key) for (key,) in rows]
+
     def total_bytes(self) -> int:
         """Return the disk space of all objects, in whole blocks.  Cheap: triggers maintain it."""
         with translated():

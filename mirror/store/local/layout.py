@@ -17,6 +17,7 @@
                                            (``adopt``) or removed (``evict``); see ``index``
       tags/cache.db                        the last known manifest of each tag
       listings/cache.db                    the last response for each listing, and 404s
+      uploads/<kind>.sha256.<hex>          an object that is not yet in the cluster's object store
       pushed/<hash>                        the last push to a repository through the proxy
       control/<pid>.sock                   the control socket of each process of a running mirror
       control/token                        the hash of the token that allows changes by HTTP
@@ -144,6 +145,7 @@ class Layout:
         self.listings = root / "listings"
         self.private = root / "private"
         self.ledger = root / "ledger"
+        self.uploads = root / "uploads"
         self.pushed = root / "pushed"
         self.control = root / "control"
         self.format = root / "format"

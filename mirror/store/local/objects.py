@@ -29,6 +29,7 @@ from mirror.threads import Threads, opened_or_closed, run_in
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
+_MOST_USED: Final = 10_000
 _PAGE: Final = 500
 _MOST_ENTRIES: Final = 100_000  # in memory, about 500 bytes each
 
@@ -216,6 +217,15 @@ class Objects:
         """Return those of the objects that are stored, without recording a use."""
         wanted = list(keys)
         return await self.consult(lambda index: set(index.held(wanted)))
+
+    async def used_after(self, time: float) -> list[ObjectKey]:
+        """Return the public objects used after ``time`` (Unix seconds), at most some thousands.
+
+        Raises:
+            OSError, IndexUnavailableError: the index cannot be read.
+        """
+        found = await self.consult(lambda index: index.used_after(time, _MOST_USED))
+        return [key for key in found if key.private_twin is not None]
 
     async def rows(self, after: int = 0) -> AsyncGenerator[Row, None]:
         """Yield all objects after row number ``after``, in the order they were stored."""

@@ -9,22 +9,29 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from mirror.policy.blocks import Block
 
 _SUFFIX: Final = ".new"
+#: How long the removal of a block is remembered for replicas that are down.
+_LIFTED_SECONDS: Final = 90 * 86_400.0
+#: A change of a record is later than the record, whatever the clock says.
+_STEP_SECONDS: Final = 0.001
 
 Stamp = tuple[int, int, int]
 
 
 class BlockFile:
-    """The durable list of blocks, shared by all processes."""
+    """The durable list of blocks, shared by all processes; ``clock`` gives Unix seconds."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._clock = clock
 
     def stamp(self) -> Stamp | None:
         """Return a value that changes with the file; None if there is no file.
@@ -39,36 +46,76 @@ class BlockFile:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self) -> tuple[Block, ...]:
-        """Return the blocks; none if there is no file.
+        """Return the blocks in force; none if there is no file.
+
+        Raises:
+            OSError: the file cannot be read, or is damaged.
+        """
+        return tuple(block for block in self.records() if not block.lifted)
+
+    def records(self) -> tuple[Block, ...]:
+        """Return the blocks in force, and those that were lifted lately.
 
         Raises:
             OSError: the file cannot be read, or is damaged.
         """
         try:
             document = json.loads(self._path.read_text(encoding="utf-8"))
-            return tuple(map(Block.of_document, document["blocks"]))
+            found = (*document["blocks"], *document.get("lifted", ()))
+            return tuple(map(Block.of_document, found))
         except FileNotFoundError:
             return ()
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             text = f"{self._path} is damaged ({error}); restore or remove it"
             raise OSError(None, text) from error
 
     def change(self, change: Callable[[tuple[Block, ...]], Iterable[Block]]) -> None:
-        """Replace the list by what ``change`` makes of it; one process at a time.
+        """Replace the blocks in force by what ``change`` makes of them; one process at a time.
 
         Raises:
             OSError: the file cannot be read or written; then nothing has changed.
         """
         with self._alone():
-            blocks = [block.document() for block in change(self.read())]
-            text = json.dumps({"blocks": blocks}, indent=2) + "\n"
-            new = self._path.with_suffix(_SUFFIX)
-            with new.open("w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
+            former = {block.target: block for block in self.records()}
+            wanted = change(tuple(block for block in former.values() if not block.lifted))
+            blocks = {each.target: _after(former.get(each.target), each) for each in wanted}
+            now = self._clock()
+            gone = {
+                each.target: _after(each, Block(each.target, since=now, lifted=True))
+                for each in former.values()
+                if each.target not in blocks and not each.lifted
+            }
+            self._write({**former, **gone, **blocks}.values())
+
+    def merge(self, records: Iterable[Block]) -> None:
+        """Add records of another replica, of which the later one of each target holds.
+
+        Raises:
+            OSError: the file cannot be read or written; then nothing has changed.
+        """
+        with self._alone():
+            known = {block.target: block for block in self.records()}
+            for each in records:
+                former = known.get(each.target)
+                known[each.target] = each if former is None else former.merged(each)
+            self._write(known.values())
+
+    def _write(self, records: Iterable[Block]) -> None:
+        oldest = self._clock() - _LIFTED_SECONDS
+        blocks, lifted = list[object](), list[object]()
+        for each in records:
+            if not each.lifted:
+                blocks.append(each.document())
+            elif each.since > oldest:
+                lifted.append(each.document())
+        text = json.dumps({"blocks": blocks, "lifted": lifted}, indent=2) + "\n"
+        new = self._path.with_suffix(_SUFFIX)
+        with new.open("w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -80,3 +127,10 @@ class BlockFile:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _after(former: Block | None, block: Block) -> Block:
+    """Return a record with a time after that of the former one, if it differs from it."""
+    if former is None or block == former:
+        return block
+    return replace(block, since=max(block.since, former.since + _STEP_SECONDS))

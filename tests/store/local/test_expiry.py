@@ -108,6 +108,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_a_clock_that_is_set_makes_nothing_older(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", STEPPED, str(tmp_path / "cache")],

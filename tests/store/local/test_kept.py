@@ -12,8 +12,6 @@ from mirror.store.local.layout import BLOBS, ObjectKey
 from mirror.store.local.sqlite import DATABASE
 from tests.store.local.test_eviction import SMALL, Evictions, K, adopt, key_of, limits
 
-pytestmark = [pytest.mark.slow]
-
 
 @pytest.fixture
 def index(layout):
@@ -80,6 +78,7 @@ def test_the_sum_follows_adoptions_removals_and_replacements(layout, index):
     assert index.kept.bytes() == 70 * K
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_hundred_thousand_kept_objects_do_not_slow_down_who_makes_room(layout, index):
     """Rows without files, as many as a large cache has, and all older than the one that may go."""

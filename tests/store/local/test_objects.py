@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -191,3 +192,15 @@ async def test_who_leaves_while_something_is_opened_leaves_nothing_open(
             await until(lambda: open_files(layout) == before)  # closed by a thread
     partial = await blobs.stage(other)  # its lock is free
     partial.close()
+
+
+async def test_the_public_objects_used_after_a_time_are_found(objects, layout, threads, blobs):
+    private = Blobs(layout, objects, threads, private=True).of("quay.io")
+    partial = await private.stage(Digest.of(b"private"))
+    await partial.append([b"private"])
+    await partial.adopt()
+    await partial.release()
+    blobs.touch(DIGEST)
+    await objects.flush_touches()
+    assert await objects.used_after(0.0) == [ObjectKey(BLOBS, DIGEST)]
+    assert await objects.used_after(time.time() + 60) == []
