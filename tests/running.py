@@ -83,11 +83,14 @@ def configured(directory: Path, upstreams: Mapping[str, Any], **sections: Any) -
 async def running(
     directory: Path, upstreams: Mapping[str, Any], **sections: Any
 ) -> AsyncIterator[Mirror]:
-    """Run a mirror in this process, ``configured`` like that; its rules wait by a ``clock``."""
-    clock = sections.pop("clock", moment)
+    """Run a mirror in this process, ``configured`` like that; its rules wait by a ``clock``.
+
+    ``stopping`` is an event: set, the mirror is told that it ends soon.
+    """
+    clock, stopping = sections.pop("clock", moment), sections.pop("stopping", asyncio.Event())
     config = configured(directory, upstreams, **sections)
     async with (
-        serving(config, asyncio.Event(), clock) as mirror,
+        serving(config, stopping, clock) as mirror,
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         url = f"http://{mirror.listeners[0].address}"

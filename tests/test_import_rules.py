@@ -25,6 +25,7 @@ def test_imports_go_downward_only() -> None:
     assert linted.returncode == 0, linted.stdout
 
 
+@pytest.mark.long
 def test_aiohttp_web_is_imported_by_the_http_packages_only() -> None:
     """lint-imports sees packages from outside only as a whole."""
     importers = {

@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror.admin.client import Running, check_owner, lookup_running, user_name
+from mirror.config.keep import naming
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
 from mirror.inventory.blocking import block, unblock
 from mirror.inventory.blocking import listed as listed_blocks
-from mirror.inventory.listing import listing
+from mirror.inventory.listing import listing, parse_glob, rfc3339
 from mirror.inventory.removal import removal
 from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
@@ -47,10 +48,38 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
         return await listing(cache, patterns)
 
 
-async def stats(config: Config) -> dict[str, Any]:
+async def listed_cluster(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
+    """The images as ``listed``, and as ``object_store`` those that only the object store has.
+
+    Raises:
+        UserError: the cache or the object store cannot be read, or a pattern is invalid.
+    """
+    _check_object_store(config, "list")
+    from mirror.cluster.upkeep import names  # noqa: PLC0415  # an extra
+
+    found = await listed(config, patterns)
+    globs = [parse_glob(pattern, naming(config)) for pattern in patterns]
+    shared = await names(config.cluster, globs)
+    here = {each["name"] for each in found["images"]}
+    only = sorted(each for each in shared.written if str(each) not in here)
+    images = [{"name": str(each), "written": rfc3339(shared.written[each])} for each in only]
+    return {**found, "object_store": {"images": images, "whole": shared.whole}}
+
+
+def _check_object_store(config: Config, purpose: str) -> None:
+    if not config.cluster.objects:
+        text = f"[cluster] objects is empty: there is no object store to {purpose}"
+        raise UserError(text)
+    from mirror.cluster import check_installed  # noqa: PLC0415  # only for a cluster
+
+    check_installed()
+
+
+async def stats(config: Config, *, local: bool = False) -> dict[str, Any]:
     """Savings, size of the cache and state of upstreams: see ``inventory.statistics``.
 
     ``running`` describes the running mirror and its number of processes; None if none runs.
+    ``cluster`` has the figures of all replicas, if there are others and ``local`` is False.
 
     Raises:
         UserError: the cache cannot be read.
@@ -59,6 +88,9 @@ async def stats(config: Config) -> dict[str, Any]:
         if running is not None:
             answer: dict[str, Any] = await running.ask("/api/v1/stats")
             answer["running"]["processes"] = len(running.workers)
+            if config.cluster.peers and not local:
+                with contextlib.suppress(UserError):  # it runs without the keys of the file yet
+                    answer["cluster"] = await running.ask("/api/v1/replicas")
             return answer
     said = read_report(Layout(config.cache.directory.absolute()).ledger, time.time())
     async with opened_cache(config) as cache:
@@ -102,6 +134,21 @@ async def verified(
 
         async with opened_cache(config) as cache:
             return await verify(cache, expected, advanced, dropped)
+
+
+async def verified_cluster(
+    config: Config, expected: Callable[[int], None], advanced: Callable[[int], None]
+) -> Verification:
+    """Hash all objects of the object store and remove damaged ones.
+
+    Raises:
+        UserError: there is none, or it fails.
+    """
+    _check_object_store(config, "verify")
+    from mirror.cluster.upkeep import verify as verify_shared  # noqa: PLC0415  # an extra
+
+    found = await verify_shared(config.cluster, expected, advanced)
+    return Verification(found.objects, found.bytes, found.damaged)
 
 
 async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -> None:

@@ -42,6 +42,10 @@ from mirror.upstream.routing import ForbiddenError, Router, Target
 #: For shared caches that store responses to requests with Authorization (RFC 9111, 5.2.2.7).
 _FOR_ONE_CLIENT = {"Cache-Control": "private"}
 _MOST_QUERY_BYTES = 4096
+#: A redirect is for one client, and is valid for minutes.
+_NOT_STORED = {"Cache-Control": "no-store"}
+#: Requests for a part of a blob, or for a blob that the client may have.
+_NOT_REDIRECTED = ("Range", "If-None-Match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class RegistryHandler:
 
     Without ``client_credentials`` the credentials of clients are ignored.  ``pushed`` maps a
     target's record to the mark of the last push through this mirror; None if no push is possible.
+    ``kind`` replaces the kinds of requests that are no pulls of clients.
     """
 
     directory: Router
@@ -59,6 +64,7 @@ class RegistryHandler:
     sender: Sender
     client_credentials: ClientCredentials | None = None
     pushed: Callable[[str], str] | None = None
+    kind: str = ""
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of the registry API.
@@ -68,7 +74,9 @@ class RegistryHandler:
         """
         exchange = request[EXCHANGE]
         endpoint = parse_endpoint(request.method, raw_path(request))
-        exchange.kind = endpoint.kind
+        exchange.kind = self.kind or endpoint.kind
+        # A replica signs the time: no request of its comes twice.
+        exchange.repeatable = exchange.repeatable and not self.kind
         try:
             if isinstance(endpoint, Ping):
                 return await self._ping(request, endpoint)
@@ -188,9 +196,13 @@ class RegistryHandler:
             exchange.set_outcome(head.outcome, private=head.private)
             fields = _fields(request, digest, cache_status(head.outcome))
             return _blob_response(200, fields, head.size)
+        redirect = await self._redirect(request, target, digest)
+        if redirect is not None:
+            return redirect
         answer = await self.blobs.get(target, digest)
         exchange.set_outcome(answer.outcome, private=answer.private)
-        fields = _fields(request, digest, cache_status(answer.outcome, stored=answer.stored))
+        status = cache_status(answer.outcome, stored=answer.stored, detail=answer.place)
+        fields = _fields(request, digest, status)
         content = answer.content
         try:
             if exchange.repeatable and answer.outcome is Outcome.HIT and content.file:
@@ -198,6 +210,21 @@ class RegistryHandler:
             return await self._send_blob(request, answer.content, digest, fields)
         finally:
             await answer.content.close()
+
+    async def _redirect(
+        self, request: web.BaseRequest, target: Target, digest: Digest
+    ) -> web.Response | None:
+        """Send a client that asks for a whole blob elsewhere; None if it gets the blob here."""
+        exchange = request[EXCHANGE]
+        if exchange.connected or any(field in request.headers for field in _NOT_REDIRECTED):
+            return None
+        address = await self.blobs.address(target, digest, exchange.origin.client)
+        if address is None:
+            return None
+        exchange.set_outcome(Outcome.HIT, private=False)
+        exchange.detail = "redirect"
+        fields = _fields(request, digest, cache_status(Outcome.HIT, detail=exchange.detail))
+        return web.Response(status=307, headers={**fields, **_NOT_STORED, "Location": address})
 
     def _kept(self, digest: Digest, stored: FileRange) -> CacheableResponse | None:
         if stored.length > SMALL_FILE_BYTES:

@@ -12,18 +12,22 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from mirror.http.admission import CONTENT_DIGEST, REPLICA_FIELD, content_digest
 from mirror.http.token import TOKEN_FIELD, Tokens, small_body
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.store.interface import IndexUnavailableError
 from mirror.user_error import UserError
 
 ROOT: Final = "/api/v1/"
+#: Where replicas post the blocks of commands to each other.
+REPLICA_BLOCKS: Final = f"{ROOT}replica-blocks"
 #: Takes the parameters of the query, and returns a value to encode; None: there is no such thing.
 Reading = Callable[[Mapping[str, str]], Awaitable[Any]]
 #: Takes the name of an image, and the operator's reason, which may be empty.
 Change = Callable[[str, str], Awaitable[Any]]
 
 _HEADERS: Final = {"Cache-Control": "no-store"}
+_MOST_POSTED_BYTES: Final = 1024 * 1024
 _AT_ONCE: Final = 100  # entries; encoding them takes a millisecond
 
 
@@ -70,6 +74,25 @@ class JsonApi:
             return await json_response(await change(image, reason))
         except UserError as error:
             raise OciError(ErrorCode.UNKNOWN, str(error), status=409) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPost:
+    """Takes JSON objects from other replicas, which have signed the hash of the body."""
+
+    receive: Callable[[Mapping[str, Any]], Awaitable[Any]]
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Answer a request; admission has checked REPLICA_FIELD for the CONTENT_DIGEST field.
+
+        Raises:
+            OciError: it has no REPLICA_FIELD, or another body (403), or cannot be used.
+        """
+        body = await small_body(request, _MOST_POSTED_BYTES)
+        posted = request.headers.get(CONTENT_DIGEST) == content_digest(body)
+        if not posted or REPLICA_FIELD not in request.headers:
+            raise OciError(ErrorCode.DENIED, "no replica has signed this body", status=403)
+        return await json_response(await self.receive(json_object(body)))
 
 
 async def json_response(value: Any) -> web.Response:

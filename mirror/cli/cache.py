@@ -41,37 +41,53 @@ def list_images(
     as_json: JsonOption = False,
     config: ConfigOption = None,
     cache_dir: CacheOption = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also images that only the object store has.")
+    ] = False,
 ) -> None:
     """List the images in the cache: how much of each is there, and when it was last pulled."""
     configured = configured_for(config, cache_dir)
-    from mirror.admin.commands import listed  # noqa: PLC0415  # late: loads half of the server
+    # late: loads half of the server
+    from mirror.admin.commands import listed, listed_cluster  # noqa: PLC0415
 
-    found = threads.run(listed(configured, patterns or []))
+    found = threads.run((listed_cluster if cluster else listed)(configured, patterns or []))
     images = sorted(found["images"], key=_SORTED[sort])
     if as_json:
         print(json.dumps({**found, "images": images}, indent=2))
         return
-    if images:
-        print_table(
-            ("IMAGE", "PLATFORM", "SIZE", "THERE", "USED"), list(map(_row, images)), {"SIZE"}
-        )
+    shared = found.get("object_store", {"images": [], "whole": True})
+    rows = [*map(_row, images), *map(_shared_row, shared["images"])]
+    if rows:
+        print_table(("IMAGE", "PLATFORM", "SIZE", "THERE", "USED"), rows, {"SIZE"})
     total, cache = found["total"], found["cache"]
     noun = "image" if total["images"] == 1 else "images"
     print(
         f"{total['images']} {noun}, {size(total['bytes'])} (shared data counted once); "
         f"the cache has {size(cache['bytes'])} of {size(cache['max_bytes'])}"
     )
+    if cluster:
+        print(f"{len(shared['images']):,} more in the object store")
+    if not shared["whole"]:
+        print("the object store has further images: name some, such as 'ghcr.io/myorg/**'")
 
 
 @app.command("stats", rich_help_panel="Cache")
 def print_stats(
-    as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Only this mirror, not the others of its cluster.")
+    ] = False,
 ) -> None:
-    """Show what the mirror has saved, how full its cache is, and the state of its upstreams."""
+    """Show what the mirror has saved, how full its cache is, and the state of its upstreams.
+
+    In a cluster, show the sums of all mirrors, and each of them.
+    """
     configured = configured_for(config, cache_dir)
     from mirror.admin.commands import stats  # noqa: PLC0415  # late, as above
 
-    found = threads.run(stats(configured))
+    found = threads.run(stats(configured, local=local))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -111,17 +127,23 @@ def remove_images(
 
 @app.command(rich_help_panel="Cache")
 def verify(
-    as_json: JsonOption = False, config: ConfigOption = None, cache_dir: CacheOption = None
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="The object store of [cluster] instead.")
+    ] = False,
 ) -> None:
     """Hash everything in the cache and drop damaged data; a mirror may run meanwhile.
 
     Exits with 1 if something was damaged.
     """
     configured = configured_for(config, cache_dir)
-    from mirror.admin.commands import verified  # noqa: PLC0415  # late, as above
+    from mirror.admin.commands import verified, verified_cluster  # noqa: PLC0415  # late, as above
 
+    work = verified_cluster if cluster else verified
     with ByteProgress("verifying") as progress:
-        found = threads.run(verified(configured, progress.expect, progress.advance))
+        found = threads.run(work(configured, progress.expect, progress.advance))
     if as_json:
         damaged = [{"kind": each.kind, "digest": str(each.digest)} for each in found.damaged]
         told = {"objects": found.objects, "bytes": found.bytes, "damaged": damaged}
@@ -151,6 +173,11 @@ def _row(image: dict[str, Any]) -> tuple[str, ...]:
         ("whole" if image["whole"] else lacking) + (", kept" if image["kept"] else ""),
         ago(time.time() - _seconds(image["last_used"])),
     )
+
+
+def _shared_row(image: dict[str, Any]) -> tuple[str, ...]:
+    written = ago(time.time() - _seconds(image["written"]))
+    return (image["name"], "-", "-", "in the object store", f"written {written}")
 
 
 def _seconds(moment: str) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import unified_diff
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from mirror.config import Config
 from mirror.config.addresses import checked_url, lookup_outermost
 from mirror.config.fields import masked
 from mirror.user_error import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from mirror.doctor import Report
 
 app = command_group()
 client_app = command_group(
@@ -55,6 +58,15 @@ UrlOption = Annotated[
 CaOption = Annotated[
     Path | None,
     typer.Option("--ca-file", help="The CA of an https mirror, as a path on the client's machine."),
+]
+
+
+ClusterOption = Annotated[
+    bool,
+    typer.Option(
+        "--cluster",
+        help="Check the object store, Redis and the other mirrors of [cluster] instead.",
+    ),
 ]
 
 
@@ -156,6 +168,7 @@ def doctor(
     url: UrlOption = None,
     root: RootOption = Path("/"),
     config: ConfigOption = None,
+    cluster: ClusterOption = False,
 ) -> None:
     """Find out why a client bypasses the mirror: check this machine's clients, and ask the mirror
     as they would.
@@ -163,12 +176,27 @@ def doctor(
     Exits with 1 if something is wrong.
     """
     configured = settings(config)
+    if cluster:
+        _report(_examined_cluster(configured))
+        return
     # Imported late: `client` does not need the HTTP modules.
     from mirror.doctor import containerd_version, examine  # noqa: PLC0415
 
     # Another root has its own programs, which are not run.
     version = containerd_version() if root == Path("/") else ""
-    report = threads.run(examine(root, url, url or _url(configured), str(Path.home()), version))
+    _report(threads.run(examine(root, url, url or _url(configured), str(Path.home()), version)))
+
+
+def _examined_cluster(config: Config) -> "Report":
+    from mirror.cluster import check_installed  # noqa: PLC0415  # only for a cluster
+
+    check_installed()
+    from mirror.doctor.cluster import examine_cluster  # noqa: PLC0415  # an extra
+
+    return threads.run(examine_cluster(config.cluster))
+
+
+def _report(report: "Report") -> None:
     print("\n".join(report.lines()))
     if not report.healthy:
         raise typer.Exit(ExitCode.FAILED)

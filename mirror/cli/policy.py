@@ -1,7 +1,7 @@
 """Commands for images that the mirror must not give out."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,7 @@ from mirror import threads
 from mirror.cli.cache import configured_for
 from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group
 from mirror.cli.table import print_table
+from mirror.config import Config
 
 app = command_group()
 
@@ -36,6 +37,31 @@ def block_images(
     for each in found["blocks"]:
         count = len(each["digests"])
         print(f"blocked {each['target']} ({count} digest{'' if count == 1 else 's'})")
+    _print_replicas(found, configured)
+
+
+def _print_replicas(found: dict[str, Any], configured: Config) -> None:
+    """Print which replicas of a cluster have changed blocks."""
+    said = found.get("cluster")
+    if said is None:
+        if configured.cluster.secret_file:
+            print("no mirror runs here: the other replicas learn of it when this one starts")
+        return
+    place, error = said["place"], said["place_error"]
+    lacking = [each for each in said["replicas"] if each["error"]]
+    if said["replicas"] and not lacking:
+        print(f"in force on all {len(said['replicas']) + 1} replicas")
+    elif lacking:
+        having = [each["replica"] for each in said["replicas"] if not each["error"]]
+        print(f"in force on {', '.join([said['here'], *having])}")
+    for each in lacking:
+        print(f"not yet on {each['replica']}: {each['error']}")
+    if place is not None and error:
+        print(f"not yet in {place}, which is tried again every ten seconds: {error}")
+    elif place is not None:
+        print(f"replicas that were down read it from {place}")
+    elif lacking:
+        print("without [cluster] objects or state: give the command again when they answer")
 
 
 @app.command("unblock", rich_help_panel="Policies")
@@ -55,6 +81,7 @@ def unblock_images(
         return
     for each in found["blocks"]:
         print(f"unblocked {each['target']}")
+    _print_replicas(found, configured)
 
 
 @app.command("blocks", rich_help_panel="Policies")

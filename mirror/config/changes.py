@@ -6,13 +6,26 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from mirror.config.cluster import ClusterConfig
 from mirror.config.dump import rendered
 from mirror.config.mistakes import spelt
 from mirror.config.model import Config
 
 Place = tuple[str, ...]
 
-#: Keys that are read only at the start: sockets, number of processes, directories, tracing.
+#: The keys of [cluster] that a reload changes.
+_RELOADED: Final = frozenset(
+    {
+        "credentials_file",
+        "first_byte_timeout",
+        "max_size",
+        "peers",
+        "redirect_endpoint",
+        "redirect_networks",
+        "secret_file",
+    }
+)
+#: Keys that are read only at the start: sockets, processes, directories, tracing, servers.
 FIXED: Final = frozenset(
     {
         ("server", "listen"),
@@ -25,9 +38,11 @@ FIXED: Final = frozenset(
         ("tracing", "endpoint"),
         ("tracing", "sample"),
         ("tracing", "service"),
+        *(("cluster", key) for key in ClusterConfig.model_fields.keys() - _RELOADED),
     }
 )
 _TLS: Final = frozenset({("server", "tls_certificate"), ("server", "tls_key")})
+_CLUSTER: Final = frozenset(("cluster", key) for key in ClusterConfig.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,15 @@ def changes(running: Config, read: Config) -> list[Change]:
 def _waiting(running: Config, read: Config) -> frozenset[Place]:
     # TLS on a socket can be switched on or off only by a restart; certificates are reloaded.
     toggled = bool(running.server.tls_certificate) != bool(read.server.tls_certificate)
-    return FIXED | _TLS if toggled else FIXED
+    waiting = FIXED | _TLS if toggled else FIXED
+    return waiting if _same_servers(running.cluster, read.cluster) else waiting | _CLUSTER
+
+
+def _same_servers(running: ClusterConfig, read: ClusterConfig) -> bool:
+    """Whether a reload can change the other keys of [cluster], which belong to these servers."""
+    fixed = ClusterConfig.model_fields.keys() - _RELOADED
+    secret = bool(running.secret_file) == bool(read.secret_file)
+    return secret and all(getattr(running, key) == getattr(read, key) for key in fixed)
 
 
 def _keys(config: Config) -> Iterator[tuple[Place, Any]]:

@@ -39,7 +39,15 @@ def rendered(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(rendered(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {rendered(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(_inline(key, item) for key, item in value.items()) + "}"
+    return _text(masked(str(value)) if isinstance(value, Path | str) else value)
+
+
+def _inline(key: str, value: Any) -> str:
+    # The @ in the identity of a workflow follows no password.
+    return f"{key} = {_text(value) if key == 'identity' else rendered(value)}"
+
+
+def _text(value: Any) -> str:
     # A JSON string is a TOML basic string, except for DEL, which only JSON allows unescaped.
-    text = masked(str(value)) if isinstance(value, Path | str) else value
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from mirror.config.fields import masked
 from mirror.config.keep import KeepRule
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.policy import BlockRule, PinRule, PolicyRule
+from mirror.config.policy import BlockRule, IdentityRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 
 Place = tuple[str, ...]
@@ -23,6 +23,7 @@ _MAX_FOUND: Final = 120
 _ENTRIES: Final[Mapping[str, type[BaseModel]]] = {
     "upstreams": UpstreamConfig,
     "block": BlockRule,
+    "identities": IdentityRule,
     "keep": KeepRule,
     "pin": PinRule,
     "policy": PolicyRule,
@@ -87,7 +88,8 @@ def _found(mistake: ErrorDetails, place: Place) -> str:
     # A value in the place of a table may be a misspelt table that contains secrets.
     if place[-1] == "password" or mistake["type"] in {"dict_type", "model_type"}:
         return f"a value of type {type(value).__name__}"
-    return masked(repr(value))[:_MAX_FOUND]
+    text = repr(value)
+    return (text if place[-1] == "identity" else masked(text))[:_MAX_FOUND]
 
 
 def _allowed(mistake: ErrorDetails, place: Place) -> str:
@@ -98,6 +100,8 @@ def _allowed(mistake: ErrorDetails, place: Place) -> str:
         return str(context["expected"])
     if mistake["type"] == "tuple_type" and len(place) == 1:
         return f"tables, each below [[{place[0]}]]"
+    if mistake["type"] == "tuple_type" and place[-1] in _ENTRIES:
+        return f"a list of tables with {' and '.join(_ENTRIES[place[-1]].model_fields)}"
     return _ALLOWED.get(mistake["type"], "another value")
 
 
@@ -110,5 +114,9 @@ def _nearest(place: Place) -> str:
 def _keys_beside(place: Place) -> Iterable[str]:
     table: Any = Config
     if len(place) > 1:
-        table = _ENTRIES.get(place[0]) or Config.model_fields[place[0]].annotation
+        table = (
+            _ENTRIES.get(place[-3:][0])
+            or _ENTRIES.get(place[0])
+            or Config.model_fields[place[0]].annotation
+        )
     return table.model_fields if issubclass(table, BaseModel) else ()

@@ -20,6 +20,7 @@ from mirror.config.addresses import (
     checked_upstream,
     parse_listen,
 )
+from mirror.config.cluster import ClusterConfig
 from mirror.config.fields import (
     Bytes,
     Directory,
@@ -208,6 +209,7 @@ class Config(_Table):
     fetch: FetchConfig = FetchConfig()
     fill: FillConfig = FillConfig()
     tracing: TracingConfig = TracingConfig()
+    cluster: ClusterConfig = ClusterConfig()
     keep: tuple[KeepRule, ...] = ()
     block: tuple[BlockRule, ...] = ()
     policy: tuple[PolicyRule, ...] = ()

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -43,11 +43,16 @@ class _Variables(EnvSettingsSource):
     """Reads the environment; a value that is not JSON is reported later with other mistakes."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        """Decode the value of a table or a list from JSON; return other text unchanged."""
+        """Decode a table or a list from JSON, or a list from text with commas.
+
+        Return other text unchanged.
+        """
         try:
             return super().decode_complex_value(field_name, field, value)
         except (ValueError, RecursionError):
-            return value
+            if get_origin(field.annotation) is not tuple or value.lstrip()[:1] in {"[", "{"}:
+                return value
+            return [part.strip() for part in value.split(",")]
 
 
 def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:

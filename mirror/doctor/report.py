@@ -49,10 +49,11 @@ def is_wrong(finding: Finding) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All findings about one mirror."""
+    """All findings about one mirror, or about the ``kind`` of thing that ``url`` names."""
 
     url: str
     findings: tuple[Finding, ...]
+    kind: str = "mirror"
 
     @property
     def healthy(self) -> bool:
@@ -65,4 +66,4 @@ class Report:
         number = sum(map(is_wrong, findings))
         summary = f"{number} wrong" if number else "nothing is wrong"
         said = [line for finding in findings for line in finding.lines()]
-        return [*said, f"the mirror {self.url}: {summary}"]
+        return [*said, f"the {self.kind} {self.url}: {summary}"]

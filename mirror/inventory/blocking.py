@@ -36,7 +36,7 @@ async def block(
     targets = {spelt_out(target): target for target in _parsed(texts, cache.naming)}
     reason = " ".join(reason.split())  # a refusal is one line
     added = [
-        Block(text, reason, now, by, *await _parts(cache.catalogue, target))
+        Block(text, reason, now, by, *await parts_of(cache.catalogue, target))
         for text, target in targets.items()
     ]
     await asyncio.to_thread(
@@ -87,7 +87,7 @@ def _parsed(texts: Sequence[str], naming: Naming) -> list[Digest | ImageGlob]:
         raise UserError(f"allowed: a digest, or {error}") from error
 
 
-async def _parts(
+async def parts_of(
     catalogue: Catalogue, target: Digest | ImageGlob
 ) -> tuple[frozenset[Digest], frozenset[Digest]]:
     """Return the cached manifests and configurations of a target, and its layers.

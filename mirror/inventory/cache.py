@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from mirror.config.cluster import ClusterConfig
 from mirror.config.keep import kept_images, naming
 from mirror.config.model import Config
 from mirror.oci.image_glob import FullName, ImageGlob, Naming
@@ -15,7 +16,8 @@ from mirror.store.local.objects import Objects
 class Cache:
     """The stored objects, the catalogue of images, the naming rules, and the kept images.
 
-    ``kept`` are the globs of the configuration, ``chosen`` the names of the keep list.
+    ``kept`` are the globs of the configuration, ``chosen`` the names of the keep list, ``cluster``
+    what the mirror shares with others.
     """
 
     objects: Objects
@@ -24,6 +26,7 @@ class Cache:
     kept: Sequence[ImageGlob]
     upstreams: Sequence[str]
     chosen: Collection[str]
+    cluster: ClusterConfig
 
     @classmethod
     def of(
@@ -31,7 +34,8 @@ class Cache:
     ) -> Self:
         """Combine an open cache with the rules of a configuration."""
         names = tuple(config.enabled())
-        return cls(objects, catalogue, naming(config), kept_images(config), names, chosen)
+        rules = naming(config), kept_images(config), names, chosen
+        return cls(objects, catalogue, *rules, config.cluster)
 
     def keeps(self, image: FullName) -> bool:
         """Return True if a ``[[keep]]`` rule matches an image, or the keep list names it."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from mirror.inventory.cache import Cache
 from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob
-from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.oci.image_glob import FullName, ImageGlob, Naming
 from mirror.store.images.image import CachedImage
 from mirror.store.local.layout import ObjectKey
 from mirror.user_error import UserError
@@ -42,7 +42,7 @@ async def listing(cache: Cache, patterns: Sequence[str]) -> dict[str, Any]:
         UserError: a pattern is invalid.
         IndexUnavailableError: the cache cannot be read.
     """
-    globs = [parse_glob(pattern, cache) for pattern in patterns]
+    globs = [parse_glob(pattern, cache.naming) for pattern in patterns]
     images, bill, named = [], _Bill(), set[Digest]()
     async for image in cache.catalogue.images(lambda name: _is_in(globs, name)):
         assert image.name is not None
@@ -66,14 +66,14 @@ async def listing(cache: Cache, patterns: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def parse_glob(text: str, cache: Cache, tag: str = "*") -> ImageGlob:
+def parse_glob(text: str, naming: Naming, tag: str = "*") -> ImageGlob:
     """Parse a glob for images that a user typed; ``tag`` is the default tag.
 
     Raises:
         UserError: the glob is invalid.
     """
     try:
-        return ImageGlob.parse(text, cache.naming, tag)
+        return ImageGlob.parse(text, naming, tag)
     except InvalidGlob as error:
         raise UserError(f"found {text!r}, allowed: {error}") from error
 

@@ -14,7 +14,7 @@ from mirror.oci.glob import is_glob
 from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.store.images.catalogue import BLOB_KINDS, Named
 from mirror.store.images.removal import Removal, carry_out, planned
-from mirror.store.local.layout import ObjectKey
+from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.user_error import UserError
 
 
@@ -45,8 +45,11 @@ async def removal(
 ) -> dict[str, Any]:
     """Remove images by name, glob or digest; kept images only with ``force``.
 
+    Also from the object store of a cluster, from which the cache would get them again.
+
     Raises:
-        UserError: a text matches no cached image, or a kept image without ``force``.
+        UserError: a text matches no cached image, or a kept image without ``force``; or the object
+            store fails.
         IndexUnavailableError, OSError: the cache cannot be used.
     """
     targets = [_target(text, cache) for text in texts]
@@ -65,6 +68,7 @@ async def removal(
     if not force:
         await _refuse_kept(plan, cache)
     if not dry_run:
+        await _remove_shared(plan, cache)
         await carry_out(plan, cache.objects)
     return _told(plan, dry_run=dry_run)
 
@@ -74,13 +78,26 @@ def _target(text: str, cache: Cache) -> _Target:
         return _Target(text, Digest.parse(text), None)
     except InvalidDigest:
         tag = "*" if is_glob(text) else "latest"  # the default tag, as in Docker
-        return _Target(text, None, parse_glob(text, cache, tag))
+        return _Target(text, None, parse_glob(text, cache.naming, tag))
 
 
 async def _blobs(cache: Cache, digests: Sequence[Digest]) -> dict[ObjectKey, int]:
     keys = [ObjectKey(kind, digest) for kind in BLOB_KINDS for digest in digests]
     held = await cache.objects.consult(lambda index: index.held(keys))
     return {key: each.size for key, each in held.items()}
+
+
+async def _remove_shared(plan: Removal, cache: Cache) -> None:
+    if not cache.cluster.objects:
+        return
+    from mirror.cluster import check_installed  # noqa: PLC0415  # only for a cluster
+
+    check_installed()
+    from mirror.cluster.upkeep import remove  # noqa: PLC0415  # an extra that few install
+
+    links = [each.link for each in plan.names if each.section.manifests == (MANIFESTS,)]
+    keys = [key for key in plan.objects if key.private_twin is not None]
+    await remove(cache.cluster, keys, links)
 
 
 async def _refuse_kept(plan: Removal, cache: Cache) -> None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from mirror.api.health import HealthHandler
 from mirror.config.fields import UNIX_PROXIES
 from mirror.config.model import Config, ServerConfig
-from mirror.http.admission import Admission
+from mirror.http.admission import Admission, CheckReplica
 from mirror.http.forwarded import Proxies
 from mirror.http.htpasswd import Htpasswd, HtpasswdError
 from mirror.http.server_options import ServerLimits
@@ -58,22 +58,24 @@ async def monitored(listeners: Iterable[Listener], health: HealthHandler) -> Asy
 
 
 @contextlib.contextmanager
-def opened_admission(config: Config) -> Iterator[Admission]:
-    """The admission rules of a configuration.
+def opened_admission(
+    config: Config, check_replica: CheckReplica | None = None
+) -> Iterator[Admission]:
+    """The admission rules of a configuration; ``check_replica`` as in :class:`Admission`.
 
     Raises:
         UserError: the password file cannot be used.
     """
     networks = [ipaddress.ip_network(text) for text in config.access.networks]
     if not config.access.htpasswd_file:
-        yield Admission(networks, None)
+        yield Admission(networks, None, check_replica)
         return
     try:
         users = Htpasswd(Path(config.access.htpasswd_file))
     except (OSError, HtpasswdError) as error:
         raise UserError(f"{config.access.htpasswd_file}: {error}") from error
     with contextlib.closing(users):
-        yield Admission(networks, users)
+        yield Admission(networks, users, check_replica)
 
 
 def proxies(config: Config) -> Proxies:

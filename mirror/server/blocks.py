@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
 
 from mirror.pull.block_list import BlockList
 from mirror.store.metadata.block_file import BlockFile, Stamp
@@ -14,6 +14,10 @@ _LOOK_SECONDS: Final = 0.5  # a block takes effect within a second, also without
 _log = logging.getLogger(__name__)
 
 
+#: Tells other replicas of changed blocks, by target; returns JSON that says which have them.
+Share = Callable[[Sequence[str]], Awaitable[Mapping[str, Any]]]
+
+
 class BlockWatch:
     """Reads the file again whenever it has changed; keeps the last list if it cannot be read."""
 
@@ -21,10 +25,12 @@ class BlockWatch:
         self,
         file: BlockFile,
         blocks: BlockList,
+        share: Share | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.file = file
         self.blocks = blocks
+        self._share = share
         self._sleep = sleep
         self._read: Stamp | None = None
         self._trouble = Trouble()
@@ -50,6 +56,19 @@ class BlockWatch:
         """
         await self.refresh()
         self.blocks.changed()
+
+    async def shared(self, done: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Tell the other replicas of changed blocks, once they are in force here.
+
+        ``done`` is a result of ``inventory.blocking``; in a cluster, ``cluster`` is added to it.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        await self.refresh()
+        if self._share is None:
+            return done
+        return {**done, "cluster": await self._share([each["target"] for each in done["blocks"]])}
 
     async def run(self) -> None:
         """Refresh until cancelled."""

@@ -109,14 +109,14 @@ class Changes:
         file = self.shared_state.block_watch.file
         with _usable():
             done = await block(self._cache(), file, [image.strip()], reason, _BY, time.time())
-        return await self._decided(done)
+        return await self._shared(done)
 
     async def unblock(self, image: str, _: str) -> Any:
         """Remove a block; those of ``[[block]]`` stay."""
         file, naming = self.shared_state.block_watch.file, self._cache().naming
         with _usable():
             done = await unblock(file, naming, [image.strip()], _BY)
-        return await self._decided(done)
+        return await self._shared(done)
 
     async def release_held(self, image: str, _: str) -> Any:
         """Let a digest, or the one that a tag means upstream, pass all cooldowns."""
@@ -126,6 +126,12 @@ class Changes:
             rulings = Rulings(self._cache(), records, file, state.clock)
             done = await rulings.release([image.strip()], _BY)
         return await self._decided(done)
+
+    async def _shared(self, done: Any) -> Any:
+        """Apply changed blocks in all processes of this mirror, then on the other replicas."""
+        await self._decided(done)
+        with _usable():
+            return await self.shared_state.block_watch.shared(done)
 
     async def _decided(self, done: Any) -> Any:
         """Apply changed blocks and releases in all processes of this mirror."""

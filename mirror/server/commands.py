@@ -56,10 +56,12 @@ def commands(
 
     async def add_blocks(told: Mapping[str, Any]) -> Any:
         by, reason = told["by"], told["reason"]
-        return await block(cache(), watch.file, told["targets"], reason, by, time.time())
+        done = await block(cache(), watch.file, told["targets"], reason, by, time.time())
+        return await watch.shared(done)
 
     async def remove_blocks(told: Mapping[str, Any]) -> Any:
-        return await unblock(watch.file, cache().naming, told["targets"], told["by"])
+        done = await unblock(watch.file, cache().naming, told["targets"], told["by"])
+        return await watch.shared(done)
 
     async def blocks(_: Mapping[str, Any]) -> Any:
         return listed(watch.blocks.current.all)

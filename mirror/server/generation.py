@@ -9,16 +9,18 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from aiohttp import web
 
 from mirror import logs
 from mirror.api.handlers import RegistryHandler, raw_path
 from mirror.api.health import Condition, HealthHandler
-from mirror.api.v1 import ROOT, JsonApi
+from mirror.api.v1 import REPLICA_BLOCKS, ROOT, JsonApi, ReplicaPost
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
+from mirror.http.admission import REPLICA_FIELD
 from mirror.http.sendfile import Sender
 from mirror.http.server_options import Handler, Requests, ServerOptions
 from mirror.http.token import Tokens
@@ -45,9 +47,12 @@ class Routes:
         api: JsonApi,
         *,
         metrics: bool,
+        for_replicas: RegistryHandler | None = None,
+        posts_of_replicas: Mapping[str, Handler] = MappingProxyType({}),
     ) -> None:
         """``metrics``: serve them here, not on a port of their own."""
         self._registry: Handler = registry.answer
+        self._for_replicas = for_replicas
         self._reads: Mapping[str, Handler] = {
             **pages.reads,
             "/healthz": health.alive,
@@ -58,12 +63,16 @@ class Routes:
         self._posts: Mapping[str, Handler] = {
             **pages.posts,
             **{f"{ROOT}{name}": api.change for name in api.changes},
+            **posts_of_replicas,
         }
 
     def handler(self, request: web.BaseRequest) -> Handler:
         """The handler of a request; the registry API rejects paths that it does not know."""
         if request.method in {"GET", "HEAD"}:
-            return self._reads.get(raw_path(request), self._registry)
+            registry = self._registry
+            if self._for_replicas is not None and REPLICA_FIELD in request.headers:
+                registry = self._for_replicas.answer
+            return self._reads.get(raw_path(request), registry)
         if request.method == "POST":
             return self._posts.get(raw_path(request), self._registry)
         return self._registry
@@ -91,7 +100,10 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
         UserError: a file, a directory or a proxy named in ``config`` cannot be used.
     """
     async with AsyncExitStack() as stack:
-        registries = await stack.enter_async_context(shared_state.upstreams.used(config))
+        cluster = shared_state.cluster
+        registries = await stack.enter_async_context(
+            shared_state.upstreams.used(config, None if cluster is None else cluster.caches)
+        )
         pulls = await stack.enter_async_context(opened_pulls(config, registries, shared_state))
         pushes = opened_pushes(config, shared_state.store.layout)
         handler = RegistryHandler(
@@ -103,6 +115,15 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             pulls.client_credentials,
             None if pushes is None else pushes.last,
         )
+        check_replica = None if cluster is None else cluster.check_replica
+        for_replicas = None
+        if check_replica is not None:
+            for_replicas = replace(
+                handler, blobs=pulls.for_replicas, client_credentials=None, kind="replica"
+            )
+        posts_of_replicas: dict[str, Handler] = {}
+        if cluster is not None and cluster.blocks is not None:
+            posts_of_replicas[REPLICA_BLOCKS] = ReplicaPost(cluster.blocks.receive).answer
         site = Site(config, shared_state, time.time(), pulls.manifests.gate)
         tokens = Tokens(shared_state.store.layout.token)
         changes = Changes(config, shared_state, pulls).table()
@@ -117,8 +138,10 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
                 page_routes(config, site, shared_state.store.objects, tokens, changes),
                 JsonApi(site.readings(), changes, tokens),
                 metrics=not config.server.metrics_listen,
+                for_replicas=for_replicas,
+                posts_of_replicas=posts_of_replicas,
             ),
-            stack.enter_context(opened_admission(config)),
+            stack.enter_context(opened_admission(config, check_replica)),
             proxies(config),
             server_limits(config),
             shared_state.table if bounds(config).hot else None,

@@ -5,7 +5,9 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from mirror.api.client_credentials import ClientCredentials
@@ -14,10 +16,11 @@ from mirror.config.agreement import taking_credentials, without_host
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.policy import configured_pins, configured_rules
 from mirror.oci.manifest import Descriptor
-from mirror.pull.blobs import BlobPulls
+from mirror.pull.blobs import BlobPulls, BlobsForReplicas
 from mirror.pull.cooldown import Cooldown
+from mirror.pull.feed import Feeds
 from mirror.pull.fills import Fills
-from mirror.pull.gate import Gate, GatedBlobs, GatedManifests
+from mirror.pull.gate import Elsewhere, Gate, GatedBlobs, GatedManifests
 from mirror.pull.listings import FreshPage, ListingPulls
 from mirror.pull.manifest_source import ManifestSource
 from mirror.pull.manifests import ManifestPulls
@@ -27,10 +30,14 @@ from mirror.pull.private_access import PrivateAccess
 from mirror.pull.refusals import RecentRefusals, Refusals
 from mirror.server.shared_state import SharedState
 from mirror.server.store import Private, Store
-from mirror.store.interface import MOST_PAGE_BYTES
+from mirror.store.interface import MOST_PAGE_BYTES, ManifestStore, TagStore
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.credentials import Principals
 from mirror.upstream.endpoints import Endpoints
+
+if TYPE_CHECKING:
+    from mirror.cluster.values import SharedCaches
+    from mirror.server.cluster import OpenedCluster
 
 _log = logging.getLogger(__name__)
 _MIB: Final = 1024 * 1024
@@ -46,10 +53,12 @@ _KEY_BYTES: Final = 32
 class Pulls:
     """The sources of content; ``client_credentials`` is None if clients cannot send their own.
 
-    ``begun`` lists every ``BlobPulls`` that may have fills.
+    ``begun`` lists every ``BlobPulls`` that may have fills.  ``for_replicas``: public blobs, for
+    the other replicas of a cluster.
     """
 
     begun: Sequence[BlobPulls]
+    for_replicas: GatedBlobs
     blobs: GatedBlobs
     manifests: GatedManifests
     listings: ListingPulls | AuthorizedListings
@@ -61,19 +70,45 @@ class Pulls:
             await blobs.finish()
 
 
+@dataclass(frozen=True, slots=True)
+class _Caches:
+    """What upstreams have said lately."""
+
+    negatives: TtlCache[str]
+    freshness: TtlCache[Descriptor]
+    pages: TtlCache[FreshPage]
+
+    @classmethod
+    def of(cls, config: Config, shared: "SharedCaches | None") -> Self:
+        """Return caches in memory, before those that all replicas share."""
+        tags = config.tags
+        return cls(
+            TtlCache(
+                *(tags.negative_max_age.seconds, _REFUSALS, 6 * _MIB),
+                shared=None if shared is None else shared.refusals,
+            ),
+            TtlCache(
+                *(tags.max_age.seconds, _FRESH_TAGS, 20 * _MIB, lambda _: _DESCRIPTOR_BYTES),
+                shared=None if shared is None else shared.freshness,
+            ),
+            TtlCache(
+                *(tags.max_age.seconds, _PAGES, 16 * _MIB, lambda page: len(page[0])),
+                largest=MOST_PAGE_BYTES,
+                shared=None if shared is None else shared.pages,
+            ),
+        )
+
+
 @asynccontextmanager
 async def opened_pulls(
     config: Config, registries: Mapping[str, Endpoints], shared_state: SharedState
 ) -> AsyncIterator[Pulls]:
     """Answer for content while the context is open."""
-    negatives: TtlCache[str] = TtlCache(config.tags.negative_max_age.seconds, _REFUSALS, 6 * _MIB)
-    max_age, stale = config.tags.max_age.seconds, config.tags.stale_if_error.seconds
-    freshness: TtlCache[Descriptor] = TtlCache(
-        max_age, _FRESH_TAGS, 20 * _MIB, lambda _: _DESCRIPTOR_BYTES
-    )
-    pages: TtlCache[FreshPage] = TtlCache(
-        max_age, _PAGES, 16 * _MIB, lambda page: len(page[0]), MOST_PAGE_BYTES
-    )
+    cluster, stale = shared_state.cluster, config.tags.stale_if_error.seconds
+    # What is private stays in this replica.
+    caches = hidden = _Caches.of(config, None)
+    if cluster is not None and cluster.caches is not None:
+        caches = _Caches.of(config, cluster.caches)
     store, metrics, begun = shared_state.store, shared_state.metrics, list[BlobPulls]()
     rules = configured_rules(config)
     gate = Gate(shared_state.blocks, configured_pins(config), rules, metrics)
@@ -86,32 +121,49 @@ async def opened_pulls(
         keep = store.keeping.keep_meant
         cooldown = Cooldown(store.decisions, shared_state.clock, keep, manifests, blobs)
         signatures = None
-        if any(rule.keys for rule in rules):
+        if any(rule.needs_signature for rule in rules):
             # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
             from mirror.pull.signatures import Signatures  # noqa: PLC0415
 
             names = {name: _registry_names(name, each) for name, each in config.enabled().items()}
             signatures = Signatures(cooldown, listings, names.__getitem__)
         gated_manifests = GatedManifests(gate, manifests, cooldown, signatures, prefetch)
-        return GatedBlobs(gate, blobs, prefetch), gated_manifests, listings
+        return (
+            GatedBlobs(gate, blobs, prefetch, _elsewhere(config, cluster)),
+            gated_manifests,
+            listings,
+        )
 
     async with AsyncExitStack() as stack:
 
         def made(
-            kept: Store | Private, fills: Fills
+            kept: Store | Private,
+            manifest_stores: tuple[ManifestStore, TagStore],
+            caches: _Caches,
+            fills: Fills,
+            feeds: Feeds | None = None,
         ) -> tuple[BlobPulls, ManifestPulls, ListingPulls]:
-            refusals = Refusals(negatives, kept.listings, stale)
-            blobs = BlobPulls(registries, kept.blobs, refusals, metrics, shared_state.slots, fills)
+            refusals = Refusals(caches.negatives, kept.listings, stale)
+            downloads = (shared_state.slots, fills, feeds)
+            blobs = BlobPulls(registries, kept.blobs, refusals, metrics, *downloads)
             begun.append(blobs)
-            source = ManifestSource(registries, kept.manifests, kept.tags, metrics, fills.room)
-            manifests = ManifestPulls(source, kept.tags, freshness, refusals, stale)
+            tags = manifest_stores[1]
+            source = ManifestSource(registries, *manifest_stores, metrics, fills.room)
+            manifests = ManifestPulls(source, tags, caches.freshness, refusals, stale)
             answers = store.rooms.answers
-            listings = ListingPulls(registries, pages, kept.listings, refusals, answers, stale)
+            listings = ListingPulls(
+                *(registries, caches.pages, kept.listings, refusals, answers, stale)
+            )
             for pulls in (blobs, manifests, listings):
                 stack.push_async_callback(pulls.close)
             return blobs, manifests, listings
 
-        public = made(store, shared_state.fills)
+        stores: tuple[ManifestStore, TagStore] = store.manifests, store.tags
+        if cluster is not None:
+            stores = cluster.manifests, cluster.tags
+        feeds = None if cluster is None else cluster.feeds
+        public = made(store, stores, caches, shared_state.fills, feeds)
+        for_replicas = GatedBlobs(gate, BlobsForReplicas(public[0]))
         prefetch = None
         # With several workers another one may answer for the layer, and would count a hit.
         if config.fill.prefetch and config.server.processes() == 1:
@@ -121,16 +173,19 @@ async def opened_pulls(
         # Every client sees the ledger.
         stack.enter_context(shared_state.recorder.watching(public[0]))
         if not (taking_credentials(config.upstreams) or config.proxy.listen):
-            yield Pulls(begun, *gated(*public))
+            yield Pulls(begun, for_replicas, *gated(*public))
             return
-        private = made(store.private, shared_state.private_fills)
+        own = store.private
+        private = made(own, (own.manifests, own.tags), hidden, shared_state.private_fills)
         grants: TtlCache[bool] = TtlCache(
             config.access.grant_max_age.seconds, _GRANTS, 6 * _MIB, lambda _: 0
         )
-        access = PrivateAccess(registries, grants, store.private.links, RecentRefusals(negatives))
+        refused = RecentRefusals(hidden.negatives)
+        access = PrivateAccess(registries, grants, store.private.links, refused)
         stack.push_async_callback(access.close)
         yield Pulls(
             begun,
+            for_replicas,
             *gated(
                 AuthorizedBlobs(access, public[0], private[0]),
                 AuthorizedManifests(access, public[1], private[1]),
@@ -138,6 +193,13 @@ async def opened_pulls(
             ),
             _client_credentials(config, access),
         )
+
+
+def _elsewhere(config: Config, cluster: "OpenedCluster | None") -> Elsewhere | None:
+    if cluster is None or cluster.objects is None:
+        return None
+    networks = list(map(ip_network, config.cluster.redirect_networks))
+    return partial(cluster.objects.redirects.address, networks)
 
 
 def _registry_names(name: str, upstream: UpstreamConfig) -> frozenset[str]:

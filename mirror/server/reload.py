@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mirror.config.changes import changes, in_force
 from mirror.config.model import Config
@@ -25,7 +26,11 @@ from mirror.server.systemd import SystemdNotifier
 from mirror.server.upstreams import check_upstreams
 from mirror.server.warming import Warming
 from mirror.store.interface import IndexUnavailableError
+from mirror.trouble import Problem, Trouble
 from mirror.user_error import UserError
+
+if TYPE_CHECKING:
+    from mirror.server.cluster import OpenedCluster
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ class Reloadable:
     warming: Warming
     certificate: Certificate | None
     lifecycle: Lifecycle
+    refused: Trouble
+    cluster: "OpenedCluster | None" = None
 
     @property
     def config(self) -> Config:
@@ -59,17 +66,21 @@ class Reloadable:
         config = in_force(self.config, config)
         generation = await self.generations.open(config)
         try:
+            apply = self.cluster.prepared(config) if self.cluster is not None else None
             self._use_certificate(config)
         except UserError:
             await self.generations.drop(generation)
             raise
         configure(config.log.level, config.log.format, access=config.log.access)
+        if apply is not None:
+            apply()
         self.generations.begin(generation)
         self.scrubbing.every(config.cache.scrub.seconds)
         self.housekeeping.apply_options(config)
         self.warming.by(config)
         with contextlib.suppress(OSError, IndexUnavailableError):  # logged and repaired already
             await self.store.limit(cache_limits(config))
+        self.refused.over()
 
     def _use_certificate(self, config: Config) -> None:
         if self.certificate is None:
@@ -108,6 +119,15 @@ def tell_mistakes(error: UserError) -> None:
         _log.error("not reloaded, the former configuration stays: %s", line)
 
 
+def refused_reload() -> Problem:
+    """What every visitor of the status page may know of a reload that changed nothing."""
+    return Problem(
+        "the configuration was not reloaded",
+        "the new one has mistakes; the former one stays in force",
+        "mirror check names each mistake; correct them and reload again",
+    )
+
+
 async def reload_when_told(
     told: asyncio.Event, running: Reloadable, reread: Reread, systemd: SystemdNotifier
 ) -> None:
@@ -122,6 +142,7 @@ async def reload_when_told(
             say_what_is_cut(read)
         except UserError as error:
             tell_mistakes(error)
+            running.refused.met(refused_reload())
             running.lifecycle.reloaded(successful=False)
         except Exception:  # the task must live on for the next reload
             _log.exception("not reloaded: the mirror failed")

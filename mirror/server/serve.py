@@ -9,12 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from mirror import __version__
 from mirror.access_log import PullSink, PullTracker, opened_access_log
+from mirror.config.cluster import ClusterConfig
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
 from mirror.http.server import Server
@@ -39,7 +40,7 @@ from mirror.server.process import (
     say_stopping,
 )
 from mirror.server.proxy import listening
-from mirror.server.recorder import opened_stats
+from mirror.server.recorder import StatsRecorder, opened_stats
 from mirror.server.reload import Reloadable, Reread, reload_when_told
 from mirror.server.shared_state import opened_shared_state
 from mirror.server.store import Store, opened_store, shortage
@@ -48,7 +49,11 @@ from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
 from mirror.server.worker_channel import WorkerChannel
 from mirror.store.interface import IndexUnavailableError
+from mirror.trouble import Trouble
 from mirror.user_error import UserError
+
+if TYPE_CHECKING:
+    from mirror.server.cluster import OpenedCluster
 
 _TEND_SECONDS: Final = 5.0
 _UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them
@@ -102,7 +107,7 @@ async def run_worker(
     async with channel.held(stop), serving as reloadable:
         _settle()
         channel.ready(await shortage(config, reloadable.store))
-        obeying = asyncio.create_task(channel.obey(reloadable.reload), name="reload")
+        obeying = asyncio.create_task(channel.obey(reloadable), name="reload")
         await stop.asked.wait()
         obeying.cancel()
         await stop.due(reloadable.config.server.lame_duck.seconds)
@@ -167,8 +172,11 @@ async def _serving_on(
         table = stack.enter_context(_opened_table(store, unseen))
         recorder = await stack.enter_async_context(opened_stats(store))
         log = await stack.enter_async_context(opened_access_log(pulls))
+        cluster = await stack.enter_async_context(
+            _opened_cluster(config, store, metrics, recorder, stopping, first=first)
+        )
         shared_state = await stack.enter_async_context(
-            opened_shared_state(config, store, metrics, recorder, table, stopping, clock)
+            opened_shared_state(config, store, metrics, recorder, table, stopping, clock, cluster)
         )
         generations = await stack.enter_async_context(opened_generations(config, shared_state))
         places = {
@@ -184,6 +192,8 @@ async def _serving_on(
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        refused = Trouble()
+        recorder.watch_troubles(lambda: (refused.problem,))
         watch = shared_state.block_watch
         await _read_blocks(watch)
         watching = asyncio.create_task(watch.run(), name="blocks")
@@ -213,7 +223,36 @@ async def _serving_on(
         for listener in listeners:
             stack.callback(listener.withdraw)
         parts = (generations, store, scrubbing, housekeeping, warming, chain)
-        yield Reloadable(*parts, metrics.lifecycle)
+        yield Reloadable(*parts, metrics.lifecycle, refused, cluster)
+
+
+@asynccontextmanager
+async def _opened_cluster(
+    config: Config,
+    store: Store,
+    metrics: Metrics,
+    recorder: StatsRecorder,
+    stopping: asyncio.Event,
+    *,
+    first: bool,
+) -> AsyncIterator["OpenedCluster | None"]:
+    """Join the cluster, if one is configured.
+
+    Raises:
+        UserError: a library of the extra is missing, or the configuration cannot be used.
+    """
+    if config.cluster == ClusterConfig():
+        yield None
+        return
+    try:
+        # Imported late: other mirrors need neither these modules nor their libraries.
+        from mirror.server.cluster import opened_cluster  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        text = f"[cluster] needs the library {library}: pip install 'container-mirror[cluster]'"
+        raise UserError(text) from error
+    async with opened_cluster(config, store, metrics, recorder, stopping, first=first) as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager

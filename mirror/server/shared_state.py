@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mirror.config.model import Config
 from mirror.http.response_cache import ResponseCache
@@ -27,6 +27,9 @@ from mirror.server.warming import Requested
 from mirror.store.metadata.block_file import BlockFile
 from mirror.threads import Threads
 from mirror.trouble import Problem
+
+if TYPE_CHECKING:
+    from mirror.server.cluster import OpenedCluster
 
 _SENDING_THREADS: Final = 16  # more than cores: a thread may wait for a page to be read from disk
 
@@ -53,6 +56,7 @@ class SharedState:
     clock: Callable[[], Moment]
     browser: Browser
     requested: Requested
+    cluster: "OpenedCluster | None"
 
 
 @asynccontextmanager
@@ -64,6 +68,7 @@ async def opened_shared_state(
     table: ResponseCache,
     stopping: asyncio.Event,
     clock: Callable[[], Moment],
+    cluster: "OpenedCluster | None",
 ) -> AsyncIterator[SharedState]:
     """Open the state that all configurations share."""
     upstreams = Upstreams(UpstreamEvents(metrics, recorder), store.rooms)
@@ -85,7 +90,11 @@ async def opened_shared_state(
                 recorder,
                 table,
                 blocks,
-                BlockWatch(BlockFile(store.layout.blocks), blocks),
+                BlockWatch(
+                    BlockFile(store.layout.blocks),
+                    blocks,
+                    cluster.blocks.share if cluster and cluster.blocks else None,
+                ),
                 slots,
                 public,
                 private,
@@ -95,6 +104,7 @@ async def opened_shared_state(
                 clock,
                 Browser(store.browsable, store.objects),
                 requested,
+                cluster,
             )
         finally:
             async with AsyncExitStack() as stack:  # closes both even if one close is cancelled

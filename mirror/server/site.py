@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mirror import __version__
 from mirror.api.v1 import Reading
@@ -26,8 +26,11 @@ from mirror.policy.blocks import Block, parse_target
 from mirror.pull.gate import Gate
 from mirror.server.shared_state import SharedState
 from mirror.stats.queries import daily_pulls_of, history_of, images_of
-from mirror.stats.report import Failure, Figures, History, Image, Pull, StatsReport
+from mirror.stats.report import Failure, Figures, History, Image, Pull, Replica, StatsReport
 from mirror.trouble import Problem, merged
+
+if TYPE_CHECKING:
+    from mirror.cluster.view import View
 
 HOURS: Final = 24
 DAYS: Final = 30
@@ -47,7 +50,9 @@ class Site:
 
     def readings(self) -> Mapping[str, Reading]:
         """Return what ``/api/v1`` can be asked for, by name."""
+        replicas = {"replicas": self.replicas_told} if self._view else {}
         return {
+            **replicas,
             "problems": self.problems,
             "stats": self.stats,
             "history": self.history,
@@ -75,6 +80,37 @@ class Site:
         said = await self.report(0, 0)
         about = {"version": __version__, "pid": os.getpid(), "started": rfc3339(self.started)}
         return {**await statistics(self._cache(), said), "running": about}
+
+    @property
+    def _view(self) -> "View | None":
+        cluster = self.shared_state.cluster
+        return None if cluster is None else cluster.view
+
+    async def replicas(self) -> Sequence[Replica]:
+        """Return the replicas of the cluster, those in trouble first; none without a cluster."""
+        view = self._view
+        return () if view is None else await view.replicas(await self.stats({}))
+
+    async def replicas_told(self, _: Mapping[str, str]) -> Any:
+        """Return the figures of the whole cluster, and of each replica."""
+        replicas = await self.replicas()
+        problems = [each.problem for each in replicas if each.problem is not None]
+        return {
+            **_replica_figures(replicas),
+            "replicas": [
+                {
+                    "address": each.address,
+                    "here": each.here,
+                    "answers": each.problem is None,
+                    "version": each.version or None,
+                    "started": rfc3339(each.started) if each.started else None,
+                    "problems": each.problems,
+                    **_replica_figures([each]),
+                }
+                for each in replicas
+            ],
+            "problems": [problem_told(each) for each in problems],
+        }
 
     async def periods(self) -> History:
         """Return the figures of the last hours and days."""
@@ -211,6 +247,19 @@ def _split(name: str) -> tuple[str, str]:
     path, slash, last = name.rpartition("/")
     repository, _, tag = last.partition(":")
     return path + slash + repository, tag
+
+
+def _replica_figures(replicas: Sequence[Replica]) -> dict[str, Any]:
+    """Return the sum of the figures of replicas."""
+    return {
+        "total": figures_told(sum((each.total for each in replicas), Figures())),
+        "today": figures_told(sum((each.today for each in replicas), Figures())),
+        "cache": {
+            "bytes": sum(each.cache_bytes for each in replicas),
+            "max_bytes": sum(each.max_bytes for each in replicas),
+            "objects": sum(each.objects for each in replicas),
+        },
+    }
 
 
 def _period(upstreams: Mapping[str, Figures]) -> dict[str, Any]:

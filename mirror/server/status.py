@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from yarl import URL
@@ -15,7 +16,7 @@ from mirror.http.server_options import Handler
 from mirror.http.token import Tokens
 from mirror.oci.digest import Digest
 from mirror.server.site import Site, last_days
-from mirror.stats.report import Image
+from mirror.stats.report import Image, Replica
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.eviction import Usage
 from mirror.store.local.layout import MANIFESTS, ObjectKey
@@ -71,7 +72,7 @@ def page_routes(
     """The pages for people."""
     default = config.default_upstream()
     names = [default, *(name for name in config.enabled() if name != default)]
-    pages = Pages()
+    pages = _pages()
     answers = Answers(__version__, pages, tokens)
     guides = _guides(config, tuple(names), default)
     source = _source(site, objects)
@@ -94,6 +95,11 @@ def page_routes(
             **{f"/{name}": forms.change for name in changes},
         },
     )
+
+
+@cache  # Jinja takes 70 ms to compile the templates, and a reload does not change them
+def _pages() -> Pages:
+    return Pages()
 
 
 def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Guide]:
@@ -137,7 +143,13 @@ def _source(site: Site, objects: Objects) -> Source:
             return {"held": (), "blocks": ()}
         return found
 
-    return Source(site.report, usage, held, site.periods, last_days, policies)
+    async def replicas() -> Sequence[Replica]:
+        try:
+            return await site.replicas()
+        except (OSError, IndexUnavailableError):
+            return ()
+
+    return Source(site.report, usage, held, site.periods, last_days, policies, replicas)
 
 
 def _key_of(image: Image) -> ObjectKey:

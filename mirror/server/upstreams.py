@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from yarl import URL
@@ -20,7 +20,7 @@ from mirror.upstream.addresses import trusting
 from mirror.upstream.auth import Authenticator, Authorization
 from mirror.upstream.credentials import Principal, Verbatim
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.login import Login, OwnLogin
+from mirror.upstream.login import Login, OwnLogin, SharedLogin
 from mirror.upstream.proxies import (
     InvalidProxyError,
     Proxies,
@@ -33,6 +33,9 @@ from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
 from mirror.upstream.transport import Observer, Transport, TransportSettings
 from mirror.user_error import UserError
+
+if TYPE_CHECKING:
+    from mirror.cluster.values import SharedCaches
 
 
 def upstream_proxies(config: Config, name: str) -> Proxies:
@@ -122,8 +125,12 @@ class Upstreams:
         return [problem for each in self._open for problem in each.endpoints.log.problems()]
 
     @asynccontextmanager
-    async def used(self, config: Config) -> AsyncIterator[Mapping[str, Endpoints]]:
+    async def used(
+        self, config: Config, caches: "SharedCaches | None" = None
+    ) -> AsyncIterator[Mapping[str, Endpoints]]:
         """The upstreams of a configuration by name; an upstream closes after its last user.
+
+        ``caches``: what the mirrors of a cluster share.
 
         Raises:
             UserError: a password or CA file cannot be used.
@@ -131,19 +138,24 @@ class Upstreams:
         async with AsyncExitStack() as stack:
             yield _Known(
                 {
-                    name: await stack.enter_async_context(self._used(name, upstream, config))
+                    name: await stack.enter_async_context(
+                        self._used(name, upstream, config, caches)
+                    )
                     for name, upstream in config.enabled().items()
                 }
             )
 
     @asynccontextmanager
     async def _used(
-        self, name: str, upstream: UpstreamConfig, config: Config
+        self, name: str, upstream: UpstreamConfig, config: Config, caches: "SharedCaches | None"
     ) -> AsyncIterator[Endpoints]:
-        way = _way(name, upstream, config)
+        way = (_way(name, upstream, config), caches)
         found = next((each for each in self._open if each.way == way), None)
         if found is None:
-            found = await self._opened(name, upstream, config, way)
+            shared = None
+            if caches is not None:
+                shared = caches.login(name, upstream.username, _secret(name, upstream))
+            found = await self._opened(name, upstream, config, way, shared)
         found.users += 1
         try:
             yield found.endpoints
@@ -153,12 +165,19 @@ class Upstreams:
                 self._open.remove(found)
                 await found.opened.aclose()
 
-    async def _opened(self, name: str, upstream: UpstreamConfig, config: Config, way: Any) -> _Open:
+    async def _opened(
+        self,
+        name: str,
+        upstream: UpstreamConfig,
+        config: Config,
+        way: Any,
+        shared: SharedLogin | None,
+    ) -> _Open:
         stack = AsyncExitStack()
         tokens: TtlCache[str] = TtlCache(0, _TOKENS, _TOKENS_BYTES)  # each has its own ttl
         self._observer.upstream_login(name, False)  # not known of the new login
         endpoints = await stack.enter_async_context(
-            opened_upstream(name, upstream, config, tokens, self._observer, self._rooms)
+            opened_upstream(*(name, upstream, config, tokens, self._observer, self._rooms), shared)
         )
         self._open.append(_Open(way, endpoints, stack))
         return self._open[-1]
@@ -194,6 +213,7 @@ async def opened_upstream(
     tokens: TtlCache[str],
     observer: Observer,
     rooms: Rooms,
+    shared: SharedLogin | None,
 ) -> AsyncIterator[Endpoints]:
     """Open an upstream with its mirrors.
 
@@ -214,7 +234,7 @@ async def opened_upstream(
             transport = Transport(name, url.host or "", settings, observer)
             with _using_ca_files(name):
                 await stack.enter_async_context(transport)
-            authorization = Authorization(name, url, transport, tokens, login)
+            authorization = Authorization(*(name, url, transport, tokens, login), shared=shared)
             max_bytes = config.fetch.max_blob_size.bytes
             registries.append(
                 Registry(

@@ -1,13 +1,13 @@
 """The channel between a worker and the first process: a pipe with messages in both directions.
 
 The worker reports that its loop runs, that it serves, or why it cannot; the first process sends
-each new configuration.
+each new configuration, or that it has refused one.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,6 +17,8 @@ from typing import Final
 from mirror.access_log import PullSink
 from mirror.config.model import Config
 from mirror.server.process import Stop, until_orphaned
+from mirror.server.reload import Reloadable, refused_reload
+from mirror.trouble import Problem
 from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class WorkerChannel:
     def __init__(self, pipe: Connection, pulls: PullSink) -> None:
         self._pipe = pipe
         self.pulls = pulls
-        self._told: asyncio.Queue[Config] = asyncio.Queue()
+        self._told: asyncio.Queue[Config | Problem] = asyncio.Queue()
 
     def failed(self, error: Exception) -> None:
         """Report that the worker cannot start."""
@@ -69,13 +71,18 @@ class WorkerChannel:
             for task in tasks:
                 task.cancel()
 
-    async def obey(self, reload: Callable[[Config], Awaitable[None]]) -> None:
-        """Call ``reload`` with every configuration that the first process sends."""
+    async def obey(self, running: Reloadable) -> None:
+        """Apply every configuration that the first process sends; show what it has refused."""
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._hear)
         while True:
+            told = await self._told.get()
+            if isinstance(told, Problem):
+                running.refused.met(told)
+                continue
             try:
-                await reload(await self._told.get())
+                await running.reload(told)
             except UserError as error:
+                running.refused.met(refused_reload())
                 self._say(MessageKind.REFUSED, str(error))
             except Exception:  # the task must live on for the next reload
                 _log.exception("not reloaded: the mirror failed")

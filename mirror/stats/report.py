@@ -142,6 +142,27 @@ class Filling:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """A mirror of a cluster; ``here``: the one that this process belongs to.
+
+    ``problem`` is the reason why it gives no figures, None if it does.  ``started`` is its start
+    (Unix seconds), ``problems`` the number of its own troubles.
+    """
+
+    address: str
+    here: bool = False
+    version: str = ""
+    started: float = 0.0
+    total: Figures = field(default_factory=Figures)
+    today: Figures = field(default_factory=Figures)
+    cache_bytes: int = 0
+    max_bytes: int = 0
+    objects: int = 0
+    problems: int = 0
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StatsReport:
     """The content of a ledger; ``since`` is its creation time, None if the ledger is missing.
 

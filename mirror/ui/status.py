@@ -16,8 +16,17 @@ from aiohttp import web
 
 from mirror.http.exchange import EXCHANGE
 from mirror.http.forwarded import Origin
-from mirror.stats.report import Figures, Filling, History, Image, StatsReport, UpstreamAccount
+from mirror.stats.report import (
+    Figures,
+    Filling,
+    History,
+    Image,
+    Replica,
+    StatsReport,
+    UpstreamAccount,
+)
 from mirror.store.local.eviction import Usage
+from mirror.trouble import merged
 from mirror.ui import charts, formatting
 from mirror.ui.answers import FIELDS, Answers, html
 from mirror.ui.steps import steps
@@ -79,7 +88,7 @@ class Source:
     ``state`` takes the numbers of recent pulls and of images to return.  ``usage`` returns None
     while the index cannot be read.  ``held`` returns those of its images that are in the cache.
     ``days`` returns the local dates of the daily charts at a time (Unix seconds).  ``policies``
-    returns the held tags and the blocks, as JSON.
+    returns the held tags and the blocks, as JSON.  ``replicas`` returns those of a cluster.
     """
 
     state: Callable[[int, int], Awaitable[StatsReport]]
@@ -88,6 +97,7 @@ class Source:
     history: Callable[[], Awaitable[History]]
     days: Callable[[float], Sequence[str]]
     policies: Callable[[], Awaitable[Mapping[str, Sequence[object]]]]
+    replicas: Callable[[], Awaitable[Sequence[Replica]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +225,20 @@ class StatusHandler:
         now = self._clock()
         history, days = await self._periods(), self._source.days(now)
         fills = grouped(said.fills)
+        replicas = await self._source.replicas()
+        unanswered = (each.problem for each in replicas if each.problem is not None)
         return {
             "said": replace(
                 said,
+                problems=tuple(merged((*said.problems, *unanswered))),
                 most_pulled=said.most_pulled[:_LISTED],
                 largest=tuple(largest[:_LISTED]),
                 longest_unused=tuple(unused[:_LISTED]),
             ),
             "total": said.total,
             "today": said.today,
+            "replicas": replicas,
+            "cluster": sum((each.total for each in replicas), Figures()),
             "accounts": shown,
             "unasked": [account.name for account in accounts if account not in shown],
             "default": self._default,

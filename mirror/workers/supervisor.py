@@ -26,7 +26,7 @@ from mirror.metrics.shared_files import use_shared_files
 from mirror.server.listeners import opened_worker_listeners
 from mirror.server.open_files import allow_open_files, say_what_is_cut
 from mirror.server.process import SECOND_SIGNAL, announce, say_stopping
-from mirror.server.reload import Reread, tell_changes, tell_mistakes, try_out
+from mirror.server.reload import Reread, refused_reload, tell_changes, tell_mistakes, try_out
 from mirror.server.systemd import SystemdNotifier
 from mirror.server.worker_channel import MessageKind
 from mirror.user_error import UserError
@@ -191,6 +191,8 @@ class _Supervisor:
                 self._hand_on(self._reread())
             except UserError as error:
                 tell_mistakes(error)
+                for worker in self._workers:
+                    worker.show(refused_reload())
                 self._lifecycle.reloaded(successful=False)
                 self._systemd.ready()
         if self._reloaded is not None and not any(worker.reloading for worker in self._workers):

@@ -22,6 +22,7 @@ from mirror.metrics import multiprocess
 from mirror.server.listeners import Listener
 from mirror.server.serve import run_worker
 from mirror.server.worker_channel import Message, WorkerChannel
+from mirror.trouble import Problem
 from mirror.user_error import UserError
 from mirror.workers.log_channel import LogForwarder
 
@@ -98,6 +99,12 @@ class Worker:
             with contextlib.suppress(OSError):  # it has just ended: its successor will know
                 self.pipe.send(config)
                 self.reloading = True
+
+    def show(self, problem: Problem) -> None:
+        """Have the worker show a problem of the first process."""
+        if self.pipe is not None:
+            with contextlib.suppress(OSError):  # it has just ended
+                self.pipe.send(problem)
 
     def reap(self) -> None:
         """Clean up after the process has ended, and schedule its successor."""

@@ -32,6 +32,7 @@ def wrong(tmp_path: Path) -> str:
     return str(file)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_version_is_told(option: str) -> None:
     told = mirror(option)
@@ -48,6 +49,7 @@ def test_the_help_groups_the_commands_and_cuts_no_summary_off() -> None:
     assert summary in " ".join(told.split())
 
 
+@pytest.mark.long
 def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
     names = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
     shown = mirror("--show-completion", "zsh", **names)
@@ -66,6 +68,7 @@ def test_check_prints_the_whole_configuration() -> None:
     assert tomllib.loads(checked.stdout)["server"]["listen"] == ":5001"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [("check",), ("serve",), ("client", "docker")])
 def test_every_command_tells_mistakes_one_per_line_and_ends_with_2(
     command: tuple[str, ...], wrong: str
@@ -95,6 +98,7 @@ def test_a_cache_directory_that_cannot_be_is_one_line_and_1(tmp_path: Path) -> N
     assert line.startswith("mirror: the cache directory ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [("serve", "--nope"), ("nope",), ("client", "nope"), ()])
 def test_a_wrong_command_line_is_told_without_a_traceback(arguments: tuple[str, ...]) -> None:
     failed = mirror(*arguments)
@@ -111,6 +115,7 @@ def test_the_snippet_for_docker_is_json_and_its_advice_is_apart() -> None:
     assert all(line.startswith("# ") for line in shown.stderr.splitlines())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("url", ["m.lan:5000", "http://m.lan/path", "http://me:hunter2@m.lan"])
 def test_an_address_that_docker_would_refuse_is_refused(url: str) -> None:
     failed = mirror("client", "docker", "--url", url)
@@ -128,6 +133,7 @@ def test_mistakes_in_names_and_in_a_list_of_names_are_told_together(tmp_path: Pa
     assert listed.startswith(f"mirror: {names}:2: an image is named without a scheme")
 
 
+@pytest.mark.long
 def test_a_failure_below_the_command_is_one_line_and_1(tmp_path: Path) -> None:
     for command in ("ls", "stats", "verify"):
         failed = mirror(command, "--cache-dir", str(tmp_path / "nowhere"))

@@ -62,6 +62,7 @@ async def test_it_says_what_was_saved_how_full_the_cache_is_and_how_upstreams_ar
     assert {**alone, "running": found["running"]} == found
 
 
+@pytest.mark.slow
 async def test_a_download_is_there_while_it_is_under_way(tmp_path, upstream):
     upstream.hold(1 << 20)
     config = config_of(tmp_path, upstream)

@@ -98,4 +98,21 @@ def test_every_key_that_differs_is_told(section: str):
         other = table.model_copy(update={key: another(getattr(table, key))})
         (change,) = changes(config, config.model_copy(update={section: other}))
         assert change.text.startswith(f"{section}.{key} = ")
-        assert change.waits == ((section, key) in FIXED) or "tls" in key
+        assert change.waits == ((section, key) in FIXED) or "tls" in key or key == "secret_file"
+
+
+def test_the_keys_of_a_cluster_wait_with_its_servers(tmp_path: Path):
+    (tmp_path / "secret").write_text("s" * 32)
+
+    def cluster(**keys: Any) -> dict[str, Any]:
+        secret = {"secret_file": str(tmp_path / "secret"), "advertise": "http://a:1"}
+        return {"cluster": {"objects": "s3://b", **secret, "peers": ["http://a:1"], **keys}}
+
+    more = {"peers": ["http://a:1", "http://b:1"], "max_size": "1GiB"}
+    before, after = load(None, cluster()), load(None, cluster(**more))
+    assert [change.waits for change in changes(before, after)] == [False, False]
+    assert in_force(before, after) == after
+    after = load(None, cluster(**more, objects="s3://c"))
+    assert [change.waits for change in changes(before, after)] == [True, True, True]
+    assert in_force(before, after) == before
+    assert all(change.waits for change in changes(load(), after)), "there was no cluster"

@@ -1,5 +1,6 @@
 """The configuration as TOML again."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from mirror.config import load
 from mirror.config.dump import dump_toml
 from tests.config.conftest import WriteToml
+from tests.fakes.sigstore import GITHUB, WORKFLOW, Sigstore
 
 SECRETS = """
     [fetch]
@@ -37,6 +39,21 @@ def test_lists_of_tables_are_read_back_the_same(when: str, write_toml: WriteToml
 def test_rules_of_what_is_kept_are_read_back_the_same(write_toml: WriteToml) -> None:
     config = load(write_toml('[[keep]]\nimages = ["alpine", "quay.io/**"]\n' * 2))
     assert [rule.images for rule in config.keep] == [("alpine", "quay.io/**")] * 2
+    assert load(write_toml(dump_toml(config))) == config
+
+
+def test_the_identity_of_a_signer_is_read_back_the_same(
+    tmp_path: Path, write_toml: WriteToml
+) -> None:
+    (tmp_path / "root.json").write_text(json.dumps(Sigstore().root))
+    signer = f'{{ identity = "{WORKFLOW}", issuer = "{GITHUB}" }}'
+    config = load(
+        write_toml(
+            f'[[policy]]\nimages = ["alpine"]\nidentities = [{signer}, {signer}]\n'
+            f'trusted_root = "{tmp_path / "root.json"}"\n'
+        )
+    )
+    assert WORKFLOW in dump_toml(config)
     assert load(write_toml(dump_toml(config))) == config
 
 

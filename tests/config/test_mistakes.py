@@ -33,7 +33,7 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
         ("[sever]", "sever: no such key (did you mean server?)"),
         (
             "zzz = 1",
-            "zzz: no such key (there are: server, access, proxy, limits, log, cache, tags, fetch, fill, tracing, keep, block, policy, pin, warm, upstreams)",  # noqa: E501
+            "zzz: no such key (there are: server, access, proxy, limits, log, cache, tags, fetch, fill, tracing, cluster, keep, block, policy, pin, warm, upstreams)",  # noqa: E501
         ),
         ("tags = 5", "tags: found a value of type int, allowed: a table"),
         ('[log]\nlevel = "loud"',
@@ -41,6 +41,40 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
         ('[log]\naccess = "maybe"', "log.access: found 'maybe', allowed: true or false"),
         ('[tracing]\nsample = "x"', "tracing.sample: found 'x', allowed: a share between 0 and 1"),
         ("[tracing]\nsample = []", "tracing.sample: found [], allowed: a share between 0 and 1"),
+        ('[cluster]\nobjects = "bucket"',
+         "cluster.objects: found 'bucket', allowed: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or"),
+        ('[cluster]\nobjects = "s3://key:secret@bucket"',
+         "cluster.objects: found 's3://********@bucket', allowed: s3://BUCKET/PREFIX"),
+        ('[cluster]\nobjects = "s3://b"\nendpoint = "b.lan:80"',
+         "cluster.endpoint: found 'b.lan:80', allowed: an http or https address"),
+        ('[cluster]\nobjects = "gs://b"\nendpoint = "http://b.lan"',
+         "cluster: found these keys together, allowed: endpoint, region and redirect"),
+        ('[cluster]\nobjects = "file:///b"\nredirect_networks = ["10.0.0.0/8"]',
+         "cluster: found these keys together, allowed: redirect_networks with objects that begins"),
+        ('[cluster]\nredirect_networks = ["10.0.0.0/8"]',
+         "cluster: found these keys together, allowed: redirect_networks with objects"),
+        ('[cluster]\nobjects = "gs://b"\nmax_size = "50%"',
+         "cluster.max_size: found '50%', allowed: a size such as 500GiB or 2TiB, or 0 for no"),
+        ('[cluster]\nmax_size = "1TiB"',
+         "cluster: found these keys together, allowed: max_size with objects"),
+        ('[cluster]\nregion = "here"',
+         "cluster: found these keys together, allowed: region with objects"),
+        ('[cluster]\nobjects = "az://a/c"\ncredentials_file = "/dev/null"',
+         "cluster: found these keys together, allowed: credentials_file with objects that begins"),
+        ('[cluster]\nstate = "redis.lan:6379"',
+         "cluster.state: found 'redis.lan:6379', allowed: the address of Redis or Valkey such as"),
+        ('[cluster]\nstate = "redis://:secret@r.lan:x"',
+         "cluster.state: found 'redis://********@r.lan:x', allowed: the address of Redis"),
+        ('[cluster]\nsecret_file = "/dev/null"',
+         "cluster.secret_file: found '/dev/null', allowed: a file with 32 characters or more"),
+        ('[cluster]\npeers = ["dns:mirrors"]',
+         "cluster.peers.0: found 'dns:mirrors', allowed: the address of a mirror such as http://"),
+        ('[cluster]\npeers = ["http://10.1.2.3:5000"]',
+         "cluster: found these keys together, allowed: peers with advertise and secret_file"),
+        ('[cluster]\nadvertise = "http://10.1.2.3:5000"',
+         "cluster: found these keys together, allowed: advertise with peers or state"),
+        ('[cluster]\nadvertise = "http://10.1.2.3:5000"\nstate = "redis://r.lan"',
+         "cluster: found these keys together, allowed: advertise with secret_file"),
         ("[server]\nworkers = inf", "server.workers: found inf, allowed: a whole number"),
         ('[cache]\ndirectory = ""', "cache.directory: found '', allowed: a directory"),
         ('[cache]\ndirectory = "~no-such-user/x"', "cache.directory: found '~no-such-user/x', "),
@@ -204,7 +238,10 @@ def test_a_mistake_names_who_made_it(
         ("MIRROR_SEVER__LISTEN", "environment: sever: no such key (did you mean server?)"),
         ("MIRROR_LOG", "environment: log: found a value of type str, allowed: a table"),
         ("MIRROR_UPSTREAMS", "environment: upstreams: found a value of type str, allowed: a table"),
-        ("MIRROR_UPSTREAMS__GCR_IO__HOSTS", 'environment: upstreams."gcr.io".hosts: found'),
+        (
+            "MIRROR_UPSTREAMS__GCR_IO__CLIENT_CREDENTIALS",
+            'environment: upstreams."gcr.io".client_credentials: found',
+        ),
         ("MIRROR_UPSTREAMS__R_LAN__URL", "environment: upstreams.r_lan: found 'r_lan', allowed:"),
     ],
 )
@@ -247,6 +284,7 @@ def keys() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("header", "key"), keys())
 def test_a_value_of_any_kind_is_told_in_words_of_ours(
     header: str, key: str, write_toml: WriteToml
@@ -297,6 +335,7 @@ def told(tree: Tree) -> list[str]:
     return []
 
 
+@pytest.mark.long
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(names, values, max_size=4))
 @example({"[key]": None})  # what pydantic calls the name of a table

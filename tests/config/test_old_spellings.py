@@ -9,8 +9,6 @@ from mirror.config.old_spellings import old_spellings
 from tests.config.conftest import WriteToml
 from tests.peers.mirror import MirrorProcess
 
-pytestmark = [pytest.mark.slow]
-
 HUB = '[upstreams."docker.io"]\n'
 STAR = "in the next release * matches no slash: write "
 OTHER = "in the next release * and ? match no slash, and [ is not special"
@@ -54,6 +52,7 @@ def test_what_is_spelt_as_today_is_not_told(toml: str, write_toml: WriteToml) ->
     assert list(old_spellings(load(write_toml(toml)))) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_mirror_that_starts_says_it_once(tmp_path: Path, workers: int) -> None:

@@ -97,6 +97,28 @@ def test_the_environment_reaches_upstreams_by_their_flattened_names(
     assert upstreams["my-reg.lan:5000"].hosts == ("cache.lan",)
 
 
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("10.0.0.0/8", ["10.0.0.0/8"]),
+        ("10.0.0.0/8, 192.168.0.0/16", ["10.0.0.0/8", "192.168.0.0/16"]),
+        ('["10.0.0.0/8", "192.168.0.0/16"]', ["10.0.0.0/8", "192.168.0.0/16"]),
+    ],
+)
+def test_the_environment_gives_a_list_with_commas_or_as_json(monkeypatch, text, networks) -> None:
+    monkeypatch.setenv("MIRROR_ACCESS__NETWORKS", text)
+    monkeypatch.setenv("MIRROR_SERVER__TRUSTED_PROXIES", text)
+    config = load()
+    assert list(map(str, config.access.networks)) == networks
+    assert list(map(str, config.server.trusted_proxies)) == networks
+
+
+def test_a_list_of_the_environment_that_is_not_json_is_named(monkeypatch) -> None:
+    monkeypatch.setenv("MIRROR_ACCESS__NETWORKS", '["10.0.0.0/8"')
+    with pytest.raises(UserError, match=r"environment: access\.networks: "):
+        load()
+
+
 def test_the_environment_may_give_upstreams_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"r.lan": {"url": "https://r.lan", "username": "me"}}
     monkeypatch.setenv("MIRROR_UPSTREAMS", json.dumps(tables))

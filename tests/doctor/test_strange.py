@@ -56,6 +56,7 @@ class Strange(Tree):
         return self.content
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @given(TABLES, TABLES)
 def test_an_examination_takes_any_content(content: dict[str, Any], info: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ class FakeRegistry:
     @property
     def connections(self) -> int:
         """How many are open now."""
-        return len(self._server.connections)
+        return sum(handler.transport is not None for handler in self._server.connections)
 
     @property
     def url(self) -> str:

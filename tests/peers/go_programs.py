@@ -1,8 +1,9 @@
-"""Clients written in Go: each version is built once per user, and kept outside the repository."""
+"""Programs written in Go: each version is built once per user, and kept outside the repository."""
 
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -10,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.requirements import lacking, need
+from tests.peers.requirements import lacking
 from tools.conformance.suite import go_version
+
+
+class NotBuiltError(Exception):
+    """A program that cannot be built here; the message is the reason."""
+
+
+class OldGoError(NotBuiltError):
+    """The installed Go is older than the program demands."""
 
 
 @dataclass(frozen=True)
@@ -44,30 +53,52 @@ _PINS = {
     "ctr": _Pin(_CONTAINERD, "cmd/ctr", "v2.4.2", (1, 26, 6), dear=True),
     "buildkitd": _Pin(_BUILDKIT, "cmd/buildkitd", "v0.34.2", (1, 26, 8), dear=True),
     "buildctl": _Pin(_BUILDKIT, "cmd/buildctl", "v0.34.2", (1, 26, 8), dear=True),
+    "registry": _Pin(
+        "github.com/distribution/distribution/v3", "cmd/registry", "v3.1.2", (1, 26, 0)
+    ),
+    "versitygw": _Pin("github.com/versity/versitygw", "cmd/versitygw", "v1.8.0", (1, 25, 0)),
 }
 _CACHE = Path.home() / ".cache/mirror-clients/bin"
 _BUILD_SECONDS = 1500
 
 
 def go_program(name: str) -> Path:
-    """Return the path of a client; build it if this user has not built this version before."""
-    pin = _PINS[name]
-    program = _CACHE / f"{name}-{pin.version}"
+    """Return the path of a client; the test is skipped where the client cannot be built."""
+    if _PINS[name].dear and not _path(name).exists() and not os.environ.get("MIRROR_ALL_CLIENTS"):
+        pytest.skip(f"{_path(name).name} takes long to build: set MIRROR_ALL_CLIENTS=1")
+    try:
+        return built(name)
+    except OldGoError as error:
+        pytest.skip(str(error))
+    except NotBuiltError as error:
+        lacking(str(error))
+
+
+def built(name: str) -> Path:
+    """Return the path of a program; build it if this user has not built this version before.
+
+    Raises:
+        NotBuiltError: Go is missing or too old, or the build failed.
+    """
+    program = _path(name)
     _CACHE.mkdir(parents=True, exist_ok=True)
     with (_CACHE / f"{name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
-            _build(pin, program)
+            _build(_PINS[name], program)
     return program
 
 
+def _path(name: str) -> Path:
+    return _CACHE / f"{name}-{_PINS[name].version}"
+
+
 def _build(pin: _Pin, program: Path) -> None:
-    if pin.dear and not os.environ.get("MIRROR_ALL_CLIENTS"):
-        pytest.skip(f"{program.name} takes long to build: set MIRROR_ALL_CLIENTS=1")
-    need("go")
+    if shutil.which("go") is None:
+        raise NotBuiltError(f"{program.name} is built with Go, and there is no go: install it")
     if (found := go_version()) < pin.go:
         needed, installed = (".".join(map(str, version)) for version in (pin.go, found))
-        pytest.skip(f"{program.name} needs Go {needed}, and Go {installed} is installed")
+        raise OldGoError(f"{program.name} needs Go {needed}, and Go {installed} is installed")
     # Not `go install`: it asks for the list of all versions, and takes no module with replacements.
     downloaded = _go(program, "mod", "download", "-json", f"{pin.module}@{pin.version}")
     source = json.loads(downloaded)["Dir"]
@@ -79,13 +110,16 @@ def _build(pin: _Pin, program: Path) -> None:
 
 
 def _go(program: Path, command: str, *arguments: str) -> str:
-    done = subprocess.run(
-        ["go", command, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=_BUILD_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            ["go", command, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_BUILD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NotBuiltError(f"{program.name} is not built in {error.timeout:g} s") from error
     if done.returncode != 0:
-        lacking(f"{program.name} cannot be built: {done.stderr[-2000:]}")
+        raise NotBuiltError(f"{program.name} cannot be built: {done.stderr[-2000:]}")
     return done.stdout

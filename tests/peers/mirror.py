@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,11 +27,14 @@ class MirrorProcess:
     workers: int = 1
     server: str = ""  # more lines of [server]
     cache: str = ""  # more lines of [cache]
+    listen: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # where its clients reach it
+    within: Sequence[str] = ()  # begins the command, such as `ip netns exec NAME`
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.write_configuration()
-        command = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
+        command = [*self.within, sys.executable, "-m", "mirror", "serve", "--config", str(config)]
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -61,7 +64,7 @@ class MirrorProcess:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def output(self) -> str:
         return self._process.output()
@@ -94,7 +97,7 @@ class MirrorProcess:
             return False
 
     def _toml(self) -> str:
-        lines = ["[server]", f'listen = "127.0.0.1:{self.port}"', f"workers = {self.workers}"]
+        lines = ["[server]", f'listen = "{self.listen}:{self.port}"', f"workers = {self.workers}"]
         if "lame_duck" not in self.server:
             lines += ['lame_duck = "0s"']  # only tests of it wait for it
         lines += [self.server]

@@ -19,6 +19,7 @@ from mirror.server import serving
 from mirror.server.listeners import open_tcp, opened_listeners
 from mirror.user_error import UserError
 from tests.fakes import image
+from tests.peers.process import free_port
 from tests.running import configured as configured_by
 
 
@@ -132,8 +133,8 @@ def test_a_port_for_metrics_that_is_in_use_is_one_line(tmp_path):
 
 
 async def test_two_colons_in_brackets_are_ipv6_alone(tmp_path):
-    async with listening(tmp_path, "[::]:0") as (place,):
-        port = place.rpartition(":")[2]
+    port = free_port()  # of both families; 0 may be one that another program has for IPv4
+    async with listening(tmp_path, f"[::]:{port}"):
         assert await status(f"http://[::1]:{port}") == 200
         with pytest.raises(aiohttp.ClientConnectorError):
             await status(f"http://127.0.0.1:{port}")

@@ -1,7 +1,6 @@
 """Another configuration under a mirror that serves: what changes, what goes on, what stays."""
 
 import asyncio
-import logging
 import operator
 import ssl
 import threading
@@ -22,7 +21,7 @@ from tests.fakes.office import Office, basic
 from tests.running import Mirror, configured, eventually, running
 from tests.waiting import limit, until
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("log")]
 
 
 MIB = 1 << 20
@@ -37,17 +36,6 @@ HUB = "docker.io"
 async def other():
     async with FakeRegistry() as registry:
         yield registry
-
-
-@pytest.fixture(autouse=True)
-def log():
-    """A reload configures the log of this process, which is the tests'."""
-    root, access = logging.getLogger(), logging.getLogger("mirror.access")
-    before = (root.handlers[:], root.level, access.level)
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    access.setLevel(before[2])
 
 
 @pytest.fixture
@@ -136,6 +124,7 @@ async def test_an_upstream_that_asked_for_silence_is_left_alone_still(
     assert upstream.count("manifest") == 1
 
 
+@pytest.mark.long
 async def test_many_reloads_under_load_leave_nothing_behind(
     mirror: Mirror, upstream: FakeRegistry, reload: Reload
 ):
@@ -362,7 +351,15 @@ async def test_every_key_takes_effect_by_a_reload_or_is_known_to_need_a_restart(
     made = authority.issue_cert("127.0.0.1")
     made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "pem")
     server = {"tls_certificate": str(tmp_path / "pem"), "tls_key": str(tmp_path / "pem")}
-    sections = {"server": server, "proxy": {"listen": "127.0.0.1:0"}}
+    (tmp_path / "secret").write_text("s" * 32)
+    cluster = {
+        "objects": "s3://images",
+        "endpoint": "http://127.0.0.1:1",
+        "secret_file": str(tmp_path / "secret"),
+        "advertise": "http://127.0.0.1:1",
+        "peers": ["http://127.0.0.1:1"],
+    }
+    sections = {"server": server, "proxy": {"listen": "127.0.0.1:0"}, "cluster": cluster}
     seen: set[tuple[str, ...]] = set()
     table = {"url": upstream.url, "username": "me", "password": "secret"}
     config = configured(tmp_path / "cache", {HUB: upstream.url}, **sections)

@@ -78,6 +78,7 @@ async def test_a_search_finds_images_by_parts_of_their_names(mirror, hub):
     assert "No cached image has this name." in nothing
 
 
+@pytest.mark.long
 async def test_a_long_list_has_pages(mirror, upstream):
     for number in range(120):
         upstream.add_image("library/app", image(marker=str(number)), f"t{number:03}")

@@ -5,7 +5,6 @@ import html
 import json
 import re
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,8 +13,8 @@ import pytest
 
 from mirror.admin.commands import blocked, unblocked
 from mirror.http.token import create_token
-from mirror.policy.rules import Moment
 from tests.fakes import FakeRegistry, image, random_bytes
+from tests.fakes.clock import Clock
 from tests.fakes.office import EVERYBODY, Office, basic
 from tests.peers.mirror import MirrorProcess
 from tests.running import Mirror, configured, running
@@ -31,20 +30,9 @@ RULE = {"images": ["docker.io/**", "ghcr.io/**"], "cooldown": "3d", "unseen": "a
 TAG = "/v2/library/app/manifests/1"
 
 
-@dataclass
-class Clock:
-    now: Moment
-
-    def __call__(self) -> Moment:
-        return self.now
-
-    def pass_by(self, seconds: float) -> None:
-        self.now = replace(self.now, wall=self.now.wall + seconds, steady=self.now.steady + seconds)
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock(Moment(1_800_000_000.0, "boot", 1000.0))
+    return Clock()
 
 
 @pytest.fixture
@@ -310,6 +298,7 @@ async def test_names_of_private_repositories_are_not_revealed(site, tmp_path, up
             assert "secret" not in (await mirror.get(each, Accept="text/html")).body.decode()
 
 
+@pytest.mark.long
 async def test_a_block_by_http_counts_in_all_workers_at_once(tmp_path, upstream):
     upstream.add_image("library/app", FORMER, "1")
     process = MirrorProcess(tmp_path, {"docker.io": upstream.url}, workers=2)

@@ -277,6 +277,7 @@ async def test_stale_tags_are_a_trouble_where_nothing_else_explains_them(tmp_pat
         assert "docker.io: tags may be outdated" in troubles(await page(mirror))
 
 
+@pytest.mark.long
 async def test_a_password_file_that_cannot_be_read_is_a_trouble(tmp_path, upstream):
     file = tmp_path / "htpasswd"
     file.write_bytes(b"ann:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)) + b"\n")

@@ -1,0 +1,152 @@
+"""The state that all replicas share, in Redis or Valkey: leases and entries that expire.
+
+All of it is hints, and may be lost or wrong at any time.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+from aiocache.backends.redis import RedisCache
+from aiocache.serializers import NullSerializer
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import RedisError
+
+from mirror.cluster.availability import Availability
+
+R = TypeVar("R")
+#: The prefix of all keys; the number is that of their format.
+PREFIX: Final = "mirror:1"
+_CONNECTIONS: Final = 20
+_FIRST: Final = 4  # of them
+_REMEDY: Final = "check the server that [cluster] state names; each replica goes on by itself"
+#: The value and its remaining life in milliseconds.
+_GET: Final = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
+
+
+TIER: Final = "state"  # the label of metrics
+
+
+class Observer(Protocol):
+    """Receives the events of the shared state."""
+
+    def tier_answered(self, tier: str, operation: str, result: str, seconds: float) -> None:
+        """Report a question; ``result`` is hit or error."""
+
+    def tier_up(self, tier: str, up: bool) -> None:
+        """Report whether the tier may be asked."""
+
+
+class StateDownError(Exception):
+    """The shared state cannot be asked now."""
+
+
+class State:
+    """One server, asked by this process."""
+
+    def __init__(self, client: Redis, place: str, observer: Observer, patience: float) -> None:
+        """``place``: the server's name in the log, without a password; ``patience``: seconds."""
+        self._patience = patience
+        self._observer = observer
+        # aiocache's own pool raises an error when it is full; this one waits.
+        self._cache = RedisCache(serializer=NullSerializer(encoding=None), namespace=PREFIX)
+        self._cache.client = client
+        self._cache.timeout = None  # `_asked` has one for all
+        self._place = place
+        told = partial(observer.tier_up, TIER)
+        self.availability = Availability(place, _REMEDY, self._probe, told)
+
+    async def connect(self) -> None:
+        """Open some connections, so that the first questions do not wait for them."""
+        with contextlib.suppress(StateDownError):
+            pings = (self._asked("ping", self._cache.client.ping) for _ in range(_FIRST))
+            await asyncio.gather(*pings)
+
+    async def run(self, operation: str, script: str, name: str, *arguments: str | int) -> Any:
+        """Run a Lua script on one key; ``operation`` is for metrics.
+
+        Raises:
+            StateDownError: there is no answer.
+        """
+        key = f"{PREFIX}:{name}"
+        ask = self._cache.raw
+        return await self._asked(operation, lambda: ask("eval", script, 1, key, *arguments))
+
+    async def lookup(self, name: str) -> tuple[bytes, float] | None:
+        """Return a value and its remaining life in seconds, None if there is none."""
+        try:
+            value, left = await self.run("get", _GET, name)
+        except StateDownError:
+            return None
+        return (value, left / 1000) if value is not None and left > 0 else None
+
+    async def put(self, name: str, value: bytes, ttl: float) -> None:
+        """Store a value for ``ttl`` seconds, if the server answers."""
+        with contextlib.suppress(StateDownError):
+            await self._asked("put", lambda: self._cache.set(name, value, ttl=float(ttl)))
+
+    async def forget(self, name: str) -> None:
+        """Remove a value, if the server answers."""
+        with contextlib.suppress(StateDownError):
+            await self._asked("delete", lambda: self._cache.delete(name))
+
+    async def close(self) -> None:
+        """End the probe and the connections."""
+        await self.availability.close()
+        with contextlib.suppress(RedisError, OSError):
+            await self._cache.client.aclose(close_connection_pool=True)
+
+    async def _asked(self, operation: str, question: Callable[[], Awaitable[R]]) -> R:
+        if not self.availability.up:
+            raise StateDownError(self._place)
+        clock = asyncio.get_running_loop().time
+        started, result = clock(), "error"
+        try:
+            async with asyncio.timeout(self._patience):
+                answer = await question()
+            result = "hit"
+            return answer
+        except (RedisError, OSError) as error:  # a TimeoutError is an OSError
+            self.availability.failed()
+            raise StateDownError(self._place) from error
+        finally:
+            self._observer.tier_answered(TIER, operation, result, clock() - started)
+
+    async def _probe(self) -> str | None:
+        """Return why the server cannot be asked, None if it can."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._cache.client.ping()
+        except TimeoutError:
+            return "no answer in time"
+        except (RedisError, OSError) as error:
+            return str(error)
+        return None
+
+
+@asynccontextmanager
+async def opened_state(url: str, observer: Observer, patience: float) -> AsyncIterator[State]:
+    """Connect to the server at ``url`` (``redis://``, ``rediss://``).
+
+    ``patience``: how long one question may take, in seconds.
+
+    Raises:
+        ValueError: the URL is wrong.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_CONNECTIONS,
+        timeout=patience,
+        socket_timeout=patience,
+        socket_connect_timeout=patience,
+    )
+    place = pool.connection_kwargs.get("host", "localhost")
+    state = State(Redis(connection_pool=pool), f"redis at {place}", observer, patience)
+    try:
+        await state.connect()
+        yield state
+    finally:
+        await state.close()
