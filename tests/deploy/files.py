@@ -9,7 +9,7 @@ import yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 PROMETHEUS = CONFIG / "prometheus"
-VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$upstream": ".*"}
+VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$upstream": ".*", "$instance": ".*"}
 
 
 def yaml_of(path: Path) -> Any:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.files import CONFIG, dashboard, panels, targets, yaml_of
+from tests.deploy.files import CONFIG, dashboard, filled_in, panels, targets, yaml_of
+from tests.deploy.promql import Matcher, parse
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_panels_have_an_id_and_a_place_of_their_own(board):
 
 
 def test_a_screen_on_the_wall_shows_all_but_the_details_without_scrolling(board):
-    (heading,) = (panel for panel in board["panels"] if panel["type"] == "row")
+    heading = next(panel for panel in board["panels"] if panel["type"] == "row")
     row_pixels = 38  # of Grafana's grid, its gap included
     assert heading["gridPos"]["y"] * row_pixels < 1080 - 80  # its own head in kiosk mode
 
@@ -63,12 +64,28 @@ def test_every_query_asks_the_chosen_prometheus_for_something(board):
         assert len(set(names)) == len(names), panel["title"]
 
 
-def test_prometheus_and_upstreams_can_be_chosen(board):
+def test_prometheus_upstreams_and_mirrors_can_be_chosen(board):
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     assert variables["datasource"]["query"] == "prometheus"
-    upstream = variables["upstream"]
-    assert (upstream["multi"], upstream["includeAll"], upstream["allValue"]) == (True, True, ".*")
+    for name in ("upstream", "instance"):
+        chosen = variables[name]
+        assert (chosen["multi"], chosen["includeAll"], chosen["allValue"]) == (True, True, ".*")
+
+
+def test_every_figure_follows_the_choice_of_mirrors(board):
+    for title, target in targets(board):
+        for selector in parse(filled_in(target["expr"])).selectors:
+            assert Matcher("instance", "=~", ".*") in selector[1], (title, selector)
+
+
+@pytest.mark.parametrize("metric", ["requests", "served_bytes", "upstream_bytes"])
+def test_several_mirrors_are_shown_together_and_each(board, metric):
+    asked = [
+        target["expr"] for _, target in targets(board) if f"mirror_{metric}_" in target["expr"]
+    ]
+    assert any("sum(rate(" in each for each in asked)
+    assert any("sum by (instance) (rate(" in each for each in asked)
 
 
 def test_what_has_an_upstream_follows_the_choice_of_upstreams(board):

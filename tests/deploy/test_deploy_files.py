@@ -1,11 +1,14 @@
 """Compose and systemd: they say what they promise, and the mirror understands it."""
 
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer
@@ -100,8 +103,9 @@ def test_prometheus_of_compose_finds_the_mirror_and_its_rules(services):
 @pytest.mark.e2e
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", [1, 2])
-def test_docker_compose_of_both_versions_accepts_the_file(version):
-    file = CONFIG / "compose.yaml"
+@pytest.mark.parametrize("name", ["compose.yaml", "compose-cluster.yaml"])
+def test_docker_compose_of_both_versions_accepts_the_file(name, version):
+    file = CONFIG / name
     if version == 1:
         need("docker-compose")
         command = ["docker-compose", "-f", str(file), "config"]
@@ -110,9 +114,86 @@ def test_docker_compose_of_both_versions_accepts_the_file(version):
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CONFIG)
     assert run.returncode == 0, run.stderr
     found = yaml.safe_load(run.stdout)
-    assert set(found["services"]) == {"mirror", "prometheus", "grafana"}
+    assert set(found["services"]) == set(yaml_of(file)["services"])
     # Both take the name of the project, and so of the volumes, from here; neither prints it.
     assert "\nCOMPOSE_PROJECT_NAME=mirror\n" in (CONFIG / ".env").read_text()
+
+
+# Compose with several mirrors.
+
+MIRRORS = {"mirror1", "mirror2", "mirror3"}
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    found: dict[str, Any] = yaml_of(CONFIG / "compose-cluster.yaml")
+    return found
+
+
+def address(service: dict[str, Any]) -> str:
+    found: str = service["networks"]["default"]["ipv4_address"]
+    return found
+
+
+def test_each_mirror_of_the_cluster_understands_its_environment(cluster, monkeypatch, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("0" * 64)
+    services, found = cluster["services"], {}
+    nginx = address(services["nginx"])
+    for name in MIRRORS:
+        environment = services[name]["environment"]
+        assert environment["MIRROR_CLUSTER__SECRET_FILE"] == "/run/secrets/cluster"
+        assert services[name]["build"]["args"] == {"EXTRAS": "[cluster]"}
+        assert services[name]["secrets"] == list(cluster["secrets"]) == ["cluster"]
+        with monkeypatch.context() as patch:
+            for key, value in environment.items():
+                patch.setenv(key, value)
+            patch.setenv("MIRROR_CLUSTER__SECRET_FILE", str(secret))
+            config = load(CONFIG / "mirror.toml", {})
+        found[config.cluster.advertise] = config.cluster
+        assert [str(each) for each in config.server.trusted_proxies] == [nginx]
+        assert seconds(services[name]["stop_grace_period"]) > stop_seconds(config)
+    assert set(found) == {f"http://{name}:5000" for name in MIRRORS}
+    for each in found.values():
+        assert set(each.peers) == set(found)
+        assert urlsplit(each.state).hostname in services
+        assert urlsplit(each.endpoint).hostname in services
+    store = services["seaweedfs"]["environment"]
+    assert store.items() <= services["mirror1"]["environment"].items()
+
+
+def test_the_mirrors_of_the_cluster_share_no_volume_and_no_address(cluster):
+    services = cluster["services"]
+    named = [
+        volume.split(":")[0]
+        for service in services.values()
+        for volume in service.get("volumes", ())
+        if not volume.startswith(".")
+    ]
+    assert sorted(named) == sorted(cluster["volumes"])
+    (pool,) = cluster["networks"]["default"]["ipam"]["config"]
+    fixed = [ip_address(address(services[name])) for name in (*MIRRORS, "nginx")]
+    assert len(set(fixed)) == len(fixed)
+    for each in fixed:
+        assert each in ip_network(pool["subnet"])
+        assert each not in ip_network(pool["ip_range"]), "Docker gives it to another service"
+
+
+def test_only_nginx_of_the_cluster_can_be_reached(cluster):
+    services = cluster["services"]
+    assert [name for name, service in services.items() if "ports" in service] == ["nginx"]
+    for name, service in services.items():
+        assert service["restart"] == "unless-stopped", name
+        assert service["healthcheck"]["test"][0] == "CMD", name
+        assert "no-new-privileges:true" in service["security_opt"], name
+    (mount,) = services["nginx"]["volumes"]
+    conf = (CONFIG / mount.split(":")[0]).read_text()
+    assert set(re.findall(r"server (\w+):5000", conf)) == MIRRORS
+
+
+def test_the_secret_of_the_cluster_is_in_no_commit(cluster):
+    file = cluster["secrets"]["cluster"]["file"]
+    assert f"/config/{file}" in (CONFIG.parent / ".gitignore").read_text().splitlines()
 
 
 # systemd.

@@ -37,6 +37,16 @@ _ALL = {
     "affinity": {"nodeAffinity": {}},
     "podAnnotations": {"example.com/team": "ci"},
 }
+_CLUSTER = {
+    "enabled": True,
+    "secretName": "mirror-cluster",
+    "objects": "s3://images/cache",
+    "endpoint": "http://seaweedfs.example.com:8333",
+    "region": "eu-central-1",
+    "credentialsKey": "credentials",
+    "state": "redis://redis.example.com",
+}
+_ALL_OF_CLUSTER = {**_ALL, "tls": {}, "cluster": _CLUSTER}
 Objects = dict[str, dict[str, Any]]
 
 
@@ -51,11 +61,12 @@ def rendered(values: dict[str, Any], release: str = "mirror") -> str:
 
 
 def objects(text: str) -> Objects:
-    """By kind; the dashboard's ConfigMap apart."""
+    """By kind; the dashboard's ConfigMap and the Service of replicas apart."""
     found: Objects = {}
+    apart = {"dashboard": "Dashboard", "peers": "Peers"}
     for document in yaml.safe_load_all(text):
-        name = document["metadata"]["name"]
-        found["Dashboard" if name.endswith("-dashboard") else document["kind"]] = document
+        _, _, last = document["metadata"]["name"].rpartition("-")
+        found[apart.get(last, document["kind"])] = document
     return found
 
 
@@ -94,6 +105,9 @@ def test_the_types_of_the_api_accept_each_object_and_no_unknown_field(tmp_path):
     for values in (
         {},
         _ALL,
+        {"cluster": _CLUSTER},
+        {"cluster": _CLUSTER, "persistence": {"enabled": False}},
+        _ALL_OF_CLUSTER,
         {"persistence": {"enabled": False}, "networkPolicy": {"enabled": False}},
     ):
         text = rendered(values)
@@ -104,8 +118,10 @@ def test_the_types_of_the_api_accept_each_object_and_no_unknown_field(tmp_path):
     assert 'unknown field "spec.template.spec.containers[0]' in accepted(wrong).stderr
 
 
-def test_the_linter_of_helm_finds_nothing():
+@pytest.mark.parametrize("cluster", [{}, _CLUSTER])
+def test_the_linter_of_helm_finds_nothing(cluster):
     command = [str(go_program("helm")), "lint", "--strict", "--quiet", str(CHART)]
+    command += ["--set-json", f"cluster={json.dumps(cluster)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -227,3 +243,103 @@ def test_the_network_policy_lets_pulls_in_and_https_and_dns_out(plain):
     assert any("ipBlock" in source for source in ingress["from"])
     out = {(p["protocol"], p["port"]) for rule in policy["egress"] for p in rule["ports"]}
     assert out == {("UDP", 53), ("TCP", 53), ("TCP", 443)}
+
+
+# Several mirrors.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Objects:
+    return objects(rendered({"cluster": _CLUSTER}))
+
+
+def test_the_environment_of_a_replica_is_what_the_mirror_understands(
+    cluster, monkeypatch, tmp_path
+):
+    spec = cluster["StatefulSet"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    first, *rest = container["env"]
+    assert first == {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    (tmp_path / "secret").write_text("0" * 64)
+    (tmp_path / "credentials").write_text("[default]")
+    for each in rest:
+        value = each["value"].replace("$(POD_IP)", "10.1.2.3")
+        if each["name"].endswith("_FILE"):  # the keys of the Secret are files
+            path = Path(value)
+            assert volumes[mounts[str(path.parent)]]["secret"]["secretName"] == "mirror-cluster"
+            value = str(tmp_path / path.name)
+        monkeypatch.setenv(each["name"], value)
+    file = tmp_path / "mirror.toml"
+    file.write_text(cluster["ConfigMap"]["data"]["mirror.toml"])
+    found = load(file, {}).cluster
+    for key in ("objects", "endpoint", "region", "state"):
+        assert getattr(found, key) == _CLUSTER[key]
+    assert found.secret_file == str(tmp_path / "secret")
+    assert found.credentials_file == str(tmp_path / "credentials")
+    assert found.advertise == "http://10.1.2.3:5000"
+    peers = cluster["Peers"]
+    host = f"{peers['metadata']['name']}.{peers['metadata']['namespace']}.svc"
+    assert found.peers == (f"dns:{host}:{peers['spec']['ports'][0]['port']}",)
+
+
+def test_the_name_of_the_replicas_has_their_addresses_and_is_not_scraped(cluster):
+    replicas, peers = cluster["StatefulSet"]["spec"], cluster["Peers"]["spec"]
+    labels = replicas["template"]["metadata"]["labels"]
+    assert peers["clusterIP"] == "None"
+    assert peers["selector"].items() <= labels.items()
+    assert replicas["serviceName"] == cluster["Peers"]["metadata"]["name"]
+    (port,) = peers["ports"]
+    (listening,) = replicas["template"]["spec"]["containers"][0]["ports"]
+    # A pod's own address has no other port.
+    assert port["port"] == listening["containerPort"]
+    assert port["name"] != cluster["Service"]["spec"]["ports"][0]["name"]
+
+
+def test_replicas_have_their_own_volumes_and_nodes_and_go_one_at_a_time(cluster):
+    replicas = cluster["StatefulSet"]["spec"]
+    template = replicas["template"]
+    labels = template["metadata"]["labels"]
+    assert replicas["replicas"] == 3
+    assert {"Deployment", "PersistentVolumeClaim"}.isdisjoint(cluster)
+    (claim,) = replicas["volumeClaimTemplates"]
+    mounts = {m["name"] for m in template["spec"]["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"] for volume in template["spec"]["volumes"]}
+    assert mounts == volumes | {claim["metadata"]["name"]}
+    assert claim["metadata"]["name"] not in volumes
+    (spread,) = template["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    budget = cluster["PodDisruptionBudget"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    for selector in (budget["selector"], spread["labelSelector"], replicas["selector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+
+
+def test_the_network_policy_lets_replicas_reach_each_other_the_store_and_redis(cluster):
+    policy = cluster["NetworkPolicy"]["spec"]
+    own = [{"podSelector": policy["podSelector"]}]
+    replicas = [{"protocol": "TCP", "port": 5000}]
+    assert {"ports": replicas, "from": own} in policy["ingress"]
+    assert {"ports": replicas, "to": own} in policy["egress"]
+    anywhere = [rule["ports"] for rule in policy["egress"] if "to" not in rule]
+    assert {port["port"] for ports in anywhere for port in ports} == {53, 443, 8333, 6379}
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"cluster": {"enabled": True}}, "cluster.secretName"),
+        ({"cluster": _CLUSTER, "tls": {"secretName": "tls"}}, "tls.secretName"),
+        ({"cluster": _CLUSTER, "persistence": {"existingClaim": "old"}}, "existingClaim"),
+        ({"cluster": {**_CLUSTER, "replicas": 0}}, "/cluster/replicas"),
+        ({"cluster": {**_CLUSTER, "bucket": "b"}}, "'bucket' not allowed"),
+    ],
+)
+def test_what_a_cluster_cannot_be_is_refused(values, wrong):
+    command = [str(go_program("helm")), "template", str(CHART), "--values", "-"]
+    done = subprocess.run(
+        command, input=json.dumps(values), capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert wrong in done.stderr

@@ -73,6 +73,7 @@ def test_prometheus_accepts_the_configuration_and_both_rule_files():
     assert "2 rule files found" in said
 
 
+@pytest.mark.long
 def test_the_rules_compute_what_they_should_and_alerts_fire_when_they_should():
     promtool("test", "rules", str(PROMETHEUS / "tests.yml"))
 

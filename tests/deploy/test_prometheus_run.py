@@ -54,6 +54,7 @@ def alerts(port: int) -> set[str]:
     return {alert["labels"]["alertname"] for alert in api(port, "alerts")["alerts"]}
 
 
+@pytest.mark.long
 async def test_every_rule_and_every_panel_has_a_figure(tmp_path):
     need("prometheus")
     async with watched(tmp_path / "cache") as mirror:

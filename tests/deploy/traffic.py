@@ -77,8 +77,15 @@ async def watched(directory: Path) -> AsyncIterator[Watched]:
         "policy": [{"images": ["unsigned:*"], "signed_by": [str(key)]}],
     }
     tags = {"max_age": "0s"}
+    secret = directory / "secret"
+    secret.write_text("0123456789abcdef" * 4)
+    alone = "http://127.0.0.1:1"  # a cluster of this mirror alone
+    cluster = {"secret_file": str(secret), "advertise": alone, "peers": [alone]}
+    cluster["objects"] = f"file://{directory}/objects"
     async with (
         FakeRegistry() as upstream,
-        running(directory, {"docker.io": upstream.url}, tags=tags, **policies) as mirror,
+        running(
+            directory, {"docker.io": upstream.url}, tags=tags, cluster=cluster, **policies
+        ) as mirror,
     ):
         yield Watched(mirror, upstream)
