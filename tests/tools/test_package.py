@@ -25,6 +25,7 @@ def test_the_man_page_has_each_command_with_its_options():
         check(f"mirror {name}", command)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_shell_gets_a_completion_that_asks_the_command():
     found = completions()

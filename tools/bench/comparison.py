@@ -3,16 +3,22 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from statistics import median
 
 from tools.bench.load import Sample
 
-MIRROR, P1, P2, P3, DIRECT = "mirror", "P1", "P2", "P3", "direct"
+MIRROR, P1, P2, P3, P4, DIRECT = "mirror", "P1", "P2", "P3", "P4", "direct"
 
 
 def quiet(server: str) -> str:
     """The name of the same server without an access log."""
     return f"{server}, no log"
+
+
+def plain(server: str) -> str:
+    """The name of the same server without TLS."""
+    return f"{server}, no TLS"
 
 
 class NotAvailableError(Exception):
@@ -30,23 +36,31 @@ class Measured:
 
     def ratio(self, figure: str, server: str, other: str) -> float:
         """The median of the ratios of all rounds: effects on a whole round cancel out."""
-        pairs = zip(self.samples[server], self.samples[other], strict=False)
-        return median(one[figure] / two[figure] for one, two in pairs)
+        return median(self.ratios(figure, server, other))
 
     def shown(self, figure: str, form: str = "{:.2f}") -> dict[str, str]:
         """Median, minimum and maximum for each server that has the figure."""
         return {
-            server: self._shown(server, figure, form)
+            server: _shown([sample[figure] for sample in found], form)
             for server, found in self.samples.items()
             if figure in found[0]
         }
 
-    def _shown(self, server: str, figure: str, form: str) -> str:
-        found = [sample[figure] for sample in self.samples[server]]
-        text = form.format(median(found))
-        if len(found) > 1:
-            text += f" ({form.format(min(found))}-{form.format(max(found))})"
-        return text
+    def shown_ratio(self, figure: str, server: str, other: str) -> str:
+        """Median, minimum and maximum of the ratios of all rounds."""
+        return _shown(self.ratios(figure, server, other), "{:.2f}")
+
+    def ratios(self, figure: str, server: str, other: str) -> list[float]:
+        """The ratio of each round."""
+        pairs = zip(self.samples[server], self.samples[other], strict=False)
+        return [one[figure] / two[figure] for one, two in pairs]
+
+
+def _shown(found: list[float], form: str) -> str:
+    text = form.format(median(found))
+    if len(found) > 1:
+        text += f" ({form.format(min(found))}-{form.format(max(found))})"
+    return text
 
 
 def interleaved(
@@ -68,11 +82,11 @@ def interleaved(
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate: the condition for a figure, and its value."""
+    """A gate: the condition for a figure, and its value; ``met`` is None if noise hides it."""
 
     asked: str
     got: str
-    met: bool
+    met: bool | None
 
 
 def at_least(what: str, limit: float, got: float, unit: str = "x") -> Gate:
@@ -83,6 +97,18 @@ def at_least(what: str, limit: float, got: float, unit: str = "x") -> Gate:
 def at_most(what: str, limit: float, got: float, unit: str = "x") -> Gate:
     """Gate: ``what`` has to be ``limit`` or less."""
     return Gate(f"{what} <= {limit:g} {unit}", f"{got:.3g} {unit}", got <= limit)
+
+
+def surely_at_most(what: str, limit: float, ratios: list[float]) -> Gate:
+    """Gate: the median of ``ratios`` has to be ``limit`` or less, by more than their noise.
+
+    The noise is the 95 % confidence interval of the median, from the order of the ratios.
+    """
+    found = sorted(ratios)
+    outside = max(0, int((len(found) - 1.96 * sqrt(len(found))) / 2))
+    low, high = found[outside], found[-1 - outside]
+    got = f"{median(found):.3f} x (95 %: {low:.3f}-{high:.3f})"
+    return Gate(f"{what} <= {limit:g} x", got, None if low <= limit < high else high <= limit)
 
 
 @dataclass

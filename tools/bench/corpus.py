@@ -56,12 +56,12 @@ class Corpus:
         parts = [self._sized([os.urandom(512)]) for _ in range(9)]
         return self._manifest("small", parts[0], parts[1:])
 
-    def image(self) -> list[str]:
-        """An image that dockerd can unpack, in four layers of the size of the large blob.
+    def image(self, tag: str = "image", layers: int = 4, layer_bytes: int = 0) -> list[str]:
+        """An image that dockerd can unpack, as large as the large blob if not said otherwise.
 
         Returns the paths that clients request; the first is the tag.
         """
-        by_digest, by_tag = self._image
+        by_digest, by_tag = self._image(tag, layers, layer_bytes or self.middle_bytes)
         manifest = json.loads((self.root / by_digest[1:]).read_bytes())
         parts = (manifest["config"], *manifest["layers"])
         return [by_tag, by_digest, *(self._path("blobs", part["digest"]) for part in parts)]
@@ -72,9 +72,8 @@ class Corpus:
         # GiB take seconds.
         return os.urandom(_NOISE_BYTES)
 
-    @cached_property
-    def _image(self) -> tuple[str, str]:
-        archives = [self._archive(at) for at in range(4)]
+    def _image(self, tag: str, count: int, size: int) -> tuple[str, str]:
+        archives = [self._archive(at, size) for at in range(count)]
         layers = [self._sized([gzip.compress(tar, compresslevel=0)]) for tar in archives]
         config = {
             "architecture": "amd64",
@@ -85,14 +84,14 @@ class Corpus:
                 "diff_ids": [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in archives],
             },
         }
-        return self._manifest("image", self._sized([json.dumps(config).encode()]), layers)
+        return self._manifest(tag, self._sized([json.dumps(config).encode()]), layers)
 
-    def _archive(self, at: int) -> bytes:
+    def _archive(self, at: int, size: int) -> bytes:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             member = tarfile.TarInfo(f"noise{at}")
-            member.size = self.middle_bytes
-            data = bytes([at]) + (self._noise * (self.middle_bytes // _NOISE_BYTES))[1:]
+            member.size = size
+            data = bytes([at]) + (self._noise * -(-size // _NOISE_BYTES))[1:size]
             archive.addfile(member, io.BytesIO(data))
         return buffer.getvalue()
 

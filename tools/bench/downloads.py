@@ -1,4 +1,4 @@
-"""Clients that pull one path: ``python -m tools.bench.downloads '{"port": ...}'``.
+"""Clients that pull one path: ``python -m tools.bench.downloads '{"ports": ...}'``.
 
 They discard bodies in the kernel (``MSG_TRUNC``, tcp(7)), so that they cost little beside the
 server.  Prints the result as JSON.
@@ -10,6 +10,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tools.bench.corpus import ACCEPT
@@ -22,9 +23,12 @@ _PATIENCE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Orders:
-    """Number of clients, and for how many seconds they repeat the pull (0: each pulls once)."""
+    """Number of clients, and for how many seconds they repeat the pull (0: each pulls once).
 
-    port: int
+    The clients are spread over ``ports``.
+    """
+
+    ports: Sequence[int]
     path: str
     clients: int = 1
     seconds: float = 0.0
@@ -91,8 +95,8 @@ def pull(orders: Orders) -> dict[str, float]:
     poll = select.epoll()
     clients: dict[int, Client] = {}
     began = time.monotonic()
-    for _ in range(orders.clients):
-        client = _connected(orders)
+    for number in range(orders.clients):
+        client = _connected(orders.ports[number % len(orders.ports)], orders.path)
         clients[client.connection.fileno()] = client
         poll.register(client.connection, select.EPOLLIN)
     busy = len(clients)
@@ -108,6 +112,7 @@ def pull(orders: Orders) -> dict[str, float]:
                     client.ask()
                 else:
                     poll.unregister(client.connection)
+                    client.connection.close()
                     busy -= 1
     return {
         "seconds": time.monotonic() - began,
@@ -117,9 +122,9 @@ def pull(orders: Orders) -> dict[str, float]:
     }
 
 
-def _connected(orders: Orders) -> Client:
-    connection = socket.create_connection(("127.0.0.1", orders.port))
-    lines = [f"GET {orders.path} HTTP/1.1", f"Host: 127.0.0.1:{orders.port}", f"Accept: {ACCEPT}"]
+def _connected(port: int, path: str) -> Client:
+    connection = socket.create_connection(("127.0.0.1", port))
+    lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Accept: {ACCEPT}"]
     client = Client(connection, "".join(f"{line}\r\n" for line in (*lines, "")).encode())
     client.ask()
     connection.setblocking(False)

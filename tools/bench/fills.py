@@ -1,13 +1,19 @@
 """Rows with content that comes from upstream first."""
 
-from collections.abc import Callable
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from statistics import median
 
 from tools.bench.comparison import (
     DIRECT,
     MIRROR,
     P1,
     P2,
+    P4,
     Gate,
     NotAvailableError,
     Result,
@@ -15,18 +21,21 @@ from tools.bench.comparison import (
     at_most,
     interleaved,
 )
-from tools.bench.load import Sample, downloads
-from tools.bench.servers import Distribution, Mirror, ProxyCache, mirror_knows
+from tools.bench.corpus import MIB
+from tools.bench.load import Sample, downloads, spread_downloads
+from tools.bench.servers import FULL_SPEED, Server, mirror_knows
 from tools.bench.stage import OFFICE_LINE, SLOW_LINE, Stage
 
-_KINDS = {MIRROR: Mirror, P1: Distribution, P2: ProxyCache}
+HASH = "sha256"
 
 
 def cold_one_client(stage: Stage) -> Result:
     """A blob that is not cached, from upstream at 256 MB/s."""
     contestants = _cold(stage, stage.corpus.large, 1, OFFICE_LINE)
     few = stage.scale.few_rounds
-    measured = interleaved(stage.scale.rounds, contestants, fewer={P1: 2, P2: 1, DIRECT: few})
+    measured = interleaved(
+        stage.scale.rounds, contestants, fewer={P1: 2, P2: 1, P4: 2, DIRECT: few}
+    )
     return Result(
         {
             "s": measured.shown("seconds"),
@@ -41,11 +50,45 @@ def cold_one_client(stage: Stage) -> Result:
     )
 
 
+def cold_fast_upstream(stage: Stage) -> Result:
+    """A blob that is not cached, from an upstream as fast as the loopback.
+
+    nginx verifies nothing: the CPU of hashing the blob is measured beside, and allowed.
+    """
+    contestants = _cold(stage, stage.corpus.large, 1, FULL_SPEED)
+    contestants[HASH] = partial(hashing, stage.corpus.large_bytes)
+    measured = interleaved(stage.scale.rounds, contestants)
+    cpu = zip(*(measured.samples[name] for name in (MIRROR, P2, HASH)), strict=True)
+    excess = median(one["cpu"] / (1.3 * two["cpu"] + sha["cpu"]) for one, two, sha in cpu)
+    gates = [at_most("CPU, of 1.3 x P2's and the hash", 1.0, excess)]
+    if P4 in contestants:
+        gates.append(at_most("time, of P4", 1.0, measured.ratio("seconds", MIRROR, P4)))
+    return Result(
+        {
+            "s": measured.shown("seconds"),
+            "CPU-s": measured.shown("cpu"),
+            "first byte ms": measured.shown("first_byte", "{:.0f}"),
+            "times from upstream": measured.shown("fetched"),
+        },
+        gates,
+    )
+
+
+def hashing(size: int) -> Sample:
+    """The CPU time to hash ``size`` bytes."""
+    block = bytes(MIB)
+    digest = hashlib.sha256()
+    began = time.process_time()
+    for _ in range(size // MIB):
+        digest.update(block)
+    return {"cpu": time.process_time() - began}
+
+
 def cold_many_clients(stage: Stage) -> Result:
     """The same blob for 16 clients at once; without a mirror, each of them asks upstream."""
     contestants = _cold(stage, stage.corpus.large, 16, OFFICE_LINE)
     few = stage.scale.few_rounds
-    measured = interleaved(few, contestants, fewer={P1: 2, P2: 1, DIRECT: 2})
+    measured = interleaved(few, contestants, fewer={P1: 2, P2: 1, P4: 2, DIRECT: 2})
     fetched = [sample["fetched"] for sample in measured.samples[MIRROR]]
     return Result(
         {
@@ -85,16 +128,25 @@ def cold_segments(stage: Stage) -> Result:
 def _cold(stage: Stage, path: str, clients: int, rate: int) -> dict[str, Callable[[], Sample]]:
     """All servers with an empty cache, and the clients directly at upstream."""
     cached: dict[str, Callable[[], Sample]] = {
-        name: partial(_through, stage, name, path, clients, rate) for name in _KINDS
+        name: partial(through, stage, [kind], path, clients, rate)
+        for name, kind in stage.kinds.items()
     }
     return cached | {DIRECT: partial(_directly, stage, path, clients, rate)}
 
 
-def _through(stage: Stage, name: str, path: str, clients: int, rate: int) -> Sample:
+def through(
+    stage: Stage,
+    builds: Iterable[Callable[[Path, int], Server]],
+    path: str,
+    clients: int,
+    rate: int,
+) -> Sample:
+    """Pull through servers with empty caches; ``fetched`` is how often upstream sent the blob."""
     before = stage.origin.sent(path)
-    with stage.fresh(_KINDS[name], rate) as server:
-        sample = downloads(server, path, clients)
-    # Counted after the server has ended, because its requests to upstream have ended then, too.
+    with ExitStack() as ending:
+        servers = [ending.enter_context(stage.fresh(build, rate)) for build in builds]
+        sample = spread_downloads(servers, path, clients)
+    # Counted after the servers have ended: their requests to upstream have ended then, too.
     size = (stage.corpus.root / path[1:]).stat().st_size
     return sample | {"fetched": (stage.origin.sent(path) - before) / size}
 

@@ -5,29 +5,23 @@ Each is started on first use, and ends with the stage.
 
 import hashlib
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
-from tools.bench.comparison import MIRROR, P1, P2, P3, NotAvailableError, quiet
+import trustme
+
+from tests.peers.go_programs import NotBuiltError, built
+from tools.bench.comparison import MIRROR, P1, P2, P3, P4, NotAvailableError, plain, quiet
 from tools.bench.corpus import ACCEPT, MIB, Corpus
 from tools.bench.load import ClientError
+from tools.bench.nginx import Origin, ProxyCache, StaticFiles
 from tools.bench.processes import settled_cpu_seconds
-from tools.bench.servers import (
-    FULL_SPEED,
-    Answering,
-    Distribution,
-    Mirror,
-    Origin,
-    ProxyCache,
-    Server,
-    StaticFiles,
-)
+from tools.bench.servers import FULL_SPEED, Answering, Distribution, Mirror, Server, opened
 
 
 class Startable(Protocol):
@@ -38,11 +32,20 @@ class Startable(Protocol):
     def stop(self) -> None: ...
 
 
+class Kind(Protocol):
+    """A kind of server that caches what it fetches from a port of the loopback."""
+
+    def __call__(
+        self, directory: Path, upstream: int, *, certificate: Path | None = None
+    ) -> Server: ...
+
+
 AnyServer = TypeVar("AnyServer", bound=Startable)
 
 OFFICE_LINE = 256_000_000  # bytes per second: upstream over a good line
 SLOW_LINE = 16 * MIB
 GIGABIT_LINE = 41_000_000  # for each of the three connections that dockerd makes
+FAR_LINE = 4 * MIB
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Stage:
         self.scale = scale
         self.corpus = Corpus(directory / "www", scale.large_bytes)
         self.listing = directory / "paths"
+        self.absent: dict[str, str] = {}  # peers that this machine cannot have, and why
         self._ending = ExitStack()
         self._numbers = count(1)
         self._warm_paths: dict[str, set[str]] = {}
@@ -80,7 +84,7 @@ class Stage:
 
     @cached_property
     def origin(self) -> Origin:
-        rates = [FULL_SPEED, OFFICE_LINE, SLOW_LINE, GIGABIT_LINE]
+        rates = [FULL_SPEED, OFFICE_LINE, SLOW_LINE, GIGABIT_LINE, FAR_LINE]
         return self._running(Origin(self.new_directory(), self.corpus, rates))
 
     @cached_property
@@ -88,15 +92,24 @@ class Stage:
         return self._running(StaticFiles(self.new_directory(), self.corpus.root))
 
     @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """The mirror and its peers that cache; the first use may build one, which takes minutes."""
+        kinds: dict[str, Kind] = {MIRROR: Mirror, P1: Distribution, P2: ProxyCache}
+        try:
+            kinds[P4] = partial(Distribution, program=str(built("registry")))
+        except NotBuiltError as error:
+            self.absent[P4] = str(error)
+        return kinds
+
+    @cached_property
     def servers(self) -> dict[str, Server]:
         """The mirror and its peers, as installed; they run until the end of the stage."""
         upstream = self.origin.door(FULL_SPEED).port
-        return {
-            MIRROR: self._running(Mirror(self.new_directory(), upstream)),
-            P1: self._running(Distribution(self.new_directory(), upstream)),
-            P2: self._running(ProxyCache(self.new_directory(), upstream)),
-            P3: self.static,
+        caching = {
+            name: self._running(kind(self.new_directory(), upstream))
+            for name, kind in self.kinds.items()
         }
+        return caching | {P3: self.static}
 
     @cached_property
     def quiet_servers(self) -> dict[str, Server]:
@@ -110,6 +123,28 @@ class Stage:
                 StaticFiles(self.new_directory(), self.corpus.root, access_log=False)
             ),
         }
+
+    @contextmanager
+    def over_tls(self, *paths: str) -> Iterator[dict[str, Server]]:
+        """Servers that speak TLS, and the mirror without, with these paths in their caches."""
+        file = self.new_directory()
+        trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
+
+        def static(directory: Path, _: int) -> StaticFiles:
+            return StaticFiles(directory, self.corpus.root, certificate=file)
+
+        builds: dict[str, Callable[[Path, int], Server]] = {
+            name: partial(kind, certificate=file) for name, kind in self.kinds.items()
+        }
+        builds |= {P3: static, plain(MIRROR): Mirror}
+        with ExitStack() as ending:
+            servers = {
+                name: ending.enter_context(self.fresh(build, FULL_SPEED))
+                for name, build in builds.items()
+            }
+            for server in servers.values():
+                warm(server, paths)
+            yield servers
 
     def warm(self, *paths: str) -> dict[str, Server]:
         """The servers, with these paths in their caches."""
@@ -161,9 +196,7 @@ def warm(server: Answering, paths: Iterable[str]) -> None:
     """
     for path in paths:
         digest = hashlib.sha256()
-        url = f"http://127.0.0.1:{server.port}{path}"
-        request = urllib.request.Request(url, headers={"Accept": ACCEPT})
-        with urllib.request.urlopen(request, timeout=120) as body:
+        with opened(f"{server.url}{path}", {"Accept": ACCEPT}) as body:
             while piece := body.read(MIB):
                 digest.update(piece)
         if "sha256:" in path and not path.endswith(digest.hexdigest()):

@@ -3,13 +3,15 @@
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tools.bench.comparison import Result
 from tools.bench.stage import Scale
 
 _BUSY = 0.5  # average number of runnable processes, before the benchmark starts any
+_VERDICTS = {True: "yes", False: "**no**", None: "unclear"}
+_MARKS = {True: "ok  ", False: "NOT ", None: "?   "}
 _HEADINGS = ("row", "measured", "asked", "got", "")
 
 
@@ -23,9 +25,11 @@ Everything on the loopback, upstream and clients on the same cores; medians of {
 interleaved rounds (least-most), ratios within a round; slow rows give the peers fewer, docker
 has {scale.few_rounds}. CPU is the server's alone.
 
-P1 distribution as pull-through cache, P2 nginx proxy_cache, P3 nginx static with sendfile, direct:
-from upstream. One worker each, access logs in files. Clients: wrk for small answers,
-`tools/bench/downloads.py` for large ones."""
+P1 distribution 2.8 as pull-through cache, P2 nginx proxy_cache, P3 nginx static with sendfile,
+P4 distribution v3 as pull-through cache, direct: from upstream. One worker each, access logs in
+files. In the cluster rows, mirror and P4 are replicas over one versitygw (S3) and a redis-server.
+Clients: wrk for small answers, `tools/bench/downloads.py` for large ones; over TLS 1.3 wrk and
+curl, which offer the ciphers in Go's order, as Docker does."""
     load = os.getloadavg()[0]
     if load > _BUSY:
         text += f"\n\n**Busy: {load:.1f} processes wanted a core in the last minute.**"
@@ -34,11 +38,15 @@ from upstream. One worker each, access logs in files. Clients: wrk for small ans
     return text
 
 
-def table(rows: Iterable[tuple[str, str, Result | str]]) -> str:
-    """Names, titles and results of rows; a result that is text is the reason for a missing one."""
+def table(rows: Iterable[tuple[str, str, Result | str]], absent: Mapping[str, str]) -> str:
+    """Names, titles and results of rows; a result that is text is the reason for a missing one.
+
+    ``absent``: peers that no row has, and why.
+    """
     lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS))]
     for name, title, result in rows:
         lines += _lines(name, title, result)
+    lines += [f"\n{peer} is not here: {reason}" for peer, reason in absent.items()]
     return "\n".join(lines)
 
 
@@ -52,7 +60,7 @@ def _lines(name: str, title: str, result: Result | str) -> list[str]:
     ]
     asked = [gate.asked for gate in result.gates]
     got = [gate.got for gate in result.gates]
-    verdicts = ["yes" if gate.met else "**no**" for gate in result.gates]
+    verdicts = [_VERDICTS[gate.met] for gate in result.gates]
     return [_line([first, *("<br>".join(cell) for cell in (figures, asked, got, verdicts))])]
 
 
@@ -64,7 +72,7 @@ def on_screen(name: str, title: str, result: Result | str) -> str:
     for figure, found in result.figures.items():
         lines += [f"    {figure:22} {server:20} {found[server]}" for server in sorted(found)]
     for gate in result.gates:
-        lines.append(f"    {'ok  ' if gate.met else 'NOT '} {gate.asked}: {gate.got}")
+        lines.append(f"    {_MARKS[gate.met]} {gate.asked}: {gate.got}")
     return "\n".join(lines)
 
 
