@@ -24,6 +24,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(time, "time", lambda: passing() + seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 async def test_a_hot_tag_is_fresh_for_max_age_and_no_longer(tmp_path, upstream, monkeypatch, step):
     upstream.add_image("library/app", APP, "1")
@@ -68,6 +69,7 @@ async def test_a_ca_that_expires_is_one_line_and_an_answer(tmp_path, monkeypatch
     assert "ca.pem" in errors[0].getMessage()
 
 
+@pytest.mark.slow
 async def test_images_are_pulled_ahead_although_the_clock_is_set_back(tmp_path, caplog):
     began = datetime.now().astimezone()
     readings = iter([began] * 2)

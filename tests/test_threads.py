@@ -16,8 +16,6 @@ from mirror.threads import Threads, run
 from mirror.user_error import UserError
 from tests.peers.requirements import need
 
-pytestmark = [pytest.mark.slow]
-
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
     """Have the system refuse threads, as under a pids limit."""
@@ -110,8 +108,10 @@ def test_a_file_stays_open_until_its_last_use_has_ended(tmp_path):
     os.close(number)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_mirror_that_gets_no_threads_says_so_in_one_line(workers):
     """RLIMIT_NPROC counts what a user has; root is exempt, so root becomes another one."""
     need("prlimit", "setpriv")

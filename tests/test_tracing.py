@@ -196,6 +196,7 @@ async def test_a_client_may_ask_not_to_be_traced_and_no_more(
     assert len(collector.spans) == spans
 
 
+@pytest.mark.long
 async def test_a_collector_that_is_gone_slows_nobody_and_is_told_once(
     tmp_path, upstream, unused_tcp_port, caplog
 ):
@@ -215,6 +216,7 @@ async def test_a_collector_that_is_gone_slows_nobody_and_is_told_once(
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
+@pytest.mark.long
 def test_without_the_extra_an_endpoint_is_one_clear_line(tmp_path):
     program = (
         "import sys; sys.modules['opentelemetry'] = None; "

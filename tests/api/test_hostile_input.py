@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from tests.waiting import limit
 
+pytestmark = pytest.mark.slow
+
 DIGEST = "sha256:" + "a" * 64
 
 PATHS = [
@@ -122,6 +124,7 @@ def well_formed(target: str) -> bool:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @settings(
     max_examples=200,

@@ -131,6 +131,7 @@ def test_a_ca_that_a_client_finds_by_place_is_copied_there(
     assert snippet_for(HTTPS).ca_copy == ""
 
 
+@pytest.mark.long
 @given(st.lists(NAMES, min_size=1, max_size=5, unique=True), ADDRESSES, st.text("a /\"'\\é"))
 def test_every_upstream_is_in_every_text_and_every_text_parses(
     names: list[str], url: str, ca: str

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from mirror import __version__
+from mirror.metrics.cluster import ClusterMetrics
 from tests.running import Mirror
 from tools.configuration_reference import PAGE, page
 
@@ -15,6 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob
 _FILE = re.compile(r"`((?:mirror|tests|config(?!/test_))/[\w./-]+)`")
 
 
+@pytest.mark.long
 def test_the_reference_of_keys_is_the_one_that_the_code_makes() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "make docs"
 
@@ -23,6 +26,12 @@ def test_the_reference_of_keys_is_the_one_that_the_code_makes() -> None:
 def test_the_files_that_a_page_names_exist(file: Path) -> None:
     named = _FILE.findall(file.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_page_about_several_mirrors_has_the_file_for_nginx() -> None:
+    file = (ROOT / "config/nginx/several-mirrors.conf").read_text(encoding="utf-8")
+    page = (ROOT / "docs/several-mirrors.md").read_text(encoding="utf-8")
+    assert f"```nginx\n{file}```\n" in page
 
 
 def test_each_fault_names_its_test() -> None:
@@ -37,7 +46,9 @@ def test_each_fault_names_its_test() -> None:
 
 
 async def test_the_page_names_each_metric_and_no_other(mirror: Mirror) -> None:
-    text = (await mirror.get("/metrics")).body.decode()
+    of_cluster = CollectorRegistry()
+    ClusterMetrics(of_cluster)
+    text = (await mirror.get("/metrics")).body.decode() + generate_latest(of_cluster).decode()
     served = set(re.findall(r"^# TYPE (mirror_\w+) ", text, re.MULTILINE))
     rows = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8").splitlines()
     table = [row for row in rows if row.startswith("| `mirror_")]

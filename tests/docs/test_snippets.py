@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 import typer
+import yaml
 
 from mirror.cli import root
 from mirror.config import load
@@ -26,6 +27,7 @@ from tests.docs.test_pages import PAGES, ROOT
 from tests.fakes import FakeRegistry, random_bytes
 from tests.fakes.content import Image
 from tests.fakes.signing import Signer
+from tests.fakes.sigstore import Sigstore
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
@@ -38,7 +40,8 @@ _FENCE = re.compile(
 _PROMPT = re.compile(r"\$ (.+)")
 _FIGURE = re.compile(r"\d[\d.,:-]*( (%|B|KiB|MiB|GiB)(?!\w))?")
 _TIME = re.compile(r"just now|\d+ (second|minute|hour|day)s? ago")
-#: nginx by tests/e2e/test_nginx.py, promql by test_prometheus.py there, mermaid by a browser.
+#: By tests/e2e: nginx by test_nginx.py and test_several_mirrors.py, promql by test_prometheus.py;
+#: mermaid by a browser.
 _ELSEWHERE = {"nginx", "promql", "mermaid"}
 _FILES = re.compile(r'(?<=")(/etc|/run/secrets)(?=/)')
 
@@ -91,7 +94,7 @@ def of(*languages: str) -> pytest.MarkDecorator:
 
 def test_each_snippet_is_of_a_kind_that_is_tested_and_each_mark_says_why() -> None:
     assert len(ALL) > 40
-    assert {each.language for each in ALL} <= {"console", "toml", "json", *_ELSEWHERE}
+    assert {each.language for each in ALL} <= {"console", "toml", "json", "yaml", *_ELSEWHERE}
     marks = {each.mark for each in ALL} - {"", "output"}
     assert [mark for mark in marks if not re.fullmatch(r"not run: .+", mark)] == []
 
@@ -101,7 +104,9 @@ def test_a_configuration_can_be_used(snippet: Snippet, tmp_path: Path) -> None:
     for line in snippet.lines:
         for name in re.findall(r'"((?:/etc|/run/secrets)/[^"]+)"', line):
             (tmp_path / name[1:]).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name[1:]).write_bytes(Signer().pem if name.endswith(".pub") else b"text")
+            known = {".pub": Signer().pem, ".json": json.dumps(Sigstore().root).encode()}
+            content = known.get(Path(name).suffix, b"text" * 16)
+            (tmp_path / name[1:]).write_bytes(content)
     file = tmp_path / "mirror.toml"
     file.write_text(_FILES.sub(rf"{tmp_path}\1", snippet.text))
     load(file)
@@ -110,6 +115,11 @@ def test_a_configuration_can_be_used(snippet: Snippet, tmp_path: Path) -> None:
 @of("json")
 def test_a_json_document_can_be_read(snippet: Snippet) -> None:
     json.loads(snippet.text)
+
+
+@of("yaml")
+def test_a_yaml_document_can_be_read(snippet: Snippet) -> None:
+    assert isinstance(yaml.safe_load(snippet.text), dict)
 
 
 def _typed() -> Iterator[tuple[str, str]]:

@@ -42,6 +42,7 @@ def branch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     second.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("made", "programs"), [(Podman, ["podman"]), (Ctr, ["ctr", "containerd"])])
 def test_layers_of_every_packing_are_pulled_cold_warm_and_offline(
     branch: Office, made: type[Podman | Ctr], programs: list[str]
@@ -69,6 +70,7 @@ def test_layers_of_every_packing_are_pulled_cold_warm_and_offline(
         client.stop()
 
 
+@pytest.mark.long
 def test_a_file_of_an_estargz_layer_is_read_long_before_the_layer_is_here(branch: Office):
     files = {f"noise{at}": os.urandom(MIB) for at in range(32)}
     layer = estargz_layer(files | {"wanted": b"the file that somebody opens" * 1000})
@@ -91,6 +93,7 @@ def test_a_file_of_an_estargz_layer_is_read_long_before_the_layer_is_here(branch
     assert asked <= 6, "the upload's checks, the fill, and what lay ahead of it"
 
 
+@pytest.mark.long
 def test_a_signature_is_found_by_its_tag_and_verifies_also_offline(branch: Office):
     """Where cosign looks: no referrers API (distribution 2.8), so the tag sha256-<hex>.sig."""
     need("skopeo", root=True)

@@ -48,6 +48,7 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
         yield Chain(origin, first, second)
 
 
+@pytest.mark.long
 def test_a_client_of_the_second_mirror_is_served_while_less_and_less_is_there(
     chain: Chain, tmp_path: Path
 ):

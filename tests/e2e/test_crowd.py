@@ -41,6 +41,7 @@ async def download(url: str, *outputs: Path | str) -> list[Download]:
     return [Download(**json.loads(line)) for line in printed.splitlines()]
 
 
+@pytest.mark.long
 async def test_a_crowd_on_a_cold_blob_costs_one_download(tmp_path, upstream):
     need("curl")
     kept = [tmp_path / f"kept{number}" for number in range(KEPT)]

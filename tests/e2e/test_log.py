@@ -38,6 +38,7 @@ def log_of(mirror: MirrorProcess, name: str = "docker.io/library/app") -> list[s
     return [line for line in mirror.output().splitlines() if name in line]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_a_pull_is_one_line_by_however_many_processes_it_is_answered(
     tmp_path, upstream: FakeRegistry, workers
@@ -56,6 +57,7 @@ async def test_a_pull_is_one_line_by_however_many_processes_it_is_answered(
     assert [each[1] for each in found] == ["miss", "hit", "hit", "hit"]
 
 
+@pytest.mark.long
 async def test_a_log_for_machines_has_nothing_else(tmp_path, upstream):
     upstream.add_image(REPO, APP, "1")
     extra = '[log]\nformat = "json"\n'
@@ -81,6 +83,7 @@ async def test_a_log_for_machines_has_nothing_else(tmp_path, upstream):
     assert sorted(each["message"] for each in ours) == ["pull", *["request"] * len(PATHS)]
 
 
+@pytest.mark.long
 async def test_a_terminal_gets_colours_the_time_of_a_clock_and_what_the_disk_can_hold(
     tmp_path, upstream
 ):

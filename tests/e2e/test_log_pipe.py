@@ -106,6 +106,7 @@ async def pinged(mirror: Piped, count: int) -> int:
     return answered
 
 
+@pytest.mark.long
 async def test_a_pipe_that_is_not_read_costs_log_lines_and_no_request(mirror):
     mirror.filled = True
     await asyncio.to_thread(mirror.start)
@@ -128,6 +129,7 @@ async def test_a_pipe_that_is_not_read_costs_log_lines_and_no_request(mirror):
     assert text.index("listens on") < text.index("log records dropped")
 
 
+@pytest.mark.long
 async def test_with_several_workers_none_of_them_waits_for_the_log(mirror):
     mirror.workers = 2
     await asyncio.to_thread(mirror.start)
@@ -135,6 +137,7 @@ async def test_with_several_workers_none_of_them_waits_for_the_log(mirror):
     assert mirror.terminate() == 0, "nor does the end"
 
 
+@pytest.mark.long
 async def test_a_reader_that_goes_away_costs_log_lines_and_no_request(mirror):
     await asyncio.to_thread(mirror.start)
     mirror.close_reader()
@@ -146,6 +149,7 @@ async def test_a_reader_that_goes_away_costs_log_lines_and_no_request(mirror):
     assert mirror.terminate() == 0
 
 
+@pytest.mark.long
 async def test_the_end_does_not_wait_for_a_reader(mirror):
     mirror.filled = True
     await asyncio.to_thread(mirror.start)

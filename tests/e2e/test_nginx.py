@@ -115,6 +115,7 @@ async def office(directory: Path, upstream: str, networks: list[str]):
         assert mirror.terminate() == 0
 
 
+@pytest.mark.long
 async def test_an_image_comes_through_and_the_log_has_the_client(tmp_path, upstream):
     upstream.add_image("library/app", APP, "1")
     async with office(tmp_path, upstream.url, ["127.0.0.1"]) as front:
@@ -129,6 +130,7 @@ async def test_an_image_comes_through_and_the_log_has_the_client(tmp_path, upstr
         assert not any((tmp_path / "proxy").rglob("*")), "nginx keeps no copy"
 
 
+@pytest.mark.long
 async def test_networks_are_those_of_the_client_whatever_it_says_of_itself(tmp_path, upstream):
     async with office(tmp_path, upstream.url, ["192.0.2.0/24"]) as front:
         assert await front.status() == 403

@@ -33,6 +33,7 @@ def ask(port: int, query: str) -> float | None:
     return float(result[0]["value"][1]) if result else None
 
 
+@pytest.mark.long
 async def test_the_promql_of_the_page_gives_hit_rate_and_bytes_saved(mirror, upstream, tmp_path):
     need("prometheus")
     hit_rate, bytes_saved = re.findall(r"```promql\n(.+)\n```", PAGE.read_text())

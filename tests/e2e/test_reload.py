@@ -1,6 +1,7 @@
 """SIGHUP, as the operator and systemd send it."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -22,6 +23,10 @@ pytestmark = [pytest.mark.e2e]
 MIB = 1 << 20
 REPO = "library/app"
 APP = image(b"layer")
+ANOTHER_SECRET = (
+    "reload: [cluster] secret_file has another secret, which is used in 5 minutes; the former one "
+    "is accepted for 10 minutes"
+)
 EXTRA = '[tags]\nmax_age = "5m"\n[limits]\nqueue = 7\n'
 
 
@@ -47,6 +52,7 @@ def told(mirror: MirrorProcess) -> list[str]:
     return [line for line in lines if re.match(r"\w+ (not )?reload(ed)?[:,] ", line)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_reload_under_load_drops_nothing_and_says_what_changed(tmp_path, workers):
     data = random_bytes(4 * MIB)
@@ -84,6 +90,53 @@ async def test_a_reload_under_load_drops_nothing_and_says_what_changed(tmp_path,
     assert upstream.sent[digest] == len(data)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_page_says_that_a_reload_was_refused_until_one_succeeds(tmp_path, workers):
+    async with FakeRegistry() as upstream:
+        with started(tmp_path, upstream.url, workers) as mirror:
+            async with aiohttp.ClientSession() as session:
+
+                async def titles() -> list[str]:
+                    problems = json.loads(await get(session, f"{mirror.url}/api/v1/problems"))
+                    return [each["title"] for each in problems["problems"]]
+
+                rewritten(mirror, "[server]\nlisten = 7\n")
+                async with limit():
+                    while await titles() != ["the configuration was not reloaded"]:
+                        await asyncio.sleep(0.05)
+                rewritten(mirror, "")
+                async with limit():
+                    while await titles():
+                        await asyncio.sleep(0.05)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_reload_of_a_cluster_says_what_changed(tmp_path, workers):
+    secret, own = tmp_path / "secret", "http://127.0.0.1:1"
+    secret.write_text("s" * 32)
+    table = f'[cluster]\nsecret_file = "{secret}"\nadvertise = "{own}"\npeers = ["{own}"'
+    async with FakeRegistry() as upstream:
+        mirror = MirrorProcess(tmp_path, {"docker.io": upstream.url}, f"{table}]\n")
+        mirror.workers = workers
+        mirror.start()
+        try:
+            secret.write_text("t" * 32)
+            rewritten(mirror, f'{table}, "http://127.0.0.1:2"]\n')
+            await until(lambda: "reloaded: 1 changed" in mirror.output())
+            await until(lambda: mirror.output().count(ANOTHER_SECRET) == workers)
+            rewritten(mirror, f'{table}]\nstate = "redis://127.0.0.1:3"\n')
+            await until(lambda: "reloaded: 0 changed, 2 wait" in mirror.output())
+            lines = told(mirror)
+        finally:
+            mirror.kill()
+    assert f'info reload: cluster.peers = ["{own}"] -> ["{own}", "http://127.0.0.1:2"]' in lines
+    assert (
+        'warning reload: cluster.state = "" -> "redis://127.0.0.1:3" (waits for a restart)' in lines
+    )
+
+
 async def until_figure(mirror: MirrorProcess, name: str, value: float) -> None:
     async with limit():
         while (await asyncio.to_thread(mirror.metrics))[name] != value:
@@ -104,6 +157,7 @@ async def pulls(session: aiohttp.ClientSession, url: str, stop: asyncio.Event) -
     return count
 
 
+@pytest.mark.long
 async def test_what_needs_a_restart_is_told_and_flags_still_win(tmp_path, upstream, monkeypatch):
     monkeypatch.setenv("MIRROR_TAGS__MAX_AGE", "7m")
     with started(tmp_path, upstream.url) as mirror:
@@ -120,6 +174,7 @@ async def test_what_needs_a_restart_is_told_and_flags_still_win(tmp_path, upstre
         assert (await asyncio.to_thread(mirror.metrics))["mirror_clients_waiting"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_workers_and_all_go_by_the_new_configuration(tmp_path, workers):
     async with FakeRegistry() as upstream:
@@ -137,6 +192,7 @@ async def test_workers_and_all_go_by_the_new_configuration(tmp_path, workers):
                     assert response.status == 403
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_systemd_is_told_of_both_ends(tmp_path, upstream, monkeypatch, workers):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

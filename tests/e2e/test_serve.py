@@ -37,6 +37,7 @@ async def test_it_says_where_it_listens_and_how_to_point_docker_there(tmp_path, 
     assert f'{{"registry-mirrors": ["{mirror.url}"]}}' in output
 
 
+@pytest.mark.long
 async def test_sigterm_finishes_what_is_being_sent_and_sigkill_loses_nothing_whole(
     tmp_path, upstream
 ):
@@ -63,6 +64,7 @@ async def test_sigterm_finishes_what_is_being_sent_and_sigkill_loses_nothing_who
     await upstream.start()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_after_sigterm_whole_pulls_finish_and_a_second_one_ends_at_once(
     tmp_path, upstream, workers
@@ -95,6 +97,7 @@ async def test_after_sigterm_whole_pulls_finish_and_a_second_one_ends_at_once(
     assert mirror.output().count("stopped at once by a second signal") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_ctrl_c_waits_for_no_more_clients(tmp_path, upstream, workers):
     mirror = MirrorProcess(
@@ -105,6 +108,7 @@ async def test_ctrl_c_waits_for_no_more_clients(tmp_path, upstream, workers):
     assert await asyncio.to_thread(mirror.wait) == 0
 
 
+@pytest.mark.long
 async def test_a_killed_mirror_goes_on_from_what_had_arrived(tmp_path, upstream):
     data = random_bytes(32 * MIB)
     digest = upstream.add_blob(data)
@@ -127,6 +131,7 @@ async def test_a_killed_mirror_goes_on_from_what_had_arrived(tmp_path, upstream)
     assert 12 * MIB <= int(asked) <= 16 * MIB
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_is_one_line_and_exit_1(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -137,6 +142,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_1(tmp_path):
     assert "--listen" in line
 
 
+@pytest.mark.long
 def test_a_cache_directory_that_cannot_be_used_is_one_line_and_exit_1(tmp_path):
     file = tmp_path / "file"
     file.touch()
@@ -146,6 +152,7 @@ def test_a_cache_directory_that_cannot_be_used_is_one_line_and_exit_1(tmp_path):
     assert "--cache-dir" in line
 
 
+@pytest.mark.long
 def test_mistakes_in_the_configuration_are_a_line_each_and_exit_2(tmp_path):
     file = tmp_path / "mirror.toml"
     file.write_text('[server]\nlisen = ":1"\n[cache]\nmax_size = "lots"\n')

@@ -211,6 +211,7 @@ async def test_with_the_token_one_keeps_and_drops_an_image_without_a_script(stag
     await page.get_by_role("button", name="Keep docker.io/library/alpine:3.22").click()
     await expect(page.get_by_role("status").first).to_contain_text("it is never evicted")
     await page.get_by_role("button", name="Release").click()
+    await expect(page.get_by_role("status").first).to_contain_text("may be evicted again")
     await page.get_by_role("button", name="Drop").click()
     await expect(page.get_by_role("status").first).to_contain_text("The image was dropped")
     await expect(page.get_by_role("link", name="alpine:3.22")).to_have_count(0)

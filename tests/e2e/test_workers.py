@@ -67,6 +67,7 @@ async def get(url: str) -> bytes:
         return await response.read()
 
 
+@pytest.mark.long
 async def test_a_crowd_spread_over_workers_costs_one_download(tmp_path):
     data = random_bytes(16 * MIB)
     async with FakeRegistry() as upstream:
@@ -96,6 +97,7 @@ async def test_a_crowd_spread_over_workers_costs_one_download(tmp_path):
     assert figures["mirror_cache_objects"] == 1
 
 
+@pytest.mark.long
 async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
     data = random_bytes(8 * MIB)
     async with FakeRegistry() as upstream:
@@ -131,6 +133,7 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
     assert upstream.sent[digest] == len(data)
 
 
+@pytest.mark.long
 async def test_a_worker_names_the_traces_that_it_has_collected(tmp_path):
     trace = "0af7651916cd43dd8448eb211c80319c"
     fields = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
@@ -150,6 +153,7 @@ async def test_a_worker_names_the_traces_that_it_has_collected(tmp_path):
     }
 
 
+@pytest.mark.long
 async def test_a_worker_that_hangs_is_replaced(tmp_path):
     data = random_bytes(MIB)
     async with FakeRegistry() as upstream:
@@ -167,6 +171,7 @@ async def test_a_worker_that_hangs_is_replaced(tmp_path):
     assert sum(hung in line for line in told) == 1
 
 
+@pytest.mark.long
 async def test_an_orderly_stop_ends_all_of_it(tmp_path):
     async with FakeRegistry() as upstream:
         with started(tmp_path, upstream.url) as mirror:
@@ -175,6 +180,7 @@ async def test_an_orderly_stop_ends_all_of_it(tmp_path):
             assert all(gone(pid) for pid in workers)
 
 
+@pytest.mark.long
 async def test_no_worker_outlives_the_first_process(tmp_path):
     async with FakeRegistry() as upstream:
         with started(tmp_path, upstream.url) as mirror:
@@ -183,6 +189,7 @@ async def test_no_worker_outlives_the_first_process(tmp_path):
             await until(lambda: all(gone(pid) for pid in workers))
 
 
+@pytest.mark.long
 def test_a_port_that_is_in_use_is_said_in_one_line(tmp_path):
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -200,6 +207,7 @@ def test_a_port_that_is_in_use_is_said_in_one_line(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_cache_directory_that_cannot_be_used_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     place = f"127.0.0.1:{free_port()}"
@@ -220,6 +228,7 @@ async def live(mirror: MirrorProcess) -> set[bytes]:
     return {re.sub(rb"<time.*?</time>", b"", each) for each in figures}
 
 
+@pytest.mark.long
 async def test_the_status_page_is_the_same_whichever_worker_answers(tmp_path):
     app = image(random_bytes(100_000), random_bytes(50_000, seed=1))
     async with FakeRegistry() as upstream:
@@ -240,6 +249,7 @@ async def test_the_status_page_is_the_same_whichever_worker_answers(tmp_path):
     assert (state.total.answered, state.total.spared) == (32, 28)
 
 
+@pytest.mark.long
 async def test_the_trouble_of_one_worker_is_seen_whichever_worker_answers(tmp_path):
     async with FakeRegistry() as upstream:
         with started(tmp_path, upstream.url) as mirror:
@@ -257,6 +267,7 @@ async def lives(mirror: MirrorProcess) -> list[bytes]:
     return [await get(f"{mirror.url}/live") for _ in range(12)]
 
 
+@pytest.mark.long
 async def test_what_is_dropped_by_http_is_forgotten_by_all_workers(tmp_path):
     async with FakeRegistry() as upstream:
         app = image(random_bytes(1000))

@@ -207,6 +207,7 @@ def test_what_is_not_below_v2_is_not_found(path: str):
     assert refusal(path) == (404, "NAME_UNKNOWN")
 
 
+@pytest.mark.long
 @given(
     st.text()
     | st.lists(

@@ -159,6 +159,7 @@ def fit(patterns: list[str], parts: list[str]) -> bool:
     return bool(parts) and fits(patterns[0], parts[0]) and fit(patterns[1:], parts[1:])
 
 
+@pytest.mark.long
 @given(
     st.lists(st.just("**") | st.from_regex(r"[ab](\*?[ab?])*\*?", fullmatch=True), max_size=5),
     st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=6),

@@ -70,12 +70,14 @@ def test_any_name_is_refused_or_known_or_of_no_interest(name):
         assert what in {None, MARKER_FILE, INDEX_FILE}
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(DESCRIPTOR, NAME), max_size=4))
 def test_an_index_is_read_as_it_was_written(roots):
     found = parse_index(written_index(roots))
     assert [(root.descriptor, str(root.image)) for root in found] == roots
 
 
+@pytest.mark.long
 @given(
     st.lists(st.tuples(DESCRIPTOR, NAME), max_size=3, unique_by=lambda root: root[1]),
     st.lists(st.tuples(DESCRIPTOR, NAME), max_size=3, unique_by=lambda root: root[1]),
@@ -112,6 +114,7 @@ def test_an_index_that_is_none_is_refused(data):
         parse_index(data)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200) | st.recursive(st.text(max_size=5), st.lists).map(json.dumps))
 def test_any_bytes_are_an_index_or_refused(data):
     data = data if isinstance(data, bytes) else data.encode()

@@ -184,6 +184,7 @@ def test_hostile_json_is_refused_like_any_other(body: bytes):
         identify(body, "")
 
 
+@pytest.mark.long
 @given(
     st.binary()
     | JSON.map(lambda value: json.dumps(value).encode())

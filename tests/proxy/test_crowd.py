@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import random
 
+import pytest
+
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.proxy.clients import ask, connected, trusting
 from tests.running import eventually, running
@@ -35,6 +37,7 @@ def nonsense(dice: random.Random, place: str) -> bytes:
     return bytes(data) + dice.randbytes(dice.randint(0, 300))
 
 
+@pytest.mark.long
 async def test_a_crowd_of_all_kinds_leaves_nothing_behind(tmp_path, upstream: FakeRegistry, caplog):
     upstream.add_image("team/app", APP, "1")
     dice = random.Random(3)

@@ -181,6 +181,7 @@ async def test_a_token_may_be_long(office, trust, registry):
     assert registry.fields("Authorization") == [token]
 
 
+@pytest.mark.long
 async def test_a_registry_that_hangs_costs_a_moment_and_no_pull(tmp_path, registry):
     (tmp_path / "ca.pem").write_bytes(registry.ca)
     upstream = {"url": registry.url, "ca_file": str(tmp_path / "ca.pem")}

@@ -146,6 +146,7 @@ async def test_as_many_as_are_allowed_and_not_one_more(office, server):
             assert " 200 " in await four.connect(server.place)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_a_tunnel_that_is_idle_is_ended(tmp_path, server):
     proxy = {"listen": "127.0.0.1:0", "allow": [server.place], "idle_timeout": "2s"}
@@ -245,6 +246,7 @@ async def test_what_comes_behind_a_refused_connect_is_not_looked_at(office):
     assert answer.count("HTTP/1.1") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("said", [b"", b"CONN", b"CONNECT example.com:443 HTTP/1.1\r\nHost: e"])
 async def test_who_does_not_finish_a_request_is_not_waited_for(office, said):
     async with connected(office) as raw:

@@ -5,12 +5,16 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from mirror.stats.queries import read_report
 from mirror.stats.report import StatsReport
 from tests.fakes import FakeRegistry, Image, image, random_bytes
 from tests.fakes.content import index
 from tests.running import Mirror, running
 from tests.waiting import limit, until
+
+pytestmark = pytest.mark.slow
 
 DOCKER = "docker/20.10.24 go/go1.19 UpstreamClient(Docker-Client/20.10.24 \\(linux\\))"
 PODMAN = "libpod/4.3.1"
@@ -80,6 +84,7 @@ async def test_it_says_what_was_done_also_after_a_restart(tmp_path, upstream):
     assert sum(again.total.requests.values()) == sum(state.total.requests.values()) + 6
 
 
+@pytest.mark.long
 async def test_a_download_under_way_is_seen_until_it_ends(tmp_path):
     data = random_bytes(6 << 20)
     async with FakeRegistry() as upstream:

@@ -136,6 +136,7 @@ async def imported(tmp_path, data: bytes, upstreams, called=None, keep=(), **cac
 # Carried.
 
 
+@pytest.mark.long
 async def test_what_one_mirror_exports_another_serves_that_reaches_nothing(
     tmp_path, registry, nowhere
 ):
@@ -151,6 +152,7 @@ async def test_what_one_mirror_exports_another_serves_that_reaches_nothing(
         assert await served(there / "cache", nowhere) == {200}
 
 
+@pytest.mark.long
 async def test_an_imported_image_has_no_signatures_until_upstream_says_otherwise(
     tmp_path, registry, nowhere
 ):
@@ -295,6 +297,7 @@ async def test_the_same_images_make_the_same_file(tmp_path, registry):
     assert sum(registry.sent.values()) == sum(map(len, APP.blobs))
 
 
+@pytest.mark.long
 async def test_an_export_that_cannot_be_whole_leaves_nothing(tmp_path, registry):
     here = configured(tmp_path / "here", {"docker.io": registry.url})
     ended = await mirror("export", "--config", here, "app:1", "app:2", "-o", tmp_path / "f.tar")
@@ -325,6 +328,7 @@ async def test_a_layout_is_read_however_it_is_compressed(tmp_path, nowhere, mode
     assert await served(tmp_path / "cache", nowhere, plain) == {200}
 
 
+@pytest.mark.long
 async def test_what_docker_saves_is_read_from_a_pipe(tmp_path, nowhere):
     config = configured(tmp_path, nowhere)
     data = saved_by_docker(APP, "docker.io/library/app:1")
@@ -333,6 +337,7 @@ async def test_what_docker_saves_is_read_from_a_pipe(tmp_path, nowhere):
     assert await served(tmp_path / "cache", nowhere) == {200}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 async def test_a_pipe_that_begins_with_one_byte_is_read_as_any_other(tmp_path, nowhere, mode):
     config = configured(tmp_path, nowhere)
@@ -428,6 +433,7 @@ async def test_what_is_damaged_is_told_and_nothing_of_it_has_a_name(tmp_path, no
     assert 502 in await served(tmp_path / "cache", nowhere), "its name leads nowhere"
 
 
+@pytest.mark.long
 async def test_a_damaged_file_is_one_line_and_1(tmp_path, nowhere):
     file = tmp_path / "layout.tar"
     file.write_bytes(packed(WHOLE)[: 2 * MIB])
@@ -473,6 +479,7 @@ async def test_what_does_not_fit_is_told(tmp_path, nowhere):
         await imported(tmp_path, packed(WHOLE), nowhere, max_size="4MiB")
 
 
+@pytest.mark.long
 async def test_a_large_layout_takes_little_memory(tmp_path, nowhere):
     large = image(random_bytes(96 * MIB, 7), marker="large")
     file = tmp_path / "large.tar"

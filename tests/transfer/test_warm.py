@@ -61,6 +61,7 @@ async def all_hits(directory, upstreams, apps=range(20)):
                 assert answer.headers["Cache-Status"] == "mirror; hit"
 
 
+@pytest.mark.long
 async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path, registry, names):
     registry.rate = MIB / 4  # far slower than the display of a busy machine
     config = configured(tmp_path, {"docker.io": registry.url})
@@ -91,6 +92,7 @@ async def test_bars_on_a_terminal_then_ctrl_c_and_the_next_run_goes_on(tmp_path,
     await registry.start()
 
 
+@pytest.mark.long
 async def test_plain_lines_in_a_log_and_a_summary(tmp_path, registry, names):
     config = configured(tmp_path, {"docker.io": registry.url})
     ended = await mirror("warm", "--config", config, "--file", names)
@@ -103,6 +105,7 @@ async def test_plain_lines_in_a_log_and_a_summary(tmp_path, registry, names):
     assert sum(registry.sent.values()) == BYTES
 
 
+@pytest.mark.long
 async def test_what_is_there_costs_upstream_a_head_per_tag(tmp_path, registry, names):
     """Apart from questions for signatures: they may come later than the image."""
     config = configured(tmp_path, {"docker.io": registry.url})
@@ -118,6 +121,7 @@ async def test_what_is_there_costs_upstream_a_head_per_tag(tmp_path, registry, n
     assert all(path.endswith((".sig", ".att")) for path in got)
 
 
+@pytest.mark.long
 async def test_one_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path, registry):
     config = configured(tmp_path, {"docker.io": registry.url})
     registry.guard = lambda _, path: web.Response(status=403) if "app0/blobs" in path else None
@@ -140,6 +144,7 @@ async def test_one_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path, re
     ]
 
 
+@pytest.mark.long
 async def test_mistakes_in_a_list_are_told_with_file_and_line_before_anything_is_done(tmp_path):
     file = tmp_path / "list"
     file.write_text("alpine\nAlpine\n\nhttps://alpine\n")
@@ -151,6 +156,7 @@ async def test_mistakes_in_a_list_are_told_with_file_and_line_before_anything_is
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -166,6 +172,7 @@ async def test_what_cannot_be_meant_is_one_line_and_2(tmp_path, arguments, said)
     assert len(ended.err.splitlines()) == 1
 
 
+@pytest.mark.long
 async def test_a_list_from_stdin_and_a_list_that_is_not_there(tmp_path, registry):
     config = configured(tmp_path, {"docker.io": registry.url})
     ended = await mirror("warm", "--config", config, "--file", "-", stdin=b"app3:1\n")
