@@ -5,6 +5,8 @@ PIP  := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c conf
 # The tests that `make test` runs, and the processes that run them: most tests wait most of the time.
 MARK    := not long
 TESTERS := $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
+# If this is set, each process compiles each module and each test again.
+unexport PYTHONDONTWRITEBYTECODE
 
 MERMAID := 11.17.2# of the major version that the theme expects
 
@@ -18,7 +20,9 @@ test: $(VENV)/.dev     ## the tests, but for the long ones, in five minutes (all
 	$(BIN)/pytest --numprocesses=$(TESTERS) --dist=loadfile -m "$(MARK)" $(ARGS)
 
 quick:                 ## the tests that start no programs, in a minute
-	@$(MAKE) --no-print-directory test MARK="not e2e and not slow and not long"
+	@# These tests wait for nothing: more processes than cores only collect the tests more often.
+	@$(MAKE) --no-print-directory test MARK="not e2e and not slow and not long" \
+	    TESTERS=$$(getconf _NPROCESSORS_ONLN)
 
 check: $(VENV)/.dev    ## everything CI checks: format, lint, types, import rules, all tests, coverage
 	$(BIN)/ruff format --check .
@@ -36,7 +40,7 @@ soak: $(VENV)/.dev     ## ten minutes of 300 clients, faults and eviction (ARGS=
 conformance: $(VENV)/.dev  ## the OCI distribution spec's own tests; needs Go and docker-registry
 	$(BIN)/python -m tools.conformance
 
-bench: $(VENV)/.dev    ## beside docker-registry and nginx, in ten minutes (ARGS="--only small,large-1")
+bench: $(VENV)/.dev    ## beside docker-registry and nginx, in 25 minutes (ARGS="--only small,large-1")
 	$(BIN)/python -m tools.bench $(ARGS)
 
 docs: $(VENV)/.dev docs/assets/mermaid.tiny.js  ## the documentation as a site, in build/site
@@ -63,6 +67,7 @@ fix: $(VENV)/.dev      ## format, and mend what the linter can
 
 clean:         ## remove the environment and everything generated
 	rm -rf $(VENV) .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* build dist docs/assets
+	find mirror tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed: apt-get install python3" >&2; exit 1; }
