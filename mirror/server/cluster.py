@@ -47,8 +47,8 @@ class OpenedCluster:
 
     ``caches`` is None without Redis or without a secret.  ``check_replica`` checks the requests of
     other replicas; None without a secret.  ``manifests`` and ``tags`` are those of the local store,
-    before the object store if there is one.  ``view`` is None without other replicas, ``blocks``
-    without a secret.  A part that is not configured is None.
+    before the object store if there is one.  ``blocks`` is None without a secret.  A part that is
+    not configured is None.
     """
 
     feeds: Feeds
@@ -138,7 +138,7 @@ async def opened_cluster(
             None if not (state and secret) else SharedCaches.of(state, secret, store.tags),
             None if secret is None else secret.check,
             blocks,
-            View(peers) if peers is not None and shared.peers else None,
+            None if peers is None else View(peers),
             objects,
             peers,
             secret,

@@ -84,7 +84,7 @@ class Site:
     @property
     def _view(self) -> "View | None":
         cluster = self.shared_state.cluster
-        return None if cluster is None else cluster.view
+        return cluster.view if cluster is not None and self.config.cluster.peers else None
 
     async def replicas(self) -> Sequence[Replica]:
         """Return the replicas of the cluster, those in trouble first; none without a cluster."""

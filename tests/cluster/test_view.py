@@ -169,3 +169,18 @@ async def test_a_mirror_without_others_has_no_replicas(tmp_path, upstream, mirro
             assert ">Replicas<" not in await page(each)
     finally:
         await cluster.close()
+
+
+async def test_replicas_that_a_reload_names_are_shown_at_once(tmp_path, upstream, redis):
+    cluster = Replicas(tmp_path, upstream, 2, state=redis.url)
+    try:
+        alone = await cluster.start([])
+        await cluster.start([])
+        await cluster.reload(0, cluster.addresses)
+        said = json.loads((await alone.get("/api/v1/replicas")).body)
+        assert [each["address"] for each in said["replicas"]] == sorted(cluster.addresses)
+        assert ">Replicas<" in await page(alone)
+        await cluster.reload(0, [])
+        assert (await alone.get("/api/v1/replicas")).status == 404
+    finally:
+        await cluster.close()
