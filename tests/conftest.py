@@ -2,13 +2,16 @@
 
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fakes import FakeRegistry
 from tests.running import Mirror, running
+from tests.waiting import LIMIT_SECONDS
 
 # No test may fail because the machine is busy.
 settings.register_profile("mirror", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,6 +26,16 @@ async def upstream() -> AsyncIterator[FakeRegistry]:
     """An empty registry that does everything right until told otherwise."""
     async with FakeRegistry() as registry:
         yield registry
+
+
+@pytest.fixture
+def one_day() -> None:
+    """Begin the test after midnight if that is near: it asks what was done today."""
+    now = datetime.now().astimezone()
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    left = (midnight - now).total_seconds()
+    if left < LIMIT_SECONDS:
+        time.sleep(left)
 
 
 @pytest.fixture

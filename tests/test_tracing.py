@@ -207,10 +207,10 @@ async def test_a_collector_that_is_gone_slows_nobody_and_is_told_once(
             assert (await mirror.get("/v2/")).status == 200
         started = time.monotonic()
         assert (await mirror.get(TAG)).body == APP.manifest
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5, "less than the time-out of a delivery"
         await asyncio.sleep(0)
         started = time.monotonic()
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 9, "two deliveries would take ten seconds"
     told = [record for record in caplog.records if "span" in record.getMessage()]
     assert 1 <= len(told) <= 2
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]

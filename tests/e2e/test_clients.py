@@ -479,7 +479,7 @@ class ConfiguredDockerd(Dockerd):
         ]
         environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", **NOWHERE}
         self._process = Process(command, self.directory / "log", environment)
-        self._process.wait_until(self._answers, 60)
+        self._process.wait_until(self._answers)
         (self.machine / "run").mkdir(exist_ok=True)
         (self.machine / "run/docker.sock").symlink_to(self._socket)
 

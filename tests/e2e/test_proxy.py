@@ -25,7 +25,7 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.peers.requirements import need
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 MIB = 1 << 20
 NAME = "second.test"

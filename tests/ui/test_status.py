@@ -69,6 +69,7 @@ async def test_browsers_get_a_page_and_others_plain_text(mirror, accept, kind):
     assert (await mirror.get("/", "HEAD", Accept=accept)).body == b""
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_it_says_what_was_done(tmp_path, upstream):
     app = image(random_bytes(300 * KIB), random_bytes(100 * KIB, seed=1))
     upstream.add_image("library/app", app, "1")
@@ -411,6 +412,7 @@ async def test_who_may_not_pull_may_not_look_either(tmp_path, upstream):
             assert (await mirror.get(path, Accept=BROWSER)).status == 403
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_plain_text_has_the_figures_too(mirror, upstream):
     app = image(b"layer")
     upstream.add_image("library/app", app, "1")
