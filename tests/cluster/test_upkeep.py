@@ -165,7 +165,9 @@ def test_the_names_that_only_the_object_store_has_are_listed_with_the_others(
     ]
     assert told["object_store"]["whole"]
     _, shown, *_, more = command(tmp_path, "ls", "--cluster", "app:2").stdout.splitlines()
-    row = r"docker\.io/library/app:2 +- +- +in the object store +written just now"
+    row = (
+        r"docker\.io/library/app:2 +- +- +in the object store +written (just now|\d+ minutes? ago)"
+    )
     assert re.fullmatch(row, shown), shown
     assert more == "1 more in the object store"
 
