@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import re
+import time
 from dataclasses import replace
 
 import aiohttp
@@ -174,9 +175,11 @@ async def test_the_layers_of_an_image_are_one_download(tmp_path):
 
 
 async def test_a_hundred_open_tabs_cost_one(mirror):
+    began = time.monotonic()
     pages = await asyncio.gather(*(page(mirror, "/live") for _ in range(100)))
+    seconds = time.monotonic() - began
     assert len({re.sub(r"<time.*?</time>", "", each) for each in pages}) == 1
-    assert len(set(pages)) <= 3
+    assert len(set(pages)) <= 2 + seconds / 0.5, "it is made again after half a second"
 
 
 async def test_an_upstream_in_trouble_is_called_that(tmp_path, upstream):
@@ -185,7 +188,7 @@ async def test_an_upstream_in_trouble_is_called_that(tmp_path, upstream):
         await mirror.get("/v2/app/manifests/1")
         assert "docker.io default no answer" in rows(await page(mirror), "Upstreams")[0]
         await upstream.start()
-        upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "1"}))
+        upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "60"}))
         await mirror.get("/v2/app/manifests/1")
         assert "docker.io default rate limited" in rows(await page(mirror), "Upstreams")[0]
 
