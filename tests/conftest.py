@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, settings
 
 from tests.fakes import FakeRegistry
 from tests.running import Mirror, running
-from tests.waiting import LIMIT_SECONDS
 
 # No test may fail because the machine is busy.
 settings.register_profile("mirror", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,7 +33,7 @@ def one_day() -> None:
     now = datetime.now().astimezone()
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     left = (midnight - now).total_seconds()
-    if left < LIMIT_SECONDS:
+    if left < 120:
         time.sleep(left)
 
 

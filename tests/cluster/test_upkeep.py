@@ -27,6 +27,7 @@ from mirror.threads import Threads, run
 from mirror.user_error import UserError
 from tests.cluster.conftest import of_fake
 from tests.store.local.test_eviction import Evictions
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,9 @@ def command(tmp_path, *arguments: str, objects: str = ""):
 
 def mirror(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mirror", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS
+    )
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_the_container_serves_a_pull_and_keeps_it_over_its_own_end(site: Site) -
 
     # Its end, and another one with the same cache and without any registry.
     site.docker.docker("rmi", "demo:1")
-    site.docker.docker("stop", "--time", str(int(LIMIT_SECONDS)), NAME)
+    site.docker.docker("stop", "--time", "120", NAME)
     assert site.state()["ExitCode"] == 0, site.log()
     site.docker.docker("rm", NAME)
     site.hub.stop()

@@ -31,6 +31,7 @@ from tests.fakes.sigstore import Sigstore
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.peers.requirements import need
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.long]
 
@@ -235,7 +236,7 @@ async def run(mirror: MirrorProcess, command: str) -> str:
         "bash", "-ec", f"set -o pipefail; {command}",
         cwd=mirror.directory, env=environment, stdout=pipe, stderr=pipe,
     )  # fmt: skip
-    async with asyncio.timeout(240):
+    async with limit():
         out, err = await process.communicate()
     expected = 1 if "mirror doctor" in command else 0  # the machine has a mistake
     assert process.returncode == expected, f"{command}: {err.decode()}"
