@@ -2,7 +2,9 @@
 
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +25,16 @@ async def upstream() -> AsyncIterator[FakeRegistry]:
     """An empty registry that does everything right until told otherwise."""
     async with FakeRegistry() as registry:
         yield registry
+
+
+@pytest.fixture
+def one_day() -> None:
+    """Begin the test after midnight if that is near: it asks what was done today."""
+    now = datetime.now().astimezone()
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    left = (midnight - now).total_seconds()
+    if left < 120:
+        time.sleep(left)
 
 
 @pytest.fixture

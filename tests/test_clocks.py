@@ -13,6 +13,7 @@ from tests.ca.test_signing import handshake, trusting
 from tests.fakes import image, random_bytes
 from tests.proxy.clients import connected
 from tests.running import configured, running
+from tests.waiting import limit
 
 APP = image(random_bytes(1000, 1))
 HOUR, YEAR = 3600.0, 365 * 86_400.0
@@ -34,7 +35,7 @@ async def test_a_hot_tag_is_fresh_for_max_age_and_no_longer(tmp_path, upstream, 
         set_clock(monkeypatch, step)
         await mirror.get("/v2/library/app/manifests/1")
         asked = len(upstream.seen)
-        async with asyncio.timeout(20):
+        async with limit():
             while len(upstream.seen) == asked:
                 answer = await mirror.get("/v2/library/app/manifests/1")
                 assert answer.status == 200
@@ -79,7 +80,7 @@ async def test_images_are_pulled_ahead_although_the_clock_is_set_back(tmp_path, 
         first=True, chance=lambda: 0.0, now=lambda: next(readings, began - timedelta(days=365))
     )
     warming.by(config)
-    async with asyncio.timeout(30):
+    async with limit():
         while caplog.text.count("could not be pulled ahead of time") < 2:
             await asyncio.sleep(0.05)
     warming.close()

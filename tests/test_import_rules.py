@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_SECONDS
+
 pytestmark = [pytest.mark.slow]
 
 
@@ -20,7 +22,7 @@ MAY_IMPORT_WEB = {
 def test_imports_go_downward_only() -> None:
     linted = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
     )  # fmt: skip
     assert linted.returncode == 0, linted.stdout
 

@@ -15,6 +15,7 @@ from mirror.descriptor import Descriptor
 from mirror.threads import Threads, run
 from mirror.user_error import UserError
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
@@ -129,7 +130,7 @@ def test_a_mirror_that_gets_no_threads_says_so_in_one_line(workers):
             [*limits, *mirror, *options],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT_SECONDS,
             check=False,
             env={name: value for name, value in os.environ.items() if not name.startswith("COV")},
         )

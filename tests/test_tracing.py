@@ -10,6 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.collector import Collector
+from tests.peers.process import free_port
 from tests.running import eventually, running
 from tests.waiting import LIMIT_SECONDS, until
 
@@ -197,20 +198,18 @@ async def test_a_client_may_ask_not_to_be_traced_and_no_more(
 
 
 @pytest.mark.long
-async def test_a_collector_that_is_gone_slows_nobody_and_is_told_once(
-    tmp_path, upstream, unused_tcp_port, caplog
-):
+async def test_a_collector_that_is_gone_slows_nobody_and_is_told_once(tmp_path, upstream, caplog):
     upstream.add_image(REPO, APP, "1")
-    tracing = {"endpoint": f"http://127.0.0.1:{unused_tcp_port}"}
+    tracing = {"endpoint": f"http://127.0.0.1:{free_port()}"}
     async with running(tmp_path / "cache", {HUB: upstream.url}, tracing=tracing) as mirror:
         for _ in range(600):
             assert (await mirror.get("/v2/")).status == 200
         started = time.monotonic()
         assert (await mirror.get(TAG)).body == APP.manifest
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5, "less than the time-out of a delivery"
         await asyncio.sleep(0)
         started = time.monotonic()
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 9, "two deliveries would take ten seconds"
     told = [record for record in caplog.records if "span" in record.getMessage()]
     assert 1 <= len(told) <= 2
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]

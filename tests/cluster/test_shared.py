@@ -200,7 +200,7 @@ async def test_a_reload_changes_the_credentials_the_patience_and_the_size(fake, 
         await until(lambda: PATH in fake.objects)
         await shared.sweeper.sweep()
         assert (PATH in fake.objects, fake.keys) == (True, {"old"})
-        shared.prepared(config("new", "100ms", "1"))()
+        shared.prepared(config("new", "1s", "1"))()
         await shared.sweeper.sweep()
         assert (PATH in fake.objects, fake.keys) == (False, {"old", "new"})
         fake.hang.clear()

@@ -148,8 +148,9 @@ async def test_an_upload_that_the_process_does_not_wait_for_leaves_no_parts(
         shared.blobs.upload(digest)
         await until(lambda: fake.parts)
         fake.hang.clear()
-        # After it has stopped to wait for the upload, before it stops to wait for its end.
-        asyncio.get_running_loop().call_later(5.0, fake.hang.set)
+        # After it has stopped to wait for the upload (3 s), before it stops to wait for its
+        # end (8 s).
+        asyncio.get_running_loop().call_later(4.0, fake.hang.set)
     assert (fake.parts, fake.objects) == ({}, {})
     assert [file.name for file in (tmp_path / "uploads").iterdir()]
 

@@ -15,6 +15,7 @@ from tests.fakes import image
 from tests.peers.process import free_port
 from tests.running import configured, eventually
 from tests.ui.test_status import page, rows, words
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
 
@@ -58,26 +59,31 @@ async def test_the_figures_of_all_replicas_are_added_up(tmp_path, upstream, caps
             said = json.loads((await mirror.get("/api/v1/stats")).body)
             return int(said["total"]["requests"])
 
-        while (await requests(one), await requests(two)) != (1, 3):  # written once a second
-            await asyncio.sleep(0.05)
+        async with limit():
+            while (await requests(one), await requests(two)) != (1, 3):  # written once a second
+                await asyncio.sleep(0.05)
         config = config_of(tmp_path, upstream, 0, cluster.addresses)
-        found = (await stats(config))["cluster"]
+        async with limit():  # a replica has a second to answer
+            while (everything := await stats(config))["cluster"]["problems"]:
+                await asyncio.sleep(0.5)
+        found = everything["cluster"]
         assert found["total"]["requests"] == 4
         assert found["total"]["served_bytes"] == 4 * SIZE
         assert found["cache"]["objects"] == 2
-        assert found["problems"] == []
         each = {told["address"]: told for told in found["replicas"]}
         assert [each[address]["total"]["requests"] for address in (first, second)] == [1, 3]
         assert [each[address]["here"] for address in (first, second)] == [True, False]
         assert all(
             told["answers"] and told["version"] and told["started"] for told in each.values()
         )
-        print_statistics(await stats(config))
+        print_statistics(everything)
         said = capsys.readouterr().out
         assert "cluster of 2 replicas\n" in said
         assert f"{first} (here)  up" in said
         assert "cluster" not in await stats(config, local=True)
-        text = await page(one)
+        async with limit():
+            while "no answer" in (text := await page(one)):
+                await asyncio.sleep(0.5)
         assert {row.partition(" ")[0] for row in rows(text, "Replicas")} == {first, second}
         assert re.search(r"Together: hit rate 50.0\s% of 4 requests", words(text)), words(text)
 

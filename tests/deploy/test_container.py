@@ -90,7 +90,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         docker.docker(
             *("build", "--network", "host", "--tag", IMAGE, "--build-arg", "BASE=base"),
             *(*settings, str(ROOT)),
-            seconds=300,
+            seconds=1500,  # pip has nothing cached
         )
         yield Site(hub, docker, port)
     finally:
@@ -120,7 +120,7 @@ def test_the_container_serves_a_pull_and_keeps_it_over_its_own_end(site: Site) -
 
     # Its end, and another one with the same cache and without any registry.
     site.docker.docker("rmi", "demo:1")
-    site.docker.docker("stop", "--time", "30", NAME)
+    site.docker.docker("stop", "--time", "120", NAME)
     assert site.state()["ExitCode"] == 0, site.log()
     site.docker.docker("rm", NAME)
     site.hub.stop()

@@ -54,6 +54,12 @@ def alerts(port: int) -> set[str]:
     return {alert["labels"]["alertname"] for alert in api(port, "alerts")["alerts"]}
 
 
+def quiet(firing: set[str]) -> bool:
+    """Whether there are alerts for what the traffic does wrong, and for nothing else."""
+    missing = {"MirrorRateLimited", "MirrorDigestMismatch"} - firing
+    return not missing | firing & {"MirrorDown", "MirrorCacheTooSmall", "MirrorDiskNearlyFull"}
+
+
 @pytest.mark.long
 async def test_every_rule_and_every_panel_has_a_figure(tmp_path):
     need("prometheus")
@@ -77,11 +83,14 @@ async def test_every_rule_and_every_panel_has_a_figure(tmp_path):
                     await mirror.round()
                     await asyncio.sleep(0.5)
                     missing = await asyncio.to_thread(without_figures, port)
-            # What the traffic does wrong on purpose is seen; that all else is quiet, too.
-            firing = await asyncio.to_thread(alerts, port)
-            assert {"MirrorRateLimited", "MirrorDigestMismatch"} <= firing
-            assert not firing & {"MirrorDown", "MirrorCacheTooSmall", "MirrorDiskNearlyFull"}
+            # What the traffic does wrong on purpose is seen; that all else is quiet, too. A scrape
+            # has a second: on a busy machine the mirror seems to be down now and then.
+            async with limit():
+                while not quiet(await asyncio.to_thread(alerts, port)):
+                    await mirror.round()
+                    await asyncio.sleep(0.5)
         except TimeoutError:
-            pytest.fail(f"no figures: {missing}\n{prometheus.output()[-2000:]}")
+            said = await asyncio.to_thread(alerts, port)
+            pytest.fail(f"no figures: {missing}, {said}\n{prometheus.output()[-2000:]}")
         finally:
             await asyncio.to_thread(prometheus.terminate)

@@ -12,7 +12,7 @@ import aiohttp
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.signing import Signer
-from tests.running import Mirror, running
+from tests.running import Mirror, eventually, running
 
 _LIMITS = {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "76;w=21600"}
 
@@ -54,10 +54,12 @@ class Watched:
 
     async def _coalesced(self, repo: str, number: int) -> None:
         digest = self.upstream.add_blob(random_bytes(200_000, -number - 1))
-        self.upstream.rate = 2_000_000
-        asked = (self.mirror.get(f"{repo}/blobs/{digest}") for _ in range(2))
+        self.upstream.hold(1)
+        place = f"{repo}/blobs/{digest}"
+        asked = [asyncio.create_task(self.mirror.get(place)) for _ in range(2)]
+        await eventually(self.mirror, "mirror_clients_waiting", 2)
+        self.upstream.release()
         await asyncio.gather(*asked)
-        self.upstream.rate = None
 
     async def _faulty(self, path: str, fault: Fault) -> None:
         fault.times = 9

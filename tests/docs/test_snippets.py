@@ -29,7 +29,9 @@ from tests.fakes.content import Image
 from tests.fakes.signing import Signer
 from tests.fakes.sigstore import Sigstore
 from tests.peers.mirror import MirrorProcess
+from tests.peers.process import free_port
 from tests.peers.requirements import need
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.long]
 
@@ -177,7 +179,7 @@ async def office(tmp_path: Path) -> AsyncIterator[MirrorProcess]:
         mirror = MirrorProcess(tmp_path, upstreams, extra='[proxy]\nlisten = "127.0.0.1:0"\n')
         await asyncio.to_thread(mirror.start)
         (tmp_path / "images.txt").write_text("alpine:3.20\n")
-        plant_machine(tmp_path / "machine", mirror.port)
+        plant_machine(tmp_path / "machine", mirror.port, free_port())
         try:
             for _ in range(2):
                 await pull(mirror, "library/alpine", "3.20", made[0])
@@ -188,8 +190,8 @@ async def office(tmp_path: Path) -> AsyncIterator[MirrorProcess]:
             await asyncio.to_thread(mirror.terminate)
 
 
-def plant_machine(root: Path, port: int) -> None:
-    """The files of clients, one of them with a wrong port."""
+def plant_machine(root: Path, port: int, wrong: int) -> None:
+    """The files of clients, one of them with a wrong port, where nothing listens."""
     daemon = root / "etc/docker/daemon.json"
     hosts = root / "etc/containerd/certs.d/docker.io/hosts.toml"
     config = root / "etc/containerd/config.toml"
@@ -199,7 +201,7 @@ def plant_machine(root: Path, port: int) -> None:
         "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n"
         'config_path = "/etc/containerd/certs.d"\n'
     )
-    daemon.write_text(json.dumps({"registry-mirrors": [f"http://127.0.0.1:{port + 1}"]}))
+    daemon.write_text(json.dumps({"registry-mirrors": [f"http://127.0.0.1:{wrong}"]}))
     hosts.write_text(
         f'server = "https://docker.io"\n[host."http://127.0.0.1:{port}"]\n'
         'capabilities = ["pull", "resolve"]\n'
@@ -234,7 +236,7 @@ async def run(mirror: MirrorProcess, command: str) -> str:
         "bash", "-ec", f"set -o pipefail; {command}",
         cwd=mirror.directory, env=environment, stdout=pipe, stderr=pipe,
     )  # fmt: skip
-    async with asyncio.timeout(240):
+    async with limit():
         out, err = await process.communicate()
     expected = 1 if "mirror doctor" in command else 0  # the machine has a mistake
     assert process.returncode == expected, f"{command}: {err.decode()}"

@@ -20,7 +20,7 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e]
 
 MIB = 1 << 20
 LINE = 3 * MIB  # bytes a second from upstream, where it is slow

@@ -16,7 +16,7 @@ from tests.peers.image import push
 from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e]
 
 MIB = 1 << 20
 SHORT = '[tags]\nmax_age = "1ms"\n'

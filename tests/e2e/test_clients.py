@@ -102,7 +102,7 @@ class Office:
 def run(command: list[str], environment: dict[str, str] | None = None, code: int = 0) -> str:
     """Run a client; its standard output."""
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
     assert done.returncode == code, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -479,7 +479,7 @@ class ConfiguredDockerd(Dockerd):
         ]
         environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", **NOWHERE}
         self._process = Process(command, self.directory / "log", environment)
-        self._process.wait_until(self._answers, 60)
+        self._process.wait_until(self._answers)
         (self.machine / "run").mkdir(exist_ok=True)
         (self.machine / "run/docker.sock").symlink_to(self._socket)
 

@@ -34,6 +34,7 @@ EACH = 4  # clients of each replica
 #: What upstream has sent and a replica that dies has not passed on.
 IN_FLIGHT = 12 * MIB
 SMALL = 64 * MIB  # [fill] parallel_from
+TAKEN_FOR_DEAD = "does not answer; asking the next place"  # in the log
 
 
 @dataclass
@@ -110,6 +111,8 @@ state_timeout = "{self.state_patience}"
 secret_file = "{secret}"
 peers = {peers!r}
 advertise = "{each.url}"
+[log]
+level = "debug"
 """
         await asyncio.gather(*(asyncio.to_thread(each.start) for each in mirrors))
         self.mirrors = mirrors
@@ -135,12 +138,18 @@ advertise = "{each.url}"
         await until(lambda: sum(self.figures(stored)) >= objects)
 
     def once(self) -> float:
-        """How often upstream may send a blob: once, unless a busy Redis was not asked.
+        """How often upstream may send a blob: once, unless something busy answered late.
 
-        A blob for which further connections take over has bytes of the first one sent in vain.
+        Then Redis was not asked, or a replica was taken for dead.  A blob for which further
+        connections take over has bytes of the first one sent in vain.
         """
         in_vain = IN_FLIGHT / SIZE if SIZE > SMALL else 0
-        return 3 if sum(self.figures('mirror_leases_total{result="unknown"}')) else 1 + in_vain
+        late = sum(self.figures('mirror_leases_total{result="unknown"}'))
+        return 3 if late or self.taken_for_dead() else 1 + in_vain
+
+    def taken_for_dead(self) -> bool:
+        """Whether a replica did not get an answer of another one in time."""
+        return any(TAKEN_FOR_DEAD in each.output() for each in self.mirrors)
 
     def figures(self, name: str) -> list[float]:
         return [each.metrics().get(name, 0.0) for each in self.mirrors]
@@ -273,7 +282,7 @@ async def test_redis_may_fail_in_the_middle(cluster, content, fault):
     early = crowd if fault == "flushed" else crowd[: 2 * EACH]  # the others join later
     pulls = [asyncio.create_task(client.blob(digest)) for client in early]
     await until(lambda: all(client.got for client in early))
-    once = cluster.once()
+    once = cluster.once()  # later, Redis is not asked on purpose
     if fault == "flushed":
         _, writer = await asyncio.open_connection("127.0.0.1", cluster.redis.port)
         writer.write(b"FLUSHALL\r\n")
@@ -290,7 +299,7 @@ async def test_redis_may_fail_in_the_middle(cluster, content, fault):
         await asyncio.gather(*pulls)
     report(f"redis {fault}", cluster, content, crowd)
     assert sum(client.broken for client in crowd) == 0
-    assert cluster.times_sent(content) <= once
+    assert cluster.times_sent(content) <= (3 if cluster.taken_for_dead() else once)
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from tools.conformance.front import front
 from tools.conformance.stage import Stage, staged
 from tools.conformance.suite import Suite, lost
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.peers.mirror import MirrorProcess
 from tests.peers.requirements import need
 from tests.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 MIB = 1 << 20
 

@@ -47,7 +47,7 @@ async def test_what_a_killed_mirror_left_is_removed_and_what_another_uses_is_not
         workers = workers_of(killed)
         killed.kill()
         await until(lambda: all(map(gone, workers)))
-        assert left.exists()
+        # Any mirror that starts removes it: that of another test may have been the first.
         third.start()
         stack.callback(third.kill)
         assert not left.exists()

@@ -119,7 +119,7 @@ async def test_a_disk_without_any_inode_for_the_cache_passes_pulls_through(
                 (few_inodes / f"junk{number}").touch()
         await pulled(mirror, digests * 2)
         assert upstream.count("blob") >= 8
-        async with asyncio.timeout(60):
+        async with limit():
             while "no inodes left" not in mirror.output():
                 await asyncio.sleep(0.05)
         assert "Traceback" not in mirror.output()

@@ -20,7 +20,7 @@ from tests.peers.process import free_port
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.peers.mirror import MirrorProcess
-from tests.waiting import until
+from tests.waiting import LIMIT_SECONDS, until
 
 pytestmark = [pytest.mark.e2e]
 
@@ -105,7 +105,7 @@ async def test_a_terminal_gets_colours_the_time_of_a_clock_and_what_the_disk_can
         await pull(mirror.url)
     finally:
         process.terminate()
-        await asyncio.to_thread(process.wait, 60)
+        await asyncio.to_thread(process.wait, LIMIT_SECONDS)
     text = read_all(outer)
     clock = r"\x1b\[90m\d\d:\d\d:\d\d\x1b\[0m"
     found = re.search(

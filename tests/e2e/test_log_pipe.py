@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from tests.peers.mirror import MirrorProcess
+from tests.waiting import LIMIT_SECONDS, limit
 
 pytestmark = [pytest.mark.e2e]
 
@@ -48,7 +49,7 @@ class Piped:
             stderr=writing,
         )
         os.close(writing)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LIMIT_SECONDS
         while not self._mirror._ready():
             assert time.monotonic() < deadline, "the mirror does not start"
             assert self.process.poll() is None, "the mirror ended"
@@ -80,7 +81,7 @@ class Piped:
 
     def terminate(self) -> int:
         self.process.terminate()
-        return self.process.wait(60)
+        return self.process.wait(LIMIT_SECONDS)
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ async def test_a_pipe_that_is_not_read_costs_log_lines_and_no_request(mirror):
     dropped = await asyncio.to_thread(mirror.metric, "mirror_log_dropped_total")
     assert 0 < dropped < REQUESTS
     reader = mirror.read()
-    async with asyncio.timeout(120):
+    async with limit():
         while not GAP.search(mirror.text()):
             await asyncio.sleep(0.05)
     assert await pinged(mirror, 50) == 50
@@ -142,7 +143,7 @@ async def test_a_reader_that_goes_away_costs_log_lines_and_no_request(mirror):
     await asyncio.to_thread(mirror.start)
     mirror.close_reader()
     assert await pinged(mirror, 200) == 200
-    async with asyncio.timeout(120):
+    async with limit():
         while not await asyncio.to_thread(mirror.metric, "mirror_log_dropped_total"):
             await asyncio.sleep(0.05)
     assert await pinged(mirror, 200) == 200

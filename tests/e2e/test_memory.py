@@ -14,6 +14,7 @@ from aiohttp import web
 from tests.fakes import FakeRegistry, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of
 from tests.peers.mirror import MirrorProcess
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -161,6 +162,6 @@ async def slow_reader(mirror: MirrorProcess, path: str) -> socket.socket:
 
 
 async def first_bytes(reader: socket.socket) -> int:
-    async with asyncio.timeout(120):
+    async with limit():
         head = await asyncio.get_running_loop().sock_recv(reader, 12)
     return int(head.split()[1])

@@ -17,7 +17,7 @@ import trustme
 from tests.fakes import image, random_bytes
 from tests.peers.process import Process, accepts, free_port
 from tests.peers.requirements import need
-from tests.waiting import LIMIT_SECONDS
+from tests.waiting import LIMIT_SECONDS, until
 
 pytestmark = [pytest.mark.e2e]
 
@@ -65,7 +65,7 @@ class Office:
 
     def clients(self) -> set[str]:
         """Those in the mirror's log."""
-        lines = (self.directory / "log").read_text().splitlines()
+        lines = (self.directory / "log").read_text().rpartition("\n")[0].splitlines()
         told = [json.loads(line) for line in lines if line.startswith("{")]
         return {line["client"] for line in told if line["logger"] == "mirror.access"}
 
@@ -126,6 +126,7 @@ async def test_an_image_comes_through_and_the_log_has_the_client(tmp_path, upstr
         layer = APP.digests[1].removeprefix("sha256:")
         assert (tmp_path / "cold" / layer).read_bytes() == APP.blobs[1]
         assert (tmp_path / "warm" / layer).read_bytes() == APP.blobs[1]
+        await until(front.clients)
         assert front.clients() == {"127.0.0.1"}
         assert not any((tmp_path / "proxy").rglob("*")), "nginx keeps no copy"
 
@@ -136,4 +137,5 @@ async def test_networks_are_those_of_the_client_whatever_it_says_of_itself(tmp_p
         assert await front.status() == 403
         assert await front.status(X_Forwarded_For="192.0.2.1") == 403
         assert await front.status(Forwarded="for=192.0.2.1") == 403
+        await until(front.clients)
         assert front.clients() == {"127.0.0.1"}

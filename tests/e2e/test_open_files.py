@@ -15,7 +15,7 @@ from tests.fakes import FakeRegistry, random_bytes
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process
 from tests.peers.requirements import need
-from tests.waiting import until
+from tests.waiting import limit, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -39,7 +39,7 @@ async def connect(mirror: MirrorProcess, count: int, stack: contextlib.ExitStack
 
 
 async def answers(mirror: MirrorProcess) -> None:
-    async with asyncio.timeout(30):
+    async with limit():
         while True:
             with contextlib.suppress(Exception):
                 await get(mirror.url + "/healthz")

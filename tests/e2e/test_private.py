@@ -26,7 +26,7 @@ from tests.peers.process import free_port
 from tests.peers.requirements import need
 from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 GRANT_SECONDS = 2
 PASSWORDS = {"ann": "secret-of-ann", "bob": "secret-of-bob"}

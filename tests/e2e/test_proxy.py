@@ -24,8 +24,9 @@ from tests.peers.image import push_image
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import free_port
 from tests.peers.requirements import need
+from tests.waiting import LIMIT_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420), pytest.mark.long]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 MIB = 1 << 20
 NAME = "second.test"
@@ -174,7 +175,7 @@ def copied(office: Office, source: str, target: str) -> None:
     command = ["skopeo", "--insecure-policy", "copy", "--all", source, target]
     environment = {**os.environ, **office.docker.environment}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -74,7 +74,7 @@ class Site:
         before = self.mirrors[0].metrics().get(STORED, 0)
         name = f"127.0.0.1:{self.mirrors[0].port}/{repository}:1"
         crane("pull", name, str(self.directory / "first.tar"))
-        await until(lambda: self.mirrors[0].metrics()[STORED] - before >= objects)
+        await until(lambda: self.mirrors[0].metrics().get(STORED, 0) - before >= objects)
 
 
 def crane(*arguments: str) -> str:

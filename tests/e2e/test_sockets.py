@@ -29,7 +29,16 @@ def arguments(directory: Path) -> list[str]:
 
 
 def curl(path: Path, url: str = "http://localhost/v2/") -> str:
-    command = ["curl", "-sS", "-i", "--max-time", "10", "--unix-socket", str(path), url]
+    command = [
+        "curl",
+        "-sS",
+        "-i",
+        "--max-time",
+        str(LIMIT_SECONDS),
+        "--unix-socket",
+        str(path),
+        url,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -82,9 +82,9 @@ async def stage(opened: Stage) -> AsyncIterator[Stage]:
 
 
 async def test_a_download_under_way_moves_its_bar(stage):
-    # For 40 s: the page looks every 5 s while there is nothing to be seen.
+    # For 80 s: the page looks every 5 s while there is nothing to be seen.
     stage.upstream.rate = 1.5 * MIB
-    digest = stage.upstream.add_blob(random_bytes(60 * MIB, seed=77))
+    digest = stage.upstream.add_blob(random_bytes(120 * MIB, seed=77))
     page = await stage.page()
     await expect(page.get_by_text("No downloads from upstream at the moment")).to_be_visible()
     pulls = [
@@ -102,7 +102,7 @@ async def test_a_download_under_way_moves_its_bar(stage):
             "([bar, before]) => Number(bar.value) > before", arg=[element, seen[-1]]
         )
         seen.append(float(await bar.get_attribute("value") or 0))
-    assert float(await bar.get_attribute("max") or 0) == 60 * MIB
+    assert float(await bar.get_attribute("max") or 0) == 120 * MIB
     stage.upstream.rate = None
     await asyncio.gather(*pulls)
     await expect(page.get_by_text("No downloads from upstream at the moment")).to_be_visible()

@@ -105,6 +105,9 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
         with started(tmp_path, upstream.url) as mirror:
             url = mirror.url + BLOB + digest
             await get(url)
+            async with limit():  # it is stored a moment after the client has it
+                while not (await asyncio.to_thread(mirror.metrics))["mirror_cache_objects"]:
+                    await asyncio.sleep(0.05)
             before = workers_of(mirror)
             broken = 0
 

@@ -23,6 +23,7 @@ from tests.fakes.content import (
     digest_of,
 )
 from tests.fakes.faults import Fault
+from tests.peers.process import free_port
 
 _PATH = re.compile(r"/v2/(?P<repo>.+)/(?P<kind>manifests|blobs|tags|referrers)/(?P<ref>[^/]+)")
 _KINDS = {"manifests": "manifest", "blobs": "blob", "tags": "tags", "referrers": "referrers"}
@@ -138,7 +139,11 @@ class FakeRegistry:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen, again on the same port after :meth:`stop`."""
+        """Listen, again on the same port after :meth:`stop`.
+
+        Not on a port of the system's choice: it would give that to another program meanwhile.
+        """
+        self.port = self.port or free_port()
         self._server = _Counting(self._handle)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -146,7 +151,6 @@ class FakeRegistry:
             self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.tls
         )
         await site.start()
-        self.port = self._runner.addresses[0][1]
         self._due = 0.0
 
     async def stop(self) -> None:

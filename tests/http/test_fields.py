@@ -13,6 +13,7 @@ from mirror.store.interface import Page
 from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import OCI_INDEX
 from tests.running import configured, running
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
 
@@ -81,7 +82,7 @@ async def test_so_does_the_answer_to_what_is_no_request(mirror, request_):
     host, _, port = mirror.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request_)
-    async with asyncio.timeout(30):
+    async with limit():
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
     writer.close()
     assert head.split()[1] == "400"

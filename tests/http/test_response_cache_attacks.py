@@ -19,6 +19,7 @@ from tests.http.test_response_cache import Client, request
 from tests.proxy.clients import Raw, trusting
 from tests.proxy.clients import connected as connected_to_proxy
 from tests.running import Mirror, running
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.long]
 
@@ -169,7 +170,7 @@ def _issue(directory: Path) -> None:
 async def _attack(client: Client, segments: Segments, last: bytes) -> None:
     """Send the segments one by one; read until the connection ends."""
     try:
-        async with asyncio.timeout(20):
+        async with limit():
             for segment in [*segments, last]:
                 if segment == _LEAVE:
                     client.writer.transport.abort()

@@ -6,6 +6,7 @@ import contextlib
 import pytest
 
 from mirror.http.turns import LineFullError, Turns
+from tests.waiting import limit
 
 
 async def worked(turns: Turns, client: str, order: list[str], go_on: asyncio.Event) -> None:
@@ -77,7 +78,7 @@ async def test_a_client_that_leaves_takes_no_turn_along(moment):
     go_on.set()
     with contextlib.suppress(asyncio.CancelledError):
         await leaving
-    async with asyncio.timeout(60):
+    async with limit():
         await last
         await worked(turns, "b", order, go_on)
     assert order[-2:] == ["c", "b"]

@@ -14,6 +14,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.waiting import LIMIT_SECONDS
+
 _SHELL = "/bin/busybox"
 #: What compiled packages rest on, and every image of Python has.
 _RUNTIMES = (
@@ -36,7 +38,7 @@ def import_base(docker: list[str], name: str) -> None:
         with tarfile.open(fileobj=importing.stdin, mode="w|", dereference=False) as archive:
             _fill(archive)
         importing.stdin.close()
-        assert importing.wait(60) == 0
+        assert importing.wait(LIMIT_SECONDS) == 0
 
 
 def _fill(archive: tarfile.TarFile) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.peers.process import Process
+from tests.waiting import LIMIT_SECONDS
 
 _NO_CRI = ', "io.containerd.grpc.v1.cri"'
 #: By the version of the configuration.
@@ -74,7 +75,7 @@ class Containerd:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LIMIT_SECONDS,
             check=False,
         )
 

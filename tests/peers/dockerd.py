@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.peers.process import Process
+from tests.waiting import LIMIT_SECONDS
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Dockerd:
             if place.startswith(f"{self.directory}/"):
                 subprocess.run(["umount", place], check=True)
 
-    def docker(self, *arguments: str, seconds: float = 180) -> str:
+    def docker(self, *arguments: str, seconds: float = LIMIT_SECONDS) -> str:
         """Run the docker command; its standard output."""
         done = self._run(*arguments, seconds=seconds)
         assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
@@ -65,17 +66,17 @@ class Dockerd:
 
     def refused(self, *arguments: str) -> str:
         """Run a docker command that has to fail; what it says."""
-        done = self._run(*arguments, seconds=180)
+        done = self._run(*arguments, seconds=LIMIT_SECONDS)
         assert done.returncode != 0, f"docker {' '.join(arguments)}: {done.stdout}"
         return done.stderr
 
-    def try_docker(self, *arguments: str, seconds: float = 180) -> tuple[int, str]:
+    def try_docker(self, *arguments: str, seconds: float = LIMIT_SECONDS) -> tuple[int, str]:
         """Run the docker command; its exit code, and all it printed."""
         done = self._run(*arguments, seconds=seconds)
         return done.returncode, done.stdout + done.stderr
 
     def _answers(self) -> bool:
-        return self._socket.exists() and self._run("version", seconds=180).returncode == 0
+        return self._socket.exists() and self._run("version", seconds=LIMIT_SECONDS).returncode == 0
 
     def _run(self, *arguments: str, seconds: float) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.fakes.content import Image
+from tests.waiting import LIMIT_SECONDS
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -74,5 +75,5 @@ def _push_blob(registry: str, repository: str, data: bytes) -> None:
 
 def _send(method: str, url: str, data: bytes, media_type: str = "application/octet-stream") -> str:
     request = urllib.request.Request(url, data, {"Content-Type": media_type}, method=method)
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with urllib.request.urlopen(request, timeout=LIMIT_SECONDS) as response:
         return str(response.headers.get("Location", ""))

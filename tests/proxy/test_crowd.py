@@ -45,7 +45,7 @@ async def test_a_crowd_of_all_kinds_leaves_nothing_behind(tmp_path, upstream: Fa
     place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     sections = {
         "proxy": {"listen": "127.0.0.1:0", "allow": [place]},
-        "limits": {"idle_timeout": "2s", "connections_per_client": LIMIT},
+        "limits": {"idle_timeout": "40s", "connections_per_client": LIMIT},
     }
     async with server, running(tmp_path, {"docker.io": upstream.url}, **sections) as mirror:
         trust = trusting(tmp_path)

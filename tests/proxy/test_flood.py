@@ -14,6 +14,7 @@ import trustme
 from tests.peers.mirror import MirrorProcess
 from tests.peers.process import Process, accepts, free_port
 from tests.proxy.clients import trusting
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.long]
 
@@ -75,7 +76,7 @@ async def connected(port: int, early: bytes) -> AsyncIterator[asyncio.StreamWrit
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(CONNECT + early)
-        async with asyncio.timeout(60):
+        async with limit():
             assert await reader.readuntil(b"\r\n\r\n") == ESTABLISHED
         yield writer
     finally:
@@ -103,7 +104,7 @@ async def test_connections_without_a_handshake_cost_little_memory(tmp_path, offi
             for _ in range(count):
                 writer = await stack.enter_async_context(connected(port, early))
                 writer.write(later)
-            async with asyncio.timeout(60):
+            async with limit():
                 answer = await ping(port, trusting(tmp_path / "cache"), "127.0.0.2")
             assert answer == b"HTTP/1.1 200 OK\r\n"
             print(f"{kind}, {count} more: {peak(mirror.pid) / MIB:.0f} MiB")
@@ -151,7 +152,7 @@ async def test_neither_do_those_at_the_mirrors_own_port_with_tls(tmp_path, many_
                 "127.0.0.1", port, ssl=context, local_addr=("127.0.0.2", 0)
             )
             writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            async with asyncio.timeout(60):
+            async with limit():
                 assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
             writer.close()
             await writer.wait_closed()

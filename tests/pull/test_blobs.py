@@ -80,9 +80,8 @@ async def test_followers_share_one_upstream_request(mirror, upstream):
     answers = await asyncio.gather(*asking)
     assert all(answer.body == data for answer in answers)
     assert upstream.count("blob") == 1
-    figures = await mirror.metrics()
-    assert figures[REQUESTS % "miss"] == 1
-    assert figures[REQUESTS % "coalesced"] == 15
+    await eventually(mirror, REQUESTS % "miss", 1)
+    await eventually(mirror, REQUESTS % "coalesced", 15)
 
 
 async def test_followers_from_other_repositories_share_it_too(mirror, upstream):
@@ -203,9 +202,8 @@ async def test_a_flipped_byte_reaches_nobody_whole_and_is_not_stored(mirror, ups
     upstream.faults.append(Fault(flip=flip))
     with pytest.raises(aiohttp.ClientError):
         await mirror.get(path(digest))
-    figures = await mirror.metrics()
-    assert figures[FILLS % "digest_mismatch"] == 1
-    assert figures["mirror_cache_bytes"] == 0
+    await eventually(mirror, FILLS % "digest_mismatch", 1)
+    await eventually(mirror, "mirror_cache_bytes", 0)
     again = await mirror.get(path(digest))
     assert hashlib.sha256(again.body).hexdigest() == digest.partition(":")[2]
 

@@ -147,10 +147,10 @@ async def test_a_flipped_byte_in_any_segment_is_never_given_out_as_the_whole(tmp
     async with running(tmp_path, {"docker.io": slow.url}, fill=SMALL) as mirror:
         with pytest.raises(aiohttp.ClientError):
             await fetched(mirror, digest)
-        figures = await mirror.metrics()
+        mismatched = 'mirror_fills_total{result="digest_mismatch",upstream="docker.io"}'
+        await eventually(mirror, mismatched, 1)
+        assert (await mirror.metrics())["mirror_cache_objects"] == 0
     assert len(ranges(slow)) > 4
-    assert figures["mirror_cache_objects"] == 0
-    assert figures['mirror_fills_total{result="digest_mismatch",upstream="docker.io"}'] == 1
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import pytest
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.pull.test_overload import told
 from tests.running import Answer, Mirror, running
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
 
@@ -16,7 +17,7 @@ BEHIND_A_PROXY = {"trusted_proxies": ["127.0.0.1"]}
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with limit():
         while not condition():
             await asyncio.sleep(0.01)
 

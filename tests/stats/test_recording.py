@@ -34,6 +34,7 @@ async def pull(mirror: Mirror, app: Image, repository="library/app", tag="1", ag
         await mirror.get(f"{base}/blobs/{digest}", User_Agent=agent)
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_it_says_what_was_done_also_after_a_restart(tmp_path, upstream):
     app = image(random_bytes(200_000), random_bytes(3_000, seed=1))
     other = image(random_bytes(10_000, seed=2))

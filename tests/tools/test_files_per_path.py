@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 def test_each_path_goes_through_the_files_that_are_listed():
     command = [sys.executable, "-m", "tools.files_per_path", "--files"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=True)
 
     parts = re.split(r"^(\w[\w ]*?) +(\d+) files .*\n", done.stdout, flags=re.MULTILINE)[1:]
     files = dict(zip(parts[::3], map(str.split, parts[2::3]), strict=True))

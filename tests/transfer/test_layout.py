@@ -35,6 +35,7 @@ from tests.transfer.layouts import (
     packed,
     saved_by_docker,
 )
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
 
@@ -346,12 +347,12 @@ async def test_a_pipe_that_begins_with_one_byte_is_read_as_any_other(tmp_path, n
     with open(writing, "wb", buffering=0) as pipe, open(reading, "rb") as stdin:
         process = await begun("import", "--config", str(config), "-", stdin=stdin, stderr=PIPE)
         pipe.write(data[:1])
-        async with asyncio.timeout(60):
+        async with limit():
             while unread(stdin.fileno()):  # the command takes it
                 await asyncio.sleep(0.01)
         stdin.close()
         pipes = asyncio.create_task(asyncio.to_thread(written, pipe, data[1:]))
-        async with asyncio.timeout(60):
+        async with limit():
             _, err = await process.communicate()
         await pipes
     assert (process.returncode, err) == (0, b"")

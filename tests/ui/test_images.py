@@ -170,6 +170,7 @@ async def test_failed_pulls_are_listed_with_the_reason(mirror, hub):
     assert "app :2 2\N{MULTIPLICATION SIGN} Docker negative docker.io: has no such" in text
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_the_charts_have_this_hour_and_today(mirror, hub):
     await pull(mirror, "library/app", APP)
     await pull(mirror, "library/app", APP)

@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import re
+import time
 from dataclasses import replace
 
 import aiohttp
@@ -19,6 +20,7 @@ from tests.running import Mirror, eventually, running
 from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
+CLOCK = r"(\d+\s\w+, )?\d\d:\d\d"  # with the date, if that is another day
 
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -69,6 +71,7 @@ async def test_browsers_get_a_page_and_others_plain_text(mirror, accept, kind):
     assert (await mirror.get("/", "HEAD", Accept=accept)).body == b""
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_it_says_what_was_done(tmp_path, upstream):
     app = image(random_bytes(300 * KIB), random_bytes(100 * KIB, seed=1))
     upstream.add_image("library/app", app, "1")
@@ -173,9 +176,11 @@ async def test_the_layers_of_an_image_are_one_download(tmp_path):
 
 
 async def test_a_hundred_open_tabs_cost_one(mirror):
+    began = time.monotonic()
     pages = await asyncio.gather(*(page(mirror, "/live") for _ in range(100)))
+    seconds = time.monotonic() - began
     assert len({re.sub(r"<time.*?</time>", "", each) for each in pages}) == 1
-    assert len(set(pages)) <= 3
+    assert len(set(pages)) <= 2 + seconds / 0.5, "it is made again after half a second"
 
 
 async def test_an_upstream_in_trouble_is_called_that(tmp_path, upstream):
@@ -184,7 +189,7 @@ async def test_an_upstream_in_trouble_is_called_that(tmp_path, upstream):
         await mirror.get("/v2/app/manifests/1")
         assert "docker.io default no answer" in rows(await page(mirror), "Upstreams")[0]
         await upstream.start()
-        upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "1"}))
+        upstream.faults.append(Fault(kind="manifest", status=429, headers={"Retry-After": "60"}))
         await mirror.get("/v2/app/manifests/1")
         assert "docker.io default rate limited" in rows(await page(mirror), "Upstreams")[0]
 
@@ -207,7 +212,7 @@ async def test_troubles_come_first_with_cause_and_remedy_and_go_when_they_end(tm
         assert re.search(
             r"docker.io: http://\S+ does not answer cannot connect to \S+ \(connection refused\) "
             r"What to do: check the network, DNS, and the address; cached images are still served. "
-            r"Since \d\d:\d\d",
+            r"Since " + CLOCK,
             troubles(text),
         )
         assert "tags may be outdated" not in troubles(text), "it follows from the other"
@@ -225,7 +230,7 @@ async def test_a_rate_limit_is_said_with_its_end(mirror, upstream):
     await mirror.get("/v2/app/manifests/1")
     text = troubles(await page(mirror))
     assert text.startswith("docker.io limits requests")
-    assert re.search(r"Since \d\d:\d\d, until \d\d:\d\d or later", text)
+    assert re.search(f"Since {CLOCK}, until {CLOCK} or later", text)
     assert 'set username and password of [upstreams."docker.io"]' in text
 
 
@@ -411,6 +416,7 @@ async def test_who_may_not_pull_may_not_look_either(tmp_path, upstream):
             assert (await mirror.get(path, Accept=BROWSER)).status == 403
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_plain_text_has_the_figures_too(mirror, upstream):
     app = image(b"layer")
     upstream.add_image("library/app", app, "1")

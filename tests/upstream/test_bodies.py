@@ -11,6 +11,7 @@ from aiohttp import web
 from tests.fakes import FakeRegistry, Fault, image
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST
 from tests.running import Mirror, running
+from tests.waiting import limit
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +55,7 @@ def slow(kind: str, body: bytes, headers: dict[str, str]) -> Fault:
 async def until_some_arrived(mirror: Mirror, kind: str, asked: asyncio.Task[object]) -> None:
     """Wait until the mirror has the first segment, or has answered without the second."""
     sample = f'mirror_upstream_bytes_total{{kind="{kind}",upstream="docker.io"}}'
-    async with asyncio.timeout(20):
+    async with limit():
         while not asked.done() and not (await mirror.metrics()).get(sample):
             await asyncio.sleep(0.01)
 
@@ -109,7 +110,7 @@ async def test_a_body_at_a_byte_at_a_time_is_a_time_out_for_all_who_joined(
         assert b"in time" in answers[0].body
         assert fault.times > 90, "nobody paid for it twice"
         upstream.faults[:] = [Fault(kind=request, times=99, status=200, body=body, headers=headers)]
-        async with asyncio.timeout(20):  # a probe finds out that it answers
+        async with limit():  # a probe finds out that it answers
             while (await mirror.get(path)).status != 200:
                 await asyncio.sleep(0.02)
 

@@ -13,6 +13,7 @@ from mirror.store.interface import Manifest
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.content import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.running import configured, running
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
 
@@ -143,7 +144,7 @@ async def test_an_unverified_size_is_not_told_to_clients_of_another_upstream(tmp
     registries[ONE].faults.append(Fault(times=9, stall=1 << 19, headers=lie))
     async with running(tmp_path, upstreams(registries)) as mirror:
         slow = asyncio.create_task(mirror.get(path(ONE, digest, "blobs")))
-        async with asyncio.timeout(30):
+        async with limit():
             while not registries[ONE].sent[digest]:
                 await asyncio.sleep(0.01)
         head = await mirror.get(path(OTHER, digest, "blobs"), "HEAD")

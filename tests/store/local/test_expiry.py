@@ -14,6 +14,7 @@ from mirror.store.local.layout import BLOBS, ObjectKey
 from mirror.store.local.objects import Objects
 from mirror.store.local.partial import Partial
 from tests.store.local.test_eviction import Evictions
+from tests.waiting import LIMIT_SECONDS
 
 DAY = 86_400.0
 
@@ -71,7 +72,7 @@ async def never() -> bool:
 
 async def one_round(objects, clock, max_age: float, ready=always) -> None:
     aging = asyncio.create_task(Expiry(objects, max_age, ready, clock.sleep, clock).run())
-    await asyncio.wait_for(clock.rounds.acquire(), 10)
+    await asyncio.wait_for(clock.rounds.acquire(), LIMIT_SECONDS)
     aging.cancel()
 
 
@@ -88,6 +89,7 @@ from mirror.store.local.objects import Objects
 from mirror.store.local.eviction import Limits
 from tests.store.local.test_expiry import Clock, DAY, adopt, always, there
 from tests.store.local.test_eviction import Evictions
+from tests.waiting import LIMIT_SECONDS
 
 async def main():
     layout, clock = Layout(Path(sys.argv[1])), Clock()
@@ -114,7 +116,7 @@ def test_a_clock_that_is_set_makes_nothing_older(tmp_path):
         [sys.executable, "-c", STEPPED, str(tmp_path / "cache")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_SECONDS,
         check=True,
     )
     assert done.stdout == "[True]\n"
