@@ -78,8 +78,12 @@ class StatePlace:
         self.name = "redis"
 
     async def read(self) -> str | None:
-        found = await self._run("get", "return redis.call('GET', KEYS[1])")
-        return None if found is None else bytes(found).decode(errors="replace")
+        script = """
+        if redis.call('STRLEN', KEYS[1]) > tonumber(ARGV[1]) then return '' end
+        return redis.call('GET', KEYS[1])
+        """
+        found = await self._run("get", script, _MOST_BYTES)
+        return found.decode(errors="replace") if isinstance(found, bytes) else None
 
     async def write(self, text: str) -> None:
         script = "return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])"

@@ -20,6 +20,7 @@ from mirror.cluster.tier import TierError
 from mirror.cluster.uploads import path_of
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
+from mirror.trouble import Problem, Trouble
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ _SWEPT: Final = "swept"  # written at the begin of a sweep
 _EVICTABLE: Final = (f"{BLOBS}/", f"{MANIFESTS}/", LINKS)
 #: How much of max_size is left by a sweep that evicts.
 _LOW_WATER: Final = 0.95
+_REMEDY: Final = (
+    "its credentials must list and delete objects; rename or remove what no mirror wrote"
+)
 
 
 class Observer(Protocol):
@@ -66,6 +70,12 @@ class Sweeper:
         self._observer = observer
         self._clock = clock
         self._sleep = sleep
+        self._trouble = Trouble()
+
+    @property
+    def problem(self) -> Problem | None:
+        """The trouble that lasts, None if the last sweep succeeded."""
+        return self._trouble.problem
 
     async def run(self) -> None:
         """Sweep in turns with the other mirrors; run it in the background."""
@@ -75,6 +85,9 @@ class Sweeper:
                 await self.sweep()
             except (TierError, IndexUnavailableError, OSError) as error:
                 _log.debug("no sweep of %s now: %s", self._bucket.name, error)
+                title = f"{self._bucket.name} is not kept within max_size"
+                if self._bucket.up and self._trouble.met(Problem(title, str(error), _REMEDY)):
+                    _log.warning("%s: %s; %s", title, error, _REMEDY)
 
     async def sweep(self) -> None:
         """Mark what this mirror uses; evict, unless another mirror has just done so.
@@ -87,20 +100,23 @@ class Sweeper:
         marks = await self._marked()
         now = self._clock()
         swept = await self._bucket.lookup(_SWEPT)
-        if swept is not None and now - swept.modified < _SWEEP_SECONDS / 2:
+        # A time far in the future is wrong, and would end all sweeps.
+        if swept is not None and abs(now - swept.modified) < _SWEEP_SECONDS / 2:
             return
         await self._bucket.write(_SWEPT, b"")
         total = sum([each.size async for each in self._evictable()])
         self._observer.tier_holds(TIER, total)
         if total > self.max_bytes:
             await self._evict(marks, total - int(_LOW_WATER * self.max_bytes))
+        if self._trouble.over() is not None:
+            _log.warning("%s is kept within max_size again", self._bucket.name)
 
     async def _marked(self) -> dict[str, float]:
         """Write the marks of this mirror; return the times of all marks by the marked path."""
         now, marks = self._clock(), dict[str, float]()
         old: list[str] = []
         async for each in self._bucket.list(MARKS):
-            if now - each.modified > _OLD_MARK_SECONDS:
+            if abs(now - each.modified) > _OLD_MARK_SECONDS:
                 old.append(each.path)
             else:
                 marks[each.path.removeprefix(MARKS)] = each.modified

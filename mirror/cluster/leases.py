@@ -25,8 +25,8 @@ _STORED_SECONDS: Final = 60.0
 
 #: Take a lease that is free, is ours, or is that of ARGV[2]; return the value of its holder.
 _TAKE: Final = """
-local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[1] and held ~= ARGV[2] then return held end
+local held = redis.call('GETRANGE', KEYS[1], 0, 4095)
+if held ~= '' and held ~= ARGV[1] and held ~= ARGV[2] then return held end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return ARGV[1]
 """
@@ -116,7 +116,7 @@ class Leases:
         former = self._value(digest, broken) if broken else ""
         milliseconds = round(_LEASE_SECONDS * 1000)
         found = await self._state.run("lease", _TAKE, f"lease:{digest}", own, former, milliseconds)
-        said = bytes(found).decode(errors="replace")
+        said = found.decode(errors="replace") if isinstance(found, bytes) else ""
         address, _, signature = said.rpartition(" ")
         if not self._secret.knows(signature, "lease", str(digest), address):
             raise StateDownError("the lease is not signed")

@@ -41,8 +41,9 @@ _PROBED: Final = "probe"  # an object that does not exist
 _REMEDY: Final = "check [cluster] objects and its credentials; each mirror goes on by itself"
 _FAILURES: Final = (BaseError, OSError, ValueError)  # a TimeoutError is an OSError
 _MISSES: Final = (NotFoundError, FileNotFoundError)
-#: Operations that say nothing about downloads: a store that is full can still be read.
-_NOT_READING: Final = {"put", "sign"}
+#: Other operations say nothing about downloads: a store that is full can still be read, and so can
+#: one that has an object with an odd name in a listing, or credentials without a right.
+_READING: Final = {"", "get", "head"}
 
 
 class Observer(Protocol):
@@ -268,7 +269,7 @@ class Bucket:
             result = "miss"
             raise TierMissError(f"{self.name} does not have it") from error
         except _FAILURES as error:
-            if operation not in _NOT_READING:
+            if operation in _READING:
                 self.availability.failed()
             raise TierError(f"{self.name}: {_cause(error)}") from error
         finally:

@@ -12,7 +12,7 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -38,6 +38,10 @@ _CONNECT_SECONDS: Final = 0.5
 #: After this long without a byte, the replica is asked whether it lives: its upstream may be slow.
 _QUIET_SECONDS: Final = 2.0
 _PROBE_SECONDS: Final = 1.0
+#: A replica that lives, but sends less than _LEAST_BYTES in this time, is replaced: it may lie, or
+#: its download hang.  Clients give up after 30 s.
+_MOST_QUIET_SECONDS: Final = 20.0
+_LEAST_BYTES: Final = 64 * 1024
 #: How long a replica that did not answer is not asked for another blob.
 _DOWN_SECONDS: Final = 5.0
 _MOST_ANSWER_BYTES: Final = 1024 * 1024
@@ -77,31 +81,45 @@ class PeerStream:
         self,
         response: aiohttp.ClientResponse,
         span: tuple[int, int | None],
-        probe: Callable[[], Awaitable[None]],
+        peers: "Peers",
+        address: str,
         observer: Observer,
     ) -> None:
         self._response = response
         self._observer = observer
-        self._probe = probe
+        self._peers = peers
+        self._address = address
         self.offset, self.total = span
         self.ranged = False
+        self._waited = 0.0  # seconds, since the last _LEAST_BYTES had arrived
+        self._arrived = 0  # bytes in that time
 
     async def read(self) -> bytes:
         """Return the next bytes, ``b""`` at the end.
 
         Raises:
-            PeerError: the connection broke, or the replica does not live.
+            PeerError: the connection broke, or the replica does not live, or sends next to nothing.
         """
+        clock = asyncio.get_running_loop().time
         while True:
+            started = clock()
             try:
                 async with asyncio.timeout(_QUIET_SECONDS):
                     piece = await self._response.content.readany()
-                self._observer.tier_bytes(TIER, "in", len(piece))
-                return piece
             except TimeoutError:
-                await self._probe()
+                await self._peers.probe(self._address)
+                piece = None
             except (aiohttp.ClientError, OSError, RuntimeError) as error:
                 raise PeerError(f"{self._response.url.origin()} broke off") from error
+            self._waited += clock() - started
+            self._arrived += len(piece or b"")
+            if self._arrived >= _LEAST_BYTES:
+                self._waited, self._arrived = 0.0, 0
+            elif piece != b"" and self._waited > _MOST_QUIET_SECONDS:
+                raise self._peers.dead(self._address)
+            if piece is not None:
+                self._observer.tier_bytes(TIER, "in", len(piece))
+                return piece
 
 
 class Peers:
@@ -171,13 +189,14 @@ class Peers:
             clock = asyncio.get_running_loop().time
             started, result = clock(), "error"
             try:
-                response = await self._watched(address, self._session.get(url, headers=headers))
+                asked = self._session.get(url, headers=headers, allow_redirects=False)
+                response = await self._watched(address, asked)
                 result = "hit" if response.status in {200, 206} else "miss"
             finally:
                 self._observer.tier_answered(TIER, "get", result, clock() - started)
         try:
             found = _span(response, start)
-            yield PeerStream(response, found, lambda: self._probe(address), self._observer)
+            yield PeerStream(response, found, self, address, self._observer)
         finally:
             response.release() if response.content.at_eof() else response.close()
 
@@ -243,7 +262,7 @@ class Peers:
                 result = "hit" if response.status == 200 else "miss"
         except (aiohttp.ClientError, OSError):
             result = "error"
-            self._dead(address)
+            self.dead(address)
         self._observer.tier_answered(TIER, "head", result, clock() - started)
         return address if result == "hit" else None
 
@@ -253,24 +272,27 @@ class Peers:
         """Wait for an answer as long as the replica lives."""
         task = asyncio.ensure_future(asked)
         try:
-            while not (await asyncio.wait({task}, timeout=_QUIET_SECONDS))[0]:
-                await self._probe(address)
+            async with asyncio.timeout(_MOST_QUIET_SECONDS):
+                while not (await asyncio.wait({task}, timeout=_QUIET_SECONDS))[0]:
+                    await self.probe(address)
             return task.result()
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._dead(address) from error
+        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
+            raise self.dead(address) from error
         finally:
             task.cancel()
 
-    async def _probe(self, address: str) -> None:
+    async def probe(self, address: str) -> None:
         """Return if a replica lives; PeerError otherwise."""
         timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
         try:
-            async with self._session.get(f"{address}/healthz", timeout=timeout):
+            url = f"{address}/healthz"
+            async with self._session.get(url, timeout=timeout, allow_redirects=False):
                 return
         except (aiohttp.ClientError, OSError) as error:
-            raise self._dead(address) from error
+            raise self.dead(address) from error
 
-    def _dead(self, address: str) -> PeerError:
+    def dead(self, address: str) -> PeerError:
+        """Ask a replica for no other blob for a while; return the error that says so."""
         self._down_until[address] = asyncio.get_running_loop().time() + _DOWN_SECONDS
         return PeerError(f"the replica {address} does not answer")
 

@@ -72,7 +72,7 @@ class BlobOfPlaces:
         """Return the next bytes, ``b""`` at the end.
 
         Raises:
-            UpstreamError: upstream does not send the rest.
+            UpstreamError: upstream does not send the rest; or a place sends too much.
         """
         while True:
             assert self._opened is not None, "a place was opened first"
@@ -88,6 +88,8 @@ class BlobOfPlaces:
                 continue
             if place.kind:
                 self._arrived(len(piece))
+                if self._position + len(piece) - self._skip > self._feed.most_bytes:
+                    raise self._feed.oversized()
                 if not piece and self.total not in {None, self._position}:
                     self._feed.failed(TierError(f"{place.name} ended early"))
                     await self.advance()

@@ -83,4 +83,6 @@ class Secret:
 
 
 def _signature(key: bytes, parts: Sequence[str]) -> str:
-    return hmac.new(key, "\n".join(parts).encode(), hashlib.sha256).hexdigest()
+    # A request of a stranger may have bytes that are no text.
+    text = "\n".join(parts).encode(errors="surrogatepass")
+    return hmac.new(key, text, hashlib.sha256).hexdigest()

@@ -254,7 +254,7 @@ class SharedStore:
 
     def problems(self) -> list[Problem]:
         """Return the troubles that last."""
-        parts = (self.bucket.availability, self.uploads, self.redirects)
+        parts = (self.bucket.availability, self.uploads, self.redirects, self.sweeper)
         return [each.problem for each in parts if each.problem is not None]
 
     def prepared(self, config: ClusterConfig) -> Callable[[], None]:

@@ -24,6 +24,7 @@ from mirror.cluster.tier import ObjectTier, TierError, TierMissError
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
+from mirror.pull.outcome import DigestMismatchError
 from mirror.pull.parallel import Stream
 from mirror.pull.slots import Slots
 from mirror.spans import current
@@ -161,6 +162,9 @@ class ClusterFeed:
         if place.kind and self.total is not None and stream.total not in {None, self.total}:
             self._cluster.distrust(place.name, self._digest)
             raise TierError(f"{place.name} has {stream.total} bytes, not {self.total}")
+        if place.kind and (stream.total or 0) > self.most_bytes:
+            self._cluster.distrust(place.name, self._digest)
+            raise TierError(f"{place.name} has {stream.total} bytes ([fetch] max_blob_size)")
         self.total = stream.total if self.total is None else self.total
         self.place = place.kind
         if place.kind:
@@ -168,6 +172,16 @@ class ClusterFeed:
         else:
             self._new = True
         current().note({"mirror.place": place.kind or "upstream"})
+
+    @property
+    def most_bytes(self) -> int:
+        """The size of the largest blob that is accepted, in bytes."""
+        return self._source.registry.max_blob_bytes
+
+    def oversized(self) -> DigestMismatchError:
+        """Return the error for a place that sends more than ``most_bytes``."""
+        text = f"sends more than {self.most_bytes} bytes ([fetch] max_blob_size)"
+        return DigestMismatchError(self._source.registry.name, text)
 
     def slot(self) -> AbstractAsyncContextManager[None]:
         """Wait for a slot for a download that is not from upstream."""

@@ -23,8 +23,14 @@ PREFIX: Final = "mirror:1"
 _CONNECTIONS: Final = 20
 _FIRST: Final = 4  # of them
 _REMEDY: Final = "check the server that [cluster] state names; each replica goes on by itself"
-#: The value and its remaining life in milliseconds.
-_GET: Final = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
+_MOST_BYTES: Final = 1024 * 1024  # of a value; larger ones are not of a mirror
+#: The value, if it has at most ARGV[1] bytes, and its remaining life in milliseconds.
+_GET: Final = """
+if redis.call('STRLEN', KEYS[1]) > tonumber(ARGV[1]) then return {} end
+return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
+"""
+#: What a server that is no Redis makes of the client (RecursionError: nested arrays).
+_FAILURES: Final = (RedisError, OSError, ValueError, RecursionError)  # a TimeoutError is an OSError
 
 
 TIER: Final = "state"  # the label of metrics
@@ -77,11 +83,11 @@ class State:
 
     async def lookup(self, name: str) -> tuple[bytes, float] | None:
         """Return a value and its remaining life in seconds, None if there is none."""
-        try:
-            value, left = await self.run("get", _GET, name)
-        except StateDownError:
-            return None
-        return (value, left / 1000) if value is not None and left > 0 else None
+        with contextlib.suppress(StateDownError):
+            match await self.run("get", _GET, name, _MOST_BYTES):
+                case [bytes(value), int(left)] if left > 0:
+                    return value, left / 1000
+        return None
 
     async def put(self, name: str, value: bytes, ttl: float) -> None:
         """Store a value for ``ttl`` seconds, if the server answers."""
@@ -109,7 +115,7 @@ class State:
                 answer = await question()
             result = "hit"
             return answer
-        except (RedisError, OSError) as error:  # a TimeoutError is an OSError
+        except _FAILURES as error:
             self.availability.failed()
             raise StateDownError(self._place) from error
         finally:
@@ -122,7 +128,7 @@ class State:
                 await self._cache.client.ping()
         except TimeoutError:
             return "no answer in time"
-        except (RedisError, OSError) as error:
+        except _FAILURES as error:
             return str(error)
         return None
 

@@ -1,6 +1,7 @@
 """Operations on the object store for commands: names and removal of images, verification."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from mirror.cluster.shared import link_path
 from mirror.cluster.tier import TierError, TierMissError
 from mirror.cluster.uploads import path_of
 from mirror.config.cluster import ClusterConfig
-from mirror.oci.digest import Digest
+from mirror.oci.digest import Digest, InvalidDigest
 from mirror.oci.glob import is_glob
 from mirror.oci.image_glob import FullName, ImageGlob
 from mirror.oci.reference import InvalidName, InvalidReference, parse_reference, parse_repository
@@ -137,16 +138,17 @@ async def verify(
     result = SharedVerification()
     bucket = opened_bucket(config, NoEvents())
     try:
-        expected(sum([each.size async for each in _objects(bucket)]))
+        expected(sum([each.size async for _, each in _objects(bucket)]))
         listing, turn = _objects(bucket), asyncio.Lock()
 
         async def work() -> None:
             while True:
                 async with turn:
-                    each = await anext(listing, None)
-                if each is None:
+                    found = await anext(listing, None)
+                if found is None:
                     return
-                await _verify(bucket, each, result)
+                key, each = found
+                await _verify(bucket, key, each.size, result)
                 advanced(each.size)
 
         async with asyncio.TaskGroup() as group:
@@ -159,24 +161,28 @@ async def verify(
     return result
 
 
-async def _objects(bucket: Bucket) -> AsyncIterator[Listed]:
+async def _objects(bucket: Bucket) -> AsyncIterator[tuple[ObjectKey, Listed]]:
+    """Yield all blobs and manifests; not what no mirror has written."""
     for kind in (BLOBS, MANIFESTS):
         async for each in bucket.list(f"{kind}/"):
-            yield each
+            algorithm, _, number = each.path.removeprefix(f"{kind}/").partition("/")
+            with contextlib.suppress(InvalidDigest):
+                digest = Digest.parse(f"{algorithm}:{number.rpartition('/')[2]}")
+                key = ObjectKey(kind, digest)
+                if path_of(key) == each.path:
+                    yield key, each
 
 
-async def _verify(bucket: Bucket, each: Listed, result: SharedVerification) -> None:
-    kind, algorithm, _, name = each.path.split("/")
-    key = ObjectKey(kind, Digest.parse(f"{algorithm}:{name}"))
+async def _verify(bucket: Bucket, key: ObjectKey, size: int, result: SharedVerification) -> None:
     hasher = key.digest.hasher()
     try:
-        async with bucket.open(each.path) as stream:
+        async with bucket.open(path_of(key)) as stream:
             while piece := await stream.read():
                 hasher.update(piece)
     except TierMissError:  # evicted in the meantime
         return
     result.objects += 1
-    result.bytes += each.size
+    result.bytes += size
     if not key.digest.matches(hasher):
         result.damaged.append(key)
-        await bucket.delete(each.path)
+        await bucket.delete(path_of(key))

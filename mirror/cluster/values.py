@@ -62,8 +62,12 @@ class Values(Generic[V]):
             return None
         said, left = found
         body = self._verified(name, said)
+        if body is None:
+            return None
+        until, _, body = body.partition(b" ")
         try:
-            return None if body is None else (self._decode(body), left)
+            left = min(left, float(until) - time.time())
+            return (self._decode(body), left) if left > 0 else None
         except (ValueError, LookupError, TypeError):
             return None  # of another version of the mirror
 
@@ -71,6 +75,8 @@ class Values(Generic[V]):
         """Store a value for ``ttl`` seconds."""
         body = self._encode(value)
         if body is not None and len(body) <= _MOST_BYTES:
+            # The end of its life is signed too: who can write to Redis cannot bring it back later.
+            body = f"{time.time() + ttl:.3f} ".encode() + body
             await self._state.put(self._key(name), self._protected(name, body), ttl)
 
     async def forget(self, name: str) -> None:

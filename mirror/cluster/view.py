@@ -19,6 +19,7 @@ _ANSWER_SECONDS: Final = 1.0
 _KEPT_SECONDS: Final = 3.0
 _MOST_TEXT: Final = 40  # characters of a version
 _MOST_COUNT: Final = 2**63
+_MOST_TIME: Final = 2**33  # Unix seconds: the year 2242
 _REMEDY: Final = "look at its log, start it again, or remove it from [cluster] peers"
 
 _log = logging.getLogger(__name__)
@@ -75,11 +76,14 @@ def _read(address: str, said: Mapping[str, Any], *, here: bool = False) -> Repli
     """
     cache, running = said["cache"], said["running"]
     version = str(running["version"])[:_MOST_TEXT]
+    started = datetime.fromisoformat(running["started"]).timestamp()
+    if not 0 <= started < _MOST_TIME:
+        raise ValueError("no time at which a mirror began")
     return Replica(
         address,
         here,
         version if version.isprintable() else "",
-        datetime.fromisoformat(running["started"]).timestamp(),
+        started,
         _figures(said["total"]),
         _figures(said["today"]),
         _count(cache["bytes"]),

@@ -73,6 +73,8 @@ class OciError(Exception):
         detail: object = None,
         headers: Mapping[str, str] = _NO_HEADERS,
     ) -> None:
+        # It may quote bytes of a client that are no text, which neither JSON nor a database takes.
+        message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.code = code
         self.message = message

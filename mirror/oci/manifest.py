@@ -24,6 +24,7 @@ _SCHEMA_VERSION: Final = 2
 _MAX_SIZE: Final = 2**63 - 1  # the clients use int64
 _MAX_VALUES: Final = 400_000  # 4 MiB of descriptors have half as many; of "[]," over two million
 _SHOWN: Final = 80
+PLATFORM_FIELDS: Final = ("os", "architecture", "variant")
 #: Layers that no registry serves (formerly those of Windows base images).
 _FOREIGN: Final = ("nondistributable", "foreign")
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
@@ -73,7 +74,8 @@ class Descriptor:
 class IndexEntry:
     """One manifest of an index, with its platform and annotations.
 
-    ``platform`` is os, architecture and variant as written in the index; a missing one is empty.
+    ``platform`` is os, architecture and variant as written in the index; a missing one, or one that
+    cannot be shown, is empty.
     """
 
     descriptor: Descriptor
@@ -188,8 +190,19 @@ def _entry(entry: object) -> IndexEntry:
     descriptor = _descriptor(entry)
     assert isinstance(entry, dict)
     platform, annotations = _texts(entry.get("platform")), _texts(entry.get("annotations"))
-    os, architecture = platform.get("os", ""), platform.get("architecture", "")
-    return IndexEntry(descriptor, (os, architecture, platform.get("variant", "")), annotations)
+    os, architecture, variant = (shown(platform.get(name)) for name in PLATFORM_FIELDS)
+    return IndexEntry(descriptor, (os, architecture, variant), annotations)
+
+
+def shown(value: object) -> str:
+    """Return a text of an image that pages and commands show; empty if it can harm them.
+
+    Everybody can publish an image: control characters change a terminal, and half of a surrogate
+    pair, which JSON can contain, is an error in each output.
+    """
+    if isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN:
+        return value
+    return ""
 
 
 def _texts(table: object) -> dict[str, str]:

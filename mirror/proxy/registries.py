@@ -253,7 +253,9 @@ def _pull(request: web.BaseRequest) -> Endpoint | None:
 
 
 def _asks_whether_it_is_there(request: web.BaseRequest, endpoint: Endpoint) -> bool:
-    if request.method != "HEAD" or "ns" in request.rel_url.query:
+    # A request that names another registry is not for this one to answer.
+    named = "ns" in request.rel_url.query or "OCI-Namespace" in request.headers
+    if request.method != "HEAD" or named:
         return False
     if isinstance(endpoint, ManifestEndpoint):
         return isinstance(endpoint.reference, Digest)

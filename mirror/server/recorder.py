@@ -115,7 +115,8 @@ class StatsRecorder:
             reference=PRIVATE if exchange.private else exchange.reference,
             client=client_type(ending.agent),
             result="" if outcome is None else outcome.value,
-            reason=reason[:_MOST_REASON],
+            # One text that the database refuses would keep all others from it.
+            reason=reason[:_MOST_REASON].encode(errors="backslashreplace").decode(),
         )
 
     def _request(self, ending: AccessRecord) -> Request:

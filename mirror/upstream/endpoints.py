@@ -259,6 +259,11 @@ class Endpoints:
         """Whether there is more than one address."""
         return bool(self._mirrors)
 
+    @property
+    def max_blob_bytes(self) -> int:
+        """The size of the largest blob that is accepted, in bytes."""
+        return self._registry.max_blob_bytes
+
     def blame(self, *thing: object) -> bool:
         """Note wrong content: ask the mirrors that sent a part of it last.
 

@@ -87,7 +87,7 @@ class Registry:
         self._authenticator = authenticator
         self._observer = observer
         self._rooms = rooms
-        self._max_blob_bytes = max_blob_bytes
+        self.max_blob_bytes = max_blob_bytes
         self._pace = pace
         self._prefix = prefix
         self._replaceable = replaceable
@@ -110,7 +110,7 @@ class Registry:
             authenticator,
             self._observer,
             self._rooms,
-            self._max_blob_bytes,
+            self.max_blob_bytes,
             self._pace,
             prefix=self._prefix,
         )
@@ -227,7 +227,7 @@ class Registry:
             turn = None if self._pace is None else self._pace.turn(str(digest))
             proxy = self._transport.lookup_proxy(response.url)
             yield BlobStream(
-                self.name, response, span, self._observer, self._max_blob_bytes, turn, proxy
+                self.name, response, span, self._observer, self.max_blob_bytes, turn, proxy
             )
 
     async def tags(self, repository: str, query: str) -> Listing:
@@ -255,7 +255,7 @@ class Registry:
             if response.content_type in PAGES:
                 raise NonsenseError(self.name, "answered a web page for a list of tags")
             span, proxy = (0, response.content_length), self._transport.lookup_proxy(response.url)
-            limits = (span, self._observer, self._max_blob_bytes)
+            limits = (span, self._observer, self.max_blob_bytes)
             stream = BlobStream(self.name, response, *limits, proxy=proxy, kind="tags")
             yield listing_page(response, large=True), TagStream(stream, self._prefix)
 

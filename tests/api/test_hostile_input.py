@@ -94,6 +94,19 @@ async def test_what_is_no_http_gets_the_specs_json_too(mirror, upstream, request
     assert upstream.seen == []
 
 
+async def test_a_field_of_bytes_that_are_no_text_spoils_nothing_for_others(mirror):
+    """One such text in the statistics ended the page, the statistics and an orderly stop."""
+    request = get("/v2/library/app/manifests/1", "OCI-Namespace: \xff\xfe", "User-Agent: \xff")
+    status, _, body = await ask_raw(mirror.url, request)
+    assert (status, json.loads(body)["errors"][0]["code"]) == (403, "DENIED")
+    assert json.loads(body)["errors"][0]["message"].encode(), "half of a surrogate pair is no JSON"
+    stats = await mirror.get("/api/v1/stats")
+    assert stats.status == 200
+    pulls = await mirror.get("/api/v1/pulls")
+    assert b"not configured for" in pulls.body
+    assert (await mirror.get("/", Accept="text/html")).status == 200
+
+
 @pytest.mark.parametrize("wanted", ["bytes=", "bytes=a-b", "bytes=5", "bytes=-", "bytes=99-"])
 async def test_a_malformed_range_is_416(mirror, upstream, wanted):
     digest = upstream.add_blob(b"0123456789")

@@ -119,6 +119,45 @@ async def test_one_mirror_sweeps_at_a_time(bucket, fake, events):
     assert not {path, other} <= set(fake.objects)
 
 
+async def test_a_sweep_in_the_future_is_not_believed(bucket, fake, events):
+    path = put(fake, 1, DAY)
+    mark = f"cache/used/{path_of(key(2))}"
+    for each in ("cache/swept", mark):
+        fake.objects[each] = b""
+        fake.written[each] = time.time() + 900 * DAY
+    await sweeper(bucket, events, SIZE // 2).sweep()
+    assert path not in fake.objects
+    assert mark not in fake.objects
+
+
+@pytest.mark.parametrize("odd", ["blobs/../secret", "links//app:1", "manifests/\x1b[31m"])
+async def test_an_object_whose_name_ends_all_listings_is_named(bucket, fake, events, caplog, odd):
+    """Downloads go on; who looks sees why the object store grows."""
+    fake.objects[f"cache/{odd}"] = b""
+    path = put(fake, 1, DAY)
+    own, naps = sweeper(bucket, events, SIZE // 2), 0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal naps
+        naps += 1
+        fake.objects.pop("cache/swept", None)
+        if naps == 3:
+            assert own.problem is not None
+            assert "is not kept within max_size" in own.problem.title
+            del fake.objects[f"cache/{odd}"]
+        if naps == 4:
+            raise EOFError
+
+    own._sleep = sleep
+    with pytest.raises(EOFError):
+        await own.run()
+    (warning,) = (text for text in caplog.messages if "invalid path" in text)
+    assert warning.isprintable()
+    assert events.up == [True]
+    assert own.problem is None
+    assert path not in fake.objects
+
+
 async def test_a_store_that_fails_is_swept_later(bucket, fake, events):
     paths = {put(fake, number, DAY) for number in (1, 2)}
     fake.status = 500

@@ -1,6 +1,7 @@
 """Requests between replicas: who may send them, and what the sender makes of odd answers."""
 
 import asyncio
+import contextlib
 import hashlib
 import ssl
 import time
@@ -68,6 +69,27 @@ async def test_a_wrong_signature_is_refused(tmp_path, upstream, secret, age, pla
     assert upstream.count("blob") == 0
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Mirror-Replica": "\udcff\udcfe 1"},
+        {"Mirror-Replica": "1 2", "Range": "\udcff"},
+        {"Mirror-Replica": "1 \udcff"},
+    ],
+)
+async def test_a_signature_of_bytes_that_are_no_text_is_refused(tmp_path, upstream, fields):
+    place = path(upstream.add_blob(random_bytes(MIB)))
+    head = f"GET {place} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    async with replicas(tmp_path, upstream, count=1) as cluster:
+        host, _, port = cluster.mirrors[0].url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"{head}\r\n".encode(errors="surrogateescape"))
+        async with limit():
+            assert b" 403 " in await reader.readline()
+        writer.close()
+
+
 async def test_a_mirror_without_a_cluster_ignores_signatures(tmp_path, upstream):
     data = random_bytes(MIB)
     digest = upstream.add_blob(data)
@@ -110,6 +132,8 @@ class Odd:
             return web.Response(status=421)
         self.asked += 1
         await self.held.wait()
+        if request.path == "/elsewhere":  # a replica could lead a mirror to any server
+            return web.Response(body=self.data)
         return self.answer(self.data)
 
     @property
@@ -126,12 +150,12 @@ def flipped(data: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def beside(odd: Odd, directory, upstream) -> AsyncIterator[tuple[Odd, Mirror]]:
+async def beside(odd: Odd, directory, upstream, **sections) -> AsyncIterator[tuple[Odd, Mirror]]:
     """A mirror whose only other replica is an odd one."""
     async with odd:
         cluster = Replicas(directory, upstream, 1)
         try:
-            yield odd, await cluster.start(peers=[odd.url])
+            yield odd, await cluster.start(peers=[odd.url], **sections)
         finally:
             await cluster.close()
 
@@ -154,6 +178,7 @@ def led_by(odd: Odd, mirror: Mirror, upstream, size: int) -> str:
     [
         lambda data: web.Response(status=500),
         lambda data: web.Response(status=421),
+        lambda data: web.Response(status=307, headers={"Location": "/elsewhere"}),
         lambda data: web.Response(status=206, body=data),
         lambda data: web.Response(
             status=206, body=data[1:], headers={"Content-Range": f"bytes 1-{len(data) - 1}/*"}
@@ -194,6 +219,72 @@ async def test_a_replica_that_breaks_off_is_replaced_at_that_byte(tmp_path, upst
         assert (await mirror.get(place)).body == odd.data
     seen = next(each for each in upstream.seen if each.kind == "blob")
     assert seen.headers["Range"] == f"bytes={len(odd.data) - 100_000}-"
+
+
+class Endless(Odd):
+    """A replica that sends zeros in place of blobs; ``sent`` counts their bytes."""
+
+    size: int | None = None
+    sent = 0
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/healthz" or request.method == "HEAD":
+            return await super()._handle(request)
+        self.asked += 1
+        response = web.StreamResponse()
+        response.content_length = self.size
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while self.sent < 512 * MIB:
+                await response.write(bytes(MIB))
+                self.sent += MIB
+        return response
+
+
+@pytest.mark.parametrize("size", [None, 1 << 40])
+async def test_a_replica_that_sends_more_than_the_largest_blob_is_replaced(
+    tmp_path, upstream, size
+):
+    """Without a limit, a replica could evict everything with one blob."""
+    endless = Endless(_whole)
+    endless.size = size
+    limits = {"max_blob_size": "4MiB"}
+    async with beside(endless, tmp_path, upstream, fetch=limits) as (odd, mirror):
+        place = led_by(odd, mirror, upstream, MIB)
+        if size is None:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await mirror.get(place)
+        assert (await mirror.get(place)).body == odd.data
+    assert odd.asked == 1
+    assert endless.sent < 256 * MIB  # buffers of a busy machine
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("headers", [False, True])
+async def test_a_replica_that_lives_but_sends_next_to_nothing_is_replaced(
+    tmp_path, upstream, headers
+):
+    class Trickling(Odd):
+        async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+            if request.path == "/healthz" or request.method == "HEAD":
+                return await super()._handle(request)
+            if not headers:
+                await self.held.wait()
+            response = web.StreamResponse()
+            response.content_length = len(self.data)
+            await response.prepare(request)
+            with contextlib.suppress(ConnectionError):
+                for each in self.data:
+                    await response.write(bytes([each]))
+                    await asyncio.sleep(1)
+            return response
+
+    async with beside(Trickling(_whole), tmp_path, upstream) as (odd, mirror):
+        odd.held.clear()
+        async with limit():
+            assert (await mirror.get(led_by(odd, mirror, upstream, MIB))).body == odd.data
+        odd.held.set()
+    assert upstream.count("blob", "GET") == 1
 
 
 async def test_a_replica_that_is_slow_but_lives_is_waited_for(tmp_path, upstream):

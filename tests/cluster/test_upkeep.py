@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mirror.cluster import check_installed
-from mirror.cluster.upkeep import names
+from mirror.cluster.upkeep import names, verify
 from mirror.cluster.uploads import path_of
 from mirror.config.cluster import ClusterConfig
 from mirror.oci.digest import Digest
@@ -222,6 +222,16 @@ def test_damaged_objects_are_found_and_removed(tmp_path, shared):
     assert told["damaged"] == [{"kind": "blobs", "digest": str(KEYS[1].digest)}]
     assert not damaged.exists()
     assert command(tmp_path, "verify", "--cluster").returncode == 0
+
+
+async def test_objects_that_no_mirror_wrote_are_not_verified(shared):
+    odd = ("blobs/README", "blobs/sha256/x", "blobs/a/b/c/d/e", f"blobs/{path_of(KEYS[0])}")
+    for path in odd:
+        place(shared, path, b"?")
+    ignored = list[int]().append
+    found = await verify(ClusterConfig(objects=f"file://{shared}"), ignored, ignored)
+    assert (found.objects, found.damaged) == (4, [])
+    assert set(odd) <= set(files(shared))
 
 
 @pytest.mark.long

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from mirror.cluster.blocks import StatePlace
+from mirror.cluster.leases import Leases
 from mirror.cluster.secret import Secret
-from mirror.cluster.state import opened_state
+from mirror.cluster.state import PREFIX, StateDownError, opened_state
 from mirror.cluster.values import SharedCaches, Tokens
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
@@ -103,12 +105,91 @@ async def test_a_value_that_no_replica_has_signed_counts_for_nothing(state):
     assert await own.freshness.lookup("docker.io app other") is None
 
 
+@pytest.mark.parametrize("kind", ["freshness", "refusals"])
+async def test_a_value_that_has_expired_does_not_come_back(state, kind):
+    """Who can write to Redis could otherwise make a tag mean what it once meant."""
+    own, name = SharedCaches.of(state, Secret(SECRET.encode()), MemoryTags()), "docker.io app 1"
+    values = getattr(own, kind)
+    value = DESCRIPTOR if kind == "freshness" else "404 no such thing"
+    await values.put(name, value, 60)
+    said, _ = await state.lookup(values._key(name)) or (b"", 0)
+    await state.put(values._key(name), said, 86_400)
+    _, left = await values.lookup(name) or (None, 0)
+    assert 0 < left <= 60
+    await values.put(name, value, 0.05)
+    said = await state._cache.client.get(f"{PREFIX}:{values._key(name)}")
+    await asyncio.sleep(0.06)
+    await state.put(values._key(name), said, 86_400)
+    assert await values.lookup(name) is None
+
+
+class NoRedis:
+    """A server that answers everything but a greeting with ``answer``."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self.asked = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while count := (await reader.readline())[1:]:
+            words = []
+            for _ in range(int(count)):
+                length = int((await reader.readline())[1:])
+                words.append((await reader.readexactly(length + 2))[:-2])
+            greeting = words[0].upper() in {b"PING", b"CLIENT", b"SELECT", b"HELLO"}
+            self.asked += not greeting
+            writer.write(b"+OK\r\n" if greeting else self._answer)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b":5\r\n",
+        b":-1\r\n",
+        b":100000000000\r\n",
+        b"$-1\r\n",
+        b"*0\r\n",
+        b"*2\r\n:1\r\n:1\r\n",
+        b"*2\r\n*1\r\n:1\r\n:50000\r\n",
+        b"*2\r\n$2\r\n\xff\xff\r\n:9223372036854775807\r\n",
+        b"$nonsense\r\n",
+        b"*1\r\n" * 5000,
+    ],
+)
+async def test_what_is_no_answer_of_redis_changes_nothing(tmp_path, upstream, caplog, answer):
+    """A mirror starts and serves all the same."""
+    content, liar = image(random_bytes(200_000)), NoRedis(answer)
+    upstream.add_image("library/app", content, "latest")
+    async with await asyncio.start_server(liar.handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        state = f"redis://127.0.0.1:{port}/0"
+        async with replicas(tmp_path, upstream, 1, state=state, state_timeout="400ms") as cluster:
+            places = (TAG, f"/v2/library/app/blobs/{content.digests[-1]}", NAMES, NONE)
+            answers = [await cluster.mirrors[0].get(place) for place in places]
+    assert [each.status for each in answers] == [200, 200, 200, 404]
+    assert liar.asked
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_huge_value_in_redis_is_not_read(state):
+    client, own = state._cache.client, SharedCaches.of(state, Secret(SECRET.encode()), MemoryTags())
+    digest = Digest.of(b"")
+    for name in ("refusal:name", f"lease:{digest}", "blocks"):
+        await client.set(f"{PREFIX}:{name}", bytes(20 << 20))
+    assert await own.refusals.lookup("name") is None
+    assert await StatePlace(state).read() == ""
+    assert "cmdstat_get" not in await client.info("commandstats")
+    with pytest.raises(StateDownError):
+        await Leases(state, "http://own", Secret(SECRET.encode())).take(digest)
+
+
 async def test_a_value_of_another_form_counts_for_nothing(state):
     own = SharedCaches.of(state, Secret(SECRET.encode()), MemoryTags())
     await own.refusals.put("name", "404 no such thing", 60)
     assert (await own.refusals.lookup("name") or ("",))[0] == "404 no such thing"
     for body in (b"", b"[]", b"{}", b'{"mediaType": 1, "digest": "x", "size": 2}', b"\xff"):
-        signed = own.freshness._protected("name", body)
+        signed = own.freshness._protected("name", b"%d " % (time.time() + 60) + body)
         await state.put("tag:name", signed, 60)
         assert await own.freshness.lookup("name") is None
 

@@ -24,6 +24,19 @@ MANIFEST = "/v2/library/app/manifests/1"
 SIZE = len(APP.manifest)
 
 
+#: Of a replica whose start is no time.
+TOTAL = {"results": {}, "served_bytes": 0, "upstream_bytes": 0}
+LATE = json.dumps(
+    {
+        "cache": {"bytes": 0, "max_bytes": 0, "objects": 0},
+        "running": {"version": "1", "started": "9999-12-31T23:59:59-23:59"},
+        "total": TOTAL,
+        "today": TOTAL,
+        "problems": [],
+    }
+).encode()
+
+
 def config_of(directory, upstream, number: int, peers: list[str]):
     """The configuration for commands of a replica."""
     secret = str(directory / "secret")
@@ -145,6 +158,7 @@ async def test_a_replica_that_hangs_does_not_hold_the_page_and_comes_back(tmp_pa
     [
         (b"[]", 200, "has another version, or is no mirror"),
         (b'{"running": {"version": 1}}', 200, "has another version, or is no mirror"),
+        (LATE, 200, "has another version, or is no mirror"),
         (b"{" + b" " * 2_000_000, 200, "answers no JSON object"),
         (b'{"errors": [{"message": "the cache cannot be read"}]}', 503, "the cache cannot be read"),
         (b'{"errors": 5}', 500, "answers 500"),

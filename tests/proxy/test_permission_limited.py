@@ -325,5 +325,8 @@ async def test_what_is_blocked_is_not_had_however_it_is_written(
         for body in (b"", b"x"):
             assert await said(blocking, trust, f"{method} {target}", body=body) in {400, 403, 404}
     assert got_through(registry) == []
+    # Blocks of another registry do not decide about this one.
+    await said(blocking, trust, f"HEAD {target}", "OCI-Namespace: docker.io")
+    assert got_through(registry) == []
     assert await said(blocking, trust, f"HEAD /v2/team/app/{MANIFEST}") == 202
     assert await said(blocking, trust, f"POST {START}") == 202

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeRegistry, image, random_bytes
-from tests.fakes.content import OCI_INDEX, index
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, index
 from tests.running import Answer, Mirror, running
 from tests.waiting import limit
 
@@ -120,6 +120,34 @@ async def test_an_image_has_its_layers_and_says_which_are_shared(mirror, hub):
     assert "docker pull m.lan:5000/docker.io/library/app:1" in text
     assert "300 KiB team/tool:1" in text
     assert "20 KiB this image only" in text
+
+
+async def test_texts_of_an_image_that_harm_a_terminal_or_are_no_text_are_not_shown(
+    mirror, upstream
+):
+    """Everybody can publish an image; one of them ended the page of all images, and `mirror ls`."""
+    config = {"os": "\x1b]0;title\x07", "architecture": "\ud800", "variant": "v\n8"}
+    data = json.dumps(config).encode()
+    manifest = json.loads(image(b"layer").manifest)
+    manifest["config"] |= {"digest": upstream.add_blob(data), "size": len(data)}
+    manifest["layers"][0]["mediaType"] += "\ud800\x1b[31m"
+    manifest["annotations"] = {"org.opencontainers.image.title": "\ud800\x1b[31m"}
+    body = json.dumps(manifest).encode()
+    upstream.add_manifest("library/app", body, OCI_MANIFEST, "1")
+    entry = {"mediaType": OCI_MANIFEST, "digest": digest_of(body), "size": len(body)}
+    entries = [{**entry, "platform": config}]
+    table = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    upstream.add_manifest("library/app", table, OCI_INDEX, "2")
+    for place in ("manifests/1", "manifests/2", f"blobs/{manifest['config']['digest']}"):
+        assert (await mirror.get(f"/v2/library/app/{place}")).status == 200
+    async with limit():
+        while len((await api(mirror, "images"))["images"]) < 2:
+            await asyncio.sleep(0.05)
+    for name in ("1", "2"):
+        page = await mirror.get(f"/image?name=docker.io/library/app:{name}", Accept=BROWSER)
+        assert page.status == 200
+        assert b"\x1b" not in page.body
+    assert (await mirror.get("/images", Accept=BROWSER)).status == 200
 
 
 async def test_what_is_not_cached_is_not_found(mirror, hub):

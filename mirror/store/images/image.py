@@ -12,7 +12,7 @@ from typing import Final
 
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
-from mirror.oci.manifest import NotAManifest, index_entries, references
+from mirror.oci.manifest import PLATFORM_FIELDS, NotAManifest, index_entries, references, shown
 from mirror.store.local.entry import Held
 from mirror.store.local.layout import PRIVATE_MANIFESTS, ObjectKey
 
@@ -81,10 +81,10 @@ def platform_of(config: Held) -> str:
         return ""
     try:
         fields = json.loads(config.path.read_bytes())
-        words = [fields.get(name) for name in ("os", "architecture", "variant")]
+        words = [shown(fields.get(name)) for name in PLATFORM_FIELDS]
     except (OSError, ValueError, RecursionError, AttributeError):
         return ""
-    return "/".join(word for word in words if isinstance(word, str) and word)
+    return "/".join(filter(None, words))
 
 
 @dataclass(frozen=True, slots=True)
