@@ -13,7 +13,7 @@ from yarl import URL
 from mirror.api.client_credentials import ClientCredentials
 from mirror.api.parts import Parts, wanted_ranges
 from mirror.descriptor import FileRange
-from mirror.http.body import answer_with, stream
+from mirror.http.body import answer_with, delimit, stream
 from mirror.http.exchange import EXCHANGE, CacheableResponse, Exchange
 from mirror.http.response_cache import SMALL_FILE_BYTES
 from mirror.http.responses import API_VERSION, cache_status, digest_fields, not_modified
@@ -195,6 +195,8 @@ class RegistryHandler:
             head = await self.blobs.head(target, digest)
             exchange.set_outcome(head.outcome, private=head.private)
             fields = _fields(request, digest, cache_status(head.outcome))
+            if not_modified(request, digest):
+                return web.Response(status=304, headers=fields)
             return _blob_response(200, fields, head.size)
         redirect = await self._redirect(request, target, digest)
         if redirect is not None:
@@ -245,8 +247,7 @@ class RegistryHandler:
         ranges = () if size is None else wanted_ranges(request, digest, size)
         if size is None or not ranges:
             response = _blob_response(200, fields, size)
-            if size is None:
-                response.enable_chunked_encoding()
+            delimit(request, response, size)
             body = content.pieces(0, None)
         elif len(ranges) > 1:
             parts = Parts(ranges, size)
@@ -291,9 +292,7 @@ class RegistryHandler:
             response = web.StreamResponse(
                 headers=_listing_fields(request, answer, "application/json")
             )
-            response.content_length = large.size
-            if large.size is None:
-                response.enable_chunked_encoding()
+            delimit(request, response, large.size)
             await stream(request, response, large.pieces, self.sender)
             return response
 
@@ -327,8 +326,13 @@ def _fields(request: web.BaseRequest, digest: Digest, status: str) -> dict[str, 
     fields = {**API_VERSION, **digest_fields(digest), "Cache-Status": status}
     if request[EXCHANGE].private:
         fields |= _FOR_ONE_CLIENT
+    return fields | _echo(request)
+
+
+def _echo(request: web.BaseRequest) -> dict[str, str]:
+    """The field that tells a client that its ``ns`` was understood."""
     namespace = _namespace(request)
-    return fields | {"OCI-Namespace": namespace} if namespace else fields
+    return {"OCI-Namespace": namespace} if namespace else {}
 
 
 def _blob_response(status: int, fields: dict[str, str], length: int | None) -> web.StreamResponse:
@@ -363,6 +367,7 @@ def _listing_fields(
         **API_VERSION,
         "Content-Type": media_type,
         "Cache-Status": cache_status(answer.outcome, detail=answer.detail),
+        **_echo(request),
     }
     if answer.private:
         headers |= _FOR_ONE_CLIENT

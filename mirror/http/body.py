@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from mirror.descriptor import FileRange
 from mirror.http.exchange import EXCHANGE, Exchange
@@ -19,6 +19,18 @@ from mirror.shares import SMALL_BYTES
 
 _COPY_BYTES: Final = 256 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger {l_onoff, l_linger}
+
+
+def delimit(request: web.BaseRequest, response: web.StreamResponse, size: int | None) -> None:
+    """Mark the end of a body of ``size`` bytes, None if the size is unknown.
+
+    HTTP/1.0, which nginx speaks by default, knows no chunks: the end of the connection is the end.
+    """
+    response.content_length = size
+    if size is None and request.version >= HttpVersion11:
+        response.enable_chunked_encoding()
+    elif size is None:
+        response.force_close()
 
 
 async def stream(

@@ -68,10 +68,14 @@ def digest_fields(digest: Digest) -> dict[str, str]:
 
 
 def not_modified(request: web.BaseRequest, digest: Digest) -> bool:
-    """Whether If-None-Match names this content (RFC 9110, 13.1.2)."""
-    matches = request.headers.get("If-None-Match", "")
+    """Whether If-None-Match names this content (RFC 9110, 13.1.2).
+
+    A bare digest counts too, as it does for Docker's registry: scripts send what
+    Docker-Content-Digest says.
+    """
+    matches = ",".join(request.headers.getall("If-None-Match", []))
     tags = {tag.strip().removeprefix("W/") for tag in matches.split(",")}
-    return "*" in tags or f'"{digest}"' in tags
+    return not tags.isdisjoint({"*", f'"{digest}"', str(digest)})
 
 
 def error_of(error: Exception, kind: str) -> OciError:

@@ -101,6 +101,9 @@ def parse_endpoint(method: str, raw_path: str) -> Endpoint:
     Raises:
         OciError: the request does not read from the registry API, or is malformed.
     """
+    if method == "CONNECT":
+        text = "this port is no proxy: HTTPS_PROXY is the address in [proxy] listen of the mirror"
+        raise OciError(ErrorCode.UNSUPPORTED, text, headers={"Allow": "GET, HEAD"})
     if method not in _READING:
         raise OciError(
             ErrorCode.UNSUPPORTED,
@@ -167,7 +170,7 @@ def _content(prefix: str, name: str, verb: str, last: str) -> Content:
             return ReferrersEndpoint(prefix, _parse_name(name), Digest.parse(last))
         case "tags", "list":
             return TagsEndpoint(prefix, _parse_name(name))
-        case "", "_catalog":
+        case _, "_catalog":
             offer = "a mirror does not know what a registry holds; ask the registry itself"
         case _:
             offer = "below /v2/ a mirror serves manifests, blobs, tags/list and referrers only"

@@ -21,6 +21,7 @@ _MAX_ACCEPT_ITEMS: Final = 64
 _REMEMBERED_ACCEPTS: Final = 256
 _ZERO: Final = re.compile(r"0+(?:\.0*)?")
 
+INDEX_TYPES: Final = (OCI_INDEX, DOCKER_LIST)
 #: The current types of images; a client that accepts all four gets any manifest.
 CURRENT_TYPES: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST)
 MANIFEST_TYPES: Final = (*CURRENT_TYPES, OCI_ARTIFACT)

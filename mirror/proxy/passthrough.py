@@ -16,10 +16,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from mirror.http.body import reset
+from mirror.http.body import delimit, reset
 from mirror.http.exchange import EXCHANGE
 from mirror.http.sendfile import Sender
 from mirror.oci.challenge import parse_challenges
@@ -130,10 +130,7 @@ def _response(request: web.BaseRequest, answer: PassedAnswer) -> web.StreamRespo
     if length.isascii() and length.isdigit():
         response.content_length = int(length)
     elif request.method != hdrs.METH_HEAD and answer.status not in _BODILESS:
-        if request.version >= HttpVersion11:
-            response.enable_chunked_encoding()
-        else:
-            response.force_close()
+        delimit(request, response, None)
     return response
 
 

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Schema1Unsupported
-from mirror.oci.media_types import MANIFEST_TYPES, accepts, is_schema1, narrow_accept
+from mirror.oci.media_types import INDEX_TYPES, MANIFEST_TYPES, accepts, is_schema1, narrow_accept
 from mirror.oci.reference import Tag
 from mirror.pull.manifest_source import ManifestSource, Wanted, described
 from mirror.pull.outcome import Outcome
@@ -175,7 +175,8 @@ class ManifestPulls:
     async def _resolve(self, wanted: Wanted, tag: Tag) -> Resolution:
         for each in dict.fromkeys((wanted, wanted.wide)):
             fresh = await self._freshness.entry(each.name(tag))
-            if fresh is not None and accepts(wanted.narrow, fresh[0].media_type):
+            # What upstream has sent for this very Accept header needs no check.
+            if fresh and (each == wanted or accepts(wanted.narrow, fresh[0].media_type)):
                 descriptor, until = fresh
                 return Resolution(descriptor, Outcome.HIT, until=until)
         resolution, led = await self._asked(
@@ -219,9 +220,10 @@ class ManifestPulls:
     async def _confirmed(self, wanted: Wanted, tag: Tag, descriptor: Descriptor) -> None:
         """Record what upstream has just said about a tag."""
         self._source.registry(wanted.target).log.caught_up()
-        await self._freshness.put(wanted.name(tag), descriptor)
         link = Link(descriptor, self._clock())
-        await self._source.write_down(self._tags.put(wanted.record(tag), link))
+        for each in (wanted, wanted.wide) if _is_unconverted(wanted, descriptor) else (wanted,):
+            await self._freshness.put(each.name(tag), descriptor)
+            await self._source.write_down(self._tags.put(each.record(tag), link))
 
     async def _known(self, wanted: Wanted, tag: Tag) -> Link | None:
         """The last known link of a tag, for this Accept header or else for unrestricted clients.
@@ -283,3 +285,14 @@ class ManifestPulls:
         if led:
             await self._refusals.found(question)
         return answer, led
+
+
+def _is_unconverted(wanted: Wanted, descriptor: Descriptor) -> bool:
+    """Whether a client that accepts all types would have got the same from upstream.
+
+    A registry that converts sends a client an image in place of an index, of a type it accepts.
+    """
+    media_type = descriptor.media_type
+    if not wanted.narrow:
+        return False  # it is that client
+    return media_type in INDEX_TYPES or not accepts(wanted.narrow, media_type)

@@ -7,6 +7,7 @@ store, freshness and requests.  :class:`PrivateAccess` decides which one answers
 from dataclasses import dataclass, replace
 
 from mirror.oci.digest import Digest
+from mirror.oci.media_types import narrow_accept
 from mirror.oci.reference import Tag
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls
 from mirror.pull.listings import ListingAnswer, ListingPulls
@@ -82,7 +83,7 @@ class AuthorizedManifests:
 
         return await self.access.admitted(
             target,
-            Resource("manifest", reference),
+            Resource("manifest", reference, narrow=narrow_accept(accept)),
             lambda open_to: self.public.get(open_to, reference, accept),
             private,
         )
@@ -99,7 +100,7 @@ class AuthorizedManifests:
 
         return await self.access.admitted(
             target,
-            Resource("manifest", reference),
+            Resource("manifest", reference, narrow=narrow_accept(accept)),
             lambda open_to: self.public.head(open_to, reference, accept),
             private,
         )

@@ -43,11 +43,15 @@ _NOT_FOR_ALL: Final = (RefusedError, NotFoundError, RateLimitedError)
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A requested resource: a ``blob``, a ``manifest``, or a page of ``tags`` or ``referrers``."""
+    """A requested resource: a ``blob``, a ``manifest``, or a page of ``tags`` or ``referrers``.
+
+    ``narrow``: see :class:`manifest_source.Wanted`; upstream has no such manifest for some clients.
+    """
 
     kind: str
     reference: str | Digest = ""
     query: str = ""
+    narrow: str = ""
 
     @property
     def linked(self) -> bool:
@@ -61,7 +65,8 @@ class Resource:
             UpstreamError: upstream refuses the resource, or fails.
         """
         if self.kind == "manifest":
-            await registry.confirm_manifest(repository, str(self.reference), ACCEPT_MANIFESTS)
+            accept = self.narrow or ACCEPT_MANIFESTS
+            await registry.confirm_manifest(repository, str(self.reference), accept)
         elif not isinstance(self.reference, Digest):
             await registry.tags(repository, self.query)
         elif self.kind == "blob":
@@ -196,7 +201,8 @@ class PrivateAccess:
             UpstreamError: upstream refuses the resource to this client, or fails.
         """
         reference = str(thing.reference)
-        question = Question(target, thing.kind, reference, reference)
+        rest = f"{reference} {thing.narrow}".rstrip()
+        question = Question(target, thing.kind, rest, reference)
         await self._refusals.check(question)
         try:
             await thing.confirm(self._registry(target), target.repository)

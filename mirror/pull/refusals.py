@@ -147,7 +147,12 @@ class Refusals(RecentRefusals):
         known = await self._negatives.lookup(question.name) is not None
         await super().note(question, error)
         if isinstance(error, NotFoundError) and not known:
-            await self._missing.put(question.missing, Page(None, {}, self._clock()))
+            missing = Page(None, {}, self._clock())
+            await self._missing.put(question.missing, missing)
+            # A registry that has no referrers of one kind says so in a list: this one has no API.
+            general = replace(question, rest=question.general).missing
+            if question.kind == "referrers" and await self._missing.lookup(general) is None:
+                await self._missing.put(general, missing)
 
     async def _repeat(self, question: Question, error: UpstreamError | FullError) -> None:
         for name in question.all_missing:

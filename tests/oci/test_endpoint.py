@@ -194,9 +194,12 @@ def test_what_the_spec_does_not_know_is_not_found(path: str):
     assert refusal(path) == (404, "UNSUPPORTED")
 
 
-def test_the_catalogue_is_not_kept_here():
+@pytest.mark.parametrize(
+    "path", ["/v2/_catalog", "/v2/docker.io/_catalog", "/docker.io/v2/_catalog"]
+)
+def test_the_catalogue_is_not_kept_here(path: str):
     with pytest.raises(OciError, match="ask the registry itself") as refused:
-        parse_endpoint("GET", "/v2/_catalog")
+        parse_endpoint("GET", path)
     assert (refused.value.status, refused.value.code) == (404, "UNSUPPORTED")
 
 
@@ -263,3 +266,9 @@ def test_what_has_another_spelling_is_no_upload(path: str):
 @given(ENDPOINTS)
 def test_what_is_pulled_is_passed_on_as_the_same(endpoint: Endpoint):
     assert parse_passed(written(endpoint)) == endpoint
+
+
+def test_a_client_that_takes_this_port_for_that_of_the_proxy_is_told_so():
+    with pytest.raises(OciError, match="this port is no proxy") as refused:
+        parse_endpoint("CONNECT", "registry-1.docker.io:443")
+    assert (refused.value.status, refused.value.code) == (405, "UNSUPPORTED")

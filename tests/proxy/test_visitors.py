@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.fakes import FakeRegistry, image, random_bytes
-from tests.fakes.content import digest_of
+from tests.fakes.content import DOCKER_MANIFEST, digest_of
 from tests.fakes.office import EVERYBODY, Office, basic
 from tests.running import Answer, Mirror, running
 from tests.upstream.test_auth import serving
@@ -168,3 +168,28 @@ async def test_what_others_may_not_see_is_not_missing_for_a_client_with_access(t
     async with running(tmp_path / "cache", upstreams, proxy=proxy, tags=tags) as mirror:
         assert await pull(mirror, office, TEAM, token(office, ANN, TEAM)) == [502] * 4
     await office.registry.start()
+
+
+@pytest.mark.parametrize("who", [None, ANN])
+async def test_what_upstream_lacks_for_a_picky_client_makes_nothing_private(
+    tmp_path, upstream, who
+):
+    """What is private is kept apart, and is not there offline after a restart."""
+    content = image(b"layer")
+    upstream.add_image(OPEN, content, "1")
+    where = f"{OPEN}/manifests/1"
+    upstreams, tags = {NAME: upstream.url}, {"negative_max_age": "0s"}
+    options = {"proxy": {"listen": "127.0.0.1:0"}, "tags": tags}
+    async with running(tmp_path, upstreams, **options) as mirror:
+        url = f"http://{NAME}/v2/{where}"
+        headers = {"Accept": DOCKER_MANIFEST} | ({} if who is None else {"Authorization": who})
+        asking = mirror.session.get(url, headers=headers, proxy=mirror.proxy)
+        async with asking as picky:
+            assert picky.status == 404
+        for path in (where, *(f"{OPEN}/blobs/{each}" for each in content.digests)):
+            assert (await ask(mirror, path, who)).status == 200
+    await upstream.stop()
+    async with running(tmp_path, upstreams, **options) as mirror:
+        for path in (where, *(f"{OPEN}/blobs/{each}" for each in content.digests)):
+            assert (await ask(mirror, path, None)).status == 200
+    await upstream.start()

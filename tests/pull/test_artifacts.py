@@ -315,6 +315,27 @@ async def test_what_upstream_lacked_stays_missing_while_it_cannot_answer_also_af
         await upstream.start()
 
 
+async def test_no_referrers_api_for_one_kind_is_none_for_all_kinds(tmp_path, upstream):
+    """notation asks for signatures, Docker for attestations, oras for everything."""
+    upstream.referrers_api = False
+    where, other = (
+        f"/v2/{REPO}/referrers/sha256:{'1' * 64}",
+        f"/v2/{REPO}/referrers/sha256:{'2' * 64}",
+    )
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        assert (await mirror.get(f"{where}?artifactType={SIGNATURE}")).status == 404
+        upstream.referrers_api = True
+        assert (await mirror.get(other)).status == 200
+        upstream.faults.append(Fault(kind="referrers", status=400))
+        assert (await mirror.get(f"{other}?artifactType=no.type")).status == 404
+    await upstream.stop()
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        for query in ("", f"?artifactType={SBOM}", f"?artifactType={SIGNATURE}"):
+            assert (await mirror.get(where + query)).status == 404
+        assert (await mirror.get(other)).status == 200, "a refused filter is no word on the list"
+    await upstream.start()
+
+
 async def test_a_404_of_long_ago_does_not_count_while_upstream_cannot_answer(tmp_path, upstream):
     tags = {**SHORT, "stale_if_error": "1ms"}
     async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:

@@ -9,9 +9,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.running import Answer, eventually, running
+from tests.waiting import limit
 
 pytestmark = [pytest.mark.slow]
 
@@ -172,8 +174,16 @@ async def test_several_ranges_come_as_parts_of_one_body(mirror, upstream):
 
 async def test_a_conditional_request_is_304(mirror, upstream):
     digest = upstream.add_blob(b"content")
-    answer = await mirror.get(path(digest), If_None_Match=f'"{digest}"')
-    assert (answer.status, answer.body) == (304, b"")
+    other = f'"{digest[:-1]}"'
+    for method in ("GET", "HEAD"):
+        for known in (f'"{digest}"', f'W/"{digest}"', f'{other}, "{digest}"', digest, "*"):
+            answer = await mirror.get(path(digest), method, If_None_Match=known)
+            assert (answer.status, answer.body) == (304, b""), (method, known)
+        assert (await mirror.get(path(digest), method, If_None_Match=other)).status == 200
+        fields = [("If-None-Match", other), ("If-None-Match", f'"{digest}"')]
+        url = URL(mirror.url + path(digest))
+        async with mirror.session.request(method, url, headers=fields) as several:
+            assert several.status == 304
 
 
 async def test_head_asks_upstream_for_a_blob_that_nobody_has_pulled(mirror, upstream):
@@ -343,3 +353,31 @@ async def test_the_cache_never_outgrows_its_limit_and_the_hot_blob_never_misses(
     assert figures["mirror_evictions_total"] == 33
     assert figures["mirror_evicted_bytes_total"] == 33 * size
     assert figures["mirror_cache_bytes"] == 8 * size
+
+
+async def test_a_blob_of_unknown_size_reaches_a_client_of_http_1_0(mirror, upstream):
+    """Such as nginx, which asks in HTTP/1.0 by default; a broken body never ends cleanly."""
+    whole, broken = random_bytes(MIB), random_bytes(MIB, 1)
+    digest = upstream.add_blob(whole)
+    upstream.faults.append(Fault(unknown_length=True))
+    head, body = await _asked_by_http_1_0(mirror, path(digest))
+    assert head.startswith(b"HTTP/1.0 200 ")
+    assert b"chunked" not in head.lower()
+    assert body == whole
+    digest = upstream.add_blob(broken)
+    upstream.faults.append(Fault(unknown_length=True, flip=5))
+    with pytest.raises(ConnectionResetError):
+        await _asked_by_http_1_0(mirror, path(digest))
+
+
+async def _asked_by_http_1_0(mirror, target: str) -> tuple[bytes, bytes]:
+    """Ask as a client that reads to the end of the connection; its head and body."""
+    url = URL(mirror.url)
+    async with limit():
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        try:
+            writer.write(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            return head, body
+        finally:
+            writer.close()

@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from aiohttp import web
 
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from tests.fakes import FakeRegistry, Fault, image
@@ -280,6 +281,12 @@ async def test_two_upstreams_at_once_do_not_mix(tmp_path):
             assert by_host.body == theirs.manifest
             with_ns = await mirror.get("/v2/dotnet/app/manifests/1?ns=mcr.microsoft.com")
             assert with_ns.headers["OCI-Namespace"] == "mcr.microsoft.com"
+            for listing in ("tags/list", f"referrers/{theirs.digest}"):
+                listed = await mirror.get(f"/v2/dotnet/app/{listing}?ns=mcr.microsoft.com")
+                assert (listed.status, listed.headers["OCI-Namespace"]) == (
+                    200,
+                    "mcr.microsoft.com",
+                )
             named = {"OCI_Namespace": "mcr.microsoft.com"}
             by_field = await mirror.get("/v2/dotnet/app/manifests/1", **named)
             assert by_field.body == theirs.manifest
@@ -351,3 +358,30 @@ async def test_100_accept_fields_are_as_good_as_none(mirror, upstream):
         ) as answer:
             assert answer.status == 200
     assert {seen.headers["Accept"] for seen in upstream.seen} == {ACCEPT_MANIFESTS}
+
+
+#: Watchtower's: without the type of an OCI image.
+WATCHTOWER = f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_INDEX}"
+
+
+@pytest.mark.parametrize("indexed", [False, True], ids=["image", "index"])
+async def test_what_a_picky_client_has_asked_for_is_fresh_and_there_for_all_offline(
+    tmp_path, upstream, app, indexed
+):
+    """Many registries send what they have, of whatever type, as Docker Hub does."""
+    body = index(app) if indexed else app.manifest
+    kind = OCI_INDEX if indexed else OCI_MANIFEST
+    upstream.guard = lambda *_: web.Response(body=body, content_type=kind)
+    async with running(tmp_path, {HUB: upstream.url}, tags={"max_age": "1h"}) as mirror:
+        for _ in range(3):
+            answer = await mirror.get(path("latest"), "HEAD", Accept=WATCHTOWER)
+            assert (answer.status, answer.headers["Content-Type"]) == (200, kind)
+        assert upstream.count("manifest") == 2, "a HEAD for the tag, a GET of its manifest"
+        assert (await mirror.get(path("latest"))).body == body
+        assert upstream.count("manifest") == 2
+    await upstream.stop()
+    async with running(tmp_path, {HUB: upstream.url}) as mirror:
+        for accept in ("*/*", WATCHTOWER):
+            answer = await mirror.get(path("latest"), Accept=accept)
+            assert (answer.status, answer.body) == (200, body)
+    await upstream.start()
