@@ -16,7 +16,9 @@ _END: Final = r"(?=[\s,]|\Z)"
 _SCHEME: Final = re.compile(rf"[\s,]*({_WORD}){_END}", re.ASCII)
 _TOKEN68: Final = re.compile(r"\s+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|\Z))", re.ASCII)
 _PARAMETER: Final = re.compile(
-    rf'[\s,]*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD})){_END}', re.ASCII | re.DOTALL
+    # Without quotes, some registries write an address, which is no word of the grammar.
+    rf'[\s,]*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+)){_END}',
+    re.ASCII | re.DOTALL,
 )
 _MAX_CHALLENGES: Final = 16
 _MAX_PARAMETERS: Final = 32  # of one challenge

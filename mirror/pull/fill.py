@@ -41,13 +41,18 @@ from mirror.store.interface import (
 )
 from mirror.upstream.errors import (
     NonsenseError,
+    NotFoundError,
     RangeRefusedError,
+    RefusedError,
+    RejectedError,
     UnavailableError,
     UpstreamError,
 )
 
 _log = logging.getLogger(__name__)
 _STORED: Final = frozenset({"stored", "resumed"})
+#: Answers to a request for the rest of a blob; upstream may still send all of it.
+_NO_RANGE: Final = (NonsenseError, NotFoundError, RefusedError, RejectedError)
 _OTHER_SIZE: Final = "now gives the blob another size"
 
 
@@ -291,10 +296,12 @@ class Fill:
         """Complete the partial file and verify it."""
         backoff = Backoff(partial.length)
         inherited = partial.length > 0  # from an unknown address of the upstream
+        ranged = True  # upstream can continue at a byte
         while not (partial.length and partial.verified()):
             opened = False
             try:
-                async with self.feed.spread(self.digest, partial.length, self._arrived) as stream:
+                start = partial.length if ranged else 0
+                async with self.feed.spread(self.digest, start, self._arrived) as stream:
                     opened = True
                     await self._begin(stream, partial)
                     await self._copy(stream, partial)
@@ -302,10 +309,13 @@ class Fill:
                 return
             except RangeRefusedError:
                 # The file left on disk does not fit the blob; no client has read from it yet.
-                if self.reader.state is not State.ASKING or not partial.length:
+                if self.reader.state is State.ASKING and partial.length:
+                    _log.debug("%s: upstream refuses to resume; starting over", self.digest)
+                    await self._restart(partial)
+                elif not start:
                     raise
-                _log.debug("%s: upstream refuses to resume; starting over", self.digest)
-                await self._restart(partial)
+                else:
+                    ranged = False
             except DigestMismatchError as error:
                 other = await self.feed.blame(self.digest)
                 if self.reader.visible or not (other or inherited):
@@ -314,6 +324,10 @@ class Fill:
                 inherited = False
                 await self._restart(partial)
             except UpstreamError as error:
+                if start == partial.length > 0 and self._answered and isinstance(error, _NO_RANGE):
+                    _log.debug("%s; asking for the whole blob", error)
+                    ranged = False
+                    continue
                 fruitless = partial.length == backoff.reached
                 if opened and (fruitless or isinstance(error, NonsenseError)):
                     self.source.registry.blame(self.digest)

@@ -26,7 +26,7 @@ from mirror.pull.singleflight import SingleFlight
 from mirror.shares import FullError
 from mirror.store.interface import Link, Manifest, TagStore
 from mirror.ttl_cache import TtlCache
-from mirror.upstream.errors import NotFoundError, UnavailableError, UpstreamError
+from mirror.upstream.errors import NonsenseError, NotFoundError, UnavailableError, UpstreamError
 from mirror.upstream.routing import Target
 
 V = TypeVar("V")
@@ -134,6 +134,8 @@ class ManifestPulls:
             resolution = await self._resolve(wanted, reference)
             try:
                 answer = await self._meant(wanted, reference, resolution)
+            except NonsenseError:  # GET could not serve what HEAD announces
+                raise
             except CANNOT_ANSWER as error:
                 _log.debug("cannot fetch the manifest of %s: %s", wanted.name(reference), error)
                 return resolution

@@ -8,9 +8,11 @@ import ipaddress
 import re
 import socket
 import ssl
+import string
 from functools import cache
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
@@ -118,6 +120,14 @@ def _parse(text: str) -> Address | None:
     if any(address in network for network in _EMBEDDING):
         return ipaddress.IPv4Address(int(address) & _LOW)
     return address
+
+
+def as_ascii(address: str) -> str:
+    """Return an address of a header field with what an address cannot have escaped, and no more.
+
+    A signature covers the rest byte for byte.
+    """
+    return quote(address.strip(), safe=string.punctuation, errors="surrogateescape")
 
 
 class PrivateAddressError(OSError):

@@ -251,7 +251,10 @@ class Authorization:
         return await other.settle(there, _repository(response.url), response, Tried(request.method))
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
-        usable = {challenge.scheme: challenge for challenge in challenges}
+        usable: dict[str, Challenge] = {}
+        for challenge in challenges:
+            if challenge.scheme != "bearer" or challenge.parameters.get("realm"):
+                usable.setdefault(challenge.scheme, challenge)
         if "bearer" in usable:
             return usable["bearer"]
         return usable.get("basic") if self._login.given else None

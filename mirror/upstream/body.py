@@ -7,6 +7,8 @@ from typing import Final
 import aiohttp
 
 _ZLIB_OR_GZIP: Final = zlib.MAX_WBITS + 32
+#: Other codings that servers name, such as aws-chunked, leave the bytes as they are.
+_COMPRESSED: Final = {"br", "compress", "deflate", "gzip", "x-gzip", "zstd"}
 
 
 async def read_up_to(
@@ -40,4 +42,5 @@ def uncompressed(body: bytes, limit: int) -> bytes:
 
 def is_compressed(response: aiohttp.ClientResponse) -> bool:
     """Whether the body has a Content-Encoding, so that its length is not that of the content."""
-    return response.headers.get("Content-Encoding", "identity").lower() != "identity"
+    codings = response.headers.get("Content-Encoding", "").lower().split(",")
+    return any(each.strip() in _COMPRESSED for each in codings)

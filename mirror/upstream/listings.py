@@ -2,19 +2,28 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
 from mirror.shares import Hold
+from mirror.upstream.addresses import as_ascii
 from mirror.upstream.responses import BlobStream, Listing, readable_field
 
+#: Statuses of an answer with content; 203 is that of a proxy on the way.
+CONTENT: Final = {200, 203}
 PAGES: Final = {"text/html", "application/xhtml+xml"}
 _READ_THROUGH_BYTES: Final = 1024 * 1024  # 10 ms to parse
 #: Answers that refuse the client, or this request for now, and not the whole referrers API.
 _NO_CLIENT: Final = {401, 403}
 _NOT_NOW: Final = {407, 408, 425, 429}
+#: A link (RFC 8288, 3), also without the angle brackets.
+_LINK: Final = re.compile(
+    r"""(?:<(?P<address>[^<>]*)>|(?P<bare>(?:/|https?:)[^\s<>;,]+))(?P<parameters>(?:"[^"]*"|[^",<])*)"""
+)
+_RELATION: Final = re.compile(r""";\s*rel\s*=\s*["']?([^"';]*)""", re.IGNORECASE)
 _MOST_SPACE: Final = 32  # on each side of the colon between "name" and the name
 
 
@@ -61,7 +70,7 @@ def lacks_referrers(response: aiohttp.ClientResponse, registry: URL) -> bool:
     people, is not about this client's credentials.
     """
     status = response.status
-    if status == 200:
+    if status in CONTENT:
         return False
     if status in _NO_CLIENT:
         return response.url.origin() != registry.origin()
@@ -80,15 +89,15 @@ def listing_page(
     return Listing(body, _next_query(response), filters, large, hold)
 
 
-def is_listing(body: bytes, member: str) -> bool:
-    """Whether a body is a JSON object with this member; a large body is not parsed."""
+def is_listing(body: bytes, members: Collection[str]) -> bool:
+    """Whether a body is a JSON object with one of these members; a large body is not parsed."""
     if len(body) > _READ_THROUGH_BYTES:
         return body.lstrip().startswith(b"{")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    return isinstance(document, dict) and member in document
+    return isinstance(document, dict) and any(member in document for member in members)
 
 
 def is_broken_json(body: bytes) -> bool:
@@ -101,9 +110,15 @@ def is_broken_json(body: bytes) -> bool:
 
 
 def _next_query(response: aiohttp.ClientResponse) -> str:
-    """Return the query of the next page; empty without a readable link."""
-    try:
-        following = response.links["next"]["url"] if "next" in response.links else None
-    except ValueError:
-        return ""
-    return following.raw_query_string if isinstance(following, URL) else ""
+    """Return the query of the next page, as upstream wrote it; empty without a readable link.
+
+    A link without a relation is one to the next page too: Docker's and ORAS' clients look at no
+    other field of a link.
+    """
+    for field in response.headers.getall("Link", []):
+        for link in _LINK.finditer(field):
+            relation = _RELATION.search(link["parameters"])
+            if relation is None or "next" in relation[1].lower().split():
+                query = (link["address"] or link["bare"] or "").partition("#")[0].partition("?")[2]
+                return as_ascii(query)
+    return ""

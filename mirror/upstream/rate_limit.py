@@ -10,6 +10,7 @@ The log has one line when a limit is reached, and no other until such a request 
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,11 @@ from mirror.upstream.errors import RateLimitedError
 _log = logging.getLogger(__name__)
 _DEFAULT_SECONDS: Final = 30.0  # Docker Hub's abuse limit answers 429 without Retry-After
 _MAX_SECONDS: Final = 3600.0
-_MAX_DIGITS: Final = 10
+_LIMITED: Final = 429
+_DURATION: Final = re.compile(r"([0-9]{1,10}(?:\.[0-9]{1,9})?)\s?([nuµm]?s)?")
+_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+_WORDS: Final = re.compile(r"too ?many ?requests|rate.?limit|rate exceeded", re.IGNORECASE)
+_AGAIN: Final = re.compile(r"retry.after\W{1,4}([0-9.]{1,20} ?[nuµm]?s?)\b", re.IGNORECASE)
 _MAX_PAUSES: Final = 256  # storage with changing host names
 #: How long it counts that no other mirror has had a 429, in seconds.
 _LEARN_SECONDS: Final = 1.0
@@ -88,7 +93,7 @@ class RateLimits:
         pause = self._pause(server, kind, method)
         error = pause.close(retry_after, date)
         self._tell(pause, error)
-        if self._shared is not None and error.retry_after > 0:
+        if self._shared is not None and error.retry_after >= _LEARN_SECONDS:
             await self._shared.put(f"{server} {kind} {method}", pause.mark, error.retry_after)
         return error
 
@@ -167,7 +172,7 @@ class RateLimitPause:
             retry_after: the Retry-After field as received.
             date: the Date field as received.
         """
-        seconds = _seconds_of(retry_after, date)
+        seconds = seconds_of(retry_after, date)
         wait = min(_DEFAULT_SECONDS if seconds is None else seconds, _MAX_SECONDS)
         return self._begin(secrets.token_hex(_MARK_BYTES), wait)
 
@@ -187,15 +192,31 @@ class RateLimitPause:
         return RateLimitedError(self._upstream, self._message, seconds)
 
 
-def _seconds_of(retry_after: str, date: str) -> float | None:
+def stated_limit(status: int, retry_after: str | None, body: bytes) -> str | None:
+    """Return when an answer says to ask again, empty if it does not say; None if it is no limit.
+
+    Some registries answer 403 to too many requests; ghcr.io tells the time in its message only.
+    """
+    if retry_after is not None:
+        return retry_after
+    text = re.sub(r"\\u00b5|\\u03bc|\u03bc", "µ", body.decode("utf-8", "replace"))
+    if status != _LIMITED and not _WORDS.search(text):
+        return None
+    found = _AGAIN.search(text)
+    return "" if found is None else found[1]
+
+
+def seconds_of(retry_after: str, date: str) -> float | None:
     """Return Retry-After in seconds from now (RFC 9110, 10.2.3), None if it is unusable.
 
-    A timestamp is compared with ``date``, from the same clock: the mirror's clock may differ.
+    A timestamp is compared with ``date``, from the same clock: the mirror's clock may differ.  Some
+    servers write a fraction, or a duration as Go does.
     """
-    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < _MAX_DIGITS:
-        return float(retry_after)
+    found = _DURATION.fullmatch(retry_after.strip())
+    if found is not None:
+        return float(found[1]) * _UNITS[found[2] or "s"]
     try:
-        return max(_timestamp(retry_after) - _timestamp(date), 0.0)
+        return max(_timestamp(retry_after) - (_timestamp(date) if date else time.time()), 0.0)
     except (ValueError, OverflowError):
         return None
 

@@ -27,6 +27,7 @@ from mirror.upstream.errors import (
     place,
 )
 from mirror.upstream.listings import (
+    CONTENT,
     PAGES,
     TagStream,
     is_broken_json,
@@ -197,13 +198,14 @@ class Registry:
             try:
                 async with self._ask("HEAD", repository, path, "blob") as answer:
                     size = _length(answer)
-                    if size or (size == 0 and Digest.of(b"", digest.algorithm) == digest):
+                    if size or (size == 0 and _is_empty(digest)):
                         return size
             except UpstreamError as error:
                 if not error.by_status:
                     raise
         async with self._ask("GET", repository, path, "blob", span=(0, 1)) as answer:
-            return self._span(answer, 0)[1]
+            size = self._span(answer, 0)[1]
+            return size if size or _is_empty(digest) else None
 
     @asynccontextmanager
     async def open_blob(
@@ -224,6 +226,8 @@ class Registry:
         )
         async with asking as response:
             span = self._span(response, start)
+            if span[1] == 0 and not _is_empty(digest):
+                raise NonsenseError(self.name, f"answered without content for {digest}")
             turn = None if self._pace is None else self._pace.turn(str(digest))
             proxy = self._transport.lookup_proxy(response.url)
             yield BlobStream(
@@ -297,7 +301,8 @@ class Registry:
                 if kind != "tags":
                     raise
                 return listing_page(response, large=True)
-            if not is_listing(body, "manifests" if kind == "referrers" else "tags"):
+            members = ("manifests",) if kind == "referrers" else ("tags", "name")
+            if not is_listing(body, members):
                 if kind == "referrers" and not is_broken_json(body):
                     raise NotFoundError(self.name, f"{_NO_REFERRERS} (it answered other content)")
                 raise NonsenseError(self.name, "answered a listing that is not JSON of a listing")
@@ -362,7 +367,7 @@ class Registry:
     async def _check(self, response: aiohttp.ClientResponse, kind: str, repository: str) -> None:
         status = response.status
         origin = response.url.origin()
-        if status in {200, 206}:
+        if status in CONTENT or status == 206:
             if self._replaceable and response.content_type in PAGES:
                 raise NonsenseError(self.name, f"{origin} answered a web page for {repository}")
             return
@@ -373,7 +378,8 @@ class Registry:
         own = origin == self._url.origin()
         fields = challenge_fields(response)
         if status == 401 and (own or fields):  # storage refuses without a challenge
-            raise UnauthorizedError(self.name, _private(repository), fields if own else ())
+            text = _private(repository) if own else _elsewhere(repository, origin)
+            raise UnauthorizedError(self.name, text, fields if own else ())
         if status == 403 and own:
             raise DeniedError(self.name, f"denies access to {repository or 'this client'}")
         if status in _REJECTIONS and own:
@@ -422,7 +428,7 @@ class Registry:
                 hold.release()
 
     def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
-        if response.status == 200:
+        if response.status != 206:
             return 0, _length(response)
         try:
             first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
@@ -437,6 +443,16 @@ def _private(repository: str) -> str:
     if not repository:
         return "asks for other credentials (its 401)"
     return f"{repository} is private or does not exist (its upstream says 401)"
+
+
+def _elsewhere(repository: str, origin: URL) -> str:
+    thing = repository or "the registry"
+    return f"{thing} is behind a redirect to {origin}, where the mirror has no login (its 401)"
+
+
+def _is_empty(digest: Digest) -> bool:
+    """Whether this is the digest of no bytes."""
+    return Digest.of(b"", digest.algorithm) == digest
 
 
 def _length(response: aiohttp.ClientResponse) -> int | None:

@@ -216,7 +216,7 @@ class TokenService:
                 refusal = error(self._upstream, f"{server} gives no token {scope}".rstrip())
                 refusal.by_status = False  # it is the same for each method
                 raise refusal
-            if response.status != 200:
+            if not 200 <= response.status < 300:
                 raise UnavailableError(
                     self._upstream, f"{server} answered {response.status} to a token call"
                 )
@@ -236,7 +236,7 @@ class TokenService:
             UnavailableError: the realm is not trusted.
         """
         try:
-            realm = URL(challenge.parameters.get("realm", ""))
+            realm = self._url.join(URL(challenge.parameters["realm"]))  # it may be relative
         except ValueError:
             realm = URL()
         over_tls = self._url.scheme == "https" and realm.scheme == "https"
@@ -266,17 +266,18 @@ def parse_token(body: bytes) -> tuple[str, float]:
     if not isinstance(answer, dict):
         raise ValueError("JSON, but no object")
     token = answer.get("token") or answer.get("access_token")
-    if not isinstance(token, str) or not token or not token.isprintable():
+    token = token.strip() if isinstance(token, str) else ""
+    if not token or not token.isprintable():
         raise ValueError("no token in the answer")
     return token, _expiry(answer.get("expires_in"))
 
 
 def _expiry(value: object) -> float:
-    """Return ``expires_in`` in seconds; some services send null, a text or a fraction."""
+    """Return ``expires_in`` in seconds; some services send null, 0, a text or a fraction."""
     try:
         seconds = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
         seconds = math.nan
-    if math.isnan(seconds):
+    if math.isnan(seconds) or seconds <= 0:
         return _DEFAULT_EXPIRY_SECONDS
     return min(max(seconds, 1.0), _MAX_EXPIRY_SECONDS)

@@ -6,6 +6,7 @@ and Authorization is sent only to the origin it was made for.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
 from mirror.trouble import Problem
-from mirror.upstream.addresses import GuardedResolver, trusting
+from mirror.upstream.addresses import GuardedResolver, as_ascii, trusting
 from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
@@ -34,14 +35,19 @@ from mirror.upstream.errors import (
 from mirror.upstream.framing import forgiving
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
 from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
-from mirror.upstream.rate_limit import RateLimits
+from mirror.upstream.rate_limit import RateLimits, seconds_of, stated_limit
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
-_MAX_REDIRECTS: Final = 5
+_MAX_REDIRECTS: Final = 10  # as Go's client
 _PROXY_LOGIN: Final = 407
-#: A load balancer answers so while one of its servers restarts; one more attempt often succeeds.
-_PASSING: Final = {502, 503, 504}
+#: Passing errors of load balancers and of Cloudflare (52x, 530); one more attempt often succeeds.
+_PASSING: Final = {408, 500, 502, 503, 504, 520, 521, 522, 523, 524, 530}
 _AGAIN_SECONDS: Final = 0.2
+_MAX_AGAIN_SECONDS: Final = 3.0  # the longest Retry-After that is waited for
+#: Answers that may say that there were too many requests, in a few words.
+_LIMITING: Final = {403, 429}
+_MAX_WORDS_BYTES: Final = 4096
+_WORDS_SECONDS: Final = 1.0
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
@@ -213,7 +219,7 @@ class Transport:
             response = await self._hop(request, url, limits)
             if response.status in _PASSING and request.is_worth_another_attempt:
                 response.release()
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await asyncio.sleep(_pause(response))
                 response = await self._hop(request, url, limits)
             if response.status not in _REDIRECTS or "Location" not in response.headers:
                 return response
@@ -328,11 +334,10 @@ class Transport:
             breaker.failed(error, url.raw_path)
             raise
         breaker.answered()
-        if response.status == 429:
+        again = await _limit(response) if response.status in _LIMITING else None
+        if again is not None:
             response.release()
-            fields = response.headers
-            again, date = fields.get("Retry-After", ""), fields.get("Date", "")
-            limited = await limits.close(*kind, again, date)
+            limited = await limits.close(*kind, again, response.headers.get("Date", ""))
             if limits.own:
                 self._observer.upstream_limited(self._upstream, limited.retry_after)
             raise limited
@@ -419,7 +424,7 @@ class Transport:
     def _target(self, url: URL, location: str) -> URL:
         try:
             # encoded=True: a signature covers the address byte for byte.
-            target = url.join(URL(location, encoded=True))
+            target = url.join(URL(as_ascii(location), encoded=True))
             host = target.host
         except ValueError as error:
             raise RedirectError(self._upstream, "redirects to an invalid address") from error
@@ -438,6 +443,22 @@ class Transport:
         remaining = _leading_number(response.headers.get("ratelimit-remaining", ""))
         if limit is not None and remaining is not None:
             self._observer.upstream_rate_limit(self._upstream, limit, remaining)
+
+
+async def _limit(response: aiohttp.ClientResponse) -> str | None:
+    """Return when to ask again after a limit; see :func:`stated_limit`."""
+    again, body = response.headers.get("Retry-After"), b""
+    if again is None and (response.content_length or 0) <= _MAX_WORDS_BYTES:
+        with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError):
+            async with asyncio.timeout(_WORDS_SECONDS):
+                body = await read_up_to(response.content, _MAX_WORDS_BYTES)
+    return stated_limit(response.status, again, body)
+
+
+def _pause(response: aiohttp.ClientResponse) -> float:
+    """Return the seconds before another attempt after a passing error."""
+    again = seconds_of(response.headers.get("Retry-After", ""), response.headers.get("Date", ""))
+    return again if again is not None and again <= _MAX_AGAIN_SECONDS else _AGAIN_SECONDS
 
 
 def _leading_number(header: str) -> float | None:

@@ -453,6 +453,46 @@ async def test_pages_are_turned_by_whatever_key_the_registry_gives(tmp_path):
         assert too_long.status == 400
 
 
+NEXT = f"/v2/{REPO}/tags/list?n=1&last=v0"
+
+
+@pytest.mark.parametrize(
+    ("link", "following"),
+    [
+        (f'<{NEXT}>; rel="next"', "n=1&last=v0"),
+        (f"<{NEXT}>; rel=next", "n=1&last=v0"),
+        (f'<{NEXT}>;REL="Next prefetch"', "n=1&last=v0"),
+        (f"<{NEXT}>", "n=1&last=v0"),
+        (f'{NEXT}; rel="next"', "n=1&last=v0"),
+        (f'<http://internal.test:8080{NEXT}#x>; title="a, <b>; c"; rel="next"', "n=1&last=v0"),
+        (f'<{NEXT}&first>; rel="first", <{NEXT}>; rel="next"', "n=1&last=v0"),
+        ('<?last=a%2Fb+c%3D&d="e f">; rel="next"', 'last=a%2Fb+c%3D&d="e%20f"'),
+        (f'<{NEXT}>; rel="prev"', None),
+        ('<>; rel="next"', None),
+        ("nonsense", None),
+    ],
+)
+async def test_the_next_page_is_found_however_the_link_is_written(
+    mirror, upstream, link, following
+):
+    """Clients end a list where they find no link, and take the first pages for all."""
+    body = {"name": REPO, "tags": ["v0"]}
+    upstream.guard = lambda request, path: web.json_response(body, headers={"Link": link})
+    where = f"/v2/{REPO}/tags/list"
+    answer = await mirror.get(f"{where}?n=1")
+    assert answer.status == 200
+    expected = None if following is None else f'<{where}?{following}>; rel="next"'
+    assert answer.headers.get("Link") == expected
+
+
+@pytest.mark.parametrize("tags", [{"tags": None}, {"tags": []}, {}])
+async def test_a_repository_without_tags_has_an_empty_list(mirror, upstream, tags):
+    """Go leaves an empty field out, if it is told so."""
+    upstream.guard = lambda request, path: web.json_response({"name": REPO, **tags})
+    answer = await mirror.get(f"/v2/{REPO}/tags/list")
+    assert (answer.status, json.loads(answer.body)) == (200, {"name": REPO, **tags})
+
+
 @pytest.mark.parametrize("count", ["-1", "x", "1e3", "\u0661"])
 async def test_a_page_of_no_number_is_refused_without_upstream(mirror, upstream, count):
     answer = await mirror.get(f"/v2/{REPO}/tags/list?n={quote(count)}")

@@ -105,3 +105,32 @@ async def test_what_passes_through_goes_on_too(tmp_path, upstream):
         with pytest.raises(aiohttp.ClientError):
             await fetched(mirror, digest)
         assert (await mirror.metrics())["mirror_cache_objects"] == 0
+
+
+REFUSED_RANGES: dict[str, tuple[int, dict[str, str]]] = {
+    "416": (416, {}),
+    "404": (404, {}),
+    "400": (400, {}),
+    "403": (403, {}),
+    "no Content-Range": (206, {}),
+    "beyond the end": (206, {"Content-Range": f"bytes 1-{8 * MIB}/{8 * MIB}"}),
+    "another unit": (206, {"Content-Range": "items 1-2/3"}),
+    "several parts": (206, {"Content-Type": "multipart/byteranges; boundary=x"}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_RANGES)
+async def test_upstream_is_asked_for_all_again_if_it_cannot_continue(mirror, upstream, case):
+    data = random_bytes(8 * MIB)
+    digest = upstream.add_blob(data)
+    status, headers = REFUSED_RANGES[case]
+
+    def guard(request: web.BaseRequest, _: str) -> web.Response | None:
+        if "Range" not in request.headers:
+            return None
+        return web.Response(status=status, headers=headers, body=b"x")
+
+    upstream.guard = guard
+    upstream.faults.append(Fault(cut=5 * MIB))
+    assert str(await fetched(mirror, digest)) == digest
+    assert upstream.count("blob") <= 3

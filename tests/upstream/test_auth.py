@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import pytest
 import trustme
 from aiohttp import web
+from multidict import CIMultiDict
 
+from mirror.upstream.token_service import parse_token
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.running import configured, running
 
@@ -289,6 +291,38 @@ async def test_a_redirect_that_leads_nowhere_is_502(mirror, upstream, location, 
     assert word in json.loads(answer.body)["errors"][0]["message"]
 
 
+@pytest.mark.parametrize("hops", [1, 10])
+async def test_as_many_redirects_are_followed_as_go_follows(mirror, upstream, hops):
+    digest = upstream.add_blob(b"content")
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        hop = int(request.rel_url.query.get("hop", 0))
+        location = {"Location": f"?hop={hop + 1}"}
+        return None if hop == hops else web.Response(status=302, headers=location)
+
+    upstream.guard = guard
+    assert (await mirror.get(f"/v2/{REPO}/blobs/{digest}")).body == b"content"
+
+
+@pytest.mark.parametrize(
+    ("query", "sent"),
+    [("name=a b", "name=a%20b"), ("name=\u00e4", "name=%C3%A4"), ("s=a%2fb+%20&", "s=a%2fb+%20&")],
+)
+async def test_only_what_no_address_may_have_is_escaped_in_a_redirect(
+    mirror, upstream, query, sent
+):
+    """Storage may be told a file name with spaces, beside a signature."""
+    digest = upstream.add_blob(b"content")
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        location = {"Location": f"{path}?{query}"}
+        return None if request.query_string else web.Response(status=302, headers=location)
+
+    upstream.guard = guard
+    assert (await mirror.get(f"/v2/{REPO}/blobs/{digest}")).body == b"content"
+    assert upstream.seen[-1].path.endswith(f"?{sent}")
+
+
 # What upstream refuses to the mirror itself is remembered.
 
 REMEMBERING = {"max_age": "1h", "negative_max_age": "1h"}
@@ -388,15 +422,63 @@ async def test_a_client_with_credentials_of_its_own_has_answers_of_its_own(tmp_p
 # Tokens, as services issue them and registries take them.
 
 
-@pytest.mark.parametrize("expires_in", [None, "300", 299.5, "1e2", "soon", True, [], -1, "NaN"])
+@pytest.mark.parametrize("expires_in", [None, "300", 299.5, "1e2", "soon", True, [], 0, -1, "NaN"])
 async def test_a_token_is_used_whatever_its_time_is_written_like(
     mirror, upstream, tokens, app, expires_in
 ):
     tokens.expires_in = expires_in
     upstream.guard = tokens.guard()
     assert await pull(mirror, app) == [200, 200, 200]
-    if expires_in != -1:
-        assert len(tokens.calls) == 1
+    assert len(tokens.calls) == 1
+
+
+@pytest.mark.parametrize("expires_in", ["0", "-300", "null"])
+def test_a_token_that_lasts_no_time_is_used_for_the_default_time(expires_in):
+    """Services write 0 where they do not know the time."""
+    body = f'{{"token": "T", "expires_in": {expires_in}}}'.encode()
+    assert parse_token(body) == ("T", 60)
+
+
+CHALLENGES = {
+    "a relative address": ['Bearer realm="/token",service="x"'],
+    "no quotes": ["Bearer realm={url}/token,service=x"],
+    "upper case": ['BEARER REALM="{url}/token",SERVICE="x"'],
+    "spaces for commas": ['Bearer  realm = "{url}/token"  service="x"'],
+    "other schemes before it": [
+        'Negotiate, NTLM TlRM=, Basic realm="a, b", Bearer realm="{url}/token"'
+    ],
+    "fields of their own": ['Basic realm="x"', 'Bearer realm="{url}/token"'],
+    "one without an address": ['Bearer service="x"', 'Bearer realm="{url}/token"'],
+    "two of the same": ['Bearer realm="{url}/token"', 'Bearer realm="{url}/none"'],
+    "a query": ['Bearer realm="{url}/token?account=a%2Fb"'],
+}
+
+
+@pytest.mark.parametrize("case", CHALLENGES)
+async def test_a_challenge_is_understood_however_it_is_written(mirror, upstream, app, case):
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        if path == "/token":
+            scope = request.rel_url.query["scope"]
+            return web.json_response({"access_token": f"{scope}\n", "token": ""}, status=201)
+        if request.headers.get("Authorization") == f"Bearer repository:{REPO}:pull":
+            return None
+        fields = (("WWW-Authenticate", each.format(url=upstream.url)) for each in CHALLENGES[case])
+        return web.Response(status=401, headers=CIMultiDict(fields))
+
+    upstream.guard = guard
+    assert await pull(mirror, app) == [200, 200, 200]
+    assert sum("/token" in seen.path for seen in upstream.seen) == 1
+
+
+async def test_a_challenge_for_no_token_service_leaves_the_password(tmp_path, upstream, app):
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        fields = [("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", 'Basic realm="x"')]
+        known = request.headers.get("Authorization") == BASIC
+        return None if known else web.Response(status=401, headers=CIMultiDict(fields))
+
+    upstream.guard = guard
+    async with running(tmp_path, with_credentials(upstream)) as mirror:
+        assert await pull(mirror, app) == [200, 200, 200]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
@@ -541,7 +623,8 @@ async def test_a_registry_behind_a_redirect_that_wants_a_password_gets_none(
     behind.guard = guard
     upstream.guard = leading_to(behind)
     async with running(tmp_path, with_credentials(upstream)) as mirror:
-        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 401
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+    assert (answer.status, f"redirect to {behind.url}" in answer.body.decode()) == (401, True)
     assert all("Authorization" not in seen.headers for seen in behind.seen)
 
 

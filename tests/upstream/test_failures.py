@@ -363,9 +363,15 @@ async def test_a_status_without_readable_words_has_a_code_of_the_spec(
 # A moment of weakness.
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
-@pytest.mark.parametrize("kind", ["manifest", "blob", "tags", "referrers"])
-async def test_one_502_503_or_504_is_not_seen_by_the_client(mirror, upstream, status, kind):
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *((503, kind) for kind in ("manifest", "tags", "referrers")),
+        *((status, "blob") for status in (408, 500, 502, 503, 504, 520, 521, 522, 523, 524, 530)),
+    ],
+)
+async def test_one_passing_error_is_not_seen_by_the_client(mirror, upstream, status, kind):
+    """Cloudflare, before Docker Hub and others, answers 520 to 524 and 530."""
     app = image(b"layer")
     upstream.add_image(REPO, app, "1")
     places = {
@@ -387,12 +393,27 @@ async def test_one_503_of_the_storage_is_not_seen_by_the_client(mirror, upstream
     assert (upstream.count("blob"), storage.count("blob")) == (1, 2)
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_a_short_retry_after_is_waited_for(mirror, upstream):
+    digest = upstream.add_blob(b"content")
+    loop = asyncio.get_running_loop()
+    asked: list[float] = []
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        asked.append(loop.time())
+        again = {"Retry-After": "1"}
+        return web.Response(status=503, headers=again) if len(asked) == 1 else None
+
+    upstream.guard = guard
+    assert (await mirror.get(BLOB + digest)).body == b"content"
+    assert asked[1] - asked[0] >= 0.9
+
+
+@pytest.mark.parametrize("status", [500, 501, 502, 503, 504])
 async def test_an_error_that_lasts_is_seen(mirror, upstream, status):
     digest = upstream.add_blob(b"content")
     upstream.faults.append(Fault(times=9, status=status))
     assert (await mirror.get(BLOB + digest)).status == 502
-    assert upstream.count("blob") == 1 if status == 500 else 2
+    assert upstream.count("blob") == (1 if status == 501 else 2)
 
 
 @pytest.mark.parametrize(

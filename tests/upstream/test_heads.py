@@ -54,6 +54,53 @@ async def test_a_head_that_upstream_limits_is_not_asked_by_get_instead(mirror, u
     assert len(upstream.seen) == 2
 
 
+async def test_head_does_not_announce_what_get_cannot_serve(mirror, upstream):
+    wrong = {"Docker-Content-Digest": "sha256:" + "1" * 64}
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        usual = {"Content-Type": APP.media_type, **wrong}
+        return web.Response(body=APP.manifest, headers=usual) if "/manifests/" in path else None
+
+    upstream.guard = guard
+    for method in ("HEAD", "GET"):
+        assert (await mirror.get(TAG, method)).status == 502
+
+
+async def test_a_blob_without_bytes_is_no_blob(mirror, upstream):
+    """A broken proxy on the way answers 200 and nothing: no client may take that for a layer."""
+    usual = upstream.guard
+    upstream.guard = lambda request, path: web.Response() if "/blobs/" in path else None
+    head = await mirror.get(BLOB, "HEAD")
+    assert (head.status, head.headers.get("Content-Length")) == (200, None)
+    assert (await mirror.get(BLOB)).status == 502
+    upstream.guard = usual
+    assert (await mirror.get(BLOB)).status == 200
+    empty = upstream.add_blob(b"")
+    assert (await mirror.get(f"/v2/{REPO}/blobs/{empty}")).status == 200
+
+
+async def test_203_of_a_proxy_on_the_way_is_as_good_as_200(mirror, upstream):
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        contents = {"manifests": APP.manifest, "blobs": upstream.blobs[APP.digests[0]]}
+        body = contents.get(path.split("/")[-2], b'{"name": "library/app", "tags": ["1"]}')
+        return web.Response(status=203, body=body, headers={"Content-Type": "application/json"})
+
+    upstream.guard = guard
+    for path in (TAG, BLOB, f"/v2/{REPO}/tags/list"):
+        assert (await mirror.get(path)).status == 200
+
+
+@pytest.mark.parametrize("coding", ["", "aws-chunked", "utf-8", "identity"])
+async def test_a_coding_that_changes_no_byte_leaves_the_length(mirror, upstream, coding):
+    """Storage of the S3 kind keeps the word aws-chunked of an upload."""
+    upstream.faults.append(Fault(times=9, headers={"Content-Encoding": coding}))
+    size = str(len(upstream.blobs[APP.digests[0]]))
+    for method in ("HEAD", "GET"):
+        answer = await mirror.get(BLOB, method)
+        assert (answer.status, answer.headers.get("Content-Length")) == (200, size)
+    assert upstream.count("blob") == 2
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -30,6 +30,10 @@ AGAIN = {"Retry-After": "60"}
         ("0", 0),
         ("", 30),
         ("soon", 30),
+        ("1.5", 1.5),
+        ("90s", 90),
+        ("1500ms", 1.5),
+        ("880.092\u00b5s", 0),
         ("-5", 30),
         ("9" * 5000, 30),
         ("999999", 3600),
@@ -67,6 +71,48 @@ async def test_manifests_that_are_limited_leave_head_and_blobs_alone(mirror, ups
     assert (await mirror.get(f"/v2/{REPO}/manifests/1", "HEAD")).status == 200
     for digest in app.digests:
         assert (await mirror.get(BLOB + digest)).status == 200
+
+
+async def test_a_date_without_another_is_compared_with_the_clock():
+    gate = RateLimitPause("docker.io", "limits")
+    moment = formatdate(time.time() + 600, usegmt=True)
+    assert gate.close(moment, "").retry_after == pytest.approx(600, abs=120)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (403, {}, "denied: request exceeded pull rate limit for IP 192.0.2.1"),
+        (403, {"Retry-After": "60"}, "forbidden"),
+        (429, {}, "too many requests; retry-after: 60s"),
+    ],
+)
+async def test_a_limit_is_known_by_its_words_too(tmp_path, upstream, status, headers, message):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    tags = {"max_age": "0s"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+        body = json.dumps({"errors": [{"code": "DENIED", "message": message}]}).encode()
+        fault = Fault(kind="manifest", times=9, status=status, headers=headers, body=body)
+        upstream.faults.append(fault)
+        asked = upstream.count("manifest", "GET")
+        assert (await mirror.get(f"/v2/{REPO}/manifests/1")).body == app.manifest, "stale"
+        for digest in ("sha256:" + "0" * 64, "sha256:" + "1" * 64):
+            answer = await mirror.get(f"/v2/{REPO}/manifests/{digest}")
+            assert answer.status == 429
+            assert 0 < int(answer.headers["Retry-After"]) <= 60
+        assert upstream.count("manifest", "GET") <= asked + 1
+
+
+async def test_ghcr_tells_in_its_words_how_short_the_pause_is(mirror, upstream):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    message = "retry-after: 880.092\u00b5s, allowed: 44000/minute"
+    body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": message}]}).encode()
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=429, body=body))
+    path = f"/v2/{REPO}/manifests/{app.digest}"
+    assert [(await mirror.get(path)).status for _ in range(2)] == [429, 200]
 
 
 @pytest.mark.parametrize("password", ["", "secret"])
