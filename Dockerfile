@@ -26,6 +26,7 @@ LABEL org.opencontainers.image.title="mirror" \
       org.opencontainers.image.source="https://github.com/container-mirror/mirror" \
       org.opencontainers.image.documentation="https://github.com/container-mirror/mirror/blob/main/docs/index.md"
 COPY --from=build /opt/mirror /opt/mirror
+COPY config/healthcheck.py /opt/mirror/
 RUN install -d -o 10001 -g 10001 /var/cache/mirror /var/lib/mirror
 
 # The user's directories are the default places of the cache and of the CA of proxy mode, which a
@@ -39,12 +40,7 @@ USER 10001:10001
 VOLUME /var/cache/mirror /var/lib/mirror
 EXPOSE 5000
 
-# Past any proxy of the environment, which would look for itself at localhost.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD ["python", "-c", "\
-import os, urllib.request as http; \
-places = os.environ.get('MIRROR_SERVER__LISTEN', ':5000').split(','); \
-port = next(place for place in places if '/' not in place).rpartition(':')[2].strip(); \
-http.build_opener(http.ProxyHandler({})).open(f'http://localhost:{port}/healthz', timeout=4)"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD ["python", "/opt/mirror/healthcheck.py"]
 
 ENTRYPOINT ["mirror"]
 CMD ["serve"]

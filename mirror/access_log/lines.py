@@ -13,6 +13,7 @@ from typing import Final
 
 from mirror.access_log.answers import PULL_KINDS
 from mirror.access_log.pulls import UP_TO_DATE, Pull
+from mirror.http.admission import WRONG_LOGIN
 from mirror.http.exchange import AccessRecord, Exchange
 from mirror.logs import (
     ACCESS,
@@ -58,6 +59,8 @@ def _level(exchange: Exchange) -> int:
     refused = exchange.kind not in PULL_KINDS and (
         status >= 400 if exchange.whole else exchange.detail != ""
     )
+    if refused and exchange.detail.startswith(WRONG_LOGIN):
+        return logging.WARNING
     # Clients ask without a password first, and for what may be missing; replicas, for the leader.
     usual = not refused or status in {401, 404, 407, 421}
     return logging.DEBUG if usual and not is_json() else logging.INFO

@@ -79,7 +79,7 @@ def serve(
 
     processes = configured.server.processes()
     with shared_figures(processes):
-        # Imported late: `check` and `client` do not need the server.
+        # Imported late: other commands do not need the server.
         from mirror.logs import queue_output  # noqa: PLC0415
         from mirror.server import run  # noqa: PLC0415
         from mirror.workers.supervisor import supervise  # noqa: PLC0415
@@ -94,4 +94,8 @@ def serve(
 @app.command(rich_help_panel="Mirror")
 def check(config: ConfigOption = None) -> None:
     """Print the configuration with its defaults, or its mistakes."""
-    print(dump_toml(settings(config)))
+    from mirror.server.reload import try_out  # noqa: PLC0415
+
+    configured = settings(config)
+    try_out(configured)
+    print(dump_toml(configured))

@@ -13,6 +13,8 @@ def print_statistics(found: dict[str, Any]) -> None:
     print(_running(found["running"]))
     if found["trouble"]:
         print(f"no statistics are recorded at the moment: {found['trouble']}")
+    for each in found["problems"]:
+        print(f"{each['title']}: {each['cause']}; {each['remedy']}")
     print()
     cluster = found.get("cluster")
     if cluster is None:
@@ -102,19 +104,25 @@ def _running(running: dict[str, Any] | None) -> str:
 
 
 def _upstream(account: dict[str, Any]) -> tuple[str, ...]:
-    health = "up" if account["up"] else f"down ({account['last_answer']})"
     left, limit = account["rate_limit_remaining"], account["rate_limit"]
     total = account["total"]
     results = total["results"]
     return (
         account["name"],
-        health,
+        _health(account["last_answer"], account["up"]),
         f"{sum(results.values()):,}",
         f"{results.get('error', 0) + results.get('denied', 0):,}",
         share(total["hit_rate"]),
         size(total["saved_bytes"]),
         "-" if left is None or limit is None else f"{left:,.0f} of {limit:,.0f} left",
     )
+
+
+def _health(code: str, up: bool) -> str:
+    """Return the state of an upstream in the words of the status page."""
+    if code == "429":
+        return "rate limited"
+    return "up" if up else "no answer" if code == "error" else f"fails ({code})"
 
 
 def _fill(fill: dict[str, Any]) -> tuple[str, ...]:

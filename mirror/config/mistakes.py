@@ -52,8 +52,12 @@ _ALLOWED: Final[Mapping[str, str]] = {
 def told(error: ValidationError, origins: Mapping[Place, str]) -> list[str]:
     """Return one line per mistake that pydantic found; ``origins`` maps keys to their sources."""
     lines = []
-    for mistake in error.errors():
+    found = error.errors()
+    unquoted = {each["loc"][:2] for each in found if _name_without_quotes(each)}
+    for mistake in found:
         place = tuple(map(str, mistake["loc"]))
+        if mistake["type"] == "missing" and mistake["loc"][:2] in unquoted:
+            continue  # that is no upstream
         if place[-1] == "[key]" and mistake["type"] != "extra_forbidden":
             place = place[:-1]  # pydantic adds [key] if the name of a table is wrong
         lines.append(line(place, _what(mistake, place), origins))
@@ -73,12 +77,28 @@ def spelt(place: Place) -> str:
 
 
 def _what(mistake: ErrorDetails, place: Place) -> str:
+    if name := _name_without_quotes(mistake):
+        return f"a name with dots needs quotes: [upstreams.{json.dumps(name)}]"
     if mistake["type"] == "extra_forbidden":
         return f"no such key{_nearest(place)}"
     if mistake["type"] == "missing":
         well_known = " (only well-known registries have one built in)"
         return f"is missing{well_known if place[0] == 'upstreams' else ''}"
     return f"found {_found(mistake, place)}, allowed: {_allowed(mistake, place)}"
+
+
+def _name_without_quotes(mistake: ErrorDetails) -> str:
+    """The name in ``[upstreams.docker.io]``, which TOML reads as tables in tables; "" otherwise."""
+    place, table = mistake["loc"], mistake["input"]
+    if mistake["type"] != "extra_forbidden" or place[0] != "upstreams" or len(place) != 3:
+        return ""
+    names = [*map(str, place[1:])]
+    if not isinstance(table, dict):
+        return ""
+    while len(table) == 1 and isinstance(inner := next(iter(table.values())), dict):
+        names.append(str(next(iter(table))))
+        table = inner
+    return ".".join(names)
 
 
 def _found(mistake: ErrorDetails, place: Place) -> str:

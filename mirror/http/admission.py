@@ -29,6 +29,8 @@ CheckReplica = Callable[[str, str, str, str], None]
 
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 _RETRY_SECONDS: Final = 5.0
+#: How the refusal of a login begins.
+WRONG_LOGIN: Final = "user or password is wrong"
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mirror", charset="UTF-8"'}
 
 
@@ -62,9 +64,11 @@ class Admission:
             self.check_replica(field, request.method, request.raw_path, span)
             return ""
         self._check_place(client, refusal)
-        user = await self._known_user(request.headers.get("Authorization", ""), client)
+        given = request.headers.get("Authorization", "")
+        user = await self._known_user(given, client)
         if user is None:
-            text = "this mirror asks for user and password (docker login, or auths of your client)"
+            what = WRONG_LOGIN if given else "this mirror asks for user and password"
+            text = f"{what} (docker login, or auths of your client)"
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=401, headers=_CHALLENGE)
         return user
 
@@ -75,9 +79,11 @@ class Admission:
             OciError: the request is refused (403, 407, 429 or 503).
         """
         self._check_place(client, refusal)
-        user = await self._known_user(request.headers.get("Proxy-Authorization", ""), client)
+        given = request.headers.get("Proxy-Authorization", "")
+        user = await self._known_user(given, client)
         if user is None:
-            text = "this proxy asks for user and password (HTTPS_PROXY=http://user:password@...)"
+            what = WRONG_LOGIN if given else "this proxy asks for user and password"
+            text = f"{what} (HTTPS_PROXY=http://user:password@...)"
             headers = {"Proxy-Authenticate": _CHALLENGE["WWW-Authenticate"]}
             raise OciError(ErrorCode.UNAUTHORIZED, text, status=407, headers=headers)
         return user

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,6 +18,9 @@ from mirror.http.handshake import Handshakes
 from mirror.trouble import Problem, Trouble
 
 _log = logging.getLogger(__name__)
+#: The operator is told of the end of a certificate so long before, or a tenth of its life if less.
+_NOTICE_SECONDS: Final = 14 * 86400.0
+_RENEW: Final = "renew the files of [server] tls_certificate and tls_key; they are then read again"
 _HANDSHAKE_SECONDS: Final = 30.0
 _MOST_GREETED: Final = 10_000  # before or in the handshake; [limits] applies only after it
 
@@ -23,8 +28,8 @@ _MOST_GREETED: Final = 10_000  # before or in the handshake; [limits] applies on
 class Certificate:
     """A certificate chain and its key in files that another program renews."""
 
-    def __init__(self, chain: Path, key: Path) -> None:
-        """Read the files.
+    def __init__(self, chain: Path, key: Path, wall_clock: Callable[[], float] = time.time) -> None:
+        """Read the files; the log warns of a certificate that ends.
 
         Raises:
             OSError: a file cannot be read, or the key does not fit the certificate
@@ -38,15 +43,20 @@ class Certificate:
         self._files = (chain, key)
         self._read = self._changed()
         self._trouble = Trouble()
+        self._ending = Trouble()
+        self._wall_clock = wall_clock
         self.context.load_cert_chain(chain, key)
+        self._life = _life(chain)
+        self._watch_end()
 
     @property
     def problem(self) -> Problem | None:
-        """Why the files were not read again, None if they were."""
-        return self._trouble.problem
+        """Why the files were not read again, or that the certificate ends; None if all is well."""
+        return self._trouble.problem or self._ending.problem
 
     def reload(self) -> None:
         """Read the files again for new connections; after an error the certificate stays."""
+        self._watch_end()
         chain, key = self._files
         try:
             changed = self._changed()
@@ -64,6 +74,7 @@ class Certificate:
         else:
             self._trouble.over()
             self._read = changed
+            self._life = _life(chain)
             _log.info("%s: read again", chain)
 
     def use(self, chain: Path, key: Path) -> None:
@@ -76,9 +87,37 @@ class Certificate:
         self._files = (chain, key)
         self._read = self._changed()
         self.context.load_cert_chain(chain, key)
+        self._life = _life(chain)
+        self._watch_end()
+
+    def _watch_end(self) -> None:
+        begin, end = self._life
+        left = end - self._wall_clock()
+        if left > min(_NOTICE_SECONDS, (end - begin) / 10):
+            self._ending.over()
+            return
+        moment = f"{datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M} UTC"
+        state = "expires soon" if left > 0 else "has expired, and clients refuse it"
+        title = f"The mirror's certificate {state}"
+        if self._ending.problem is not None and self._ending.problem.title != title:
+            self._ending.over()
+        if self._ending.met(Problem(title, f"it is valid until {moment}", _RENEW)):
+            _log.warning("%s: it is valid until %s: %s", title, moment, _RENEW)
 
     def _changed(self) -> tuple[int, ...]:
         return tuple(file.stat().st_mtime_ns for file in self._files)
+
+
+def _life(chain: Path) -> tuple[float, float]:
+    """Return when the first certificate of a file begins and ends, in Unix seconds."""
+    # Imported late: mirrors without TLS need no such library in memory.
+    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415
+
+    try:
+        first, *_ = load_pem_x509_certificates(chain.read_bytes())
+    except (OSError, ValueError):  # the file has just changed, or only OpenSSL can read it
+        return 0.0, float("inf")
+    return first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
 
 
 class TlsSite(web.SockSite):

@@ -7,7 +7,9 @@ from mirror.trouble import Problem, Trouble
 
 _log = logging.getLogger(__name__)
 _MIB: Final = 1 << 20
-_REMEDY: Final = "raise [cache] max_size, or free some space on the disk or lower [cache] min_free"
+_REMEDY: Final = (
+    "raise [cache] max_size, or free some space or inodes on the disk or lower [cache] min_free"
+)
 
 
 class Room:
@@ -18,12 +20,13 @@ class Room:
 
     def lacking(self, upstream: str, repository: str, size: int) -> None:
         """Note that ``size`` bytes of a repository could not be stored, for lack of room."""
-        cause = f"{upstream}/{repository}: no room for {size / _MIB:.1f} MiB, not kept"
+        mib = max(size / _MIB, 0.1)
+        cause = f"{upstream}/{repository}: no room for {mib:.1f} MiB, not kept"
         if self._trouble.met(Problem("Content finds no room in the cache", cause, _REMEDY)):
             _log.warning(
                 "%s/%s: no room in the cache for %.1f MiB; content that does not fit passes "
                 "through uncached: %s",
-                *(upstream, repository, size / _MIB, _REMEDY),
+                *(upstream, repository, mib, _REMEDY),
             )
 
     @property

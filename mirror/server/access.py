@@ -102,7 +102,10 @@ def certificate(config: Config) -> Certificate | None:
 
 def certificate_error(server: ServerConfig, error: OSError) -> UserError:
     """The error for a certificate that cannot be used, with the reason."""
-    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    reason = error.strerror
+    if isinstance(error, ssl.SSLError):  # reason: KEY_VALUES_MISMATCH, None for no PEM at all
+        words = (error.reason or "no certificate or key in PEM").replace("_", " ").lower()
+        reason = words.replace("pem", "PEM")
     return UserError(
         f"tls_certificate {server.tls_certificate} with tls_key {server.tls_key} "
         f"cannot be used: {reason}"

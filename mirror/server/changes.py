@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import ObjectKey
 from mirror.user_error import UserError
 
+_log = logging.getLogger(__name__)
 _BY: Final = "HTTP token"  # where commands have the system user
 _TOLD_SECONDS: Final = 10.0
 _MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
@@ -62,6 +64,7 @@ class Changes:
         wanted = self._wanted(image)
         self.shared_state.requested.pull(self.config, wanted)
         self.shared_state.browser.outdate()
+        _noted("warming", wanted.full_name)
         return {"image": wanted.full_name, "state": "pulling"}
 
     async def keep(self, image: str, _: str) -> Any:
@@ -84,6 +87,7 @@ class Changes:
             async for page in store.catalogue.names(lambda each: keep and str(each) == name):
                 for each in page:
                     await store.keeping.noted(each.section, each.name, each.digest)
+        _noted("keeping" if keep else "keeping no longer", name)
         return {"image": name, "kept": keep}
 
     async def drop(self, image: str, _: str) -> Any:
@@ -102,6 +106,7 @@ class Changes:
             told = {"links": gone["links"][start:end], "objects": names[start:end]}
             await self._tell_others("/control/forget", told)
         self.shared_state.browser.outdate()
+        _noted("dropped", ", ".join(each["name"] for each in gone["images"]))
         return {"image": image, "bytes": gone["bytes"], "objects": len(keys)}
 
     async def block(self, image: str, reason: str) -> Any:
@@ -162,6 +167,11 @@ class Changes:
             return located(self.config, _parsed(image))
         except PullError as error:
             raise UserError(str(error)) from error
+
+
+def _noted(what: str, image: str) -> None:
+    """Log a change, as those of blocks are logged: many people may know the token."""
+    _log.warning(what, extra={"image": image, "by": _BY})
 
 
 def _parsed(image: str) -> ImageName:

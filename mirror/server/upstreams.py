@@ -1,6 +1,7 @@
 """Builds the upstreams with their proxies, and the table of their names."""
 
 import os
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -279,7 +280,9 @@ def _using_ca_files(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # ssl.SSLError is one
-        text = f"upstream {name}: ca_file holds no certificate: {error}"
+        broken = isinstance(error, ssl.SSLError)
+        reason = "it holds no certificate (PEM)" if broken else error.strerror
+        text = f"upstream {name}: ca_file cannot be used: {reason}"
         raise UserError(text) from error
 
 

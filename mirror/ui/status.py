@@ -273,6 +273,8 @@ class StatusHandler:
         lines = [
             f"mirror {self._version}: a pull-through cache for container images",
             "",
+            *(f"{each.title}: {each.cause}; {each.remedy}" for each in said.problems),
+            *[""] * bool(said.problems),
             "Serves",
             *(f"  {each.name:{width}}  {health(each).word}" for each in accounts),
             "",

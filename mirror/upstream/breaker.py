@@ -7,7 +7,8 @@ a time-out open it if they are of several objects.
 An open breaker raises the last error again.  A background probe checks whether upstream is back,
 so that no client request is used for that.
 
-The log says when a server stops answering, and when it answers again.
+The log says when a server stops answering, or answers only errors of its own (5xx), and when it
+answers again.  Errors do not open the breaker.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from mirror.upstream.errors import TimedOutError, UnreachableError, UpstreamErro
 
 _log = logging.getLogger(__name__)
 _FAILURES: Final = 3  # the number of objects whose requests failed, without an answer in between
+_SERVER_ERROR: Final = 500
 _FIRST_PROBE_SECONDS: Final = 0.5
 _MAX_PROBE_SECONDS: Final = 30.0
 
@@ -43,6 +45,7 @@ class Breaker:
         self._judged = asyncio.Event()  # whether the running probe has had an answer
         self._judged.set()
         self._trouble = Trouble()
+        self._errors = 0  # answers with 5xx, without another answer in between
         self._stopped = False
 
     async def check(self) -> None:
@@ -74,9 +77,15 @@ class Breaker:
             self._down(error)
             self._start(_FIRST_PROBE_SECONDS)
 
-    def answered(self) -> None:
-        """Note that upstream answered, with any status."""
+    def answered(self, status: int = 200) -> None:
+        """Note that upstream answered."""
         self._failed.clear()
+        if status >= _SERVER_ERROR:
+            self._errors += 1
+            if self._errors >= _FAILURES:
+                self._errs(status)
+            return
+        self._errors = 0
         seconds = self._trouble.over()
         if seconds is not None:
             _log.warning("%s answers again, after %.0f s", self._server, seconds)
@@ -100,13 +109,19 @@ class Breaker:
             await asyncio.gather(self._probing, return_exceptions=True)
 
     def _down(self, error: UpstreamError) -> None:
-        remedy = "check the network, DNS, and the address; cached images are still served"
+        remedy = f"{error.remedy}; cached images are still served"
         if self._trouble.met(Problem(f"{self._server} does not answer", error.message, remedy)):
             _log.warning(
                 "%s does not answer: %s; cached images are still served, and the mirror goes on "
-                "asking: check the network, DNS, and the address",
-                *(self._server, error.message),
+                "asking: %s",
+                *(self._server, error.message, error.remedy),
             )
+
+    def _errs(self, status: int) -> None:
+        remedy = "see the registry's own log or status page; cached images are still served"
+        title = f"{self._server} answers {status}"
+        if self._trouble.met(Problem(title, f"its last {_FAILURES} answers were errors", remedy)):
+            _log.warning("%s to each request: %s", title, remedy)
 
     def _start(self, delay: float) -> None:
         self._probing = asyncio.create_task(self._probe_until_back(delay), name="probe")

@@ -20,6 +20,8 @@ class UpstreamError(Exception):
     transient = False
     by_status = False
     """Whether upstream answered with an error status: another method may have another answer."""
+    remedy = "check the network, DNS, and the address"
+    """What the operator can do if the trouble lasts."""
 
     def __init__(self, upstream: str, message: str) -> None:
         super().__init__(f"{upstream}: {message}")
@@ -135,12 +137,19 @@ class TimedOutError(UpstreamError):
 
 
 _PROXY_LOGIN: Final = 407
+_DISTRUST: Final = "is not trusted (ca_file adds a CA)"
+#: What is wrong with a certificate, by OpenSSL's code (X509_V_ERR_...).
+_DISTRUST_BY_CODE: Final = {
+    9: "is not valid yet",
+    10: "has expired, or that of its CA",
+    62: "is for another host name",
+    64: "is for another address",
+}
+_CERTIFICATE_REMEDY: Final = "check the certificate, ca_file, and the clock of this machine"
 #: The order matters: base classes come after their subclasses.
 _FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientConnectorDNSError: "the name of {origin} does not resolve",
-    aiohttp.ClientConnectorCertificateError: (
-        "the certificate of {origin} is not trusted (ca_file adds a CA)"
-    ),
+    aiohttp.ClientConnectorCertificateError: "the certificate of {origin} {cause}",
     aiohttp.ClientConnectorError: "cannot connect to {origin}{cause}",
     aiohttp.ClientPayloadError: "{origin} broke off in the middle of a body",
     aiohttp.ServerDisconnectedError: "{origin} closed the connection without an answer",
@@ -161,7 +170,12 @@ def translated(
     text = _what(error, proxy).format(origin=origin, proxy=proxy, cause=_cause(error))
     connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
     forbidden = isinstance(_os_error(error), PrivateAddressError)
-    return (UnreachableError if connecting and not forbidden else UnavailableError)(upstream, text)
+    failure = (UnreachableError if connecting and not forbidden else UnavailableError)(
+        upstream, text
+    )
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        failure.remedy = _CERTIFICATE_REMEDY
+    return failure
 
 
 def place(url: URL, proxy: Proxy | None) -> str:
@@ -191,9 +205,14 @@ def _os_error(error: Exception) -> Exception:
 
 
 def _cause(error: Exception) -> str:
-    """Return the system's words for the cause in parentheses, empty without any."""
+    """Return what is wrong with a certificate, or the system's words in parentheses, or ""."""
     cause = _os_error(error)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        code = getattr(error.certificate_error, "verify_code", 0)
+        return _DISTRUST_BY_CODE.get(code, _DISTRUST)
     if isinstance(cause, ssl.SSLError):
         return f" (TLS: {cause.reason.replace('_', ' ').lower()})" if cause.reason else ""
     number = cause.errno if isinstance(cause, OSError) else None
+    if number is None and isinstance(cause, ConnectionResetError):  # asyncio's own, in a handshake
+        return " (the connection was closed in the TLS handshake)"
     return f" ({os.strerror(number).lower()})" if number else ""

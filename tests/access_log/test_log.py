@@ -155,6 +155,22 @@ async def test_the_line_names_users_of_the_mirror_and_no_password(tmp_path, fill
     assert given["Authorization"].split()[1] not in caplog.text
 
 
+async def test_a_wrong_password_is_a_warning_and_no_password_is_none(tmp_path, filled, caplog):
+    caplog.set_level("INFO")
+    file = tmp_path / "users"
+    file.write_text(f"bob:{bcrypt.hashpw(b'hunter2', bcrypt.gensalt(4)).decode()}\n")
+    given = {"Authorization": aiohttp.encode_basic_auth("bob", "hunter3")}
+    async with mirror_of(tmp_path, filled, access={"htpasswd_file": str(file)}) as mirror:
+        assert (await mirror.get("/v2/")).status == 401
+        assert not [each for each in caplog.records if each.levelname == "WARNING"]
+        answer = await mirror.get("/v2/", **given)
+        assert b"user or password is wrong (docker login, or auths of your client)" in answer.body
+    (line,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert (line.client, line.status, line.path) == ("127.0.0.1", 401, "/v2/")
+    assert line.detail.startswith("user or password is wrong")
+    assert "hunter3" not in caplog.text
+
+
 async def test_names_that_clients_give_cannot_break_a_line(tmp_path, filled, said):
     agent = 'x/1 \x1b[31m "é'.encode().decode("latin-1")
     async with mirror_of(tmp_path, filled) as mirror:

@@ -6,6 +6,8 @@ Each trouble is real, and met by many requests.  The lines are compared as a who
 import re
 import ssl
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 import trustme
@@ -51,6 +53,13 @@ async def flipped_byte():
 
 
 @asynccontextmanager
+async def server_errors():
+    async with FakeRegistry() as one:
+        one.faults.append(Fault(kind="", status=500, times=10_000))
+        yield one.url, {}
+
+
+@asynccontextmanager
 async def untrusted():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
@@ -59,11 +68,35 @@ async def untrusted():
 
 
 @asynccontextmanager
+async def certified(name="127.0.0.1", begins=timedelta(-9), ends=timedelta(9)):
+    """A registry whose certificate is from a CA that the mirror trusts."""
+    context, now = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), datetime.now(UTC)
+    ca = trustme.CA()
+    ca.issue_cert(name, not_before=now + begins, not_after=now + ends).configure_cert(context)
+    with ca.cert_pem.tempfile() as ca_file:
+        async with FakeRegistry(tls=context) as one:
+            yield one.url, {"ca_file": ca_file}
+
+
+@asynccontextmanager
 async def without_tls():
     async with FakeRegistry() as one:
         yield one.url.replace("http:", "https:"), {}
 
 
+def distrusted(trouble, what, name):
+    """The case of a certificate with which something is wrong."""
+    cause = f"the certificate of URL {what}"
+    return pytest.param(
+        *(trouble, 502),
+        f"docker.io: URL does not answer: {cause}; cached images are still served, and the mirror "
+        "goes on asking: check the certificate, ca_file, and the clock of this machine",
+        f"failed: docker.io: {cause}",
+        id=name,
+    )
+
+
+DAY = timedelta(days=1)
 LAYER = APP.digests[0]
 TROUBLES = [
     pytest.param(
@@ -72,12 +105,16 @@ TROUBLES = [
         "failed: docker.io: cannot connect to URL (connection refused)",
         id="dead",
     ),
+    distrusted(untrusted, "is not trusted (ca_file adds a CA)", "untrusted"),
+    distrusted(partial(certified, ends=-DAY), "has expired, or that of its CA", "expired"),
+    distrusted(partial(certified, begins=DAY), "is not valid yet", "not yet valid"),
+    distrusted(partial(certified, "example.com"), "is for another address", "other name"),
     pytest.param(
-        *(untrusted, 502),
-        "docker.io: URL does not answer: the certificate of URL is not trusted (ca_file adds a "
-        f"CA); {CONTINUES}",
-        "failed: docker.io: the certificate of URL is not trusted (ca_file adds a CA)",
-        id="untrusted",
+        *(server_errors, 502),
+        "docker.io: URL answers 500 to each request: see the registry's own log or status page; "
+        "cached images are still served",
+        "failed: docker.io: URL answered 500 for library/app",
+        id="500",
     ),
     pytest.param(
         *(without_tls, 502),

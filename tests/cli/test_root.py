@@ -80,6 +80,25 @@ def test_every_command_tells_mistakes_one_per_line_and_ends_with_2(
     assert max_size.startswith(f"mirror: {wrong}: cache.max_size: found 'lots', allowed: ")
 
 
+@pytest.mark.parametrize("command", ["check", "serve"])
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("MIRROR_FETCH__CA_FILE", "upstream docker.io: ca_file cannot be used: it holds no cert"),
+        ("MIRROR_ACCESS__HTPASSWD_FILE", "line 1 is not a user with a bcrypt hash"),
+    ],
+)
+def test_check_finds_what_the_start_would_find_in_the_files(
+    command: str, key: str, what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("nothing of use")
+    environment = {key: str(tmp_path / "file"), "MIRROR_CACHE__DIRECTORY": str(tmp_path / "cache")}
+    failed = mirror(command, **environment)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    (line,) = failed.stderr.splitlines()
+    assert what in line
+
+
 def test_flags_of_serve_are_checked_like_keys() -> None:
     failed = mirror("serve", "--listen", "nope", "--max-size", "lots", "--cache-dir", "")
     assert failed.returncode == 2

@@ -96,8 +96,10 @@ async def test_requests_that_all_failed_are_requests_and_no_other_registry_is_an
         found = await stats(config)
         await upstream.start()
     print_statistics(found)
-    (hub,) = (line for line in capsys.readouterr().out.splitlines() if "docker.io" in line)
-    assert re.split(r"  +", hub)[2:4] == ["3", "3"]
+    trouble, hub = (line for line in capsys.readouterr().out.splitlines() if "docker.io" in line)
+    assert f"{upstream.url} does not answer: cannot connect to {upstream.url}" in trouble
+    assert "; check the network, DNS, and the address" in trouble
+    assert re.split(r"  +", hub)[1:4] == ["no answer", "3", "3"]
     assert "" not in {each["name"] for each in found["upstreams"]}
 
 

@@ -35,6 +35,10 @@ def problems(file: Path | None = None, flags: Tree | None = None) -> list[str]:
             "zzz = 1",
             "zzz: no such key (there are: server, access, proxy, limits, log, cache, tags, fetch, fill, tracing, cluster, keep, block, policy, pin, warm, upstreams)",  # noqa: E501
         ),
+        ('[upstreams.docker.io]\nusername = "me"',
+         'upstreams.docker.io: a name with dots needs quotes: [upstreams."docker.io"]'),
+        ('[upstreams.registry.example.com]\nurl = "https://registry.example.com"',
+         'upstreams.registry.example: a name with dots needs quotes: [upstreams."registry.exam'),
         ("tags = 5", "tags: found a value of type int, allowed: a table"),
         ('[log]\nlevel = "loud"',
          "log.level: found 'loud', allowed: 'debug', 'info', 'warning' or 'error'"),

@@ -1,5 +1,7 @@
 """Compose and systemd: they say what they promise, and the mirror understands it."""
 
+import asyncio
+import os
 import re
 import shlex
 import shutil
@@ -11,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 import typer
 import yaml
 
@@ -21,6 +24,7 @@ from mirror.config.fields import state_directory
 from tests.deploy.files import CONFIG, yaml_of
 from tests.peers.go_programs import go_program
 from tests.peers.requirements import need
+from tests.running import running
 
 UNIT = CONFIG / "systemd" / "mirror.service"
 SOCKET = UNIT.with_name("mirror.socket")
@@ -84,10 +88,32 @@ def test_the_mirror_of_compose_is_built_here_and_writes_only_its_cache(services)
     assert str(config.cache.directory) == "/var/cache/mirror"
 
 
-def test_the_health_checks_program_is_one(services):
-    *_, program = services["mirror"]["healthcheck"]["test"]
-    compile(program, "healthcheck", "exec")
-    assert "/readyz" in program
+async def healthy(*arguments: str, **environment: str) -> bool:
+    """Whether the health check of the container ends with 0."""
+    command = (sys.executable, str(CONFIG / "healthcheck.py"), *arguments)
+    clean = {"PATH": os.environ["PATH"], "http_proxy": "http://127.0.0.1:9", **environment}
+    done = await asyncio.create_subprocess_exec(*command, env=clean, stderr=subprocess.DEVNULL)
+    return await done.wait() == 0
+
+
+async def test_the_health_check_finds_port_and_tls_where_the_mirror_does(tmp_path, services):
+    _, program, *arguments = services["mirror"]["healthcheck"]["test"]
+    assert (program, arguments) == ("python", ["/opt/mirror/healthcheck.py", "/readyz"])
+    pem = tmp_path / "pem"
+    trustme.CA().issue_cert("mirror.example.com").private_key_and_cert_chain_pem.write_to_path(pem)
+    server = {"tls_certificate": str(pem), "tls_key": str(pem)}
+    async with running(tmp_path / "cache", {}, server=server) as mirror:
+        listen = mirror.url.removeprefix("http://")
+        file = tmp_path / "mirror.toml"
+        file.write_text(f'[server]\nlisten = ["unix:/x", "{listen}"]\ntls_certificate = "{pem}"\n')
+        assert await healthy(MIRROR_CONFIG=str(file))
+        assert await healthy("/readyz", MIRROR_CONFIG=str(file))
+        assert not await healthy("/nothing", MIRROR_CONFIG=str(file))
+        assert not await healthy(MIRROR_CONFIG=str(file), MIRROR_SERVER__LISTEN="127.0.0.1:9")
+    async with running(tmp_path / "cache", {}) as mirror:
+        listen = mirror.url.removeprefix("http://")
+        assert await healthy(MIRROR_SERVER__LISTEN=f"unix:/x, {listen}")
+    assert not await healthy(MIRROR_SERVER__LISTEN=listen)
 
 
 def test_prometheus_of_compose_finds_the_mirror_and_its_rules(services):

@@ -140,6 +140,7 @@ def test_the_package_serves_a_pull_on_a_clean_root_and_purge_leaves_nothing(
     assert run("chroot", clean_root, "mirror", **completing) == "serve\n"
 
     cache, file = clean_root / "var/cache/mirror", clean_root / _CONFIGURATION
+    (state := clean_root / "var/lib/mirror").mkdir()  # as systemd does, for the CA of proxy mode
     inside("install", "-d", "-o", "mirror", "-g", "mirror", "/var/cache/mirror")  # as systemd does
     as_user = ["chroot", "--userspec=mirror:mirror", str(clean_root), "/usr/bin/mirror"]
     pull_through(as_user, hub, tmp_path, {"XDG_CACHE_HOME": "/var/cache"})
@@ -152,6 +153,8 @@ def test_the_package_serves_a_pull_on_a_clean_root_and_purge_leaves_nothing(
     assert not (clean_root / "usr/lib/container-mirror").exists()
     assert file.read_text() == edited
     assert [*cache.glob("**/sha256/**/*")]
+    assert state.exists()
     inside("apt-get", "purge", "--yes", "container-mirror")
     assert not cache.exists()
+    assert not state.exists()
     assert not file.parent.exists()

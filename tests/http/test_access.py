@@ -9,6 +9,8 @@ import os
 import ssl
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
 import aiohttp
 import bcrypt
@@ -26,6 +28,7 @@ from tests.running import running
 pytestmark = [pytest.mark.slow]
 
 
+DAY = timedelta(days=1)
 REPO = "library/app"
 PASSWORDS = {"alice": "rabbit hole", "bob": "Bücher:2"}
 
@@ -423,9 +426,40 @@ async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path, a
 async def test_a_key_that_does_not_fit_is_told_at_the_start(tmp_path, authority):
     server = write_certificate(authority, tmp_path)
     authority.issue_cert("x").private_key_pem.write_to_path(server["tls_key"])
-    with pytest.raises(UserError, match=r"tls_certificate .* cannot be used"):
+    with pytest.raises(UserError, match=r"tls_certificate .* cannot be used: key values mismatch"):
         async with running(tmp_path / "c", {"docker.io": "http://127.0.0.1:9"}, server=server):
             pass
+
+
+def test_the_log_and_the_page_tell_of_the_end_of_a_certificate_in_time(tmp_path, authority, caplog):
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=100)
+    issued = authority.issue_cert("localhost", not_before=ends - DAY * 100, not_after=ends)
+    issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
+    clock = Mock(return_value=(ends - DAY * 11).timestamp())
+    certificate = Certificate(tmp_path / "pem", tmp_path / "pem", clock)
+    assert (certificate.problem, caplog.messages) == (None, [])
+    told = f"it is valid until {ends:%Y-%m-%d %H:%M} UTC"
+    titles = [
+        "The mirror's certificate expires soon",
+        "The mirror's certificate has expired, and clients refuse it",
+    ]
+    for left, title in zip((9, -1), titles, strict=True):
+        clock.return_value = (ends - DAY * left).timestamp()
+        for _ in range(3):
+            certificate.reload()
+        problem = certificate.problem
+        assert problem is not None
+        assert (problem.title, problem.cause) == (title, told)
+    # The log repeats no trouble within a minute of the clock that does not jump.
+    assert [each.partition(":")[0] for each in caplog.messages] == titles[:1]
+    caplog.clear()
+    Certificate(tmp_path / "pem", tmp_path / "pem", clock)
+    assert [each.partition(":")[0] for each in caplog.messages] == titles[1:]
+    write_certificate(authority, tmp_path)
+    certificate.use(tmp_path / "chain.pem", tmp_path / "key.pem")
+    clock.return_value = time.time()
+    certificate.reload()
+    assert certificate.problem is None
 
 
 async def test_a_certificate_without_its_key_is_a_mistake(tmp_path, authority):

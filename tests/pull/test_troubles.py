@@ -39,8 +39,8 @@ async def test_one_line_says_that_blobs_find_no_room_and_what_to_raise(tmp_path,
         (line,) = warned(caplog)
     assert line == (
         "docker.io/library/app: no room in the cache for 20.0 MiB; content that does not fit "
-        "passes through uncached: raise [cache] max_size, or free some space on the disk or lower "
-        "[cache] min_free"
+        "passes through uncached: raise [cache] max_size, or free some space or inodes on the disk "
+        "or lower [cache] min_free"
     )
 
 
@@ -53,7 +53,7 @@ async def test_one_line_says_that_a_manifest_finds_no_room(tmp_path, upstream, c
         for _ in range(101):
             assert (await mirror.get(TAG)).status == 200
     (line,) = [each for each in warned(caplog) if "no room" in each]
-    assert line.startswith("docker.io/library/app: no room in the cache for 0.0 MiB")
+    assert line.startswith("docker.io/library/app: no room in the cache for 0.1 MiB")
 
 
 @pytest.mark.long

@@ -109,6 +109,22 @@ async def test_only_the_hash_of_the_token_is_stored(tmp_path, token):
     assert len(token) > 40
 
 
+async def test_the_log_says_what_was_changed_with_the_token(mirror, hub, token, caplog):
+    for name in ("keep", "release", "block", "unblock", "warm"):
+        assert (await change(mirror, name, "app:1", token)).status == 200
+    await cached(mirror, "app:1")
+    assert (await change(mirror, "drop", "app:1", token)).status == 200
+    app, by = "docker.io/library/app:1", "HTTP token"
+    assert [
+        (each.getMessage(), getattr(each, "image", None) or each.target, each.by)
+        for each in caplog.records
+        if hasattr(each, "by")
+    ] == [
+        (what, app, by)
+        for what in ("keeping", "keeping no longer", "blocked", "unblocked", "warming", "dropped")
+    ]
+
+
 @pytest.mark.long
 async def test_an_image_is_pulled_ahead_and_dropped(mirror, hub, token):
     answer = await change(mirror, "warm", "app:1", token)

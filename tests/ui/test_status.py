@@ -216,6 +216,9 @@ async def test_troubles_come_first_with_cause_and_remedy_and_go_when_they_end(tm
             troubles(text),
         )
         assert "tags may be outdated" not in troubles(text), "it follows from the other"
+        plain = (await mirror.get("/")).body.decode()
+        assert f"docker.io: {upstream.url} does not answer: cannot connect" in plain
+        assert plain.index("does not answer") < plain.index("Serves")
         told = json.loads((await mirror.get("/api/v1/problems")).body)["problems"]
         assert [each["title"].startswith("docker.io: http://") for each in told] == [True]
         await upstream.start()
