@@ -13,6 +13,8 @@ Unseen = Literal["created", "allow", "deny"]
 _REFERRERS: Final = re.compile(r"sha(?:256-[0-9a-f]{64}|512-[0-9a-f]{128})(?:\.[a-z]+)?")
 #: Former meanings of a tag that are remembered: a tag moved back to one of them follows at once.
 MOST_MEANINGS: Final = 32
+#: In seconds; what was cached within it may come from the pull that asks.
+_LONGEST_PULL: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,16 @@ class Moment:
         if self.boot and self.boot == earlier.boot:
             return max(0.0, self.steady - earlier.steady)
         return max(0.0, self.wall - earlier.wall)
+
+
+def first_seen(now: Moment, cached: float | None) -> Moment:
+    """Return when a digest without a record was first seen.
+
+    That is when it was ``cached`` (Unix seconds) before a rule asked for records, else now.
+    """
+    if cached is None or now.wall - cached < _LONGEST_PULL:
+        return now
+    return Moment(cached)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mirror.admin.commands import blocked, explained, released
+from mirror.admin.commands import blocked, explained, released, removed
 from mirror.policy.rules import Moment
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.clock import Clock
-from tests.fakes.content import OCI_INDEX, Image, digest_of, index
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, Image, digest_of, index
 from tests.fakes.office import Office, basic
 from tests.running import Mirror, configured, eventually, running
 from tests.waiting import limit
@@ -200,6 +200,7 @@ NOW = "2027-01-15T08:00:00Z"  # the clock's
         (NOW, 3),
         ("2031-01-01T00:00:00Z", 3),
         ("yesterday", 3),
+        ("0001-01-01T00:00:00Z", 3),
         (None, 3),
         (17, 3),
     ],
@@ -259,6 +260,86 @@ async def test_pulls_by_digest_can_be_checked_too(site, upstream, clock):
         other = image(b"other")
         upstream.add_image(REPO, other, "3")
         assert "waits 3 d" in await meaning(mirror, other.digest)
+
+
+@pytest.mark.parametrize("by", ["release", "age"])
+async def test_what_an_index_lists_passes_with_it(tmp_path, site, upstream, clock, by):
+    rule = {**RULE, "unseen": "deny", "digests": "check"}
+    both = index(A, B)
+    upstream.add_image(REPO, B)
+    digest = upstream.add_manifest(REPO, both, OCI_INDEX)
+    async with site(rule) as mirror:
+        if by == "release":
+            await released(config(tmp_path, upstream, rule), [f"app@{digest}"])
+        else:
+            assert "waits 3 d" in await meaning(mirror, digest)
+            clock.pass_by(3 * DAY)
+        assert "waits 3 d" in await meaning(mirror, B.digest), "not yet"
+        for each in (digest, A.digest, B.digest):
+            assert await meaning(mirror, each) == each
+
+
+async def test_a_tag_means_the_same_to_clients_that_accept_less(site, upstream):
+    one = {"Accept": OCI_MANIFEST}
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror, **one) == A.digest
+        upstream.add_manifest(REPO, index(A, B), OCI_INDEX, "2")
+        assert await meaning(mirror, "2") == digest_of(index(A, B))
+        upstream.add_image(REPO, C, "2")
+        assert await meaning(mirror, "2", **one) == C.digest, "no use for the index"
+
+
+async def test_what_was_cached_before_there_was_a_rule_has_been_seen(site, upstream, clock):
+    async with site({"images": ["docker.io/other/**"]}) as mirror:
+        for tag in ("1", "2"):
+            upstream.add_image(REPO, A, tag)
+            assert await meaning(mirror, tag) == A.digest
+        clock.pass_by(4 * DAY)
+        upstream.add_image(REPO, B, "3")
+        assert await meaning(mirror, "3") == B.digest
+    upstream.add_image(REPO, C, "2")
+    async with site({**RULE, "unseen": "deny"}) as mirror:
+        assert await meaning(mirror) == A.digest, "known for four days"
+        assert await meaning(mirror, "2") == A.digest, "it has meant this"
+        assert "waits 3 d" in await meaning(mirror, "3"), "seen just now"
+
+
+async def test_a_held_digest_that_is_nowhere_any_more_is_a_404_that_says_so(
+    tmp_path, site, upstream
+):
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror) == A.digest
+        await removed(config(tmp_path, upstream), [A.digest], force=True)
+        del upstream.manifests[REPO, A.digest]
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+        assert answer.status == 404
+        said = json.loads(answer.body)["errors"][0]["message"]
+        assert said.startswith("docker.io: has not what a held tag means: docker.io/library/app:1")
+        assert said.endswith(f"for: mirror release docker.io/library/app@{B.digest}")
+
+
+async def test_a_block_of_the_new_digest_leaves_the_tag_its_former_meaning(
+    tmp_path, site, upstream
+):
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror) == A.digest
+        await blocked(config(tmp_path, upstream), [B.digest], "")
+        assert await meaning(mirror) == A.digest
+        assert "is blocked" in await meaning(mirror, B.digest)
+
+
+async def test_a_rule_that_is_tried_out_refuses_nothing_for_lack_of_a_date(site, upstream):
+    upstream.faults.append(Fault(kind="blob", status=500, times=99))
+    async with site({**RULE, "unseen": "created", "mode": "audit"}) as mirror:
+        assert await meaning(mirror) == A.digest
+        audited = f'mirror_policy_decisions_total{{decision="audited",upstream="{HUB}"}}'
+        await eventually(mirror, audited, 2)
 
 
 async def test_a_rule_can_be_tried_out(site, upstream, clock, caplog):
