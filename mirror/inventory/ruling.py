@@ -18,7 +18,16 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.policy.blocks import Blocks
 from mirror.policy.decisions import Decision
-from mirror.policy.rules import Facts, Meanings, Moment, Rule, Seen, judge, needs_date
+from mirror.policy.rules import (
+    Facts,
+    Meanings,
+    Moment,
+    Rule,
+    Seen,
+    first_seen,
+    judge,
+    needs_date,
+)
 from mirror.store.images.catalogue import MANIFEST_KINDS
 from mirror.store.interface import link_name
 from mirror.store.metadata.block_file import BlockFile
@@ -78,8 +87,13 @@ class Rulings:
         digests = await self._digests(image)
         upstream = digests[0] if digests else None
         pin = configured_pins(config).get(image)
-        rules = [await self._verdict(rule, image, upstream) for rule in configured_rules(config)]
-        served = next((each["serves"] for each in rules if each["applies"]), str(upstream or ""))
+        every = configured_rules(config)
+        first = next((number for number, rule in enumerate(every) if rule.covers(image)), -1)
+        rules = [
+            await self._verdict(rule, image, upstream, is_first=number == first)
+            for number, rule in enumerate(every)
+        ]
+        served = rules[first]["serves"] if first >= 0 else str(upstream or "")
         if pin is not None:
             served = str(pin.digest)
         file = await asyncio.to_thread(self.blocks.read)
@@ -98,12 +112,12 @@ class Rulings:
         }
 
     async def _verdict(
-        self, rule: Rule, image: FullName, digest: Digest | None
+        self, rule: Rule, image: FullName, digest: Digest | None, *, is_first: bool
     ) -> Mapping[str, Any]:
-        told = {"rule": rule.name, "applies": False, "decision": None, "serves": "", "why": ""}
-        if not rule.covers(image):
-            return told
-        told["applies"] = True
+        told = {"rule": rule.name, "applies": is_first, "decision": None, "serves": "", "why": ""}
+        if not is_first:
+            covered = rule.covers(image)
+            return {**told, "why": "the first rule that matches counts"} if covered else told
         if digest is None:
             return {**told, "why": "upstream was not asked for this image yet"}
         meanings = Meanings()
@@ -125,10 +139,16 @@ class Rulings:
         return {**told, "until": until}
 
     async def _facts(self, image: FullName, digest: Digest, meanings: Meanings) -> Facts:
-        seen = await self.records.seen(_record(image), digest)
-        known = 0.0 if seen is None else self.clock().since(seen.first)
+        seen, now = await self.records.seen(_record(image), digest), self.clock()
+        first = first_seen(now, await self._cached(image, digest)) if seen is None else seen.first
+        known = now.since(first)
         free = seen is not None and (seen.released or (image.by_digest and seen.passed))
         return Facts(image, digest, known, free, meanings)
+
+    async def _cached(self, image: FullName, digest: Digest) -> float | None:
+        name = link_name(replace(image, reference=str(digest)))
+        links = [await each.tags.lookup(name) for each in self.cache.catalogue.sections]
+        return next((link.seen for link in links if link is not None), None)
 
     async def held(self, rules: Sequence[Rule], pins: Container[FullName]) -> list[dict[str, Any]]:
         """Return the tags that do not follow upstream yet; private ones without their names.

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mirror.admin.commands import blocked, explained, released, removed
+from mirror.cli.root import app
 from mirror.policy.rules import Moment
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
@@ -313,6 +315,8 @@ async def test_a_held_digest_that_is_nowhere_any_more_is_a_404_that_says_so(
         assert await meaning(mirror) == A.digest
         upstream.add_image(REPO, B, "1")
         assert await meaning(mirror) == A.digest
+        with pytest.raises(UserError, match=r"content of an image of .* or of a held tag"):
+            await removed(config(tmp_path, upstream), [A.digest])
         await removed(config(tmp_path, upstream), [A.digest], force=True)
         del upstream.manifests[REPO, A.digest]
         answer = await mirror.get(f"/v2/{REPO}/manifests/1")
@@ -334,12 +338,31 @@ async def test_a_block_of_the_new_digest_leaves_the_tag_its_former_meaning(
         assert "is blocked" in await meaning(mirror, B.digest)
 
 
+async def test_a_block_of_a_held_tag_is_for_both_of_its_digests(tmp_path, site, upstream):
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror) == A.digest
+        await blocked(config(tmp_path, upstream), ["app:1"], "")
+        for each in ("1", A.digest, B.digest):
+            assert "is blocked" in await meaning(mirror, each)
+
+
 async def test_a_rule_that_is_tried_out_refuses_nothing_for_lack_of_a_date(site, upstream):
     upstream.faults.append(Fault(kind="blob", status=500, times=99))
     async with site({**RULE, "unseen": "created", "mode": "audit"}) as mirror:
         assert await meaning(mirror) == A.digest
         audited = f'mirror_policy_decisions_total{{decision="audited",upstream="{HUB}"}}'
         await eventually(mirror, audited, 2)
+
+
+async def test_a_long_cooldown_is_written_out_and_one_without_end_is_a_mistake(
+    tmp_path, site, upstream
+):
+    async with site({**RULE, "unseen": "deny", "cooldown": "1000d"}) as mirror:
+        assert "waits 1000 d, until 2029-10-11" in await meaning(mirror)
+    with pytest.raises(UserError, match="allowed: a time of at most 3650d; to refuse images, use"):
+        config(tmp_path, upstream, {**RULE, "cooldown": "9999999d"})
 
 
 async def test_a_rule_can_be_tried_out(site, upstream, clock, caplog):
@@ -392,7 +415,7 @@ async def test_the_operator_can_release_a_digest(tmp_path, site, upstream, clock
 async def test_an_image_is_explained(tmp_path, site, upstream, clock):
     named = config(tmp_path, upstream)
     other = {"images": ["ghcr.io/**"], "cooldown": "1d"}
-    async with site(other, RULE) as mirror:
+    async with site(other, RULE, {"images": ["app:*"], "cooldown": "9d"}) as mirror:
         unknown = await explained(named, "app:1")
         assert (unknown["upstream_digest"], unknown["served_digest"]) == (None, None)
         await meaning(mirror)
@@ -400,7 +423,11 @@ async def test_an_image_is_explained(tmp_path, site, upstream, clock):
         await meaning(mirror)
         said = await explained(named, "app:1")
         assert (said["upstream_digest"], said["served_digest"]) == (B.digest, A.digest)
-        assert [each["applies"] for each in said["rules"]] == [False, True]
+        assert [each["applies"] for each in said["rules"]] == [False, True, False]
+        assert [each["why"] for each in said["rules"][::2]] == [
+            "",
+            "the first rule that matches counts",
+        ]
         assert said["rules"][1]["decision"] == "held"
         assert said["rules"][1]["until"] == "2027-01-18T08:00:00Z"
         assert "waits 3 d" in said["rules"][1]["why"]
@@ -413,6 +440,22 @@ async def test_an_image_is_explained(tmp_path, site, upstream, clock):
     said = await explained(pinned, "app:1")
     assert said["served_digest"] == C.digest
     assert "(for now)" in said["pin"]
+
+
+def test_an_image_that_upstream_was_not_asked_for_is_not_said_to_be_refused(tmp_path):
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    file = tmp_path / "mirror.toml"
+    file.write_text(
+        f'[cache]\ndirectory = "{directory}"\n[[policy]]\nimages = ["**"]\ncooldown = "3d"\n'
+    )
+    said = CliRunner().invoke(app, ["policy", "app:1", "--config", str(file)]).stdout.splitlines()
+    assert said == [
+        "image     docker.io/library/app:1",
+        "upstream  not asked yet",
+        "served    not decided yet",
+        "the rule '**': undecided: upstream was not asked for this image yet",
+    ]
 
 
 async def test_the_digest_that_a_held_tag_means_is_not_evicted(site, upstream, clock):
