@@ -211,6 +211,8 @@ class Rulings:
         return not known.isdisjoint(accepted(rule))
 
     def _image(self, text: str) -> FullName:
+        if text.startswith(("sha256:", "sha512:")):
+            raise UserError(f"found {text!r}, allowed: a digest of an image, such as app@{text}")
         image = parse_glob(text, self.cache.naming, "latest").exact
         if image is None:
             raise UserError(f"found {text!r}, allowed: one image, not a glob")

@@ -147,8 +147,9 @@ class Rule:
         """The message for an image without a signature that satisfies the rule."""
         keys = {"a key": "signed_by"} if self.keys else {}
         named = keys | ({"an identity": "identities"} if self.identities else {})
+        what = image if image.by_digest else f"{image} ({digest})"
         return (
-            f"{image} ({digest}) is not signed by {' or '.join(named)} of {self.name}: {lacking}; "
+            f"{what} is not signed by {' or '.join(named)} of {self.name}: {lacking}; "
             f"pull a signed version, or ask the operator to change {' or '.join(named.values())}"
         )
 

@@ -4,6 +4,7 @@ Public, private and proxied pulls pass through it.  Answers of the response cach
 change of the decisions must empty that cache.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -352,7 +353,8 @@ class GatedManifests:
         if rule is None:
             return _Meaning(reference)
         if isinstance(reference, Digest):
-            if not await self.cooldown.is_artifact(target, reference):
+            free = await self._is_pinned(target, reference)
+            if not (free or await self.cooldown.is_artifact(target, reference)):
                 judging = self.cooldown.judged(rule, target, image, reference)
                 verdict = await _judged(rule, reference, judging)
                 await self._decided(rule, target, image, reference, verdict)
@@ -369,6 +371,16 @@ class GatedManifests:
         return _Meaning(
             held, resolution, until, Decision.HELD.value, f"a held tag means: {verdict.why}"
         )
+
+    async def _is_pinned(self, target: Target, digest: Digest) -> bool:
+        """Whether a pin of the repository names a digest, or an index that lists it."""
+        for image, pin in self.gate.pins.items():
+            if (image.registry, image.repository) != (target.upstream, target.repository):
+                continue
+            with contextlib.suppress(UpstreamError, FullError):
+                if digest == pin.digest or digest in await self.cooldown.parts(target, pin.digest):
+                    return True
+        return False
 
     async def _decided(
         self, rule: Rule, target: Target, image: FullName, digest: Digest, verdict: Verdict
@@ -426,7 +438,7 @@ def _as_resolved(answer: A, meant: _Meaning) -> A:
     """Return an answer for a digest as the answer for the tag that means it."""
     resolution = meant.resolution
     if resolution is None or answer.outcome is not Outcome.HIT:
-        return answer
+        return replace(answer, detail=answer.detail or meant.detail)
     detail = meant.detail or resolution.detail
     until = min(resolution.until, meant.until)
     return replace(answer, outcome=resolution.outcome, detail=detail, until=until)

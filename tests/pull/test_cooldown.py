@@ -315,8 +315,13 @@ async def test_a_held_digest_that_is_nowhere_any_more_is_a_404_that_says_so(
         assert await meaning(mirror) == A.digest
         upstream.add_image(REPO, B, "1")
         assert await meaning(mirror) == A.digest
+        with pytest.raises(UserError, match="a digest of an image, such as app@sha256"):
+            await released(config(tmp_path, upstream), [A.digest])
         with pytest.raises(UserError, match=r"content of an image of .* or of a held tag"):
             await removed(config(tmp_path, upstream), [A.digest])
+        await removed(config(tmp_path, upstream), [A.digest], force=True)
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+        assert answer.headers["Cache-Status"] == "mirror; fwd=miss; stored; detail=held"
         await removed(config(tmp_path, upstream), [A.digest], force=True)
         del upstream.manifests[REPO, A.digest]
         answer = await mirror.get(f"/v2/{REPO}/manifests/1")
@@ -442,7 +447,7 @@ async def test_an_image_is_explained(tmp_path, site, upstream, clock):
     assert "(for now)" in said["pin"]
 
 
-def test_an_image_that_upstream_was_not_asked_for_is_not_said_to_be_refused(tmp_path):
+def test_an_image_that_upstream_was_not_asked_for_is_not_said_to_be_refused(tmp_path, log):
     directory = tmp_path / "cache"
     directory.mkdir()
     file = tmp_path / "mirror.toml"
