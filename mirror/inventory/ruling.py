@@ -158,12 +158,12 @@ class Rulings:
         """
         if not rules:
             return []
-        found = [
-            await self._held(rules, name, image, meanings)
-            for name, image, meanings in (await self.records.held())[-_MOST_HELD:]
-            if image not in pins
-        ]
-        return sorted(filter(None, found), key=lambda each: str(each["until"]))
+        found: dict[FullName, dict[str, Any]] = {}  # clients that accept less have their own record
+        for name, image, meanings in (await self.records.held())[-_MOST_HELD:]:
+            told = None if image in pins else await self._held(rules, name, image, meanings)
+            if told is not None:
+                found.setdefault(image, told)
+        return sorted(found.values(), key=lambda each: str(each["until"]))
 
     async def lookup_held(self, rules: Sequence[Rule], image: FullName) -> dict[str, Any] | None:
         """Return a public tag as :meth:`held` does; None if it follows, whatever the pins say."""
