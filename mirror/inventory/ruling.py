@@ -26,6 +26,7 @@ from mirror.policy.rules import (
     Seen,
     first_seen,
     judge,
+    lookup_rule,
     needs_date,
 )
 from mirror.store.images.catalogue import MANIFEST_KINDS
@@ -88,12 +89,11 @@ class Rulings:
         upstream = digests[0] if digests else None
         pin = configured_pins(config).get(image)
         every = configured_rules(config)
-        first = next((number for number, rule in enumerate(every) if rule.covers(image)), -1)
+        first = lookup_rule(every, image)
         rules = [
-            await self._verdict(rule, image, upstream, is_first=number == first)
-            for number, rule in enumerate(every)
+            await self._verdict(rule, image, upstream, is_first=rule is first) for rule in every
         ]
-        served = rules[first]["serves"] if first >= 0 else str(upstream or "")
+        served = next((each["serves"] for each in rules if each["applies"]), str(upstream or ""))
         if pin is not None:
             served = str(pin.digest)
         file = await asyncio.to_thread(self.blocks.read)
@@ -177,7 +177,7 @@ class Rulings:
         self, rules: Sequence[Rule], name: str, image: FullName, meanings: Meanings
     ) -> dict[str, Any] | None:
         public, private = (section.tags for section in self.cache.catalogue.sections)
-        rule = next((rule for rule in rules if rule.covers(image)), None)
+        rule = lookup_rule(rules, image)
         hidden = await private.lookup(name)
         link = hidden or await public.lookup(name)
         if rule is None or rule.audit or link is None:

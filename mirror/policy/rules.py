@@ -1,6 +1,7 @@
 """Pins and rules: what a tag means here, and when it follows its upstream."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -143,6 +144,11 @@ class Rule:
             return False
         return any(glob.matches(image) for glob in self.images)
 
+    def spares(self, image: FullName) -> bool:
+        """Whether the rule leaves pulls by digest from the whole repository to the client."""
+        whole = (glob for glob in self.images if glob.reference == "*")
+        return image.by_digest and any(glob.is_in(image) for glob in whole)
+
     def unsigned(self, image: FullName, digest: Digest, lacking: str) -> str:
         """The message for an image without a signature that satisfies the rule."""
         keys = {"a key": "signed_by"} if self.keys else {}
@@ -152,6 +158,16 @@ class Rule:
             f"{what} is not signed by {' or '.join(named)} of {self.name}: {lacking}; "
             f"pull a signed version, or ask the operator to change {' or '.join(named.values())}"
         )
+
+
+def lookup_rule(rules: Iterable[Rule], image: FullName) -> Rule | None:
+    """Return the first rule that covers an image, None if there is none.
+
+    A rule for all tags of a repository, in front of the others, is an exception for its digests
+    too: a client that gets the tag asks for what it means by digest.
+    """
+    found = next((rule for rule in rules if rule.covers(image) or rule.spares(image)), None)
+    return found if found is not None and found.covers(image) else None
 
 
 @dataclass(frozen=True, slots=True)

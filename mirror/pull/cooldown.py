@@ -45,7 +45,10 @@ LookupLink = Callable[[str], Awaitable[Link | None]]
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """The records that rules need, and the pulls of the content that they judge by."""
+    """The records that rules need, and the pulls of the content that they judge by.
+
+    ``checks_digests``: a rule holds for pulls by digest.
+    """
 
     records: DecisionStore
     clock: Callable[[], Moment]
@@ -53,6 +56,7 @@ class Cooldown:
     link: LookupLink
     manifests: ManifestPulls | AuthorizedManifests
     blobs: BlobPulls | AuthorizedBlobs
+    checks_digests: bool
 
     async def judged(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> Verdict:
         """Return the verdict on a pull by digest, or on the digest of a tag.
@@ -65,7 +69,7 @@ class Cooldown:
             facts = replace(facts, created=await self._age(target, digest))
         verdict = judge(rule, facts, self.clock().wall)
         if verdict.serve is not None:
-            await self._let_parts_pass(target, digest)
+            await self.let_parts_pass(target, digest)
         return verdict
 
     async def former(self, rule: Rule, target: Target, image: FullName, accept: str) -> Meanings:
@@ -121,8 +125,8 @@ class Cooldown:
             await self.records.mean(link_name(image, narrow_accept(accept)), meanings)
         if verdict.serve is None:
             return verdict
-        if rule.check_digests:
-            await self._let_parts_pass(target, verdict.serve)
+        if self.checks_digests:
+            await self.let_parts_pass(target, verdict.serve)
         if held:
             await self.keep(replace(image, reference=str(verdict.serve)))
         return verdict
@@ -164,7 +168,7 @@ class Cooldown:
             parts |= {each.descriptor.digest for each in index_entries(manifest.body)}
         return parts
 
-    async def _let_parts_pass(self, target: Target, digest: Digest) -> None:
+    async def let_parts_pass(self, target: Target, digest: Digest) -> None:
         """Let pulls by digest pass, of a manifest and of those that it lists."""
         known = await self.records.seen(target.record, digest)
         if known is not None and known.passed:

@@ -18,7 +18,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
 from mirror.policy.decisions import Decision, PolicyError
-from mirror.policy.rules import Pin, Rule, Verdict
+from mirror.policy.rules import Pin, Rule, Verdict, lookup_rule
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls, BlobsForReplicas
 from mirror.pull.block_list import BlockList
 from mirror.pull.body import Content, Piece
@@ -71,7 +71,7 @@ class Gate:
 
     def rule(self, image: FullName) -> Rule | None:
         """Return the first rule that covers a tag or digest, or None."""
-        return next((rule for rule in self.rules if rule.covers(image)), None)
+        return lookup_rule(self.rules, image)
 
     def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
         """Report a verdict; return the digest to serve, None for that of upstream.
@@ -351,7 +351,11 @@ class GatedManifests:
         image = FullName(target.upstream, target.repository, str(reference))
         rule = self.gate.rule(image)
         if rule is None:
-            return _Meaning(reference)
+            if isinstance(reference, Digest) or not self.cooldown.checks_digests:
+                return _Meaning(reference)
+            resolution = await self.manifests.head(target, reference, accept)
+            await self.cooldown.let_parts_pass(target, resolution.descriptor.digest)
+            return _Meaning(resolution.descriptor.digest, resolution)
         if isinstance(reference, Digest):
             free = await self._is_pinned(target, reference)
             if not (free or await self.cooldown.is_artifact(target, reference)):

@@ -120,7 +120,8 @@ async def opened_pulls(
     ) -> tuple[GatedBlobs, GatedManifests, ListingPulls | AuthorizedListings]:
         keep = store.keeping.keep_meant
         cooldown = Cooldown(
-            *(store.decisions, shared_state.clock, keep, store.lookup_link, manifests, blobs)
+            *(store.decisions, shared_state.clock, keep, store.lookup_link, manifests, blobs),
+            any(rule.check_digests for rule in rules),
         )
         signatures = None
         if any(rule.needs_signature for rule in rules):
