@@ -3,7 +3,7 @@
 Of all request and response headers only User-Agent is logged; the query of a URL is never logged.
 """
 
-from mirror.logs.formats import JsonFormatter, TextFormatter, logfmt, printable, when
+from mirror.logs.formats import JsonFormatter, TextFormatter, fields_of, logfmt, printable, when
 from mirror.logs.output import (
     ACCESS,
     Lines,
@@ -23,6 +23,7 @@ __all__ = [
     "TextFormatter",
     "configure",
     "dropped",
+    "fields_of",
     "is_json",
     "logfmt",
     "printable",

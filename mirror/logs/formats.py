@@ -21,7 +21,8 @@ def _second(unix_seconds: int) -> str:
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """Return the fields that a record has besides its message (``extra``)."""
     return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
 
 
@@ -35,7 +36,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
+            **fields_of(record),
         }
         if traceback := traceback_of(record):
             line["exception"] = traceback
@@ -74,7 +75,7 @@ class TextFormatter(logging.Formatter):
         """Return the record and its extra fields; control characters are escaped."""
         message = printable(record.getMessage())
         head = self.head(record.created, record.levelno)
-        line = f"{head} {message}{logfmt(_fields(record))}"
+        line = f"{head} {message}{logfmt(fields_of(record))}"
         if traceback := traceback_of(record):
             line += "\n" + traceback
         return line

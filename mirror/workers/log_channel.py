@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from mirror.access_log.answers import Answered, RunningRequest
 from mirror.access_log.lines import log_pulls
 from mirror.access_log.pulls import Pull, PullTracker
+from mirror.logs import fields_of
 from mirror.lru import Lru
 
 _BUFFER_BYTES: Final = 1024 * 1024  # the system may allow less
@@ -26,10 +27,19 @@ _MOST_BYTES: Final = 256 * 1024
 _MOST_AT_ONCE: Final = 1000  # messages read before the first process does its other work
 _PATIENCE_SECONDS: Final = 1.0
 #: The loggers whose warnings are about a trouble that all workers meet.
-_TROUBLES: Final = ("mirror.upstream.", "mirror.pull.", "mirror.store.local.disk_usage")
+_TROUBLES: Final = (
+    "mirror.upstream.",
+    "mirror.pull.",
+    "mirror.store.local.disk_usage",
+    "mirror.http.htpasswd",
+    "mirror.http.tls",
+    "mirror.cluster.",
+    "mirror.stats.",
+)
 _MOST_TROUBLES: Final = 1024
 _QUIET_SECONDS: Final = 60.0
-_TIMES: Final = re.compile(r"after \d+ s|\d\d:\d\d:\d\d", re.ASCII)  # differ between workers
+#: These differ between workers.
+_TIMES: Final = re.compile(r"after \d+ s|\d\d:\d\d:\d\d| \(not asked again\)", re.ASCII)
 
 
 class _Warning(NamedTuple):
@@ -69,8 +79,8 @@ class LogForwarder:
 
     def hand_on(self, record: logging.LogRecord) -> bool:
         """Send a warning that other workers may have too; return whether the record was one."""
-        if record.levelno < logging.WARNING or record.exc_text:
-            return False
+        if record.levelno < logging.WARNING or record.exc_text or fields_of(record):
+            return False  # with fields it is an event, such as a decision on one request
         warning = _Warning(record.name, record.levelno, record.getMessage())
         return record.name.startswith(_TROUBLES) and self._send(pickle.dumps(warning))
 

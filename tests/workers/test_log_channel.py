@@ -68,13 +68,19 @@ def test_a_trouble_that_all_workers_meet_is_one_line_a_minute(caplog):
     with closing(LogReceiver(lambda: now[0])) as receiver:
         workers = [LogForwarder(receiver.entrance) for _ in range(3)]
 
-        def told(text: str, name: str = "mirror.upstream.breaker", level: int = logging.WARNING):
-            record = logging.makeLogRecord({"name": name, "levelno": level, "msg": text})
+        def told(
+            text: str,
+            name: str = "mirror.upstream.breaker",
+            level: int = logging.WARNING,
+            **fields: str,
+        ):
+            record = logging.makeLogRecord({"name": name, "levelno": level, "msg": text, **fields})
             return [worker.hand_on(record) for worker in workers]
 
         for _ in range(2):
             for seconds in range(3):
                 assert told("docker.io does not answer") == [True] * 3
+                assert told("docker.io does not answer (not asked again)") == [True] * 3
                 assert told(f"docker.io answers again, after {seconds} s") == [True] * 3
             receiver.receive()
             now[0] += 60
@@ -84,6 +90,7 @@ def test_a_trouble_that_all_workers_meet_is_one_line_a_minute(caplog):
         )
         assert told("one request", "mirror.access") == [False] * 3, "each worker logs its own"
         assert told("a detail", level=logging.INFO) == [False] * 3
+        assert told("policy", "mirror.pull.gate", decision="blocked") == [False] * 3, "an event"
 
 
 def test_a_worker_without_a_first_process_logs_its_troubles_itself():
