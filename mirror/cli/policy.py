@@ -143,7 +143,10 @@ def explain_image(
         return
     print(f"image     {found['image']}")
     print(f"upstream  {found['upstream_digest'] or 'not asked yet'}")
-    print(f"served    {found['served_digest'] or 'refused'}")
+    open_yet = any(each["applies"] and not each["decision"] for each in found["rules"])
+    undecided = not found["block"] and (open_yet or not found["upstream_digest"])
+    instead = "not decided yet" if undecided else "refused"
+    print(f"served    {found['served_digest'] or instead}")
     for reason in filter(None, (found["block"], found["pin"])):
         print(reason)
     for each in found["rules"]:

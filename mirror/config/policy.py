@@ -1,11 +1,11 @@
 """``[[policy]]``, ``[[pin]]`` and ``[[block]]``: what tags mean here, and what is refused."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from mirror.config.fields import DurationField, ReadableFile, Table, time
+from mirror.config.fields import Duration, DurationField, ReadableFile, Table, time
 from mirror.config.keep import ANY_NAMING, Globs, naming
 from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob, compile_glob
@@ -16,6 +16,8 @@ from mirror.user_error import UserError
 
 if TYPE_CHECKING:
     from mirror.config.model import Config
+
+_LONGEST_COOLDOWN: Final = 3650 * 86_400.0
 
 
 def _checked_target(text: str) -> str:
@@ -99,6 +101,12 @@ class IdentityRule(Table):
     issuer: Annotated[str, AfterValidator(_checked_issuer)]
 
 
+def _checked_cooldown(span: Duration) -> Duration:
+    if span.seconds > _LONGEST_COOLDOWN:
+        raise ValueError("a time of at most 3650d; to refuse images, use [[block]]")
+    return span
+
+
 class PolicyRule(Table):
     """A rule for a group of images; the first rule that matches an image counts."""
 
@@ -106,7 +114,7 @@ class PolicyRule(Table):
     signed_by: tuple[Annotated[ReadableFile, AfterValidator(_checked_key)], ...] = ()
     identities: tuple[IdentityRule, ...] = ()
     trusted_root: Annotated[ReadableFile, AfterValidator(_checked_root)] = ""
-    cooldown: DurationField = time("0s")
+    cooldown: Annotated[DurationField, AfterValidator(_checked_cooldown)] = time("0s")
     unseen: Literal["created", "allow", "deny"] = "created"
     digests: Literal["allow", "check"] = "allow"
     mode: Literal["enforce", "audit"] = "enforce"

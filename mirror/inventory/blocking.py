@@ -104,6 +104,8 @@ async def parts_of(
             if target.matches(each.name)
         ]
         below = set(matching)
+        for section in catalogue.sections:
+            below |= await section.tags.meant(target.matches)
     digests, layers = set(below), set[Digest]()
     for _ in range(_MOST_LEVELS):
         nodes = (await catalogue.nodes(MANIFEST_KINDS, below)).values()

@@ -106,8 +106,8 @@ async def _refuse_kept(plan: Removal, cache: Cache) -> None:
     Raises:
         UserError: the plan contains one.
     """
-    kept = [str(each.name) for each in plan.names if cache.keeps(each.name)]
-    if not kept:
+    kept = named = [str(each.name) for each in plan.names if cache.keeps(each.name)]
+    if not named:
         marked = await cache.objects.consult(lambda index: index.kept.among(list(plan.objects)))
         kept = [str(key.digest) for key in marked]
     if kept:
@@ -116,6 +116,8 @@ async def _refuse_kept(plan: Removal, cache: Cache) -> None:
             where, instead = "on the status page", "release it there, or --force drops it anyway"
         else:
             where, instead = "by [[keep]] in the configuration", "--force drops it anyway"
+            if not named:
+                where = "as content of an image of [[keep]] or [[pin]], or of a held tag"
         raise UserError(f"{min(kept)}{more}: kept {where}; {instead}")
 
 

@@ -18,7 +18,17 @@ from mirror.oci.image_glob import FullName
 from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.policy.blocks import Blocks
 from mirror.policy.decisions import Decision
-from mirror.policy.rules import Facts, Meanings, Moment, Rule, Seen, judge, needs_date
+from mirror.policy.rules import (
+    Facts,
+    Meanings,
+    Moment,
+    Rule,
+    Seen,
+    first_seen,
+    judge,
+    lookup_rule,
+    needs_date,
+)
 from mirror.store.images.catalogue import MANIFEST_KINDS
 from mirror.store.interface import link_name
 from mirror.store.metadata.block_file import BlockFile
@@ -78,7 +88,11 @@ class Rulings:
         digests = await self._digests(image)
         upstream = digests[0] if digests else None
         pin = configured_pins(config).get(image)
-        rules = [await self._verdict(rule, image, upstream) for rule in configured_rules(config)]
+        every = configured_rules(config)
+        first = lookup_rule(every, image)
+        rules = [
+            await self._verdict(rule, image, upstream, is_first=rule is first) for rule in every
+        ]
         served = next((each["serves"] for each in rules if each["applies"]), str(upstream or ""))
         if pin is not None:
             served = str(pin.digest)
@@ -98,12 +112,12 @@ class Rulings:
         }
 
     async def _verdict(
-        self, rule: Rule, image: FullName, digest: Digest | None
+        self, rule: Rule, image: FullName, digest: Digest | None, *, is_first: bool
     ) -> Mapping[str, Any]:
-        told = {"rule": rule.name, "applies": False, "decision": None, "serves": "", "why": ""}
-        if not rule.covers(image):
-            return told
-        told["applies"] = True
+        told = {"rule": rule.name, "applies": is_first, "decision": None, "serves": "", "why": ""}
+        if not is_first:
+            covered = rule.covers(image)
+            return {**told, "why": "the first rule that matches counts"} if covered else told
         if digest is None:
             return {**told, "why": "upstream was not asked for this image yet"}
         meanings = Meanings()
@@ -125,10 +139,16 @@ class Rulings:
         return {**told, "until": until}
 
     async def _facts(self, image: FullName, digest: Digest, meanings: Meanings) -> Facts:
-        seen = await self.records.seen(_record(image), digest)
-        known = 0.0 if seen is None else self.clock().since(seen.first)
+        seen, now = await self.records.seen(_record(image), digest), self.clock()
+        first = first_seen(now, await self._cached(image, digest)) if seen is None else seen.first
+        known = now.since(first)
         free = seen is not None and (seen.released or (image.by_digest and seen.passed))
         return Facts(image, digest, known, free, meanings)
+
+    async def _cached(self, image: FullName, digest: Digest) -> float | None:
+        name = link_name(replace(image, reference=str(digest)))
+        links = [await each.tags.lookup(name) for each in self.cache.catalogue.sections]
+        return next((link.seen for link in links if link is not None), None)
 
     async def held(self, rules: Sequence[Rule], pins: Container[FullName]) -> list[dict[str, Any]]:
         """Return the tags that do not follow upstream yet; private ones without their names.
@@ -138,12 +158,12 @@ class Rulings:
         """
         if not rules:
             return []
-        found = [
-            await self._held(rules, name, image, meanings)
-            for name, image, meanings in (await self.records.held())[-_MOST_HELD:]
-            if image not in pins
-        ]
-        return sorted(filter(None, found), key=lambda each: str(each["until"]))
+        found: dict[FullName, dict[str, Any]] = {}  # clients that accept less have their own record
+        for name, image, meanings in (await self.records.held())[-_MOST_HELD:]:
+            told = None if image in pins else await self._held(rules, name, image, meanings)
+            if told is not None:
+                found.setdefault(image, told)
+        return sorted(found.values(), key=lambda each: str(each["until"]))
 
     async def lookup_held(self, rules: Sequence[Rule], image: FullName) -> dict[str, Any] | None:
         """Return a public tag as :meth:`held` does; None if it follows, whatever the pins say."""
@@ -157,7 +177,7 @@ class Rulings:
         self, rules: Sequence[Rule], name: str, image: FullName, meanings: Meanings
     ) -> dict[str, Any] | None:
         public, private = (section.tags for section in self.cache.catalogue.sections)
-        rule = next((rule for rule in rules if rule.covers(image)), None)
+        rule = lookup_rule(rules, image)
         hidden = await private.lookup(name)
         link = hidden or await public.lookup(name)
         if rule is None or rule.audit or link is None:
@@ -191,6 +211,8 @@ class Rulings:
         return not known.isdisjoint(accepted(rule))
 
     def _image(self, text: str) -> FullName:
+        if text.startswith(("sha256:", "sha512:")):
+            raise UserError(f"found {text!r}, allowed: a digest of an image, such as app@{text}")
         image = parse_glob(text, self.cache.naming, "latest").exact
         if image is None:
             raise UserError(f"found {text!r}, allowed: one image, not a glob")

@@ -34,7 +34,7 @@ class Block:
 
     def refusal(self, name: str) -> str:
         """The message for a client that asks for ``name``."""
-        what = name if name == self.target else f"{name} ({self.target})"
+        what = name if name.endswith(self.target) else f"{name} ({self.target})"
         since, remedy = "", "to remove it from [[block]]"
         if self.since:
             since, remedy = f" since {told_time(self.since)}", f"for: mirror unblock {self.target}"

@@ -34,7 +34,8 @@ def told_span(seconds: float) -> str:
     """Format a time span for people, in the largest unit that fits."""
     for unit, length in _UNITS:
         if seconds >= length:
-            return f"{seconds / length:.3g} {unit}"
+            number = seconds / length
+            return f"{number:.3g} {unit}" if number < 100 else f"{number:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 

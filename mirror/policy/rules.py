@@ -1,6 +1,7 @@
 """Pins and rules: what a tag means here, and when it follows its upstream."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,6 +14,8 @@ Unseen = Literal["created", "allow", "deny"]
 _REFERRERS: Final = re.compile(r"sha(?:256-[0-9a-f]{64}|512-[0-9a-f]{128})(?:\.[a-z]+)?")
 #: Former meanings of a tag that are remembered: a tag moved back to one of them follows at once.
 MOST_MEANINGS: Final = 32
+#: In seconds; what was cached within it may come from the pull that asks.
+_LONGEST_PULL: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,16 @@ class Moment:
         if self.boot and self.boot == earlier.boot:
             return max(0.0, self.steady - earlier.steady)
         return max(0.0, self.wall - earlier.wall)
+
+
+def first_seen(now: Moment, cached: float | None) -> Moment:
+    """Return when a digest without a record was first seen.
+
+    That is when it was ``cached`` (Unix seconds) before a rule asked for records, else now.
+    """
+    if cached is None or now.wall - cached < _LONGEST_PULL:
+        return now
+    return Moment(cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +144,30 @@ class Rule:
             return False
         return any(glob.matches(image) for glob in self.images)
 
+    def spares(self, image: FullName) -> bool:
+        """Whether the rule leaves pulls by digest from the whole repository to the client."""
+        whole = (glob for glob in self.images if glob.reference == "*")
+        return image.by_digest and any(glob.is_in(image) for glob in whole)
+
     def unsigned(self, image: FullName, digest: Digest, lacking: str) -> str:
         """The message for an image without a signature that satisfies the rule."""
         keys = {"a key": "signed_by"} if self.keys else {}
         named = keys | ({"an identity": "identities"} if self.identities else {})
+        what = image if image.by_digest else f"{image} ({digest})"
         return (
-            f"{image} ({digest}) is not signed by {' or '.join(named)} of {self.name}: {lacking}; "
+            f"{what} is not signed by {' or '.join(named)} of {self.name}: {lacking}; "
             f"pull a signed version, or ask the operator to change {' or '.join(named.values())}"
         )
+
+
+def lookup_rule(rules: Iterable[Rule], image: FullName) -> Rule | None:
+    """Return the first rule that covers an image, None if there is none.
+
+    A rule for all tags of a repository, in front of the others, is an exception for its digests
+    too: a client that gets the tag asks for what it means by digest.
+    """
+    found = next((rule for rule in rules if rule.covers(image) or rule.spares(image)), None)
+    return found if found is not None and found.covers(image) else None
 
 
 @dataclass(frozen=True, slots=True)

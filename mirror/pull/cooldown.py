@@ -11,7 +11,7 @@ from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import NotAManifest, index_entries, is_runnable, references
-from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX, narrow_accept
+from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX, accepts, narrow_accept
 from mirror.policy.rules import (
     Facts,
     Meanings,
@@ -19,6 +19,7 @@ from mirror.policy.rules import (
     Rule,
     Seen,
     Verdict,
+    first_seen,
     judge,
     needs_date,
 )
@@ -26,7 +27,7 @@ from mirror.pull.blobs import BlobPulls
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.outcome import BrokenOffError
 from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
-from mirror.store.interface import DecisionStore
+from mirror.store.interface import DecisionStore, Link, link_name
 from mirror.upstream.errors import UnavailableError
 from mirror.upstream.routing import Target
 
@@ -34,19 +35,28 @@ _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _MOST_LEVELS: Final = 3
 _MOST_BYTES: Final = 4 * 1024 * 1024
 
+_NEVER: Final = Meanings()
+
 #: Protects the content of a digest of a repository from eviction.
 Keep = Callable[[FullName], Awaitable[None]]
+#: Returns a link by its name, of public or private content.
+LookupLink = Callable[[str], Awaitable[Link | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """The records that rules need, and the pulls of the content that they judge by."""
+    """The records that rules need, and the pulls of the content that they judge by.
+
+    ``checks_digests``: a rule holds for pulls by digest.
+    """
 
     records: DecisionStore
     clock: Callable[[], Moment]
     keep: Keep
+    link: LookupLink
     manifests: ManifestPulls | AuthorizedManifests
     blobs: BlobPulls | AuthorizedBlobs
+    checks_digests: bool
 
     async def judged(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> Verdict:
         """Return the verdict on a pull by digest, or on the digest of a tag.
@@ -54,45 +64,88 @@ class Cooldown:
         Raises:
             UpstreamError: the image's own date is needed, and upstream does not send it.
         """
-        facts = await self._facts(target, image, digest, "")
+        facts = await self._facts(target, image, digest)
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
-        return judge(rule, facts, self.clock().wall)
+        verdict = judge(rule, facts, self.clock().wall)
+        if verdict.serve is not None:
+            await self.let_parts_pass(target, digest)
+        return verdict
+
+    async def former(self, rule: Rule, target: Target, image: FullName, accept: str) -> Meanings:
+        """Return what a tag has meant here; to be called before upstream is asked.
+
+        A tag may have been served before there was a rule, or to clients with another Accept
+        header only: then it means what it meant to them, if that is old enough for the rule.
+        """
+        narrow = narrow_accept(accept)
+        found = await self.records.meanings(link_name(image, narrow))
+        if found != _NEVER:
+            return found
+        for each in dict.fromkeys((narrow, "")):
+            if each != narrow:
+                found = await self.records.meanings(link_name(image))
+            link = await self.link(link_name(image, each))
+            if not found.digests and link is not None:
+                seen = await self._seen(target, link.descriptor.digest)
+                if self.clock().since(seen.first) >= rule.cooldown:
+                    found = Meanings((link.descriptor.digest,))
+            if found.digests and await self._is_accepted(image, found.digests[0], narrow):
+                await self.records.mean(link_name(image, narrow), found)
+                return found
+        return _NEVER
+
+    async def _is_accepted(self, image: FullName, digest: Digest, narrow: str) -> bool:
+        if not narrow:
+            return True
+        link = await self.link(link_name(replace(image, reference=str(digest))))
+        return link is not None and accepts(narrow, link.descriptor.media_type)
 
     async def resolved(
-        self, rule: Rule, target: Target, image: FullName, digest: Digest, accept: str
+        self,
+        rule: Rule,
+        target: Target,
+        image: FullName,
+        digest: Digest,
+        accept: str,
+        former: Meanings,
     ) -> Verdict:
         """Return the verdict on a tag, and record what the tag means from now on.
 
         Raises:
             UpstreamError: as for :meth:`judged`.
         """
-        name = f"{target.record} {image.reference} {narrow_accept(accept)}".rstrip()
-        facts = await self._facts(target, image, digest, name)
+        facts = await self._facts(target, image, digest, former)
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
         verdict = judge(rule, facts, self.clock().wall)
         held = verdict.serve != digest
         meanings = facts.meanings.then(verdict.serve, held=held)
         if meanings != facts.meanings:
-            await self.records.mean(name, meanings)
+            await self.records.mean(link_name(image, narrow_accept(accept)), meanings)
         if verdict.serve is None:
             return verdict
-        if rule.check_digests:
-            await self._let_parts_pass(target, verdict.serve)
+        if self.checks_digests:
+            await self.let_parts_pass(target, verdict.serve)
         if held:
             await self.keep(replace(image, reference=str(verdict.serve)))
         return verdict
 
-    async def _facts(self, target: Target, image: FullName, digest: Digest, name: str) -> Facts:
-        now = self.clock()
+    async def _facts(
+        self, target: Target, image: FullName, digest: Digest, former: Meanings = _NEVER
+    ) -> Facts:
+        seen = await self._seen(target, digest)
+        free = seen.released or (image.by_digest and seen.passed)
+        return Facts(image, digest, self.clock().since(seen.first), free, former)
+
+    async def _seen(self, target: Target, digest: Digest) -> Seen:
+        """Return when a digest was first seen in a repository; it may be now."""
         seen = await self.records.seen(target.record, digest)
         if seen is None:
-            seen = Seen(now)
+            link = await self.link(f"{target.record} {digest}")
+            seen = Seen(first_seen(self.clock(), None if link is None else link.seen))
             await self.records.see(target.record, digest, seen)
-        free = seen.released or (image.by_digest and seen.passed)
-        meanings = await self.records.meanings(name) if name else Meanings()
-        return Facts(image, digest, now.since(seen.first), free, meanings)
+        return seen
 
     async def is_artifact(self, target: Target, digest: Digest) -> bool:
         """Whether a manifest is none that runs, such as a signature.
@@ -115,13 +168,13 @@ class Cooldown:
             parts |= {each.descriptor.digest for each in index_entries(manifest.body)}
         return parts
 
-    async def _let_parts_pass(self, target: Target, digest: Digest) -> None:
+    async def let_parts_pass(self, target: Target, digest: Digest) -> None:
         """Let pulls by digest pass, of a manifest and of those that it lists."""
         known = await self.records.seen(target.record, digest)
         if known is not None and known.passed:
             return
         for part in await self.parts(target, digest):
-            seen = await self.records.seen(target.record, part) or Seen(self.clock())
+            seen = await self._seen(target, part)
             await self.records.see(target.record, part, replace(seen, passed=True))
 
     async def _age(self, target: Target, digest: Digest) -> float:
@@ -135,6 +188,8 @@ class Cooldown:
             created = json.loads(config)["created"]
             made = datetime.fromisoformat(created)
             made = made if made.tzinfo else made.replace(tzinfo=UTC)
+            if made.year == 1:  # Go's time.Time without a value
+                return 0.0
             return max(0.0, self.clock().wall - made.timestamp())
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             return 0.0

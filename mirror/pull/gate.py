@@ -4,6 +4,7 @@ Public, private and proxied pulls pass through it.  Answers of the response cach
 change of the decisions must empty that cache.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -17,7 +18,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
 from mirror.policy.decisions import Decision, PolicyError
-from mirror.policy.rules import Pin, Rule, Verdict
+from mirror.policy.rules import Pin, Rule, Verdict, lookup_rule
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls, BlobsForReplicas
 from mirror.pull.block_list import BlockList
 from mirror.pull.body import Content, Piece
@@ -27,7 +28,8 @@ from mirror.pull.outcome import BrokenOffError, Outcome
 from mirror.pull.policy import HOLD_BACK_BYTES
 from mirror.pull.prefetch import Prefetch
 from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
-from mirror.upstream.errors import NotFoundError
+from mirror.shares import FullError
+from mirror.upstream.errors import NotFoundError, UpstreamError
 from mirror.upstream.routing import Target
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Gate:
 
     def rule(self, image: FullName) -> Rule | None:
         """Return the first rule that covers a tag or digest, or None."""
-        return next((rule for rule in self.rules if rule.covers(image)), None)
+        return lookup_rule(self.rules, image)
 
     def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
         """Report a verdict; return the digest to serve, None for that of upstream.
@@ -90,7 +92,9 @@ class Gate:
             return served
         return None
 
-    def unsigned(self, target: Target, rule: Rule, image: FullName, why: str) -> None:
+    def unsigned(
+        self, target: Target, rule: Rule, image: FullName, why: str, *, passing: bool = False
+    ) -> None:
         """Report an image without a signature that satisfies a rule.
 
         Raises:
@@ -99,7 +103,7 @@ class Gate:
         decision = Decision.AUDITED if rule.audit else Decision.UNSIGNED
         self._tell(target, image.reference, decision, why, quiet=rule.audit)
         if not rule.audit:
-            raise PolicyError(decision, why)
+            raise PolicyError(decision, why, passing=passing)
 
     def check(self, target: Target, reference: Tag | Digest) -> None:
         """Check a tag or digest against the blocks.
@@ -280,13 +284,15 @@ class _Meaning:
     """What to pull for a reference.
 
     ``resolution`` is the answer for a tag that a rule covers; it counts until ``until`` (monotonic
-    seconds), and ``detail`` goes into Cache-Status.
+    seconds), and ``detail`` goes into Cache-Status.  ``instead``: why it
+    is not what upstream says.
     """
 
     reference: Tag | Digest
     resolution: Resolution | None = None
     until: float = math.inf
     detail: str = ""
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,43 +337,87 @@ class GatedManifests:
         self.gate.check(target, reference)
         pin = self.gate.pin(target, reference)
         if pin is None:
-            yield await self._ruled(target, reference, accept)
-            return
+            meaning = await self._ruled(target, reference, accept)
+        else:
+            meaning = _Meaning(pin.digest, instead=f"a pin names: {pin}")
         try:
-            yield _Meaning(pin.digest)
+            yield meaning
         except NotFoundError as error:
-            raise NotFoundError(target.upstream, f"has not what a pin names: {pin}") from error
+            if not meaning.instead:
+                raise
+            raise NotFoundError(target.upstream, f"has not what {meaning.instead}") from error
 
     async def _ruled(self, target: Target, reference: Tag | Digest, accept: str) -> _Meaning:
         image = FullName(target.upstream, target.repository, str(reference))
         rule = self.gate.rule(image)
         if rule is None:
-            return _Meaning(reference)
+            if isinstance(reference, Digest) or not self.cooldown.checks_digests:
+                return _Meaning(reference)
+            resolution = await self.manifests.head(target, reference, accept)
+            await self.cooldown.let_parts_pass(target, resolution.descriptor.digest)
+            return _Meaning(resolution.descriptor.digest, resolution)
         if isinstance(reference, Digest):
-            if not await self.cooldown.is_artifact(target, reference):
-                verdict = await self.cooldown.judged(rule, target, image, reference)
-                self.gate.ruled(target, rule, image, verdict)
-                await self._check_signed(rule, target, image, reference)
+            free = await self._is_pinned(target, reference)
+            if not (free or await self.cooldown.is_artifact(target, reference)):
+                judging = self.cooldown.judged(rule, target, image, reference)
+                verdict = await _judged(rule, reference, judging)
+                await self._decided(rule, target, image, reference, verdict)
             return _Meaning(reference)
+        former = await self.cooldown.former(rule, target, image, accept)
         resolution = await self.manifests.head(target, reference, accept)
         digest = resolution.descriptor.digest
-        self.gate.check(target, digest)
-        verdict = await self.cooldown.resolved(rule, target, image, digest, accept)
-        held = self.gate.ruled(target, rule, image, verdict)
-        await self._check_signed(rule, target, image, held or digest)
+        judging = self.cooldown.resolved(rule, target, image, digest, accept, former)
+        verdict = await _judged(rule, digest, judging)
+        held = await self._decided(rule, target, image, digest, verdict)
         if held is None:
             return _Meaning(digest, resolution)
         until = time.monotonic() + verdict.left
-        return _Meaning(held, resolution, until, Decision.HELD.value)
+        return _Meaning(
+            held, resolution, until, Decision.HELD.value, f"a held tag means: {verdict.why}"
+        )
 
-    async def _check_signed(
-        self, rule: Rule, target: Target, image: FullName, digest: Digest
-    ) -> None:
+    async def _is_pinned(self, target: Target, digest: Digest) -> bool:
+        """Whether a pin of the repository names a digest, or an index that lists it."""
+        for image, pin in self.gate.pins.items():
+            if (image.registry, image.repository) != (target.upstream, target.repository):
+                continue
+            with contextlib.suppress(UpstreamError, FullError):
+                if digest == pin.digest or digest in await self.cooldown.parts(target, pin.digest):
+                    return True
+        return False
+
+    async def _decided(
+        self, rule: Rule, target: Target, image: FullName, digest: Digest, verdict: Verdict
+    ) -> Digest | None:
+        """Return the digest to serve, None for ``digest``; one decision is reported.
+
+        Raises:
+            PolicyError: the image is refused.
+        """
+        refused = verdict.serve is None and not rule.audit
+        meant = digest if rule.audit or verdict.serve is None else verdict.serve
+        self.gate.check(target, meant)
+        if not refused and not await self._is_signed(rule, target, image, meant):
+            return None
+        return self.gate.ruled(target, rule, image, verdict)
+
+    async def _is_signed(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> bool:
+        """Whether the signatures satisfy a rule; it is reported if not.
+
+        Raises:
+            PolicyError: the image is refused.
+        """
         if self.signatures is None or not rule.needs_signature:
-            return
-        lacking = await self.signatures.lacking(rule, target, digest)
+            return True
+        try:
+            lacking = await self.signatures.lacking(rule, target, digest)
+        except (UpstreamError, FullError) as error:
+            text = f"the signatures of {image} ({digest}) cannot be checked now: {error}"
+            self.gate.unsigned(target, rule, image, text, passing=True)
+            return False
         if lacking:
             self.gate.unsigned(target, rule, image, rule.unsigned(image, digest, lacking))
+        return not lacking
 
     def touch(self, digest: Digest) -> None:
         """See :meth:`ManifestPulls.touch`."""
@@ -378,11 +428,21 @@ class GatedManifests:
         await self.manifests.forget(name)
 
 
+async def _judged(rule: Rule, digest: Digest, judging: Awaitable[Verdict]) -> Verdict:
+    """Return a verdict on a digest; a rule in audit mode refuses nothing for lack of one."""
+    try:
+        return await judging
+    except (UpstreamError, FullError) as error:
+        if not rule.audit:
+            raise
+        return Verdict(None, why=f"{rule.name} cannot judge {digest} now: {error}")
+
+
 def _as_resolved(answer: A, meant: _Meaning) -> A:
     """Return an answer for a digest as the answer for the tag that means it."""
     resolution = meant.resolution
     if resolution is None or answer.outcome is not Outcome.HIT:
-        return answer
+        return replace(answer, detail=answer.detail or meant.detail)
     detail = meant.detail or resolution.detail
     until = min(resolution.until, meant.until)
     return replace(answer, outcome=resolution.outcome, detail=detail, until=until)

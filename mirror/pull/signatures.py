@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.oci.reference import Tag
-from mirror.policy.decisions import Decision, PolicyError
 from mirror.policy.rules import Rule
 from mirror.policy.signatures import (
     ANNOTATION,
@@ -24,8 +23,7 @@ from mirror.pull.cooldown import Cooldown
 from mirror.pull.listings import ListingPulls
 from mirror.pull.private import AuthorizedListings
 from mirror.pull.refusals import CANNOT_ANSWER
-from mirror.shares import FullError
-from mirror.upstream.errors import NotFoundError, UpstreamError
+from mirror.upstream.errors import NonsenseError, NotFoundError, UpstreamError
 from mirror.upstream.routing import Target
 
 _MOST: Final = 64  # manifests and layers with signatures, of one manifest
@@ -49,7 +47,7 @@ class Signatures:
         A signature of an index counts for the manifests that it lists.
 
         Raises:
-            PolicyError: upstream cannot be asked.
+            UpstreamError, FullError: upstream cannot be asked.
         """
         records = self.content.records
         known = await records.signers(target.record, digest)
@@ -57,44 +55,62 @@ class Signatures:
             return ""
         places = {f"{name}/{target.repository}" for name in self.names(target.upstream)}
         signed, why = Signed(digest, frozenset(places)), "no signature was found"
-        try:
-            async for candidate in self._candidates(target, digest):
-                try:
-                    key = await asyncio.to_thread(_signer, candidate, signed, rule)
-                except NotSignedError as error:
-                    why = f"there is {error}"
-                else:
-                    for part in await self.content.parts(target, digest):
-                        known = await records.signers(target.record, part)
-                        await records.sign(target.record, part, known | {key})
-                    return ""
-        except (UpstreamError, FullError) as error:
-            text = f"the signatures of {target.record} {digest} cannot be checked now: {error}"
-            raise PolicyError(Decision.UNSIGNED, text, passing=True) from error
+        failures: list[UpstreamError] = []
+        async for candidate in self._candidates(target, digest, failures):
+            try:
+                key = await asyncio.to_thread(_signer, candidate, signed, rule)
+            except NotSignedError as error:
+                why = f"there is {error}"
+            else:
+                for part in await self.content.parts(target, digest):
+                    known = await records.signers(target.record, part)
+                    await records.sign(target.record, part, known | {key})
+                return ""
+        if failures:
+            raise failures[0]
         return why
 
-    async def _candidates(self, target: Target, digest: Digest) -> AsyncIterator[Candidate]:
-        """Yield the signatures in both layouts.
+    async def _candidates(
+        self, target: Target, digest: Digest, failures: list[UpstreamError]
+    ) -> AsyncIterator[Candidate]:
+        """Yield the signatures in both layouts; add what upstream refuses or garbles to failures.
 
         Raises:
             UpstreamError, FullError: upstream cannot be asked.
         """
+        async for place in self._places(target, digest, failures):
+            try:
+                async for candidate in self._in(target, place):
+                    yield candidate
+            except UpstreamError as error:
+                _add_if_answer(failures, error)
+
+    async def _places(
+        self, target: Target, digest: Digest, failures: list[UpstreamError]
+    ) -> AsyncIterator[Tag | Digest]:
+        """Yield the manifests of signatures: the tag of the old layout, then the referrers."""
         mark = f"{digest.algorithm}-{digest.hex}"
-        for part, layer in await self._layers(target, Tag(f"{mark}.sig"), SIMPLE_SIGNING):
+        yield Tag(f"{mark}.sig")
+        try:
+            referrers = await self._referrers(target, digest, mark)
+        except UpstreamError as error:
+            _add_if_answer(failures, error)
+        else:
+            for each in referrers:
+                yield each
+
+    async def _in(self, target: Target, place: Tag | Digest) -> AsyncIterator[Candidate]:
+        """Yield the signatures in a manifest, the newest first: they are added at its end."""
+        is_old = not isinstance(place, Digest)
+        body = await self._manifest(target, place)
+        layers = list(_digests(body, "layers", SIMPLE_SIGNING if is_old else BUNDLE))
+        for part, layer in reversed(layers[-_MOST:]):
             annotations = layer.get("annotations")
             signature = annotations.get(ANNOTATION) if isinstance(annotations, dict) else None
-            if isinstance(signature, str) and (payload := await self._read(target, part)):
-                yield Candidate(payload, signature)
-        for referrer in await self._referrers(target, digest, mark):
-            for part, _ in await self._layers(target, referrer, BUNDLE):
-                if bundle := await self._read(target, part):
-                    yield Candidate(bundle)
-
-    async def _layers(
-        self, target: Target, reference: Tag | Digest, media_type: str
-    ) -> list[tuple[Digest, Mapping[str, Any]]]:
-        body = await self._manifest(target, reference)
-        return list(_digests(body, "layers", media_type))[:_MOST]
+            if is_old and not isinstance(signature, str):
+                continue
+            if payload := await self._read(target, part):
+                yield Candidate(payload, signature if is_old else None)
 
     async def _referrers(self, target: Target, digest: Digest, mark: str) -> list[Digest]:
         """Return the manifests with bundles: from the referrers API, or from the tag instead."""
@@ -159,6 +175,13 @@ def _raise_unless_missing(error: NotFoundError) -> None:
     """Raise an error that repeats the last 404 of an upstream that cannot be asked."""
     if isinstance(error.__cause__, CANNOT_ANSWER):
         raise error
+
+
+def _add_if_answer(failures: list[UpstreamError], error: UpstreamError) -> None:
+    """Note what upstream refuses or garbles: other places may have a signature; else raise it."""
+    if isinstance(error, CANNOT_ANSWER) and not isinstance(error, NonsenseError):
+        raise error
+    failures.append(error)
 
 
 def _digests(body: bytes, key: str, media_type: str) -> Iterator[tuple[Digest, Mapping[str, Any]]]:

@@ -215,7 +215,8 @@ def _is_hit(headers: Mapping[str, str]) -> bool:
 
 def _is_stale(headers: Mapping[str, str]) -> bool:
     status = headers.get("Cache-Status", "")
-    return status.startswith("mirror; fwd=stale") and not status.endswith("detail=revalidated")
+    # A tag that a rule holds has a second detail.
+    return status.startswith("mirror; fwd=stale") and "detail=revalidated" not in status
 
 
 def _digest(text: str) -> Digest:

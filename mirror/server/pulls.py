@@ -119,7 +119,10 @@ async def opened_pulls(
         listings: ListingPulls | AuthorizedListings,
     ) -> tuple[GatedBlobs, GatedManifests, ListingPulls | AuthorizedListings]:
         keep = store.keeping.keep_meant
-        cooldown = Cooldown(store.decisions, shared_state.clock, keep, manifests, blobs)
+        cooldown = Cooldown(
+            *(store.decisions, shared_state.clock, keep, store.lookup_link, manifests, blobs),
+            any(rule.check_digests for rule in rules),
+        )
         signatures = None
         if any(rule.needs_signature for rule in rules):
             # Imported late: it costs 8 MiB, which mirrors without keys should not pay.
@@ -148,7 +151,10 @@ async def opened_pulls(
             blobs = BlobPulls(registries, kept.blobs, refusals, metrics, *downloads)
             begun.append(blobs)
             tags = manifest_stores[1]
-            source = ManifestSource(registries, *manifest_stores, metrics, fills.room)
+            source = ManifestSource(
+                *(registries, *manifest_stores, metrics, fills.room),
+                lambda: shared_state.clock().wall,
+            )
             manifests = ManifestPulls(source, tags, caches.freshness, refusals, stale)
             answers = store.rooms.answers
             listings = ListingPulls(

@@ -18,7 +18,7 @@ from mirror.server.open_files import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
-from mirror.store.interface import IndexUnavailableError
+from mirror.store.interface import IndexUnavailableError, Link
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.disk_usage import free_on, total_inodes
 from mirror.store.local.eviction import Limits, Observer
@@ -75,6 +75,10 @@ class Store:
         await self.objects.heal()
         for records in self.records:
             await records.heal()
+
+    async def lookup_link(self, name: str) -> Link | None:
+        """Return a link of public or private content, or None."""
+        return await self.tags.lookup(name) or await self.private.tags.lookup(name)
 
     async def limit(self, limits: Limits) -> None:
         """Apply other limits from now on, and drop at once what exceeds them.

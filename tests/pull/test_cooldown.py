@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from mirror.admin.commands import blocked, explained, released
+from mirror.admin.commands import blocked, explained, released, removed
+from mirror.cli.root import app
 from mirror.policy.rules import Moment
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.fakes.clock import Clock
-from tests.fakes.content import OCI_INDEX, Image, digest_of, index
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, Image, digest_of, index
 from tests.fakes.office import Office, basic
 from tests.running import Mirror, configured, eventually, running
 from tests.waiting import limit
@@ -200,6 +202,7 @@ NOW = "2027-01-15T08:00:00Z"  # the clock's
         (NOW, 3),
         ("2031-01-01T00:00:00Z", 3),
         ("yesterday", 3),
+        ("0001-01-01T00:00:00Z", 3),
         (None, 3),
         (17, 3),
     ],
@@ -226,6 +229,21 @@ async def test_an_image_never_seen_before_is_as_old_as_it_says(
             assert "waits 3 d" in await meaning(mirror, "2")
             clock.pass_by(1)
         assert await meaning(mirror, "2") == digest
+
+
+async def test_a_copy_of_an_index_may_lack_platforms(site, upstream, clock):
+    old = dated("2020-01-01T00:00:00Z")
+    upstream.add_image(REPO, old)
+    platforms = [{"os": "linux", "architecture": each} for each in ("arm64", "amd64")]
+    for tag, content in ("2", index(A, old)), ("3", index(B, C)):
+        document = json.loads(content)
+        for entry, platform in zip(document["manifests"], platforms, strict=True):
+            entry["platform"] = platform
+        upstream.add_manifest(REPO, json.dumps(document).encode(), OCI_INDEX, tag)
+    del upstream.manifests[REPO, A.digest]
+    async with site({**RULE, "unseen": "created"}) as mirror:
+        assert (await meaning(mirror, "2")).startswith("sha256:")
+        assert "waits 3 d" in await meaning(mirror, "3"), "nothing that tells its age"
 
 
 async def test_an_unseen_image_can_wait_whatever_it_says(site, upstream, clock):
@@ -259,6 +277,130 @@ async def test_pulls_by_digest_can_be_checked_too(site, upstream, clock):
         other = image(b"other")
         upstream.add_image(REPO, other, "3")
         assert "waits 3 d" in await meaning(mirror, other.digest)
+
+
+@pytest.mark.parametrize("by", ["release", "age"])
+async def test_what_an_index_lists_passes_with_it(tmp_path, site, upstream, clock, by):
+    rule = {**RULE, "unseen": "deny", "digests": "check"}
+    both = index(A, B)
+    upstream.add_image(REPO, B)
+    digest = upstream.add_manifest(REPO, both, OCI_INDEX)
+    async with site(rule) as mirror:
+        if by == "release":
+            await released(config(tmp_path, upstream, rule), [f"app@{digest}"])
+        else:
+            assert "waits 3 d" in await meaning(mirror, digest)
+            clock.pass_by(3 * DAY)
+        assert "waits 3 d" in await meaning(mirror, B.digest), "not yet"
+        for each in (digest, A.digest, B.digest):
+            assert await meaning(mirror, each) == each
+
+
+@pytest.mark.parametrize("images", ["app", "app:2", "other"])
+async def test_an_exception_is_for_what_its_tags_mean_too(tmp_path, site, upstream, images):
+    """A client that gets a tag asks for its digest, and for a manifest of the index, next."""
+    first = {"images": [images]}
+    rule = {**RULE, "images": ["**" if images == "app" else "app:1"], "unseen": "deny"}
+    for each in (B, C):
+        upstream.add_image(REPO, each)
+    both = upstream.add_manifest(REPO, index(B, C), OCI_INDEX, "2")
+    async with site(first, {**rule, "digests": "check"}) as mirror:
+        for reference in ("2", both, B.digest, C.digest):
+            assert (await meaning(mirror, reference)).startswith("sha256:")
+        if images != "app":
+            assert "waits 3 d" in await meaning(mirror, "1")
+            assert "waits 3 d" in await meaning(mirror, A.digest)
+        said = await explained(config(tmp_path, upstream, first, rule), f"app@{A.digest}")
+        assert [each["applies"] for each in said["rules"]] == [False, images != "app"]
+
+
+async def test_a_tag_means_the_same_to_clients_that_accept_less(site, upstream):
+    one = {"Accept": OCI_MANIFEST}
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror, **one) == A.digest
+        upstream.add_manifest(REPO, index(A, B), OCI_INDEX, "2")
+        assert await meaning(mirror, "2") == digest_of(index(A, B))
+        upstream.add_image(REPO, C, "2")
+        assert await meaning(mirror, "2", **one) == C.digest, "no use for the index"
+
+
+async def test_what_was_cached_before_there_was_a_rule_has_been_seen(site, upstream, clock):
+    async with site({"images": ["docker.io/other/**"]}) as mirror:
+        for tag in ("1", "2"):
+            upstream.add_image(REPO, A, tag)
+            assert await meaning(mirror, tag) == A.digest
+        clock.pass_by(4 * DAY)
+        upstream.add_image(REPO, B, "3")
+        assert await meaning(mirror, "3") == B.digest
+    upstream.add_image(REPO, C, "2")
+    async with site({**RULE, "unseen": "deny"}) as mirror:
+        assert await meaning(mirror) == A.digest, "known for four days"
+        assert await meaning(mirror, "2") == A.digest, "it has meant this"
+        assert "waits 3 d" in await meaning(mirror, "3"), "seen just now"
+
+
+async def test_a_held_digest_that_is_nowhere_any_more_is_a_404_that_says_so(
+    tmp_path, site, upstream
+):
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror) == A.digest
+        with pytest.raises(UserError, match="a digest of an image, such as app@sha256"):
+            await released(config(tmp_path, upstream), [A.digest])
+        with pytest.raises(UserError, match=r"content of an image of .* or of a held tag"):
+            await removed(config(tmp_path, upstream), [A.digest])
+        await removed(config(tmp_path, upstream), [A.digest], force=True)
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+        assert answer.headers["Cache-Status"] == "mirror; fwd=miss; stored; detail=held"
+        await removed(config(tmp_path, upstream), [A.digest], force=True)
+        del upstream.manifests[REPO, A.digest]
+        answer = await mirror.get(f"/v2/{REPO}/manifests/1")
+        assert answer.status == 404
+        said = json.loads(answer.body)["errors"][0]["message"]
+        assert said.startswith("docker.io: has not what a held tag means: docker.io/library/app:1")
+        assert said.endswith(f"for: mirror release docker.io/library/app@{B.digest}")
+
+
+async def test_a_block_of_the_new_digest_leaves_the_tag_its_former_meaning(
+    tmp_path, site, upstream
+):
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror) == A.digest
+        await blocked(config(tmp_path, upstream), [B.digest], "")
+        assert await meaning(mirror) == A.digest
+        assert "is blocked" in await meaning(mirror, B.digest)
+
+
+async def test_a_block_of_a_held_tag_is_for_both_of_its_digests(tmp_path, site, upstream):
+    async with site() as mirror:
+        assert await meaning(mirror) == A.digest
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror) == A.digest
+        await blocked(config(tmp_path, upstream), ["app:1"], "")
+        for each in ("1", A.digest, B.digest):
+            assert "is blocked" in await meaning(mirror, each)
+
+
+async def test_a_rule_that_is_tried_out_refuses_nothing_for_lack_of_a_date(site, upstream):
+    upstream.faults.append(Fault(kind="blob", status=500, times=99))
+    async with site({**RULE, "unseen": "created", "mode": "audit"}) as mirror:
+        assert await meaning(mirror) == A.digest
+        audited = f'mirror_policy_decisions_total{{decision="audited",upstream="{HUB}"}}'
+        await eventually(mirror, audited, 2)
+
+
+async def test_a_long_cooldown_is_written_out_and_one_without_end_is_a_mistake(
+    tmp_path, site, upstream
+):
+    async with site({**RULE, "unseen": "deny", "cooldown": "1000d"}) as mirror:
+        assert "waits 1000 d, until 2029-10-11" in await meaning(mirror)
+    with pytest.raises(UserError, match="allowed: a time of at most 3650d; to refuse images, use"):
+        config(tmp_path, upstream, {**RULE, "cooldown": "9999999d"})
 
 
 async def test_a_rule_can_be_tried_out(site, upstream, clock, caplog):
@@ -311,7 +453,7 @@ async def test_the_operator_can_release_a_digest(tmp_path, site, upstream, clock
 async def test_an_image_is_explained(tmp_path, site, upstream, clock):
     named = config(tmp_path, upstream)
     other = {"images": ["ghcr.io/**"], "cooldown": "1d"}
-    async with site(other, RULE) as mirror:
+    async with site(other, RULE, {"images": ["app:*"], "cooldown": "9d"}) as mirror:
         unknown = await explained(named, "app:1")
         assert (unknown["upstream_digest"], unknown["served_digest"]) == (None, None)
         await meaning(mirror)
@@ -319,7 +461,11 @@ async def test_an_image_is_explained(tmp_path, site, upstream, clock):
         await meaning(mirror)
         said = await explained(named, "app:1")
         assert (said["upstream_digest"], said["served_digest"]) == (B.digest, A.digest)
-        assert [each["applies"] for each in said["rules"]] == [False, True]
+        assert [each["applies"] for each in said["rules"]] == [False, True, False]
+        assert [each["why"] for each in said["rules"][::2]] == [
+            "",
+            "the first rule that matches counts",
+        ]
         assert said["rules"][1]["decision"] == "held"
         assert said["rules"][1]["until"] == "2027-01-18T08:00:00Z"
         assert "waits 3 d" in said["rules"][1]["why"]
@@ -332,6 +478,22 @@ async def test_an_image_is_explained(tmp_path, site, upstream, clock):
     said = await explained(pinned, "app:1")
     assert said["served_digest"] == C.digest
     assert "(for now)" in said["pin"]
+
+
+def test_an_image_that_upstream_was_not_asked_for_is_not_said_to_be_refused(tmp_path, log):
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    file = tmp_path / "mirror.toml"
+    file.write_text(
+        f'[cache]\ndirectory = "{directory}"\n[[policy]]\nimages = ["**"]\ncooldown = "3d"\n'
+    )
+    said = CliRunner().invoke(app, ["policy", "app:1", "--config", str(file)]).stdout.splitlines()
+    assert said == [
+        "image     docker.io/library/app:1",
+        "upstream  not asked yet",
+        "served    not decided yet",
+        "the rule '**': undecided: upstream was not asked for this image yet",
+    ]
 
 
 async def test_the_digest_that_a_held_tag_means_is_not_evicted(site, upstream, clock):
@@ -348,7 +510,9 @@ async def test_the_digest_that_a_held_tag_means_is_not_evicted(site, upstream, c
             blob = upstream.add_blob(random_bytes(300_000, seed))
             assert (await mirror.get(f"/v2/{REPO}/blobs/{blob}")).status == 200
         await eventually(mirror, "mirror_fills_in_progress", 0)
-        assert (await mirror.metrics())["mirror_evictions_total"] > 0
+        async with limit():
+            while not (await mirror.metrics())["mirror_evictions_total"]:
+                await asyncio.sleep(0.01)
         upstream.blobs.clear()
         del upstream.manifests[REPO, old.digest]
         assert await meaning(mirror) == old.digest

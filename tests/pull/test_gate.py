@@ -15,6 +15,7 @@ from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.content import OCI_INDEX, digest_of, index
 from tests.fakes.office import EVERYBODY, Office, basic
+from tests.fakes.signing import Signer
 from tests.peers.mirror import MirrorProcess
 from tests.running import Mirror, configured, eventually, running
 from tests.waiting import LIMIT_SECONDS, limit, until
@@ -366,6 +367,27 @@ async def test_a_pinned_tag_means_its_digest_whatever_upstream_says(tmp_path, up
         await mirror.reload(configured(tmp_path, {HUB: upstream.url}, pin=[pin]))
         await blocked(config, [old.digest], "")
         assert await statuses(mirror, manifest("1")) == [403]
+
+
+async def test_a_pin_wins_over_a_rule_for_pulls_by_digest_too(tmp_path, upstream):
+    for each in (APP, ARM, OTHER):
+        upstream.add_image(REPO, each)
+    both = upstream.add_manifest(REPO, MULTI, OCI_INDEX)
+    (tmp_path / "ann.pub").write_bytes(Signer().pem)
+    rule = {"images": ["app:*"], "digests": "check", "signed_by": [str(tmp_path / "ann.pub")]}
+    rule |= {"cooldown": "3d", "unseen": "deny"}
+    pin = {"image": "app:1", "digest": both}
+    async with running(tmp_path, {HUB: upstream.url}, pin=[pin], policy=[rule]) as mirror:
+        for reference in ("1", both, APP.digest, ARM.digest):
+            assert await statuses(mirror, manifest(reference)) == [200]
+        assert await statuses(mirror, manifest(OTHER.digest)) == [403]
+
+
+async def test_a_refusal_names_a_digest_once(mirror, office):
+    await blocked(office, [APP.digest], "")
+    answer = await mirror.get(manifest(APP.digest))
+    said = json.loads(answer.body)["errors"][0]["message"]
+    assert said.startswith(f"docker.io/library/app@{APP.digest} is blocked by the operator of this")
 
 
 async def test_what_is_pinned_is_never_evicted(tmp_path, upstream):

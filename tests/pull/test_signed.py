@@ -11,7 +11,7 @@ import pytest
 from mirror.admin.commands import explained
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, Fault, image
-from tests.fakes.content import OCI_INDEX, digest_of, index
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of, index
 from tests.fakes.signing import Signer, attach, bundle, signature, statement
 from tests.fakes.sigstore import GITHUB, WORKFLOW, Sigstore, keyless
 from tests.running import Mirror, configured, eventually, running
@@ -61,6 +61,13 @@ async def asked(mirror: Mirror, reference: str = "1") -> tuple[int, str]:
     if answer.status == 200:
         return 200, ""
     return answer.status, json.loads(answer.body)["errors"][0]["message"]
+
+
+async def decisions(mirror: Mirror) -> dict[str, float]:
+    """The figures of all decisions; they are counted before a client has its answer."""
+    found = (await mirror.metrics()).items()
+    name = "mirror_policy_decisions_total"
+    return {key.split('"')[1]: value for key, value in found if key.startswith(name)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -156,7 +163,10 @@ async def test_a_signature_that_cannot_be_asked_for_now_is_503(site, upstream, k
     async with site() as mirror:
         status, why = await asked(mirror)
         assert status == 503
-        assert f"signatures of docker.io library/app {APP.digest} cannot be checked now: " in why
+        assert why.startswith(
+            f"the signatures of docker.io/library/app:1 ({APP.digest}) cannot be checked now: "
+        )
+        assert await decisions(mirror) == {"unsigned": 2}, "each of the two requests once"
         upstream.faults.clear()
 
 
@@ -188,6 +198,41 @@ async def test_signatures_can_be_tried_out(site):
         assert await asked(mirror) == (200, "")
         audited = f'mirror_policy_decisions_total{{decision="audited",upstream="{HUB}"}}'
         await eventually(mirror, audited, 2)
+
+
+@pytest.mark.parametrize("kind", ["referrers", "blob"])
+async def test_signatures_that_cannot_be_asked_for_refuse_nothing_when_tried_out(
+    site, upstream, kind
+):
+    attach(upstream, REPO, APP.digest, *signature(ANN, APP.digest, place(upstream), "new"))
+    upstream.faults.append(Fault(kind=kind, status=500, times=99))
+    async with site(mode="audit") as mirror:
+        assert await asked(mirror) == (200, "")
+        assert await decisions(mirror) == {"audited": 2}
+
+
+async def test_the_newest_of_many_signatures_counts(site, upstream):
+    """An image that is signed every night; the last key is the one of the rule."""
+    digest = attach(upstream, REPO, APP.digest, *signature(EVE, APP.digest, place(upstream), "old"))
+    document = json.loads(upstream.manifests[REPO, digest][0])
+    body, signed = signature(ANN, APP.digest, place(upstream), "old")
+    newest = {**document["layers"][0], "digest": upstream.add_blob(body), "size": len(body)}
+    newest["annotations"] = {"dev.cosignproject.cosign/signature": signed}
+    document["layers"] = [*document["layers"] * 100, newest]
+    tag = f"{APP.digest.replace(':', '-')}.sig"
+    upstream.add_manifest(REPO, json.dumps(document).encode(), OCI_MANIFEST, tag)
+    async with site() as mirror:
+        assert await asked(mirror) == (200, "")
+
+
+@pytest.mark.parametrize("garbled", [b"{}", b" " * 5_000_000 + b"{}"])
+async def test_a_garbled_signature_hides_no_other_and_is_no_lack_of_one(site, upstream, garbled):
+    upstream.add_manifest(REPO, garbled, OCI_MANIFEST, f"{APP.digest.replace(':', '-')}.sig")
+    async with site() as mirror:
+        status, why = await asked(mirror)
+        assert (status, "cannot be checked now: docker.io: " in why) == (503, True)
+        attach(upstream, REPO, APP.digest, *signature(ANN, APP.digest, place(upstream), "new"))
+        assert await asked(mirror) == (200, "")
 
 
 async def test_hostile_signatures_do_no_harm(site, upstream):

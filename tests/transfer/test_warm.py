@@ -305,6 +305,18 @@ async def test_root_writes_nothing_that_the_mirrors_own_user_could_not_read(tmp_
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+async def test_a_held_tag_is_not_taken_for_one_that_upstream_does_not_confirm(tmp_path, registry):
+    tree = {"cache": {"directory": str(tmp_path / "cache"), "min_free": "0"}}
+    rule = {"images": ["**"], "cooldown": "3d", "unseen": "allow"}
+    upstreams = {"docker.io": {"url": registry.url}}
+    config = load(None, {**tree, "upstreams": upstreams, "policy": [rule]})
+    for number in (1, 2, 2):  # the last time upstream confirms what the second has asked
+        registry.add_image("library/app1", APPS[number], "1")
+        (pulled,) = await warm(config, [parse_image("app1:1")], [AMD], 1, Silent())
+        assert pulled.plan is not None
+        assert (str(pulled.plan.root.digest), pulled.plan.stale) == (APPS[1].digest, False)
+
+
 async def test_with_upstream_gone_a_tag_is_taken_as_last_known(tmp_path, registry):
     await warmed(tmp_path, registry, ["app9:1"])
     await registry.stop()

@@ -15,6 +15,7 @@ from mirror.admin.commands import blocked, unblocked
 from mirror.http.token import create_token
 from tests.fakes import FakeRegistry, image, random_bytes
 from tests.fakes.clock import Clock
+from tests.fakes.content import OCI_MANIFEST
 from tests.fakes.office import EVERYBODY, Office, basic
 from tests.peers.mirror import MirrorProcess
 from tests.running import Mirror, configured, running
@@ -83,6 +84,7 @@ async def test_a_held_tag_is_listed_until_it_follows(site, upstream, clock):
         assert "Policies" not in await words(mirror)
         upstream.add_image("library/app", NEW, "1")
         assert await meaning(mirror) == FORMER.digest
+        assert await meaning(mirror, Accept=OCI_MANIFEST) == FORMER.digest
         assert (await policies(mirror))["held"] == [
             {
                 "name": APP,

@@ -53,6 +53,15 @@ class Tags:
             )
             yield [(name, image, link) for name, image, link in links if link is not None]
 
+    async def meant(self, wanted: Callable[[FullName], bool]) -> set[Digest]:
+        """Return what the tags that ``wanted`` accepts mean here while they are held.
+
+        Raises:
+            IndexUnavailableError: the index cannot be read.
+        """
+        held = await Decisions(self._records).held()
+        return {each.digests[0] for _, image, each in held if each.digests and wanted(image)}
+
     async def put(self, name: str, link: Link) -> None:
         await self._records.put(name, _encoded(link))
         image = image_of(name)
