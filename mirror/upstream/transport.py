@@ -289,7 +289,7 @@ class Transport:
         except UpstreamError as error:
             breaker.failed(error, url.raw_path)
             raise
-        breaker.answered(response.status)
+        breaker.answered(response.status, url.raw_path)
         return response
 
     async def _passed(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
@@ -333,7 +333,7 @@ class Transport:
         except UpstreamError as error:
             breaker.failed(error, url.raw_path)
             raise
-        breaker.answered(response.status)
+        breaker.answered(response.status, url.raw_path)
         again = await _limit(response) if response.status in _LIMITING else None
         if again is not None:
             response.release()

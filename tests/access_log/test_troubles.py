@@ -53,13 +53,6 @@ async def flipped_byte():
 
 
 @asynccontextmanager
-async def server_errors():
-    async with FakeRegistry() as one:
-        one.faults.append(Fault(kind="", status=500, times=10_000))
-        yield one.url, {}
-
-
-@asynccontextmanager
 async def untrusted():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
@@ -110,13 +103,6 @@ TROUBLES = [
     distrusted(partial(certified, begins=DAY), "is not valid yet", "not yet valid"),
     distrusted(partial(certified, "example.com"), "is for another address", "other name"),
     pytest.param(
-        *(server_errors, 502),
-        "docker.io: URL answers 500 to each request: see the registry's own log or status page; "
-        "cached images are still served",
-        "failed: docker.io: URL answered 500 for library/app",
-        id="500",
-    ),
-    pytest.param(
         *(without_tls, 502),
         "docker.io: URL does not answer: cannot connect to URL (TLS: wrong version number); "
         + CONTINUES,
@@ -166,3 +152,26 @@ async def test_one_line_on_the_trouble_and_one_on_the_pull(
         if each.name.startswith("mirror.") and each.levelname == "WARNING"
     ] == [cause, pulled]
     assert "Error" not in caplog.text
+
+
+async def test_an_upstream_that_errs_for_several_objects_is_one_line(tmp_path, caplog, upstream):
+    upstream.add_image("library/app", APP, "1")
+    async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
+        upstream.faults.append(Fault(kind="manifest", status=500, times=1000))
+        for _ in range(5):
+            assert (await pull(mirror, "1"))[-1] == 502
+        assert "answers 500" not in caplog.text, "it may be the fault of that image"
+        for tag in ("2", "3", "4"):
+            assert (await pull(mirror, tag))[-1] == 502
+        upstream.faults.clear()
+        assert (await pull(mirror, "1"))[-1] == 200
+    told = [
+        re.sub(r"\d+ s$", "N s", each.getMessage()).replace(upstream.url, "URL")
+        for each in caplog.records
+        if each.name == "mirror.upstream.breaker"
+    ]
+    errs = "docker.io: URL answers 500 to each request: see the registry's own log or status page"
+    assert told == [
+        f"{errs}; cached images are still served",
+        "docker.io: URL answers again, after N s",
+    ]
