@@ -231,6 +231,21 @@ async def test_an_image_never_seen_before_is_as_old_as_it_says(
         assert await meaning(mirror, "2") == digest
 
 
+async def test_a_copy_of_an_index_may_lack_platforms(site, upstream, clock):
+    old = dated("2020-01-01T00:00:00Z")
+    upstream.add_image(REPO, old)
+    platforms = [{"os": "linux", "architecture": each} for each in ("arm64", "amd64")]
+    for tag, content in ("2", index(A, old)), ("3", index(B, C)):
+        document = json.loads(content)
+        for entry, platform in zip(document["manifests"], platforms, strict=True):
+            entry["platform"] = platform
+        upstream.add_manifest(REPO, json.dumps(document).encode(), OCI_INDEX, tag)
+    del upstream.manifests[REPO, A.digest]
+    async with site({**RULE, "unseen": "created"}) as mirror:
+        assert (await meaning(mirror, "2")).startswith("sha256:")
+        assert "waits 3 d" in await meaning(mirror, "3"), "nothing that tells its age"
+
+
 async def test_an_unseen_image_can_wait_whatever_it_says(site, upstream, clock):
     upstream.add_image(REPO, dated("2020-01-01T00:00:00Z"), "2")
     async with site({**RULE, "unseen": "deny"}) as mirror:
