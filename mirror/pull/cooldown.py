@@ -104,15 +104,9 @@ class Cooldown:
         return link is not None and accepts(narrow, link.descriptor.media_type)
 
     async def resolved(
-        self,
-        rule: Rule,
-        target: Target,
-        image: FullName,
-        digest: Digest,
-        accept: str,
-        former: Meanings,
+        self, rule: Rule, target: Target, image: FullName, digest: Digest, former: Meanings
     ) -> Verdict:
-        """Return the verdict on a tag, and record what the tag means from now on.
+        """Return the verdict on a tag.
 
         Raises:
             UpstreamError: as for :meth:`judged`.
@@ -120,18 +114,32 @@ class Cooldown:
         facts = await self._facts(target, image, digest, former)
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
-        verdict = judge(rule, facts, self.clock().wall)
+        return judge(rule, facts, self.clock().wall)
+
+    async def record(
+        self,
+        target: Target,
+        image: FullName,
+        digest: Digest,
+        accept: str,
+        former: Meanings,
+        verdict: Verdict,
+    ) -> None:
+        """Record what a tag means from now on, and let pulls of it by digest pass.
+
+        Raises:
+            UpstreamError: upstream does not send the manifest.
+        """
         held = verdict.serve != digest
-        meanings = facts.meanings.then(verdict.serve, held=held)
-        if meanings != facts.meanings:
+        meanings = former.then(verdict.serve, held=held)
+        if meanings != former:
             await self.records.mean(link_name(image, narrow_accept(accept)), meanings)
         if verdict.serve is None:
-            return verdict
+            return
         if self.checks_digests:
             await self.let_parts_pass(target, verdict.serve)
         if held:
             await self.keep(replace(image, reference=str(verdict.serve)))
-        return verdict
 
     async def _facts(
         self, target: Target, image: FullName, digest: Digest, former: Meanings = _NEVER
