@@ -1,6 +1,7 @@
 """Applies a rule to the digest that a tag means upstream; only the gate calls it."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -28,11 +29,12 @@ from mirror.pull.manifests import ManifestPulls
 from mirror.pull.outcome import BrokenOffError
 from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
 from mirror.store.interface import DecisionStore, Link, link_name
-from mirror.upstream.errors import UnavailableError
+from mirror.upstream.errors import NotFoundError, UnavailableError
 from mirror.upstream.routing import Target
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _MOST_LEVELS: Final = 3
+_MOST_PLATFORMS: Final = 16
 _MOST_BYTES: Final = 4 * 1024 * 1024
 
 _NEVER: Final = Meanings()
@@ -102,15 +104,9 @@ class Cooldown:
         return link is not None and accepts(narrow, link.descriptor.media_type)
 
     async def resolved(
-        self,
-        rule: Rule,
-        target: Target,
-        image: FullName,
-        digest: Digest,
-        accept: str,
-        former: Meanings,
+        self, rule: Rule, target: Target, image: FullName, digest: Digest, former: Meanings
     ) -> Verdict:
-        """Return the verdict on a tag, and record what the tag means from now on.
+        """Return the verdict on a tag.
 
         Raises:
             UpstreamError: as for :meth:`judged`.
@@ -118,18 +114,32 @@ class Cooldown:
         facts = await self._facts(target, image, digest, former)
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
-        verdict = judge(rule, facts, self.clock().wall)
+        return judge(rule, facts, self.clock().wall)
+
+    async def record(
+        self,
+        target: Target,
+        image: FullName,
+        digest: Digest,
+        accept: str,
+        former: Meanings,
+        verdict: Verdict,
+    ) -> None:
+        """Record what a tag means from now on, and let pulls of it by digest pass.
+
+        Raises:
+            UpstreamError: upstream does not send the manifest.
+        """
         held = verdict.serve != digest
-        meanings = facts.meanings.then(verdict.serve, held=held)
-        if meanings != facts.meanings:
+        meanings = former.then(verdict.serve, held=held)
+        if meanings != former:
             await self.records.mean(link_name(image, narrow_accept(accept)), meanings)
         if verdict.serve is None:
-            return verdict
+            return
         if self.checks_digests:
             await self.let_parts_pass(target, verdict.serve)
         if held:
             await self.keep(replace(image, reference=str(verdict.serve)))
-        return verdict
 
     async def _facts(
         self, target: Target, image: FullName, digest: Digest, former: Meanings = _NEVER
@@ -194,16 +204,17 @@ class Cooldown:
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             return 0.0
 
-    async def _config(self, target: Target, digest: Digest) -> bytes:
-        for _ in range(_MOST_LEVELS):
-            manifest = (await self.manifests.get(target, digest, "")).manifest
-            if manifest.media_type not in _INDEXES:
-                config = references(manifest.body)[0]
-                return await self.read(target, config.digest)
-            entries = index_entries(manifest.body)
-            runnable = [each for each in entries if each.platform[0] not in {"", "unknown"}]
-            digest = (runnable or entries)[0].descriptor.digest
-        raise NotAManifest("indexes in indexes")
+    async def _config(self, target: Target, digest: Digest, levels: int = _MOST_LEVELS) -> bytes:
+        manifest = (await self.manifests.get(target, digest, "")).manifest
+        if manifest.media_type not in _INDEXES:
+            config = references(manifest.body)[0]
+            return await self.read(target, config.digest)
+        entries = index_entries(manifest.body) if levels > 1 else ()
+        runnable = [each for each in entries if each.platform[0] not in {"", "unknown"}]
+        for each in (runnable or entries)[:_MOST_PLATFORMS]:
+            with contextlib.suppress(NotFoundError):  # a copy may lack some platforms
+                return await self._config(target, each.descriptor.digest, levels - 1)
+        raise NotAManifest("an index without a manifest")
 
     async def read(self, target: Target, digest: Digest) -> bytes:
         """Return a small blob.

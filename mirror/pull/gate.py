@@ -361,20 +361,22 @@ class GatedManifests:
             if not (free or await self.cooldown.is_artifact(target, reference)):
                 judging = self.cooldown.judged(rule, target, image, reference)
                 verdict = await _judged(rule, reference, judging)
-                await self._decided(rule, target, image, reference, verdict)
+                if await self._is_good(rule, target, image, reference, verdict):
+                    self.gate.ruled(target, rule, image, verdict)
             return _Meaning(reference)
         former = await self.cooldown.former(rule, target, image, accept)
         resolution = await self.manifests.head(target, reference, accept)
         digest = resolution.descriptor.digest
-        judging = self.cooldown.resolved(rule, target, image, digest, accept, former)
+        judging = self.cooldown.resolved(rule, target, image, digest, former)
         verdict = await _judged(rule, digest, judging)
-        held = await self._decided(rule, target, image, digest, verdict)
+        good = await self._is_good(rule, target, image, digest, verdict)
+        await self.cooldown.record(target, image, digest, accept, former, verdict)
+        held = self.gate.ruled(target, rule, image, verdict) if good else None
         if held is None:
             return _Meaning(digest, resolution)
         until = time.monotonic() + verdict.left
-        return _Meaning(
-            held, resolution, until, Decision.HELD.value, f"a held tag means: {verdict.why}"
-        )
+        instead = f"a held tag means: {verdict.why}"
+        return _Meaning(held, resolution, until, Decision.HELD.value, instead)
 
     async def _is_pinned(self, target: Target, digest: Digest) -> bool:
         """Whether a pin of the repository names a digest, or an index that lists it."""
@@ -386,20 +388,18 @@ class GatedManifests:
                     return True
         return False
 
-    async def _decided(
+    async def _is_good(
         self, rule: Rule, target: Target, image: FullName, digest: Digest, verdict: Verdict
-    ) -> Digest | None:
-        """Return the digest to serve, None for ``digest``; one decision is reported.
+    ) -> bool:
+        """Whether the signatures of what a verdict serves satisfy a rule; it is reported if not.
 
         Raises:
-            PolicyError: the image is refused.
+            PolicyError: it is blocked, or the image is refused.
         """
-        refused = verdict.serve is None and not rule.audit
         meant = digest if rule.audit or verdict.serve is None else verdict.serve
         self.gate.check(target, meant)
-        if not refused and not await self._is_signed(rule, target, image, meant):
-            return None
-        return self.gate.ruled(target, rule, image, verdict)
+        refused = verdict.serve is None and not rule.audit
+        return refused or await self._is_signed(rule, target, image, meant)
 
     async def _is_signed(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> bool:
         """Whether the signatures satisfy a rule; it is reported if not.

@@ -119,6 +119,19 @@ async def test_a_signature_from_another_repository_is_refused(site, upstream):
         assert f"there is a signature for another repository, '{place(upstream)[:-3]}" in why
 
 
+async def test_a_tag_has_not_meant_what_was_refused_for_lack_of_a_signature(site, upstream):
+    """A release that was pushed again because its signature was forgotten."""
+    attach(upstream, REPO, APP.digest, *signature(ANN, APP.digest, place(upstream), "new"))
+    unsigned = image(b"unsigned", marker="unsigned")
+    upstream.add_image(REPO, unsigned, "1")
+    async with site(cooldown="3d", unseen="allow") as mirror:
+        assert (await asked(mirror))[0] == 403
+        upstream.add_image(REPO, APP, "1")
+        assert await asked(mirror) == (200, "")
+        upstream.add_image(REPO, unsigned, "1")
+        assert await asked(mirror) == (200, ""), "held"
+
+
 async def test_an_attestation_is_no_signature(site, upstream):
     scan = statement(APP.digest, "https://cosign.sigstore.dev/attestation/vuln/v1")
     attach(upstream, REPO, APP.digest, bundle(ANN, scan))
