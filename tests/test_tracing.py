@@ -138,7 +138,7 @@ async def test_who_joins_a_fill_is_linked_to_it(traced, upstream, collector):
 
 async def test_what_goes_wrong_is_marked_all_the_way(traced, upstream, collector):
     digest = upstream.add_blob(random_bytes(MIB))
-    upstream.faults = [Fault(status=500, times=10)]
+    upstream.faults = [Fault(status=505, times=10)]
     async with traced() as mirror:
         assert (await mirror.get(BLOB + digest)).status == 502
     request = collector.one(GET_BLOB)
@@ -147,7 +147,7 @@ async def test_what_goes_wrong_is_marked_all_the_way(traced, upstream, collector
     assert [span.failed for span in (request, fill, asked)] == [True, True, True]
     assert request.attributes["error.type"] == "502"
     assert fill.attributes["error.type"] == "UnavailableError"
-    assert asked.attributes["error.type"] == "500"
+    assert asked.attributes["error.type"] == "505"
 
 
 async def test_the_trace_of_a_client_goes_on_and_is_passed_to_the_registry_alone(
