@@ -28,11 +28,18 @@ def _checked_target(text: str) -> str:
     return text
 
 
+def _one_line(text: str) -> str:
+    return " ".join(text.split())  # a refusal is one line
+
+
+Reason = Annotated[str, AfterValidator(_one_line)]
+
+
 class BlockRule(Table):
     """A digest, an image or a group of images that the mirror refuses."""
 
     image: Annotated[str, AfterValidator(_checked_target)]
-    reason: str = ""
+    reason: Reason = ""
 
 
 def _checked_tag(text: str) -> str:
@@ -55,7 +62,7 @@ class PinRule(Table):
 
     image: Annotated[str, AfterValidator(_checked_tag)]
     digest: Annotated[str, AfterValidator(_checked_digest)]
-    note: str = ""
+    note: Reason = ""
 
 
 def _checked_key(file: str) -> str:

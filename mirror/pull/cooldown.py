@@ -78,7 +78,8 @@ class Cooldown:
         """Return what a tag has meant here; to be called before upstream is asked.
 
         A tag may have been served before there was a rule, or to clients with another Accept
-        header only: then it means what it meant to them, if that is old enough for the rule.
+        header only: then it means what it meant to them, if that is old enough for the rule, or
+        imported by the operator.
         """
         narrow = narrow_accept(accept)
         found = await self.records.meanings(link_name(image, narrow))
@@ -90,7 +91,7 @@ class Cooldown:
             link = await self.link(link_name(image, each))
             if not found.digests and link is not None:
                 seen = await self._seen(target, link.descriptor.digest)
-                if self.clock().since(seen.first) >= rule.cooldown:
+                if link.imported or self.clock().since(seen.first) >= rule.cooldown:
                     found = Meanings((link.descriptor.digest,))
             if found.digests and await self._is_accepted(image, found.digests[0], narrow):
                 await self.records.mean(link_name(image, narrow), found)

@@ -369,7 +369,12 @@ class GatedManifests:
         digest = resolution.descriptor.digest
         judging = self.cooldown.resolved(rule, target, image, digest, former)
         verdict = await _judged(rule, digest, judging)
-        good = await self._is_good(rule, target, image, digest, verdict)
+        try:
+            good = await self._is_good(rule, target, image, digest, verdict)
+        except PolicyError:  # the tag has not meant this
+            nothing = Verdict(None)
+            await self.cooldown.record(target, image, digest, accept, former, nothing)
+            raise
         await self.cooldown.record(target, image, digest, accept, former, verdict)
         held = self.gate.ruled(target, rule, image, verdict) if good else None
         if held is None:

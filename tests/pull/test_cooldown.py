@@ -376,6 +376,15 @@ async def test_a_block_of_the_new_digest_leaves_the_tag_its_former_meaning(
         assert "is blocked" in await meaning(mirror, B.digest)
 
 
+async def test_a_tag_has_not_meant_what_was_blocked(tmp_path, site, upstream, clock):
+    async with site() as mirror:
+        await blocked(config(tmp_path, upstream), [A.digest], "")
+        assert "is blocked" in await meaning(mirror)
+        clock.pass_by(4 * DAY)
+        upstream.add_image(REPO, B, "1")
+        assert await meaning(mirror) == B.digest, "the rule lets what is new pass"
+
+
 async def test_a_block_of_a_held_tag_is_for_both_of_its_digests(tmp_path, site, upstream):
     async with site() as mirror:
         assert await meaning(mirror) == A.digest

@@ -193,7 +193,7 @@ async def test_what_cannot_be_blocked_is_one_line(mirror, office, target):
 
 async def test_the_configuration_blocks_too_and_a_reload_changes_it(tmp_path, upstream, office):
     upstreams = {HUB: upstream.url}
-    rule = {"image": "library/app:*", "reason": "not here"}
+    rule = {"image": "library/app:*", "reason": "not\nhere\n"}
     async with running(tmp_path / "cache", upstreams, block=[rule]) as mirror:
         assert set(await statuses(mirror, *PARTS)) == {403}
         assert b"not here" in (await mirror.get(manifest("1"))).body

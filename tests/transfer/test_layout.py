@@ -225,6 +225,18 @@ async def test_an_imported_tag_does_not_grow_too_old(tmp_path, nowhere):
     assert await served(tmp_path / "cache", nowhere, tags=tags) == {200}
 
 
+async def test_an_imported_tag_is_what_a_rule_lets_it_mean(tmp_path, registry, nowhere):
+    """The operator has chosen it; upstream may have moved the tag meanwhile."""
+    rule = {"images": ["**"], "cooldown": "3d", "unseen": "deny", "digests": "check"}
+    await imported(tmp_path, packed(WHOLE), nowhere)
+    assert await served(tmp_path / "cache", nowhere, policy=[rule]) == {200}
+    (tmp_path / "other").mkdir()
+    await imported(tmp_path / "other", packed(WHOLE), nowhere)
+    registry.add_image("library/app", image(b"another", marker="other"), "1")
+    upstreams = {"docker.io": registry.url}
+    assert await served(tmp_path / "other" / "cache", upstreams, policy=[rule]) == {200}
+
+
 async def test_upstream_once_it_is_reached_has_the_last_word(tmp_path, registry, nowhere):
     await imported(tmp_path, packed(WHOLE), nowhere)
     other = image(b"another", marker="other")
