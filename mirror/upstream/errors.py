@@ -93,6 +93,10 @@ class UnavailableError(UpstreamError):
     transient = True
 
 
+class BrokenBodyError(UnavailableError):
+    """The connection ended in the middle of a body."""
+
+
 class UnreachableError(UnavailableError):
     """No connection to upstream can be made."""
 
@@ -161,6 +165,8 @@ def translated(
     text = _what(error, proxy).format(origin=origin, proxy=proxy, cause=_cause(error))
     connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
     forbidden = isinstance(_os_error(error), PrivateAddressError)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return BrokenBodyError(upstream, text)
     return (UnreachableError if connecting and not forbidden else UnavailableError)(upstream, text)
 
 

@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -25,6 +25,7 @@ from mirror.upstream.addresses import GuardedResolver, as_ascii, trusting
 from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
+    BrokenBodyError,
     OversizedAnswerError,
     RedirectError,
     UnreachableError,
@@ -54,6 +55,7 @@ _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aioht
 _MAX_FIELDS: Final = 1024
 
 
+R = TypeVar("R")
 _COUNT: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
@@ -443,6 +445,14 @@ class Transport:
         remaining = _leading_number(response.headers.get("ratelimit-remaining", ""))
         if limit is not None and remaining is not None:
             self._observer.upstream_rate_limit(self._upstream, limit, remaining)
+
+
+async def whole(ask: Callable[[], Awaitable[R]]) -> R:
+    """Return the result of ``ask``, which reads a small body; ask again if the body breaks off."""
+    try:
+        return await ask()
+    except BrokenBodyError:
+        return await ask()
 
 
 async def _limit(response: aiohttp.ClientResponse) -> str | None:
