@@ -49,6 +49,8 @@ _MAX_AGAIN_SECONDS: Final = 3.0  # the longest Retry-After that is waited for
 _LIMITING: Final = {403, 429}
 _MAX_WORDS_BYTES: Final = 4096
 _WORDS_SECONDS: Final = 1.0
+#: A limit for less than this is not passed on: ghcr.io's are for some microseconds.
+_MOMENT_SECONDS: Final = 0.2
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
@@ -320,7 +322,9 @@ class Transport:
                 self._upstream, "passed", counted_method(outgoing.method), code, seconds
             )
 
-    async def _hop(self, request: Request, url: URL, limits: RateLimits) -> aiohttp.ClientResponse:
+    async def _hop(
+        self, request: Request, url: URL, limits: RateLimits, *, patient: bool = True
+    ) -> aiohttp.ClientResponse:
         """Send one request, unless its server is down or limits such requests."""
         origin = url.origin()
         kind = (str(origin), request.kind, request.method)
@@ -339,7 +343,11 @@ class Transport:
         again = await _limit(response) if response.status in _LIMITING else None
         if again is not None:
             response.release()
-            limited = await limits.close(*kind, again, response.headers.get("Date", ""))
+            date = response.headers.get("Date", "")
+            if patient and 0 < (seconds_of(again, date) or 0) < _MOMENT_SECONDS:
+                await asyncio.sleep(_AGAIN_SECONDS)
+                return await self._hop(request, url, limits, patient=False)
+            limited = await limits.close(*kind, again, date)
             if limits.own:
                 self._observer.upstream_limited(self._upstream, limited.retry_after)
             raise limited

@@ -111,8 +111,12 @@ async def test_ghcr_tells_in_its_words_how_short_the_pause_is(mirror, upstream):
     message = "retry-after: 880.092\u00b5s, allowed: 44000/minute"
     body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": message}]}).encode()
     upstream.faults.append(Fault(kind="manifest", method="GET", status=429, body=body))
-    path = f"/v2/{REPO}/manifests/{app.digest}"
-    assert [(await mirror.get(path)).status for _ in range(2)] == [429, 200]
+    assert (await mirror.get(f"/v2/{REPO}/manifests/{app.digest}")).status == 200
+    assert upstream.count("manifest") == 2
+    upstream.faults.append(Fault(kind="blob", status=429, body=body, times=9))
+    for digest in app.digests:
+        assert (await mirror.get(BLOB + digest)).status == 429
+    assert upstream.count("blob") == 4, "each is asked for once more"
 
 
 @pytest.mark.parametrize("password", ["", "secret"])
