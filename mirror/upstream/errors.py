@@ -95,6 +95,10 @@ class UnavailableError(UpstreamError):
     transient = True
 
 
+class BrokenBodyError(UnavailableError):
+    """The connection ended in the middle of a body."""
+
+
 class UnreachableError(UnavailableError):
     """No connection to upstream can be made."""
 
@@ -170,6 +174,8 @@ def translated(
     text = _what(error, proxy).format(origin=origin, proxy=proxy, cause=_cause(error))
     connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
     forbidden = isinstance(_os_error(error), PrivateAddressError)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return BrokenBodyError(upstream, text)
     failure = (UnreachableError if connecting and not forbidden else UnavailableError)(
         upstream, text
     )

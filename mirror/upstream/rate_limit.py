@@ -28,7 +28,10 @@ _MAX_SECONDS: Final = 3600.0
 _LIMITED: Final = 429
 _DURATION: Final = re.compile(r"([0-9]{1,10}(?:\.[0-9]{1,9})?)\s?([nuµm]?s)?")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-_WORDS: Final = re.compile(r"too ?many ?requests|rate.?limit|rate exceeded", re.IGNORECASE)
+#: Words about a limit; no name of a repository or tag, which the message may repeat, matches.
+_WORDS: Final = re.compile(
+    r'"code"\s*:\s*"TOOMANYREQUESTS"|too many requests|rate limit|rate exceeded', re.IGNORECASE
+)
 _AGAIN: Final = re.compile(r"retry.after\W{1,4}([0-9.]{1,20} ?[nuµm]?s?)\b", re.IGNORECASE)
 _MAX_PAUSES: Final = 256  # storage with changing host names
 #: How long it counts that no other mirror has had a 429, in seconds.

@@ -48,7 +48,7 @@ from mirror.upstream.responses import (
     parse_error,
     readable_field,
 )
-from mirror.upstream.transport import Observer, Request, Transport
+from mirror.upstream.transport import Observer, Request, Transport, whole
 
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to accept at least this
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
@@ -156,8 +156,22 @@ class Registry:
         except UpstreamError as error:
             if not error.by_status:
                 raise
-        async with self._ask("GET", repository, path, kind, accept=accept, span=(0, 1)):
-            return  # the status is enough; the body is closed unread
+        await self._peek(repository, path, kind, accept)  # the status is enough
+
+    async def _peek(self, repository: str, path: str, kind: str, accept: str = "*/*") -> int | None:
+        """Ask for the first byte by GET, or for all if upstream refuses that; return the size.
+
+        The body is closed unread.
+        """
+        for stop in (1, None):
+            try:
+                asking = self._ask("GET", repository, path, kind, accept=accept, span=(0, stop))
+                async with asking as answer:
+                    return self._span(answer, 0)[1]
+            except (RangeRefusedError, NonsenseError, RejectedError):
+                if stop is None:
+                    raise
+        raise AssertionError("the loop returns or raises")
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
         """Ask for the fields of a manifest by HEAD; Docker Hub does not count this as a pull.
@@ -180,10 +194,14 @@ class Registry:
             UpstreamError: upstream does not serve the manifest, or it is larger than 4 MiB.
         """
         path = f"{repository}/manifests/{reference}"
-        async with self._ask("GET", repository, path, "manifest", accept=accept) as response:
-            body, hold = await self._read(response, "manifest", _MAX_MANIFEST_BYTES)
-            media_type = response.headers.get("Content-Type", "")
-            return ManifestBody(body, media_type, _digest(response.headers), hold)
+
+        async def get() -> ManifestBody:
+            async with self._ask("GET", repository, path, "manifest", accept=accept) as response:
+                body, hold = await self._read(response, "manifest", _MAX_MANIFEST_BYTES)
+                media_type = response.headers.get("Content-Type", "")
+                return ManifestBody(body, media_type, _digest(response.headers), hold)
+
+        return await whole(get)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
         """Return the size of a blob in bytes, None if upstream does not tell it.
@@ -203,9 +221,8 @@ class Registry:
             except UpstreamError as error:
                 if not error.by_status:
                     raise
-        async with self._ask("GET", repository, path, "blob", span=(0, 1)) as answer:
-            size = self._span(answer, 0)[1]
-            return size if size or _is_empty(digest) else None
+        size = await self._peek(repository, path, "blob")
+        return size if size or _is_empty(digest) else None
 
     @asynccontextmanager
     async def open_blob(
@@ -240,7 +257,8 @@ class Registry:
         Raises:
             UpstreamError: upstream does not serve the list.
         """
-        return await self._listing(repository, f"{repository}/tags/list", "tags", query)
+        path = f"{repository}/tags/list"
+        return await whole(lambda: self._listing(repository, path, "tags", query))
 
     @asynccontextmanager
     async def open_tags(
@@ -271,7 +289,7 @@ class Registry:
         """
         path = f"{repository}/referrers/{digest}"
         try:
-            return await self._listing(repository, path, "referrers", query)
+            return await whole(lambda: self._listing(repository, path, "referrers", query))
         except RedirectError as error:  # such as to a page for people that needs cookies
             raise NotFoundError(self.name, f"{_NO_REFERRERS} ({error.message})") from error
 

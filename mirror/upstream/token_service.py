@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -23,7 +24,7 @@ from mirror.upstream.errors import (
 from mirror.upstream.login import Credentials, Login
 from mirror.upstream.quirks import PLACEHOLDER_SCOPES, quirks_of
 from mirror.upstream.rate_limit import RateLimits
-from mirror.upstream.transport import Request, Transport
+from mirror.upstream.transport import Request, Transport, whole
 
 _DEFAULT_EXPIRY_SECONDS: Final = 60.0  # of the token specification, if expires_in is missing
 _MAX_EXPIRY_SECONDS: Final = 86400.0
@@ -173,7 +174,7 @@ class TokenService:
         for last in (False, True):
             async with self._login.use() as credentials:
                 try:
-                    token = await self._call(url, credentials, scope)
+                    token = await whole(partial(self._call, url, credentials, scope))
                 except RefusedError as error:
                     if credentials is None:
                         raise

@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -25,6 +25,7 @@ from mirror.upstream.addresses import GuardedResolver, as_ascii, trusting
 from mirror.upstream.body import is_compressed, read_up_to, uncompressed
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
+    BrokenBodyError,
     OversizedAnswerError,
     RedirectError,
     UnreachableError,
@@ -48,12 +49,15 @@ _MAX_AGAIN_SECONDS: Final = 3.0  # the longest Retry-After that is waited for
 _LIMITING: Final = {403, 429}
 _MAX_WORDS_BYTES: Final = 4096
 _WORDS_SECONDS: Final = 1.0
+#: A limit for less than this is not passed on: ghcr.io's are for some microseconds.
+_MOMENT_SECONDS: Final = 0.2
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
 _MAX_FIELDS: Final = 1024
 
 
+R = TypeVar("R")
 _COUNT: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
@@ -318,7 +322,9 @@ class Transport:
                 self._upstream, "passed", counted_method(outgoing.method), code, seconds
             )
 
-    async def _hop(self, request: Request, url: URL, limits: RateLimits) -> aiohttp.ClientResponse:
+    async def _hop(
+        self, request: Request, url: URL, limits: RateLimits, *, patient: bool = True
+    ) -> aiohttp.ClientResponse:
         """Send one request, unless its server is down or limits such requests."""
         origin = url.origin()
         kind = (str(origin), request.kind, request.method)
@@ -337,7 +343,11 @@ class Transport:
         again = await _limit(response) if response.status in _LIMITING else None
         if again is not None:
             response.release()
-            limited = await limits.close(*kind, again, response.headers.get("Date", ""))
+            date = response.headers.get("Date", "")
+            if patient and 0 < (seconds_of(again, date) or 0) < _MOMENT_SECONDS:
+                await asyncio.sleep(_AGAIN_SECONDS)
+                return await self._hop(request, url, limits, patient=False)
+            limited = await limits.close(*kind, again, date)
             if limits.own:
                 self._observer.upstream_limited(self._upstream, limited.retry_after)
             raise limited
@@ -443,6 +453,14 @@ class Transport:
         remaining = _leading_number(response.headers.get("ratelimit-remaining", ""))
         if limit is not None and remaining is not None:
             self._observer.upstream_rate_limit(self._upstream, limit, remaining)
+
+
+async def whole(ask: Callable[[], Awaitable[R]]) -> R:
+    """Return the result of ``ask``, which reads a small body; ask again if the body breaks off."""
+    try:
+        return await ask()
+    except BrokenBodyError:
+        return await ask()
 
 
 async def _limit(response: aiohttp.ClientResponse) -> str | None:

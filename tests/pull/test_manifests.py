@@ -80,7 +80,7 @@ async def test_a_head_is_answered_although_the_manifest_cannot_be_fetched(
 async def test_a_fresh_tag_that_moved_is_asked_for_again_if_its_old_digest_is_gone(
     mirror, upstream, app, method
 ):
-    upstream.faults.append(Fault(kind="manifest", method="GET", status=500))
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=501))
     assert (await mirror.get(path("latest"), "HEAD")).headers["Docker-Content-Digest"] == app.digest
     del upstream.manifests[REPO, app.digest]
     moved = image(b"moved")
@@ -105,7 +105,7 @@ async def test_a_head_that_names_a_digest_which_is_nowhere_costs_no_pull(mirror,
 
 
 async def test_a_tag_that_is_gone_with_its_digest_is_404(mirror, upstream, app):
-    upstream.faults.append(Fault(kind="manifest", method="GET", status=500))
+    upstream.faults.append(Fault(kind="manifest", method="GET", status=501))
     assert (await mirror.get(path("latest"), "HEAD")).status == 200
     upstream.manifests.clear()
     upstream.tags.clear()

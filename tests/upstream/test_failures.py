@@ -363,6 +363,17 @@ async def test_a_status_without_readable_words_has_a_code_of_the_spec(
 # A moment of weakness.
 
 
+class Cut(web.Response):
+    """An answer whose connection ends before the last byte."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        assert isinstance(self.body, bytes)
+        assert self._req is not None
+        assert self._req.transport is not None
+        await self.write(self.body[:-1])
+        self._req.transport.close()
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
@@ -391,6 +402,32 @@ async def test_one_503_of_the_storage_is_not_seen_by_the_client(mirror, upstream
         upstream.redirect_blobs_to = lambda digest: f"{storage.url}/v2/x/blobs/{digest}"
         assert (await mirror.get(BLOB + digest)).body == b"content"
     assert (upstream.count("blob"), storage.count("blob")) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["manifests", "tags", "referrers", "token"])
+async def test_one_body_that_breaks_off_is_not_seen_by_the_client(mirror, upstream, kind):
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    paths = {"tags": "tags/list", "referrers": f"referrers/{app.digest}"}
+    path = f"/v2/{REPO}/{paths.get(kind, f'manifests/{app.digest}')}"
+    index = {"schemaVersion": 2, "manifests": [], "tags": [], "token": "T"}
+    bodies = {"manifests": app.manifest}
+    body = bodies.get(kind, json.dumps(index).encode())
+    asked: list[str] = []
+
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        if kind == "token" and request.headers.get("Authorization") != "Bearer T":
+            if path != "/token":
+                challenge = {"WWW-Authenticate": f'Bearer realm="{upstream.url}/token"'}
+                return web.Response(status=401, headers=challenge)
+        elif f"/{kind}/" not in path:
+            return None
+        asked.append(path)
+        return Cut(body=body) if len(asked) == 1 else web.Response(body=body)
+
+    upstream.guard = guard
+    assert (await mirror.get(path)).status == 200
+    assert len(asked) == 2
 
 
 async def test_a_short_retry_after_is_waited_for(mirror, upstream):

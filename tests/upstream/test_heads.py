@@ -41,6 +41,22 @@ async def test_the_head_of_a_blob_is_no_negative_answer_for_its_get(mirror, upst
     assert (await mirror.get(BLOB)).status == 200
 
 
+@pytest.mark.parametrize("status", [206, 400, 416])
+async def test_the_size_of_a_blob_is_told_by_a_registry_with_neither_head_nor_range(
+    mirror, upstream, status
+):
+    def guard(request: web.BaseRequest, path: str) -> web.Response | None:
+        if "/blobs/" not in path or (request.method == "GET" and "Range" not in request.headers):
+            return None
+        return web.Response(status=401 if request.method == "HEAD" else status, body=b"x")
+
+    upstream.guard = guard
+    size = len(upstream.blobs[APP.digests[0]])
+    head = await mirror.get(BLOB, "HEAD")
+    assert (head.status, head.headers["Content-Length"]) == (200, str(size))
+    assert (await mirror.get(BLOB)).status == 200
+
+
 async def test_the_head_of_a_missing_blob_or_tag_is_404(mirror, upstream):
     for path in (BLOB.replace(APP.digests[0], "sha256:" + "0" * 64), TAG + "2"):
         for method in ("HEAD", "GET"):

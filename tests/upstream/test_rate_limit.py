@@ -84,6 +84,7 @@ async def test_a_date_without_another_is_compared_with_the_clock():
     [
         (403, {}, "denied: request exceeded pull rate limit for IP 192.0.2.1"),
         (403, {"Retry-After": "60"}, "forbidden"),
+        (403, {}, "Rate exceeded"),
         (429, {}, "too many requests; retry-after: 60s"),
     ],
 )
@@ -105,14 +106,30 @@ async def test_a_limit_is_known_by_its_words_too(tmp_path, upstream, status, hea
         assert upstream.count("manifest", "GET") <= asked + 1
 
 
+async def test_a_name_in_a_refusal_is_no_limit(mirror, upstream):
+    """Otherwise a client could silence the mirror by the name that it asks for."""
+    app = image(b"layer")
+    upstream.add_image(REPO, app, "1")
+    name = "rate-limit/too_many_requests"
+    message = f"denied: {name}:TOOMANYREQUESTS is private"
+    body = json.dumps({"errors": [{"code": "DENIED", "message": message}]}).encode()
+    upstream.faults.append(Fault(kind="manifest", times=2, status=403, body=body))
+    assert (await mirror.get(f"/v2/{name}/manifests/TOOMANYREQUESTS")).status == 403
+    assert (await mirror.get(f"/v2/{REPO}/manifests/1")).status == 200
+
+
 async def test_ghcr_tells_in_its_words_how_short_the_pause_is(mirror, upstream):
     app = image(b"layer")
     upstream.add_image(REPO, app, "1")
     message = "retry-after: 880.092\u00b5s, allowed: 44000/minute"
     body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": message}]}).encode()
     upstream.faults.append(Fault(kind="manifest", method="GET", status=429, body=body))
-    path = f"/v2/{REPO}/manifests/{app.digest}"
-    assert [(await mirror.get(path)).status for _ in range(2)] == [429, 200]
+    assert (await mirror.get(f"/v2/{REPO}/manifests/{app.digest}")).status == 200
+    assert upstream.count("manifest") == 2
+    upstream.faults.append(Fault(kind="blob", status=429, body=body, times=9))
+    for digest in app.digests:
+        assert (await mirror.get(BLOB + digest)).status == 429
+    assert upstream.count("blob") == 4, "each is asked for once more"
 
 
 @pytest.mark.parametrize("password", ["", "secret"])
