@@ -20,6 +20,7 @@ from mirror.http.responses import API_VERSION, cache_status, digest_fields, not_
 from mirror.http.sendfile import Sender
 from mirror.oci.digest import Digest
 from mirror.oci.endpoint import (
+    NOT_A_PROXY,
     BlobEndpoint,
     ManifestEndpoint,
     Ping,
@@ -73,6 +74,9 @@ class RegistryHandler:
             OciError, InvalidName, UnknownRegistryError, UpstreamError: see ``responses.error_of``.
         """
         exchange = request[EXCHANGE]
+        # Only clients of a proxy send whole URLs; they mean another server than this one.
+        if not exchange.connected and _is_url(request.raw_path):
+            raise OciError(ErrorCode.UNSUPPORTED, NOT_A_PROXY, status=421)
         endpoint = parse_endpoint(request.method, raw_path(request))
         exchange.kind = self.kind or endpoint.kind
         # A replica signs the time: no request of its comes twice.
@@ -306,10 +310,14 @@ def _note_endpoint(exchange: Exchange, endpoint: ContentEndpoint) -> None:
         exchange.reference = str(endpoint.digest)
 
 
+def _is_url(target: str) -> bool:
+    return not target.startswith("/") and "://" in target.partition("?")[0]
+
+
 def raw_path(request: web.BaseRequest) -> str:
     """Return the path as received: after decoding, different paths could look the same."""
     target = request.raw_path.partition("?")[0]
-    if target.startswith("/") or "://" not in target:
+    if not _is_url(target):
         return target
     return "/" + target.partition("://")[2].partition("/")[2]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from mirror.config.fields import masked
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
@@ -62,22 +63,45 @@ class _File:
 
     def inspect(self) -> Inspection:
         try:
-            hosts = table(self.tree.toml(self.path), "host")
+            file = table(self.tree.toml(self.path))
         except UnusableFileError as error:
             fix = f"fix it; until then {self.client} asks {self.registry} itself"
             return Inspection([wrong(self.path, str(error), fix)])
-        for url, settings in hosts.items():
-            if self.target.likeness(url.removesuffix("/").removesuffix("/v2")) is Likeness.SAME:
+        hosts, server = table(file, "host"), file.get("server")
+        # The server is the host that is asked last; its settings are those of the file itself.
+        asked = {**hosts, server: file} if isinstance(server, str) else hosts
+        for url, settings in asked.items():
+            if self._is_mirror(url, table(settings)):
                 return self._pointed(url, table(settings))
+            if self.target.likeness(url) is Likeness.SAME:
+                what = f"has {url} with override_path, which leaves /v2 out of the requests"
+                fix = f'override_path = false below [host."{self.target.url}"]'
+                return Inspection([wrong(self.path, what, fix)])
         return Inspection([self._miss(list(hosts))])
+
+    @property
+    def _named(self) -> str:
+        """The registry; "host_5000_" means host:5000 on systems without colons in file names."""
+        return self.registry.replace("_", ":", 1).removesuffix("_")
+
+    def _is_mirror(self, url: str, settings: dict[str, Any]) -> bool:
+        """Whether requests to a host reach the API of the mirror, or its part for the registry."""
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return False
+        path = parts.path.rstrip("/")
+        if settings.get("override_path") is not True and not path.endswith("/v2"):
+            path += "/v2"
+        if path not in {"/v2", f"/v2/{self._named}", f"/{self._named}/v2"}:
+            return False
+        return self.target.likeness(parts._replace(path="").geturl()) is Likeness.SAME
 
     def _pointed(self, url: str, settings: dict[str, Any]) -> Inspection:
         found = [*self._misplaced(), *self._incapable(settings), *self._authorities(settings)]
         if found:
             return Inspection(found)
-        # "host_5000_" means host:5000 on systems without colons in file names.
-        named = self.registry.replace("_", ":", 1).removesuffix("_")
-        registry = HUB if self.registry == "_default" else named
+        registry = HUB if self.registry == "_default" else self._named
         probe = Probe(self.client, registry, Way.NAMESPACE, self._trust(settings))
         found = [ok(self.path, f"{self.registry} comes from {url}"), *self._referrers(settings)]
         return Inspection(found, [probe], {registry})

@@ -46,7 +46,9 @@ def _inspect(tree: Tree, target: MirrorAddress, program: str) -> Inspection:
     if text is None:
         return Inspection()
     addresses = _ADDRESS.findall(text)
-    if not any(target.likeness(url) is Likeness.SAME for url in addresses):
+    # An address may end in /v2, or in the path below it that means one registry.
+    places = [url.partition("/v2")[0] for url in addresses]
+    if not any(target.likeness(place) is Likeness.SAME for place in places):
         return Inspection([_miss(path, addresses, target)])
     # containerd reads only the files that the program generates.
     made = f"/var/lib/rancher/{program}/agent/etc/containerd/certs.d"

@@ -25,6 +25,10 @@ _HOST: Final = re.compile(
     r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::[0-9]{1,5})?",
     re.ASCII,
 )
+#: Says what is wrong to a client that takes the port of the registry API for that of the proxy.
+NOT_A_PROXY: Final = (
+    "this port is no proxy: HTTP_PROXY and HTTPS_PROXY take the address in [proxy] listen"
+)
 _MAX_HOST_LENGTH: Final = 255
 _COLON: Final = re.compile("%3a", re.IGNORECASE)
 _ROOT: Final = re.compile(r"(?:/(?P<prefix>(?!v2/)[^/]+))?/v2(?:/(?P<rest>.*))?")
@@ -102,8 +106,7 @@ def parse_endpoint(method: str, raw_path: str) -> Endpoint:
         OciError: the request does not read from the registry API, or is malformed.
     """
     if method == "CONNECT":
-        text = "this port is no proxy: HTTPS_PROXY is the address in [proxy] listen of the mirror"
-        raise OciError(ErrorCode.UNSUPPORTED, text, headers={"Allow": "GET, HEAD"})
+        raise OciError(ErrorCode.UNSUPPORTED, NOT_A_PROXY, headers={"Allow": "GET, HEAD"})
     if method not in _READING:
         raise OciError(
             ErrorCode.UNSUPPORTED,

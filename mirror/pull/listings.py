@@ -5,13 +5,14 @@ while.  When upstream cannot answer, the last known page is served, marked stale
 registry come last, and their pages are not stored: signatures that a mirror lacks would vanish.
 """
 
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from mirror.oci.digest import Digest
 from mirror.pull.outcome import BrokenOffError, Outcome
@@ -29,6 +30,7 @@ from mirror.upstream.responses import Listing
 from mirror.upstream.routing import Target
 
 _log = logging.getLogger(__name__)
+_MOST_PARSED_BYTES: Final = 1024 * 1024  # 10 ms
 #: Asks a registry for a page.
 _Call = Callable[[Endpoints | Registry], Awaitable[Listing]]
 #: The fields of a listing that are stored beside its body.
@@ -154,7 +156,10 @@ class ListingPulls:
         if listing.large:
             await self._kept.forget(wanted.page)
         else:
-            await self._kept.put(wanted.page, Page(body, fields, self._clock()))
+            page = Page(body, fields, self._clock())
+            await self._kept.put(wanted.page, page)
+            if wanted.most is not None and not listing.next_query:  # these are all tags
+                await self._kept.put(wanted.whole.page, page)
         return listing
 
     async def _instead(
@@ -200,7 +205,8 @@ class ListingPulls:
         for name in wanted.all_pages:
             page = await self._kept.lookup(name)
             body = None if page is None else page.body
-            if page and usable_stale(page.seen, self._clock(), self._stale_if_error):
+            usable = page and usable_stale(page.seen, self._clock(), self._stale_if_error)
+            if usable and (name == wanted.page or _fits(body, wanted.most)):
                 break
         else:
             body = None
@@ -222,3 +228,10 @@ async def _pieces(stream: TagStream) -> AsyncGenerator[bytes, None]:
             yield piece
     except UpstreamError as error:
         raise BrokenOffError(str(error)) from error
+
+
+def _fits(body: bytes | None, most: int | None) -> bool:
+    """Whether a list of all tags has at most so many; a large one, slow to parse, does not."""
+    if most is None or body is None:
+        return True
+    return len(body) <= _MOST_PARSED_BYTES and len(json.loads(body)["tags"] or ()) <= most

@@ -4,6 +4,7 @@ A refusal counts for a short while.  A 404 also counts while upstream cannot ans
 does: the clients that look for signatures fail if they get another error.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from mirror.upstream.errors import (
 )
 from mirror.upstream.routing import Target
 
+_FIRST_TAGS: Final = re.compile("n=([0-9]{1,9})")
 #: Errors after which the last known answer of upstream is served.
 CANNOT_ANSWER: Final = (
     *(UnavailableError, TimedOutError, RateLimitedError, LoginRefusedError, FullError),
@@ -60,10 +62,22 @@ class Question:
     def all_pages(self) -> tuple[str, ...]:
         """The keys of the listings on disk that answer this question.
 
-        A registry need not filter referrers: a list of all of them does for each kind.
+        A registry need not filter referrers: a list of all of them does for each kind.  A list of
+        all tags does for a first page that holds them all.
         """
-        general = replace(self, rest=self.general) if self.kind == "referrers" else self
-        return tuple({self.page: None, general.page: None})
+        by_all = self.kind == "referrers" or self.most is not None
+        return tuple({self.page: None, (self.whole if by_all else self).page: None})
+
+    @property
+    def whole(self) -> "Question":
+        """The question without the restrictions of the client."""
+        return replace(self, rest=self.general)
+
+    @property
+    def most(self) -> int | None:
+        """How many tags the client wants on the first page; None for all other questions."""
+        counted = _FIRST_TAGS.fullmatch(self.rest) if self.kind == "tags" else None
+        return None if counted is None else int(counted[1])
 
     @property
     def missing(self) -> str:
@@ -73,7 +87,7 @@ class Question:
     @property
     def all_missing(self) -> tuple[str, ...]:
         """The keys of the 404s on disk that answer this question."""
-        return tuple({self.missing: None, replace(self, rest=self.general).missing: None})
+        return tuple({self.missing: None, self.whole.missing: None})
 
 
 _KINDS: Final = {"401": UnauthorizedError, "403": DeniedError, "404": NotFoundError}
@@ -150,7 +164,7 @@ class Refusals(RecentRefusals):
             missing = Page(None, {}, self._clock())
             await self._missing.put(question.missing, missing)
             # A registry that has no referrers of one kind says so in a list: this one has no API.
-            general = replace(question, rest=question.general).missing
+            general = question.whole.missing
             if question.kind == "referrers" and await self._missing.lookup(general) is None:
                 await self._missing.put(general, missing)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fakes import image
 from tests.waiting import limit
 
 pytestmark = pytest.mark.slow
@@ -157,3 +158,15 @@ async def test_whatever_is_malformed_is_refused_and_leaves_no_trace(
     assert upstream.seen == []
     assert list((tmp_path / "cache" / "partial").iterdir()) == []
     assert (await mirror.metrics())["mirror_cache_objects"] == 0
+
+
+async def test_a_client_that_takes_the_mirror_for_its_http_proxy_gets_no_other_registrys_image(
+    mirror, upstream
+):
+    """It means registry.lan:5000/app, which the default upstream may have under the same name."""
+    upstream.add_image("library/app", image(b"layer"), "1")
+    for host in ("registry.lan:5000", mirror.url.removeprefix("http://")):
+        target = f"http://{host}/v2/app/manifests/1"
+        status, _, body = await ask_raw(mirror.url, get(target))
+        assert (status, b"this port is no proxy" in body) == (421, True)
+    assert upstream.seen == []

@@ -81,6 +81,10 @@ PLANTED: dict[str, tuple[Mapping[str, str], str]] = {
     "hosts.toml with the wrong scheme": (
         {**READS_HOSTS, HOSTS: '[host."https://HOST"]'}, "the mirror speaks http",
     ),
+    "hosts.toml leaves /v2 out": (
+        {**READS_HOSTS, HOSTS: '[host."http://HOST"]\noverride_path = true\n'},
+        "with override_path, which leaves /v2 out of the requests",
+    ),
     "hosts.toml lets the mirror resolve nothing": (
         {**READS_HOSTS, HOSTS: '[host."http://HOST"]\ncapabilities = ["pull"]'},
         "capabilities lacks resolve",

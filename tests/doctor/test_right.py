@@ -44,6 +44,43 @@ async def test_k3s_that_was_told_right_gets_no_complaint(machine: Machine, offic
     assert wrongs(await machine.examined(office.url)) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'server = "URL"\n',
+        'server = "URL/v2"\ncapabilities = ["pull", "resolve"]\n[host."http://spegel:5000"]\n',
+        '[host."URL/"]\n',
+        '[host."URL/docker.io"]\n',
+        '[host."URL/v2/docker.io"]\noverride_path = true\n',
+    ],
+)
+async def test_every_hosts_toml_that_leads_to_the_mirror_is_right(
+    machine: Machine, office: Mirror, text: str
+) -> None:
+    machine.plant(CONTAINERD)
+    machine.plant({"/etc/containerd/certs.d/docker.io/hosts.toml": text.replace("URL", office.url)})
+    report = await machine.examined(office.url)
+    assert wrongs(report) == []
+    assert f"{office.url} for docker.io, asked by ns=: is answered" in "\n".join(report.lines())
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/docker.io"])
+async def test_an_endpoint_of_k3s_may_have_the_path_of_the_api(
+    machine: Machine, office: Mirror, path: str
+) -> None:
+    endpoint = f"{office.url}{path}"
+    made = "/var/lib/rancher/k3s/agent/etc/containerd/certs.d/docker.io/hosts.toml"
+    machine.plant(
+        {
+            "/etc/rancher/k3s/registries.yaml": (
+                f'mirrors:\n  docker.io:\n    endpoint: ["{endpoint}"]\n'
+            ),
+            made: f'[host."{endpoint}"]\noverride_path = true\n',
+        }
+    )
+    assert wrongs(await machine.examined(office.url)) == []
+
+
 async def test_the_mirror_that_the_clients_name_is_found_without_url(
     machine: Machine, office: Mirror
 ) -> None:

@@ -154,7 +154,7 @@ async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a
     tmp_path, upstream
 ):
     app = image(b"layer")
-    upstream.add_image(REPO, app, "latest")
+    upstream.add_image(REPO, app, "latest", "1")
     upstream.add_manifest(REPO, attached(app.manifest, SIGNATURE), OCI_MANIFEST)
     tags, referrers = f"/v2/{REPO}/tags/list?n=10", f"/v2/{REPO}/referrers/{app.digest}"
     other = f"/v2/{REPO}/tags/list?n=1"
@@ -168,6 +168,11 @@ async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a
             assert answer.headers["Cache-Status"].startswith("mirror; fwd=stale; detail=")
         assert answers[1].headers["Content-Type"] == OCI_INDEX
         assert (await mirror.get(other)).status == 502, "nobody has asked for that page yet"
+        for query in ("", "?n=2", "?n=1000", "?ns=docker.io"):  # of other clients
+            whole = await mirror.get(f"/v2/{REPO}/tags/list{query}")
+            assert (whole.status, whole.body) == (200, first[0]), query
+        for query in ("?n=0", "?n=10&last=1", "?last=1"):
+            assert (await mirror.get(f"/v2/{REPO}/tags/list{query}")).status == 502, query
     await upstream.start()
     too_old = {"max_age": "1ms", "stale_if_error": "1ms"}
     async with running(tmp_path, {"docker.io": upstream.url}, tags=too_old) as mirror:
@@ -261,7 +266,7 @@ async def test_listings_come_from_the_registry_itself_and_from_its_mirrors_at_la
             assert partial.seen == []
             await upstream.stop()
             assert [(await mirror.get(where)).body for where in paths] == whole, "the last known"
-            paged = f"{paths[1]}?n=5"
+            paged = f"{paths[1]}?n=5&last=0"
             assert json.loads((await mirror.get(paged)).body)["tags"] == ["1"]
             await upstream.start()
             async with limit():
