@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from mirror.oci.manifest import (
     NotAManifest,
     descriptor_fields,
     media_types,
+    shown,
 )
 from mirror.pull.singleflight import SingleFlight
 from mirror.store.interface import (
@@ -51,6 +53,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 _MOST_LINK_BYTES: Final = 64 * 1024
+_MOST_SIZE: Final = 2**63  # of a manifest, in the database of the links
 _MOST_WAITING: Final = 10_000  # links; further ones are not shared until they change
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _MOST_PAUSE_SECONDS: Final = 300.0
@@ -152,7 +155,7 @@ class SharedTags:
         try:
             record = await self._bucket.read(link_path(name), _MOST_LINK_BYTES)
             link = self._decoded(name, record)
-        except (TierError, ValueError, LookupError, TypeError) as error:
+        except (TierError, ValueError, LookupError, TypeError, RecursionError) as error:
             _log.debug("no shared link %s: %s", name, error)
             return None
         with contextlib.suppress(IndexUnavailableError):
@@ -233,11 +236,14 @@ class SharedTags:
         if fields["name"] != name:
             raise ValueError("it is another link")
         digest = Digest.parse(fields["digest"])
-        size = int(fields["size"])
-        if size < 0:
-            raise ValueError("it has a negative size")
-        descriptor = Descriptor(str(fields["mediaType"]), digest, size)
-        return Link(descriptor, float(fields["seen"]))
+        size, media_type = fields["size"], shown(fields["mediaType"])
+        # Without a secret everybody who can write to the object store writes these.
+        if not (isinstance(size, int) and 0 <= size < _MOST_SIZE and media_type):
+            raise ValueError("it has no size or no media type")
+        seen = min(float(fields["seen"]), time.time())
+        if not seen >= 0:  # nor NaN
+            raise ValueError("it has no time")
+        return Link(Descriptor(media_type, digest, size), seen)
 
 
 @dataclass(frozen=True, slots=True)

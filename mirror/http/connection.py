@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mirror.http.server import Server
 
 _AT_ONCE_SECONDS: Final = 0.001
+#: asyncio reads 256 KiB at once, so that a thousand clients that send bodies take 300 MiB.
+_READ_BYTES: Final = 32 * 1024
 _MORE: Final = getattr(socket, "MSG_MORE", 0)  # Linux: head and body in one segment
 
 _Messages = Sequence[tuple[RawRequestMessage, StreamReader]]
@@ -124,6 +126,7 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        cast("Any", transport).max_size = _READ_BYTES
         if self.entry.upstream:  # the proxy port has counted and admitted the outer connection
             self.client = self.entry.client
             self._table = self._allowed_table()

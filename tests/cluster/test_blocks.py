@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror.admin.commands import blocked, unblocked
+from mirror.api.v1 import REPLICA_BLOCKS
 from mirror.cluster.blocks import SharedBlocks
 from mirror.cluster.secret import Secret
 from mirror.cluster.tier import TierError
@@ -294,6 +295,19 @@ async def test_blocks_that_no_replica_has_signed_are_not_believed_and_replaced(c
     place.text = Secret(SECRET.encode()).sign("blocks", "nonsense") + "\nnonsense"
     await one.look()
     assert one.targets == [TARGET]
+
+
+@pytest.mark.slow
+async def test_the_body_of_a_stranger_is_not_waited_for(tmp_path, upstream):
+    """A thousand strangers could fill the memory with bodies that do not end."""
+    async with replicas(tmp_path, upstream, count=1) as running:
+        host, _, port = running.mirrors[0].url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST {REPLICA_BLOCKS} HTTP/1.1\r\nHost: x\r\n".encode())
+        writer.write(b"Content-Length: 1000000\r\n\r\nthe first bytes")
+        async with limit():
+            assert b" 403 " in await reader.readline()
+        writer.close()
 
 
 async def test_a_place_that_is_down_is_told_later(cluster):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -160,20 +161,39 @@ async def test_only_signed_links_are_believed_with_a_secret(mirrors, fake):
         assert await two.tags.lookup(NAME) == LINK
 
 
-@pytest.mark.parametrize("record", [b"", b"[]", b"{}\n", b"\xff", b'{"name": 1}\n', b"x" * 70_000])
+@pytest.mark.parametrize(
+    "record",
+    [b"", b"[]", b"{}\n", b"\xff", b'{"name": 1}\n', b"x" * 70_000, b"[" * 60_000],
+)
 async def test_nonsense_is_no_link(mirrors, fake, record):
     fake.objects[LINK_PATH] = record
     async with mirrors() as one:
         assert await one.tags.lookup(NAME) is None
 
 
-@pytest.mark.parametrize("size", ["-1", '"x"', "null"])
-async def test_a_link_with_a_wrong_size_is_no_link(mirrors, fake, size):
-    fields = {"name": NAME, "digest": str(MANIFEST.digest), "mediaType": OCI_MANIFEST, "seen": 1}
-    record = json.dumps(fields)[:-1] + f', "size": {size}}}\n'
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *('"size": -1', '"size": "x"', '"size": null', '"size": 1e999', f'"size": {2**63}'),
+        *('"seen": NaN', '"seen": -1e999', '"mediaType": "\\ud800"', '"mediaType": "a\\u001b"'),
+    ],
+)
+async def test_a_link_with_a_wrong_field_is_no_link(mirrors, fake, wrong):
+    fields = {"name": NAME, "digest": str(MANIFEST.digest), "mediaType": OCI_MANIFEST, "size": 1}
+    record = json.dumps({**fields, "seen": 1})[:-1] + f", {wrong}}}\n"
     fake.objects[LINK_PATH] = record.encode()
     async with mirrors() as one:
         assert await one.tags.lookup(NAME) is None
+
+
+async def test_a_link_of_the_future_is_one_of_now(mirrors, fake):
+    """Else it would be served with upstream gone for as long as its writer likes."""
+    async with mirrors("a" * 32) as one, mirrors("a" * 32) as two:
+        await one.tags.put(NAME, Link(LINK.descriptor, time.time() + 1e9))
+        await until(lambda: LINK_PATH in fake.objects)
+        found = await two.tags.lookup(NAME)
+    assert found is not None
+    assert found.seen <= time.time()
 
 
 async def test_the_manifests_that_were_not_uploaded_are_uploaded_later(mirrors, fake, events):

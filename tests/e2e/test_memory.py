@@ -1,6 +1,7 @@
 """A worker stays small, whatever crowds of clients make it remember or hold."""
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -84,6 +85,27 @@ async def answers(mirror: MirrorProcess, paths: list[str], method: str = "GET") 
                 return answer.status
 
         return await asyncio.gather(*map(ask, paths))
+
+
+async def test_900_clients_that_send_bodies_which_do_not_end(tmp_path, upstream):
+    async def body(writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):  # the answer ends the connection
+            for _ in range(15):
+                writer.write(bytes(65_536))
+                await writer.drain()
+
+    async with small(tmp_path, upstream) as mirror:
+        place = f"POST {APP}/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: {MIB}\r\n\r\n"
+        host, _, port = mirror.url.removeprefix("http://").partition(":")
+        clients = [await asyncio.open_connection(host, int(port)) for _ in range(900)]
+        for _, writer in clients:
+            writer.write(place.encode())
+        await asyncio.gather(*(body(writer) for _, writer in clients))
+        async with limit():
+            answered = await asyncio.gather(*(reader.readline() for reader, _ in clients))
+        assert {line.split()[1] for line in answered} == {b"405"}
+        for _, writer in clients:
+            writer.close()
 
 
 async def test_many_listings_of_250_kb(tmp_path, upstream):
