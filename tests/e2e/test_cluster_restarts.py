@@ -357,6 +357,7 @@ async def test_docker_pulls_through_nginx_while_a_replica_dies(
             print(f"... while a replica is killed: upstream {times_sent(upstream):.3f} x")
             await until_in_bucket(cluster, seaweed, "2", content)
             await upstream.stop()
+            await cluster.stop()  # or they write while their directories go
             for mirror in mirrors:
                 shutil.rmtree(mirror.directory / "cache")
             await restarted(cluster, mirrors)
