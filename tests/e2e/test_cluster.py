@@ -35,6 +35,8 @@ EACH = 4  # clients of each replica
 IN_FLIGHT = 12 * MIB
 SMALL = 64 * MIB  # [fill] parallel_from
 TAKEN_FOR_DEAD = "does not answer; asking the next place"  # in the log
+#: Replicas that did not say whether they lead a download.
+UNSAID = 'mirror_tier_requests_total{operation="head",result="error",tier="replicas"}'
 
 
 @dataclass
@@ -149,7 +151,8 @@ level = "debug"
 
     def taken_for_dead(self) -> bool:
         """Whether a replica did not get an answer of another one in time."""
-        return any(TAKEN_FOR_DEAD in each.output() for each in self.mirrors)
+        unsaid = sum(self.figures(UNSAID))
+        return unsaid > 0 or any(TAKEN_FOR_DEAD in each.output() for each in self.mirrors)
 
     def figures(self, name: str) -> list[float]:
         return [each.metrics().get(name, 0.0) for each in self.mirrors]

@@ -245,7 +245,8 @@ async def test_a_cache_directory_removed_under_the_running_mirror_is_made_again(
     await asyncio.to_thread(mirror.start)
     try:
         assert await pull(mirror, upstream, "app", app) == 2
-        subprocess.run(["rm", "-rf", str(tmp_path / "mirror" / "cache")], check=True)
+        removed = (tmp_path / "mirror" / "cache").rename(tmp_path / "removed")  # at one moment
+        subprocess.run(["rm", "-rf", str(removed)], check=True)
         assert await pull(mirror, upstream, "app", app) == 2
         await until_kept(mirror, upstream, "app", app)
         assert "Traceback" not in mirror.output()

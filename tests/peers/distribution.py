@@ -1,10 +1,16 @@
 """Debian's docker-registry (distribution 2.8.2) as upstream, with its own access log."""
 
+import contextlib
 import re
+import ssl
+import urllib.error
+import urllib.request
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.peers.process import Process, accepts, free_port
+from tests.waiting import LIMIT_SECONDS
 
 _CONFIG = """\
 version: 0.1
@@ -58,22 +64,33 @@ class Distribution:
 
     def requests(self) -> list[tuple[str, str]]:
         """Method and path of every read that was answered, since the first start."""
-        log = (self.directory / "log").read_text(errors="replace")
-        return [(method, path) for method, path, _ in _ACCESS.findall(log)]
+        return [(method, path) for method, path, _ in _ACCESS.findall(self._log())]
 
     def writes(self) -> list[tuple[str, str]]:
         """Method and path of everything that was to be written, since the first start."""
-        log = (self.directory / "log").read_text(errors="replace")
-        return [(method, path) for method, path, _ in _WRITTEN.findall(log)]
+        return [(method, path) for method, path, _ in _WRITTEN.findall(self._log())]
 
     def fetched(self) -> list[str]:
         """Paths of the blobs whose bytes were sent, not of those that were refused."""
-        log = (self.directory / "log").read_text(errors="replace")
         return [
             path
-            for method, path, status in _ACCESS.findall(log)
+            for method, path, status in _ACCESS.findall(self._log())
             if method == "GET" and "/blobs/sha256:" in path and status.startswith("2")
         ]
+
+    def _log(self) -> str:
+        """The log, once it has a request of our own: a line comes after the answer."""
+        log = self.directory / "log"
+        if accepts(self.port):
+            mark = f"/{uuid.uuid4()}"
+            trust = None
+            if self.certificate is not None:
+                trust = ssl.create_default_context(cafile=str(self.certificate))
+                trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(self.url + mark, timeout=LIMIT_SECONDS, context=trust)
+            self._process.wait_until(lambda: mark in log.read_text(errors="replace"))
+        return log.read_text(errors="replace")
 
     def blob_requests(self) -> int:
         """How often a blob was asked for."""

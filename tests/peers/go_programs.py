@@ -60,6 +60,7 @@ _PINS = {
 }
 _CACHE = Path.home() / ".cache/mirror-clients/bin"
 _BUILD_SECONDS = 1500
+_ATTEMPTS = 3
 
 
 def go_program(name: str) -> Path:
@@ -110,16 +111,18 @@ def _build(pin: _Pin, program: Path) -> None:
 
 
 def _go(program: Path, command: str, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["go", command, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_BUILD_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise NotBuiltError(f"{program.name} is not built in {error.timeout:g} s") from error
-    if done.returncode != 0:
-        raise NotBuiltError(f"{program.name} cannot be built: {done.stderr[-2000:]}")
-    return done.stdout
+    """Run go, again if it fails: it does not ask a server twice; return its standard output."""
+    for _ in range(_ATTEMPTS):
+        try:
+            done = subprocess.run(
+                ["go", command, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=_BUILD_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NotBuiltError(f"{program.name} is not built in {error.timeout:g} s") from error
+        if done.returncode == 0:
+            return done.stdout
+    raise NotBuiltError(f"{program.name} cannot be built: {done.stderr[-2000:]}")

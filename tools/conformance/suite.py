@@ -95,7 +95,7 @@ class Suite:
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=800,
             check=False,
         )
         return _verdict(_COLOURS.sub("", done.stdout + done.stderr))
