@@ -95,7 +95,9 @@ async def test_requests_that_all_failed_are_requests_and_no_other_registry_is_an
         found = await stats(config)
         await upstream.start()
     print_statistics(found)
-    trouble, hub = (line for line in capsys.readouterr().out.splitlines() if "docker.io" in line)
+    printed = capsys.readouterr().out
+    assert re.search(r"^requests +0 +0 *\nfailed +3 +3 *$", printed, re.MULTILINE)
+    trouble, hub = (line for line in printed.splitlines() if "docker.io" in line)
     assert f"{upstream.url} does not answer: cannot connect to {upstream.url}" in trouble
     assert "; check the network, DNS, and the address" in trouble
     assert re.split(r"  +", hub)[1:4] == ["no answer", "3", "3"]
