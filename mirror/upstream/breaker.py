@@ -21,6 +21,7 @@ from mirror.upstream.errors import TimedOutError, UnreachableError, UpstreamErro
 
 _log = logging.getLogger(__name__)
 _FAILURES: Final = 3  # the number of objects whose requests failed, without an answer in between
+_FAILURES_OF_ONE: Final = 8  # errors that are enough if all are of one object
 _SERVER_ERROR: Final = 500
 _FIRST_PROBE_SECONDS: Final = 0.5
 _MAX_PROBE_SECONDS: Final = 30.0
@@ -45,7 +46,7 @@ class Breaker:
         self._judged = asyncio.Event()  # whether the running probe has had an answer
         self._judged.set()
         self._trouble = Trouble()
-        self._errors = 0  # answers with 5xx, without another answer in between
+        self._errors: list[str] = []  # objects answered with 5xx, without another answer in between
         self._stopped = False
 
     async def check(self) -> None:
@@ -77,15 +78,17 @@ class Breaker:
             self._down(error)
             self._start(_FIRST_PROBE_SECONDS)
 
-    def answered(self, status: int = 200) -> None:
-        """Note that upstream answered."""
+    def answered(self, status: int = 200, thing: str = "") -> None:
+        """Note that upstream answered a request for ``thing``."""
         self._failed.clear()
         if status >= _SERVER_ERROR:
-            self._errors += 1
-            if self._errors >= _FAILURES:
+            self._errors = [*self._errors, thing][-_FAILURES_OF_ONE:]
+            # HEAD and GET of one object that a sound server cannot read are two errors.
+            enough = _FAILURES if len(set(self._errors)) > 1 else _FAILURES_OF_ONE
+            if len(self._errors) >= enough:
                 self._errs(status)
             return
-        self._errors = 0
+        self._errors = []
         seconds = self._trouble.over()
         if seconds is not None:
             _log.warning("%s answers again, after %.0f s", self._server, seconds)
@@ -120,7 +123,9 @@ class Breaker:
     def _errs(self, status: int) -> None:
         remedy = "see the registry's own log or status page; cached images are still served"
         title = f"{self._server} answers {status}"
-        if self._trouble.met(Problem(title, f"its last {_FAILURES} answers were errors", remedy)):
+        if self._trouble.met(
+            Problem(title, f"its last {len(self._errors)} answers were errors", remedy)
+        ):
             _log.warning("%s to each request: %s", title, remedy)
 
     def _start(self, delay: float) -> None:

@@ -283,7 +283,7 @@ class Transport:
         except UpstreamError as error:
             breaker.failed(error, url.raw_path)
             raise
-        breaker.answered(response.status)
+        breaker.answered(response.status, url.raw_path)
         return response
 
     async def _passed(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
@@ -327,7 +327,7 @@ class Transport:
         except UpstreamError as error:
             breaker.failed(error, url.raw_path)
             raise
-        breaker.answered(response.status)
+        breaker.answered(response.status, url.raw_path)
         if response.status == 429:
             response.release()
             fields = response.headers
