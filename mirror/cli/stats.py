@@ -27,7 +27,7 @@ def print_statistics(found: dict[str, Any]) -> None:
         numbers = {"REQUESTS", "FAILED", "HITS", "SAVED"}
         print_table(names, list(map(_upstream, asked)), numbers)
     others = [each["name"] for each in found["upstreams"] if each["up"] is None]
-    if others:
+    if others and not found["trouble"]:  # else it is not known
         print(f"not asked yet: {', '.join(others)}")
     if found["fills"]:
         print()

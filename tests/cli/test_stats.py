@@ -117,7 +117,11 @@ async def test_what_is_downloaded_ahead_is_not_less_than_nothing_saved(tmp_path,
     assert not re.search("[-\N{MINUS SIGN}][0-9]", capsys.readouterr().out.partition("saved")[2])
 
 
-async def test_a_cache_that_has_served_nobody_has_no_rates(tmp_path, upstream):
+async def test_a_cache_that_has_served_nobody_has_no_rates(tmp_path, upstream, capsys):
     tmp_path.joinpath("cache").mkdir()
     found = await stats(config_of(tmp_path / "cache", upstream))
+    print_statistics(found)
+    assert "not asked yet: docker.io, " in capsys.readouterr().out
+    print_statistics({**found, "trouble": "database or disk is full"})
+    assert "not asked yet" not in capsys.readouterr().out
     assert (found["since"], found["total"]["hit_rate"], found["fills"]) == (None, None, [])
