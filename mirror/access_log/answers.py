@@ -4,6 +4,7 @@ Times are monotonic seconds, sizes bytes.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -21,6 +22,8 @@ MOST_PARTS: Final = 1000  # of one manifest
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _MOST_DETAIL: Final = 512
+#: The tag of what is attached to a digest.
+_ATTACHED: Final = re.compile(r"sha256-[0-9a-f]{64}(\.\w+)?", re.ASCII)
 
 
 class Problem(NamedTuple):
@@ -133,6 +136,8 @@ def _problem(exchange: Exchange, *, head: bool) -> Problem | None:
         text = detail or "the client closed the connection"
         return Problem("interrupted", text, logging.INFO)
     if status == 404:
-        return Problem("not found", text, logging.INFO)
+        # Clients, and `warm`, ask so for signatures, which most images do not have.
+        usual = _ATTACHED.fullmatch(exchange.reference)
+        return Problem("not found", text, logging.DEBUG if usual else logging.INFO)
     # 416: the client has all bytes already.
     return Problem("refused", text, logging.INFO) if status >= 400 and status != 416 else None

@@ -98,7 +98,9 @@ class Pull:
     @property
     def level(self) -> int:
         problem = self.problem
-        return problem.level if problem else logging.INFO
+        if problem is None:
+            return logging.INFO
+        return max(problem.level, logging.INFO) if self.blobs else problem.level
 
     def is_complete(self) -> bool:
         """Whether config and layers of its manifests are sent."""

@@ -20,6 +20,24 @@ CacheOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: bytes, and RFC 3339 times.")]
 
 
+#: What stands for the value of an option in its help, instead of a type of Python.
+_VALUES: Final = {
+    "called": "NAME",
+    "ca_file": "FILE",
+    "cache_dir": "DIR",
+    "config": "FILE",
+    "file": "FILE",
+    "listen": "ADDRESS",
+    "max_size": "SIZE",
+    "output": "FILE",
+    "parallel": "NUMBER",
+    "platform": "PLATFORM",
+    "program": "FILE",
+    "reason": "TEXT",
+    "root": "DIR",
+    "url": "URL",
+    "workers": "NUMBER",
+}
 _WHOLE: Final = 1000  # characters of a summary, which is wrapped instead of cut off
 
 
@@ -36,6 +54,14 @@ class _CommandGroup(TyperGroup):
         for panel, commands in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, with words for the values of its options."""
+        command = super().get_command(ctx, cmd_name)
+        for each in () if command is None else command.params:
+            if each.param_type_name == "option" and each.name in _VALUES:
+                each.metavar = _VALUES[each.name]
+        return command
 
     def invoke(self, ctx: Any) -> Any:  # the type of a context differs between releases of typer
         """Run a command; end it with one line per error, and the exit code of the error."""

@@ -27,7 +27,7 @@ def print_statistics(found: dict[str, Any]) -> None:
         numbers = {"REQUESTS", "FAILED", "HITS", "SAVED"}
         print_table(names, list(map(_upstream, asked)), numbers)
     others = [each["name"] for each in found["upstreams"] if each["up"] is None]
-    if others:
+    if others and not found["trouble"]:  # else it is not known
         print(f"not asked yet: {', '.join(others)}")
     if found["fills"]:
         print()
@@ -40,6 +40,7 @@ def _print_figures(found: dict[str, Any], since: str) -> None:
     total, today = found["total"], found["today"]
     rows: list[tuple[str, ...]] = [
         ("requests", f"{total['requests']:,}", f"{today['requests']:,}"),
+        *[("failed", f"{_failed(total):,}", f"{_failed(today):,}")] * bool(_failed(total)),
         ("without a download", share(total["hit_rate"]), share(today["hit_rate"])),
         *(
             (name, size(total[key]), size(today[key]))
@@ -106,16 +107,21 @@ def _running(running: dict[str, Any] | None) -> str:
 def _upstream(account: dict[str, Any]) -> tuple[str, ...]:
     left, limit = account["rate_limit_remaining"], account["rate_limit"]
     total = account["total"]
-    results = total["results"]
     return (
         account["name"],
         _health(account["last_answer"], account["up"]),
-        f"{sum(results.values()):,}",
-        f"{results.get('error', 0) + results.get('denied', 0):,}",
+        f"{sum(total['results'].values()):,}",
+        f"{_failed(total):,}",
         share(total["hit_rate"]),
         size(total["saved_bytes"]),
         "-" if left is None or limit is None else f"{left:,.0f} of {limit:,.0f} left",
     )
+
+
+def _failed(figures: dict[str, Any]) -> int:
+    """Return how many requests failed or were refused; 404 is an answer."""
+    results: dict[str, int] = figures["results"]
+    return results.get("error", 0) + results.get("denied", 0)
 
 
 def _health(code: str, up: bool) -> str:

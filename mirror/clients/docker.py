@@ -22,7 +22,7 @@ def docker(mirror: Mirror) -> Snippet:
         daemon["insecure-registries"] = [mirror.netloc]
     ca_copy = f"{_CERTS}/{mirror.netloc}/ca.crt" if mirror.ca_file else ""
     advice = [
-        f"Put this into {DAEMON} (--write / merges it with the file that is there),",
+        f"Put this into {DAEMON} (mirror client docker --write / merges both files),",
         *copying(mirror, ca_copy),
         "then: systemctl reload docker",
         "From then on images of Docker Hub come through the mirror, by their usual names.",

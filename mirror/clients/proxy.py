@@ -15,7 +15,7 @@ def docker_proxy(mirror: Mirror) -> Snippet:
     proxies = {"https-proxy": mirror.address, "no-proxy": _no_proxy(mirror)}
     how = (
         f"For Docker 23 and later put this into {DAEMON}",
-        "(--write / merges it with the file that is there),",
+        "(mirror client docker --proxy daemon --write / merges both files),",
         "then: systemctl restart docker    # a reload does not read proxies",
     )
     return _snippet(mirror, daemon_file({"proxies": proxies}), how)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import ssl
 from typing import Final
 
@@ -28,7 +29,9 @@ async def explained(target: MirrorAddress, trust: Trust, error: Exception) -> Fi
         return wrong(target.url, "answers, but speaks no TLS: wrong scheme or port", fix)
     if isinstance(error, aiohttp.ClientConnectorError):
         fix = "start the mirror there; see host, port and [server] listen, then firewalls"
-        return wrong(target.url, f"cannot be reached: {error.strerror or error}", fix)
+        # asyncio's own strerror is "Connect call failed (...)".
+        reason = os.strerror(error.errno).lower() if error.errno else error
+        return wrong(target.url, f"cannot be reached: {reason}", fix)
     if isinstance(error, aiohttp.ClientError):
         return await _no_http(target)
     fix = "see whether a firewall drops connections, or what keeps the mirror busy"

@@ -118,7 +118,8 @@ def parse_endpoint(method: str, raw_path: str) -> Endpoint:
         raise OciError(ErrorCode.NAME_INVALID, "a path is ASCII without escapes other than %3A")
     matched = _ROOT.fullmatch(path)
     if matched is None:
-        raise OciError(ErrorCode.NAME_UNKNOWN, "the registry API is below /v2/")
+        text = "nothing is here: the registry API is below /v2/, the mirror's own below /api/v1/"
+        raise OciError(ErrorCode.NAME_UNKNOWN, text)
     prefix, rest = matched["prefix"] or "", matched["rest"] or ""
     if prefix and not is_host(prefix):
         raise OciError(ErrorCode.NAME_INVALID, "the path before /v2/ is not the name of a registry")

@@ -7,6 +7,7 @@ answer of the name server (DNS rebinding) has no effect.
 import asyncio
 import base64
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -108,6 +109,8 @@ class Connector:
             raise TunnelError(504, f"{text} ([fetch] connect_timeout)") from error
         except OSError as error:
             reason = error.strerror or "it cannot be reached"
+            if isinstance(error, ConnectionError) and error.errno:
+                reason = os.strerror(error.errno).lower()  # asyncio has its own text
             raise TunnelError(502, f"cannot connect to {place}: {reason}") from error
 
     async def _through(

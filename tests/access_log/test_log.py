@@ -155,6 +155,16 @@ async def test_the_line_names_users_of_the_mirror_and_no_password(tmp_path, fill
     assert given["Authorization"].split()[1] not in caplog.text
 
 
+async def test_the_lack_of_a_signature_is_no_line(tmp_path, filled, said):
+    async with mirror_of(tmp_path, filled) as mirror:
+        for suffix in ("", ".sig", ".att"):
+            tag = f"sha256-{APP.digest.removeprefix('sha256:')}{suffix}"
+            assert await pull(mirror, tag) == [404]
+        assert await pull(mirror, "none") == [404]
+    (line,) = said()
+    assert line.getMessage() == f"docker.io/{REPO}:none  127.0.0.1  Docker 28.0  not found"
+
+
 async def test_a_wrong_password_is_a_warning_and_no_password_is_none(tmp_path, filled, caplog):
     caplog.set_level("INFO")
     file = tmp_path / "users"

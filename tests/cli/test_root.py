@@ -7,10 +7,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from mirror import __version__
+from mirror.cli.root import app
 from mirror.user_error import ExitCode
 from tests.waiting import LIMIT_SECONDS
 
@@ -47,6 +51,16 @@ def test_the_help_groups_the_commands_and_cuts_no_summary_off() -> None:
     assert panels == ["Options", "Mirror", "Cache", "Clients", "Images", "Policies"]
     summary = "Run the mirror until SIGTERM or Ctrl-C; SIGHUP reloads its configuration."
     assert summary in " ".join(told.split())
+
+
+def test_the_help_of_a_command_names_no_type_of_python() -> None:
+    group: Any = typer.main.get_command(app)
+    commands = [[name] for name in group.commands]
+    commands += [["client", name] for name in group.commands["client"].commands]
+    for command in commands:
+        told = CliRunner().invoke(app, [*command, "--help"]).stdout
+        values = re.findall(r"^  -\S+(?:, --\S+)? (\S+) ", told, re.MULTILINE)
+        assert not [each for each in values if re.search("str|int|path|bool", each)], command
 
 
 @pytest.mark.long

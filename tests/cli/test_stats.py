@@ -96,7 +96,9 @@ async def test_requests_that_all_failed_are_requests_and_no_other_registry_is_an
         found = await stats(config)
         await upstream.start()
     print_statistics(found)
-    trouble, hub = (line for line in capsys.readouterr().out.splitlines() if "docker.io" in line)
+    printed = capsys.readouterr().out
+    assert re.search(r"^requests +0 +0 *\nfailed +3 +3 *$", printed, re.MULTILINE)
+    trouble, hub = (line for line in printed.splitlines() if "docker.io" in line)
     assert f"{upstream.url} does not answer: cannot connect to {upstream.url}" in trouble
     assert "; check the network, DNS, and the address" in trouble
     assert re.split(r"  +", hub)[1:4] == ["no answer", "3", "3"]
@@ -116,7 +118,11 @@ async def test_what_is_downloaded_ahead_is_not_less_than_nothing_saved(tmp_path,
     assert not re.search("[-\N{MINUS SIGN}][0-9]", capsys.readouterr().out.partition("saved")[2])
 
 
-async def test_a_cache_that_has_served_nobody_has_no_rates(tmp_path, upstream):
+async def test_a_cache_that_has_served_nobody_has_no_rates(tmp_path, upstream, capsys):
     tmp_path.joinpath("cache").mkdir()
     found = await stats(config_of(tmp_path / "cache", upstream))
+    print_statistics(found)
+    assert "not asked yet: docker.io, " in capsys.readouterr().out
+    print_statistics({**found, "trouble": "database or disk is full"})
+    assert "not asked yet" not in capsys.readouterr().out
     assert (found["since"], found["total"]["hit_rate"], found["fills"]) == (None, None, [])

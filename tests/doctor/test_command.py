@@ -27,7 +27,7 @@ def test_what_is_wrong_and_how_to_fix_it_are_lines_and_the_exit_code_is_1(tmp_pa
     lines = said.stdout.splitlines()
     assert lines[0].startswith("wrong  this machine: ")
     assert lines[1] == f"       fix: mirror client docker --url {url}"
-    assert lines[2].startswith(f"wrong  {url}: cannot be reached")
+    assert lines[2].startswith(f"wrong  {url}: cannot be reached: connection refused")
     assert lines[-1] == f"the mirror {url}: 2 wrong"
 
 

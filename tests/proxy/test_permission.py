@@ -160,3 +160,4 @@ async def test_a_server_that_does_not_answer_is_504_and_one_that_refuses_502():
         with pytest.raises(TunnelError) as told:
             await Connector(5).connect(place, private=True)
     assert told.value.status == 502
+    assert str(told.value).endswith(": connection refused")

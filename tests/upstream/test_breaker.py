@@ -5,6 +5,7 @@ import logging
 import socket
 
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from mirror.upstream.errors import TimedOutError
@@ -46,6 +47,25 @@ async def test_one_line_says_that_upstream_is_down_and_one_that_it_is_back(tmp_p
         async with upstream:
             assert (await mirror.get(TAG)).status == 200
             assert (await mirror.get(TAG)).status == 200
+    _, back = warned(caplog)
+    assert back.startswith(f"docker.io: {upstream.url} answers again, after ")
+
+
+async def test_errors_of_one_object_are_no_trouble_of_the_server(tmp_path, upstream, caplog):
+    upstream.add_image("library/app", image(b"layer"), "1")
+    upstream.guard = lambda _, path: web.Response(status=500) if "broken" in path else None
+    tags = {"max_age": "0s"}
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=tags) as mirror:
+        for _ in range(5):
+            for method in ("HEAD", "GET"):
+                assert (await mirror.get("/v2/broken/manifests/1", method)).status == 502
+            assert (await mirror.get(TAG)).status == 200
+        assert warned(caplog) == []
+        for number in range(3):
+            assert (await mirror.get(f"/v2/broken{number}/manifests/1")).status == 502
+        (line,) = warned(caplog)
+        assert line.startswith(f"docker.io: {upstream.url} answers 500 to each request: see the")
+        assert (await mirror.get(TAG)).status == 200
     _, back = warned(caplog)
     assert back.startswith(f"docker.io: {upstream.url} answers again, after ")
 

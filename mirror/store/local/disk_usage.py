@@ -115,6 +115,8 @@ class DiskHealth:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if isinstance(error, IndexUnavailableError) and reason.endswith(_SQLITE_FULL):
             number = errno.ENOSPC
+        if number is None:  # the index passes on the system's words
+            number = next((each for each in _ADVICE if reason.endswith(os.strerror(each))), None)
         advice = _ADVICE.get(number or 0, "see whether the disk and the directory are sound")
         if number in {None, errno.ENOSPC} and lacks_inodes(self._directory):
             reason, advice = _NO_INODES, _INODE_ADVICE  # ENOSPC covers both

@@ -397,3 +397,16 @@ async def test_manifests_without_a_directory_pass(layout, threads):
         await store.objects.heal()
         await store.manifests.put(MANIFEST)
         assert store.objects.health.reason == ""
+
+
+def test_the_remedy_is_the_same_whether_the_disk_or_the_index_says_it():
+    health = DiskHealth(Path("/var/cache/mirror"))
+    remedies = set()
+    for error in (
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        IndexUnavailableError(os.strerror(errno.EROFS)),
+    ):
+        health.failing(error)
+        assert health.problem is not None
+        remedies.add(health.problem.remedy)
+    assert remedies == {"the file system is read-only: mount it for writing"}
