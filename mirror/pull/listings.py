@@ -234,4 +234,9 @@ def _fits(body: bytes | None, most: int | None) -> bool:
     """Whether a list of all tags has at most so many; a large one, slow to parse, does not."""
     if most is None or body is None:
         return True
-    return len(body) <= _MOST_PARSED_BYTES and len(json.loads(body)["tags"] or ()) <= most
+    if len(body) > _MOST_PARSED_BYTES:
+        return False
+    try:
+        return len(json.loads(body).get("tags") or ()) <= most
+    except (ValueError, TypeError, AttributeError, RecursionError):  # upstream's, as it came
+        return False

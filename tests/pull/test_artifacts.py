@@ -182,6 +182,19 @@ async def test_listings_are_served_as_last_known_with_upstream_gone_also_after_a
         assert (await mirror.get(tags)).status == 502
 
 
+@pytest.mark.parametrize(
+    ("body", "status"), [(b'{"name": "library/app"}', 200), (b'{"tags": 5}', 502)]
+)
+async def test_a_list_without_tags_is_an_empty_one_also_offline(tmp_path, upstream, body, status):
+    upstream.faults.append(Fault(kind="tags", status=200, body=body, times=9))
+    tags = f"/v2/{REPO}/tags/list"
+    async with running(tmp_path, {"docker.io": upstream.url}, tags=SHORT) as mirror:
+        assert (await mirror.get(tags)).body == body
+        upstream.faults[:] = [Fault(kind="tags", status=502, times=9)]
+        answer = await mirror.get(f"{tags}?n=2")
+        assert answer.status == status
+
+
 NO_API = {
     **{
         str(status): Fault(kind="referrers", status=status)
