@@ -177,7 +177,7 @@ class Fill:
         if self._allowance is not None:
             self._allowance -= count
             if self._allowance < 0:
-                self.give_up()
+                self._stop_lingering()
 
     async def _run(self) -> None:
         name = self.source.registry.name
