@@ -171,8 +171,9 @@ async def opened_pulls(
         public = made(store, stores, caches, shared_state.fills, feeds)
         for_replicas = GatedBlobs(gate, BlobsForReplicas(public[0]))
         prefetch = None
-        # With several workers another one may answer for the layer, and would count a hit.
-        if config.fill.prefetch and config.server.processes() == 1:
+        # Another worker may answer for the layer, and would count a hit; another replica would
+        # download it again if the client has left this one in the meantime.
+        if config.fill.prefetch and config.server.processes() == 1 and not config.cluster.peers:
             fills, slots = shared_state.fills, shared_state.slots
             prefetch = Prefetch(public[0], fills, slots, gate.withholds)
             stack.callback(prefetch.close)

@@ -11,7 +11,7 @@ from mirror.cluster.state import opened_state
 from mirror.oci.digest import Digest
 from tests.cluster.conftest import Events
 from tests.cluster.replicas import PATIENCE_SECONDS, SECRET, Replicas, replicas
-from tests.fakes import random_bytes
+from tests.fakes import image, random_bytes
 from tests.fakes.collector import Collector
 from tests.fakes.content import digest_of
 from tests.running import eventually
@@ -301,3 +301,21 @@ async def test_replicas_that_disagree_about_the_leader_do_not_wait_for_each_othe
             assert set(await herd(cluster, digest, each=1)) == {data}
     finally:
         await cluster.close()
+
+
+async def test_no_layer_is_fetched_ahead_that_a_client_may_ask_another_replica_for(
+    tmp_path, upstream, redis
+):
+    app = image(*(random_bytes(MIB, seed) for seed in range(4)))
+    upstream.add_image("library/app", app, "1")
+    async with replicas(tmp_path, upstream, 2, state=redis.url) as cluster:
+        one, _ = cluster.mirrors
+        assert (await one.get("/v2/library/app/manifests/1")).status == 200
+        upstream.hold(1 << 16)
+        pull = asyncio.create_task(one.get(path(app.digests[1])))
+        await eventually(one, ARRIVED[0], 1 << 16)
+        for _ in range(10):
+            await one.get("/v2/")  # the turns in which others would begin
+        upstream.release()
+        assert (await pull).body == app.blobs[1]
+        assert upstream.count("blob", "GET") == 1
