@@ -279,6 +279,6 @@ def _expiry(value: object) -> float:
         seconds = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
         seconds = math.nan
-    if math.isnan(seconds) or seconds <= 0:
+    if isinstance(value, bool) or math.isnan(seconds) or seconds <= 0:
         return _DEFAULT_EXPIRY_SECONDS
     return min(max(seconds, 1.0), _MAX_EXPIRY_SECONDS)

@@ -432,7 +432,7 @@ async def test_a_token_is_used_whatever_its_time_is_written_like(
     assert len(tokens.calls) == 1
 
 
-@pytest.mark.parametrize("expires_in", ["0", "-300", "null"])
+@pytest.mark.parametrize("expires_in", ["0", "-300", "null", "true"])
 def test_a_token_that_lasts_no_time_is_used_for_the_default_time(expires_in):
     """Services write 0 where they do not know the time."""
     body = f'{{"token": "T", "expires_in": {expires_in}}}'.encode()
