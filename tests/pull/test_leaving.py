@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.running import Answer, Mirror, eventually, running
-from tests.waiting import LIMIT_SECONDS, limit, until
+from tests.waiting import limit, until
 
 pytestmark = [pytest.mark.slow]
 
@@ -95,20 +95,6 @@ async def test_a_fill_that_is_nearly_done_is_finished(mirror, upstream):
     await leave([pull])
     await asyncio.sleep(3.5)  # a little more than the moment that others have
     assert (await mirror.metrics())["mirror_fills_in_progress"] == 1
-
-
-async def test_a_fill_that_is_nearly_done_may_bring_its_last_bytes_too(
-    mirror, upstream, monkeypatch
-):
-    monkeypatch.setattr("mirror.pull.fill.UNWANTED_BYTES", MIB)
-    monkeypatch.setattr("mirror.pull.fill.UNWANTED_SECONDS", LIMIT_SECONDS)
-    digest = upstream.add_blob(random_bytes(20 * MIB))
-    pulls = await begun(mirror, upstream, [digest], 18 * MIB + MIB // 2)
-    await leave(pulls)
-    await without_readers(mirror)
-    upstream.release()
-    await eventually(mirror, 'mirror_fills_total{result="stored",upstream="docker.io"}', 1)
-    assert upstream.sent[digest] == 20 * MIB
 
 
 async def test_a_client_that_comes_back_gets_the_rest(mirror, upstream):
