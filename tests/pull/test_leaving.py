@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.running import Answer, Mirror, eventually, running
-from tests.waiting import limit, until
+from tests.waiting import LIMIT_SECONDS, limit, until
 
 pytestmark = [pytest.mark.slow]
 
@@ -95,6 +95,23 @@ async def test_a_fill_that_is_nearly_done_is_finished(mirror, upstream):
     await leave([pull])
     await asyncio.sleep(3.5)  # a little more than the moment that others have
     assert (await mirror.metrics())["mirror_fills_in_progress"] == 1
+
+
+async def test_a_fill_that_is_nearly_done_may_bring_its_last_bytes_too(
+    mirror, upstream, monkeypatch
+):
+    monkeypatch.setattr("mirror.pull.fill.UNWANTED_BYTES", MIB)
+    monkeypatch.setattr("mirror.pull.fill.UNWANTED_SECONDS", LIMIT_SECONDS)
+    digest = upstream.add_blob(random_bytes(40 * MIB))
+    upstream.hold(38 * MIB + MIB // 2)
+    async with mirror.session.get(f"{mirror.url}{APP}/blobs/{digest}") as answer:
+        # All but the batch that arrived last is written: more than nine tenths.
+        await answer.content.readexactly(37 * MIB)
+        answer.close()
+    await without_readers(mirror)
+    upstream.release()
+    await eventually(mirror, 'mirror_fills_total{result="stored",upstream="docker.io"}', 1)
+    assert upstream.sent[digest] == 40 * MIB
 
 
 async def test_a_client_that_comes_back_gets_the_rest(mirror, upstream):
