@@ -116,11 +116,8 @@ class FreshTags(Values[Descriptor]):
         return found
 
 
-class Tokens(Values[str]):
-    """Tokens of upstreams, encrypted; not even their names tell what they are for."""
-
-    def __init__(self, state: State, secret: Secret, login: str) -> None:
-        super().__init__(state, secret, f"token:{login}", str.encode, bytes.decode)
+class SealedValues(Values[V]):
+    """Values that are encrypted; not even their names tell what they are for."""
 
     def _key(self, name: str) -> str:
         return super()._key(self._secret.sign("token", name))
@@ -138,6 +135,13 @@ class Tokens(Values[str]):
 
     def _cipher(self) -> AESGCM:
         return AESGCM(self._secret.key("tokens"))
+
+
+class Tokens(SealedValues[str]):
+    """Tokens of upstreams."""
+
+    def __init__(self, state: State, secret: Secret, login: str) -> None:
+        super().__init__(state, secret, f"token:{login}", str.encode, bytes.decode)
 
 
 def _encode_descriptor(descriptor: Descriptor) -> bytes:
