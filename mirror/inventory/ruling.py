@@ -30,9 +30,8 @@ from mirror.policy.rules import (
     needs_date,
 )
 from mirror.store.images.catalogue import MANIFEST_KINDS
-from mirror.store.interface import link_name
+from mirror.store.interface import DecisionStore, link_name
 from mirror.store.metadata.block_file import BlockFile
-from mirror.store.metadata.records import Decisions
 from mirror.user_error import UserError
 
 _MOST_HELD: Final = 500  # looked at for one list; the newest
@@ -45,7 +44,7 @@ class Rulings:
     """An open cache, and what its mirror knows for its rules."""
 
     cache: Cache
-    records: Decisions
+    records: DecisionStore
     blocks: BlockFile
     clock: Callable[[], Moment]
 

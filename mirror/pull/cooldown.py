@@ -66,10 +66,7 @@ class Cooldown:
         Raises:
             UpstreamError: the image's own date is needed, and upstream does not send it.
         """
-        facts = await self._facts(target, image, digest)
-        if needs_date(rule, facts):
-            facts = replace(facts, created=await self._age(target, digest))
-        verdict = judge(rule, facts, self.clock().wall)
+        verdict = await self.resolved(rule, target, image, digest, _NEVER)
         if verdict.serve is not None:
             await self.let_parts_pass(target, digest)
         return verdict
@@ -112,10 +109,15 @@ class Cooldown:
         Raises:
             UpstreamError: as for :meth:`judged`.
         """
-        facts = await self._facts(target, image, digest, former)
-        if needs_date(rule, facts):
-            facts = replace(facts, created=await self._age(target, digest))
-        return judge(rule, facts, self.clock().wall)
+        while True:
+            seen = await self._seen(target, digest)
+            free = seen.released or (image.by_digest and seen.passed)
+            facts = Facts(image, digest, self.clock().since(seen.first), free, former)
+            if needs_date(rule, facts):
+                facts = replace(facts, created=await self._age(target, digest))
+            verdict = judge(rule, facts, self.clock().wall)
+            if not verdict.why or not await self.records.learn(target.record, digest):
+                return verdict
 
     async def record(
         self,
@@ -141,13 +143,6 @@ class Cooldown:
             await self.let_parts_pass(target, verdict.serve)
         if held:
             await self.keep(replace(image, reference=str(verdict.serve)))
-
-    async def _facts(
-        self, target: Target, image: FullName, digest: Digest, former: Meanings = _NEVER
-    ) -> Facts:
-        seen = await self._seen(target, digest)
-        free = seen.released or (image.by_digest and seen.passed)
-        return Facts(image, digest, self.clock().since(seen.first), free, former)
 
     async def _seen(self, target: Target, digest: Digest) -> Seen:
         """Return when a digest was first seen in a repository; it may be now."""

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from mirror.cluster.blocks import SharedBlocks, opened_blocks, opened_place
+from mirror.cluster.decisions import SharedDecisions
 from mirror.cluster.leases import opened_leases
 from mirror.cluster.peers import Peers, opened_peers
 from mirror.cluster.secret import HANDOVER_SECONDS, Secret
@@ -23,13 +24,14 @@ from mirror.http.admission import CheckReplica
 from mirror.inventory.blocking import parts_of
 from mirror.metrics.cluster import ClusterMetrics
 from mirror.metrics.metrics import Metrics
+from mirror.policy.rules import Moment
 from mirror.pull.feed import Feeds
 from mirror.pull.slots import Slots
 from mirror.server.open_files import slot_limits
 from mirror.server.recorder import StatsRecorder
 from mirror.server.shared_state import splitting
 from mirror.server.store import Store
-from mirror.store.interface import ManifestStore, TagStore
+from mirror.store.interface import DecisionStore, ManifestStore, TagStore
 from mirror.store.metadata.block_file import BlockFile
 from mirror.upstream.addresses import trusting
 from mirror.user_error import UserError
@@ -47,13 +49,14 @@ class OpenedCluster:
 
     ``caches`` is None without Redis or without a secret.  ``check_replica`` checks the requests of
     other replicas; None without a secret.  ``manifests`` and ``tags`` are those of the local store,
-    before the object store if there is one.  ``blocks`` is None without a secret.  A part that is
-    not configured is None.
+    before the object store if there is one, and ``decisions`` before Redis.  ``blocks`` is None
+    without a secret.  A part that is not configured is None.
     """
 
     feeds: Feeds
     manifests: ManifestStore
     tags: TagStore
+    decisions: DecisionStore
     caches: SharedCaches | None
     check_replica: CheckReplica | None
     blocks: SharedBlocks | None
@@ -89,6 +92,7 @@ async def opened_cluster(
     metrics: Metrics,
     recorder: StatsRecorder,
     stopping: asyncio.Event,
+    clock: Callable[[], Moment],
     *,
     first: bool,
 ) -> AsyncIterator[OpenedCluster]:
@@ -129,12 +133,16 @@ async def opened_cluster(
             blocks = await stack.enter_async_context(
                 opened_blocks(*own_list, secret, place, peers, first=first)
             )
+        decisions: DecisionStore = store.decisions
+        if state is not None and secret is not None:
+            decisions = SharedDecisions(store.decisions, state, secret, clock)
         slots = Slots(slot_limits(config), splitting(config))
         blobs = None if objects is None else objects.blobs
         yield OpenedCluster(
             Cluster(slots, blobs, leases, peers, figures, stopping),
             store.manifests if objects is None else objects.manifests,
             store.tags if objects is None else objects.tags,
+            decisions,
             None if not (state and secret) else SharedCaches.of(state, secret, store.tags),
             None if secret is None else secret.check,
             blocks,

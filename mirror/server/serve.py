@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -173,8 +173,10 @@ async def _serving_on(
         recorder = await stack.enter_async_context(opened_stats(store))
         log = await stack.enter_async_context(opened_access_log(pulls))
         cluster = await stack.enter_async_context(
-            _opened_cluster(config, store, metrics, recorder, stopping, first=first)
+            _opened_cluster(config, store, metrics, recorder, stopping, clock, first=first)
         )
+        if cluster is not None:
+            store = replace(store, decisions=cluster.decisions)
         shared_state = await stack.enter_async_context(
             opened_shared_state(config, store, metrics, recorder, table, stopping, clock, cluster)
         )
@@ -233,6 +235,7 @@ async def _opened_cluster(
     metrics: Metrics,
     recorder: StatsRecorder,
     stopping: asyncio.Event,
+    clock: Callable[[], Moment],
     *,
     first: bool,
 ) -> AsyncIterator["OpenedCluster | None"]:
@@ -251,7 +254,8 @@ async def _opened_cluster(
         library = (error.name or "").partition(".")[0]
         text = f"[cluster] needs the library {library}: pip install 'container-mirror[cluster]'"
         raise UserError(text) from error
-    async with opened_cluster(config, store, metrics, recorder, stopping, first=first) as cluster:
+    parts = (config, store, metrics, recorder, stopping, clock)
+    async with opened_cluster(*parts, first=first) as cluster:
         yield cluster
 
 

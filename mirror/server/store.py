@@ -18,7 +18,7 @@ from mirror.server.open_files import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
-from mirror.store.interface import IndexUnavailableError, Link
+from mirror.store.interface import DecisionStore, IndexUnavailableError, Link
 from mirror.store.local.blobs import Blobs
 from mirror.store.local.disk_usage import free_on, total_inodes
 from mirror.store.local.eviction import Limits, Observer
@@ -62,7 +62,7 @@ class Store:
     manifests: Manifests
     tags: Tags
     listings: Listings
-    decisions: Decisions
+    decisions: DecisionStore
     private: Private
     records: tuple[KeyValueStore, ...]
     catalogue: Catalogue

@@ -288,6 +288,16 @@ class DecisionStore(Protocol):
     async def mean(self, name: str, meanings: Meanings) -> None:
         """Record what a tag has meant; a failed write is logged."""
 
+    async def learn(self, repository: str, digest: Digest) -> bool:
+        """Record what other replicas know of a digest; return whether that is something new."""
+
+    async def held(self) -> list[tuple[str, FullName, Meanings]]:
+        """Return the tags that mean another digest upstream: names as for ``mean``, and meanings.
+
+        Raises:
+            IndexUnavailableError: the records cannot be read.
+        """
+
 
 class RepositoryLinks(Protocol):
     """Which private objects belong to which repository, by name, as upstream confirmed."""

@@ -173,12 +173,10 @@ class Decisions:
         digests = [str(digest) for digest in meanings.digests]
         await self._put(f"{_MEANS}{name}", {"means": digests, "held": meanings.held})
 
-    async def held(self) -> list[tuple[str, FullName, Meanings]]:
-        """Return the tags that mean another digest upstream: names as for ``Tags``, and meanings.
+    async def learn(self, repository: str, digest: Digest) -> bool:  # noqa: ARG002
+        return False  # without a cluster
 
-        Raises:
-            IndexUnavailableError: the index cannot be read.
-        """
+    async def held(self) -> list[tuple[str, FullName, Meanings]]:
         found = []
         async for page in self._records.pages(_MEANS):
             for key, record in page:
