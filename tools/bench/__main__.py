@@ -42,6 +42,7 @@ ROWS = (
     Row("cold-1", "cold 1 GiB, upstream at 256 MB/s, 1 client", fills.cold_one_client),
     Row("cold-16", "cold 1 GiB, upstream at 256 MB/s, 16 clients", fills.cold_many_clients),
     Row("cold-fast", "cold 1 GiB, upstream unlimited, 1 client", fills.cold_fast_upstream),
+    Row("cold-tls", "the same, upstream over TLS", fills.cold_over_tls),
     Row("segments", "cold 256 MiB, 16 MiB/s per connection", fills.cold_segments),
     Row("cluster-warm", "1 GiB in the bucket, empty disk, 1 client", cluster.warm_bucket),
     Row("cluster-herd", "cold 256 MiB, 24 clients over 3 replicas", cluster.cold_herd),

@@ -23,7 +23,7 @@ from tools.bench.comparison import (
 )
 from tools.bench.corpus import MIB
 from tools.bench.load import Sample, downloads, spread_downloads
-from tools.bench.servers import FULL_SPEED, Server, mirror_knows
+from tools.bench.servers import FULL_SPEED, FULL_SPEED_TLS, Server, mirror_knows
 from tools.bench.stage import OFFICE_LINE, SLOW_LINE, Stage
 
 HASH = "sha256"
@@ -55,7 +55,23 @@ def cold_fast_upstream(stage: Stage) -> Result:
 
     nginx verifies nothing: the CPU of hashing the blob is measured beside, and allowed.
     """
-    contestants = _cold(stage, stage.corpus.large, 1, FULL_SPEED)
+    return _fast(stage, _cold(stage, stage.corpus.large, 1, FULL_SPEED))
+
+
+def cold_over_tls(stage: Stage) -> Result:
+    """The same over TLS, as registries on the Internet are asked."""
+    path = stage.corpus.large
+    kinds = {name: partial(kind, upstream_ca=stage.ca) for name, kind in stage.kinds.items()}
+    return _fast(
+        stage,
+        {
+            name: partial(through, stage, [kind], path, 1, FULL_SPEED_TLS)
+            for name, kind in kinds.items()
+        },
+    )
+
+
+def _fast(stage: Stage, contestants: dict[str, Callable[[], Sample]]) -> Result:
     contestants[HASH] = partial(hashing, stage.corpus.large_bytes)
     measured = interleaved(stage.scale.rounds, contestants)
     cpu = zip(*(measured.samples[name] for name in (MIRROR, P2, HASH)), strict=True)

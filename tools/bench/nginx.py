@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.peers.process import Process, accepts, free_port
 from tools.bench.corpus import MANIFEST_TYPE, REPOSITORY, Corpus
-from tools.bench.servers import FULL_SPEED, Door, Program
+from tools.bench.servers import FULL_SPEED, FULL_SPEED_TLS, Door, Program, url_of
 
 _NGINX = """\
 {user}
@@ -35,6 +35,7 @@ _STATIC = """\
         tcp_nopush on;
         limit_rate {limit_rate};
         {log}
+{tls}
         location = /v2/ {{
             add_header Docker-Distribution-Api-Version registry/2.0;
             return 200 "{{}}";
@@ -70,7 +71,8 @@ _PROXY = """\
         listen {listen};
         aio threads;
         location / {{
-            proxy_pass http://127.0.0.1:{upstream};
+            proxy_pass {upstream};
+            proxy_ssl_protocols TLSv1.3;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_cache bench;
@@ -147,8 +149,11 @@ class StaticFiles(_Nginx):
 class Origin(_Nginx):
     """The upstream: the same files, on a port for each rate; it records the bytes sent."""
 
-    def __init__(self, directory: Path, corpus: Corpus, rates: list[int]) -> None:
-        """``rates`` in bytes per second and connection."""
+    def __init__(
+        self, directory: Path, corpus: Corpus, rates: list[int], certificate: Path
+    ) -> None:
+        """``rates`` in bytes per second and connection; ``certificate`` for FULL_SPEED_TLS."""
+        self._origin_certificate = certificate
         self._rates = {rate: free_port() for rate in rates}
         super().__init__(directory, list(self._rates.values()), workers=2, access_log=False)
         self._corpus = corpus
@@ -166,18 +171,29 @@ class Origin(_Nginx):
         by_digest, by_tag = self._corpus.manifest
         log = f"access_log {self.directory}/requests.log origin;"
         header = "add_header Docker-Content-Digest $digest;"
-        return _ORIGIN.format(tag=by_tag, digest=by_digest.rpartition("/")[2]) + "".join(
-            _static(self._listen(port), self._corpus.root, rate, log, header)
-            for rate, port in self._rates.items()
-        )
+        servers = _ORIGIN.format(tag=by_tag, digest=by_digest.rpartition("/")[2])
+        for rate, port in self._rates.items():
+            listen, file = self._listen(port), None
+            if rate == FULL_SPEED_TLS:
+                listen, file = f"{listen} ssl", self._origin_certificate
+            servers += _static(listen, self._corpus.root, max(rate, 0), log, header, file)
+        return servers
 
 
-def _static(listen: str, root: Path, limit_rate: int, log: str = "", header: str = "") -> str:
+def _static(
+    listen: str,
+    root: Path,
+    limit_rate: int,
+    log: str = "",
+    header: str = "",
+    certificate: Path | None = None,
+) -> str:
     return _STATIC.format(
         listen=listen,
         root=root,
         limit_rate=limit_rate,
         log=log,
+        tls=_NGINX_TLS.format(file=certificate) if certificate else "",
         header=header,
         repository=REPOSITORY,
         manifest_type=MANIFEST_TYPE,
@@ -194,11 +210,13 @@ class ProxyCache(_Nginx):
         *,
         access_log: bool = True,
         certificate: Path | None = None,
+        upstream_ca: Path | None = None,
     ) -> None:
+        """``upstream_ca``: upstream speaks TLS; its certificate is not verified, by default."""
         super().__init__(
             directory, [free_port()], workers=1, access_log=access_log, certificate=certificate
         )
-        self._upstream = upstream
+        self._upstream = url_of(upstream, upstream_ca)
 
     def _http(self) -> str:
         listen = self._listen(self.port)

@@ -18,6 +18,7 @@ from typing import Protocol
 from tests.peers.process import Process, accepts, free_port
 
 FULL_SPEED = 0
+FULL_SPEED_TLS = -1  # the same over TLS
 
 
 class Answering(Protocol):
@@ -103,6 +104,7 @@ class Distribution(Program):
     certificate: Path | None = None
     program: str = "docker-registry"
     settings: Mapping[str, object] = field(default_factory=dict)
+    upstream_ca: Path | None = None
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -119,24 +121,29 @@ class Distribution(Program):
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },
             "http": http,
-            "proxy": {"remoteurl": f"http://127.0.0.1:{self.upstream}"},
+            "proxy": {"remoteurl": url_of(self.upstream, self.upstream_ca)},
         }
         config.write_text(json.dumps(sections | dict(self.settings)))  # YAML includes JSON
         command = [self.program, "serve", str(config)]
         no_traces = _environment() | {"OTEL_TRACES_EXPORTER": "none"}  # of version 3
-        self._process = Process(command, self.directory / "log", no_traces)
+        trust = {"SSL_CERT_FILE": str(self.upstream_ca)} if self.upstream_ca else {}
+        self._process = Process(command, self.directory / "log", no_traces | trust)
         self._process.wait_until(lambda: accepts(self.port))
 
 
 @dataclass
 class Mirror(Program):
-    """The mirror; one worker, and the log as it is by default, unless ``settings`` change that."""
+    """The mirror; one worker, and the log as it is by default, unless ``settings`` change that.
+
+    Upstream speaks TLS if ``upstream_ca`` is given: the authority of its certificate.
+    """
 
     directory: Path
     upstream: int
     settings: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     certificate: Path | None = None
+    upstream_ca: Path | None = None
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -147,8 +154,10 @@ class Mirror(Program):
             "MIRROR_CACHE__DIRECTORY": str(self.directory / "cache"),
             "MIRROR_CACHE__MIN_FREE": "0",
             "MIRROR_TAGS__MAX_AGE": "1d",
-            "MIRROR_UPSTREAMS__DOCKER_IO__URL": f"http://127.0.0.1:{self.upstream}",
+            "MIRROR_UPSTREAMS__DOCKER_IO__URL": url_of(self.upstream, self.upstream_ca),
         }
+        if self.upstream_ca:
+            own["MIRROR_FETCH__CA_FILE"] = str(self.upstream_ca)
         if self.certificate:
             own["MIRROR_SERVER__TLS_CERTIFICATE"] = str(self.certificate)
             own["MIRROR_SERVER__TLS_KEY"] = str(self.certificate)

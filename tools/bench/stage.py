@@ -21,7 +21,15 @@ from tools.bench.corpus import ACCEPT, MIB, Corpus
 from tools.bench.load import ClientError
 from tools.bench.nginx import Origin, ProxyCache, StaticFiles
 from tools.bench.processes import settled_cpu_seconds
-from tools.bench.servers import FULL_SPEED, Answering, Distribution, Mirror, Server, opened
+from tools.bench.servers import (
+    FULL_SPEED,
+    FULL_SPEED_TLS,
+    Answering,
+    Distribution,
+    Mirror,
+    Server,
+    opened,
+)
 
 
 class Startable(Protocol):
@@ -36,7 +44,12 @@ class Kind(Protocol):
     """A kind of server that caches what it fetches from a port of the loopback."""
 
     def __call__(
-        self, directory: Path, upstream: int, *, certificate: Path | None = None
+        self,
+        directory: Path,
+        upstream: int,
+        *,
+        certificate: Path | None = None,
+        upstream_ca: Path | None = None,
     ) -> Server: ...
 
 
@@ -74,6 +87,7 @@ class Stage:
         self.absent: dict[str, str] = {}  # peers that this machine cannot have, and why
         self._ending = ExitStack()
         self._numbers = count(1)
+        self._authority = trustme.CA()
         self._warm_paths: dict[str, set[str]] = {}
 
     def __enter__(self) -> Self:
@@ -84,8 +98,8 @@ class Stage:
 
     @cached_property
     def origin(self) -> Origin:
-        rates = [FULL_SPEED, OFFICE_LINE, SLOW_LINE, GIGABIT_LINE, FAR_LINE]
-        return self._running(Origin(self.new_directory(), self.corpus, rates))
+        rates = [FULL_SPEED, FULL_SPEED_TLS, OFFICE_LINE, SLOW_LINE, GIGABIT_LINE, FAR_LINE]
+        return self._running(Origin(self.new_directory(), self.corpus, rates, self._certificate()))
 
     @cached_property
     def static(self) -> StaticFiles:
@@ -127,8 +141,7 @@ class Stage:
     @contextmanager
     def over_tls(self, *paths: str) -> Iterator[dict[str, Server]]:
         """Servers that speak TLS, and the mirror without, with these paths in their caches."""
-        file = self.new_directory()
-        trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
+        file = self._certificate()
 
         def static(directory: Path, _: int) -> StaticFiles:
             return StaticFiles(directory, self.corpus.root, certificate=file)
@@ -160,6 +173,19 @@ class Stage:
             warm(server, [path for path in paths if path not in known])
             known.update(paths)
         return servers
+
+    @cached_property
+    def ca(self) -> Path:
+        """The authority of all certificates, as a file."""
+        file = self.new_directory()
+        self._authority.cert_pem.write_to_path(file)
+        return file
+
+    def _certificate(self) -> Path:
+        """A file with a new certificate for the loopback, and its key."""
+        file, issued = self.new_directory(), self._authority.issue_cert("127.0.0.1")
+        issued.private_key_and_cert_chain_pem.write_to_path(file)
+        return file
 
     def new_directory(self) -> Path:
         return self.directory / str(next(self._numbers))
