@@ -11,7 +11,6 @@ import typer
 
 from mirror import threads
 from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group, settings
-from mirror.cli.progress import ByteProgress
 from mirror.cli.stats import print_statistics
 from mirror.cli.table import ago, print_table
 from mirror.config import Config
@@ -142,6 +141,8 @@ def verify(
     from mirror.admin.commands import verified, verified_cluster  # noqa: PLC0415  # late, as above
 
     work = verified_cluster if cluster else verified
+    from mirror.cli.progress import ByteProgress  # noqa: PLC0415  # rich: see mirror.cli.table
+
     with ByteProgress("verifying") as progress:
         found = threads.run(work(configured, progress.expect, progress.advance))
     if as_json:

@@ -12,7 +12,6 @@ import typer
 
 from mirror import threads
 from mirror.cli.options import CacheOption, ConfigOption, JsonOption, command_group, settings
-from mirror.cli.progress import ByteProgress, ImagesProgress
 from mirror.logs import configure
 from mirror.oci.image_name import ImageName, Listed, parse_image, parse_list
 from mirror.oci.platform import InvalidPlatform, Platform
@@ -60,6 +59,7 @@ def warm(
     configured = settings(config, cache_dir)
     platforms = _platforms(platform or [], everything=all_platforms)
     names = _names(images or [], file)
+    from mirror.cli.progress import ImagesProgress  # noqa: PLC0415  # late: rich
     from mirror.transfer.warm import excess  # noqa: PLC0415  # late: HTTP
     from mirror.transfer.warm import warm as pull  # noqa: PLC0415
 
@@ -92,6 +92,7 @@ def export_images(
     if output == "-" and sys.stdout.isatty():
         text = "refusing to write a tar to a terminal: name a file with -o"
         raise UserError(text, ExitCode.USAGE)
+    from mirror.cli.progress import ByteProgress, ImagesProgress  # noqa: PLC0415  # late: rich
     from mirror.transfer.export import export  # noqa: PLC0415  # late: HTTP
 
     bars, bar = ImagesProgress(), ByteProgress("writing")
@@ -120,7 +121,8 @@ def import_images(
     if source == "-" and sys.stdin.isatty():
         text = "cannot read a tar from a terminal: name a file, or pipe one in"
         raise UserError(text, ExitCode.USAGE)
-    from mirror.transfer.imports import import_layout  # noqa: PLC0415  # late, as above
+    from mirror.cli.progress import ByteProgress  # noqa: PLC0415  # late, as above
+    from mirror.transfer.imports import import_layout  # noqa: PLC0415
 
     progress = ByteProgress("importing")
     result = _run(import_layout(configured, source, name, progress), progress)

@@ -3,10 +3,6 @@
 import sys
 from collections.abc import Container, Sequence
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from mirror.ui import formatting
 
 _NBSP = "\N{NO-BREAK SPACE}"
@@ -17,6 +13,11 @@ def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[str] = ()
 ) -> None:
     """Print rows below a header; columns named in ``right`` are right-aligned."""
+    # Imported late: it takes 2 MiB, and `serve` prints no tables.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     console = Console(highlight=False)
     if not console.is_terminal:
         _print_plain([header, *rows], [name in right for name in header])

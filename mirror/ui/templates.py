@@ -6,15 +6,18 @@ All values are escaped: names of images and programs come from untrusted clients
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib.resources import files
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from mirror.oci.image_name import familiar_reference, familiar_repository, short_digest
 from mirror.stats.report import Pull, UpstreamAccount
 from mirror.ui import formatting
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _PLACE: Final = files("mirror.ui") / "page"
 _TEMPLATES: Final = (
@@ -60,15 +63,28 @@ class Pages:
     """The templates of all pages and their assets, read once."""
 
     def __init__(self) -> None:
-        sources = {name: (_PLACE / name).read_text("utf-8") for name in _TEMPLATES}
-        self._environment = Environment(
-            loader=DictLoader(sources),
+        self._sources = {name: (_PLACE / name).read_text("utf-8") for name in _TEMPLATES}
+        self.assets = {
+            name: Asset((_PLACE / name).read_bytes(), content_type)
+            for name, content_type in _TYPES.items()
+        }
+        bodies = b"".join(asset.body for asset in self.assets.values())
+        # Part of the assets' URLs, so that browsers can cache assets and still load a new version.
+        self._generation = hashlib.sha256(bodies).hexdigest()[:8]
+
+    @cached_property
+    def _environment(self) -> "Environment":
+        # Imported late: it takes 2 MiB, and many mirrors show no page.
+        from jinja2 import DictLoader, Environment, StrictUndefined  # noqa: PLC0415
+
+        environment = Environment(
+            loader=DictLoader(self._sources),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters |= {
+        environment.filters |= {
             **{name: getattr(formatting, name) for name in _NUMBERS},
             "repository": _repository,
             "reference": familiar_reference,
@@ -79,13 +95,7 @@ class Pages:
             "kind": _kind,
             "kept": _kept,
         }
-        self.assets = {
-            name: Asset((_PLACE / name).read_bytes(), content_type)
-            for name, content_type in _TYPES.items()
-        }
-        bodies = b"".join(asset.body for asset in self.assets.values())
-        # Part of the assets' URLs, so that browsers can cache assets and still load a new version.
-        self._generation = hashlib.sha256(bodies).hexdigest()[:8]
+        return environment
 
     def render(self, template: str, **values: object) -> str:
         """Return a page as HTML."""
