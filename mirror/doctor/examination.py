@@ -3,12 +3,10 @@
 from pathlib import Path
 
 from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
-from mirror.doctor.daemon import Daemon, SilentDaemonError, ask
+from mirror.doctor.docker import Daemon, SilentDaemonError, ask, probe_proxy
 from mirror.doctor.files import Tree
-from mirror.doctor.inspection import Inspection
 from mirror.doctor.probes import probe_all
-from mirror.doctor.proxied import probe_proxy
-from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
+from mirror.doctor.report import Finding, Inspection, Report, is_wrong, note, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 
 

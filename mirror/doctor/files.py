@@ -39,6 +39,15 @@ class Tree:
         except OSError:
             return []
 
+    def certificates(self, *directories: str) -> tuple[str, ...]:
+        """Return the files with CAs in directories, as paths for this process."""
+        return tuple(
+            str(self.at(f"{directory}/{name}"))
+            for directory in directories
+            for name in self.names(directory)
+            if name.endswith(".crt")
+        )
+
     def text(self, path: str) -> str | None:
         """Return the text of a file, None if it does not exist.
 

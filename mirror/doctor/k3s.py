@@ -6,8 +6,7 @@ from typing import Final
 from mirror.config.fields import masked
 from mirror.doctor import hosts
 from mirror.doctor.files import Tree, UnusableFileError
-from mirror.doctor.inspection import Inspection
-from mirror.doctor.report import Finding, ok, wrong
+from mirror.doctor.report import Finding, Inspection, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 
 _PROGRAMS: Final = ("k3s", "rke2")

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.doctor.files import Tree, UnusableFileError, tables
-from mirror.doctor.inspection import Inspection, Probe, Trust, Way
-from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.report import Finding, Inspection, Probe, Trust, Way, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 from mirror.oci.image_name import HUB
 
@@ -126,11 +125,6 @@ class _Rule:
 
     def _trust(self, tree: Tree) -> Trust:
         places = [f"{certs}/{self.target.netloc}" for certs in _CERTS]
-        files = tuple(
-            str(tree.at(f"{place}/{name}"))
-            for place in places
-            for name in tree.names(place)
-            if name.endswith(".crt")
-        )
+        files = tree.certificates(*places)
         fix = f"copy the CA of the mirror to {places[0]}/ca.crt"
         return Trust(files, insecure=self.mirror.get("insecure") is True, fix=fix)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from mirror import clients
 from mirror.clients import Mirror as Told
-from mirror.doctor.proxied import goes_direct
+from mirror.doctor.docker import goes_direct
 from tests.doctor.machine import Machine, wrongs
 from tests.fakes import FakeRegistry
 from tests.peers.process import free_port

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
-from mirror.doctor.daemon import parsed
+from mirror.doctor.docker import goes_direct, parsed
 from mirror.doctor.files import Tree
-from mirror.doctor.proxied import goes_direct
 from mirror.doctor.target import MirrorAddress
 
 pytestmark = [pytest.mark.slow]
