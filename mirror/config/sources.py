@@ -16,11 +16,16 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from mirror.config.addresses import checked_name
-from mirror.config.agreement import disagreements, taking_credentials, with_default
-from mirror.config.keep import unknown_registries
 from mirror.config.mistakes import line, told
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.wellknown import WELL_KNOWN, well_known
+from mirror.config.policy import unknown_registries
+from mirror.config.upstreams import (
+    WELL_KNOWN,
+    disagreements,
+    taking_credentials,
+    well_known,
+    with_default,
+)
 from mirror.user_error import ExitCode, UserError
 
 Tree = dict[str, Any]
