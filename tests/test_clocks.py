@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mirror.ca.signing import CertificateIssuer, new_authority
+from mirror.ca import CertificateIssuer, new_authority
 from mirror.server.warming import Warming
 from tests.ca.test_signing import handshake, trusting
 from tests.fakes import image, random_bytes
