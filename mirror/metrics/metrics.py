@@ -24,8 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from mirror import spans
 from mirror.http.exchange import NO_PULLS, AccessRecord, Exchange
 from mirror.metrics.batch import MetricBatch, MetricBatcher
-from mirror.metrics.processes import Lifecycle, WorkerProcesses
-from mirror.metrics.shared_files import SharedFigures, use_shared_files
+from mirror.metrics.shared_files import Lifecycle, SharedFigures, WorkerProcesses, use_shared_files
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TRANSFER_BUCKETS = (*_FIRST_BYTE_BUCKETS, 60, 120, 300, 600, 1800)
