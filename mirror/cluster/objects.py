@@ -17,8 +17,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 
 from mirror.cluster import connection
-from mirror.cluster.availability import Availability
-from mirror.cluster.tier import TierError, TierMissError
+from mirror.cluster.tier import Availability, TierError, TierMissError
 from mirror.config.cluster import ClusterConfig
 from mirror.user_error import UserError
 

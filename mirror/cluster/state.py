@@ -15,7 +15,7 @@ from aiocache.serializers import NullSerializer
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from mirror.cluster.availability import Availability
+from mirror.cluster.tier import Availability
 
 R = TypeVar("R")
 #: The prefix of all keys; the number is that of their format.
