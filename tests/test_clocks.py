@@ -9,10 +9,10 @@ import pytest
 
 from mirror.ca import CertificateIssuer, new_authority
 from mirror.server.warming import Warming
-from tests.ca.test_signing import handshake, trusting
 from tests.fakes import image, random_bytes
 from tests.proxy.clients import connected
 from tests.running import configured, running
+from tests.test_ca import handshake, trusting
 from tests.waiting import limit
 
 APP = image(random_bytes(1000, 1))
