@@ -1,6 +1,5 @@
 """The tree of the configuration: all keys, with their defaults and types."""
 
-import math
 import os
 import re
 from pathlib import Path
@@ -46,6 +45,7 @@ from mirror.config.fields import (
     size,
     state_directory,
     time,
+    where,
 )
 from mirror.config.policy import BlockRule, KeepRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
@@ -57,18 +57,21 @@ _GLOB: Final = re.compile(
 )
 
 
-def _checked_glob(text: str) -> str:
-    if not _GLOB.fullmatch(text):
-        raise ValueError('a host such as "auth.docker.io", "*.example.com" or "git.lan:8443"')
-    return text
-
-
 class ProxyConfig(Table):
     """The addresses of the proxy, and the other servers that clients may reach through it."""
 
     listen: OptionalListen = ()
     ca_directory: str = ""
-    allow: tuple[Annotated[str, AfterValidator(_checked_glob)], ...] = ("*",)
+    allow: tuple[
+        Annotated[
+            str,
+            where(
+                lambda text: bool(_GLOB.fullmatch(text)),
+                'a host such as "auth.docker.io", "*.example.com" or "git.lan:8443"',
+            ),
+        ],
+        ...,
+    ] = ("*",)
     private: bool = False
     tunnels: PositiveInt = 1_000
     idle_timeout: Timeout = time("10m")
@@ -102,17 +105,14 @@ def _checked_endpoint(text: str) -> str:
     return text
 
 
-def _checked_share(share: float) -> float:
-    if not 0 <= share <= 1 or math.isnan(share):
-        raise ValueError("a share between 0 and 1, such as 0.1")
-    return share
-
-
 class TracingConfig(Table):
     """The collector of spans, and the share of requests to trace."""
 
     endpoint: Annotated[str, AfterValidator(_checked_endpoint)] = ""
-    sample: Annotated[float, AfterValidator(_checked_share)] = 1.0
+    sample: Annotated[
+        float,
+        where(lambda share: 0 <= share <= 1, "a share between 0 and 1, such as 0.1"),  # no NaN
+    ] = 1.0
     service: str = "mirror"
 
     def address(self) -> str:

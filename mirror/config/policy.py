@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from mirror.config.fields import Duration, DurationField, ReadableFile, Table, time
+from mirror.config.fields import DurationField, ReadableFile, Table, time, where
 from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob, compile_glob
 from mirror.oci.image_glob import FullName, ImageGlob, Naming
@@ -34,13 +34,10 @@ def _checked_glob(text: str) -> str:
     return text
 
 
-def _some(texts: tuple[str, ...]) -> tuple[str, ...]:
-    if not texts:
-        raise ValueError("at least one image or glob")
-    return texts
-
-
-Globs = Annotated[tuple[Annotated[str, AfterValidator(_checked_glob)], ...], AfterValidator(_some)]
+Globs = Annotated[
+    tuple[Annotated[str, AfterValidator(_checked_glob)], ...],
+    where(bool, "at least one image or glob"),
+]
 
 
 class KeepRule(Table):
@@ -166,23 +163,17 @@ def _checked_identity(text: str) -> str:
     return text
 
 
-def _checked_issuer(text: str) -> str:
-    if not text.startswith(("https://", "http://")):
-        raise ValueError("an address such as https://token.actions.githubusercontent.com")
-    return text
-
-
 class IdentityRule(Table):
     """A signer without a key, as in its certificate."""
 
     identity: Annotated[str, AfterValidator(_checked_identity)]
-    issuer: Annotated[str, AfterValidator(_checked_issuer)]
-
-
-def _checked_cooldown(span: Duration) -> Duration:
-    if span.seconds > _LONGEST_COOLDOWN:
-        raise ValueError("a time of at most 3650d; to refuse images, use [[block]]")
-    return span
+    issuer: Annotated[
+        str,
+        where(
+            lambda text: text.startswith(("https://", "http://")),
+            "an address such as https://token.actions.githubusercontent.com",
+        ),
+    ]
 
 
 class PolicyRule(Table):
@@ -192,7 +183,13 @@ class PolicyRule(Table):
     signed_by: tuple[Annotated[ReadableFile, AfterValidator(_checked_key)], ...] = ()
     identities: tuple[IdentityRule, ...] = ()
     trusted_root: Annotated[ReadableFile, AfterValidator(_checked_root)] = ""
-    cooldown: Annotated[DurationField, AfterValidator(_checked_cooldown)] = time("0s")
+    cooldown: Annotated[
+        DurationField,
+        where(
+            lambda time: time.seconds <= _LONGEST_COOLDOWN,
+            "a time of at most 3650d; to refuse images, use [[block]]",
+        ),
+    ] = time("0s")
     unseen: Literal["created", "allow", "deny"] = "created"
     digests: Literal["allow", "check"] = "allow"
     mode: Literal["enforce", "audit"] = "enforce"
