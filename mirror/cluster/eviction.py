@@ -13,10 +13,10 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from typing import Final, Protocol
+from typing import Final
 
 from mirror.cluster.objects import TIER, Bucket, Listed
-from mirror.cluster.tier import TierError
+from mirror.cluster.tier import Observer, TierError
 from mirror.cluster.uploads import path_of
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
@@ -40,16 +40,6 @@ _LOW_WATER: Final = 0.95
 _REMEDY: Final = (
     "its credentials must list and delete objects; rename or remove what no mirror wrote"
 )
-
-
-class Observer(Protocol):
-    """Receives the events of sweeps."""
-
-    def tier_holds(self, tier: str, size: int) -> None:
-        """Report the bytes in the object store."""
-
-    def tier_evicted(self, tier: str, objects: int, size: int) -> None:
-        """Report evicted objects and their bytes."""
 
 
 class Sweeper:

@@ -76,7 +76,6 @@ class Redirects:
         return [key for key in self._used if (self._used.get(key) or 0.0) > after]
 
     async def close(self) -> None:
-        """Cancel all requests."""
         await self._asked.close()
 
     async def _size(self, digest: Digest) -> int:

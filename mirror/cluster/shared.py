@@ -16,14 +16,13 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from mirror.cluster import eviction, objects, uploads
 from mirror.cluster.eviction import LINKS, Sweeper, Uses
 from mirror.cluster.objects import Bucket, ObjectStream, opened_bucket, opened_clients
 from mirror.cluster.redirect import Redirects
 from mirror.cluster.secret import Secret
-from mirror.cluster.tier import TierError
+from mirror.cluster.tier import Observer, TierError
 from mirror.cluster.uploads import Uploads, path_of
 from mirror.config.cluster import ClusterConfig
 from mirror.lru import Lru
@@ -61,10 +60,6 @@ _MOST_PAUSE_SECONDS: Final = 300.0
 _REWRITE_SECONDS: Final = 3_600.0
 _TOLD: Final = 50_000
 _CLOSE_SECONDS: Final = 2.0
-
-
-class Observer(objects.Observer, uploads.Observer, eviction.Observer, Protocol):
-    """Receives the events of the object store, of uploads and of eviction."""
 
 
 class SharedBlobs:
@@ -115,7 +110,6 @@ class SharedManifests:
         self._local.touch(digest)
 
     async def close(self) -> None:
-        """Cancel all requests."""
         await self._reads.close()
 
     async def _fetched(self, digest: Digest) -> Manifest | None:
@@ -259,7 +253,6 @@ class SharedStore:
     sweeper: Sweeper
 
     def problems(self) -> list[Problem]:
-        """Return the troubles that last."""
         parts = (self.bucket.availability, self.uploads, self.redirects, self.sweeper)
         return [each.problem for each in parts if each.problem is not None]
 

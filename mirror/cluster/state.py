@@ -8,14 +8,14 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiocache.backends.redis import RedisCache
 from aiocache.serializers import NullSerializer
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from mirror.cluster.tier import Availability
+from mirror.cluster.tier import Availability, Observer
 
 R = TypeVar("R")
 #: The prefix of all keys; the number is that of their format.
@@ -34,16 +34,6 @@ _FAILURES: Final = (RedisError, OSError, ValueError, RecursionError)  # a Timeou
 
 
 TIER: Final = "state"  # the label of metrics
-
-
-class Observer(Protocol):
-    """Receives the events of the shared state."""
-
-    def tier_answered(self, tier: str, operation: str, result: str, seconds: float) -> None:
-        """Report a question; ``result`` is hit or error."""
-
-    def tier_up(self, tier: str, up: bool) -> None:
-        """Report whether the tier may be asked."""
 
 
 class StateDownError(Exception):
@@ -100,7 +90,6 @@ class State:
             await self._asked("delete", lambda: self._cache.delete(name))
 
     async def close(self) -> None:
-        """End the probe and the connections."""
         await self.availability.close()
         with contextlib.suppress(RedisError, OSError):
             await self._cache.client.aclose(close_connection_pool=True)

@@ -27,6 +27,31 @@ class TierMissError(TierError):
     """The tier answers, but does not have the object."""
 
 
+class Observer(Protocol):
+    """Receives the events of the tiers."""
+
+    def tier_answered(self, tier: str, operation: str, result: str, seconds: float) -> None:
+        """Report a request; ``result`` is hit, miss (also a refusal), stored or error."""
+
+    def tier_bytes(self, tier: str, direction: str, count: int) -> None:
+        """Report bytes of objects or blobs; ``direction`` is in or out."""
+
+    def tier_up(self, tier: str, up: bool) -> None:
+        """Report whether a tier may be asked."""
+
+    def tier_holds(self, tier: str, size: int) -> None:
+        """Report the bytes in the object store."""
+
+    def tier_evicted(self, tier: str, objects: int, size: int) -> None:
+        """Report evicted objects and their bytes."""
+
+    def uploads_waiting(self, change: int) -> None:
+        """Report that the number of objects to upload changed by ``change``."""
+
+    def upload_ended(self, result: str) -> None:
+        """Report an upload; ``result`` is stored, present, lost, failed or dropped."""
+
+
 class ObjectTier(Protocol):
     """The blobs in the object store.  Their bytes are not verified."""
 
@@ -87,13 +112,11 @@ class Availability:
             await asyncio.wait([self._probing])
 
     def failed(self) -> None:
-        """Note that a request failed."""
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe_until_back(), name=f"{self._name} back")
             self._probing.add_done_callback(self._back)
 
     async def close(self) -> None:
-        """End the probe."""
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)

@@ -13,10 +13,10 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from mirror.cluster.objects import PART_BYTES, Bucket
-from mirror.cluster.tier import TierError
+from mirror.cluster.tier import Observer, TierError
 from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest
 from mirror.store.interface import BlobStore, ManifestStore
@@ -40,16 +40,6 @@ _ABANDON_SECONDS: Final = 5.0
 _READ_BYTES: Final = 1024 * 1024
 _GONE: Final = "it is no longer in the cache"
 _REMEDY: Final = "check the rights of its credentials and its space; the mirror tries again"
-
-
-class Observer(Protocol):
-    """Receives the events of uploads."""
-
-    def uploads_waiting(self, change: int) -> None:
-        """Report that the number of objects to upload changed by ``change``."""
-
-    def upload_ended(self, result: str) -> None:
-        """Report an upload; ``result`` is stored, present, lost, failed or dropped."""
 
 
 class _UnusableError(Exception):

@@ -80,7 +80,6 @@ class Values(Generic[V]):
             await self._state.put(self._key(name), self._protected(name, body), ttl)
 
     async def forget(self, name: str) -> None:
-        """Remove a value."""
         await self._state.forget(self._key(name))
 
     def _key(self, name: str) -> str:
@@ -108,7 +107,6 @@ class FreshTags(Values[Descriptor]):
         self._tags = tags
 
     async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
-        """See :class:`Values`."""
         found = await super().lookup(name)
         if found is not None and _PUSHED not in name:
             with contextlib.suppress(IndexUnavailableError):
