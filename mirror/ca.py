@@ -63,19 +63,15 @@ class Authority:
         return self.chain[0]
 
     @property
-    def fits(self) -> bool:
-        """Whether the key belongs to the certificate."""
-        return self.key.public_key() == self.certificate.public_key()
+    def validity(self) -> str:
+        """The days from which and to which the certificate is valid."""
+        certificate = self.certificate
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return f"valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
 
-    @property
-    def valid_from(self) -> datetime:
-        """The start of the validity period."""
-        return self.certificate.not_valid_before_utc
-
-    @property
-    def valid_until(self) -> datetime:
-        """The end of the validity period."""
-        return self.certificate.not_valid_after_utc
+    def is_valid(self, now: datetime) -> bool:
+        certificate = self.certificate
+        return certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
 
     def pem(self) -> bytes:
         """Key and certificates as PEM: secret."""
@@ -109,7 +105,7 @@ def host_certificate(authority: Authority, host: str, now: datetime) -> bytes:
     if not isinstance(authority.key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise ValueError("the key of the CA must be EC or RSA")
     key = ec.generate_private_key(ec.SECP256R1())
-    until = min(now + HOST_LIFE, authority.valid_until)
+    until = min(now + HOST_LIFE, authority.certificate.not_valid_after_utc)
     # The alternative name identifies the host; a common name is too short for long hosts.
     builder = _builder(x509.Name([]), authority.certificate.subject, key.public_key(), now, until)
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
@@ -202,13 +198,12 @@ class CertificateIssuer:
 
     def _check(self, now: datetime) -> None:
         authority = self._authority
-        if authority.valid_from <= now < authority.valid_until:
+        if authority.is_valid(now):
             self._told = False
             return
         error = UserError(
-            f"the CA of [proxy] is valid from {authority.valid_from:%Y-%m-%d} to "
-            f"{authority.valid_until:%Y-%m-%d}, and the clock says {now:%Y-%m-%d}: remove its "
-            "ca.pem, restart the mirror, and give the new CA to the clients (mirror ca)"
+            f"the CA of [proxy] is {authority.validity}, and the clock says {now:%Y-%m-%d}: remove "
+            "its ca.pem, restart the mirror, and give the new CA to the clients (mirror ca)"
         )
         if not self._told:
             _log.error("%s", error)
@@ -334,12 +329,11 @@ def _read(file: Path, now: datetime) -> Authority:
             f"{file}: not a private key without password followed by its CA certificate "
             f"({error}); remove it, and the mirror makes a new CA"
         ) from error
-    if not authority.fits:
+    if authority.key.public_key() != authority.certificate.public_key():
         raise UserError(f"{file}: the key does not belong to the first certificate")
-    if not authority.valid_from <= now < authority.valid_until:
+    if not authority.is_valid(now):
         raise UserError(
-            f"{file}: the CA is valid from {authority.valid_from:%Y-%m-%d} to "
-            f"{authority.valid_until:%Y-%m-%d}; remove it, and the mirror makes a new CA: give "
-            "that one to the clients (mirror ca)"
+            f"{file}: the CA is {authority.validity}; remove it, and the mirror makes a new CA: "
+            "give that one to the clients (mirror ca)"
         )
     return authority
