@@ -17,7 +17,6 @@ from pydantic import (
 
 from mirror.config.addresses import (
     Address,
-    checked_mode,
     checked_name,
     checked_upstream,
     parse_listen,
@@ -51,6 +50,7 @@ from mirror.config.policy import BlockRule, KeepRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 
 _PROXY_DIRECTORY: Final = "proxy"  # below the cache directory (0.2.0 and before)
+_MODE: Final = re.compile(r"0?[0-7]{3}", re.ASCII)
 _TRACES: Final = "/v1/traces"  # OTLP/HTTP's path
 _GLOB: Final = re.compile(
     r"(?:\[[0-9a-f:.*]+\]|[a-z0-9_.*?-]+)(?::(?:[0-9]{1,5}|\*))?", re.ASCII | re.IGNORECASE
@@ -126,7 +126,13 @@ class ServerConfig(Table):
 
     listen: Listen = ("0.0.0.0:5000",)
     metrics_listen: OptionalListen = ()
-    socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
+    socket_mode: Annotated[
+        str,
+        where(
+            lambda text: bool(_MODE.fullmatch(text)),
+            'a mode in octal digits such as "0660" or "0666"',
+        ),
+    ] = "0666"
     lame_duck: DurationField = time("5s")
     drain: DurationField = time("30s")
     workers: NonNegativeInt = 1
@@ -147,7 +153,6 @@ class ServerConfig(Table):
         return self.workers or len(os.sched_getaffinity(0))
 
     def addresses(self) -> list[Address]:
-        """Return the addresses to listen at."""
         return [parse_listen(text) for text in self.listen]
 
     def metrics_addresses(self) -> list[Address]:
@@ -289,7 +294,6 @@ class Config(Table):
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 
     def enabled(self) -> dict[str, UpstreamConfig]:
-        """Return the enabled upstreams by name."""
         return {name: upstream for name, upstream in self.upstreams.items() if upstream.enabled}
 
     def share(self, workers: int) -> Self:

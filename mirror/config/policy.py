@@ -207,7 +207,6 @@ class PolicyRule(Table):
 
 
 def configured_rules(config: "Config") -> list[Rule]:
-    """Return the rules of a configuration."""
     names = naming(config)
     return [
         Rule(
@@ -249,7 +248,6 @@ def governed_upstreams(config: "Config") -> set[str]:
 
 
 def configured_blocks(config: "Config") -> list[Block]:
-    """Return the blocks of a configuration."""
     names = naming(config)
     targets = ((parse_target(rule.image, names), rule.reason) for rule in config.block)
     return [Block(spelt_out(target), reason) for target, reason in targets]
