@@ -25,7 +25,6 @@ app.add_typer(service.app)  # install-service, token, ca
 
 
 def main() -> None:
-    """The ``mirror`` command."""
     app(prog_name="mirror")
 
 

@@ -39,7 +39,6 @@ def deployed(name: str) -> str:
 
 
 def unit(program: str) -> str:
-    """Return the unit that runs ``program``."""
     return deployed("mirror.service").replace(_PLACE, program)
 
 

@@ -33,7 +33,6 @@ def docker(mirror: Mirror) -> Snippet:
 
 
 def daemon_file(settings: Mapping[str, Any]) -> File:
-    """Return ``daemon.json`` with these settings."""
     return File(DAEMON, _rendered(settings), partial(_merged, settings))
 
 

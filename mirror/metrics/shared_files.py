@@ -182,20 +182,17 @@ def figure_values(files: FigureFiles) -> type:
             files.write(self._file, self._key, self._value, self._timestamp)
 
         def inc(self, amount: float) -> None:
-            """Add to the value."""
             with files.lock:
                 self._value += amount
                 self._timestamp = 0.0
                 self._write()
 
         def set(self, value: float, timestamp: float | None = None) -> None:
-            """Replace the value."""
             with files.lock:
                 self._value, self._timestamp = value, timestamp or 0.0
                 self._write()
 
         def get(self) -> float:
-            """Return the value in this process."""
             with files.lock:
                 return self._value
 
@@ -204,7 +201,6 @@ def figure_values(files: FigureFiles) -> type:
             files.exemplars[self._sample] = exemplar
 
         def get_exemplar(self) -> Exemplar | None:
-            """Return the exemplar of this process."""
             return files.exemplars.get(self._sample)
 
     return Value
