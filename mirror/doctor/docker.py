@@ -109,7 +109,6 @@ async def _info(socket: Path) -> dict[str, Any]:
 
 
 def parsed(info: dict[str, Any]) -> Daemon:
-    """Parse an answer of ``/info``."""
     registries = table(info, "RegistryConfig")
     configs = table(registries, "IndexConfigs")
     insecure = [name for name, config in configs.items() if table(config).get("Secure") is False]
@@ -237,7 +236,7 @@ def _plain_http(
 
 def _proxies(target: MirrorAddress, daemon: Daemon) -> list[Finding]:
     proxy = daemon.http_proxy if target.plain else daemon.https_proxy
-    if not proxy or goes_direct(daemon.no_proxy, target.host, target.port):
+    if not proxy or NoProxy(daemon.no_proxy).covers(target.host, target.port):
         return []
     variable = "HTTP_PROXY" if target.plain else "HTTPS_PROXY"
     what = f"asks a proxy ({variable}) for the mirror, for NO_PROXY does not name {target.host}"
@@ -308,8 +307,3 @@ def _judged(where: str, response: aiohttp.ClientResponse) -> Finding:
         return ok(where, "is answered for Docker Hub, by its usual name")
     fix = 'enabled = true in [upstreams."docker.io"] of the mirror'
     return note(where, "is let through to Docker Hub: the mirror does not answer for it", fix)
-
-
-def goes_direct(no_proxy: str, host: str, port: int) -> bool:
-    """Whether a client with this NO_PROXY reaches ``host`` without its proxy."""
-    return NoProxy(no_proxy).covers(host, port)

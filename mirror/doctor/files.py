@@ -26,7 +26,6 @@ class Tree:
         return self.root / path.removeprefix("/")
 
     def exists(self, path: str) -> bool:
-        """Whether a file or directory exists."""
         try:
             return self.at(path).exists()
         except OSError:  # no permission for a parent directory

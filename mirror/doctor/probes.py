@@ -43,13 +43,18 @@ async def _probe(
     try:
         asker = _Asker(session, target, _context(trust))
     except OSError as error:
-        return [no_authority(target, trust, error)]
+        # An unreadable CA file; ssl.SSLError is an OSError too.
+        files = ", ".join(trust.ca_files)
+        return [wrong(target.url, f"no CA can be read from {files}: {error}", trust.fix)]
     try:
         hello = await asker.ask("GET", "/v2/")
     except (OSError, aiohttp.ClientError, TimeoutError) as error:
-        return [await explained(target, trust, error)]
+        return [await _explained(target, trust, error)]
     if not (hello.is_mirror or await _hidden(asker)):
-        return [_stranger(target, hello)]
+        who = f" ({hello.server})" if hello.server else ""
+        what = f"something other than a mirror answers there{who}, with status {hello.status}"
+        fix = "see what listens on that port, and where the mirror does"
+        return [wrong(target.url, what, fix)]
     if (refusal := _refusal(target, hello)) is not None:
         return [refusal]
     findings = [ok(target.url, "is a mirror, and asks for no password")]
@@ -68,7 +73,6 @@ class _Reply:
 
     @property
     def is_mirror(self) -> bool:
-        """Whether the answer is from a mirror."""
         return self.server == "mirror" or self.cache_status.startswith("mirror")
 
     @property
@@ -118,12 +122,6 @@ async def _hidden(asker: _Asker) -> bool:
         return (await asker.ask("HEAD", _path(HUB, Way.PATH))).is_mirror
     except (OSError, aiohttp.ClientError, TimeoutError):
         return False
-
-
-def _stranger(target: MirrorAddress, hello: _Reply) -> Finding:
-    who = f" ({hello.server})" if hello.server else ""
-    what = f"something other than a mirror answers there{who}, with status {hello.status}"
-    return wrong(target.url, what, "see what listens on that port, and where the mirror does")
 
 
 def _refusal(target: MirrorAddress, hello: _Reply) -> Finding | None:
@@ -195,7 +193,7 @@ _EXPIRED: Final = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 _OTHER_NAME: Final = (62, 64)  # ..._HOSTNAME_MISMATCH, ..._IP_ADDRESS_MISMATCH
 
 
-async def explained(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:
+async def _explained(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:
     """Return the finding for a failed request to ``/v2/``."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _certificate(target, trust, error.certificate_error)
@@ -214,12 +212,6 @@ async def explained(target: MirrorAddress, trust: Trust, error: Exception) -> Fi
         return await _no_http(target)
     fix = "see whether a firewall drops connections, or what keeps the mirror busy"
     return wrong(target.url, f"does not answer: {error or 'no answer in time'}", fix)
-
-
-def no_authority(target: MirrorAddress, trust: Trust, error: OSError) -> Finding:
-    """Return the finding for an unreadable CA file; ``ssl.SSLError`` is an OSError too."""
-    files = ", ".join(trust.ca_files)
-    return wrong(target.url, f"no CA can be read from {files}: {error}", trust.fix)
 
 
 def _certificate(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:

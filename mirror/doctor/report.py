@@ -124,7 +124,6 @@ class Inspection:
     through: Through | None = None
 
     def take(self, other: "Inspection") -> None:
-        """Add the results of another inspection."""
         self.findings += other.findings
         self.probes += other.probes
         self.pointed |= other.pointed
