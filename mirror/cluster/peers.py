@@ -47,8 +47,6 @@ _DOWN_SECONDS: Final = 5.0
 _MOST_ANSWER_BYTES: Final = 1024 * 1024
 _MOST_REASON: Final = 200  # characters
 _MISDIRECTED: Final = 421  # it does not lead (RFC 9110, 15.5.20)
-
-
 TIER: Final = "replicas"  # the label of metrics
 
 

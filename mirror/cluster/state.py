@@ -20,6 +20,7 @@ from mirror.cluster.tier import Availability, Observer
 R = TypeVar("R")
 #: The prefix of all keys; the number is that of their format.
 PREFIX: Final = "mirror:1"
+TIER: Final = "state"  # the label of metrics
 _CONNECTIONS: Final = 20
 _FIRST: Final = 4  # of them
 _REMEDY: Final = "check the server that [cluster] state names; each replica goes on by itself"
@@ -31,9 +32,6 @@ return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
 """
 #: What a server that is no Redis makes of the client (RecursionError: nested arrays).
 _FAILURES: Final = (RedisError, OSError, ValueError, RecursionError)  # a TimeoutError is an OSError
-
-
-TIER: Final = "state"  # the label of metrics
 
 
 class StateDownError(Exception):

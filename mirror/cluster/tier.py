@@ -7,11 +7,8 @@ server that is down costs one request one short wait, and the others nothing.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
-from mirror.oci.digest import Digest
-from mirror.pull.parallel import Stream
 from mirror.trouble import Problem, Trouble
 
 _log = logging.getLogger(__name__)
@@ -50,28 +47,6 @@ class Observer(Protocol):
 
     def upload_ended(self, result: str) -> None:
         """Report an upload; ``result`` is stored, present, lost, failed or dropped."""
-
-
-class ObjectTier(Protocol):
-    """The blobs in the object store.  Their bytes are not verified."""
-
-    @property
-    def up(self) -> bool:
-        """Whether the store may be asked: False for a while after failures."""
-
-    def open_blob(self, digest: Digest, start: int) -> AbstractAsyncContextManager[Stream]:
-        """Open a blob from byte ``start`` on; the stream raises TierError too.
-
-        Raises:
-            TierMissError: the blob is not there.
-            TierError: the store does not answer, or not in time.
-        """
-
-    async def discard(self, digest: Digest) -> None:
-        """Remove a blob whose bytes are wrong, as well as possible."""
-
-    def upload(self, digest: Digest) -> None:
-        """Upload a public blob, which the local store has adopted, in the background."""
 
 
 class Availability:

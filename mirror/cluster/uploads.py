@@ -80,12 +80,7 @@ class Uploads:
         self._loops: list[asyncio.Task[None]] = []
         self._sending: set[asyncio.Task[str]] = set()
         self._stopped = False
-        self._trouble = Trouble()
-
-    @property
-    def problem(self) -> Problem | None:
-        """The trouble that lasts, None if uploads succeed."""
-        return self._trouble.problem
+        self.trouble = Trouble()
 
     async def start(self) -> None:
         """Begin with what an earlier process has left."""
@@ -106,7 +101,7 @@ class Uploads:
 
     async def close(self) -> None:
         """Upload what can be uploaded within seconds; the next start begins with the rest."""
-        if self._bucket.up and self.problem is None:
+        if self._bucket.up and self.trouble.problem is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REST_SECONDS):
                     await self._line.join()
@@ -171,16 +166,13 @@ class Uploads:
                 await run_in(self._files, lambda: file.unlink(missing_ok=True))
             return "lost"
         except (TierError, OSError) as error:
-            self._failed(error)
+            problem = Problem(f"{self._bucket.name} takes no uploads", str(error), _REMEDY)
+            if self.trouble.met(problem):
+                _log.warning("%s takes no uploads: %s; %s", self._bucket.name, error, _REMEDY)
             return "failed"
-        if (seconds := self._trouble.over()) is not None:
+        if (seconds := self.trouble.over()) is not None:
             _log.warning("%s takes uploads again, after %.0f s", self._bucket.name, seconds)
         return result
-
-    def _failed(self, error: Exception) -> None:
-        problem = Problem(f"{self._bucket.name} takes no uploads", str(error), _REMEDY)
-        if self._trouble.met(problem):
-            _log.warning("%s takes no uploads: %s; %s", self._bucket.name, error, _REMEDY)
 
     async def _sent(self, key: ObjectKey) -> str:
         path = path_of(key)
