@@ -157,20 +157,10 @@ def parse_listen(text: str) -> Address:
     unix = _UNIX.fullmatch(text)
     if unix and Path(unix[1]).name:  # the root directory has no name
         return UnixAddress(Path(unix[1]))
-    host, port = split_listen(text)
-    return TcpAddress(host, port)
-
-
-def split_listen(text: str) -> tuple[str, int]:
-    """Split ``HOST:PORT``; an empty host means all addresses.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    matched = _TCP.fullmatch(text)
-    if matched is None or int(matched[3]) > _MAX_PORT:
+    tcp = _TCP.fullmatch(text)
+    if tcp is None or int(tcp[3]) > _MAX_PORT:
         raise ValueError(_ALLOWED)
-    return matched[1] or matched[2] or "", int(matched[3])
+    return TcpAddress(tcp[1] or tcp[2] or "", int(tcp[3]))
 
 
 def checked_listen(text: str) -> str:

@@ -25,6 +25,12 @@ _SIZES: Final = _BINARY | _DECIMAL | {"": 1, "B": 1}
 _TIMES: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z%]*)\s*", re.ASCII)
 _PERCENT: Final = 100.0
+_MIN_SEGMENT_BYTES: Final = 1024 * 1024
+_LEAST_WORKER_TIMEOUT: Final = 3.0
+UNIX_PROXIES: Final = "unix:"
+MASK: Final = "********"
+# Greedy on purpose: a password may contain an @ or a slash.
+_USERINFO: Final = re.compile(r"://\S*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +100,6 @@ DurationField = Annotated[Duration, BeforeValidator(Duration.parse), _as_text]
 size = Size.parse
 time = Duration.parse
 
-_MIN_SEGMENT_BYTES: Final = 1024 * 1024
-_LEAST_WORKER_TIMEOUT: Final = 3.0
-UNIX_PROXIES: Final = "unix:"
-
 
 def default_directory() -> Path:
     """Return the default cache directory: the system's for root, else that of the user."""
@@ -145,7 +147,7 @@ def _checked_proxy_network(text: str) -> str:
         raise ValueError(f"{error}, or {UNIX_PROXIES} for clients of a unix socket") from error
 
 
-def where(holds: Callable[[Any], bool], allowed: str) -> AfterValidator:
+def where(holds: Callable[[Any], object], allowed: str) -> AfterValidator:
     """Return a validator of values for which ``holds`` is true; ``allowed`` describes them."""
 
     def check(value: V) -> V:
@@ -207,16 +209,11 @@ Rate = Annotated[
         "bytes per second such as 50MiB, or 0 for as fast as it goes",
     ),
 ]
-Share = Annotated[SizeField, where(lambda size: bool(size.share), "a share above zero such as 50%")]
+Share = Annotated[SizeField, where(lambda size: size.share, "a share above zero such as 50%")]
 Segment = Annotated[
     SizeField,
     where(lambda size: size.bytes >= _MIN_SEGMENT_BYTES, "a size of 1MiB or more, such as 16MiB"),
 ]
-
-
-MASK: Final = "********"
-# Greedy on purpose: a password may contain an @ or a slash.
-_USERINFO: Final = re.compile(r"://\S*@")
 
 
 def masked(text: str) -> str:

@@ -6,21 +6,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    SecretStr,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, SecretStr, model_validator
 
-from mirror.config.addresses import (
-    Address,
-    checked_name,
-    checked_upstream,
-    parse_listen,
-)
+from mirror.config.addresses import Address, checked_name, checked_upstream, parse_listen
 from mirror.config.cluster import ClusterConfig
 from mirror.config.fields import (
     Bytes,
@@ -66,7 +54,7 @@ class ProxyConfig(Table):
         Annotated[
             str,
             where(
-                lambda text: bool(_GLOB.fullmatch(text)),
+                _GLOB.fullmatch,
                 'a host such as "auth.docker.io", "*.example.com" or "git.lan:8443"',
             ),
         ],
@@ -128,10 +116,7 @@ class ServerConfig(Table):
     metrics_listen: OptionalListen = ()
     socket_mode: Annotated[
         str,
-        where(
-            lambda text: bool(_MODE.fullmatch(text)),
-            'a mode in octal digits such as "0660" or "0666"',
-        ),
+        where(_MODE.fullmatch, 'a mode in octal digits such as "0660" or "0666"'),
     ] = "0666"
     lame_duck: DurationField = time("5s")
     drain: DurationField = time("30s")

@@ -65,7 +65,14 @@ def disagreements(upstreams: Upstreams, *, whole: bool) -> Iterator[tuple[Place,
     names = {name: name for name in _enabled(upstreams)}
     yield from _taken("aliases", upstreams, names)
     yield from _taken("hosts", upstreams, {})
-    yield from _ambiguous(upstreams)
+    first, *others = without_host(upstreams) or [""]
+    for name in others:
+        text = (
+            f"found true without hosts, as {first}: the mirror could not tell which of them a "
+            "client sends credentials for, allowed: one without hosts (set hosts here: a separate "
+            "name of the mirror)"
+        )
+        yield ("upstreams", name, "client_credentials"), text
 
 
 def taking_credentials(upstreams: Upstreams) -> list[str]:
@@ -76,17 +83,6 @@ def taking_credentials(upstreams: Upstreams) -> list[str]:
 def without_host(upstreams: Upstreams) -> list[str]:
     """Return the upstreams that get a client's credentials without a matching Host field."""
     return [name for name in taking_credentials(upstreams) if not upstreams[name].hosts]
-
-
-def _ambiguous(upstreams: Upstreams) -> Iterator[tuple[Place, str]]:
-    first, *others = without_host(upstreams) or [""]
-    for name in others:
-        text = (
-            f"found true without hosts, as {first}: the mirror could not tell which of them a "
-            "client sends credentials for, allowed: one without hosts (set hosts here: a separate "
-            "name of the mirror)"
-        )
-        yield ("upstreams", name, "client_credentials"), text
 
 
 def _enabled(upstreams: Upstreams) -> list[str]:

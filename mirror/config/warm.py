@@ -40,7 +40,7 @@ class WarmConfig(Table):
     at: Annotated[
         str,
         where(
-            lambda text: not text or bool(_TIME.fullmatch(text)),
+            lambda text: not text or _TIME.fullmatch(text),
             "a time of day such as 03:00, on the mirror's own clock",
         ),
     ] = ""
