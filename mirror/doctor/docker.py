@@ -9,7 +9,6 @@ import json
 import re
 import ssl
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -89,23 +88,21 @@ async def ask(tree: Tree) -> Daemon | None:
         SilentDaemonError: the daemon does not answer.
     """
     sockets = [tree.at(path) for path in SOCKETS if tree.exists(path)]
-    return parsed(await _info(sockets[0])) if sockets else None
-
-
-async def _info(socket: Path) -> dict[str, Any]:
+    if not sockets:
+        return None
+    connector = aiohttp.UnixConnector(str(sockets[0]))
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     try:
         async with (
-            aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(socket)), timeout=timeout
-            ) as session,
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             session.get("http://docker/info") as response,
         ):
-            return table(json.loads(await read_up_to(response.content, _MOST_BYTES)))
+            info = table(json.loads(await read_up_to(response.content, _MOST_BYTES)))
     except aiohttp.ClientConnectorError as error:
         raise SilentDaemonError(error.strerror or str(error)) from error
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise SilentDaemonError(str(error) or "no answer") from error
+    return parsed(info)
 
 
 def parsed(info: dict[str, Any]) -> Daemon:

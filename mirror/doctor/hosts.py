@@ -138,7 +138,10 @@ class _File:
         return self.target.likeness(parts._replace(path="").geturl()) is Likeness.SAME
 
     def _pointed(self, url: str, settings: dict[str, Any]) -> Inspection:
-        found = [*self._misplaced(), *self._incapable(settings), *self._authorities(settings)]
+        found = [*self._incapable(settings), *self._authorities(settings)]
+        if self.registry in _MISTAKEN:
+            what = f"is for images named {self.registry}/..., and those of Docker Hub are {HUB}/..."
+            found.insert(0, wrong(self.path, what, f"rename its directory to {HUB}"))
         if found:
             return Inspection(found)
         registry = HUB if self.registry == "_default" else self._named
@@ -157,12 +160,6 @@ class _File:
         if self.registry not in {HUB, "_default"}:
             return note(self.path, what, fix)
         return wrong(self.path, what, fix)
-
-    def _misplaced(self) -> list[Finding]:
-        if self.registry not in _MISTAKEN:
-            return []
-        what = f"is for images named {self.registry}/..., and those of Docker Hub are {HUB}/..."
-        return [wrong(self.path, what, f"rename its directory to {HUB}")]
 
     def _incapable(self, settings: dict[str, Any]) -> list[Finding]:
         capabilities = strings(settings.get("capabilities")) or list(_NEEDED)
