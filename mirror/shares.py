@@ -22,6 +22,8 @@ _RETRY_SECONDS: Final = 5.0
 _LEAST_DIVIDED: Final = 4
 #: One host has up to 2**64 addresses in a subnet (RFC 4291, 2.5.1), so they count as one client.
 _IPV6_PREFIX: Final = 64
+#: Answers up to this size are not counted: the connection itself takes as much memory.
+SMALL_BYTES: Final = 32 * 1024
 
 _ASKER: Final[ContextVar[str]] = ContextVar("asker", default=OPERATOR)
 
@@ -87,10 +89,6 @@ class Limits:
     def of_client(self) -> int:
         """The number of units that one client may hold."""
         return _part(self.size, self.client_share)
-
-
-#: Answers up to this size are not counted: the connection itself takes as much memory.
-SMALL_BYTES: Final = 32 * 1024
 
 
 class _Owner(NamedTuple):

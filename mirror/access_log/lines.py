@@ -7,14 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from mirror.access_log.pulls import UP_TO_DATE, Pull
-from mirror.logs import (
-    ACCESS,
-    JsonFormatter,
-    TextFormatter,
-    printable,
-    queued,
-    when,
-)
+from mirror.logs import ACCESS, JsonFormatter, TextFormatter, printable, queued, when
 from mirror.ui.formatting import duration, plain_size
 
 RECORD_BYTES: Final = 2048

@@ -24,14 +24,7 @@ from mirror.access_log.answers import (
     RunningRequest,
     content_of,
 )
-from mirror.access_log.lines import (
-    MOST_FIELD,
-    RECORD_BYTES,
-    PullLine,
-    given,
-    json_head,
-    log_pulls,
-)
+from mirror.access_log.lines import MOST_FIELD, RECORD_BYTES, PullLine, given, json_head, log_pulls
 from mirror.access_log.pulls import Pull, PullSink
 from mirror.http.admission import WRONG_LOGIN
 from mirror.http.exchange import AccessRecord, Exchange, UpstreamTime
