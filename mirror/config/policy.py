@@ -20,10 +20,10 @@ from mirror.user_error import UserError
 if TYPE_CHECKING:
     from mirror.config.model import Config
 
-
 #: Completes names to check their spelling.
 _ANY_NAMING: Final = Naming("registry.example")
 _SHOWN: Final = 5
+_LONGEST_COOLDOWN: Final = 3650 * 86_400.0
 
 
 def _checked_glob(text: str) -> str:
@@ -83,9 +83,6 @@ def _globs(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("block", str(number), "image"), block.image
     for number, pin in enumerate(config.pin):
         yield ("pin", str(number), "image"), pin.image
-
-
-_LONGEST_COOLDOWN: Final = 3650 * 86_400.0
 
 
 def _checked_target(text: str) -> str:
