@@ -22,6 +22,8 @@ _RETRY_SECONDS: Final = 5.0
 _LEAST_DIVIDED: Final = 4
 #: One host has up to 2**64 addresses in a subnet (RFC 4291, 2.5.1), so they count as one client.
 _IPV6_PREFIX: Final = 64
+#: Answers up to this size are not counted: the connection itself takes as much memory.
+SMALL_BYTES: Final = 32 * 1024
 
 _ASKER: Final[ContextVar[str]] = ContextVar("asker", default=OPERATOR)
 
@@ -89,10 +91,6 @@ class Limits:
         return _part(self.size, self.client_share)
 
 
-#: Answers up to this size are not counted: the connection itself takes as much memory.
-SMALL_BYTES: Final = 32 * 1024
-
-
 class _Owner(NamedTuple):
     upstream: str
     client: str
@@ -132,7 +130,6 @@ class Hold:
             self._shares.give_back(self._owner, back)
 
     def release(self) -> None:
-        """Give back all units."""
         self.shrink(0)
 
     def __del__(self) -> None:
@@ -148,7 +145,7 @@ class Shares:
     def __init__(self, noun: str, limits: Limits) -> None:
         self._noun = noun
         self.limits = limits
-        self._taken = 0
+        self.taken = 0  # units held in all
         self._by_upstream: Counter[str] = Counter()
         self._by_client: Counter[str] = Counter()
         self._lines: OrderedDict[_Owner, deque[_Waiter]] = OrderedDict()
@@ -162,13 +159,7 @@ class Shares:
         self._let_in()
 
     def held_for(self, upstream: str) -> int:
-        """The number of units held for an upstream."""
         return self._by_upstream[upstream]
-
-    @property
-    def taken(self) -> int:
-        """The number of units held in all."""
-        return self._taken
 
     def spare(self, upstream: str) -> int:
         """How many units the client may take for an upstream now; 0 while any request waits."""
@@ -177,7 +168,7 @@ class Shares:
         limits = self.limits
         of_upstream = limits.of_upstream(upstream) - self._by_upstream[upstream]
         of_client = limits.of_client - self._by_client[asker()]
-        return min(limits.size - self._taken, of_upstream, of_client)
+        return min(limits.size - self.taken, of_upstream, of_client)
 
     async def hold(self, upstream: str, amount: int = 1) -> Hold:
         """Take ``amount`` units; wait until they are available.
@@ -212,7 +203,7 @@ class Shares:
 
     def give_back(self, owner: _Owner, amount: int) -> None:
         """Return units to the pool, and let waiting owners take them."""
-        self._taken -= amount
+        self.taken -= amount
         _count(self._by_upstream, owner.upstream, -amount)
         _count(self._by_client, owner.client, -amount)
         self._let_in()
@@ -271,7 +262,7 @@ class Shares:
                 served = True
 
     def _take(self, owner: _Owner, amount: int) -> None:
-        self._taken += amount
+        self.taken += amount
         self._by_upstream[owner.upstream] += amount
         self._by_client[owner.client] += amount
 
@@ -282,7 +273,7 @@ class Shares:
         return not any(self._may_have(each, line[0].amount) for each, line in self._lines.items())
 
     def _is_short(self, amount: int) -> bool:
-        return bool(self._taken) and self._taken + amount > self.limits.size
+        return bool(self.taken) and self.taken + amount > self.limits.size
 
     def _may_have(self, owner: _Owner, amount: int) -> bool:
         return not self._is_over_client(owner, amount) and not self._is_over_upstream(owner, amount)
@@ -319,7 +310,7 @@ class Shares:
             named = most == limits.connections.get(owner.upstream)
             key = "max_connections" if named else "[limits] upstream_share"
             return f"{owner.upstream} holds {held} of its share of {most}: {key}"
-        return f"{self._taken} of {limits.size} are taken: [limits] {self._noun}s"
+        return f"{self.taken} of {limits.size} are taken: [limits] {self._noun}s"
 
 
 @dataclass(frozen=True, slots=True)

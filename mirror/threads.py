@@ -89,7 +89,6 @@ class _Loop(asyncio.SelectorEventLoop):
         return super().run_in_executor(executor or self._own_threads, func, *args)
 
     def close(self) -> None:
-        """Close the loop and end its threads."""
         super().close()
         self._own_threads.shutdown()
 

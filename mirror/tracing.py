@@ -45,31 +45,25 @@ class Span:
         return trace.format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
 
     def child(self, name: str, *, outgoing: bool = False) -> "Span":
-        """Begin a child span."""
         kind = trace.SpanKind.CLIENT if outgoing else trace.SpanKind.INTERNAL
         context = trace.set_span_in_context(self.span)
         return Span(self._tracer, self._tracer.start_span(name, context, kind))
 
     def rename(self, name: str) -> None:
-        """Change the name of the span."""
         self.span.update_name(name)
 
     def note(self, attributes: Mapping[str, Attribute]) -> None:
-        """Add attributes."""
         self.span.set_attributes(attributes)
 
     def link(self, other: spans.Span) -> None:
-        """Link a related span that is not the parent."""
         if isinstance(other, Span):
             self.span.add_link(other.span.get_span_context())
 
     def fail(self, error_type: str) -> None:
-        """Mark the span as failed."""
         self.span.set_attribute("error.type", error_type)
         self.span.set_status(trace.StatusCode.ERROR)
 
     def end(self) -> None:
-        """End the span."""
         self.span.end()
 
     def headers(self) -> Mapping[str, str]:
@@ -134,7 +128,6 @@ class _Exporter(SpanExporter):
         self._failing = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Deliver a batch."""
         result = self._exporter.export(spans)
         failing = result is not SpanExportResult.SUCCESS
         if failing and not self._failing:

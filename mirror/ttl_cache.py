@@ -101,7 +101,6 @@ class TtlCache(Generic[V]):
             await self._cache.delete(dropped)
 
     async def forget(self, name: str) -> None:
-        """Remove a value, if it exists."""
         self._names.pop(name)
         await self._cache.delete(name)
         if self._shared is not None:

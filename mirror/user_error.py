@@ -24,5 +24,4 @@ class UserError(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """The lines of the message."""
         return str(self).splitlines()

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mirror.ca.signing import CertificateIssuer, new_authority
+from mirror.ca import CertificateIssuer, new_authority
 from mirror.server.warming import Warming
-from tests.ca.test_signing import handshake, trusting
 from tests.fakes import image, random_bytes
 from tests.proxy.clients import connected
 from tests.running import configured, running
+from tests.test_ca import handshake, trusting
 from tests.waiting import limit
 
 APP = image(random_bytes(1000, 1))

@@ -17,8 +17,7 @@ from pydantic import BaseModel
 from mirror.config import Config, UpstreamConfig, load
 from mirror.config.changes import FIXED
 from mirror.config.dump import rendered
-from mirror.config.keep import KeepRule
-from mirror.config.policy import BlockRule, PinRule, PolicyRule
+from mirror.config.policy import BlockRule, KeepRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 from mirror.user_error import UserError
 

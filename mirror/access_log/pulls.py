@@ -202,7 +202,7 @@ class PullSink(Protocol):
 
 
 class PullTracker:
-    """Puts pulls together; used by one thread."""
+    """Puts pulls together, as a :class:`PullSink`; used by one thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -217,7 +217,6 @@ class PullTracker:
         *,
         final: bool = False,
     ) -> list[Pull]:
-        """Take requests; see :class:`PullSink`."""
         now = self._clock()
         for each in answered:
             self._add(each, now)

@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from mirror.config.model import AccessConfig, Config, ServerConfig
-from mirror.config.proxy import ProxyConfig
+from mirror.config.model import AccessConfig, Config, ProxyConfig, ServerConfig
 from mirror.oci.errors import lookup_message
 from mirror.server import serving
 from mirror.server.control import ControlDirectory

@@ -12,9 +12,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror.admin.client import Running, check_owner, lookup_running, user_name
-from mirror.config.keep import naming
 from mirror.config.model import Config
-from mirror.config.policy import configured_blocks
+from mirror.config.policy import configured_blocks, naming
 from mirror.inventory.blocking import block, unblock
 from mirror.inventory.blocking import listed as listed_blocks
 from mirror.inventory.listing import listing, parse_glob, rfc3339

@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import unified_diff
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from mirror.config import Config
 from mirror.config.addresses import checked_url, lookup_outermost
 from mirror.config.fields import masked
 from mirror.user_error import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from mirror.doctor import Report
 
 app = command_group()
 client_app = command_group(
@@ -177,26 +174,20 @@ def doctor(
     """
     configured = settings(config)
     if cluster:
-        _report(_examined_cluster(configured))
-        return
-    # Imported late: `client` does not need the HTTP modules.
-    from mirror.doctor import containerd_version, examine  # noqa: PLC0415
+        from mirror.cluster import check_installed  # noqa: PLC0415  # only for a cluster
 
-    # Another root has its own programs, which are not run.
-    version = containerd_version() if root == Path("/") else ""
-    _report(threads.run(examine(root, url, url or _url(configured), str(Path.home()), version)))
+        check_installed()
+        from mirror.doctor.cluster import examine_cluster  # noqa: PLC0415  # an extra
 
+        report = threads.run(examine_cluster(configured.cluster))
+    else:
+        # Imported late: `client` does not need the HTTP modules.
+        from mirror.doctor import containerd_version, examine  # noqa: PLC0415
 
-def _examined_cluster(config: Config) -> "Report":
-    from mirror.cluster import check_installed  # noqa: PLC0415  # only for a cluster
-
-    check_installed()
-    from mirror.doctor.cluster import examine_cluster  # noqa: PLC0415  # an extra
-
-    return threads.run(examine_cluster(config.cluster))
-
-
-def _report(report: "Report") -> None:
+        # Another root has its own programs, which are not run.
+        version = containerd_version() if root == Path("/") else ""
+        own, home = url or _url(configured), str(Path.home())
+        report = threads.run(examine(root, url, own, home, version))
     print("\n".join(report.lines()))
     if not report.healthy:
         raise typer.Exit(ExitCode.FAILED)

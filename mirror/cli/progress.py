@@ -37,14 +37,12 @@ class Rate:
         self._sum = 0
 
     def add(self, size: int) -> None:
-        """Count ``size`` bytes received now."""
         if self._began is None:  # earlier time was not spent downloading
             self._began = self._clock()
         self._seen.append((self._clock(), size))
         self._sum += size
 
     def now(self) -> float:
-        """The current rate."""
         now = self._clock()
         while self._seen and self._seen[0][0] < now - _RATE_SECONDS:
             self._sum -= self._seen.popleft()[1]
@@ -106,11 +104,13 @@ class _Bars:
     ) -> None:
         self._progress.stop()
 
-    def _expect(self, size: int) -> None:
+    def expect(self, size: int) -> None:
+        """Add to the total in bytes."""
         self._bytes += size
         self._progress.update(self._total, total=self._bytes)
 
-    def _advance(self, size: int, *, fetched: bool = True) -> None:
+    def advance(self, size: int, *, fetched: bool = True) -> None:
+        """Add bytes, those found in the cache too; the latter are not ``fetched``."""
         self._done += size
         if fetched:
             self._rate.add(size)
@@ -136,14 +136,6 @@ class ByteProgress(_Bars):
         super().__init__(what, clock)
         self._what = what
 
-    def expect(self, total: int) -> None:
-        """Set the total in bytes."""
-        self._expect(total)
-
-    def advance(self, size: int) -> None:
-        """Add ``size`` bytes."""
-        self._advance(size)
-
     def _line(self) -> str:
         return f"{self._what}: {super()._line()}"
 
@@ -159,14 +151,13 @@ class ImagesProgress(_Bars):
         self._sizes: dict[Wanted, int] = {}
 
     def expected(self, images: int) -> None:
-        """Set the number of images."""
         self._count = images
         self._progress.update(self._total, description=self._all())
 
     def planned(self, wanted: "Wanted", size: int) -> None:
         """Add the size of an image to the total."""
         self._sizes[wanted] = size
-        self._expect(size)
+        self.expect(size)
 
     def began(self, wanted: "Wanted") -> None:
         """Add a bar for the image, below the total."""
@@ -179,7 +170,7 @@ class ImagesProgress(_Bars):
         if fetched:
             self._rates[wanted].add(size)
         self._progress.advance(self._tasks[wanted], size)
-        self._advance(size, fetched=fetched)
+        self.advance(size, fetched=fetched)
 
     def ended(self, pulled: "Pulled") -> None:
         """Replace the bar of the image with a line."""

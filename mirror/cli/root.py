@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mirror import __version__, threads
-from mirror.cli import cache, clients, images, policy, proxy, service, token
+from mirror.cli import cache, clients, images, policy, service
 from mirror.cli.options import CacheOption, ConfigOption, command_group, settings
 from mirror.config import Config, load
 from mirror.config.dump import dump_toml
@@ -19,15 +19,12 @@ app = command_group(
 )
 app.add_typer(cache.app)  # ls, rm, stats, verify
 app.add_typer(clients.app)  # client, doctor
-app.add_typer(proxy.app)  # ca
 app.add_typer(images.app)  # warm, export, import
 app.add_typer(policy.app)  # block, unblock, blocks, release, policy
-app.add_typer(service.app)  # install-service
-app.add_typer(token.app)
+app.add_typer(service.app)  # install-service, token, ca
 
 
 def main() -> None:
-    """The ``mirror`` command."""
     app(prog_name="mirror")
 
 

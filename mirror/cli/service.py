@@ -1,7 +1,8 @@
-"""The command that makes this installation a service of systemd."""
+"""Commands for the machine of the mirror: its service, a token for changes, the CA of its proxy."""
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from importlib import resources
@@ -10,7 +11,10 @@ from typing import Annotated, Final
 
 import typer
 
-from mirror.cli.options import command_group
+from mirror import clients
+from mirror.cli.options import CacheOption, ConfigOption, command_group, settings
+from mirror.http.token import create_token
+from mirror.store.local.layout import Layout
 from mirror.user_error import UserError
 
 app = command_group()
@@ -35,7 +39,6 @@ def deployed(name: str) -> str:
 
 
 def unit(program: str) -> str:
-    """Return the unit that runs ``program``."""
     return deployed("mirror.service").replace(_PLACE, program)
 
 
@@ -119,3 +122,46 @@ def _run(command: list[str], dry_run: bool) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise UserError(f"{command[0]} failed: {done.stderr.strip()}")
+
+
+@app.command(rich_help_panel="Mirror")
+def token(
+    revoke: Annotated[
+        bool, typer.Option("--revoke", help="Allow no changes by HTTP any more.")
+    ] = False,
+    config: ConfigOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Print a new token that allows changes on the status page and by its API.
+
+    A former token is not valid any more, nor is a session that began with it.
+    """
+    directory = settings(config, cache_dir).cache.directory.absolute()
+    from mirror.admin.client import check_owner  # noqa: PLC0415  # late: loads half of the server
+
+    check_owner(directory)
+    file = Layout(directory).token
+    try:
+        if revoke:
+            file.unlink(missing_ok=True)
+        else:
+            print(create_token(file))
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+@app.command("ca", rich_help_panel="Clients")
+def ca(config: ConfigOption = None, cache_dir: CacheOption = None) -> None:
+    """Print the CA certificate of proxy mode (PEM), and how to make clients trust it."""
+    configured = settings(config, cache_dir)
+    # Imported late: other commands do not need it.
+    from mirror.ca import ensure_authority  # noqa: PLC0415
+
+    directory, former = configured.proxy.authority_directories(configured.cache.directory)
+    name = f"mirror CA ({socket.gethostname()})"
+    # This command may run as another user than the mirror, which moves the CA when it starts.
+    authority = ensure_authority(directory, name, former=former, move=False)
+    print("\n".join(f"# {line}" for line in clients.trusting()), file=sys.stderr)
+    if not configured.proxy.listen:
+        print("# Proxy mode is off: [proxy] listen is empty.", file=sys.stderr)
+    sys.stdout.write(authority.public_pem().decode())

@@ -2,9 +2,8 @@
 
 from mirror.clients.buildkit import buildkit
 from mirror.clients.containerd import containerd, k3s
-from mirror.clients.docker import docker, docker_hosts
+from mirror.clients.docker import docker, docker_hosts, docker_proxy, docker_proxy_unit
 from mirror.clients.podman import podman
-from mirror.clients.proxy import docker_proxy, docker_proxy_unit
 from mirror.clients.snippet import (
     ClientUrl,
     File,

@@ -9,6 +9,9 @@ from typing import Final
 from mirror.clients.snippet import File, Mirror, Snippet, commented, is_loopback, quoted
 from mirror.oci.image_name import HUB
 
+_CERTS: Final = "/etc/containerd/certs.d"
+_PATH: Final = "/etc/rancher/k3s/registries.yaml"
+
 
 def hosts_files(mirror: Mirror, directory: str) -> tuple[File, ...]:
     """Return a ``hosts.toml`` below ``directory`` for every upstream."""
@@ -48,9 +51,6 @@ def _server(registry: str) -> list[str]:
     return [f"server = {quoted(f'https://{registry}')}", ""]
 
 
-_CERTS: Final = "/etc/containerd/certs.d"
-
-
 def containerd(mirror: Mirror) -> Snippet:
     """Return a ``hosts.toml`` per registry, and how to make containerd read them."""
     advice = (
@@ -68,9 +68,6 @@ def containerd(mirror: Mirror) -> Snippet:
         *about_referrers(mirror, "containerd 2.2", "containerd 2.1"),
     )
     return Snippet(hosts_files(mirror, _CERTS), advice)
-
-
-_PATH: Final = "/etc/rancher/k3s/registries.yaml"
 
 
 def k3s(mirror: Mirror) -> Snippet:

@@ -1,4 +1,7 @@
-"""Docker: ``daemon.json`` for the classic image store, ``hosts.toml`` for containerd's."""
+"""Docker: ``daemon.json`` for the classic image store, ``hosts.toml`` for containerd's.
+
+With the mirror as its proxy: ``daemon.json`` (Engine 23), or a drop-in for systemd.
+"""
 
 import json
 from collections.abc import Mapping
@@ -9,8 +12,11 @@ from mirror.clients.containerd import about_referrers, hosts_files
 from mirror.clients.snippet import File, Mirror, Snippet, copying, is_loopback
 from mirror.oci.image_name import HUB
 
-DAEMON: Final = "/etc/docker/daemon.json"
+_DAEMON: Final = "/etc/docker/daemon.json"
 _CERTS: Final = "/etc/docker/certs.d"
+_UNIT: Final = "/etc/systemd/system/docker.service.d/mirror.conf"
+_SYSTEM_CA: Final = "/usr/local/share/ca-certificates/mirror.crt"
+_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 _TYPES: Final[Mapping[type, str]] = {list: "array", dict: "object", str: "string"}
 
 
@@ -22,19 +28,18 @@ def docker(mirror: Mirror) -> Snippet:
         daemon["insecure-registries"] = [mirror.netloc]
     ca_copy = f"{_CERTS}/{mirror.netloc}/ca.crt" if mirror.ca_file else ""
     advice = [
-        f"Put this into {DAEMON} (mirror client docker --write / merges both files),",
+        f"Put this into {_DAEMON} (mirror client docker --write / merges both files),",
         *copying(mirror, ca_copy),
         "then: systemctl reload docker",
         "From then on images of Docker Hub come through the mirror, by their usual names.",
         *_about_default(mirror),
         *_about_others(mirror),
     ]
-    return Snippet((daemon_file(daemon),), tuple(advice), ca_copy)
+    return Snippet((_daemon_file(daemon),), tuple(advice), ca_copy)
 
 
-def daemon_file(settings: Mapping[str, Any]) -> File:
-    """Return ``daemon.json`` with these settings."""
-    return File(DAEMON, _rendered(settings), partial(_merged, settings))
+def _daemon_file(settings: Mapping[str, Any]) -> File:
+    return File(_DAEMON, _rendered(settings), partial(_merged, settings))
 
 
 def _merged(settings: Mapping[str, Any], text: str) -> str:
@@ -109,3 +114,54 @@ def _about_others(mirror: Mirror) -> list[str]:
         "or by their usual names from Engine 28 on, with the containerd image store:",
         "  mirror client docker --store containerd",
     ]
+
+
+def docker_proxy(mirror: Mirror) -> Snippet:
+    """Return ``proxies`` for ``daemon.json``; the URL of ``mirror`` is that of the proxy."""
+    proxies = {"https-proxy": mirror.address, "no-proxy": _no_proxy(mirror)}
+    how = (
+        f"For Docker 23 and later put this into {_DAEMON}",
+        "(mirror client docker --proxy daemon --write / merges both files),",
+        "then: systemctl restart docker    # a reload does not read proxies",
+    )
+    return _proxy_snippet(mirror, _daemon_file({"proxies": proxies}), how)
+
+
+def docker_proxy_unit(mirror: Mirror) -> Snippet:
+    """Return a drop-in for systemd, which works with every Docker."""
+    lines = (
+        "[Service]",
+        f'Environment="HTTPS_PROXY={mirror.address}"',
+        f'Environment="NO_PROXY={_no_proxy(mirror)}"',
+    )
+    advice = (
+        f"Put this into {_UNIT}",
+        "(containerd: /etc/systemd/system/containerd.service.d/mirror.conf),",
+        "then: systemctl daemon-reload && systemctl restart docker",
+    )
+    return _proxy_snippet(mirror, File(_UNIT, "\n".join(lines) + "\n"), advice)
+
+
+def _no_proxy(mirror: Mirror) -> str:
+    """Return NO_PROXY: this machine, and the mirror itself."""
+    return ",".join([*_LOCAL, *([] if is_loopback(mirror.host) else [mirror.host])])
+
+
+def _proxy_snippet(mirror: Mirror, file: File, how: tuple[str, ...]) -> Snippet:
+    ca_copy = _SYSTEM_CA if mirror.ca_file else ""
+    trust = (
+        [*copying(mirror, ca_copy), "  update-ca-certificates"]
+        if mirror.ca_file
+        else ["`mirror ca`, on the machine of the mirror, prints it and says where it goes."]
+    )
+    advice = (
+        "First let this machine trust the CA of the mirror:",
+        *trust,
+        *how,
+        "From then on images of all these registries come through it, by their usual names:",
+        f"  {', '.join(mirror.upstreams)}",
+        "Pushes and logins go to the registries as before, through the mirror; registry-mirrors is",
+        "not needed. For registries over plain http set the proxy for http, too; nothing else may",
+        "go over plain http then.",
+    )
+    return Snippet((file,), advice, ca_copy)

@@ -174,7 +174,8 @@ class SharedBlocks:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 said = await self._found()
                 records = await self._records()
-                text = self._signed(_encoded(records))
+                text = _encoded(records)
+                text = f"{self._secret.sign('blocks', text)}\n{text}"
                 if len(text) > _MOST_BYTES:
                     raise TierError(f"{len(records)} blocks are too many for {self._place.name}")
                 if records and text != said:
@@ -195,9 +196,6 @@ class SharedBlocks:
         with contextlib.suppress(ValueError, LookupError, TypeError):  # of another version
             await self._add(_records_of(json.loads(text)))
         return said
-
-    def _signed(self, text: str) -> str:
-        return f"{self._secret.sign('blocks', text)}\n{text}"
 
     async def _tell(self, address: str, records: Iterable[Block]) -> str | None:
         """Post records to a replica, one by one since each may be large; return what failed."""

@@ -13,10 +13,10 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from typing import Final, Protocol
+from typing import Final
 
 from mirror.cluster.objects import TIER, Bucket, Listed
-from mirror.cluster.tier import TierError
+from mirror.cluster.tier import Observer, TierError
 from mirror.cluster.uploads import path_of
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
@@ -42,16 +42,6 @@ _REMEDY: Final = (
 )
 
 
-class Observer(Protocol):
-    """Receives the events of sweeps."""
-
-    def tier_holds(self, tier: str, size: int) -> None:
-        """Report the bytes in the object store."""
-
-    def tier_evicted(self, tier: str, objects: int, size: int) -> None:
-        """Report evicted objects and their bytes."""
-
-
 class Sweeper:
     """Keeps the object store within ``max_bytes``; 0: there is no limit."""
 
@@ -70,12 +60,7 @@ class Sweeper:
         self._observer = observer
         self._clock = clock
         self._sleep = sleep
-        self._trouble = Trouble()
-
-    @property
-    def problem(self) -> Problem | None:
-        """The trouble that lasts, None if the last sweep succeeded."""
-        return self._trouble.problem
+        self.trouble = Trouble()
 
     async def run(self) -> None:
         """Sweep in turns with the other mirrors; run it in the background."""
@@ -86,7 +71,7 @@ class Sweeper:
             except (TierError, IndexUnavailableError, OSError) as error:
                 _log.debug("no sweep of %s now: %s", self._bucket.name, error)
                 title = f"{self._bucket.name} is not kept within max_size"
-                if self._bucket.up and self._trouble.met(Problem(title, str(error), _REMEDY)):
+                if self._bucket.up and self.trouble.met(Problem(title, str(error), _REMEDY)):
                     _log.warning("%s: %s; %s", title, error, _REMEDY)
 
     async def sweep(self) -> None:
@@ -108,7 +93,7 @@ class Sweeper:
         self._observer.tier_holds(TIER, total)
         if total > self.max_bytes:
             await self._evict(marks, total - int(_LOW_WATER * self.max_bytes))
-        if self._trouble.over() is not None:
+        if self.trouble.over() is not None:
             _log.warning("%s is kept within max_size again", self._bucket.name)
 
     async def _marked(self) -> dict[str, float]:

@@ -11,14 +11,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 
 from mirror.cluster import connection
-from mirror.cluster.availability import Availability
-from mirror.cluster.tier import TierError, TierMissError
+from mirror.cluster.tier import Availability, Observer, TierError, TierMissError
 from mirror.config.cluster import ClusterConfig
 from mirror.user_error import UserError
 
@@ -44,19 +43,6 @@ _MISSES: Final = (NotFoundError, FileNotFoundError)
 #: Other operations say nothing about downloads: a store that is full can still be read, and so can
 #: one that has an object with an odd name in a listing, or credentials without a right.
 _READING: Final = {"", "get", "head"}
-
-
-class Observer(Protocol):
-    """Receives the events of the object store."""
-
-    def tier_answered(self, tier: str, operation: str, result: str, seconds: float) -> None:
-        """Report a request; ``result`` is hit, miss, stored or error."""
-
-    def tier_bytes(self, tier: str, direction: str, count: int) -> None:
-        """Report bytes of objects; ``direction`` is in or out."""
-
-    def tier_up(self, tier: str, up: bool) -> None:
-        """Report whether the tier may be asked."""
 
 
 TIER: Final = "objects"  # the label of metrics

@@ -14,14 +14,14 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
 
 from mirror.cluster.secret import Secret
-from mirror.cluster.tier import TierError
+from mirror.cluster.tier import Observer, TierError
 from mirror.http.admission import CONTENT_DIGEST, REPLICA_FIELD, content_digest
 from mirror.oci.byterange import parse_content_range
 from mirror.oci.digest import Digest
@@ -47,19 +47,7 @@ _DOWN_SECONDS: Final = 5.0
 _MOST_ANSWER_BYTES: Final = 1024 * 1024
 _MOST_REASON: Final = 200  # characters
 _MISDIRECTED: Final = 421  # it does not lead (RFC 9110, 15.5.20)
-
-
 TIER: Final = "replicas"  # the label of metrics
-
-
-class Observer(Protocol):
-    """Receives the events of requests to replicas."""
-
-    def tier_answered(self, tier: str, operation: str, result: str, seconds: float) -> None:
-        """Report a request; ``result`` is hit, miss (it refuses) or error."""
-
-    def tier_bytes(self, tier: str, direction: str, count: int) -> None:
-        """Report bytes of blobs; ``direction`` is in."""
 
 
 class PeerError(TierError):

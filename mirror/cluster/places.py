@@ -101,5 +101,4 @@ class BlobOfPlaces:
                 return fresh
 
     async def aclose(self) -> None:
-        """Close the connection."""
         await self._connection.aclose()

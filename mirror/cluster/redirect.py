@@ -42,13 +42,8 @@ class Redirects:
         self._asked: SingleFlight[Digest, int] = SingleFlight("size in the object store")
         self._given: Lru[tuple[str, Digest], float] = Lru(_MOST_KNOWN)
         self._used: Lru[ObjectKey, float] = Lru(_MOST_KNOWN)  # Unix seconds
-        self._trouble = Trouble()
+        self.trouble = Trouble()
         self._unsigned_until = 0.0
-
-    @property
-    def problem(self) -> Problem | None:
-        """The trouble that lasts, None if the credentials can sign."""
-        return self._trouble.problem
 
     async def address(self, networks: Sequence[Network], client: str, digest: Digest) -> str | None:
         """Return where a client in ``networks`` gets a blob, None if it gets the bytes here."""
@@ -76,7 +71,6 @@ class Redirects:
         return [key for key in self._used if (self._used.get(key) or 0.0) > after]
 
     async def close(self) -> None:
-        """Cancel all requests."""
         await self._asked.close()
 
     async def _size(self, digest: Digest) -> int:
@@ -101,10 +95,10 @@ class Redirects:
             address = await self._bucket.address(path_of(key), _VALID_SECONDS)
         except TierError as error:
             self._unsigned_until = self._clock() + _UNSIGNED_SECONDS
-            if self._trouble.met(Problem("clients are not redirected", str(error), _REMEDY)):
+            if self.trouble.met(Problem("clients are not redirected", str(error), _REMEDY)):
                 _log.warning("clients are not redirected: %s; %s", error, _REMEDY)
             return None
-        if (seconds := self._trouble.over()) is not None:
+        if (seconds := self.trouble.over()) is not None:
             _log.warning("clients are redirected again, after %.0f s", seconds)
         self._used.put(key, time.time())
         return address

@@ -1,6 +1,6 @@
 """The store that all mirrors of a cluster share, behind the local one.
 
-Blobs are read by fills (:mod:`mirror.cluster.tier`).  Manifests, and what a tag last meant, are
+Blobs are read by fills (:mod:`mirror.cluster.source`).  Manifests, and what a tag last meant, are
 looked up in the object store if the local store does not have them: a new mirror can serve them
 with upstream gone.  A manifest is verified before it is stored locally.  A link has no digest: with
 a secret, only a link that a mirror has signed is believed.
@@ -16,25 +16,18 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from mirror.cluster import eviction, objects, uploads
 from mirror.cluster.eviction import LINKS, Sweeper, Uses
 from mirror.cluster.objects import Bucket, ObjectStream, opened_bucket, opened_clients
 from mirror.cluster.redirect import Redirects
 from mirror.cluster.secret import Secret
-from mirror.cluster.tier import TierError
+from mirror.cluster.tier import Observer, TierError
 from mirror.cluster.uploads import Uploads, path_of
 from mirror.config.cluster import ClusterConfig
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import (
-    Descriptor,
-    NotAManifest,
-    descriptor_fields,
-    media_types,
-    shown,
-)
+from mirror.oci.manifest import Descriptor, NotAManifest, descriptor_fields, media_types, shown
 from mirror.pull.singleflight import SingleFlight
 from mirror.store.interface import (
     BlobStore,
@@ -63,12 +56,8 @@ _TOLD: Final = 50_000
 _CLOSE_SECONDS: Final = 2.0
 
 
-class Observer(objects.Observer, uploads.Observer, eviction.Observer, Protocol):
-    """Receives the events of the object store, of uploads and of eviction."""
-
-
 class SharedBlobs:
-    """See :class:`mirror.cluster.tier.ObjectTier`."""
+    """The blobs in the object store, for fills.  Their bytes are not verified."""
 
     def __init__(self, bucket: Bucket, uploads: Uploads) -> None:
         self._bucket = bucket
@@ -76,15 +65,23 @@ class SharedBlobs:
 
     @property
     def up(self) -> bool:
+        """Whether the store may be asked: False for a while after failures."""
         return self._bucket.up
 
     def open_blob(self, digest: Digest, start: int) -> AbstractAsyncContextManager[ObjectStream]:
+        """Open a blob from byte ``start`` on; the stream raises TierError too.
+
+        Raises:
+            TierMissError: the blob is not there.
+            TierError: the store does not answer, or not in time.
+        """
         return self._bucket.open(path_of(ObjectKey(BLOBS, digest)), start)
 
     async def discard(self, digest: Digest) -> None:
         await _discard(self._bucket, ObjectKey(BLOBS, digest))
 
     def upload(self, digest: Digest) -> None:
+        """Upload a public blob, which the local store has adopted, in the background."""
         self._uploads.add(ObjectKey(BLOBS, digest))
 
 
@@ -115,7 +112,6 @@ class SharedManifests:
         self._local.touch(digest)
 
     async def close(self) -> None:
-        """Cancel all requests."""
         await self._reads.close()
 
     async def _fetched(self, digest: Digest) -> Manifest | None:
@@ -259,9 +255,9 @@ class SharedStore:
     sweeper: Sweeper
 
     def problems(self) -> list[Problem]:
-        """Return the troubles that last."""
-        parts = (self.bucket.availability, self.uploads, self.redirects, self.sweeper)
-        return [each.problem for each in parts if each.problem is not None]
+        troubles = [each.trouble for each in (self.uploads, self.redirects, self.sweeper)]
+        lasting = (self.bucket.availability.problem, *(each.problem for each in troubles))
+        return [each for each in lasting if each is not None]
 
     def prepared(self, config: ClusterConfig) -> Callable[[], None]:
         """Return the function that applies another configuration of the same store.

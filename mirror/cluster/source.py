@@ -19,8 +19,9 @@ from typing import Final, Protocol
 from mirror.cluster.leases import Leases
 from mirror.cluster.peers import NotServedError, Peers
 from mirror.cluster.places import BlobOfPlaces, Place
+from mirror.cluster.shared import SharedBlobs
 from mirror.cluster.state import StateDownError
-from mirror.cluster.tier import ObjectTier, TierError, TierMissError
+from mirror.cluster.tier import TierError, TierMissError
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.pull.body import Source
@@ -62,7 +63,7 @@ class Cluster:
     """
 
     slots: Slots
-    objects: ObjectTier | None
+    objects: SharedBlobs | None
     leases: Leases | None
     peers: Peers | None
     observer: Observer

@@ -8,18 +8,19 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiocache.backends.redis import RedisCache
 from aiocache.serializers import NullSerializer
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from mirror.cluster.availability import Availability
+from mirror.cluster.tier import Availability, Observer
 
 R = TypeVar("R")
 #: The prefix of all keys; the number is that of their format.
 PREFIX: Final = "mirror:1"
+TIER: Final = "state"  # the label of metrics
 _CONNECTIONS: Final = 20
 _FIRST: Final = 4  # of them
 _REMEDY: Final = "check the server that [cluster] state names; each replica goes on by itself"
@@ -31,19 +32,6 @@ return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
 """
 #: What a server that is no Redis makes of the client (RecursionError: nested arrays).
 _FAILURES: Final = (RedisError, OSError, ValueError, RecursionError)  # a TimeoutError is an OSError
-
-
-TIER: Final = "state"  # the label of metrics
-
-
-class Observer(Protocol):
-    """Receives the events of the shared state."""
-
-    def tier_answered(self, tier: str, operation: str, result: str, seconds: float) -> None:
-        """Report a question; ``result`` is hit or error."""
-
-    def tier_up(self, tier: str, up: bool) -> None:
-        """Report whether the tier may be asked."""
 
 
 class StateDownError(Exception):
@@ -100,7 +88,6 @@ class State:
             await self._asked("delete", lambda: self._cache.delete(name))
 
     async def close(self) -> None:
-        """End the probe and the connections."""
         await self.availability.close()
         with contextlib.suppress(RedisError, OSError):
             await self._cache.client.aclose(close_connection_pool=True)

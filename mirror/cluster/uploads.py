@@ -13,10 +13,10 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from mirror.cluster.objects import PART_BYTES, Bucket
-from mirror.cluster.tier import TierError
+from mirror.cluster.tier import Observer, TierError
 from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest
 from mirror.store.interface import BlobStore, ManifestStore
@@ -40,16 +40,6 @@ _ABANDON_SECONDS: Final = 5.0
 _READ_BYTES: Final = 1024 * 1024
 _GONE: Final = "it is no longer in the cache"
 _REMEDY: Final = "check the rights of its credentials and its space; the mirror tries again"
-
-
-class Observer(Protocol):
-    """Receives the events of uploads."""
-
-    def uploads_waiting(self, change: int) -> None:
-        """Report that the number of objects to upload changed by ``change``."""
-
-    def upload_ended(self, result: str) -> None:
-        """Report an upload; ``result`` is stored, present, lost, failed or dropped."""
 
 
 class _UnusableError(Exception):
@@ -90,12 +80,7 @@ class Uploads:
         self._loops: list[asyncio.Task[None]] = []
         self._sending: set[asyncio.Task[str]] = set()
         self._stopped = False
-        self._trouble = Trouble()
-
-    @property
-    def problem(self) -> Problem | None:
-        """The trouble that lasts, None if uploads succeed."""
-        return self._trouble.problem
+        self.trouble = Trouble()
 
     async def start(self) -> None:
         """Begin with what an earlier process has left."""
@@ -116,7 +101,7 @@ class Uploads:
 
     async def close(self) -> None:
         """Upload what can be uploaded within seconds; the next start begins with the rest."""
-        if self._bucket.up and self.problem is None:
+        if self._bucket.up and self.trouble.problem is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REST_SECONDS):
                     await self._line.join()
@@ -181,16 +166,13 @@ class Uploads:
                 await run_in(self._files, lambda: file.unlink(missing_ok=True))
             return "lost"
         except (TierError, OSError) as error:
-            self._failed(error)
+            problem = Problem(f"{self._bucket.name} takes no uploads", str(error), _REMEDY)
+            if self.trouble.met(problem):
+                _log.warning("%s takes no uploads: %s; %s", self._bucket.name, error, _REMEDY)
             return "failed"
-        if (seconds := self._trouble.over()) is not None:
+        if (seconds := self.trouble.over()) is not None:
             _log.warning("%s takes uploads again, after %.0f s", self._bucket.name, seconds)
         return result
-
-    def _failed(self, error: Exception) -> None:
-        problem = Problem(f"{self._bucket.name} takes no uploads", str(error), _REMEDY)
-        if self._trouble.met(problem):
-            _log.warning("%s takes no uploads: %s; %s", self._bucket.name, error, _REMEDY)
 
     async def _sent(self, key: ObjectKey) -> str:
         path = path_of(key)

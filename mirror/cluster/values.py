@@ -56,7 +56,6 @@ class Values(Generic[V]):
         self._decode = decode
 
     async def lookup(self, name: str) -> tuple[V, float] | None:
-        """Return a value and its remaining life in seconds, None if it is missing."""
         found = await self._state.lookup(self._key(name))
         if found is None:
             return None
@@ -72,7 +71,6 @@ class Values(Generic[V]):
             return None  # of another version of the mirror
 
     async def put(self, name: str, value: V, ttl: float) -> None:
-        """Store a value for ``ttl`` seconds."""
         body = self._encode(value)
         if body is not None and len(body) <= _MOST_BYTES:
             # The end of its life is signed too: who can write to Redis cannot bring it back later.
@@ -80,7 +78,6 @@ class Values(Generic[V]):
             await self._state.put(self._key(name), self._protected(name, body), ttl)
 
     async def forget(self, name: str) -> None:
-        """Remove a value."""
         await self._state.forget(self._key(name))
 
     def _key(self, name: str) -> str:
@@ -108,7 +105,6 @@ class FreshTags(Values[Descriptor]):
         self._tags = tags
 
     async def lookup(self, name: str) -> tuple[Descriptor, float] | None:
-        """See :class:`Values`."""
         found = await super().lookup(name)
         if found is not None and _PUSHED not in name:
             with contextlib.suppress(IndexUnavailableError):

@@ -112,7 +112,6 @@ def _split(url: str, example: str) -> SplitResult:
 
 _TCP: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s/]*)):([0-9]{1,5})", re.ASCII)
 _UNIX: Final = re.compile(r"unix:(/[^\x00-\x1f\x7f]+)")
-_MODE: Final = re.compile(r"0?[0-7]{3}", re.ASCII)
 _MAX_PORT: Final = 65535
 _ALLOWED: Final = "HOST:PORT, such as 0.0.0.0:5000, [::]:5000 or :5000, or unix:/PATH"
 
@@ -158,20 +157,10 @@ def parse_listen(text: str) -> Address:
     unix = _UNIX.fullmatch(text)
     if unix and Path(unix[1]).name:  # the root directory has no name
         return UnixAddress(Path(unix[1]))
-    host, port = split_listen(text)
-    return TcpAddress(host, port)
-
-
-def split_listen(text: str) -> tuple[str, int]:
-    """Split ``HOST:PORT``; an empty host means all addresses.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    matched = _TCP.fullmatch(text)
-    if matched is None or int(matched[3]) > _MAX_PORT:
+    tcp = _TCP.fullmatch(text)
+    if tcp is None or int(tcp[3]) > _MAX_PORT:
         raise ValueError(_ALLOWED)
-    return matched[1] or matched[2] or "", int(matched[3])
+    return TcpAddress(tcp[1] or tcp[2] or "", int(tcp[3]))
 
 
 def checked_listen(text: str) -> str:
@@ -194,17 +183,6 @@ def listed(value: Any) -> Any:
         return value
     parts = [part.strip() for part in value.split(",")]
     return [checked_listen(value)] if len(parts) == 1 else parts
-
-
-def checked_mode(text: str) -> str:
-    """Return the mode of a socket file, as written.
-
-    Raises:
-        ValueError: the text is not a mode.
-    """
-    if not _MODE.fullmatch(text):
-        raise ValueError('a mode in octal digits such as "0660" or "0666"')
-    return text
 
 
 def lookup_outermost(addresses: Iterable[Address]) -> TcpAddress | None:

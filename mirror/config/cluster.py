@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, model_validator
 
 from mirror.config.addresses import checked_proxy, checked_url
-from mirror.config.fields import Network, ReadableFile, Size, SizeField, Table, Timeout, size, time
+from mirror.config.fields import Network, ReadableFile, SizeField, Table, Timeout, size, time, where
 
 _OBJECTS: Final = re.compile(r"(?:s3|gs|az)://[^/?#@\s]+(?:/[^?#\s]*)?|file:///[^?#\s]+", re.ASCII)
 _DNS: Final = re.compile(r"dns:(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?:([0-9]{1,5})", re.ASCII)
@@ -27,12 +27,6 @@ def _checked_objects(url: str) -> str:
 
 def _checked_endpoint(url: str) -> str:
     return checked_url(checked_proxy(url)) if url else url
-
-
-def _checked_max_size(most: Size) -> Size:
-    if most.share is not None:
-        raise ValueError("a size such as 500GiB or 2TiB, or 0 for no limit")
-    return most
 
 
 def _checked_state(url: str) -> str:
@@ -82,7 +76,10 @@ class ClusterConfig(Table):
     endpoint: Annotated[str, AfterValidator(_checked_endpoint)] = ""
     region: str = ""
     credentials_file: ReadableFile = ""
-    max_size: Annotated[SizeField, AfterValidator(_checked_max_size)] = size("0")
+    max_size: Annotated[
+        SizeField,
+        where(lambda size: size.share is None, "a size such as 500GiB or 2TiB, or 0 for no limit"),
+    ] = size("0")
     first_byte_timeout: Timeout = time("500ms")
     redirect_networks: tuple[Network, ...] = ()
     redirect_endpoint: Annotated[str, AfterValidator(_checked_endpoint)] = ""

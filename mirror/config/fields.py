@@ -6,13 +6,16 @@ Sizes and times have units, such as ``50GiB`` and ``12h``.  Tables refuse unknow
 import ipaddress
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from mirror.config.addresses import checked_listen, checked_proxy, listed
+
+V = TypeVar("V")
 
 _BINARY: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 #: Units of earlier releases, with the units that replace them.
@@ -22,6 +25,12 @@ _SIZES: Final = _BINARY | _DECIMAL | {"": 1, "B": 1}
 _TIMES: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z%]*)\s*", re.ASCII)
 _PERCENT: Final = 100.0
+_MIN_SEGMENT_BYTES: Final = 1024 * 1024
+_LEAST_WORKER_TIMEOUT: Final = 3.0
+UNIX_PROXIES: Final = "unix:"
+MASK: Final = "********"
+# Greedy on purpose: a password may contain an @ or a slash.
+_USERINFO: Final = re.compile(r"://\S*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +96,9 @@ _as_text = PlainSerializer(lambda quantity: quantity.text, return_type=str)
 SizeField = Annotated[Size, BeforeValidator(Size.parse), _as_text]
 DurationField = Annotated[Duration, BeforeValidator(Duration.parse), _as_text]
 
-
-_MIN_SEGMENT_BYTES: Final = 1024 * 1024
-_LEAST_WORKER_TIMEOUT: Final = 3.0
-UNIX_PROXIES: Final = "unix:"
+#: For the default values of keys.
+size = Size.parse
+time = Duration.parse
 
 
 def default_directory() -> Path:
@@ -112,16 +120,6 @@ def _directory(system: str, variable: str, in_home: str) -> Path:
         return Path(os.environ.get(variable) or Path.home() / in_home) / "mirror"
     except RuntimeError:  # a service account without a home
         return Path(system)
-
-
-def size(text: str) -> SizeField:
-    """Return the default value of a size."""
-    return Size.parse(text)
-
-
-def time(text: str) -> DurationField:
-    """Return the default value of a time."""
-    return Duration.parse(text)
 
 
 def _checked_directory(directory: Path) -> Path:
@@ -149,40 +147,15 @@ def _checked_proxy_network(text: str) -> str:
         raise ValueError(f"{error}, or {UNIX_PROXIES} for clients of a unix socket") from error
 
 
-def _in_bytes(size: Size) -> Size:
-    if size.share is not None or size.bytes <= 0:
-        raise ValueError("a size above zero such as 512MiB or 50GiB")
-    return size
+def where(holds: Callable[[Any], object], allowed: str) -> AfterValidator:
+    """Return a validator of values for which ``holds`` is true; ``allowed`` describes them."""
 
+    def check(value: V) -> V:
+        if not holds(value):
+            raise ValueError(allowed)
+        return value
 
-def _unshared(size: Size) -> Size:
-    if size.share is not None:
-        raise ValueError("bytes per second such as 50MiB, or 0 for as fast as it goes")
-    return size
-
-
-def _worth_a_request(size: Size) -> Size:
-    if size.bytes < _MIN_SEGMENT_BYTES:
-        raise ValueError("a size of 1MiB or more, such as 16MiB")
-    return size
-
-
-def _in_shares(size: Size) -> Size:
-    if not size.share:
-        raise ValueError("a share above zero such as 50%")
-    return size
-
-
-def _above_zero(duration: Duration) -> Duration:
-    if duration.seconds <= 0:
-        raise ValueError("a time above zero")
-    return duration
-
-
-def _some_beats(duration: Duration) -> Duration:
-    if 0 < duration.seconds < _LEAST_WORKER_TIMEOUT:
-        raise ValueError("a time of 3s or more, or 0s for never")
-    return duration
+    return AfterValidator(check)
 
 
 def _readable(file: str) -> str:
@@ -195,12 +168,6 @@ def _readable(file: str) -> str:
     return file
 
 
-def _somewhere(places: tuple[str, ...]) -> tuple[str, ...]:
-    if not places:
-        raise ValueError("at least one place to listen, such as 0.0.0.0:5000")
-    return places
-
-
 def _listed(value: Any) -> Any:
     return [] if value == "" else listed(value)
 
@@ -211,24 +178,42 @@ def _as_written(places: tuple[str, ...]) -> str | list[str]:
 
 _Places = tuple[Annotated[str, AfterValidator(checked_listen)], ...]
 _written = PlainSerializer(_as_written)
-Listen = Annotated[_Places, BeforeValidator(listed), AfterValidator(_somewhere), _written]
+Listen = Annotated[
+    _Places,
+    BeforeValidator(listed),
+    where(bool, "at least one place to listen, such as 0.0.0.0:5000"),
+    _written,
+]
 OptionalListen = Annotated[_Places, BeforeValidator(_listed), _written]
 Proxy = Annotated[str, AfterValidator(checked_proxy)]
 ReadableFile = Annotated[str, AfterValidator(_readable)]
-Timeout = Annotated[DurationField, AfterValidator(_above_zero)]
-WorkerTimeout = Annotated[DurationField, AfterValidator(_some_beats)]
+Timeout = Annotated[DurationField, where(lambda time: time.seconds > 0, "a time above zero")]
+WorkerTimeout = Annotated[
+    DurationField,
+    where(
+        lambda time: time.seconds <= 0 or time.seconds >= _LEAST_WORKER_TIMEOUT,
+        "a time of 3s or more, or 0s for never",
+    ),
+]
 Directory = Annotated[Path, AfterValidator(_checked_directory)]
 Network = Annotated[str, AfterValidator(_checked_network)]
 ProxyNetwork = Annotated[str, AfterValidator(_checked_proxy_network)]
-Bytes = Annotated[SizeField, AfterValidator(_in_bytes)]
-Rate = Annotated[SizeField, AfterValidator(_unshared)]
-Share = Annotated[SizeField, AfterValidator(_in_shares)]
-Segment = Annotated[SizeField, AfterValidator(_worth_a_request)]
-
-
-MASK: Final = "********"
-# Greedy on purpose: a password may contain an @ or a slash.
-_USERINFO: Final = re.compile(r"://\S*@")
+Bytes = Annotated[
+    SizeField,
+    where(lambda size: size.bytes > 0, "a size above zero such as 512MiB or 50GiB"),
+]
+Rate = Annotated[
+    SizeField,
+    where(
+        lambda size: size.share is None,
+        "bytes per second such as 50MiB, or 0 for as fast as it goes",
+    ),
+]
+Share = Annotated[SizeField, where(lambda size: size.share, "a share above zero such as 50%")]
+Segment = Annotated[
+    SizeField,
+    where(lambda size: size.bytes >= _MIN_SEGMENT_BYTES, "a size of 1MiB or more, such as 16MiB"),
+]
 
 
 def masked(text: str) -> str:

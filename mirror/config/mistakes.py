@@ -1,24 +1,29 @@
-"""Messages for mistakes: the source, the key, the value found, the values allowed."""
+"""Messages for mistakes and old spellings: the source, the key, the value found, what is allowed.
+
+Old spellings keep their meaning for one release, and are logged at the start: sizes in powers of
+1000, and globs in ``allow`` and ``deny`` whose ``*`` matches slashes.
+"""
 
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mirror.config.fields import masked
-from mirror.config.keep import KeepRule
+from mirror.config.fields import Size, masked
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.policy import BlockRule, IdentityRule, PinRule, PolicyRule
+from mirror.config.policy import BlockRule, IdentityRule, KeepRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
+from mirror.oci.glob import is_glob, is_old
 
 Place = tuple[str, ...]
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _MAX_FOUND: Final = 120
+_GLOBS: Final = frozenset({"allow", "deny"})
 #: The tables inside a table of tables or a list of tables.
 _ENTRIES: Final[Mapping[str, type[BaseModel]]] = {
     "upstreams": UpstreamConfig,
@@ -140,3 +145,32 @@ def _keys_beside(place: Place) -> Iterable[str]:
             or Config.model_fields[place[0]].annotation
         )
     return table.model_fields if issubclass(table, BaseModel) else ()
+
+
+def old_spellings(config: Config) -> Iterator[str]:
+    """Yield one line per old spelling: the key, what was found, what to write instead."""
+    for place, value in _values(config, ()):
+        if isinstance(value, Size) and (size := value.modern) != value.text:
+            text = f"the next release does not know this unit: write {size!r}"
+            yield f"{spelt(place)}: found {value.text!r}: {text}"
+        elif place[0] == "upstreams" and place[2] in _GLOBS and is_old(value):
+            yield f"{spelt(place[:-1])}: found {value!r}: in the next release {_instead(value)}"
+
+
+def _instead(glob: str) -> str:
+    before, star = glob[:-1], glob[-1:]
+    if star == "*" and not is_glob(before) and "[" not in before and before[-1:] in {"", "/"}:
+        return f"* matches no slash: write {before + '**'!r}"
+    return "* and ? match no slash, and [ is not special: rewrite it with ** between slashes"
+
+
+def _values(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
+    if isinstance(value, BaseModel):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    elif isinstance(value, tuple):
+        value = {str(number): each for number, each in enumerate(value)}
+    if not isinstance(value, dict):
+        yield place, value
+        return
+    for name, each in value.items():
+        yield from _values(each, (*place, name))

@@ -1,25 +1,14 @@
 """The tree of the configuration: all keys, with their defaults and types."""
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    SecretStr,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, SecretStr, model_validator
 
-from mirror.config.addresses import (
-    Address,
-    checked_mode,
-    checked_name,
-    checked_upstream,
-    parse_listen,
-)
+from mirror.config.addresses import Address, checked_name, checked_upstream, parse_listen
 from mirror.config.cluster import ClusterConfig
 from mirror.config.fields import (
     Bytes,
@@ -36,26 +25,99 @@ from mirror.config.fields import (
     Share,
     Size,
     SizeField,
+    Table,
     Timeout,
     WorkerTimeout,
     default_directory,
     size,
+    state_directory,
     time,
+    where,
 )
-from mirror.config.fields import Table as _Table
-from mirror.config.keep import KeepRule
-from mirror.config.policy import BlockRule, PinRule, PolicyRule
-from mirror.config.proxy import ProxyConfig
-from mirror.config.tracing import TracingConfig
+from mirror.config.policy import BlockRule, KeepRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
 
+_PROXY_DIRECTORY: Final = "proxy"  # below the cache directory (0.2.0 and before)
+_MODE: Final = re.compile(r"0?[0-7]{3}", re.ASCII)
+_TRACES: Final = "/v1/traces"  # OTLP/HTTP's path
+_GLOB: Final = re.compile(
+    r"(?:\[[0-9a-f:.*]+\]|[a-z0-9_.*?-]+)(?::(?:[0-9]{1,5}|\*))?", re.ASCII | re.IGNORECASE
+)
 
-class ServerConfig(_Table):
+
+class ProxyConfig(Table):
+    """The addresses of the proxy, and the other servers that clients may reach through it."""
+
+    listen: OptionalListen = ()
+    ca_directory: str = ""
+    allow: tuple[
+        Annotated[
+            str,
+            where(
+                _GLOB.fullmatch,
+                'a host such as "auth.docker.io", "*.example.com" or "git.lan:8443"',
+            ),
+        ],
+        ...,
+    ] = ("*",)
+    private: bool = False
+    tunnels: PositiveInt = 1_000
+    idle_timeout: Timeout = time("10m")
+
+    def addresses(self) -> list[Address]:
+        """Return the addresses to listen at; empty if the proxy is off."""
+        return [parse_listen(text) for text in self.listen]
+
+    def authority_directories(self, cache: Path) -> tuple[Path, Path | None]:
+        """Return the directory of the CA, and that of 0.2.0 and before if it may be there.
+
+        ``cache`` is the cache directory.
+        """
+        if self.ca_directory:
+            return Path(self.ca_directory).expanduser().absolute(), None
+        return state_directory(cache).absolute(), cache.absolute() / _PROXY_DIRECTORY
+
+
+def _checked_endpoint(text: str) -> str:
+    if not text:
+        return text
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise ValueError("an http or https address such as http://localhost:4318")
+    if "@" in parts.netloc:
+        raise ValueError("an address without a password (OTEL_EXPORTER_OTLP_HEADERS takes one)")
+    return text
+
+
+class TracingConfig(Table):
+    """The collector of spans, and the share of requests to trace."""
+
+    endpoint: Annotated[str, AfterValidator(_checked_endpoint)] = ""
+    sample: Annotated[
+        float,
+        where(lambda share: 0 <= share <= 1, "a share between 0 and 1, such as 0.1"),  # no NaN
+    ] = 1.0
+    service: str = "mirror"
+
+    def address(self) -> str:
+        """Return the endpoint; OTLP's path is added if it has no path."""
+        parts = urlsplit(self.endpoint)
+        return self.endpoint if parts.path.strip("/") else parts._replace(path=_TRACES).geturl()
+
+
+class ServerConfig(Table):
     """How clients reach the mirror."""
 
     listen: Listen = ("0.0.0.0:5000",)
     metrics_listen: OptionalListen = ()
-    socket_mode: Annotated[str, AfterValidator(checked_mode)] = "0666"
+    socket_mode: Annotated[
+        str,
+        where(_MODE.fullmatch, 'a mode in octal digits such as "0660" or "0666"'),
+    ] = "0666"
     lame_duck: DurationField = time("5s")
     drain: DurationField = time("30s")
     workers: NonNegativeInt = 1
@@ -76,7 +138,6 @@ class ServerConfig(_Table):
         return self.workers or len(os.sched_getaffinity(0))
 
     def addresses(self) -> list[Address]:
-        """Return the addresses to listen at."""
         return [parse_listen(text) for text in self.listen]
 
     def metrics_addresses(self) -> list[Address]:
@@ -84,7 +145,7 @@ class ServerConfig(_Table):
         return [parse_listen(text) for text in self.metrics_listen]
 
 
-class AccessConfig(_Table):
+class AccessConfig(Table):
     """Which clients may use the mirror."""
 
     networks: tuple[Network, ...] = ()
@@ -92,7 +153,7 @@ class AccessConfig(_Table):
     grant_max_age: Timeout = time("5m")
 
 
-class LimitsConfig(_Table):
+class LimitsConfig(Table):
     """Limits, so that many or slow clients do not disturb the others."""
 
     connections: PositiveInt = 10_000
@@ -108,7 +169,7 @@ class LimitsConfig(_Table):
     stall_timeout: Timeout = time("5m")
 
 
-class LogConfig(_Table):
+class LogConfig(Table):
     """The log on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -116,7 +177,7 @@ class LogConfig(_Table):
     access: bool = True
 
 
-class CacheConfig(_Table):
+class CacheConfig(Table):
     """The directory and the limits of the cache."""
 
     directory: Directory = Field(default_factory=default_directory)
@@ -126,7 +187,7 @@ class CacheConfig(_Table):
     max_age: DurationField = time("0s")
 
 
-class TagsConfig(_Table):
+class TagsConfig(Table):
     """How long an answer of upstream for a tag is used."""
 
     max_age: DurationField = time("60s")
@@ -134,7 +195,7 @@ class TagsConfig(_Table):
     negative_max_age: DurationField = time("10s")
 
 
-class FetchConfig(_Table):
+class FetchConfig(Table):
     """How upstreams are reached."""
 
     connect_timeout: Timeout = time("10s")
@@ -145,7 +206,7 @@ class FetchConfig(_Table):
     ca_file: ReadableFile = ""
 
 
-class FillConfig(_Table):
+class FillConfig(Table):
     """How a blob is downloaded into the cache."""
 
     connections: PositiveInt = 4
@@ -154,7 +215,7 @@ class FillConfig(_Table):
     prefetch: bool = True
 
 
-class UpstreamConfig(_Table):
+class UpstreamConfig(Table):
     """One registry."""
 
     url: Annotated[str, AfterValidator(checked_upstream)]
@@ -196,7 +257,7 @@ class UpstreamConfig(_Table):
         return self.password.get_secret_value()
 
 
-class Config(_Table):
+class Config(Table):
     """The whole configuration."""
 
     server: ServerConfig = ServerConfig()
@@ -218,7 +279,6 @@ class Config(_Table):
     upstreams: dict[Annotated[str, AfterValidator(checked_name)], UpstreamConfig] = {}
 
     def enabled(self) -> dict[str, UpstreamConfig]:
-        """Return the enabled upstreams by name."""
         return {name: upstream for name, upstream in self.upstreams.items() if upstream.enabled}
 
     def share(self, workers: int) -> Self:

@@ -1,15 +1,18 @@
-"""``[[policy]]``, ``[[pin]]`` and ``[[block]]``: what tags mean here, and what is refused."""
+"""Tables of images: what is kept, what tags mean here, and what is refused.
 
+``[[keep]]``, ``[[policy]]``, ``[[pin]]`` and ``[[block]]``.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from mirror.config.fields import Duration, DurationField, ReadableFile, Table, time
-from mirror.config.keep import ANY_NAMING, Globs, naming
+from mirror.config.fields import DurationField, ReadableFile, Table, time, where
 from mirror.oci.digest import Digest
 from mirror.oci.glob import InvalidGlob, compile_glob
-from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.oci.image_glob import FullName, ImageGlob, Naming
 from mirror.policy.blocks import Block, Blocks, parse_target, spelt_out
 from mirror.policy.rules import Identity, Pin, Rule
 from mirror.user_error import UserError
@@ -17,12 +20,74 @@ from mirror.user_error import UserError
 if TYPE_CHECKING:
     from mirror.config.model import Config
 
+#: Completes names to check their spelling.
+_ANY_NAMING: Final = Naming("registry.example")
+_SHOWN: Final = 5
 _LONGEST_COOLDOWN: Final = 3650 * 86_400.0
+
+
+def _checked_glob(text: str) -> str:
+    try:
+        ImageGlob.parse(text, _ANY_NAMING)
+    except InvalidGlob as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Globs = Annotated[
+    tuple[Annotated[str, AfterValidator(_checked_glob)], ...],
+    where(bool, "at least one image or glob"),
+]
+
+
+class KeepRule(Table):
+    """A group of images that are never evicted."""
+
+    images: Globs
+
+
+def naming(config: "Config") -> Naming:
+    """Return the rules to complete short image names."""
+    upstreams = config.enabled()
+    return Naming(
+        config.default_upstream(),
+        {alias.lower(): name for name, each in upstreams.items() for alias in each.aliases},
+        frozenset(name for name, upstream in upstreams.items() if upstream.library),
+    )
+
+
+def kept_images(config: "Config") -> list[ImageGlob]:
+    """Return the globs of all rules."""
+    names = naming(config)
+    return [ImageGlob.parse(text, names) for rule in config.keep for text in rule.images]
+
+
+def unknown_registries(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the key and the text of each mistake: a glob that matches no configured registry."""
+    upstreams, names = config.enabled(), naming(config)
+    for place, text in _globs(config):
+        target = parse_target(text, names)
+        if isinstance(target, ImageGlob) and not any(map(target.may_mean, upstreams)):
+            known = ", ".join([*upstreams][:_SHOWN])
+            told = f"found {text!r}, which is of no upstream, allowed: images of {known}, ..."
+            yield place, told
+
+
+def _globs(config: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the key and the value of each glob of images, or digest, of a configuration."""
+    for table in ("keep", "policy"):
+        for number, rule in enumerate(getattr(config, table)):
+            for place, text in enumerate(rule.images):
+                yield (table, str(number), "images", str(place)), text
+    for number, block in enumerate(config.block):
+        yield ("block", str(number), "image"), block.image
+    for number, pin in enumerate(config.pin):
+        yield ("pin", str(number), "image"), pin.image
 
 
 def _checked_target(text: str) -> str:
     try:
-        parse_target(text, ANY_NAMING)
+        parse_target(text, _ANY_NAMING)
     except InvalidGlob as error:
         raise ValueError(f"a digest, or {error}") from error
     return text
@@ -44,7 +109,7 @@ class BlockRule(Table):
 
 def _checked_tag(text: str) -> str:
     try:
-        target = parse_target(text, ANY_NAMING)
+        target = parse_target(text, _ANY_NAMING)
     except InvalidGlob:
         target = None
     if not isinstance(target, ImageGlob) or target.exact is None:
@@ -95,23 +160,17 @@ def _checked_identity(text: str) -> str:
     return text
 
 
-def _checked_issuer(text: str) -> str:
-    if not text.startswith(("https://", "http://")):
-        raise ValueError("an address such as https://token.actions.githubusercontent.com")
-    return text
-
-
 class IdentityRule(Table):
     """A signer without a key, as in its certificate."""
 
     identity: Annotated[str, AfterValidator(_checked_identity)]
-    issuer: Annotated[str, AfterValidator(_checked_issuer)]
-
-
-def _checked_cooldown(span: Duration) -> Duration:
-    if span.seconds > _LONGEST_COOLDOWN:
-        raise ValueError("a time of at most 3650d; to refuse images, use [[block]]")
-    return span
+    issuer: Annotated[
+        str,
+        where(
+            lambda text: text.startswith(("https://", "http://")),
+            "an address such as https://token.actions.githubusercontent.com",
+        ),
+    ]
 
 
 class PolicyRule(Table):
@@ -121,7 +180,13 @@ class PolicyRule(Table):
     signed_by: tuple[Annotated[ReadableFile, AfterValidator(_checked_key)], ...] = ()
     identities: tuple[IdentityRule, ...] = ()
     trusted_root: Annotated[ReadableFile, AfterValidator(_checked_root)] = ""
-    cooldown: Annotated[DurationField, AfterValidator(_checked_cooldown)] = time("0s")
+    cooldown: Annotated[
+        DurationField,
+        where(
+            lambda time: time.seconds <= _LONGEST_COOLDOWN,
+            "a time of at most 3650d; to refuse images, use [[block]]",
+        ),
+    ] = time("0s")
     unseen: Literal["created", "allow", "deny"] = "created"
     digests: Literal["allow", "check"] = "allow"
     mode: Literal["enforce", "audit"] = "enforce"
@@ -139,7 +204,6 @@ class PolicyRule(Table):
 
 
 def configured_rules(config: "Config") -> list[Rule]:
-    """Return the rules of a configuration."""
     names = naming(config)
     return [
         Rule(
@@ -181,7 +245,6 @@ def governed_upstreams(config: "Config") -> set[str]:
 
 
 def configured_blocks(config: "Config") -> list[Block]:
-    """Return the blocks of a configuration."""
     names = naming(config)
     targets = ((parse_target(rule.image, names), rule.reason) for rule in config.block)
     return [Block(spelt_out(target), reason) for target, reason in targets]

@@ -16,11 +16,16 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from mirror.config.addresses import checked_name
-from mirror.config.agreement import disagreements, taking_credentials, with_default
-from mirror.config.keep import unknown_registries
 from mirror.config.mistakes import line, told
 from mirror.config.model import Config, UpstreamConfig
-from mirror.config.wellknown import WELL_KNOWN, well_known
+from mirror.config.policy import unknown_registries
+from mirror.config.upstreams import (
+    WELL_KNOWN,
+    disagreements,
+    taking_credentials,
+    well_known,
+    with_default,
+)
 from mirror.user_error import ExitCode, UserError
 
 Tree = dict[str, Any]
@@ -89,20 +94,19 @@ def _file_of_environment() -> Path | None:
 def _read(file: Path) -> Tree:
     try:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        if not _is_too_large(tree):
+            return tree
+        reason = "is not TOML: a number has more than 64 bits"
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}", ExitCode.USAGE) from error
+        reason = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}: is not TOML: no UTF-8 (at line {number})", ExitCode.USAGE
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"{file}: is not TOML: nested too deeply", ExitCode.USAGE) from error
+        reason = f"is not TOML: no UTF-8 (at line {number})"
+    except RecursionError:
+        reason = "is not TOML: nested too deeply"
     except ValueError as error:  # also the interpreter's, for a number of thousands of digits
-        raise UserError(f"{file}: is not TOML: {error}", ExitCode.USAGE) from error
-    if _is_too_large(tree):
-        raise UserError(f"{file}: is not TOML: a number has more than 64 bits", ExitCode.USAGE)
-    return tree
+        reason = f"is not TOML: {error}"
+    raise UserError(f"{file}: {reason}", ExitCode.USAGE)
 
 
 def _is_too_large(value: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, PositiveInt, model_validator
 
-from mirror.config.fields import Duration, DurationField, Table
+from mirror.config.fields import Duration, DurationField, Table, where
 from mirror.oci.image_name import parse_image
 from mirror.oci.platform import Platform
 
@@ -28,27 +28,22 @@ def _checked_platform(text: str) -> str:
         raise ValueError("os/arch[/variant] such as linux/arm64, or all") from error
 
 
-def _checked_time(text: str) -> str:
-    if text and not _TIME.fullmatch(text):
-        raise ValueError("a time of day such as 03:00, on the mirror's own clock")
-    return text
-
-
-def _some(images: tuple[str, ...]) -> tuple[str, ...]:
-    if not images:
-        raise ValueError("at least one image, such as alpine:3.20")
-    return images
-
-
 class WarmConfig(Table):
     """A list of images and the schedule to pull them."""
 
     images: Annotated[
-        tuple[Annotated[str, AfterValidator(_checked_image)], ...], AfterValidator(_some)
+        tuple[Annotated[str, AfterValidator(_checked_image)], ...],
+        where(bool, "at least one image, such as alpine:3.20"),
     ]
     platforms: tuple[Annotated[str, AfterValidator(_checked_platform)], ...] = ()
     every: DurationField = Duration.parse("6h")
-    at: Annotated[str, AfterValidator(_checked_time)] = ""
+    at: Annotated[
+        str,
+        where(
+            lambda text: not text or _TIME.fullmatch(text),
+            "a time of day such as 03:00, on the mirror's own clock",
+        ),
+    ] = ""
     parallel: PositiveInt = 2
 
     @model_validator(mode="before")

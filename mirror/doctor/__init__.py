@@ -4,7 +4,7 @@ Reads the configuration of clients, asks the Docker daemon and the mirror; chang
 """
 
 from mirror.doctor.examination import examine
+from mirror.doctor.hosts import containerd_version
 from mirror.doctor.report import Finding, Report, Verdict
-from mirror.doctor.versions import containerd_version
 
 __all__ = ["Finding", "Report", "Verdict", "containerd_version", "examine"]

@@ -3,8 +3,7 @@
 from typing import Any, Final
 
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
-from mirror.doctor.inspection import Inspection, Probe, Trust, Way
-from mirror.doctor.report import Finding, ok, wrong
+from mirror.doctor.report import Finding, Inspection, Probe, Trust, Way, ok, wrong
 from mirror.doctor.target import MirrorAddress
 
 _FILE: Final = "/etc/buildkit/buildkitd.toml"

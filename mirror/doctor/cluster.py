@@ -139,7 +139,11 @@ async def _redirect(bucket: Bucket) -> Finding:
 
 
 async def _lifecycle(session: aiohttp.ClientSession, config: ClusterConfig) -> Finding:
-    keys = profile(config.credentials_file) if config.credentials_file else _environment()
+    if config.credentials_file:
+        keys = profile(config.credentials_file)
+    else:
+        names = ("access_key_id", "secret_access_key", "session_token")
+        keys = {name: os.environ.get(f"AWS_{name.upper()}", "") for name in names}
     if not keys.get("access_key_id"):
         text = f"{_LIFECYCLE} is not checked here: there are no keys, but a role"
         return note(config.objects, text, _ADD_RULE)
@@ -159,11 +163,6 @@ async def _lifecycle(session: aiohttp.ClientSession, config: ClusterConfig) -> F
         if "AbortIncompleteMultipartUpload" in rule and "Enabled" in rule:
             return ok(config.objects, f"has {_LIFECYCLE}")
     return wrong(config.objects, f"has not {_LIFECYCLE}: they are paid for ever", _ADD_RULE)
-
-
-def _environment() -> dict[str, str]:
-    names = ("access_key_id", "secret_access_key", "session_token")
-    return {name: os.environ.get(f"AWS_{name.upper()}", "") for name in names}
 
 
 def _signed(host: str, path: str, region: str, keys: dict[str, str]) -> dict[str, str]:

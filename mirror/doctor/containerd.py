@@ -5,8 +5,7 @@ from typing import Any, Final
 
 from mirror.doctor import hosts
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
-from mirror.doctor.inspection import Inspection
-from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.report import Finding, Inspection, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 
 _FILE: Final = "/etc/containerd/config.toml"

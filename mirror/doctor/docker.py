@@ -1,22 +1,125 @@
-"""Docker: ``daemon.json``, the settings of the daemon, and ``hosts.toml`` from Engine 28 on."""
+"""Docker: ``daemon.json``, the settings of the running daemon, the mirror as its HTTPS proxy.
 
+From Engine 28 on, Docker reads ``hosts.toml`` too.  The settings are from ``GET /info`` (Docker
+Engine API).
+"""
+
+import ipaddress
+import json
+import re
+import ssl
+from dataclasses import dataclass
 from typing import Any, Final
 
+import aiohttp
+
+from mirror.clients import is_loopback
 from mirror.config.fields import masked
 from mirror.doctor import hosts
-from mirror.doctor.daemon import Daemon, is_insecure
-from mirror.doctor.files import Tree, UnusableFileError, strings
-from mirror.doctor.inspection import Inspection, Probe, Trust, Way
-from mirror.doctor.proxied import goes_direct, lookup_through
-from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.files import Tree, UnusableFileError, strings, table
+from mirror.doctor.report import Finding, Inspection, Probe, Through, Trust, Way, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 from mirror.oci.image_name import HUB
+from mirror.upstream.body import read_up_to
+from mirror.upstream.proxies import InvalidProxyError, NoProxy, parse_proxy
+
+SOCKETS: Final = ("/run/docker.sock", "/var/run/docker.sock")
+_SECONDS: Final = 10
+_MOST_BYTES: Final = 16 * 1024 * 1024
+_CONTAINERD_STORE: Final = "io.containerd.snapshotter.v1"
+_HOSTS_SINCE: Final = 28
 
 _FILE: Final = "/etc/docker/daemon.json"
 _CERTS: Final = "/etc/docker/certs.d"
 _WHO: Final = "the Docker daemon"
 _RELOAD: Final = "systemctl reload docker"
 _RESTART: Final = "systemctl restart docker"
+_PROXY_SECONDS: Final = 15
+_VARIABLE: Final = "HTTPS_PROXY"
+_PROBE: Final = "https://registry-1.docker.io/v2/library/busybox/manifests/latest"
+_SYSTEM_CAS: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+_FIX: Final = {
+    403: "add this machine's network to [access] networks of the mirror",
+    407: "user and password in the address of the proxy (http://user:password@...)",
+}
+_NO_PROXY: Final = "see [proxy] listen of the mirror: is it on, and is this its port"
+
+
+class SilentDaemonError(Exception):
+    """The daemon has a socket and does not answer; the message is the reason, one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """The settings of a running dockerd."""
+
+    version: str
+    mirrors: tuple[str, ...]
+    insecure: tuple[str, ...]
+    http_proxy: str
+    https_proxy: str
+    no_proxy: str
+    containerd_store: bool
+
+    @property
+    def reads_hosts(self) -> bool:
+        """Whether the daemon reads ``/etc/docker/certs.d/<registry>/hosts.toml``."""
+        major = re.match(r"\d+", self.version)
+        recent = major is not None and int(major[0]) >= _HOSTS_SINCE
+        return recent and self.containerd_store
+
+
+def is_insecure(insecure: tuple[str, ...], host: str, netloc: str) -> bool:
+    """Whether a list of ``insecure-registries`` (names and networks) covers a registry."""
+    return netloc in insecure or any(_holds(entry, host) for entry in insecure)
+
+
+def _holds(network: str, host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except (ValueError, TypeError):
+        return False
+
+
+async def ask(tree: Tree) -> Daemon | None:
+    """Return the daemon of this machine, None if it has none.
+
+    Raises:
+        SilentDaemonError: the daemon does not answer.
+    """
+    sockets = [tree.at(path) for path in SOCKETS if tree.exists(path)]
+    if not sockets:
+        return None
+    connector = aiohttp.UnixConnector(str(sockets[0]))
+    timeout = aiohttp.ClientTimeout(total=_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.get("http://docker/info") as response,
+        ):
+            info = table(json.loads(await read_up_to(response.content, _MOST_BYTES)))
+    except aiohttp.ClientConnectorError as error:
+        raise SilentDaemonError(error.strerror or str(error)) from error
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise SilentDaemonError(str(error) or "no answer") from error
+    return parsed(info)
+
+
+def parsed(info: dict[str, Any]) -> Daemon:
+    registries = table(info, "RegistryConfig")
+    configs = table(registries, "IndexConfigs")
+    insecure = [name for name, config in configs.items() if table(config).get("Secure") is False]
+    status = info.get("DriverStatus")
+    pairs = [strings(pair) for pair in status] if isinstance(status, list) else []
+    return Daemon(
+        version=str(info.get("ServerVersion", "")),
+        mirrors=tuple(url.rstrip("/") for url in strings(registries.get("Mirrors"))),
+        insecure=(*insecure, *strings(registries.get("InsecureRegistryCIDRs"))),
+        http_proxy=str(info.get("HttpProxy") or ""),
+        https_proxy=str(info.get("HttpsProxy") or ""),
+        no_proxy=str(info.get("NoProxy") or ""),
+        containerd_store=any(_CONTAINERD_STORE in pair for pair in pairs),
+    )
 
 
 def inspect(tree: Tree, target: MirrorAddress, daemon: Daemon | None) -> Inspection:
@@ -113,7 +216,7 @@ def _plain_http(
     written = is_insecure(
         tuple(strings(settings.get("insecure-registries"))), target.host, target.netloc
     )
-    if daemon is not None and daemon.spares(target.host, target.netloc):
+    if daemon is not None and is_insecure(daemon.insecure, target.host, target.netloc):
         return [ok(_WHO, f"speaks plain http to {target.netloc}")]
     if written and daemon is None:
         return [ok(_FILE, f"insecure-registries covers {target.netloc}")]
@@ -130,7 +233,7 @@ def _plain_http(
 
 def _proxies(target: MirrorAddress, daemon: Daemon) -> list[Finding]:
     proxy = daemon.http_proxy if target.plain else daemon.https_proxy
-    if not proxy or goes_direct(daemon.no_proxy, target.host, target.port):
+    if not proxy or NoProxy(daemon.no_proxy).covers(target.host, target.port):
         return []
     variable = "HTTP_PROXY" if target.plain else "HTTPS_PROXY"
     what = f"asks a proxy ({variable}) for the mirror, for NO_PROXY does not name {target.host}"
@@ -143,14 +246,9 @@ def _proxies(target: MirrorAddress, daemon: Daemon) -> list[Finding]:
 
 def _trust(tree: Tree, target: MirrorAddress, settings: dict[str, Any]) -> Trust:
     directory = f"{_CERTS}/{target.netloc}"
-    files = tuple(
-        str(tree.at(f"{directory}/{name}"))
-        for name in tree.names(directory)
-        if name.endswith(".crt")
-    )
     insecure = tuple(strings(settings.get("insecure-registries")))
     return Trust(
-        files,
+        tree.certificates(directory),
         insecure=is_insecure(insecure, target.host, target.netloc),
         fix=f"copy the CA of the mirror to {directory}/ca.crt",
     )
@@ -159,3 +257,50 @@ def _trust(tree: Tree, target: MirrorAddress, settings: dict[str, Any]) -> Trust
 def silent(reason: str) -> Finding:
     """Return the finding for a daemon that does not answer."""
     return note(_WHO, f"cannot be asked ({reason})", "run as root, or see whether it is up")
+
+
+def lookup_through(
+    tree: Tree, target: MirrorAddress, settings: dict[str, Any], daemon: Daemon | None
+) -> Through | None:
+    """Return the proxy of Docker if it is the mirror, else None."""
+    written = str(table(settings, "proxies").get("https-proxy", ""))
+    proxy = daemon.https_proxy if daemon is not None else written
+    try:
+        url = parse_proxy(proxy, _VARIABLE).url
+    except InvalidProxyError:
+        return None
+    host = url.host or ""
+    if not (host == target.host or (is_loopback(host) and target.local)):
+        return None
+    trusted = (str(tree.at(file)) for file in _SYSTEM_CAS if tree.exists(file))
+    return Through(str(url), next(trusted, ""))
+
+
+async def probe_proxy(through: Through) -> Finding:
+    """Send a HEAD request to Docker Hub through the proxy, as Docker does."""
+    context = ssl.create_default_context(cafile=through.ca_file or None)
+    timeout = aiohttp.ClientTimeout(total=_PROXY_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.head(
+                _PROBE, proxy=through.proxy, ssl=context, allow_redirects=False
+            ) as response,
+        ):
+            return _judged(through.where, response)
+    except aiohttp.ClientHttpProxyError as error:
+        fix = _FIX.get(error.status, _NO_PROXY)
+        return wrong(through.where, f"is refused: {error.status} {error.message}", fix)
+    except aiohttp.ClientConnectorCertificateError:
+        fix = "`mirror ca` on the mirror's machine prints it and says where it goes"
+        return wrong(through.where, "does not trust the CA of the mirror", fix)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        return wrong(through.where, f"cannot get there: {masked(str(error))}", _NO_PROXY)
+
+
+def _judged(where: str, response: aiohttp.ClientResponse) -> Finding:
+    said = response.headers.get("Cache-Status", "")
+    if said.startswith("mirror") or response.headers.get("Server") == "mirror":
+        return ok(where, "is answered for Docker Hub, by its usual name")
+    fix = 'enabled = true in [upstreams."docker.io"] of the mirror'
+    return note(where, "is let through to Docker Hub: the mirror does not answer for it", fix)

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
-from mirror.doctor.daemon import Daemon, SilentDaemonError, ask
+from mirror.doctor.docker import Daemon, SilentDaemonError, ask, probe_proxy
 from mirror.doctor.files import Tree
-from mirror.doctor.inspection import Inspection
 from mirror.doctor.probes import probe_all
-from mirror.doctor.proxied import probe_proxy
 from mirror.doctor.report import Finding, Report, is_wrong, note, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 
@@ -34,25 +32,19 @@ async def examine(
         daemon = await ask(tree)
     except SilentDaemonError as error:
         findings.append(docker.silent(str(error)))
-    inspection = _inspected(tree, target, daemon, containerd_version)
+    inspection = docker.inspect(tree, target, daemon)
+    inspection.take(containerd.inspect(tree, target, containerd_version))
+    for client in (k3s, podman, buildkit):
+        inspection.take(client.inspect(tree, target))
     findings += inspection.findings
     if not inspection.pointed and not any(map(is_wrong, inspection.findings)):
-        findings.append(_unused(target))
+        what = f"no Docker, containerd, k3s, Podman or BuildKit is pointed at {target.url}"
+        findings.append(wrong("this machine", what, f"mirror client docker --url {target.url}"))
     if inspection.through is not None:
         findings.append(await probe_proxy(inspection.through))
     if inspection.probes or inspection.through is None:
         findings += await probe_all(target, inspection.probes)
     return Report(target.url, tuple(findings))
-
-
-def _inspected(
-    tree: Tree, target: MirrorAddress, daemon: Daemon | None, containerd_version: str
-) -> Inspection:
-    inspection = docker.inspect(tree, target, daemon)
-    inspection.take(containerd.inspect(tree, target, containerd_version))
-    for client in (k3s, podman, buildkit):
-        inspection.take(client.inspect(tree, target))
-    return inspection
 
 
 def _guessed(tree: Tree, own: str) -> str:
@@ -65,8 +57,3 @@ def _guessed(tree: Tree, own: str) -> str:
     if not addresses or any(MirrorAddress(own).likeness(url) is Likeness.SAME for url in addresses):
         return own
     return addresses[0]
-
-
-def _unused(target: MirrorAddress) -> Finding:
-    what = f"no Docker, containerd, k3s, Podman or BuildKit is pointed at {target.url}"
-    return wrong("this machine", what, f"mirror client docker --url {target.url}")

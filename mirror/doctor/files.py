@@ -26,7 +26,6 @@ class Tree:
         return self.root / path.removeprefix("/")
 
     def exists(self, path: str) -> bool:
-        """Whether a file or directory exists."""
         try:
             return self.at(path).exists()
         except OSError:  # no permission for a parent directory
@@ -38,6 +37,15 @@ class Tree:
             return sorted(entry.name for entry in self.at(path).iterdir())
         except OSError:
             return []
+
+    def certificates(self, *directories: str) -> tuple[str, ...]:
+        """Return the files with CAs in directories, as paths for this process."""
+        return tuple(
+            str(self.at(f"{directory}/{name}"))
+            for directory in directories
+            for name in self.names(directory)
+            if name.endswith(".crt")
+        )
 
     def text(self, path: str) -> str | None:
         """Return the text of a file, None if it does not exist.

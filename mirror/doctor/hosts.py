@@ -1,16 +1,56 @@
 """``hosts.toml``, one per registry (containerd, docs/hosts.md), for containerd, Docker and k3s."""
 
+import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mirror.config.fields import masked
 from mirror.doctor.files import Tree, UnusableFileError, strings, table
-from mirror.doctor.inspection import Inspection, Probe, Trust, Way
-from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.report import Finding, Inspection, Probe, Trust, Way, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
-from mirror.doctor.versions import knows_referrers
 from mirror.oci.image_name import HUB, HUB_HOSTS
+
+_VERSION_SECONDS: Final = 5
+_NUMBERS: Final = re.compile(r"\bv?(\d+)\.(\d+)")
+#: Per client: the last version that rejects a file with the word, the first that needs it.
+_REJECTS: Final = {"containerd": (2, 1), "Docker": (28, 999)}
+_NEEDS: Final = {"containerd": (2, 2), "Docker": (29, 1)}
+
+
+def containerd_version() -> str:
+    """Return what the containerd of this machine says about itself; empty if there is none."""
+    program = shutil.which("containerd")
+    if program is None:
+        return ""
+    try:
+        said = subprocess.run(  # noqa: S603  # a program of this machine
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return ""
+    return said.stdout
+
+
+def knows_referrers(client: str, version: str) -> bool | None:
+    """Whether a client needs the capability ``referrers`` (True) or rejects it (False).
+
+    None if this is unknown.
+    """
+    numbers = _NUMBERS.search(version)
+    if numbers is None or client not in _NEEDS:
+        return None
+    found = int(numbers[1]), int(numbers[2])
+    if found >= _NEEDS[client]:
+        return True
+    return False if found <= _REJECTS[client] else None
+
 
 _MISTAKEN: Final = (*HUB_HOSTS, "hub.docker.com")
 _NEEDED: Final = ("pull", "resolve")
@@ -98,7 +138,10 @@ class _File:
         return self.target.likeness(parts._replace(path="").geturl()) is Likeness.SAME
 
     def _pointed(self, url: str, settings: dict[str, Any]) -> Inspection:
-        found = [*self._misplaced(), *self._incapable(settings), *self._authorities(settings)]
+        found = [*self._incapable(settings), *self._authorities(settings)]
+        if self.registry in _MISTAKEN:
+            what = f"is for images named {self.registry}/..., and those of Docker Hub are {HUB}/..."
+            found.insert(0, wrong(self.path, what, f"rename its directory to {HUB}"))
         if found:
             return Inspection(found)
         registry = HUB if self.registry == "_default" else self._named
@@ -117,12 +160,6 @@ class _File:
         if self.registry not in {HUB, "_default"}:
             return note(self.path, what, fix)
         return wrong(self.path, what, fix)
-
-    def _misplaced(self) -> list[Finding]:
-        if self.registry not in _MISTAKEN:
-            return []
-        what = f"is for images named {self.registry}/..., and those of Docker Hub are {HUB}/..."
-        return [wrong(self.path, what, f"rename its directory to {HUB}")]
 
     def _incapable(self, settings: dict[str, Any]) -> list[Finding]:
         capabilities = strings(settings.get("capabilities")) or list(_NEEDED)

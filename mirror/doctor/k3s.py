@@ -6,8 +6,7 @@ from typing import Final
 from mirror.config.fields import masked
 from mirror.doctor import hosts
 from mirror.doctor.files import Tree, UnusableFileError
-from mirror.doctor.inspection import Inspection
-from mirror.doctor.report import Finding, ok, wrong
+from mirror.doctor.report import Inspection, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 
 _PROGRAMS: Final = ("k3s", "rke2")
@@ -49,7 +48,9 @@ def _inspect(tree: Tree, target: MirrorAddress, program: str) -> Inspection:
     # An address may end in /v2, or in the path below it that means one registry.
     places = [url.partition("/v2")[0] for url in addresses]
     if not any(target.likeness(place) is Likeness.SAME for place in places):
-        return Inspection([_miss(path, addresses, target)])
+        others = f" but {masked(', '.join(addresses))}" if addresses else ""
+        fix = f'mirrors: {{"docker.io": {{endpoint: ["{target.url}"]}}}}, then restart'
+        return Inspection([wrong(path, f"does not name {target.url}{others}", fix)])
     # containerd reads only the files that the program generates.
     made = f"/var/lib/rancher/{program}/agent/etc/containerd/certs.d"
     inspection = hosts.inspect(tree, made, target, program)
@@ -60,9 +61,3 @@ def _inspect(tree: Tree, target: MirrorAddress, program: str) -> Inspection:
         fix = f"systemctl restart {program} (or the agent); then see its log for a mistake in it"
         inspection.findings.append(wrong(path, what, fix))
     return inspection
-
-
-def _miss(path: str, addresses: list[str], target: MirrorAddress) -> Finding:
-    others = f" but {masked(', '.join(addresses))}" if addresses else ""
-    fix = f'mirrors: {{"docker.io": {{endpoint: ["{target.url}"]}}}}, then restart'
-    return wrong(path, f"does not name {target.url}{others}", fix)

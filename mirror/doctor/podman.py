@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.doctor.files import Tree, UnusableFileError, tables
-from mirror.doctor.inspection import Inspection, Probe, Trust, Way
-from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.report import Finding, Inspection, Probe, Trust, Way, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
 from mirror.oci.image_name import HUB
 
@@ -87,7 +86,17 @@ class _Rule:
         return f'location = "{self.target.netloc}/{self.prefix}" in [[registry.mirror]]'
 
     def faults(self, way: str) -> list[Finding]:
-        found = [*self._blocked(), *self._digests_only(), *self._insecure()]
+        found: list[Finding] = []
+        if self.registry.get("blocked") is True:
+            found.append(wrong(self.path, f"{self.prefix} is blocked", "blocked = false"))
+        if self.registry.get("mirror-by-digest-only") is True:
+            found.append(self._keeps("mirror-by-digest-only", "mirror-by-digest-only = false"))
+        elif self.mirror.get("pull-from-mirror", "all") not in ("all", ""):
+            what = f"pull-from-mirror = {self.mirror['pull-from-mirror']}"
+            found.append(self._keeps(what, 'pull-from-mirror = "all"'))
+        if self.target.plain and self.mirror.get("insecure") is not True:
+            what = f"the mirror of {self.prefix} is asked with TLS, and it speaks http"
+            found.append(wrong(self.path, what, "insecure = true in [[registry.mirror]]"))
         if way != self.prefix and (way or self.prefix.partition("/")[0] != HUB):
             given = f"{self.target.netloc}/{way}".rstrip("/")
             what = f"the mirror of {self.prefix} is {given}, which does not say {self.prefix}"
@@ -103,34 +112,11 @@ class _Rule:
         probe = Probe("Podman", registry, Way.PATH if way else Way.PLAIN, self._trust(tree))
         return Inspection(findings, [probe], {registry})
 
-    def _blocked(self) -> list[Finding]:
-        if self.registry.get("blocked") is not True:
-            return []
-        return [wrong(self.path, f"{self.prefix} is blocked", "blocked = false")]
-
-    def _digests_only(self) -> list[Finding]:
-        if self.registry.get("mirror-by-digest-only") is True:
-            what, fix = "mirror-by-digest-only", "mirror-by-digest-only = false"
-        elif self.mirror.get("pull-from-mirror", "all") not in ("all", ""):
-            what = f"pull-from-mirror = {self.mirror['pull-from-mirror']}"
-            fix = 'pull-from-mirror = "all"'
-        else:
-            return []
-        return [wrong(self.path, f"{what} keeps some pulls of {self.prefix} from the mirror", fix)]
-
-    def _insecure(self) -> list[Finding]:
-        if not self.target.plain or self.mirror.get("insecure") is True:
-            return []
-        what = f"the mirror of {self.prefix} is asked with TLS, and it speaks http"
-        return [wrong(self.path, what, "insecure = true in [[registry.mirror]]")]
+    def _keeps(self, what: str, fix: str) -> Finding:
+        return wrong(self.path, f"{what} keeps some pulls of {self.prefix} from the mirror", fix)
 
     def _trust(self, tree: Tree) -> Trust:
         places = [f"{certs}/{self.target.netloc}" for certs in _CERTS]
-        files = tuple(
-            str(tree.at(f"{place}/{name}"))
-            for place in places
-            for name in tree.names(place)
-            if name.endswith(".crt")
-        )
+        files = tree.certificates(*places)
         fix = f"copy the CA of the mirror to {places[0]}/ca.crt"
         return Trust(files, insecure=self.mirror.get("insecure") is True, fix=fix)

@@ -1,5 +1,8 @@
 """The very requests that a client makes, made of the mirror; nothing is downloaded."""
 
+import asyncio
+import contextlib
+import os
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -7,10 +10,8 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from mirror.doctor.inspection import Probe, Trust, Way
-from mirror.doctor.report import Finding, note, ok, wrong
+from mirror.doctor.report import Finding, Probe, Trust, Way, note, ok, wrong
 from mirror.doctor.target import MirrorAddress
-from mirror.doctor.unreachable import explained, no_authority
 from mirror.oci.errors import lookup_message
 from mirror.oci.image_name import HUB
 from mirror.oci.media_types import CURRENT_TYPES
@@ -42,13 +43,18 @@ async def _probe(
     try:
         asker = _Asker(session, target, _context(trust))
     except OSError as error:
-        return [no_authority(target, trust, error)]
+        # An unreadable CA file; ssl.SSLError is an OSError too.
+        files = ", ".join(trust.ca_files)
+        return [wrong(target.url, f"no CA can be read from {files}: {error}", trust.fix)]
     try:
         hello = await asker.ask("GET", "/v2/")
     except (OSError, aiohttp.ClientError, TimeoutError) as error:
-        return [await explained(target, trust, error)]
+        return [await _explained(target, trust, error)]
     if not (hello.is_mirror or await _hidden(asker)):
-        return [_stranger(target, hello)]
+        who = f" ({hello.server})" if hello.server else ""
+        what = f"something other than a mirror answers there{who}, with status {hello.status}"
+        fix = "see what listens on that port, and where the mirror does"
+        return [wrong(target.url, what, fix)]
     if (refusal := _refusal(target, hello)) is not None:
         return [refusal]
     findings = [ok(target.url, "is a mirror, and asks for no password")]
@@ -67,7 +73,6 @@ class _Reply:
 
     @property
     def is_mirror(self) -> bool:
-        """Whether the answer is from a mirror."""
         return self.server == "mirror" or self.cache_status.startswith("mirror")
 
     @property
@@ -117,12 +122,6 @@ async def _hidden(asker: _Asker) -> bool:
         return (await asker.ask("HEAD", _path(HUB, Way.PATH))).is_mirror
     except (OSError, aiohttp.ClientError, TimeoutError):
         return False
-
-
-def _stranger(target: MirrorAddress, hello: _Reply) -> Finding:
-    who = f" ({hello.server})" if hello.server else ""
-    what = f"something other than a mirror answers there{who}, with status {hello.status}"
-    return wrong(target.url, what, "see what listens on that port, and where the mirror does")
 
 
 def _refusal(target: MirrorAddress, hello: _Reply) -> Finding | None:
@@ -187,3 +186,63 @@ def _trouble(where: str, registry: str, reply: _Reply) -> Finding:
             return wrong(where, f"the mirror does not reach upstream: {reply.message}", fix)
         case _:
             return wrong(where, reply.message, "see the log of the mirror")
+
+
+_TLS_SECONDS: Final = 5
+_EXPIRED: Final = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
+_OTHER_NAME: Final = (62, 64)  # ..._HOSTNAME_MISMATCH, ..._IP_ADDRESS_MISMATCH
+
+
+async def _explained(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:
+    """Return the finding for a failed request to ``/v2/``."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _certificate(target, trust, error.certificate_error)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        fix = "see /etc/hosts and the name server of this machine, or use its address"
+        return wrong(target.url, f"{target.host} cannot be resolved", fix)
+    if isinstance(error, aiohttp.ClientSSLError):
+        fix = f"http://{target.netloc} in the configuration of the client"
+        return wrong(target.url, "answers, but speaks no TLS: wrong scheme or port", fix)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        fix = "start the mirror there; see host, port and [server] listen, then firewalls"
+        # asyncio's own strerror is "Connect call failed (...)".
+        reason = os.strerror(error.errno).lower() if error.errno else error
+        return wrong(target.url, f"cannot be reached: {reason}", fix)
+    if isinstance(error, aiohttp.ClientError):
+        return await _no_http(target)
+    fix = "see whether a firewall drops connections, or what keeps the mirror busy"
+    return wrong(target.url, f"does not answer: {error or 'no answer in time'}", fix)
+
+
+def _certificate(target: MirrorAddress, trust: Trust, error: Exception) -> Finding:
+    code = getattr(error, "verify_code", 0)
+    if code == _EXPIRED:
+        fix = "renew [server] tls_certificate of the mirror"
+        return wrong(target.url, "its certificate has expired", fix)
+    if code in _OTHER_NAME:
+        fix = f"a certificate for {target.host}, or the name that it is for in the client"
+        return wrong(target.url, f"its certificate is not for {target.host}", fix)
+    return wrong(target.url, "its certificate is from a CA that is not trusted here", trust.fix)
+
+
+async def _no_http(target: MirrorAddress) -> Finding:
+    if target.plain and await _speaks_tls(target):
+        fix = f"https://{target.netloc} in the configuration of the client"
+        return wrong(target.url, "speaks https, not http", fix)
+    fix = "see what listens on that port, and where the mirror does"
+    return wrong(target.url, "something other than a mirror answers there, and no HTTP", fix)
+
+
+async def _speaks_tls(target: MirrorAddress) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(_TLS_SECONDS):
+            _, writer = await asyncio.open_connection(target.host, target.port, ssl=context)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

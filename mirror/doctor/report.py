@@ -1,7 +1,9 @@
-"""The findings of an examination, as values and as lines for people."""
+"""The results of an examination: findings, and the requests that the clients would send."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from mirror.config.fields import masked
 
 
 class Verdict(StrEnum):
@@ -67,3 +69,62 @@ class Report:
         summary = f"{number} wrong" if number else "nothing is wrong"
         said = [line for finding in findings for line in finding.lines()]
         return [*said, f"the {self.kind} {self.url}: {summary}"]
+
+
+class Way(StrEnum):
+    """How a client names the registry in a request to the mirror."""
+
+    PLAIN = "by its plain name"
+    NAMESPACE = "by ns="
+    PATH = "by path"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The CAs that a client trusts, and how to add one (``fix``)."""
+
+    ca_files: tuple[str, ...] = ()
+    insecure: bool = False
+    fix: str = "make its CA known to the system: update-ca-certificates"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A request that a client would send to the mirror."""
+
+    client: str
+    registry: str
+    way: Way
+    trust: Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """A proxy of Docker, and the file with the CAs that it trusts (empty: the system's)."""
+
+    proxy: str
+    ca_file: str
+
+    @property
+    def where(self) -> str:
+        """The name of the proxy in findings, without a password."""
+        return f"Docker through the proxy {masked(self.proxy)}"
+
+
+@dataclass(slots=True)
+class Inspection:
+    """The findings for a client; ``pointed`` are the registries that it pulls from the mirror.
+
+    ``through``: the mirror as the proxy of the client, None if it is not.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    pointed: set[str] = field(default_factory=set)
+    through: Through | None = None
+
+    def take(self, other: "Inspection") -> None:
+        self.findings += other.findings
+        self.probes += other.probes
+        self.pointed |= other.pointed
+        self.through = self.through or other.through

@@ -59,19 +59,14 @@ class MirrorAddress(ClientUrl):
             return Likeness.PORT if other.port or urlsplit(self.url).port else Likeness.SCHEME
         if other.scheme != urlsplit(self.url).scheme:
             return Likeness.SCHEME
-        return _likeness_behind(other)
+        if other.username is not None:
+            return Likeness.LOGIN
+        extra = other.path.rstrip("/") or other.query or other.fragment
+        return Likeness.PATH if extra else Likeness.SAME
 
     def is_at(self, netloc: str) -> bool:
         """Whether ``host[:port]`` without a scheme is the address of the mirror."""
         return self.likeness(f"{urlsplit(self.url).scheme}://{netloc}") is Likeness.SAME
-
-
-def _likeness_behind(other: SplitResult) -> Likeness:
-    """Compare the rest of an address with the right scheme, host and port."""
-    if other.username is not None:
-        return Likeness.LOGIN
-    extra = other.path.rstrip("/") or other.query or other.fragment
-    return Likeness.PATH if extra else Likeness.SAME
 
 
 def _port(parts: SplitResult) -> int:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from mirror.config.cluster import ClusterConfig
-from mirror.config.keep import kept_images, naming
 from mirror.config.model import Config
+from mirror.config.policy import kept_images, naming
 from mirror.oci.image_glob import FullName, ImageGlob, Naming
 from mirror.store.images.catalogue import Catalogue
 from mirror.store.local.objects import Objects

@@ -30,7 +30,6 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record and its extra fields as JSON."""
         line: dict[str, object] = {
             "time": when(record.created),
             "level": record.levelname.lower(),

@@ -151,7 +151,6 @@ class QueuedOutput(logging.Handler):
         self._put(_Item(self._stderr, size, lines))
 
     def print(self, fd: int, text: str) -> None:
-        """Queue printed lines."""
         self._put(_Item(fd, _RECORD_BYTES + len(text), text))
 
     def drain(self) -> None:

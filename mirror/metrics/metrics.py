@@ -24,8 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from mirror import spans
 from mirror.http.exchange import NO_PULLS, AccessRecord, Exchange
 from mirror.metrics.batch import MetricBatch, MetricBatcher
-from mirror.metrics.processes import Lifecycle, WorkerProcesses
-from mirror.metrics.shared_files import SharedFigures, use_shared_files
+from mirror.metrics.shared_files import Lifecycle, SharedFigures, WorkerProcesses, use_shared_files
 
 _FIRST_BYTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TRANSFER_BUCKETS = (*_FIRST_BYTE_BUCKETS, 60, 120, 300, 600, 1800)
@@ -90,16 +89,12 @@ class Metrics:
         self._upstream_requests = counter(
             "mirror_upstream_requests_total",
             "Requests to upstream, its token service and where it redirects.",
-            "upstream",
-            "kind",
-            "method",
-            "code",
+            *("upstream", "kind", "method", "code"),
         )
         self._upstream_seconds = histogram(
             "mirror_upstream_request_seconds",
             "Seconds to the first byte of upstream's answer.",
-            "upstream",
-            "kind",
+            *("upstream", "kind"),
         )
         self._fills = counter("mirror_fills_total", "Downloads ended.", "upstream", "result")
         self._filling = gauge(
@@ -126,14 +121,10 @@ class Metrics:
         self._evictions = counter("mirror_evictions_total", "Objects evicted to make room.")
         self._evicted_bytes = counter("mirror_evicted_bytes_total", "Bytes evicted to make room.")
         self._limit = gauge(
-            "mirror_upstream_ratelimit_limit",
-            "Pulls upstream allows per window.",
-            "upstream",
+            "mirror_upstream_ratelimit_limit", "Pulls upstream allows per window.", "upstream"
         )
         self._remaining = gauge(
-            "mirror_upstream_ratelimit_remaining",
-            "Pulls upstream still allows.",
-            "upstream",
+            "mirror_upstream_ratelimit_remaining", "Pulls upstream still allows.", "upstream"
         )
         self._limited_until = gauge(
             "mirror_upstream_ratelimit_until_seconds",
@@ -149,14 +140,12 @@ class Metrics:
         self._decisions = counter(
             "mirror_policy_decisions_total",
             "What blocks, pins and policies decided about requests; a repeated answer counts once.",
-            "upstream",
-            "decision",
+            *("upstream", "decision"),
         )
         self._proxy_connections = counter(
             "mirror_proxy_connections_total",
             "Servers that clients asked the proxy for; upstream where the mirror answers for it.",
-            "upstream",
-            "result",
+            *("upstream", "result"),
         )
         self._tunnels = gauge(
             "mirror_tunnels", "Connections that are let through.", over_workers="livesum"
@@ -244,7 +233,6 @@ class Metrics:
                 gauge.remove(upstream)
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
-        """Count body bytes received from upstream."""
         self._upstream_bytes.labels(upstream, kind).inc(count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
@@ -253,11 +241,9 @@ class Metrics:
         self._remaining.labels(upstream).set(remaining)
 
     def fill_started(self) -> None:
-        """Count a download that started."""
         self._filling.inc()
 
     def fill_ended(self, upstream: str, result: str) -> None:
-        """Count a download that ended."""
         self._filling.dec()
         self._fills.labels(upstream, result).inc()
 
@@ -270,7 +256,6 @@ class Metrics:
         self._waiting.inc(change)
 
     def connections_open(self, change: int) -> None:
-        """Change the number of open connections of clients."""
         self._connections.inc(change)
 
     def evicted(self, size: int) -> None:
@@ -294,7 +279,6 @@ class Metrics:
         self._log_dropped_told = total
 
     def policy_decided(self, upstream: str, decision: str) -> None:
-        """Count a decision of a block, a pin or a policy."""
         self._decisions.labels(upstream, decision).inc()
 
     def proxy_connected(self, upstream: str, result: str) -> None:
@@ -302,11 +286,9 @@ class Metrics:
         self._proxy_connections.labels(upstream or _UNKNOWN, result).inc()
 
     def tunnels_open(self, change: int) -> None:
-        """Change the number of open tunnels."""
         self._tunnels.inc(change)
 
     def tunnel_ended(self, to_client: int, to_server: int) -> None:
-        """Count the bytes of a tunnel that ended."""
         self._tunnel_bytes.labels("to_client").inc(to_client)
         self._tunnel_bytes.labels("to_server").inc(to_server)
 

@@ -1,4 +1,4 @@
-"""Figures of one process in files that the other processes read, in prometheus-client's format.
+"""Figures of several processes: each writes files that the others read, as prometheus-client does.
 
 The library writes to a memory-mapped file.  If the file has unallocated blocks and the disk is
 full (a full ``/dev/shm``), the system kills the process; if the file cannot be opened or extended,
@@ -12,13 +12,15 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import values
+from prometheus_client import CollectorRegistry, Counter, Gauge, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
@@ -27,6 +29,9 @@ from mirror.metrics import multiprocess
 _FIRST_BYTES: Final = 64 * 1024
 _ENTRY_BYTES: Final = 64  # maximum size of an entry without its key
 _AGAIN_SECONDS: Final = 10.0
+
+#: The name of the process that starts the workers, which are named by their numbers.
+SUPERVISOR = "supervisor"
 
 _log = logging.getLogger(__name__)
 
@@ -177,20 +182,17 @@ def figure_values(files: FigureFiles) -> type:
             files.write(self._file, self._key, self._value, self._timestamp)
 
         def inc(self, amount: float) -> None:
-            """Add to the value."""
             with files.lock:
                 self._value += amount
                 self._timestamp = 0.0
                 self._write()
 
         def set(self, value: float, timestamp: float | None = None) -> None:
-            """Replace the value."""
             with files.lock:
                 self._value, self._timestamp = value, timestamp or 0.0
                 self._write()
 
         def get(self) -> float:
-            """Return the value in this process."""
             with files.lock:
                 return self._value
 
@@ -199,7 +201,55 @@ def figure_values(files: FigureFiles) -> type:
             files.exemplars[self._sample] = exemplar
 
         def get_exemplar(self) -> Exemplar | None:
-            """Return the exemplar of this process."""
             return files.exemplars.get(self._sample)
 
     return Value
+
+
+class Lifecycle:
+    """Events that one process handles for all; the others report no values."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=registry, multiprocess_mode="mostrecent")
+
+        self._successful = gauge(
+            "mirror_config_last_reload_successful",
+            "Whether the last configuration that was read is in force (1) or not (0).",
+        )
+        self._success_time = gauge(
+            "mirror_config_last_reload_success_timestamp_seconds",
+            "Unix time at which the configuration in force was read.",
+        )
+        self._replaced = Counter(
+            "mirror_workers_replaced_total",
+            "Workers that ended or hung, and were replaced.",
+            registry=registry,
+        )
+
+    def reloaded(self, *, successful: bool) -> None:
+        """Record the result of reading the configuration, at the start or again."""
+        self._successful.set(successful)
+        if successful:
+            self._success_time.set_to_current_time()
+
+    def worker_replaced(self) -> None:
+        """Count a worker that ended although the mirror goes on."""
+        self._replaced.inc()
+
+
+class WorkerProcesses(Collector):
+    """``process_*`` of all processes of the mirror, labelled with the process."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of each process that runs."""
+        metrics: dict[str, Metric] = {}
+        for name, pid in multiprocess.processes().items():
+            for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                labelled = [each._replace(labels={"worker": name}) for each in metric.samples]
+                if metric.name in metrics:
+                    metrics[metric.name].samples += labelled
+                else:
+                    metric.samples = labelled
+                    metrics[metric.name] = metric
+        return metrics.values()

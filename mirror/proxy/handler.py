@@ -34,7 +34,7 @@ from mirror.upstream.routing import Router
 from mirror.user_error import UserError
 
 if TYPE_CHECKING:
-    from mirror.ca.signing import CertificateIssuer
+    from mirror.ca import CertificateIssuer
 
 _HANDSHAKE_SECONDS: Final = 30.0
 

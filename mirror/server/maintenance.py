@@ -11,9 +11,8 @@ from collections.abc import Collection, Container
 from dataclasses import replace
 from typing import Final
 
-from mirror.config.keep import kept_images
 from mirror.config.model import Config
-from mirror.config.policy import configured_pins
+from mirror.config.policy import configured_pins, kept_images
 from mirror.oci.image_glob import FullName
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing

@@ -12,8 +12,8 @@ from typing import Final, NoReturn
 
 from mirror import __version__, clients
 from mirror.config.addresses import Address, lookup_outermost
+from mirror.config.mistakes import old_spellings
 from mirror.config.model import Config
-from mirror.config.old_spellings import old_spellings
 from mirror.logs import queued
 from mirror.server.listeners import Listener, Purpose
 from mirror.server.upstreams import named_proxies

@@ -76,8 +76,7 @@ def proxy_handler(
         UserError: the CA cannot be used.
     """
     # Imported late: it costs 8 MiB, which mirrors without proxy mode should not pay.
-    from mirror.ca.files import ensure_authority  # noqa: PLC0415
-    from mirror.ca.signing import CertificateIssuer  # noqa: PLC0415
+    from mirror.ca import CertificateIssuer, ensure_authority  # noqa: PLC0415
 
     proxy = config.proxy
     _check_loop(config)

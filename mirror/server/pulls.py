@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from mirror.api.client_credentials import ClientCredentials
 from mirror.config.addresses import TcpAddress
-from mirror.config.agreement import taking_credentials, without_host
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.policy import configured_pins, configured_rules
+from mirror.config.upstreams import taking_credentials, without_host
 from mirror.oci.manifest import Descriptor
 from mirror.pull.blobs import BlobPulls, BlobsForReplicas
 from mirror.pull.cooldown import Cooldown

@@ -16,7 +16,7 @@ from mirror.config.changes import changes, in_force
 from mirror.config.model import Config
 from mirror.http.tls import Certificate
 from mirror.logs import configure
-from mirror.metrics.processes import Lifecycle
+from mirror.metrics.shared_files import Lifecycle
 from mirror.server.access import certificate, certificate_error, opened_admission
 from mirror.server.generation import Generations
 from mirror.server.maintenance import Maintenance, ScrubTask

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mirror import __version__
 from mirror.api.v1 import Reading
-from mirror.config.agreement import taking_credentials
 from mirror.config.model import Config
+from mirror.config.upstreams import taking_credentials
 from mirror.inventory.browse import ORDERS
 from mirror.inventory.cache import Cache
 from mirror.inventory.listing import PRIVATE, rfc3339

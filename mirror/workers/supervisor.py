@@ -21,8 +21,7 @@ from mirror.config.changes import in_force
 from mirror.config.model import Config
 from mirror.logs import configure
 from mirror.metrics.multiprocess import note_process
-from mirror.metrics.processes import SUPERVISOR, Lifecycle
-from mirror.metrics.shared_files import use_shared_files
+from mirror.metrics.shared_files import SUPERVISOR, Lifecycle, use_shared_files
 from mirror.server.listeners import opened_worker_listeners
 from mirror.server.open_files import allow_open_files, say_what_is_cut
 from mirror.server.process import SECOND_SIGNAL, announce, say_stopping

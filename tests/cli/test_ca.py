@@ -4,7 +4,7 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from mirror.ca.files import ensure_authority
+from mirror.ca import ensure_authority
 from mirror.cli.root import app
 
 pytestmark = [pytest.mark.slow]

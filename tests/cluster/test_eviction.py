@@ -142,8 +142,8 @@ async def test_an_object_whose_name_ends_all_listings_is_named(bucket, fake, eve
         naps += 1
         fake.objects.pop("cache/swept", None)
         if naps == 3:
-            assert own.problem is not None
-            assert "is not kept within max_size" in own.problem.title
+            assert own.trouble.problem is not None
+            assert "is not kept within max_size" in own.trouble.problem.title
             del fake.objects[f"cache/{odd}"]
         if naps == 4:
             raise EOFError
@@ -154,7 +154,7 @@ async def test_an_object_whose_name_ends_all_listings_is_named(bucket, fake, eve
     (warning,) = (text for text in caplog.messages if "invalid path" in text)
     assert warning.isprintable()
     assert events.up == [True]
-    assert own.problem is None
+    assert own.trouble.problem is None
     assert path not in fake.objects
 
 

@@ -239,7 +239,7 @@ async def test_times_and_signatures_are_tried_again(fake, events, monkeypatch, c
     bucket.clients = good
     assert not await is_redirected(459, ALSO_NEAR)
     assert await is_redirected(461, ALSO_NEAR)
-    assert redirects.problem is None
+    assert redirects.trouble.problem is None
     assert "clients are redirected again" in caplog.text
     await redirects.close()
     await bucket.close()

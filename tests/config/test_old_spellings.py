@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mirror.config import load
-from mirror.config.old_spellings import old_spellings
+from mirror.config.mistakes import old_spellings
 from tests.config.conftest import WriteToml
 from tests.peers.mirror import MirrorProcess
 

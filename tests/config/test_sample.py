@@ -7,7 +7,7 @@ import pytest
 
 from mirror.config import load
 from mirror.config.dump import dump_toml
-from mirror.config.wellknown import WELL_KNOWN
+from mirror.config.upstreams import WELL_KNOWN
 
 SAMPLE = Path(__file__).parents[2] / "config" / "mirror.toml"
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from mirror import clients
 from mirror.clients import Mirror as Told
-from mirror.doctor.proxied import goes_direct
+from mirror.upstream.proxies import NoProxy
 from tests.doctor.machine import Machine, wrongs
 from tests.fakes import FakeRegistry
 from tests.peers.process import free_port
@@ -264,11 +264,11 @@ async def test_https_for_a_mirror_that_speaks_http_is_found(
     ],
 )  # fmt: skip
 def test_no_proxy_is_read_as_go_reads_it(no_proxy: str, direct: bool) -> None:
-    assert goes_direct(no_proxy, "m.lan", 5000) is direct
+    assert NoProxy(no_proxy).covers("m.lan", 5000) is direct
 
 
 def test_no_proxy_knows_networks_and_never_asks_a_proxy_for_this_machine() -> None:
-    assert goes_direct("10.0.0.0/8", "10.1.2.3", 5000)
-    assert goes_direct("fd00::/8", "fd00::1", 5000)
-    assert not goes_direct("10.0.0.0/8", "11.1.2.3", 5000)
-    assert goes_direct("", "127.0.0.1", 5000)
+    assert NoProxy("10.0.0.0/8").covers("10.1.2.3", 5000)
+    assert NoProxy("fd00::/8").covers("fd00::1", 5000)
+    assert not NoProxy("10.0.0.0/8").covers("11.1.2.3", 5000)
+    assert NoProxy("").covers("127.0.0.1", 5000)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.doctor import buildkit, containerd, docker, hosts, k3s, podman
-from mirror.doctor.daemon import parsed
+from mirror.doctor.docker import parsed
 from mirror.doctor.files import Tree
-from mirror.doctor.proxied import goes_direct
 from mirror.doctor.target import MirrorAddress
+from mirror.upstream.proxies import NoProxy
 
 pytestmark = [pytest.mark.slow]
 
@@ -74,4 +74,4 @@ def test_an_examination_takes_any_content(content: dict[str, Any], info: dict[st
 
 @given(st.text(":,.*[]0123456789/ab", max_size=20), WORD, st.integers(0, 65535))
 def test_no_proxy_takes_any_text(no_proxy: str, host: str, port: int) -> None:
-    assert goes_direct(no_proxy, host, port) in {True, False}
+    assert NoProxy(no_proxy).covers(host, port) in {True, False}

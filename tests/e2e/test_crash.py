@@ -23,7 +23,7 @@ import aiohttp
 import pytest
 
 from mirror.config import load as configured
-from mirror.config.wellknown import WELL_KNOWN
+from mirror.config.upstreams import WELL_KNOWN
 from mirror.oci.digest import Digest
 from mirror.server import serving
 from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from mirror.ca.files import ensure_authority
+from mirror.ca import ensure_authority
 from mirror.config.fields import state_directory
 from tests.running import Answer, Mirror
 from tests.waiting import limit

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mirror.ca.files import ensure_authority
+from mirror.ca import ensure_authority
 from mirror.user_error import UserError
 from tests.fakes import FakeRegistry, image
 from tests.fakes.content import OCI_MANIFEST, digest_of

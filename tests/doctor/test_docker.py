@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mirror import clients
-from mirror.ca.files import ensure_authority
+from mirror.ca import ensure_authority
 from mirror.clients import Mirror as Told
 from tests.doctor.machine import CLASSIC, Machine, wrongs
 from tests.fakes import image

@@ -1,11 +1,14 @@
-"""The CA is made once, kept for one pair of eyes, and the same for whoever asks."""
+"""The CA of proxy mode: its file, and the certificates that it signs."""
 
 import contextlib
 import logging
+import socket
+import ssl
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -13,13 +16,14 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
 
-from mirror.ca.files import ensure_authority
+from mirror.ca import CertificateIssuer, ensure_authority, new_authority
 from mirror.user_error import UserError
 
 CHILD = """
 import pathlib, sys
-from mirror.ca.files import ensure_authority
+from mirror.ca import ensure_authority
 print(ensure_authority(pathlib.Path(sys.argv[1]), "mirror").certificate.serial_number)
 """
 
@@ -155,3 +159,78 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="ca_directory names another place"):
         ensure_authority(tmp_path / "file" / "ca", "mirror")
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> bytes:
+    """What a client that wants ``name`` is shown.
+
+    Raises:
+        ssl.SSLError: it does not accept it.
+    """
+    near, far = socket.socketpair()
+
+    def serve() -> None:
+        try:
+            server.wrap_socket(far, server_side=True).close()
+        except OSError:
+            far.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with client.wrap_socket(near, server_hostname=name) as secure:
+            return secure.getpeercert(binary_form=True) or b""
+    finally:
+        near.close()
+        thread.join()
+
+
+@pytest.fixture
+def authority():
+    return new_authority("mirror", datetime.now(UTC))
+
+
+def trusting(authority) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=authority.public_pem().decode())
+    context.verify_flags |= getattr(ssl, "VERIFY_X509_STRICT", 0)
+    return context
+
+
+@pytest.mark.parametrize(
+    "host", ["registry-1.docker.io", "127.0.0.1", "::1", "a" * 63 + "." + "b" * 63 + ".example"]
+)
+def test_a_client_that_trusts_the_ca_accepts_its_host_and_no_other(authority, host):
+    context = CertificateIssuer(authority).context(host)
+    assert handshake(context, trusting(authority), host)
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"match|mismatch"):
+        handshake(context, trusting(authority), "other.example.com")
+
+
+def test_a_client_that_trusts_another_ca_does_not(authority):
+    other = new_authority("mirror", datetime.now(UTC))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(CertificateIssuer(authority).context("r.example"), trusting(other), "r.example")
+
+
+def test_a_certificate_is_kept_until_shortly_before_its_end():
+    now = datetime.now(UTC) - timedelta(days=61)
+    authority = new_authority("mirror", now)
+    mint = CertificateIssuer(authority, lambda: now)
+    first = mint.context("r.example")
+    now += timedelta(days=59)
+    assert mint.context("r.example") is first
+    now += timedelta(days=2)
+    second = mint.context("r.example")
+    assert second is not first
+    shown = x509.load_der_x509_certificate(handshake(second, trusting(authority), "r.example"))
+    assert shown.not_valid_after_utc > now + timedelta(days=80)
+
+
+def test_what_it_signs_is_no_ca(authority):
+    shown = handshake(
+        CertificateIssuer(authority).context("r.example"), trusting(authority), "r.example"
+    )
+    certificate = x509.load_der_x509_certificate(shown)
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    limits = authority.certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert (limits.value.ca, limits.value.path_length) == (True, 0)

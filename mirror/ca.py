@@ -1,23 +1,38 @@
-"""Keys and certificates as values: a CA, and the certificates it signs for hosts (RFC 5280).
+"""The certificate authority of proxy mode: it signs certificates for hosts (RFC 5280).
 
-The TLS context of a host is made on first use.
+One file holds its key and its certificate, so that a crash cannot leave a key and a certificate
+that do not match.  The first process makes the file under a lock; the others read it.  Versions up
+to 0.2.0 kept the file in the cache directory, which backup programs skip.
 """
 
+import contextlib
+import fcntl
 import ipaddress
 import logging
+import os
+import secrets
 import ssl
+import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509 import load_pem_x509_certificates
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mirror.user_error import UserError
@@ -25,8 +40,14 @@ from mirror.user_error import UserError
 _AUTHORITY_LIFE: Final = timedelta(days=3650)
 #: Short, since a certificate is renewed when needed; long enough for a clock that stands still.
 HOST_LIFE: Final = timedelta(days=90)
+_RENEW: Final = HOST_LIFE / 3  # before the certificate expires
 _SKEW: Final = timedelta(days=1)  # for clients whose clock is slow
 _MOST_NAME: Final = 64  # characters of a common name
+_FILE: Final = "ca.pem"
+_LOCK: Final = "ca.lock"
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +63,15 @@ class Authority:
         return self.chain[0]
 
     @property
-    def fits(self) -> bool:
-        """Whether the key belongs to the certificate."""
-        return self.key.public_key() == self.certificate.public_key()
+    def validity(self) -> str:
+        """The days from which and to which the certificate is valid."""
+        certificate = self.certificate
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return f"valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
 
-    @property
-    def valid_from(self) -> datetime:
-        """The start of the validity period."""
-        return self.certificate.not_valid_before_utc
-
-    @property
-    def valid_until(self) -> datetime:
-        """The end of the validity period."""
-        return self.certificate.not_valid_after_utc
+    def is_valid(self, now: datetime) -> bool:
+        certificate = self.certificate
+        return certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
 
     def pem(self) -> bytes:
         """Key and certificates as PEM: secret."""
@@ -88,7 +105,7 @@ def host_certificate(authority: Authority, host: str, now: datetime) -> bytes:
     if not isinstance(authority.key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise ValueError("the key of the CA must be EC or RSA")
     key = ec.generate_private_key(ec.SECP256R1())
-    until = min(now + HOST_LIFE, authority.valid_until)
+    until = min(now + HOST_LIFE, authority.certificate.not_valid_after_utc)
     # The alternative name identifies the host; a common name is too short for long hosts.
     builder = _builder(x509.Name([]), authority.certificate.subject, key.public_key(), now, until)
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
@@ -149,12 +166,6 @@ def _key_pem(key: PrivateKeyTypes) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-_RENEW: Final = HOST_LIFE / 3  # before the certificate expires
-
-
-_log = logging.getLogger(__name__)
-
-
 def _now() -> datetime:
     return datetime.fromtimestamp(time.time(), UTC)
 
@@ -187,13 +198,12 @@ class CertificateIssuer:
 
     def _check(self, now: datetime) -> None:
         authority = self._authority
-        if authority.valid_from <= now < authority.valid_until:
+        if authority.is_valid(now):
             self._told = False
             return
         error = UserError(
-            f"the CA of [proxy] is valid from {authority.valid_from:%Y-%m-%d} to "
-            f"{authority.valid_until:%Y-%m-%d}, and the clock says {now:%Y-%m-%d}: remove its "
-            "ca.pem, restart the mirror, and give the new CA to the clients (mirror ca)"
+            f"the CA of [proxy] is {authority.validity}, and the clock says {now:%Y-%m-%d}: remove "
+            "its ca.pem, restart the mirror, and give the new CA to the clients (mirror ca)"
         )
         if not self._told:
             _log.error("%s", error)
@@ -210,3 +220,120 @@ def _server(pem: bytes) -> ssl.SSLContext:
         file.flush()
         context.load_cert_chain(file.name)
     return context
+
+
+def ensure_authority(
+    directory: Path,
+    name: str,
+    clock: Callable[[], datetime] = _now,
+    *,
+    former: Path | None = None,
+    move: bool = True,
+) -> Authority:
+    """Read the CA in ``directory``; on first use make one with the common name ``name``.
+
+    A CA in the directory ``former`` moves to ``directory``; it is used where it is if it cannot
+    move, or if ``move`` is False.
+
+    Raises:
+        UserError: the CA cannot be read or made, is not valid now, or others may read its key.
+    """
+    file = directory / _FILE
+    try:
+        if not file.exists():
+            there = None if former is None else former / _FILE
+            if there is not None and there.exists() and not move:
+                file = there
+            else:
+                file = _settled(file, there, lambda: new_authority(name, clock()).pem())
+        return _read(file, clock())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or file}: {error.strerror}; the CA of [proxy] is kept there "
+            "(ca_directory names another place)"
+        ) from error
+
+
+def _settled(file: Path, former: Path | None, make: Callable[[], bytes]) -> Path:
+    """Move the CA to ``file``, or make a CA; return its file, which is ``former`` if need be."""
+    try:
+        file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        with _locked(file.parent / _LOCK):
+            if not file.exists():  # no other process made it in the meantime
+                if former is not None and former.exists():
+                    _move(former, file)
+                else:
+                    _write(file, make())
+    except OSError as error:
+        if former is None:
+            raise
+        reason = f"{error.filename or file}: {error.strerror}"
+        _log.info("the CA of proxy mode stays in the cache directory, %s (%s)", former, reason)
+        return former if former.exists() else _settled(former, None, make)
+    return file
+
+
+def _move(former: Path, file: Path) -> None:
+    """Copy the CA, and remove the former file unless it is on another file system.
+
+    The new file may be in a container, which loses it, while the former one is on a volume.
+    """
+    owner = former.stat()
+    _write(file, former.read_bytes())
+    for each in (file, file.parent):  # root may move the CA of another user
+        with contextlib.suppress(OSError):
+            os.chown(each, owner.st_uid, owner.st_gid)
+    if former.is_symlink() or owner.st_dev != file.stat().st_dev:
+        text = "the CA of proxy mode was copied from %s to %s; keep the latter in your backup"
+    else:
+        former.unlink()
+        text = "the CA of proxy mode moved from %s to %s, since backups skip the cache directory"
+    _log.warning(text, former, file)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file atomically, readable only by its owner."""
+    partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(file: Path, now: datetime) -> Authority:
+    content = file.read_bytes()
+    if file.stat().st_mode & _OTHERS:
+        raise UserError(f"{file}: other users may read the key of the CA: chmod 600 {file}")
+    try:
+        authority = Authority(
+            load_pem_private_key(content, None), tuple(load_pem_x509_certificates(content))
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: not a private key without password followed by its CA certificate "
+            f"({error}); remove it, and the mirror makes a new CA"
+        ) from error
+    if authority.key.public_key() != authority.certificate.public_key():
+        raise UserError(f"{file}: the key does not belong to the first certificate")
+    if not authority.is_valid(now):
+        raise UserError(
+            f"{file}: the CA is {authority.validity}; remove it, and the mirror makes a new CA: "
+            "give that one to the clients (mirror ca)"
+        )
+    return authority
