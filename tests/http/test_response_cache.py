@@ -174,7 +174,7 @@ async def test_who_asks_before_an_answer_is_over_gets_hot_answers_all_the_same(t
 
 
 async def test_small_blobs_are_repeated_over_tls(tmp_path, filled):
-    context, files = _tls(tmp_path)
+    context, files = tls_files(tmp_path)
     upstreams = {"docker.io": filled.url}
     async with (
         running(tmp_path, upstreams, server=files) as mirror,
@@ -194,7 +194,7 @@ async def test_small_blobs_are_repeated_over_tls(tmp_path, filled):
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
 async def test_blobs_on_both_sides_of_the_limits_are_repeated_whole(tmp_path, filled, encrypted):
     """Some are repeated from memory, some from their files, and some not at all."""
-    context, files = _tls(tmp_path) if encrypted else (None, {})
+    context, files = tls_files(tmp_path) if encrypted else (None, {})
     limits = (64 * 1024, 128 * 1024)
     sizes = (1, *(limit + more for limit in limits for more in (0, 1)))
     blobs = [random_bytes(size, size) for size in sizes]
@@ -208,7 +208,7 @@ async def test_blobs_on_both_sides_of_the_limits_are_repeated_whole(tmp_path, fi
     assert filled.count("blob") == len(sizes)
 
 
-def _tls(directory: Path) -> tuple[ssl.SSLContext, dict[str, str]]:
+def tls_files(directory: Path) -> tuple[ssl.SSLContext, dict[str, str]]:
     """A client's context, and the keys of [server] for its server."""
     authority, context = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(context)
