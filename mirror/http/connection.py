@@ -35,6 +35,8 @@ _AT_ONCE_SECONDS: Final = 0.001
 #: asyncio reads 256 KiB at once, so that a thousand clients that send bodies take 300 MiB.
 _READ_BYTES: Final = 32 * 1024
 _MORE: Final = getattr(socket, "MSG_MORE", 0)  # Linux: head and body in one segment
+#: Up to this size, one write of head and body costs less CPU than sendfile.
+_IN_MEMORY_BYTES: Final = 64 * 1024
 
 _Messages = Sequence[tuple[RawRequestMessage, StreamReader]]
 
@@ -67,16 +69,6 @@ class _Parser:
 
 def _closing(message: RawRequestMessage) -> RawRequestMessage:
     return message._replace(should_close=True) if message.chunked else message
-
-
-def _wrote_file(transport: asyncio.Transport, head: bytes, file: int, size: int) -> bool:
-    """Send head and file over TLS; False, without a byte sent, if the file cannot be read."""
-    try:
-        body = os.pread(file, size, 0)
-    except OSError:
-        return False
-    transport.write(head + body)
-    return True
 
 
 class Connection(RequestHandler):
@@ -230,6 +222,10 @@ class Connection(RequestHandler):
             message.raw_headers,
         )
 
+    def repeats_from_memory(self, size: int) -> bool:
+        """Whether to repeat a body of ``size`` bytes from memory: always with TLS."""
+        return self._raw_socket is None or size <= _IN_MEMORY_BYTES
+
     def data_received(self, data: bytes) -> None:
         if self._server.options is not self._options:
             self.apply_options(self._server.options)
@@ -268,10 +264,10 @@ class Connection(RequestHandler):
 
         False if nothing was sent, so that the ordinary handler has to answer.
         """
+        if self._raw_socket is None:  # it was stored for a connection without TLS
+            return False
         date = rfc822_formatted_time().encode("ascii")
         head = b"".join((answer.first, date, answer.rest))
-        if self._raw_socket is None:
-            return _wrote_file(transport, head, file, answer.size)
         try:
             sent = self._raw_socket.send(head, _MORE)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 The attributes of spans are named after OpenTelemetry's semantic conventions for HTTP.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -36,6 +37,16 @@ class CacheableResponse:
     body: bytes = b""
     file: int | None = None
     size: int = 0
+
+    def load(self) -> None:
+        """Put the content of the file, which was just sent, in its place; keep it if that fails."""
+        if self.file is None:
+            return
+        with contextlib.suppress(OSError):
+            content = os.pread(self.file, self.size, 0)
+            if len(content) == self.size:
+                self.body = content
+                self.close()
 
     def close(self) -> None:
         """Close the file, unless the response cache has taken it."""

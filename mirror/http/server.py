@@ -190,11 +190,13 @@ class Server(web.Server):
         response: web.StreamResponse,
         exchange: Exchange,
     ) -> None:
-        kept, table = exchange.kept, self.options.table
-        if kept is None or table is None:
+        kept, table, protocol = exchange.kept, self.options.table, request.protocol
+        if kept is None or table is None or not isinstance(protocol, Connection):
             return
         if not (response.keep_alive and exchange.whole):
             return
+        if protocol.repeats_from_memory(kept.size):
+            kept.load()
         body = b"" if request.method == "HEAD" else kept.body
         first, rest = _head(response)
         file, kept.file = kept.file, None  # from here on the response cache owns the descriptor

@@ -9,6 +9,7 @@ import os
 import re
 import ssl
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -173,13 +174,7 @@ async def test_who_asks_before_an_answer_is_over_gets_hot_answers_all_the_same(t
 
 
 async def test_small_blobs_are_repeated_over_tls(tmp_path, filled):
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-    files = {"tls_certificate": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
+    context, files = tls_files(tmp_path)
     upstreams = {"docker.io": filled.url}
     async with (
         running(tmp_path, upstreams, server=files) as mirror,
@@ -194,6 +189,34 @@ async def test_small_blobs_are_repeated_over_tls(tmp_path, filled):
         assert await client.ask(small) == kept
     assert kept.endswith(APP.blobs[1])
     assert filled.count("blob") == 1
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
+async def test_blobs_on_both_sides_of_the_limits_are_repeated_whole(tmp_path, filled, encrypted):
+    """Some are repeated from memory, some from their files, and some not at all."""
+    context, files = tls_files(tmp_path) if encrypted else (None, {})
+    limits = (64 * 1024, 128 * 1024)
+    sizes = (1, *(limit + more for limit in limits for more in (0, 1)))
+    blobs = [random_bytes(size, size) for size in sizes]
+    asked = [request(f"/v2/{REPO}/blobs/{filled.add_blob(blob)}") for blob in blobs]
+    async with (
+        running(tmp_path, {"docker.io": filled.url}, server=files) as mirror,
+        connected(mirror, context) as client,
+    ):
+        answers = [await client.ask(each) for each in asked * 4]
+    assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == blobs * 4
+    assert filled.count("blob") == len(sizes)
+
+
+def tls_files(directory: Path) -> tuple[ssl.SSLContext, dict[str, str]]:
+    """A client's context, and the keys of [server] for its server."""
+    authority, context = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(context)
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(directory / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
+    key, certificate = str(directory / "key.pem"), str(directory / "cert.pem")
+    return context, {"tls_certificate": certificate, "tls_key": key}
 
 
 async def test_hot_answers_are_counted_logged_and_keep_their_objects_in_use(
