@@ -14,8 +14,8 @@ from yarl import URL
 
 from mirror.config import Config, load
 from mirror.server import serving
-from mirror.server.clock import moment
 from mirror.server.listeners import Purpose
+from mirror.server.shared_state import moment
 from tests.waiting import limit
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")

@@ -22,7 +22,7 @@ from mirror.inventory.removal import removal
 from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
-from mirror.server.clock import moment
+from mirror.server.shared_state import moment
 from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey

@@ -27,8 +27,8 @@ from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
 from mirror.pull.feed import Feeds
 from mirror.pull.slots import Slots
+from mirror.server.events import StatsRecorder
 from mirror.server.open_files import slot_limits
-from mirror.server.recorder import StatsRecorder
 from mirror.server.shared_state import splitting
 from mirror.server.store import Store
 from mirror.store.interface import DecisionStore, ManifestStore, TagStore

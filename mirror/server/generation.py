@@ -25,7 +25,7 @@ from mirror.http.sendfile import Sender
 from mirror.http.server_options import Handler, Requests, ServerOptions
 from mirror.http.token import Tokens
 from mirror.server.access import opened_admission, proxies, server_limits
-from mirror.server.changes import Changes
+from mirror.server.commands import Changes
 from mirror.server.open_files import answer_limits, bounds, question_limits, slot_limits
 from mirror.server.proxy import note_of, opened_pushes, proxy_handler
 from mirror.server.pulls import Pulls, opened_pulls

@@ -21,8 +21,8 @@ from mirror.server.access import certificate, certificate_error, opened_admissio
 from mirror.server.generation import Generations
 from mirror.server.maintenance import Maintenance, ScrubTask
 from mirror.server.open_files import say_what_is_cut
+from mirror.server.process import SystemdNotifier
 from mirror.server.store import Store, cache_limits
-from mirror.server.systemd import SystemdNotifier
 from mirror.server.upstreams import check_upstreams
 from mirror.server.warming import Warming
 from mirror.store.interface import IndexUnavailableError

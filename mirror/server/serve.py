@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,10 +24,9 @@ from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
 from mirror.server.access import certificate, listen, monitored
 from mirror.server.blocks import BlockWatch
-from mirror.server.clock import moment
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
-from mirror.server.events import RequestEvents
+from mirror.server.events import RequestEvents, StatsRecorder, opened_stats
 from mirror.server.generation import Generations, health_handler, opened_generations
 from mirror.server.listeners import Listener, Purpose, opened_listeners
 from mirror.server.maintenance import Maintenance, ScrubTask
@@ -38,13 +36,12 @@ from mirror.server.process import (
     announce,
     heed,
     say_stopping,
+    supervised,
 )
 from mirror.server.proxy import listening
-from mirror.server.recorder import StatsRecorder, opened_stats
 from mirror.server.reload import Reloadable, Reread, reload_when_told
-from mirror.server.shared_state import opened_shared_state
+from mirror.server.shared_state import moment, opened_shared_state
 from mirror.server.store import Store, opened_store, shortage
-from mirror.server.systemd import supervised
 from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
 from mirror.server.worker_channel import WorkerChannel
@@ -73,7 +70,7 @@ async def run(config: Config, reread: Reread) -> None:
     stop, reloading = Stop(), asyncio.Event()
     heed(stop, reloading)
     async with (
-        supervised(os.environ, os.getpid()) as supervisor,
+        supervised() as supervisor,
         serving(config, stop.asked) as running,
     ):
         announce(config, running.listeners, await shortage(config, running.reloadable.store))
@@ -206,7 +203,7 @@ async def _serving_on(
                 users.problem if (users := generations.current.options.admission.users) else None,
             )
         )
-        obeyed = commands(store, generations, watch, clock, time.time())
+        obeyed = commands(shared_state, generations, time.time())
         control = opened_control(store.layout.control, options, obeyed, log, recorder.pull_ended)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)

@@ -25,9 +25,8 @@ from mirror.metrics.processes import SUPERVISOR, Lifecycle
 from mirror.metrics.shared_files import use_shared_files
 from mirror.server.listeners import opened_worker_listeners
 from mirror.server.open_files import allow_open_files, say_what_is_cut
-from mirror.server.process import SECOND_SIGNAL, announce, say_stopping
+from mirror.server.process import SECOND_SIGNAL, SystemdNotifier, announce, say_stopping
 from mirror.server.reload import Reread, refused_reload, tell_changes, tell_mistakes, try_out
-from mirror.server.systemd import SystemdNotifier
 from mirror.server.worker_channel import MessageKind
 from mirror.user_error import UserError
 from mirror.workers.log_channel import LogReceiver
@@ -69,7 +68,7 @@ class _Supervisor:
         self._reread = reread
         self._share = config.share(len(workers))
         self._workers = workers
-        self._systemd = SystemdNotifier(os.environ, os.getpid())
+        self._systemd = SystemdNotifier()
         self._stopping = 0  # the signal that asked for it
         self._announced = False
         self._shortage = ""
