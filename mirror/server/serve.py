@@ -44,7 +44,6 @@ from mirror.server.shared_state import moment, opened_shared_state
 from mirror.server.store import Store, opened_store, shortage
 from mirror.server.tracing import opened_tracing
 from mirror.server.warming import Warming
-from mirror.server.worker_channel import WorkerChannel
 from mirror.store.interface import IndexUnavailableError
 from mirror.trouble import Trouble
 from mirror.user_error import UserError
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
     from mirror.server.cluster import OpenedCluster
 
 _TEND_SECONDS: Final = 5.0
-_UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
@@ -75,7 +73,7 @@ async def run(config: Config, reread: Reread) -> None:
     ):
         announce(config, running.listeners, await shortage(config, running.reloadable.store))
         say_what_is_cut(config)
-        _settle()
+        settle()
         supervisor.ready()
         told = reload_when_told(reloading, running.reloadable, reread, supervisor)
         telling = asyncio.create_task(told, name="reload")
@@ -86,31 +84,7 @@ async def run(config: Config, reread: Reread) -> None:
         await stop.due(running.reloadable.config.server.lame_duck.seconds)
 
 
-async def run_worker(
-    config: Config, listeners: Sequence[Listener], number: int, channel: WorkerChannel
-) -> None:
-    """Serve as one of several processes, until told to stop or the first process is gone.
-
-    ``config`` holds this worker's share of the limits; ``channel`` connects it to the first
-    process.
-
-    Raises:
-        UserError: the mirror cannot start.
-    """
-    stop = Stop()
-    heed(stop)
-    first, unseen = number == 0, _UNSEEN_SECONDS
-    serving = _serving_on(listeners, config, stop.asked, channel.pulls, first=first, unseen=unseen)
-    async with channel.held(stop), serving as reloadable:
-        _settle()
-        channel.ready(await shortage(config, reloadable.store))
-        obeying = asyncio.create_task(channel.obey(reloadable), name="reload")
-        await stop.asked.wait()
-        obeying.cancel()
-        await stop.due(reloadable.config.server.lame_duck.seconds)
-
-
-def _settle() -> None:
+def settle() -> None:
     """Exclude current objects from GC: with a thousand clients the collector took half the time."""
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
@@ -136,14 +110,14 @@ async def serving(
         UserError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
-        async with _serving_on(
+        async with serving_on(
             listeners, config, stopping, PullTracker(), clock=clock
         ) as reloadable:
             yield Running(listeners, reloadable)
 
 
 @asynccontextmanager
-async def _serving_on(
+async def serving_on(
     listeners: Sequence[Listener],
     config: Config,
     stopping: asyncio.Event,

@@ -27,9 +27,8 @@ from mirror.server.listeners import opened_worker_listeners
 from mirror.server.open_files import allow_open_files, say_what_is_cut
 from mirror.server.process import SECOND_SIGNAL, SystemdNotifier, announce, say_stopping
 from mirror.server.reload import Reread, refused_reload, tell_changes, tell_mistakes, try_out
-from mirror.server.worker_channel import MessageKind
 from mirror.user_error import UserError
-from mirror.workers.log_channel import LogReceiver
+from mirror.workers.channel import LogReceiver, MessageKind
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
