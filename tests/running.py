@@ -97,4 +97,4 @@ async def running(
         proxies = [
             f"http://{each.address}" for each in mirror.listeners if each.purpose is Purpose.PROXY
         ]
-        yield Mirror(url, session, mirror.reloadable.reload, "".join(proxies))
+        yield Mirror(url, session, mirror.reload, "".join(proxies))

@@ -5,7 +5,6 @@ outlives a configuration is in ``server.shared_state``.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,9 +13,7 @@ from types import MappingProxyType
 
 from aiohttp import web
 
-from mirror import logs
 from mirror.api.handlers import RegistryHandler, raw_path
-from mirror.api.health import Condition, HealthHandler
 from mirror.api.v1 import REPLICA_BLOCKS, ROOT, JsonApi, ReplicaPost
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
@@ -24,7 +21,7 @@ from mirror.http.admission import REPLICA_FIELD
 from mirror.http.sendfile import Sender
 from mirror.http.server_options import Handler, Requests, ServerOptions
 from mirror.http.token import Tokens
-from mirror.server.access import opened_admission, proxies, server_limits
+from mirror.server.access import HealthHandler, opened_admission, proxies, server_limits
 from mirror.server.commands import Changes
 from mirror.server.open_files import answer_limits, bounds, question_limits, slot_limits
 from mirror.server.proxy import note_of, opened_pushes, proxy_handler
@@ -33,7 +30,6 @@ from mirror.server.shared_state import SharedState, splitting
 from mirror.server.site import Site
 from mirror.server.status import PageRoutes, page_routes
 from mirror.server.upstreams import directory
-from mirror.store.interface import IndexUnavailableError
 
 
 class Routes:
@@ -134,7 +130,7 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
         options = ServerOptions(
             Routes(
                 handler,
-                health_handler(shared_state),
+                HealthHandler(shared_state),
                 page_routes(config, site, shared_state.store.objects, tokens, changes),
                 JsonApi(site.readings(), changes, tokens),
                 metrics=not config.server.metrics_listen,
@@ -149,28 +145,6 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             proxy,
         )
         yield Generation(config, options, pulls)
-
-
-def health_handler(shared_state: SharedState) -> HealthHandler:
-    """The handler for monitoring; the same under every configuration."""
-    store, metrics = shared_state.store, shared_state.metrics
-
-    def condition() -> Condition:
-        if shared_state.stopping.is_set():
-            return Condition(False, "stopping")
-        trouble = store.objects.health.reason
-        # A mirror that cannot store still serves: taking it out of service would break pulls.
-        return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
-
-    async def figures(accept: str) -> tuple[bytes, str]:
-        with contextlib.suppress(OSError, IndexUnavailableError):  # then the last known values
-            usage = await store.objects.usage()
-            held = usage.used_bytes, usage.overhead_bytes
-            metrics.cache_holds(*held, usage.objects, usage.max_bytes, usage.free_bytes)
-        metrics.log_dropped(logs.dropped())
-        return metrics.rendered(accept)
-
-    return HealthHandler(condition, figures)
 
 
 class Generations:

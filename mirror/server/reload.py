@@ -7,7 +7,7 @@ connection is dropped: requests end under the configuration they began with.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,8 @@ from mirror.logs import configure
 from mirror.metrics.processes import Lifecycle
 from mirror.server.access import certificate, certificate_error, opened_admission
 from mirror.server.generation import Generations
-from mirror.server.maintenance import Maintenance, ScrubTask
+from mirror.server.listeners import Listener
+from mirror.server.maintenance import Maintenance
 from mirror.server.open_files import say_what_is_cut
 from mirror.server.process import SystemdNotifier
 from mirror.server.store import Store, cache_limits
@@ -42,9 +43,9 @@ Reread = Callable[[], Config]
 class Reloadable:
     """All parts of a running mirror that depend on its configuration."""
 
+    listeners: Sequence[Listener]
     generations: Generations
     store: Store
-    scrubbing: ScrubTask
     housekeeping: Maintenance
     warming: Warming
     certificate: Certificate | None
@@ -75,7 +76,6 @@ class Reloadable:
         if apply is not None:
             apply()
         self.generations.begin(generation)
-        self.scrubbing.every(config.cache.scrub.seconds)
         self.housekeeping.apply_options(config)
         self.warming.by(config)
         with contextlib.suppress(OSError, IndexUnavailableError):  # logged and repaired already

@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
+from yarl import URL
 
 from mirror import __version__
 from mirror.access_log import PullSink, PullTracker, opened_access_log
@@ -22,14 +23,13 @@ from mirror.http.tls import Certificate
 from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
-from mirror.server.access import certificate, listen, monitored
-from mirror.server.blocks import BlockWatch
+from mirror.server.access import HealthHandler, certificate, listen, monitored
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
 from mirror.server.events import RequestEvents, StatsRecorder, opened_stats
-from mirror.server.generation import Generations, health_handler, opened_generations
+from mirror.server.generation import Generations, opened_generations
 from mirror.server.listeners import Listener, Purpose, opened_listeners
-from mirror.server.maintenance import Maintenance, ScrubTask
+from mirror.server.maintenance import BlockWatch, Maintenance
 from mirror.server.open_files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
 from mirror.server.process import (
     Stop,
@@ -42,7 +42,7 @@ from mirror.server.proxy import listening
 from mirror.server.reload import Reloadable, Reread, reload_when_told
 from mirror.server.shared_state import moment, opened_shared_state
 from mirror.server.store import Store, opened_store, shortage
-from mirror.server.tracing import opened_tracing
+from mirror.server.upstreams import from_environment
 from mirror.server.warming import Warming
 from mirror.store.interface import IndexUnavailableError
 from mirror.trouble import Trouble
@@ -50,6 +50,7 @@ from mirror.user_error import UserError
 
 if TYPE_CHECKING:
     from mirror.server.cluster import OpenedCluster
+    from mirror.tracing import Tracing
 
 _TEND_SECONDS: Final = 5.0
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
@@ -67,21 +68,18 @@ async def run(config: Config, reread: Reread) -> None:
     allow_open_files()
     stop, reloading = Stop(), asyncio.Event()
     heed(stop, reloading)
-    async with (
-        supervised() as supervisor,
-        serving(config, stop.asked) as running,
-    ):
-        announce(config, running.listeners, await shortage(config, running.reloadable.store))
+    async with supervised() as supervisor, serving(config, stop.asked) as running:
+        announce(config, running.listeners, await shortage(config, running.store))
         say_what_is_cut(config)
         settle()
         supervisor.ready()
-        told = reload_when_told(reloading, running.reloadable, reread, supervisor)
+        told = reload_when_told(reloading, running, reread, supervisor)
         telling = asyncio.create_task(told, name="reload")
         await stop.asked.wait()
         telling.cancel()
         supervisor.stopping()
-        say_stopping(running.reloadable.config)
-        await stop.due(running.reloadable.config.server.lame_duck.seconds)
+        say_stopping(running.config)
+        await stop.due(running.config.server.lame_duck.seconds)
 
 
 def settle() -> None:
@@ -90,18 +88,10 @@ def settle() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A mirror that serves: its listeners, and its parts that can be reloaded."""
-
-    listeners: list[Listener]
-    reloadable: Reloadable
-
-
 @asynccontextmanager
 async def serving(
     config: Config, stopping: asyncio.Event, clock: Callable[[], Moment] = moment
-) -> AsyncIterator[Running]:
+) -> AsyncIterator[Reloadable]:
     """Serve while the context is open.
 
     Once ``stopping`` is set, ``/readyz`` reports it to load balancers.  Rules wait by ``clock``.
@@ -110,10 +100,9 @@ async def serving(
         UserError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
-        async with serving_on(
-            listeners, config, stopping, PullTracker(), clock=clock
-        ) as reloadable:
-            yield Running(listeners, reloadable)
+        opening = serving_on(listeners, config, stopping, PullTracker(), clock=clock)
+        async with opening as running:
+            yield running
 
 
 @asynccontextmanager
@@ -138,7 +127,7 @@ async def serving_on(
     say_seldom_what_is_exhausted(asyncio.get_running_loop())
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
-        tracing = await stack.enter_async_context(opened_tracing(config))  # ends last
+        tracing = await stack.enter_async_context(_opened_tracing(config))  # ends last
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
         recorder = await stack.enter_async_context(opened_stats(store))
@@ -157,7 +146,7 @@ async def serving_on(
             for purpose in Purpose
         }
         # Closed after the server: /readyz says there that the mirror stops.
-        health = health_handler(shared_state)
+        health = HealthHandler(shared_state)
         await stack.enter_async_context(monitored(places[Purpose.METRICS], health))
         chain = certificate(config)
         options = generations.current.options
@@ -183,8 +172,6 @@ async def serving_on(
             generations.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")
         stack.callback(tending.cancel)
-        scrubbing = stack.enter_context(contextlib.closing(ScrubTask(store, first=first)))
-        scrubbing.every(config.cache.scrub.seconds)
         housekeeping = stack.enter_context(contextlib.closing(Maintenance(store, first=first)))
         housekeeping.apply_options(config)
         warming = stack.enter_context(contextlib.closing(Warming(first=first)))
@@ -195,8 +182,43 @@ async def serving_on(
         await stack.enter_async_context(listening(server, places[Purpose.PROXY]))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        parts = (generations, store, scrubbing, housekeeping, warming, chain)
+        parts = (listeners, generations, store, housekeeping, warming, chain)
         yield Reloadable(*parts, metrics.lifecycle, refused, cluster)
+
+
+@asynccontextmanager
+async def _opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
+    """Collect spans while the context is open; None if not configured.
+
+    Raises:
+        UserError: OpenTelemetry is not installed, or its thread cannot start.
+    """
+    wanted = config.tracing
+    if not wanted.endpoint:
+        yield None
+        return
+    try:
+        from mirror.tracing import Tracing  # noqa: PLC0415  # an extra that few install
+    except ImportError as error:
+        raise UserError(
+            "[tracing] endpoint is set, but OpenTelemetry is not installed: "
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, "
+            "or leave endpoint empty"
+        ) from error
+    address = URL(wanted.address())
+    # Not [fetch] proxy, which is for upstreams.
+    proxy = from_environment().lookup(address.scheme, address.raw_host or "", address.port or 0)
+    through = "" if proxy is None else str(proxy.url)
+    try:
+        tracing = Tracing(str(address), wanted.sample, wanted.service, __version__, through)
+    except RuntimeError as error:  # the system refused the thread that exports spans
+        raise UserError(
+            f"[tracing]: {error}; raise the limit on threads (--pids-limit, TasksMax, ulimit -u)"
+        ) from error
+    try:
+        yield tracing
+    finally:
+        await tracing.close()
 
 
 @asynccontextmanager

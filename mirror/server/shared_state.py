@@ -20,8 +20,8 @@ from mirror.pull.fills import Fills
 from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.range_fetch import RangeFetches
 from mirror.pull.slots import Slots
-from mirror.server.blocks import BlockWatch
 from mirror.server.events import StatsRecorder, UpstreamEvents
+from mirror.server.maintenance import BlockWatch
 from mirror.server.open_files import slot_limits
 from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
