@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,14 +25,23 @@ from mirror.policy.blocks import Block, parse_target
 from mirror.pull.gate import Gate
 from mirror.server.shared_state import SharedState
 from mirror.stats.queries import daily_pulls_of, history_of, images_of
-from mirror.stats.report import Failure, Figures, History, Image, Pull, Replica, StatsReport
+from mirror.stats.report import (
+    DAYS,
+    HOURS,
+    Failure,
+    Figures,
+    History,
+    Image,
+    Pull,
+    Replica,
+    StatsReport,
+    last_days,
+)
 from mirror.trouble import Problem, merged
 
 if TYPE_CHECKING:
     from mirror.cluster.view import View
 
-HOURS: Final = 24
-DAYS: Final = 30
 _MOST_PULLS: Final = 100
 _MOST_TEXT: Final = 256
 _HOUR: Final = 3600
@@ -225,12 +233,6 @@ class Site:
     def _cache(self) -> Cache:
         store = self.shared_state.store
         return Cache.of(self.config, store.objects, store.browsable, store.keep_list.known)
-
-
-def last_days(now: float) -> Sequence[str]:
-    """Return the local dates of the last days, today last."""
-    today = datetime.fromtimestamp(now).astimezone().date()
-    return [(today - timedelta(before)).isoformat() for before in range(DAYS - 1, -1, -1)]
 
 
 def _unwritten(reason: str, now: float) -> Problem:
