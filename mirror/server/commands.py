@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from mirror import __version__
-from mirror.api.control import Command, Commands
-from mirror.api.v1 import Change
+from mirror.api.v1 import Change, Command, Commands
 from mirror.config.model import Config
 from mirror.inventory.blocking import block, listed, unblock
 from mirror.inventory.cache import Cache

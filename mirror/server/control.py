@@ -22,7 +22,7 @@ from typing import Final
 from aiohttp import web
 
 from mirror.access_log import AccessLog
-from mirror.api.control import Commands, ControlRoutes
+from mirror.api.v1 import Commands, ControlRoutes
 from mirror.descriptor import Descriptor
 from mirror.http.admission import Admission
 from mirror.http.exchange import AccessRecord, Exchange
