@@ -20,7 +20,7 @@ from mirror.config.model import AccessConfig, Config, ServerConfig
 from mirror.config.proxy import ProxyConfig
 from mirror.oci.errors import lookup_message
 from mirror.server import serving
-from mirror.server.control import ControlDirectory
+from mirror.server.control import CONNECT_SECONDS, ControlDirectory
 from mirror.store.local.layout import Layout
 from mirror.user_error import UserError
 
@@ -55,7 +55,6 @@ def user_name() -> str:
     return _name(os.getuid())
 
 
-_CONNECT_SECONDS: Final = 10.0
 #: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
 #: cache.
 _SILENCE_SECONDS: Final = 300.0
@@ -84,7 +83,7 @@ class MirrorProcess:
             aiohttp.ClientError, TimeoutError: the process has ended, or does not answer.
         """
         method = "GET" if members is None else "POST"
-        limit = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=timeout)
+        limit = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=timeout)
         async with self.session.request(method, path, json=members, timeout=limit) as answer:
             async with asyncio.timeout(timeout):  # it is complete before its first byte
                 if answer.status != 200:
@@ -153,21 +152,12 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
             ) from error
         stack.callback(sockets.close)
         workers = [
-            MirrorProcess(name, await stack.enter_async_context(_session(sockets.address(name))))
+            MirrorProcess(
+                name, await stack.enter_async_context(sockets.session(name, _SILENCE_SECONDS))
+            )
             for name in sockets.live()
         ]
         yield Running(workers) if workers else None
-
-
-def _session(address: str) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        "http://mirror",  # aiohttp needs a host; the value is not used
-        connector=aiohttp.UnixConnector(address, limit=0),
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
-        ),
-        auto_decompress=False,
-    )
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> str:

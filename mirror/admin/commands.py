@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from mirror.admin.client import Running, check_owner, lookup_running, user_name
 from mirror.config.keep import naming
@@ -22,14 +22,13 @@ from mirror.inventory.removal import removal
 from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
+from mirror.server.commands import commands_to_forget
 from mirror.server.shared_state import moment
 from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.metadata.block_file import BlockFile
 from mirror.user_error import UserError
-
-_MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
 
 
 async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
@@ -110,8 +109,8 @@ async def removed(
         if running is not None:
             answer: dict[str, Any] = await running.ask("/control/remove", told)
             if not dry_run:
-                keys = [f"{each['kind']}.{_dotted(each['digest'])}" for each in answer["objects"]]
-                await _forget(running, answer["links"], keys)
+                for batch in commands_to_forget(answer):
+                    await running.tell("/control/forget", batch)
             return answer
     async with opened_cache(config) as cache:
         return await removal(cache, targets, dry_run=dry_run, force=force)
@@ -149,17 +148,6 @@ async def verified_cluster(
 
     found = await verify_shared(config.cluster, expected, advanced)
     return Verification(found.objects, found.bytes, found.damaged)
-
-
-async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -> None:
-    for start in range(0, max(len(links), len(keys)), _MOST_TOLD):
-        end = start + _MOST_TOLD
-        told = {"links": links[start:end], "objects": keys[start:end]}
-        await running.tell("/control/forget", told)
-
-
-def _dotted(digest: str) -> str:
-    return digest.replace(":", ".")
 
 
 async def blocked(config: Config, targets: Sequence[str], reason: str) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from mirror.oci.image_name import ImageName, parse_image
 from mirror.oci.reference import InvalidName, InvalidReference
 from mirror.registry_client.client import PullError
 from mirror.registry_client.plan import Wanted
-from mirror.server.control import ControlDirectory
+from mirror.server.control import ControlDirectory, is_own
 from mirror.server.maintenance import keeping_rule
 from mirror.server.pulls import Pulls
 from mirror.server.shared_state import SharedState
+from mirror.server.store import Store
 from mirror.server.warming import located
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.layout import ObjectKey
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _BY: Final = "HTTP token"  # where commands have the system user
 _TOLD_SECONDS: Final = 10.0
+_TOLD_LIMIT: Final = aiohttp.ClientTimeout(total=_TOLD_SECONDS)
 _MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
 
 
@@ -104,19 +106,12 @@ class Changes:
         store = self.shared_state.store
         with _usable():
             gone = await removal(self._cache(), [str(_parsed(image))])
-        keys = [ObjectKey.parse(_key(each)) for each in gone["objects"]]
-        for link in gone["links"]:
-            await self.pulls.manifests.forget(link)
-        for key in keys:
-            store.objects.let_go(key)
-        names = list(map(str, keys))
-        for start in range(0, max(len(gone["links"]), len(names)), _MOST_TOLD):
-            end = start + _MOST_TOLD
-            told = {"links": gone["links"][start:end], "objects": names[start:end]}
+        for told in commands_to_forget(gone):
+            await _forget(self.pulls, store, told)
             await self._tell_others("/control/forget", told)
         self.shared_state.browser.outdate()
         _noted("dropped", ", ".join(each["name"] for each in gone["images"]))
-        return {"image": image, "bytes": gone["bytes"], "objects": len(keys)}
+        return {"image": image, "bytes": gone["bytes"], "objects": len(gone["objects"])}
 
     async def block(self, image: str, reason: str) -> Any:
         """Refuse an image, the images of a glob, or a digest."""
@@ -164,12 +159,17 @@ class Changes:
             sockets = ControlDirectory.open(self.shared_state.store.layout.control)
         except OSError:  # then no other process can be told
             return
-        try:
+        with contextlib.closing(sockets):
             for name in await asyncio.to_thread(sockets.live):
-                if name.partition(".")[0] != str(os.getpid()):
-                    await _tell(sockets.address(name), path, told)
-        finally:
-            sockets.close()
+                if is_own(name):
+                    continue
+                # A process that does not answer has ended, or serves nothing.
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with (
+                        sockets.session(name, _TOLD_SECONDS) as session,
+                        session.post(path, json=told, timeout=_TOLD_LIMIT),
+                    ):
+                        pass
 
     def _wanted(self, image: str) -> Wanted:
         try:
@@ -199,21 +199,21 @@ def _usable() -> Iterator[None]:
         raise UserError(f"the cache directory cannot be used: {reason}") from error
 
 
-async def _tell(address: str, path: str, told: Mapping[str, Any]) -> None:
-    connector = aiohttp.UnixConnector(address)
-    limit = aiohttp.ClientTimeout(total=_TOLD_SECONDS)
-    try:
-        async with (
-            aiohttp.ClientSession("http://mirror", connector=connector) as session,
-            session.post(path, json=told, timeout=limit),
-        ):
-            pass
-    except (aiohttp.ClientError, TimeoutError):  # the process has ended, or serves nothing
-        return
+def commands_to_forget(gone: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the parameters of the commands to forget what ``inventory.removal`` has removed."""
+    links = gone["links"]
+    keys = [f"{each['kind']}.{each['digest'].replace(':', '.')}" for each in gone["objects"]]
+    for start in range(0, max(len(links), len(keys)), _MOST_TOLD):
+        end = start + _MOST_TOLD
+        yield {"links": links[start:end], "objects": keys[start:end]}
 
 
-def _key(told: Mapping[str, Any]) -> str:
-    return f"{told['kind']}.{str(told['digest']).replace(':', '.')}"
+async def _forget(pulls: Pulls, store: Store, told: Mapping[str, Any]) -> None:
+    """Forget links and objects in this process."""
+    for link in told["links"]:
+        await pulls.manifests.forget(link)
+    for key in told["objects"]:
+        store.objects.let_go(ObjectKey.parse(key))
 
 
 def commands(state: SharedState, generations: "Generations", started: float) -> Commands:
@@ -236,10 +236,7 @@ def commands(state: SharedState, generations: "Generations", started: float) -> 
 
     async def forget(told: Mapping[str, Any]) -> Any:
         """Forget links and objects before answering."""
-        for link in told["links"]:
-            await generations.current.pulls.manifests.forget(link)
-        for key in told["objects"]:
-            store.objects.let_go(ObjectKey.parse(key))
+        await _forget(generations.current.pulls, store, told)
         return {}
 
     async def add_blocks(told: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 from aiohttp import web
 
 from mirror.access_log import AccessLog
@@ -35,6 +36,7 @@ _SUFFIX: Final = ".sock"
 _MOST_BYTES: Final = 100  # length of a path; every system's sun_path has room for this many
 _DESCRIPTORS: Final = Path("/proc/self/fd")  # Linux
 _PROBE_SECONDS: Final = 1.0
+CONNECT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,21 @@ class ControlDirectory:
         if _DESCRIPTORS.is_dir():  # a short path to the same file
             return f"{_DESCRIPTORS}/{self.fd.fileno()}/{name}"
         raise OSError(errno.ENAMETOOLONG, f"{plain} is too long for the name of a socket")
+
+    def session(self, name: str, silence: float) -> aiohttp.ClientSession:
+        """A session with the process of a socket, which may be silent for so many seconds.
+
+        Raises:
+            OSError: as of :meth:`address`.
+        """
+        return aiohttp.ClientSession(
+            "http://mirror",  # aiohttp needs a host; the value is not used
+            connector=aiohttp.UnixConnector(self.address(name), limit=0),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=silence
+            ),
+            auto_decompress=False,
+        )
 
     def live(self) -> list[str]:
         """Return the names of the sockets on which a process listens; remove the dead ones.
@@ -176,11 +193,13 @@ def stand(directory: Path, pid: int) -> ControlSocket:
         OSError: the directory or the socket cannot be made.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
-    sockets = ControlDirectory.open(directory)
-    try:
+    with contextlib.closing(ControlDirectory.open(directory)) as sockets:
         return sockets.listen(pid)
-    finally:
-        sockets.close()
+
+
+def is_own(name: str) -> bool:
+    """Whether a socket is the one of this process."""
+    return name.partition(".")[0] == str(os.getpid())
 
 
 _LOOK_SECONDS: Final = 5.0

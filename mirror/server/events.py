@@ -25,7 +25,7 @@ from mirror.pull.blobs import BlobPulls
 from mirror.pull.fills import DownloadRates
 from mirror.pull.outcome import Outcome
 from mirror.server.store import Store
-from mirror.stats.buffer import Answer, Failed, RateLimit, Request
+from mirror.stats.buffer import Failed, Request
 from mirror.stats.ledger import Ledger
 from mirror.store.interface import Manifest
 from mirror.trouble import Problem, merged
@@ -37,11 +37,10 @@ _WRITE_SECONDS: Final = 1.0
 
 
 class StatsRecorder:
-    """Writes into one ledger; ``clock`` gives Unix seconds."""
+    """Writes into one ledger."""
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._clock = clock
         self._sizes: Lru[str, int] = Lru(_KNOWN_SIZES)
         self._pulls: list[BlobPulls] = []
         self._troubles: list[Callable[[], Iterable[Problem | None]]] = []
@@ -77,7 +76,7 @@ class StatsRecorder:
         exchange = ending.exchange
         if exchange.outcome is None or exchange.kind in NO_PULLS:
             return
-        now = self._clock()
+        now = time.time()
         if exchange.upstream:  # else no such registry is configured: no upstream is to be charged
             self.ledger.buffer.add(self._request(ending), ending.client, now - ending.seconds, now)
         self.pull_ended(ending)
@@ -85,11 +84,11 @@ class StatsRecorder:
     def pull_ended(self, ending: AccessRecord) -> None:
         """Record a request if it is a pull that failed."""
         if _is_failed_pull(ending.exchange):
-            self.ledger.buffer.failed(self._failed(ending), self._clock())
+            self.ledger.buffer.failed(self._failed(ending), time.time())
 
     def repeated(self, ending: AccessRecord) -> Callable[[str], None]:
         """Return a function that counts a replayed response, by client; built once per response."""
-        ledger, request, clock = self.ledger, self._request(ending), self._clock
+        ledger, request, clock = self.ledger, self._request(ending), time.time
 
         def count(client: str) -> None:
             ledger.buffer.repeat(request, client, clock())
@@ -98,7 +97,7 @@ class StatsRecorder:
 
     def upstream_answered(self, upstream: str, code: str) -> None:
         """Record the status of an upstream's response, ``error`` if there was none."""
-        self.ledger.buffer.answers[upstream] = Answer(code, self._clock())
+        self.ledger.buffer.answers[upstream] = code, time.time()
 
     def upstream_bytes(self, upstream: str, count: int) -> None:
         """Record received body bytes."""
@@ -106,7 +105,7 @@ class StatsRecorder:
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
         """Record the rate limit of an upstream: pulls allowed, pulls remaining."""
-        self.ledger.buffer.limits[upstream] = RateLimit(limit, remaining)
+        self.ledger.buffer.limits[upstream] = limit, remaining
 
     def _failed(self, ending: AccessRecord) -> Failed:
         exchange = ending.exchange

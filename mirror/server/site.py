@@ -123,7 +123,7 @@ class Site:
     async def periods(self) -> History:
         """Return the figures of the last hours and days."""
         query = partial(history_of, hours=HOURS, days=DAYS)
-        return await self.shared_state.recorder.ledger.read(query, History())
+        return await self.shared_state.recorder.ledger.read(query, History)
 
     async def history(self, _: Mapping[str, str]) -> Any:
         """Return the figures of each of the last 24 hours and 30 days, in total and by upstream."""
@@ -218,13 +218,13 @@ class Site:
             return None
         ledger, names = self.shared_state.recorder.ledger, (found["registry"], found["repository"])
         known: list[Image] = await ledger.read(
-            lambda connection, _: images_of(connection, *names), []
+            lambda connection, _: images_of(connection, *names), list
         )
         pulled = {each.reference: each for each in known}
         for each in (*found["images"], found["chosen"]):
             each.update(_pulled(pulled.get(each["reference"])))
         daily: dict[str, int] = await ledger.read(
-            lambda connection, now: daily_pulls_of(connection, now, DAYS, names, reference), {}
+            lambda connection, now: daily_pulls_of(connection, now, DAYS, names, reference), dict
         )
         found["chosen"].update(await self._ruled(found["chosen"]))
         days = {day: daily.get(day, 0) for day in last_days(time.time())}

@@ -7,12 +7,11 @@ downloads that may run at once.  Every failure is one log line, and is tried aga
 import asyncio
 import errno
 import logging
-import os
 import platform as machine
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -28,7 +27,7 @@ from mirror.oci.reference import InvalidName
 from mirror.registry_client.client import MirrorClient, Place, PullError
 from mirror.registry_client.plan import EVERYTHING, Wanted
 from mirror.registry_client.pull import Pulled, Puller
-from mirror.server.control import ControlDirectory
+from mirror.server.control import ControlDirectory, is_own
 from mirror.server.upstreams import directory
 from mirror.store.local.layout import Layout, left_in
 from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
@@ -255,21 +254,12 @@ async def _own_session(place: Path) -> AsyncIterator[aiohttp.ClientSession]:
     Raises:
         OSError: it has no control socket.
     """
-    sockets = ControlDirectory.open(place)
-    try:
-        names = await asyncio.to_thread(sockets.live)
-        own = [name for name in names if name.partition(".")[0] == str(os.getpid())]
+    with closing(ControlDirectory.open(place)) as sockets:
+        own = [name for name in await asyncio.to_thread(sockets.live) if is_own(name)]
         if not own:
             raise OSError(errno.ENOENT, "this process has no control socket", str(place))
-        async with aiohttp.ClientSession(
-            "http://mirror",
-            connector=aiohttp.UnixConnector(sockets.address(own[0]), limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_SECONDS),
-            auto_decompress=False,
-        ) as session:
+        async with sockets.session(own[0], _SILENCE_SECONDS) as session:
             yield session
-    finally:
-        sockets.close()
 
 
 def _tell(result: Sequence[Pulled], seconds: float) -> None:

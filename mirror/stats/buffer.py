@@ -7,7 +7,7 @@ that cannot be written takes little memory.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 _MOST_SESSIONS: Final = 2000
 _MOST_REFERENCES: Final = 64  # per session: tags and digests of one repository
@@ -127,16 +127,7 @@ class Session:
         self.result = worse(self.result, later.result)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The last response of an upstream: status or ``error``, and time (Unix seconds)."""
-
-    code: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A pull that failed, and why; ``client`` is the common name of the client's program."""
 
     upstream: str
@@ -145,14 +136,6 @@ class Failed:
     client: str
     result: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """The rate limit that an upstream reported, in pulls."""
-
-    allowed: float
-    remaining: float
 
 
 class StatsBuffer:
@@ -164,8 +147,10 @@ class StatsBuffer:
         self.figures: Counter[tuple[str, int, str, str]] = Counter()
         self.failures: dict[Failed, Repeats] = {}
         self.sessions: dict[PullClient, Session] = {}
-        self.answers: dict[str, Answer] = {}
-        self.limits: dict[str, RateLimit] = {}
+        # Of each upstream: the status of the last response or ``error``, and its time.
+        self.answers: dict[str, tuple[str, float]] = {}
+        # Of each upstream: the pulls that it allows, and those that remain.
+        self.limits: dict[str, tuple[float, float]] = {}
         self._when = day, hour
 
     def __bool__(self) -> bool:

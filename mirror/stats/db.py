@@ -211,12 +211,12 @@ class StatsDatabase:
         self._connection.executemany(
             "INSERT INTO upstreams (name, code, answered_at) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET code = excluded.code, answered_at = excluded.answered_at",
-            [(name, answer.code, answer.at) for name, answer in buffer.answers.items()],
+            [(name, *answer) for name, answer in buffer.answers.items()],
         )
         self._connection.executemany(
             "INSERT INTO upstreams (name, allowed, remaining) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET allowed = excluded.allowed, remaining = excluded.remaining",
-            [(name, limit.allowed, limit.remaining) for name, limit in buffer.limits.items()],
+            [(name, *limit) for name, limit in buffer.limits.items()],
         )
 
     def _write_failures(self, buffer: StatsBuffer) -> None:
@@ -225,10 +225,7 @@ class StatsDatabase:
             "ON CONFLICT (upstream, repository, reference, client, result, reason) DO UPDATE SET "
             "times = times + excluded.times, last = max(last, excluded.last)",
             [
-                (
-                    *(each.upstream, each.repository, each.reference, each.client),
-                    *(each.result, each.reason, repeats.count, repeats.first, repeats.last),
-                )
+                (*each, repeats.count, repeats.first, repeats.last)
                 for each, repeats in buffer.failures.items()
             ],
         )
