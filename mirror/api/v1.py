@@ -115,7 +115,6 @@ class ControlRoutes:
     commands: Commands
 
     def handler(self, request: web.BaseRequest) -> Handler:
-        """Return the handler of a request."""
         if raw_path(request).startswith(_CONTROL):
             return self._obey
         return self.others.handler(request)

@@ -117,7 +117,6 @@ class Admission:
 
 
 def content_digest(body: bytes) -> str:
-    """Return the CONTENT_DIGEST field of a body."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
@@ -162,7 +161,6 @@ class ConnectionLimiter:
         return self._excess(client, "connections")
 
     def leave(self, client: str) -> None:
-        """Count the end of a connection."""
         self._all -= 1
         self._opened(-1)
         self._forget(client and client_name(client))

@@ -117,7 +117,6 @@ class Htpasswd:
             return right
 
     def close(self) -> None:
-        """End the thread."""
         self._thread.shutdown()
 
 

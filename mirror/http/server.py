@@ -78,7 +78,6 @@ class Server(web.Server):
         self._clock = clock
 
     def __call__(self) -> RequestHandler:
-        """Return the handler of a new connection on the mirror's own port."""
         return self.connection(DIRECT)
 
     def connection(self, entry: ConnectionContext) -> Connection:

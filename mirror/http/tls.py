@@ -295,14 +295,12 @@ class TlsSite(web.SockSite):
         self._greeted: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Start to accept connections."""
         await web.BaseSite.start(self)
         loop = asyncio.get_running_loop()
         make = partial(_Arrival, self._arrived)
         self._server = await loop.create_server(make, sock=self._sock, backlog=self._backlog)
 
     async def stop(self) -> None:
-        """Stop accepting connections and cancel running handshakes."""
         await super().stop()
         for task in self._greeted:
             task.cancel()

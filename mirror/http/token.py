@@ -56,7 +56,6 @@ class Tokens:
         self._clock = clock
 
     async def enabled(self) -> bool:
-        """Return whether there is a token."""
         return bool(await self._key())
 
     async def allows(self, request: web.BaseRequest) -> bool:

@@ -151,7 +151,6 @@ def certificate_error(server: ServerConfig, error: OSError) -> UserError:
 
 
 def server_limits(config: Config) -> ServerLimits:
-    """Limits on connections and times of the server."""
     limits = config.limits
     return ServerLimits(
         bounds(config).connections,

@@ -59,7 +59,6 @@ class Changes:
     pulls: Pulls
 
     def table(self) -> Mapping[str, Change]:
-        """Return the changes by name."""
         return {
             "warm": self.warm,
             "keep": self.keep,
@@ -209,7 +208,6 @@ def commands_to_forget(gone: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 async def _forget(pulls: Pulls, store: Store, told: Mapping[str, Any]) -> None:
-    """Forget links and objects in this process."""
     for link in told["links"]:
         await pulls.manifests.forget(link)
     for key in told["objects"]:

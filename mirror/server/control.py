@@ -57,7 +57,6 @@ class ControlDirectory:
         return cls(path, Descriptor(os.open(path, flags)))
 
     def close(self) -> None:
-        """Close the directory."""
         self.fd.close()
 
     def address(self, name: str) -> str:
@@ -179,7 +178,6 @@ class ControlSocket:
         return stat.S_ISSOCK(there.st_mode) and os.path.samestat(there, self.made)
 
     def withdraw(self) -> None:
-        """Stop listening, and remove the file."""
         if self.in_place():
             with contextlib.suppress(OSError):
                 self.path.unlink()

@@ -54,12 +54,10 @@ class StatsRecorder:
             await self.ledger.flush(self._speeds.fillings(fills, time.monotonic()), self.problems())
 
     def problems(self) -> list[Problem]:
-        """Return the troubles of this process that last."""
         found = (problem for source in self._troubles for problem in source())
         return merged(problem for problem in found if problem is not None)
 
     def watch_troubles(self, source: Callable[[], Iterable[Problem | None]]) -> None:
-        """Include the troubles that ``source`` returns."""
         self._troubles.append(source)
 
     @contextmanager
@@ -100,7 +98,6 @@ class StatsRecorder:
         self.ledger.buffer.answers[upstream] = code, time.time()
 
     def upstream_bytes(self, upstream: str, count: int) -> None:
-        """Record received body bytes."""
         self.ledger.buffer.got(upstream, count)
 
     def upstream_rate_limit(self, upstream: str, limit: float, remaining: float) -> None:
@@ -190,11 +187,9 @@ class RequestEvents:
     recorder: StatsRecorder
 
     def request_began(self, exchange: Exchange) -> None:
-        """Report the begin of a request."""
         self.log.request_began(exchange)
 
     def connections_open(self, change: int) -> None:
-        """Report that a connection of a client begins or ends."""
         self.metrics.connections_open(change)
 
     def request_ended(self, ending: AccessRecord) -> None:
@@ -243,7 +238,6 @@ class UpstreamEvents:
         self.recorder.upstream_answered(upstream, code)
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
-        """Report received body bytes."""
         self.metrics.upstream_bytes(upstream, kind, count)
         self.recorder.upstream_bytes(upstream, count)
 
@@ -257,5 +251,4 @@ class UpstreamEvents:
         self.metrics.upstream_limited(upstream, seconds)
 
     def upstream_login(self, upstream: str, refused: bool) -> None:
-        """Report whether an upstream refuses the mirror's login."""
         self.metrics.upstream_login(upstream, refused)

@@ -135,12 +135,10 @@ class Generations:
 
     @property
     def current(self) -> Generation:
-        """The generation in force."""
         assert self._current is not None, "one is in force from the start"
         return self._current
 
     def tell(self, receiver: Callable[[ServerOptions], None]) -> None:
-        """Call ``receiver`` with the server options of every new generation."""
         self._receivers.append(receiver)
 
     async def open(self, config: Config) -> Generation:
@@ -157,7 +155,6 @@ class Generations:
         return generation
 
     async def drop(self, generation: Generation) -> None:
-        """Close a generation."""
         await self._opened.pop(generation).aclose()
 
     def begin(self, generation: Generation) -> None:

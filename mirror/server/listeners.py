@@ -97,7 +97,6 @@ class Listener:
                 self.address.path.unlink()
 
     def close(self) -> None:
-        """Stop listening."""
         self.withdraw()
         self.raw.close()
 

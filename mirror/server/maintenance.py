@@ -58,7 +58,6 @@ class Maintenance:
         self._scrub_seconds = 0.0
 
     def apply_options(self, config: Config) -> None:
-        """Apply ``config`` from now on."""
         self._cancel()
         self._keep(config)
         self._tasks.append(asyncio.create_task(self._follow_list(config), name="keep list"))
@@ -73,7 +72,6 @@ class Maintenance:
         self._scrub_every(config.cache.scrub.seconds)
 
     def close(self) -> None:
-        """Stop the tasks."""
         self._cancel()
         self._scrub_every(0.0)
 
@@ -197,7 +195,6 @@ class BlockWatch:
         return {**done, "cluster": await self._share([each["target"] for each in done["blocks"]])}
 
     async def run(self) -> None:
-        """Refresh until cancelled."""
         while True:
             await asyncio.sleep(_BLOCKS_SECONDS)
             try:

@@ -44,7 +44,6 @@ class Bounds:
 
     @property
     def files(self) -> int:
-        """The number of descriptors that all of these take."""
         clients = -(-self.connections * _QUARTERS_PER_CLIENT // 4)
         return _OWN + _HOT * self.hot + clients + _PER_DOWNLOAD * self.downloads + self.tunnels
 
@@ -136,7 +135,6 @@ def say_seldom_what_is_exhausted(
 
 
 def slot_limits(config: Config) -> SlotLimits:
-    """Limits on simultaneous downloads."""
     limits = config.limits
     connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
     patience = limits.queue_timeout.seconds

@@ -145,7 +145,6 @@ SECOND_SIGNAL: Final = "stopped at once by a second signal: transfers are cut of
 
 
 def say_stopping(config: Config) -> None:
-    """Log what the stop waits for."""
     _log.info(
         "stopping: /readyz answers 503; clients may connect for %s more (not after Ctrl-C); then "
         "active transfers finish, in at most %s",
@@ -183,7 +182,6 @@ class SystemdNotifier:
         self._say(f"RELOADING=1\nMONOTONIC_USEC={moment:.0f}")
 
     def stopping(self) -> None:
-        """Report that the mirror stops, once active transfers end."""
         self._say("STOPPING=1")
 
     def alive(self) -> None:

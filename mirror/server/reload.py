@@ -55,7 +55,6 @@ class Reloadable:
 
     @property
     def config(self) -> Config:
-        """The configuration in force."""
         return self.generations.current.config
 
     async def reload(self, config: Config) -> None:
@@ -105,7 +104,6 @@ def try_out(config: Config) -> None:
 
 
 def tell_changes(running: Config, read: Config) -> None:
-    """Log what a reload has changed, and what needs a restart."""
     told = changes(running, read)
     for change in told:
         _log.log(logging.WARNING if change.waits else logging.INFO, "reload: %s", change)
@@ -114,7 +112,6 @@ def tell_changes(running: Config, read: Config) -> None:
 
 
 def tell_mistakes(error: UserError) -> None:
-    """Log why a reload changed nothing."""
     for line in error.lines:
         _log.error("not reloaded, the former configuration stays: %s", line)
 
@@ -131,7 +128,6 @@ def refused_reload() -> Problem:
 async def reload_when_told(
     told: asyncio.Event, running: Reloadable, reread: Reread, systemd: SystemdNotifier
 ) -> None:
-    """Reload the configuration whenever ``told`` is set."""
     while True:
         await told.wait()
         told.clear()

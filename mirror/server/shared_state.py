@@ -74,7 +74,6 @@ async def opened_shared_state(
     clock: Callable[[], Moment],
     cluster: "OpenedCluster | None",
 ) -> AsyncIterator[SharedState]:
-    """Open the state that all configurations share."""
     upstreams = Upstreams(UpstreamEvents(metrics, recorder), store.rooms)
     share = AHEAD_SHARE / config.server.processes()
     public, private = (

@@ -121,7 +121,6 @@ class Site:
         }
 
     async def periods(self) -> History:
-        """Return the figures of the last hours and days."""
         query = partial(history_of, hours=HOURS, days=DAYS)
         return await self.shared_state.recorder.ledger.read(query, History)
 
@@ -252,7 +251,6 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _replica_figures(replicas: Sequence[Replica]) -> dict[str, Any]:
-    """Return the sum of the figures of replicas."""
     return {
         "total": figures_told(sum((each.total for each in replicas), Figures())),
         "today": figures_told(sum((each.today for each in replicas), Figures())),

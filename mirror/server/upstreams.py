@@ -122,7 +122,6 @@ class Upstreams:
         self._open: list[_Open] = []
 
     def problems(self) -> list[Problem]:
-        """Return the troubles of all open upstreams."""
         return [problem for each in self._open for problem in each.endpoints.log.problems()]
 
     @asynccontextmanager
@@ -311,7 +310,6 @@ def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> 
 
 
 def directory(config: Config) -> Router:
-    """All names of all upstreams."""
     names = [
         Names(
             name,

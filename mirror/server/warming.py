@@ -134,7 +134,6 @@ class Warming:
         self._tasks: list[asyncio.Task[None]] = []
 
     def by(self, config: Config) -> None:
-        """Apply ``config`` from now on."""
         if not self._first or config == self._config:
             return
         self.close()
@@ -280,17 +279,8 @@ def _tell(result: Sequence[Pulled], seconds: float) -> None:
 class _Nobody:
     """Ignores progress: the summary has the totals."""
 
-    def expected(self, images: int) -> None:
-        """Ignore it."""
-
-    def planned(self, wanted: Wanted, size: int) -> None:
-        """Ignore it."""
-
-    def began(self, wanted: Wanted) -> None:
-        """Ignore it."""
-
-    def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None:
-        """Ignore it."""
-
-    def ended(self, pulled: Pulled) -> None:
-        """Ignore it."""
+    def expected(self, images: int) -> None: ...
+    def planned(self, wanted: Wanted, size: int) -> None: ...
+    def began(self, wanted: Wanted) -> None: ...
+    def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None: ...
+    def ended(self, pulled: Pulled) -> None: ...

@@ -24,7 +24,6 @@ _FRUITLESS: Final = frozenset({"negative", "denied", "error"})
 
 
 def worse(one: str, other: str) -> str:
-    """Return the worse of two results."""
     return max(one, other, key=_RESULTS.index)
 
 
@@ -85,7 +84,6 @@ class Asked:
     content_bytes: int = 0
 
     def absorb(self, later: "Asked") -> None:
-        """Add later requests."""
         self.heads += later.heads
         self.gets += later.gets
         self.digest = later.digest or self.digest
@@ -118,7 +116,6 @@ class Session:
             self.asked.setdefault(reference, Asked()).absorb(more)
 
     def absorb(self, later: "Session") -> None:
-        """Add a later session of the same client."""
         self.first, self.last = min(self.first, later.first), max(self.last, later.last)
         for reference, more in later.asked.items():
             self._ask(reference, more)
@@ -175,11 +172,9 @@ class StatsBuffer:
         session.note(request, count)
 
     def got(self, upstream: str, count: int) -> None:
-        """Record ``count`` bytes received from upstream."""
         self.figures[*self._when, upstream, "upstream_bytes"] += count
 
     def failed(self, failure: Failed, now: float) -> None:
-        """Record a failed pull."""
         self._fail(failure, Repeats(1, now, now))
 
     def _fail(self, failure: Failed, more: "Repeats") -> None:

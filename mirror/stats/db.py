@@ -123,7 +123,6 @@ class StatsDatabase:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """The connection, for reading."""
         return self._connection
 
     def in_place(self) -> bool:
@@ -204,7 +203,6 @@ class StatsDatabase:
             )
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
 
     def _write_upstreams(self, buffer: StatsBuffer) -> None:

@@ -95,11 +95,9 @@ class ChangesHandler:
         self._changes = changes
 
     async def login(self, request: web.BaseRequest) -> web.Response:
-        """Answer with the form for the token."""
         return await self._pages.page(request, "login.html", {"page": "", "wrong": False})
 
     async def sign_in(self, request: web.BaseRequest) -> web.Response:
-        """Begin a session if the token is right."""
         fields = await _fields(request)
         cookie = await self._tokens.session(fields.get("token", "").strip())
         if not cookie:
@@ -107,7 +105,6 @@ class ChangesHandler:
         return _with_cookie(request, moved("images"), cookie, SESSION_SECONDS)
 
     async def sign_out(self, request: web.BaseRequest) -> web.Response:
-        """End the session in this browser."""
         return _with_cookie(request, moved("./"), "", 0)
 
     async def change(self, request: web.BaseRequest) -> web.Response:

@@ -149,7 +149,6 @@ class Pages:
     async def message(
         self, request: web.BaseRequest, status: int, title: str, text: str
     ) -> web.Response:
-        """Return a page that only says something."""
         values = {"page": "", "title": title, "text": text}
         return await self.page(request, "message.html", values, status)
 

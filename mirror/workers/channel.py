@@ -239,6 +239,5 @@ class LogReceiver:
         logging.getLogger(warning.logger).log(warning.level, "%s", warning.text)
 
     def close(self) -> None:
-        """Close both ends."""
         self._in.close()
         self._entrance.close()

@@ -126,7 +126,6 @@ class _Supervisor:
         _log.error("%s", text)
 
     def _look(self, woken: int) -> None:
-        """Wait for an event, and handle it."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
         happened = wait([*by_pipe, woken, self._logs.fileno()], self._next_seconds())
         if woken in happened:

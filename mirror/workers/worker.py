@@ -93,11 +93,9 @@ class Worker:
         return word
 
     def serves(self) -> None:
-        """Note that the worker serves."""
         self.ready, self._delay = True, 0.0
 
     def apply_options(self, config: Config) -> None:
-        """Send another configuration to the worker."""
         if self.pipe is not None:
             with contextlib.suppress(OSError):  # it has just ended: its successor will know
                 self.pipe.send(config)
@@ -141,7 +139,6 @@ class Worker:
 
 
 def _work(config: Config, worker: Worker, others: list[Listener], telling: Connection) -> None:
-    """Entry point of a worker process."""
     output = queue_output()  # the thread of the parent's queue does not exist after fork
     configure(config.log.level, config.log.format, access=config.log.access)
     # The parent removes the socket files.
