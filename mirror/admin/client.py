@@ -97,7 +97,7 @@ class Running:
 
     workers: Sequence[MirrorProcess]
 
-    async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> Any:
+    async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a command to one process; to the next one only if the connection failed.
 
         Raises:
@@ -105,7 +105,8 @@ class Running:
         """
         for worker in self.workers:
             try:
-                return await worker.command(path, members)
+                answer: dict[str, Any] = await worker.command(path, members)
+                return answer
             except aiohttp.ClientConnectorError:
                 continue
             except TimeoutError as error:

@@ -39,10 +39,7 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask(
-                "/control/images", {"patterns": list(patterns)}
-            )
-            return answer
+            return await running.ask("/control/images", {"patterns": list(patterns)})
     async with opened_cache(config) as cache:
         return await listing(cache, patterns)
 
@@ -85,7 +82,7 @@ async def stats(config: Config, *, local: bool = False) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/api/v1/stats")
+            answer = await running.ask("/api/v1/stats")
             answer["running"]["processes"] = len(running.workers)
             if config.cluster.peers and not local:
                 with contextlib.suppress(UserError):  # it runs without the keys of the file yet
@@ -107,7 +104,7 @@ async def removed(
     told = {"targets": list(targets), "dry_run": dry_run, "force": force}
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/control/remove", told)
+            answer = await running.ask("/control/remove", told)
             if not dry_run:
                 for batch in commands_to_forget(answer):
                     await running.tell("/control/forget", batch)
@@ -186,14 +183,13 @@ async def blocks(config: Config) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/control/blocks")
-            return answer
+            return await running.ask("/control/blocks")
     async with _own_rulings(config) as own:
         return listed_blocks([*configured_blocks(config), *own.blocks.read()])
 
 
 async def _changed(running: Running, path: str, told: dict[str, Any]) -> dict[str, Any]:
-    answer: dict[str, Any] = await running.ask(path, told)
+    answer = await running.ask(path, told)
     await running.tell("/control/decide-anew", {})
     return answer
 
@@ -220,8 +216,7 @@ async def explained(config: Config, image: str) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/control/policy", {"image": image})
-            return answer
+            return await running.ask("/control/policy", {"image": image})
     async with _own_rulings(config) as rulings:
         return await rulings.explain(config, image)
 

@@ -130,9 +130,7 @@ class ConnectionLimiter:
     sockets, trusted proxies) have no limit per client.
     """
 
-    def __init__(
-        self, most: int, most_per_client: int, opened: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, most: int, most_per_client: int, opened: Callable[[int], None]) -> None:
         """``opened`` is called with +1 and -1 for each connection that begins and ends."""
         self._opened = opened
         self._most = most

@@ -9,7 +9,6 @@ import errno
 import logging
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -109,9 +108,7 @@ def _allowed() -> int:
     return hard if hard != resource.RLIM_INFINITY else 1 << 30
 
 
-def say_seldom_what_is_exhausted(
-    loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic
-) -> None:
+def say_seldom_what_is_exhausted(loop: asyncio.AbstractEventLoop) -> None:
     """Make ``loop`` log once a minute that it cannot accept clients, not for every attempt.
 
     asyncio retries once a second, a thousand attempts each time.
@@ -123,8 +120,8 @@ def say_seldom_what_is_exhausted(
         error = context.get("exception")
         if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
             loop.default_exception_handler(context)
-        elif clock() >= silent_until:
-            silent_until = clock() + _SILENCE_SECONDS
+        elif time.monotonic() >= silent_until:
+            silent_until = time.monotonic() + _SILENCE_SECONDS
             _log.error(
                 "%s: new clients wait until there is room; raise LimitNOFILE (ulimit -Hn), or "
                 "lower [limits] connections",

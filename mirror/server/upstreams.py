@@ -155,7 +155,11 @@ class Upstreams:
             shared = None
             if caches is not None:
                 shared = caches.login(name, upstream.username, _secret(name, upstream))
-            found = await self._opened(name, upstream, config, way, shared)
+            self._observer.upstream_login(name, False)  # not known of the new login
+            parts = (name, upstream, config, self._observer, self._rooms, shared)
+            stack = AsyncExitStack()
+            found = _Open(way, await stack.enter_async_context(_opened_upstream(*parts)), stack)
+            self._open.append(found)
         found.users += 1
         try:
             yield found.endpoints
@@ -164,23 +168,6 @@ class Upstreams:
             if not found.users:
                 self._open.remove(found)
                 await found.opened.aclose()
-
-    async def _opened(
-        self,
-        name: str,
-        upstream: UpstreamConfig,
-        config: Config,
-        way: Any,
-        shared: SharedLogin | None,
-    ) -> _Open:
-        stack = AsyncExitStack()
-        tokens: TtlCache[str] = TtlCache(0, _TOKENS, _TOKENS_BYTES)  # each has its own ttl
-        self._observer.upstream_login(name, False)  # not known of the new login
-        endpoints = await stack.enter_async_context(
-            opened_upstream(*(name, upstream, config, tokens, self._observer, self._rooms), shared)
-        )
-        self._open.append(_Open(way, endpoints, stack))
-        return self._open[-1]
 
 
 def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
@@ -206,11 +193,10 @@ def check_upstreams(config: Config) -> None:
 
 
 @asynccontextmanager
-async def opened_upstream(
+async def _opened_upstream(
     name: str,
     upstream: UpstreamConfig,
     config: Config,
-    tokens: TtlCache[str],
     observer: Observer,
     rooms: Rooms,
     shared: SharedLogin | None,
@@ -220,6 +206,7 @@ async def opened_upstream(
     Raises:
         UserError: its password or CA file cannot be used.
     """
+    tokens: TtlCache[str] = TtlCache(0, _TOKENS, _TOKENS_BYTES)  # each has its own ttl
     # The credentials belong to the registry: its mirrors are asked anonymously.
     mirrors = [(url, Login()) for url in upstream.mirrors]
     addresses = [*mirrors, (upstream.url, _login(name, upstream, observer))]

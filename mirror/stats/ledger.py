@@ -38,7 +38,7 @@ class Ledger:
         self._thread = Threads(1, "ledger")
         self._database: StatsDatabase | None = None
         self._unwritten: StatsBuffer | None = None
-        self._filling = self._suffering = False
+        self._lasting = False  # some of its downloads or troubles are in the database
         self._trouble = ""
         self.buffer = self._new_buffer()
 
@@ -48,8 +48,7 @@ class Ledger:
         To be called every second.  If the write fails, the events are kept for the next call.
         """
         buffer, self.buffer = self.buffer, self._new_buffer()
-        lasting = fills or self._filling or problems or self._suffering
-        if buffer or lasting or self._unwritten:
+        if buffer or fills or problems or self._lasting or self._unwritten:
             await run_in(self._thread, lambda: self._write(buffer, fills, problems))
 
     async def read(
@@ -108,12 +107,9 @@ class Ledger:
             if buffer:
                 database.write(buffer, self._clock())
             self._unwritten = None
-            if fills is not None and (fills or self._filling):
-                database.write_fills(self._process, fills, self._clock())
-                self._filling = bool(fills)
-            if fills is not None and (problems or self._suffering):
-                database.write_problems(self._process, problems, self._clock())
-                self._suffering = bool(problems)
+            if fills is not None and (fills or problems or self._lasting):
+                database.write_lasting(self._process, fills, problems, self._clock())
+                self._lasting = bool(fills or problems)
         except (OSError, sqlite3.Error) as error:
             self._fail(error)
         else:

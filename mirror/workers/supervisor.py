@@ -189,7 +189,7 @@ class _Supervisor:
             except UserError as error:
                 tell_mistakes(error)
                 for worker in self._workers:
-                    worker.show(refused_reload())
+                    worker.tell(refused_reload())
                 self._lifecycle.reloaded(successful=False)
                 self._systemd.ready()
         if self._reloaded is not None and not any(worker.reloading for worker in self._workers):
@@ -211,7 +211,7 @@ class _Supervisor:
         self._config, self._share = config, config.share(len(self._workers))
         say_what_is_cut(self._share)
         for worker in self._workers:
-            worker.apply_options(self._share)
+            worker.tell(self._share)
 
     def _announce_when_ready(self) -> None:
         if not self._announced and all(worker.ready for worker in self._workers):

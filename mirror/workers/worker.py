@@ -95,17 +95,12 @@ class Worker:
     def serves(self) -> None:
         self.ready, self._delay = True, 0.0
 
-    def apply_options(self, config: Config) -> None:
+    def tell(self, told: Config | Problem) -> None:
+        """Have the worker apply a configuration, or show a problem of the first process."""
         if self.pipe is not None:
             with contextlib.suppress(OSError):  # it has just ended: its successor will know
-                self.pipe.send(config)
-                self.reloading = True
-
-    def show(self, problem: Problem) -> None:
-        """Have the worker show a problem of the first process."""
-        if self.pipe is not None:
-            with contextlib.suppress(OSError):  # it has just ended
-                self.pipe.send(problem)
+                self.pipe.send(told)
+                self.reloading |= isinstance(told, Config)
 
     def reap(self) -> None:
         """Clean up after the process has ended, and schedule its successor."""
