@@ -102,8 +102,8 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
         }
         posts |= {f"{ROOT}{name}": api.change for name in changes}
         check_replica = for_replicas = None
-        if cluster is not None and cluster.blocks is not None:
-            check_replica, blobs = cluster.check_replica, pulls.for_replicas
+        if cluster is not None and cluster.blocks is not None and cluster.secret is not None:
+            check_replica, blobs = cluster.secret.check, pulls.for_replicas
             replica = replace(handler, blobs=blobs, client_credentials=None, kind="replica")
             for_replicas = replica.answer
             posts[REPLICA_BLOCKS] = ReplicaPost(cluster.blocks.receive).answer

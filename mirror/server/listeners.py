@@ -109,11 +109,8 @@ def opened_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[li
         UserError: one cannot be opened.
     """
     with contextlib.ExitStack() as stack:
-        listeners = []
-        for listener in open_listeners(config, reuse_port=reuse_port):
-            listeners.append(listener)
-            stack.callback(listener.close)
-        yield listeners
+        opened = _open_listeners(config, reuse_port=reuse_port)
+        yield [stack.enter_context(contextlib.closing(listener)) for listener in opened]
 
 
 @contextlib.contextmanager
@@ -127,24 +124,17 @@ def opened_worker_listeners(config: Config, workers: int) -> Iterator[list[list[
         UserError: one cannot be opened.
     """
     with opened_listeners(config, reuse_port=True) as first, contextlib.ExitStack() as stack:
-        places = [list(first)]
-        for _ in range(1, workers):
-            place: list[Listener] = []
-            for listener in first:
-                own = [listener]
-                if isinstance(listener.address, TcpAddress) and _spread(listener.raw):
-                    own = [listener.twin()]
-                    stack.callback(own[0].close)
-                place += own
-            places.append(place)
-        yield places
+
+        def own(listener: Listener) -> Listener:
+            raw = listener.raw
+            if listener.over_tcp and raw.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+                return stack.enter_context(contextlib.closing(listener.twin()))
+            return listener
+
+        yield [first, *(list(map(own, first)) for _ in range(1, workers))]
 
 
-def _spread(raw: socket.socket) -> bool:
-    return bool(raw.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
-
-
-def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[Listener]:
+def _open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[Listener]:
     """Open the sockets one after another.
 
     Raises:

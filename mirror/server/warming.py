@@ -171,20 +171,17 @@ async def _run(config: Config, entry: WarmConfig) -> bool:
     """Pull all listed images that are available; return whether none is missing."""
     started = time.monotonic()
     try:
-        result = await _pulled(config, entry)
+        wanted, failed = located_all(config, map(parse_image, entry.images))
+        pulled = await _pull(config, wanted, _platforms(entry), entry.parallel)
     except (OSError, aiohttp.ClientError) as error:
         _log.warning("images could not be pulled ahead of time: %s", error)
         return False
     except Exception:
         _log.exception("images could not be pulled ahead of time")
         return False
+    result = [*pulled, *failed]
     _tell(result, time.monotonic() - started)
-    return not any(pulled.reason for pulled in result)
-
-
-async def _pulled(config: Config, entry: WarmConfig) -> list[Pulled]:
-    wanted, failed = located_all(config, map(parse_image, entry.images))
-    return [*await _pull(config, wanted, _platforms(entry), entry.parallel), *failed]
+    return not any(each.reason for each in result)
 
 
 async def _pull(
