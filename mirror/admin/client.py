@@ -24,6 +24,11 @@ from mirror.server.control import CONNECT_SECONDS, ControlDirectory
 from mirror.store.local.layout import Layout
 from mirror.user_error import UserError
 
+#: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
+#: cache.
+_SILENCE_SECONDS: Final = 300.0
+_TOLD_SECONDS: Final = 10.0
+
 
 def check_owner(directory: Path) -> None:
     """Check that root does not write into another user's cache.
@@ -53,12 +58,6 @@ def _name(uid: int) -> str:
 def user_name() -> str:
     """Return the name of this process's user, for the log of the running mirror."""
     return _name(os.getuid())
-
-
-#: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
-#: cache.
-_SILENCE_SECONDS: Final = 300.0
-_TOLD_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)

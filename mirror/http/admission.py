@@ -32,6 +32,7 @@ _RETRY_SECONDS: Final = 5.0
 #: How the refusal of a login begins.
 WRONG_LOGIN: Final = "user or password is wrong"
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mirror", charset="UTF-8"'}
+_OVERRUN: Final = 1.25  # of the limit: up to here clients get 503, beyond it no answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,6 @@ class Admission:
 
 def content_digest(body: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
-
-
-_OVERRUN: Final = 1.25  # of the limit: up to here clients get 503, beyond it no answer
 
 
 class ConnectionLimiter:

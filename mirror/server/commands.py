@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -61,8 +61,8 @@ class Changes:
     def table(self) -> Mapping[str, Change]:
         return {
             "warm": self.warm,
-            "keep": self.keep,
-            "release": self.release,
+            "keep": partial(self._keep, keep=True),
+            "release": partial(self._keep, keep=False),
             "drop": self.drop,
             "block": self.block,
             "unblock": self.unblock,
@@ -77,15 +77,8 @@ class Changes:
         _noted("warming", wanted.full_name)
         return {"image": wanted.full_name, "state": "pulling"}
 
-    async def keep(self, image: str, _: str) -> Any:
-        """Keep an image until it is released: it is never evicted."""
-        return await self._list(image, keep=True)
-
-    async def release(self, image: str, _: str) -> Any:
-        """Let an image be evicted again; the images of ``[[keep]]`` stay."""
-        return await self._list(image, keep=False)
-
-    async def _list(self, image: str, *, keep: bool) -> Any:
+    async def _keep(self, image: str, _: str, *, keep: bool) -> Any:
+        """Keep an image: it is never evicted; or let it be again, unless ``[[keep]]`` names it."""
         store, name = self.shared_state.store, self._wanted(image).full_name
         with _usable():
             await asyncio.to_thread(store.keep_list.change, name, keep=keep)

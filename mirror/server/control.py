@@ -37,6 +37,13 @@ _MOST_BYTES: Final = 100  # length of a path; every system's sun_path has room f
 _DESCRIPTORS: Final = Path("/proc/self/fd")  # Linux
 _PROBE_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 5.0
+#: Clients have ``drain``; an operator can repeat an interrupted command.
+_SHUTDOWN_SECONDS: Final = 1.0
+_BACKLOG: Final = 128
+_OPERATOR: Final = "operator"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +205,6 @@ def stand(directory: Path, pid: int) -> ControlSocket:
 def is_own(name: str) -> bool:
     """Whether a socket is the one of this process."""
     return name.partition(".")[0] == str(os.getpid())
-
-
-_LOOK_SECONDS: Final = 5.0
-#: Clients have ``drain``; an operator can repeat an interrupted command.
-_SHUTDOWN_SECONDS: Final = 1.0
-_BACKLOG: Final = 128
-_OPERATOR: Final = "operator"
-
-_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager

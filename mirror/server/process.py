@@ -21,6 +21,7 @@ from mirror.server.upstreams import named_proxies
 
 _ORPHAN_SECONDS: Final = 1.0
 _MICROSECONDS: Final = 1_000_000
+SECOND_SIGNAL: Final = "stopped at once by a second signal: transfers are cut off"
 
 _log = logging.getLogger(__name__)
 
@@ -139,9 +140,6 @@ def _end_at_once(number: int) -> NoReturn:
     if output is not None:
         output.drain()
     os._exit(128 + number)
-
-
-SECOND_SIGNAL: Final = "stopped at once by a second signal: transfers are cut off"
 
 
 def say_stopping(config: Config) -> None:

@@ -38,6 +38,13 @@ from mirror.user_error import UserError
 if TYPE_CHECKING:
     from mirror.cluster.values import SharedCaches
 
+_TOKENS: Final = 10_000
+_TOKENS_BYTES: Final = 8 * 1024 * 1024
+#: Settings of an upstream used by other parts: they do not affect how it is reached.
+_ELSEWHERE: Final = frozenset(
+    {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
+)
+
 
 def upstream_proxies(config: Config, name: str) -> Proxies:
     """The proxies for an upstream, its token service and its redirects.
@@ -82,14 +89,6 @@ def named_proxies(config: Config) -> list[str]:
     tables = [upstream_proxies(config, name) for name in config.enabled()]
     named = (str(proxy) for table in tables for proxy in table.by_scheme.values())
     return list(dict.fromkeys(named))
-
-
-_TOKENS: Final = 10_000
-_TOKENS_BYTES: Final = 8 * 1024 * 1024
-#: Settings of an upstream used by other parts: they do not affect how it is reached.
-_ELSEWHERE: Final = frozenset(
-    {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
-)
 
 
 @dataclass(slots=True)

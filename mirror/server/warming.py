@@ -38,6 +38,16 @@ _SPREAD: Final = 0.05
 _MAX_SPREAD_SECONDS: Final = 120.0
 _FIRST_RETRY_SECONDS: Final = 60.0
 _MAX_DOUBLINGS: Final = 10
+#: One part in so many of all downloads, so that clients find free ones.
+_SHARE: Final = 4
+_NAMED: Final = 3
+_MOST_REQUESTED: Final = 8
+_PARALLEL: Final = 4
+_SILENCE_SECONDS: Final = 600.0
+#: The wall clock is compared so often, so that setting it does not miss a run.
+_LOOK_SECONDS: Final = 300.0
+
+_log = logging.getLogger(__name__)
 
 
 def until_first(entry: WarmConfig, now: datetime, chance: float) -> float:
@@ -100,18 +110,6 @@ def located_all(config: Config, images: Iterable[ImageName]) -> tuple[list[Wante
             )
             failed[str(image)] = Pulled(there, None, 0, 0, str(error))
     return list(wanted.values()), list(failed.values())
-
-
-_log = logging.getLogger(__name__)
-
-#: One part in so many of all downloads, so that clients find free ones.
-_SHARE: Final = 4
-_NAMED: Final = 3
-_MOST_REQUESTED: Final = 8
-_PARALLEL: Final = 4
-_SILENCE_SECONDS: Final = 600.0
-#: The wall clock is compared so often, so that setting it does not miss a run.
-_LOOK_SECONDS: Final = 300.0
 
 
 class Warming:

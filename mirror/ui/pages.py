@@ -58,6 +58,7 @@ FIELDS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_NUMBERS: Final = ("size", "number", "share", "duration", "age", "moment", "date", "clock")
 
 
 class _Named(Protocol):
@@ -163,9 +164,6 @@ def moved(place: str) -> web.Response:
     """Send a browser to a page after a form, so that a reload does not repeat the form."""
     headers = {**FIELDS, "Cache-Control": "no-store", "Location": place}
     return web.Response(status=303, headers=headers)
-
-
-_NUMBERS: Final = ("size", "number", "share", "duration", "age", "moment", "date", "clock")
 
 
 def _seconds(text: str) -> float:
