@@ -26,7 +26,7 @@ from mirror.policy.rules import Moment
 from mirror.server.access import HealthHandler, certificate, listen, monitored
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
-from mirror.server.events import RequestEvents, StatsRecorder, opened_stats
+from mirror.server.events import RequestEvents, opened_stats
 from mirror.server.generation import Generations, opened_generations
 from mirror.server.listeners import Listener, Purpose, opened_listeners
 from mirror.server.maintenance import BlockWatch, Maintenance
@@ -49,7 +49,6 @@ from mirror.trouble import Trouble
 from mirror.user_error import UserError
 
 if TYPE_CHECKING:
-    from mirror.server.cluster import OpenedCluster
     from mirror.tracing import Tracing
 
 _TEND_SECONDS: Final = 5.0
@@ -132,10 +131,13 @@ async def serving_on(
         table = stack.enter_context(_opened_table(store, unseen))
         recorder = await stack.enter_async_context(opened_stats(store))
         log = await stack.enter_async_context(opened_access_log(pulls))
-        cluster = await stack.enter_async_context(
-            _opened_cluster(config, store, metrics, recorder, stopping, clock, first=first)
-        )
-        if cluster is not None:
+        cluster = None
+        if config.cluster != ClusterConfig():
+            # Imported late: other mirrors need neither these modules nor their libraries.
+            with _needing_extra():
+                from mirror.server.cluster import opened_cluster  # noqa: PLC0415
+            parts = (config, store, metrics, recorder, stopping, clock)
+            cluster = await stack.enter_async_context(opened_cluster(*parts, first=first))
             store = replace(store, decisions=cluster.decisions)
         shared_state = await stack.enter_async_context(
             opened_shared_state(config, store, metrics, recorder, table, stopping, clock, cluster)
@@ -182,8 +184,10 @@ async def serving_on(
         await stack.enter_async_context(listening(server, places[Purpose.PROXY]))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        parts = (listeners, generations, store, housekeeping, warming, chain)
-        yield Reloadable(*parts, metrics.lifecycle, refused, cluster)
+        yield Reloadable(
+            *(listeners, generations, store, housekeeping, warming, chain),
+            *(metrics.lifecycle, refused, cluster),
+        )
 
 
 @asynccontextmanager
@@ -221,35 +225,19 @@ async def _opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
         await tracing.close()
 
 
-@asynccontextmanager
-async def _opened_cluster(
-    config: Config,
-    store: Store,
-    metrics: Metrics,
-    recorder: StatsRecorder,
-    stopping: asyncio.Event,
-    clock: Callable[[], Moment],
-    *,
-    first: bool,
-) -> AsyncIterator["OpenedCluster | None"]:
-    """Join the cluster, if one is configured.
+@contextlib.contextmanager
+def _needing_extra() -> Iterator[None]:
+    """Import what only a cluster needs while the context is open.
 
     Raises:
-        UserError: a library of the extra is missing, or the configuration cannot be used.
+        UserError: a library of the extra is missing.
     """
-    if config.cluster == ClusterConfig():
-        yield None
-        return
     try:
-        # Imported late: other mirrors need neither these modules nor their libraries.
-        from mirror.server.cluster import opened_cluster  # noqa: PLC0415
+        yield
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         text = f"[cluster] needs the library {library}: pip install 'container-mirror[cluster]'"
         raise UserError(text) from error
-    parts = (config, store, metrics, recorder, stopping, clock)
-    async with opened_cluster(*parts, first=first) as cluster:
-        yield cluster
 
 
 @contextlib.contextmanager
