@@ -14,8 +14,8 @@ from yarl import URL
 
 from mirror.config import Config, load
 from mirror.server import serving
-from mirror.server.clock import moment
 from mirror.server.listeners import Purpose
+from mirror.server.shared_state import moment
 from tests.waiting import limit
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
@@ -97,4 +97,4 @@ async def running(
         proxies = [
             f"http://{each.address}" for each in mirror.listeners if each.purpose is Purpose.PROXY
         ]
-        yield Mirror(url, session, mirror.reloadable.reload, "".join(proxies))
+        yield Mirror(url, session, mirror.reload, "".join(proxies))

@@ -19,9 +19,14 @@ import aiohttp
 from mirror.config.model import AccessConfig, Config, ProxyConfig, ServerConfig
 from mirror.oci.errors import lookup_message
 from mirror.server import serving
-from mirror.server.control import ControlDirectory
+from mirror.server.control import CONNECT_SECONDS, ControlDirectory
 from mirror.store.local.layout import Layout
 from mirror.user_error import UserError
+
+#: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
+#: cache.
+_SILENCE_SECONDS: Final = 300.0
+_TOLD_SECONDS: Final = 10.0
 
 
 def check_owner(directory: Path) -> None:
@@ -54,13 +59,6 @@ def user_name() -> str:
     return _name(os.getuid())
 
 
-_CONNECT_SECONDS: Final = 10.0
-#: Longest silence during a response; its whole length is unlimited, since it may take a scan of the
-#: cache.
-_SILENCE_SECONDS: Final = 300.0
-_TOLD_SECONDS: Final = 10.0
-
-
 @dataclass(frozen=True, slots=True)
 class MirrorProcess:
     """One process; ``session`` has its socket as base, for the registry API and for commands."""
@@ -83,7 +81,7 @@ class MirrorProcess:
             aiohttp.ClientError, TimeoutError: the process has ended, or does not answer.
         """
         method = "GET" if members is None else "POST"
-        limit = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=timeout)
+        limit = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=timeout)
         async with self.session.request(method, path, json=members, timeout=limit) as answer:
             async with asyncio.timeout(timeout):  # it is complete before its first byte
                 if answer.status != 200:
@@ -97,7 +95,7 @@ class Running:
 
     workers: Sequence[MirrorProcess]
 
-    async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> Any:
+    async def ask(self, path: str, members: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a command to one process; to the next one only if the connection failed.
 
         Raises:
@@ -105,7 +103,8 @@ class Running:
         """
         for worker in self.workers:
             try:
-                return await worker.command(path, members)
+                answer: dict[str, Any] = await worker.command(path, members)
+                return answer
             except aiohttp.ClientConnectorError:
                 continue
             except TimeoutError as error:
@@ -152,21 +151,12 @@ async def lookup_running(directory: Path) -> AsyncIterator[Running | None]:
             ) from error
         stack.callback(sockets.close)
         workers = [
-            MirrorProcess(name, await stack.enter_async_context(_session(sockets.address(name))))
+            MirrorProcess(
+                name, await stack.enter_async_context(sockets.session(name, _SILENCE_SECONDS))
+            )
             for name in sockets.live()
         ]
         yield Running(workers) if workers else None
-
-
-def _session(address: str) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        "http://mirror",  # aiohttp needs a host; the value is not used
-        connector=aiohttp.UnixConnector(address, limit=0),
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
-        ),
-        auto_decompress=False,
-    )
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> str:

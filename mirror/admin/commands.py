@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from mirror.admin.client import Running, check_owner, lookup_running, user_name
 from mirror.config.model import Config
@@ -21,14 +21,13 @@ from mirror.inventory.removal import removal
 from mirror.inventory.ruling import Rulings
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
-from mirror.server.clock import moment
+from mirror.server.commands import commands_to_forget
+from mirror.server.shared_state import moment
 from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.metadata.block_file import BlockFile
 from mirror.user_error import UserError
-
-_MOST_TOLD: Final = 2000  # names per request, well below the limit of a request
 
 
 async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
@@ -39,10 +38,7 @@ async def listed(config: Config, patterns: Sequence[str]) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask(
-                "/control/images", {"patterns": list(patterns)}
-            )
-            return answer
+            return await running.ask("/control/images", {"patterns": list(patterns)})
     async with opened_cache(config) as cache:
         return await listing(cache, patterns)
 
@@ -85,7 +81,7 @@ async def stats(config: Config, *, local: bool = False) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/api/v1/stats")
+            answer = await running.ask("/api/v1/stats")
             answer["running"]["processes"] = len(running.workers)
             if config.cluster.peers and not local:
                 with contextlib.suppress(UserError):  # it runs without the keys of the file yet
@@ -107,10 +103,10 @@ async def removed(
     told = {"targets": list(targets), "dry_run": dry_run, "force": force}
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/control/remove", told)
+            answer = await running.ask("/control/remove", told)
             if not dry_run:
-                keys = [f"{each['kind']}.{_dotted(each['digest'])}" for each in answer["objects"]]
-                await _forget(running, answer["links"], keys)
+                for batch in commands_to_forget(answer):
+                    await running.tell("/control/forget", batch)
             return answer
     async with opened_cache(config) as cache:
         return await removal(cache, targets, dry_run=dry_run, force=force)
@@ -150,17 +146,6 @@ async def verified_cluster(
     return Verification(found.objects, found.bytes, found.damaged)
 
 
-async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -> None:
-    for start in range(0, max(len(links), len(keys)), _MOST_TOLD):
-        end = start + _MOST_TOLD
-        told = {"links": links[start:end], "objects": keys[start:end]}
-        await running.tell("/control/forget", told)
-
-
-def _dotted(digest: str) -> str:
-    return digest.replace(":", ".")
-
-
 async def blocked(config: Config, targets: Sequence[str], reason: str) -> dict[str, Any]:
     """Block images or digests in all processes: see ``inventory.blocking``.
 
@@ -197,14 +182,13 @@ async def blocks(config: Config) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/control/blocks")
-            return answer
+            return await running.ask("/control/blocks")
     async with _own_rulings(config) as own:
         return listed_blocks([*configured_blocks(config), *own.blocks.read()])
 
 
 async def _changed(running: Running, path: str, told: dict[str, Any]) -> dict[str, Any]:
-    answer: dict[str, Any] = await running.ask(path, told)
+    answer = await running.ask(path, told)
     await running.tell("/control/decide-anew", {})
     return answer
 
@@ -231,8 +215,7 @@ async def explained(config: Config, image: str) -> dict[str, Any]:
     """
     async with lookup_running(config.cache.directory.absolute()) as running:
         if running is not None:
-            answer: dict[str, Any] = await running.ask("/control/policy", {"image": image})
-            return answer
+            return await running.ask("/control/policy", {"image": image})
     async with _own_rulings(config) as rulings:
         return await rulings.explain(config, image)
 

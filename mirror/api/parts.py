@@ -13,6 +13,22 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.pull.body import Content, Piece
 
+_NAMES: Final = {
+    "buildah": "Buildah",
+    "buildkit": "BuildKit",
+    "containers": "Podman",  # sends its library's name; other users of it send their own names
+    "cri-o": "CRI-O",
+    "docker": "Docker",
+    "helm": "Helm",
+    "libpod": "Podman",
+    "oras": "ORAS",
+    "podman": "Podman",
+    "skopeo": "Skopeo",
+    "trivy": "Trivy",
+}
+_PRODUCT: Final = re.compile(r"[A-Za-z][\w.+-]{0,23}", re.ASCII)  # RFC 9110, 10.1.5, but bounded
+_VERSION: Final = re.compile(r"/v?(\d{1,6}(?:\.\d{1,6})?)", re.ASCII)
+
 
 def wanted_ranges(request: web.BaseRequest, digest: Digest, size: int) -> tuple[ByteRange, ...]:
     """Return the ranges to send of a blob of ``size`` bytes; an empty tuple means the whole blob.
@@ -62,25 +78,6 @@ class Parts:
                 async for piece in pieces:
                     yield piece
         yield self._tail
-
-
-_NAMES: Final = {
-    "buildah": "Buildah",
-    "buildkit": "BuildKit",
-    "containers": "Podman",  # sends its library's name; other users of it send their own names
-    "cri-o": "CRI-O",
-    "docker": "Docker",
-    "helm": "Helm",
-    "libpod": "Podman",
-    "oras": "ORAS",
-    "podman": "Podman",
-    "skopeo": "Skopeo",
-    "trivy": "Trivy",
-}
-_PRODUCT: Final = re.compile(r"[A-Za-z][\w.+-]{0,23}", re.ASCII)  # RFC 9110, 10.1.5, but bounded
-
-
-_VERSION: Final = re.compile(r"/v?(\d{1,6}(?:\.\d{1,6})?)", re.ASCII)
 
 
 def client_type(agent: str) -> str:

@@ -1,7 +1,8 @@
-"""The JSON API: ``/api/v1/...``, as ``docs/api.md`` describes it.
+"""The JSON API, ``/api/v1/...`` as ``docs/api.md`` describes it, and the operator's commands.
 
-Reading needs what pulling needs.  Changes also need the token of ``mirror token``.  The functions
-that supply the data are in ``server``.
+Reading needs what pulling needs.  Changes also need the token of ``mirror token``.  Commands are
+``/control/...`` on the control socket, beside the registry API.  The functions that supply the data
+and execute the commands are in ``server``.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from mirror.api.handlers import raw_path
 from mirror.http.admission import CONTENT_DIGEST, REPLICA_FIELD, content_digest
+from mirror.http.server_options import Handler, Handlers
 from mirror.http.token import TOKEN_FIELD, Tokens, small_body
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.store.interface import IndexUnavailableError
@@ -25,7 +28,11 @@ REPLICA_BLOCKS: Final = f"{ROOT}replica-blocks"
 Reading = Callable[[Mapping[str, str]], Awaitable[Any]]
 #: Takes the name of an image, and the operator's reason, which may be empty.
 Change = Callable[[str, str], Awaitable[Any]]
+#: Takes the members of a JSON object (none for a GET) and returns a value to encode as JSON.
+Command = Callable[[Mapping[str, Any]], Awaitable[Any]]
+Commands = Mapping[tuple[str, str], Command]
 
+_CONTROL: Final = "/control/"
 _HEADERS: Final = {"Cache-Control": "no-store"}
 _MOST_POSTED_BYTES: Final = 1024 * 1024
 _AT_ONCE: Final = 100  # entries; encoding them takes a millisecond
@@ -94,6 +101,36 @@ class ReplicaPost:
         if not body or request.headers.get(CONTENT_DIGEST) != content_digest(body):
             raise OciError(ErrorCode.DENIED, "no replica has signed this body", status=403)
         return await json_response(await self.receive(json_object(body)))
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRoutes:
+    """Finds the handlers of requests on the control socket.
+
+    ``commands`` is keyed by method and path.  Requests outside ``/control/`` go to ``others``, as
+    on the port.
+    """
+
+    others: Handlers
+    commands: Commands
+
+    def handler(self, request: web.BaseRequest) -> Handler:
+        if raw_path(request).startswith(_CONTROL):
+            return self._obey
+        return self.others.handler(request)
+
+    async def _obey(self, request: web.BaseRequest) -> web.StreamResponse:
+        place = (request.method, raw_path(request))
+        command = self.commands.get(place)
+        if command is None:
+            text = f"this mirror has no {' '.join(place)}: mirror and command differ in version"
+            raise OciError(ErrorCode.UNSUPPORTED, text, status=404)
+        try:
+            posted = request.method != "GET"
+            answer = await command(json_object(await request.read()) if posted else {})
+        except UserError as error:
+            raise OciError(ErrorCode.UNKNOWN, str(error), status=409) from error
+        return await json_response(answer)
 
 
 async def json_response(value: Any) -> web.Response:

@@ -32,6 +32,7 @@ _RETRY_SECONDS: Final = 5.0
 #: How the refusal of a login begins.
 WRONG_LOGIN: Final = "user or password is wrong"
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mirror", charset="UTF-8"'}
+_OVERRUN: Final = 1.25  # of the limit: up to here clients get 503, beyond it no answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +118,7 @@ class Admission:
 
 
 def content_digest(body: bytes) -> str:
-    """Return the CONTENT_DIGEST field of a body."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
-
-
-_OVERRUN: Final = 1.25  # of the limit: up to here clients get 503, beyond it no answer
 
 
 class ConnectionLimiter:
@@ -131,9 +128,7 @@ class ConnectionLimiter:
     sockets, trusted proxies) have no limit per client.
     """
 
-    def __init__(
-        self, most: int, most_per_client: int, opened: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, most: int, most_per_client: int, opened: Callable[[int], None]) -> None:
         """``opened`` is called with +1 and -1 for each connection that begins and ends."""
         self._opened = opened
         self._most = most
@@ -162,7 +157,6 @@ class ConnectionLimiter:
         return self._excess(client, "connections")
 
     def leave(self, client: str) -> None:
-        """Count the end of a connection."""
         self._all -= 1
         self._opened(-1)
         self._forget(client and client_name(client))

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import ipaddress
 import logging
 import re
 import secrets
@@ -11,9 +10,9 @@ from typing import Final
 
 import bcrypt
 
-from mirror.http.forwarded import lookup_address
 from mirror.http.turns import Turns
 from mirror.lru import Lru
+from mirror.shares import client_name
 from mirror.threads import Threads
 from mirror.trouble import Problem, Trouble
 
@@ -107,7 +106,7 @@ class Htpasswd:
         pair = user, hashed, hashlib.blake2b(secret, key=self._key).digest()
         if self._remembered.get(pair):
             return True
-        async with self._turns.turn(_home(client)):
+        async with self._turns.turn(client_name(client)):
             if self._remembered.get(pair):  # another connection of the client had the same check
                 return True
             loop = asyncio.get_running_loop()
@@ -117,7 +116,6 @@ class Htpasswd:
             return right
 
     def close(self) -> None:
-        """End the thread."""
         self._thread.shutdown()
 
 
@@ -140,11 +138,3 @@ def _is_right(secret: bytes, hashed: bytes, highest: int) -> bool:
 
 def _cost(hashed: bytes) -> int:
     return int(hashed.split(b"$")[2])
-
-
-def _home(client: str) -> str:
-    """The key for one client: an IPv4 address or an IPv6 /64 network (RFC 6177)."""
-    address = lookup_address(client)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return client

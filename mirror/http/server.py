@@ -57,7 +57,6 @@ class Server(web.Server):
         options: ServerOptions,
         observer: Observer,
         tracer: Tracer | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Serve with ``options``; must be called in a running loop."""
         limits = options.limits
@@ -75,10 +74,8 @@ class Server(web.Server):
         self.ended = False
         self._observer = observer
         self._tracer = tracer
-        self._clock = clock
 
     def __call__(self) -> RequestHandler:
-        """Return the handler of a new connection on the mirror's own port."""
         return self.connection(DIRECT)
 
     def connection(self, entry: ConnectionContext) -> Connection:
@@ -101,8 +98,7 @@ class Server(web.Server):
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         options = self.options
-        if isinstance(request.protocol, Connection):
-            request.protocol.apply_options(options)
+        _connection(request).apply_options(options)
         with options.requests.one():
             if self._tracer is None or request.path in UNTRACED:
                 return await self._timed(request, options)
@@ -119,10 +115,11 @@ class Server(web.Server):
                 describe(span, request)
 
     async def _timed(self, request: web.BaseRequest, options: ServerOptions) -> web.StreamResponse:
-        exchange = request[EXCHANGE] = Exchange(self._clock(), _origin(request, options))
+        exchange = request[EXCHANGE] = Exchange(time.monotonic(), _origin(request, options))
         key = _hot_key(request, exchange.origin)
         exchange.repeatable = key is not None and options.table is not None
-        exchange.connected, exchange.user = _entry(request).upstream, _entry(request).user
+        entry = _connection(request).entry
+        exchange.connected, exchange.user = entry.upstream, entry.user
         exchange.trace_id = current().trace_id
         before = UPSTREAM_TIME.set(exchange.upstream_time)
         self._observer.request_began(exchange)
@@ -165,20 +162,20 @@ class Server(web.Server):
             reset(request)
             raise ConnectionAbortedError(answer.message)
         exchange.outcome = outcome_of(answer)
-        if _entry(request).proxy and request.method == hdrs.METH_CONNECT:
+        if _connection(request).entry.proxy and request.method == hdrs.METH_CONNECT:
             return plain_response(answer.status, answer.message, answer.headers)
         return error_response(answer)
 
     async def _admitted(
         self, request: web.BaseRequest, exchange: Exchange, options: ServerOptions
     ) -> web.StreamResponse:
-        protocol, entry, origin = request.protocol, _entry(request), exchange.origin
-        refusal = protocol.refusal if isinstance(protocol, Connection) else ""
+        connection, origin = _connection(request), exchange.origin
+        entry = connection.entry
         with self._limiter.counting(origin.client if origin.told else "") as excess:
             if not entry.upstream:  # else the proxy port has admitted the connection
                 admission = options.admission
                 check = admission.check_proxied if entry.proxy else admission.check
-                exchange.user = await check(request, origin.client, refusal or excess)
+                exchange.user = await check(request, origin.client, connection.refusal or excess)
             routes = options.routes if entry == DIRECT else options.proxy
             assert routes is not None, "a proxy port has handlers"
             return await routes.handler(request)(request)
@@ -214,7 +211,7 @@ class Server(web.Server):
             path=request.raw_path,
             client=exchange.origin.client,
             agent=request.headers.get("User-Agent", ""),
-            seconds=self._clock() - exchange.started,
+            seconds=time.monotonic() - exchange.started,
         )
 
 
@@ -223,27 +220,24 @@ def _is_current(options: ServerOptions, epoch: int) -> bool:
     return options.table is not None and options.table.epoch == epoch
 
 
-def _entry(request: web.BaseRequest) -> ConnectionContext:
-    return request.protocol.entry if isinstance(request.protocol, Connection) else DIRECT
+def _connection(request: web.BaseRequest) -> Connection:
+    assert isinstance(request.protocol, Connection), "the server makes no other ones"
+    return request.protocol
 
 
 def _origin(request: web.BaseRequest, options: ServerOptions) -> Origin:
-    protocol = request.protocol
-    client = protocol.client if isinstance(protocol, Connection) else request.remote or ""
-    seen = Origin(client, request.scheme, request.headers.get("Host", ""))
-    trusted = isinstance(protocol, Connection) and protocol.proxied
-    return options.proxies.origin(seen, request.headers) if trusted else seen
+    connection = _connection(request)
+    seen = Origin(connection.client, request.scheme, request.headers.get("Host", ""))
+    return options.proxies.origin(seen, request.headers) if connection.proxied else seen
 
 
 def _hot_key(request: web.BaseRequest, origin: Origin) -> HotKey | None:
     """Return the cache key of a request; None if an equal request may need another answer."""
-    protocol = request.protocol
-    if not isinstance(protocol, Connection) or not _is_plain(request):
+    connection = _connection(request)
+    # The proxy named no client: an equal request may come from another proxy or client.
+    if not _is_plain(request) or (connection.proxied and not origin.told):
         return None
-    # The proxy named no client, so an equal request may come from another proxy or client.
-    if protocol.proxied and not origin.told:
-        return None
-    key = protocol.hot_key(request._message, request.content)  # noqa: SLF001  # parser's result
+    key = connection.hot_key(request._message, request.content)  # noqa: SLF001  # parser's result
     return key if key is not None and key.size <= MOST_REQUEST_BYTES else None
 
 

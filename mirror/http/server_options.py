@@ -57,7 +57,6 @@ class Requests:
                 self._none.set()
 
     async def over(self) -> None:
-        """Wait until no request is in progress."""
         await self._none.wait()
 
 

@@ -24,6 +24,8 @@ TOKEN_FIELD: Final = "X-Mirror-Token"  # noqa: S105  # the name of a field
 COOKIE: Final = "mirror_session"
 SESSION_SECONDS: Final = 12 * 3600
 _TOKEN_BYTES: Final = 32
+_MOST_BYTES: Final = 8 * 1024
+_BODY_SECONDS: Final = 10.0
 
 
 def create_token(file: Path) -> str:
@@ -56,7 +58,6 @@ class Tokens:
         self._clock = clock
 
     async def enabled(self) -> bool:
-        """Return whether there is a token."""
         return bool(await self._key())
 
     async def allows(self, request: web.BaseRequest) -> bool:
@@ -95,10 +96,6 @@ class Tokens:
 
 def _signed(key: str, text: str) -> str:
     return hmac.new(key.encode(), text.encode(), "sha256").hexdigest()
-
-
-_MOST_BYTES: Final = 8 * 1024
-_BODY_SECONDS: Final = 10.0
 
 
 async def small_body(request: web.BaseRequest, most: int = _MOST_BYTES) -> bytes:

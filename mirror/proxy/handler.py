@@ -14,9 +14,9 @@ from aiohttp import HttpVersion10, hdrs, web
 
 from mirror.http.connection import Connection
 from mirror.http.exchange import EXCHANGE
-from mirror.http.handshake import Handshakes
 from mirror.http.responses import plain_response
 from mirror.http.server_options import ConnectionContext, Handler
+from mirror.http.tls import Handshakes
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.proxy.connecting import Connector
 from mirror.proxy.destination import (

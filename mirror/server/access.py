@@ -1,15 +1,16 @@
-"""Where clients connect, and which clients are admitted."""
+"""Where clients and monitoring connect, and which clients are admitted."""
 
 import contextlib
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
-from mirror.api.health import HealthHandler
+from mirror import logs
 from mirror.config.fields import UNIX_PROXIES
 from mirror.config.model import Config, ServerConfig
 from mirror.http.admission import Admission, CheckReplica
@@ -19,6 +20,8 @@ from mirror.http.server_options import ServerLimits
 from mirror.http.tls import Certificate, TlsSite
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
+from mirror.server.shared_state import SharedState
+from mirror.store.interface import IndexUnavailableError
 from mirror.user_error import UserError
 
 _MONITOR_SECONDS: Final = 1.0  # of a scrape that has begun when the mirror ends
@@ -34,6 +37,41 @@ async def listen(
         else:
             await web.SockSite(runner, listener.raw, backlog=ACCEPTED_AT_ONCE).start()
         listener.queue_many()
+
+
+@dataclass(frozen=True, slots=True)
+class HealthHandler:
+    """``/healthz``, ``/readyz`` and ``/metrics``; the same under every configuration."""
+
+    shared_state: SharedState
+
+    async def alive(self, _: web.BaseRequest) -> web.Response:
+        """Answer 200 while the process and its event loop run."""
+        return web.Response(text="ok\n")
+
+    async def ready(self, _: web.BaseRequest) -> web.Response:
+        """Answer 200 if the mirror can serve, else 503; upstreams are not asked: hits need none."""
+        if self.shared_state.stopping.is_set():
+            return web.Response(text="stopping\n", status=503)
+        trouble = self.shared_state.store.objects.health.reason
+        # A mirror that cannot store still serves: taking it out of service would break pulls.
+        text = f"ready, but nothing is kept: {trouble}" if trouble else "ready"
+        return web.Response(text=f"{text}\n")
+
+    async def elsewhere(self, _: web.BaseRequest) -> web.Response:
+        """Answer 404 where clients connect if the metrics have a port of their own."""
+        return web.Response(text="see [server] metrics_listen of this mirror\n", status=404)
+
+    async def metrics(self, request: web.BaseRequest) -> web.Response:
+        """Answer with the metrics in Prometheus' text format, or in OpenMetrics."""
+        store, metrics = self.shared_state.store, self.shared_state.metrics
+        with contextlib.suppress(OSError, IndexUnavailableError):  # then the last known values
+            usage = await store.objects.usage()
+            held = usage.used_bytes, usage.overhead_bytes
+            metrics.cache_holds(*held, usage.objects, usage.max_bytes, usage.free_bytes)
+        metrics.log_dropped(logs.dropped())
+        body, content_type = metrics.rendered(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 @contextlib.asynccontextmanager
@@ -113,7 +151,6 @@ def certificate_error(server: ServerConfig, error: OSError) -> UserError:
 
 
 def server_limits(config: Config) -> ServerLimits:
-    """Limits on connections and times of the server."""
     limits = config.limits
     return ServerLimits(
         bounds(config).connections,

@@ -20,15 +20,14 @@ from mirror.cluster.state import opened_state
 from mirror.cluster.values import SharedCaches
 from mirror.cluster.view import View
 from mirror.config.model import Config
-from mirror.http.admission import CheckReplica
 from mirror.inventory.blocking import parts_of
 from mirror.metrics.cluster import ClusterMetrics
 from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
 from mirror.pull.feed import Feeds
 from mirror.pull.slots import Slots
+from mirror.server.events import StatsRecorder
 from mirror.server.open_files import slot_limits
-from mirror.server.recorder import StatsRecorder
 from mirror.server.shared_state import splitting
 from mirror.server.store import Store
 from mirror.store.interface import DecisionStore, ManifestStore, TagStore
@@ -47,10 +46,9 @@ _CHANGED: Final = (
 class OpenedCluster:
     """What this replica shares with the others.
 
-    ``caches`` is None without Redis or without a secret.  ``check_replica`` checks the requests of
-    other replicas; None without a secret.  ``manifests`` and ``tags`` are those of the local store,
-    before the object store if there is one, and ``decisions`` before Redis.  ``blocks`` is None
-    without a secret.  A part that is not configured is None.
+    ``caches`` is None without Redis or without a secret, ``blocks`` without a secret.
+    ``manifests`` and ``tags`` are those of the local store, before the object store if there is
+    one, and ``decisions`` before Redis.  A part that is not configured is None.
     """
 
     feeds: Feeds
@@ -58,7 +56,6 @@ class OpenedCluster:
     tags: TagStore
     decisions: DecisionStore
     caches: SharedCaches | None
-    check_replica: CheckReplica | None
     blocks: SharedBlocks | None
     view: View | None
     objects: SharedStore | None
@@ -144,7 +141,6 @@ async def opened_cluster(
             store.tags if objects is None else objects.tags,
             decisions,
             None if not (state and secret) else SharedCaches.of(state, secret, store.tags),
-            None if secret is None else secret.check,
             blocks,
             None if peers is None else View(peers),
             objects,

@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 from aiohttp import web
 
 from mirror.access_log import AccessLog
-from mirror.api.control import Commands, ControlRoutes
+from mirror.api.v1 import Commands, ControlRoutes
 from mirror.descriptor import Descriptor
 from mirror.http.admission import Admission
 from mirror.http.exchange import AccessRecord, Exchange
@@ -35,6 +36,14 @@ _SUFFIX: Final = ".sock"
 _MOST_BYTES: Final = 100  # length of a path; every system's sun_path has room for this many
 _DESCRIPTORS: Final = Path("/proc/self/fd")  # Linux
 _PROBE_SECONDS: Final = 1.0
+CONNECT_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 5.0
+#: Clients have ``drain``; an operator can repeat an interrupted command.
+_SHUTDOWN_SECONDS: Final = 1.0
+_BACKLOG: Final = 128
+_OPERATOR: Final = "operator"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,6 @@ class ControlDirectory:
         return cls(path, Descriptor(os.open(path, flags)))
 
     def close(self) -> None:
-        """Close the directory."""
         self.fd.close()
 
     def address(self, name: str) -> str:
@@ -70,6 +78,21 @@ class ControlDirectory:
         if _DESCRIPTORS.is_dir():  # a short path to the same file
             return f"{_DESCRIPTORS}/{self.fd.fileno()}/{name}"
         raise OSError(errno.ENAMETOOLONG, f"{plain} is too long for the name of a socket")
+
+    def session(self, name: str, silence: float) -> aiohttp.ClientSession:
+        """A session with the process of a socket, which may be silent for so many seconds.
+
+        Raises:
+            OSError: as of :meth:`address`.
+        """
+        return aiohttp.ClientSession(
+            "http://mirror",  # aiohttp needs a host; the value is not used
+            connector=aiohttp.UnixConnector(self.address(name), limit=0),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=silence
+            ),
+            auto_decompress=False,
+        )
 
     def live(self) -> list[str]:
         """Return the names of the sockets on which a process listens; remove the dead ones.
@@ -162,7 +185,6 @@ class ControlSocket:
         return stat.S_ISSOCK(there.st_mode) and os.path.samestat(there, self.made)
 
     def withdraw(self) -> None:
-        """Stop listening, and remove the file."""
         if self.in_place():
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -176,20 +198,13 @@ def stand(directory: Path, pid: int) -> ControlSocket:
         OSError: the directory or the socket cannot be made.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
-    sockets = ControlDirectory.open(directory)
-    try:
+    with contextlib.closing(ControlDirectory.open(directory)) as sockets:
         return sockets.listen(pid)
-    finally:
-        sockets.close()
 
 
-_LOOK_SECONDS: Final = 5.0
-#: Clients have ``drain``; an operator can repeat an interrupted command.
-_SHUTDOWN_SECONDS: Final = 1.0
-_BACKLOG: Final = 128
-_OPERATOR: Final = "operator"
-
-_log = logging.getLogger(__name__)
+def is_own(name: str) -> bool:
+    """Whether a socket is the one of this process."""
+    return name.partition(".")[0] == str(os.getpid())
 
 
 @asynccontextmanager

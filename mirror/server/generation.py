@@ -5,18 +5,14 @@ outlives a configuration is in ``server.shared_state``.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 from aiohttp import web
 
-from mirror import logs
 from mirror.api.handlers import RegistryHandler, raw_path
-from mirror.api.health import Condition, HealthHandler
 from mirror.api.v1 import REPLICA_BLOCKS, ROOT, JsonApi, ReplicaPost
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
@@ -24,58 +20,36 @@ from mirror.http.admission import REPLICA_FIELD
 from mirror.http.sendfile import Sender
 from mirror.http.server_options import Handler, Requests, ServerOptions
 from mirror.http.token import Tokens
-from mirror.server.access import opened_admission, proxies, server_limits
-from mirror.server.changes import Changes
+from mirror.server.access import HealthHandler, opened_admission, proxies, server_limits
+from mirror.server.commands import Changes
 from mirror.server.open_files import answer_limits, bounds, question_limits, slot_limits
 from mirror.server.proxy import note_of, opened_pushes, proxy_handler
 from mirror.server.pulls import Pulls, opened_pulls
 from mirror.server.shared_state import SharedState, splitting
 from mirror.server.site import Site
-from mirror.server.status import PageRoutes, page_routes
+from mirror.server.status import page_routes
 from mirror.server.upstreams import directory
-from mirror.store.interface import IndexUnavailableError
 
 
+@dataclass(frozen=True, slots=True)
 class Routes:
-    """Finds the handler of a request."""
+    """Finds the handler of a request; ``reads`` and ``posts`` are keyed by path."""
 
-    def __init__(
-        self,
-        registry: RegistryHandler,
-        health: HealthHandler,
-        pages: PageRoutes,
-        api: JsonApi,
-        *,
-        metrics: bool,
-        for_replicas: RegistryHandler | None = None,
-        posts_of_replicas: Mapping[str, Handler] = MappingProxyType({}),
-    ) -> None:
-        """``metrics``: serve them here, not on a port of their own."""
-        self._registry: Handler = registry.answer
-        self._for_replicas = for_replicas
-        self._reads: Mapping[str, Handler] = {
-            **pages.reads,
-            "/healthz": health.alive,
-            "/readyz": health.ready,
-            "/metrics": health.metrics if metrics else health.elsewhere,
-            **{f"{ROOT}{name}": api.read for name in api.readings},
-        }
-        self._posts: Mapping[str, Handler] = {
-            **pages.posts,
-            **{f"{ROOT}{name}": api.change for name in api.changes},
-            **posts_of_replicas,
-        }
+    registry: Handler
+    for_replicas: Handler | None
+    reads: Mapping[str, Handler]
+    posts: Mapping[str, Handler]
 
     def handler(self, request: web.BaseRequest) -> Handler:
         """The handler of a request; the registry API rejects paths that it does not know."""
         if request.method in {"GET", "HEAD"}:
-            registry = self._registry
-            if self._for_replicas is not None and REPLICA_FIELD in request.headers:
-                registry = self._for_replicas.answer
-            return self._reads.get(raw_path(request), registry)
+            registry = self.registry
+            if self.for_replicas is not None and REPLICA_FIELD in request.headers:
+                registry = self.for_replicas
+            return self.reads.get(raw_path(request), registry)
         if request.method == "POST":
-            return self._posts.get(raw_path(request), self._registry)
-        return self._registry
+            return self.posts.get(raw_path(request), self.registry)
+        return self.registry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,32 +89,30 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             pulls.client_credentials,
             None if pushes is None else pushes.last,
         )
-        check_replica = None if cluster is None else cluster.check_replica
-        for_replicas = None
-        if check_replica is not None:
-            for_replicas = replace(
-                handler, blobs=pulls.for_replicas, client_credentials=None, kind="replica"
-            )
-        posts_of_replicas: dict[str, Handler] = {}
-        if cluster is not None and cluster.blocks is not None:
-            posts_of_replicas[REPLICA_BLOCKS] = ReplicaPost(cluster.blocks.receive).answer
-        site = Site(config, shared_state, time.time(), pulls.manifests.gate)
         tokens = Tokens(shared_state.store.layout.token)
+        site = Site(config, shared_state, time.time(), pulls.manifests.gate)
         changes = Changes(config, shared_state, pulls).table()
+        health, api = HealthHandler(shared_state), JsonApi(site.readings(), changes, tokens)
+        reads, posts = page_routes(config, site, shared_state.store.objects, tokens, changes)
+        reads |= {
+            "/healthz": health.alive,
+            "/readyz": health.ready,
+            "/metrics": health.elsewhere if config.server.metrics_listen else health.metrics,
+            **{f"{ROOT}{name}": api.read for name in api.readings},
+        }
+        posts |= {f"{ROOT}{name}": api.change for name in changes}
+        check_replica = for_replicas = None
+        if cluster is not None and cluster.blocks is not None and cluster.secret is not None:
+            check_replica, blobs = cluster.secret.check, pulls.for_replicas
+            replica = replace(handler, blobs=blobs, client_credentials=None, kind="replica")
+            for_replicas = replica.answer
+            posts[REPLICA_BLOCKS] = ReplicaPost(cluster.blocks.receive).answer
         proxy = None
         if pushes is not None:
             pushed = note_of(pushes, shared_state.store, shared_state.table)
             proxy = proxy_handler(config, handler, registries, shared_state.metrics, pushed)
         options = ServerOptions(
-            Routes(
-                handler,
-                health_handler(shared_state),
-                page_routes(config, site, shared_state.store.objects, tokens, changes),
-                JsonApi(site.readings(), changes, tokens),
-                metrics=not config.server.metrics_listen,
-                for_replicas=for_replicas,
-                posts_of_replicas=posts_of_replicas,
-            ),
+            Routes(handler.answer, for_replicas, reads, posts),
             stack.enter_context(opened_admission(config, check_replica)),
             proxies(config),
             server_limits(config),
@@ -149,28 +121,6 @@ async def opened_generation(config: Config, shared_state: SharedState) -> AsyncI
             proxy,
         )
         yield Generation(config, options, pulls)
-
-
-def health_handler(shared_state: SharedState) -> HealthHandler:
-    """The handler for monitoring; the same under every configuration."""
-    store, metrics = shared_state.store, shared_state.metrics
-
-    def condition() -> Condition:
-        if shared_state.stopping.is_set():
-            return Condition(False, "stopping")
-        trouble = store.objects.health.reason
-        # A mirror that cannot store still serves: taking it out of service would break pulls.
-        return Condition(True, f"ready, but nothing is kept: {trouble}" if trouble else "ready")
-
-    async def figures(accept: str) -> tuple[bytes, str]:
-        with contextlib.suppress(OSError, IndexUnavailableError):  # then the last known values
-            usage = await store.objects.usage()
-            held = usage.used_bytes, usage.overhead_bytes
-            metrics.cache_holds(*held, usage.objects, usage.max_bytes, usage.free_bytes)
-        metrics.log_dropped(logs.dropped())
-        return metrics.rendered(accept)
-
-    return HealthHandler(condition, figures)
 
 
 class Generations:
@@ -185,12 +135,10 @@ class Generations:
 
     @property
     def current(self) -> Generation:
-        """The generation in force."""
         assert self._current is not None, "one is in force from the start"
         return self._current
 
     def tell(self, receiver: Callable[[ServerOptions], None]) -> None:
-        """Call ``receiver`` with the server options of every new generation."""
         self._receivers.append(receiver)
 
     async def open(self, config: Config) -> Generation:
@@ -207,7 +155,6 @@ class Generations:
         return generation
 
     async def drop(self, generation: Generation) -> None:
-        """Close a generation."""
         await self._opened.pop(generation).aclose()
 
     def begin(self, generation: Generation) -> None:

@@ -16,7 +16,6 @@ from typing import Final
 
 from mirror.config.addresses import Address, TcpAddress, UnixAddress
 from mirror.config.model import Config
-from mirror.server.systemd import activated_sockets
 from mirror.user_error import UserError
 
 BACKLOG: Final = 1024
@@ -25,6 +24,8 @@ BACKLOG: Final = 1024
 ACCEPTED_AT_ONCE: Final = 16
 _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # IPv6 is switched off
 _PROBE_SECONDS: Final = 1.0
+_FIRST_ACTIVATED: Final = 3  # SD_LISTEN_FDS_START
+_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
 
 
 class ListenError(UserError):
@@ -73,18 +74,14 @@ class Listener:
         Raises:
             UserError: the address cannot be bound again.
         """
-        raw = socket.socket(self.raw.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        family, both = self.raw.family, False
         try:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if raw.family == socket.AF_INET6:
-                alone = self.raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
-            raw.bind(self.raw.getsockname())
-            return Listener(self.address, _listening(raw), None, self.purpose)
+            if family == socket.AF_INET6:
+                both = not self.raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            raw = _bound(family, self.raw.getsockname(), both=both, reuse_port=True)
         except OSError as error:
-            raw.close()
             raise _refused(self.address, error) from error
+        return Listener(self.address, raw, None, self.purpose)
 
     def queue_many(self) -> None:
         """Set the length of the queue, which asyncio has set to the few that it accepts at once."""
@@ -100,7 +97,6 @@ class Listener:
                 self.address.path.unlink()
 
     def close(self) -> None:
-        """Stop listening."""
         self.withdraw()
         self.raw.close()
 
@@ -113,11 +109,8 @@ def opened_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[li
         UserError: one cannot be opened.
     """
     with contextlib.ExitStack() as stack:
-        listeners = []
-        for listener in open_listeners(config, reuse_port=reuse_port):
-            listeners.append(listener)
-            stack.callback(listener.close)
-        yield listeners
+        opened = _open_listeners(config, reuse_port=reuse_port)
+        yield [stack.enter_context(contextlib.closing(listener)) for listener in opened]
 
 
 @contextlib.contextmanager
@@ -131,30 +124,23 @@ def opened_worker_listeners(config: Config, workers: int) -> Iterator[list[list[
         UserError: one cannot be opened.
     """
     with opened_listeners(config, reuse_port=True) as first, contextlib.ExitStack() as stack:
-        places = [list(first)]
-        for _ in range(1, workers):
-            place: list[Listener] = []
-            for listener in first:
-                own = [listener]
-                if isinstance(listener.address, TcpAddress) and _spread(listener.raw):
-                    own = [listener.twin()]
-                    stack.callback(own[0].close)
-                place += own
-            places.append(place)
-        yield places
+
+        def own(listener: Listener) -> Listener:
+            raw = listener.raw
+            if listener.over_tcp and raw.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+                return stack.enter_context(contextlib.closing(listener.twin()))
+            return listener
+
+        yield [first, *(list(map(own, first)) for _ in range(1, workers))]
 
 
-def _spread(raw: socket.socket) -> bool:
-    return bool(raw.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
-
-
-def open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[Listener]:
+def _open_listeners(config: Config, *, reuse_port: bool = False) -> Iterator[Listener]:
     """Open the sockets one after another.
 
     Raises:
         UserError: one cannot be opened.
     """
-    if activated := activated_sockets(os.environ, os.getpid()):
+    if activated := _activated_sockets():
         yield from map(_activated, activated)
     else:
         yield from _open_all(config, config.server.addresses(), reuse_port=reuse_port)
@@ -264,6 +250,47 @@ def _listening(raw: socket.socket) -> socket.socket:
     raw.listen(BACKLOG)
     raw.setblocking(False)
     return raw
+
+
+def _activated_sockets() -> list[socket.socket]:
+    """Return the sockets that systemd passed to this process, sd_listen_fds(3).
+
+    Works once: it removes the LISTEN_* variables, and marks the sockets as not inheritable.
+
+    Raises:
+        UserError: one of them is not a listening stream socket.
+    """
+    named = {name: os.environ.get(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES")}
+    if named["PID"] != str(os.getpid()) or not named["FDS"].isdecimal():
+        return []
+    for name in named:
+        os.environ.pop(f"LISTEN_{name}", None)
+    names = named["FDNAMES"].split(":")
+    return [
+        _adopted(_FIRST_ACTIVATED + number, names[number] if number < len(names) else "")
+        for number in range(int(named["FDS"]))
+    ]
+
+
+def _adopted(descriptor: int, name: str) -> socket.socket:
+    mistake = UserError(
+        f"systemd passed a file descriptor ({descriptor}, {name or 'without a name'}) that is not "
+        "a listening socket: the socket unit needs ListenStream= and Accept=no"
+    )
+    try:
+        os.set_inheritable(descriptor, False)
+        adopted = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise mistake from error
+    if adopted.family not in _FAMILIES or not _listens(adopted):
+        adopted.close()
+        raise mistake
+    return adopted
+
+
+def _listens(adopted: socket.socket) -> bool:
+    stream = adopted.type == socket.SOCK_STREAM
+    return stream and bool(adopted.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _activated(raw: socket.socket) -> Listener:

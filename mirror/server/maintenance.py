@@ -1,4 +1,4 @@
-"""Regular work on the cache: protect the images of ``[[keep]]``, drop expired objects.
+"""Regular work on the cache: protect the images of ``[[keep]]``, drop expired objects, read blocks.
 
 Every process marks the images that it stores; only the first reviews all of them and drops objects.
 """
@@ -7,21 +7,25 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Container
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from mirror.config.model import Config
 from mirror.config.policy import configured_pins, kept_images
 from mirror.oci.image_glob import FullName
+from mirror.pull.block_list import BlockList
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.expiry import Expiry
 from mirror.store.local.scrub import Scrub
+from mirror.store.metadata.block_file import BlockFile, Stamp
+from mirror.trouble import Trouble
 
 _REVIEW_SECONDS: Final = 600.0
 _LOOK_SECONDS: Final = 10.0
+_BLOCKS_SECONDS: Final = 0.5  # a block takes effect within a second, also without a command
 _MUCH: Final = 0.8  # of max_size
 
 _log = logging.getLogger(__name__)
@@ -49,10 +53,11 @@ class Maintenance:
         self._store = store
         self._first = first
         self._tasks: list[asyncio.Task[None]] = []
+        self._scrub: asyncio.Task[None] | None = None
+        self._scrub_seconds = 0.0
 
     def apply_options(self, config: Config) -> None:
-        """Apply ``config`` from now on."""
-        self.close()
+        self._cancel()
         self._keep(config)
         self._tasks.append(asyncio.create_task(self._follow_list(config), name="keep list"))
         if not self._first:
@@ -63,12 +68,28 @@ class Maintenance:
                 self._store.objects, config.cache.max_age.seconds, self._store.keeping.is_settled
             )
             self._tasks.append(asyncio.create_task(aging.run(), name="max_age"))
+        self._scrub_every(config.cache.scrub.seconds)
 
     def close(self) -> None:
-        """Stop the tasks."""
+        self._cancel()
+        self._scrub_every(0.0)
+
+    def _cancel(self) -> None:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+
+    def _scrub_every(self, seconds: float) -> None:
+        """Hash the cache once per ``seconds``, 0 for never; continues from its last position."""
+        if seconds == self._scrub_seconds:
+            return
+        self._scrub_seconds = seconds
+        if self._scrub is not None:
+            self._scrub.cancel()
+            self._scrub = None
+        if seconds:
+            scrub = Scrub(self._store.objects, self._store.layout.scrub, seconds)
+            self._scrub = asyncio.create_task(scrub.run(), name="scrub")
 
     def _keep(self, config: Config) -> None:
         store = self._store
@@ -118,27 +139,67 @@ def _warned(kept: int, most: int) -> bool:
     return kept > _MUCH * most
 
 
-class ScrubTask:
-    """Hashes the cache over and over, if configured."""
+#: Tells other replicas of changed blocks, by target; returns JSON that says which have them.
+Share = Callable[[Sequence[str]], Awaitable[Mapping[str, Any]]]
 
-    def __init__(self, store: Store, *, first: bool) -> None:
-        """Only the ``first`` of several processes scrubs."""
-        self._store = store
-        self._first = first
-        self._period = 0.0
-        self._task: asyncio.Task[None] | None = None
 
-    def every(self, seconds: float) -> None:
-        """Scrub once per ``seconds`` from now on, 0 for never; continues from its last position."""
-        if seconds == self._period or not self._first:
-            return
-        self.close()
-        self._period = seconds
-        if seconds:
-            scrub = Scrub(self._store.objects, self._store.layout.scrub, seconds)
-            self._task = asyncio.create_task(scrub.run(), name="scrub")
+class BlockWatch:
+    """Reads the file again whenever it has changed; keeps the last list if it cannot be read."""
 
-    def close(self) -> None:
-        """Stop the scrub."""
-        if self._task is not None:
-            self._task.cancel()
+    def __init__(
+        self,
+        file: BlockFile,
+        blocks: BlockList,
+        share: Share | None = None,
+    ) -> None:
+        self.file = file
+        self.blocks = blocks
+        self._share = share
+        self._read: Stamp | None = None
+        self._trouble = Trouble()
+
+    async def refresh(self) -> None:
+        """Read the file if it has changed.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        stamp = await asyncio.to_thread(self.file.stamp)
+        if stamp is None and self._read is not None:
+            raise OSError(None, "the list of blocks is gone; its blocks stay in force")
+        if stamp != self._read:
+            self.blocks.command(await asyncio.to_thread(self.file.read))
+            self._read = stamp
+
+    async def decide_anew(self) -> None:
+        """Apply changed blocks and releases at once.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        await self.refresh()
+        self.blocks.changed()
+
+    async def shared(self, done: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Tell the other replicas of changed blocks, once they are in force here.
+
+        ``done`` is a result of ``inventory.blocking``; in a cluster, ``cluster`` is added to it.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        await self.refresh()
+        if self._share is None:
+            return done
+        return {**done, "cluster": await self._share([each["target"] for each in done["blocks"]])}
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_BLOCKS_SECONDS)
+            try:
+                await self.refresh()
+            except OSError as error:
+                if self._trouble.met():
+                    _log.error("blocks: %s", error.strerror)
+            else:
+                self._trouble.over()

@@ -9,7 +9,6 @@ import errno
 import logging
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,7 +43,6 @@ class Bounds:
 
     @property
     def files(self) -> int:
-        """The number of descriptors that all of these take."""
         clients = -(-self.connections * _QUARTERS_PER_CLIENT // 4)
         return _OWN + _HOT * self.hot + clients + _PER_DOWNLOAD * self.downloads + self.tunnels
 
@@ -110,9 +108,7 @@ def _allowed() -> int:
     return hard if hard != resource.RLIM_INFINITY else 1 << 30
 
 
-def say_seldom_what_is_exhausted(
-    loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic
-) -> None:
+def say_seldom_what_is_exhausted(loop: asyncio.AbstractEventLoop) -> None:
     """Make ``loop`` log once a minute that it cannot accept clients, not for every attempt.
 
     asyncio retries once a second, a thousand attempts each time.
@@ -124,8 +120,8 @@ def say_seldom_what_is_exhausted(
         error = context.get("exception")
         if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
             loop.default_exception_handler(context)
-        elif clock() >= silent_until:
-            silent_until = clock() + _SILENCE_SECONDS
+        elif time.monotonic() >= silent_until:
+            silent_until = time.monotonic() + _SILENCE_SECONDS
             _log.error(
                 "%s: new clients wait until there is room; raise LimitNOFILE (ulimit -Hn), or "
                 "lower [limits] connections",
@@ -136,7 +132,6 @@ def say_seldom_what_is_exhausted(
 
 
 def slot_limits(config: Config) -> SlotLimits:
-    """Limits on simultaneous downloads."""
     limits = config.limits
     connections = {name: upstream.max_connections for name, upstream in config.enabled().items()}
     patience = limits.queue_timeout.seconds

@@ -1,4 +1,4 @@
-"""Signals, parent process and terminal output of the process."""
+"""The process: its signals, its parent, its terminal output, and systemd, sd_notify(3)."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final, NoReturn
 
 from mirror import __version__, clients
@@ -19,6 +20,8 @@ from mirror.server.listeners import Listener, Purpose
 from mirror.server.upstreams import named_proxies
 
 _ORPHAN_SECONDS: Final = 1.0
+_MICROSECONDS: Final = 1_000_000
+SECOND_SIGNAL: Final = "stopped at once by a second signal: transfers are cut off"
 
 _log = logging.getLogger(__name__)
 
@@ -139,11 +142,7 @@ def _end_at_once(number: int) -> NoReturn:
     os._exit(128 + number)
 
 
-SECOND_SIGNAL: Final = "stopped at once by a second signal: transfers are cut off"
-
-
 def say_stopping(config: Config) -> None:
-    """Log what the stop waits for."""
     _log.info(
         "stopping: /readyz answers 503; clients may connect for %s more (not after Ctrl-C); then "
         "active transfers finish, in at most %s",
@@ -158,3 +157,59 @@ async def until_orphaned(stop: Stop) -> None:
     while os.getppid() == parent:  # noqa: ASYNC110  # the system reports it by signal only
         await asyncio.sleep(_ORPHAN_SECONDS)
     stop.now()
+
+
+class SystemdNotifier:
+    """Sends the state of the mirror to systemd; does nothing if NOTIFY_SOCKET is not set."""
+
+    def __init__(self) -> None:
+        place = os.environ.get("NOTIFY_SOCKET", "")
+        self._place = "\0" + place[1:] if place.startswith("@") else place
+        period = os.environ.get("WATCHDOG_USEC", "")
+        meant = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self._watchdog_seconds = (
+            int(period) / _MICROSECONDS if meant and period.isdecimal() else 0.0
+        )
+
+    def ready(self) -> None:
+        """Report that the mirror serves: after the start, or after ``reloading``."""
+        self._say("READY=1")
+
+    def reloading(self) -> None:
+        moment = time.clock_gettime(time.CLOCK_MONOTONIC) * _MICROSECONDS
+        self._say(f"RELOADING=1\nMONOTONIC_USEC={moment:.0f}")
+
+    def stopping(self) -> None:
+        self._say("STOPPING=1")
+
+    def alive(self) -> None:
+        """Answer the watchdog for the supervised process."""
+        if self._watchdog_seconds:
+            self._say("WATCHDOG=1")
+
+    async def ping(self) -> None:
+        """Answer the watchdog at intervals; ends at once if systemd did not ask for it."""
+        while self._place and self._watchdog_seconds:
+            self.alive()
+            await asyncio.sleep(self._watchdog_seconds / 2)
+
+    def _say(self, text: str) -> None:
+        if not self._place:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+                out.setblocking(False)
+                out.sendto(text.encode(), self._place)
+        except OSError as error:
+            _log.warning("cannot send %r to systemd: %s", text.partition("\n")[0], error.strerror)
+
+
+@contextlib.asynccontextmanager
+async def supervised() -> AsyncIterator[SystemdNotifier]:
+    """The notifier; it answers the watchdog while the context is open."""
+    supervisor = SystemdNotifier()
+    pinging = asyncio.create_task(supervisor.ping(), name="watchdog")
+    try:
+        yield supervisor
+    finally:
+        pinging.cancel()

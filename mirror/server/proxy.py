@@ -148,7 +148,6 @@ def _hosts(name: str, upstream: UpstreamConfig) -> set[str]:
 
 @asynccontextmanager
 async def listening(server: Server, listeners: Iterable[Listener]) -> AsyncIterator[None]:
-    """Serve proxy clients while the context is open."""
     loop = asyncio.get_running_loop()
     opened: list[asyncio.Server] = []
     try:

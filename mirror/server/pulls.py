@@ -65,7 +65,6 @@ class Pulls:
     client_credentials: ClientCredentials | None = None
 
     async def finish(self) -> None:
-        """Wait for the end of all fills."""
         for blobs in self.begun:
             await blobs.finish()
 

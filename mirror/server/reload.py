@@ -7,7 +7,7 @@ connection is dropped: requests end under the configuration they began with.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +19,11 @@ from mirror.logs import configure
 from mirror.metrics.shared_files import Lifecycle
 from mirror.server.access import certificate, certificate_error, opened_admission
 from mirror.server.generation import Generations
-from mirror.server.maintenance import Maintenance, ScrubTask
+from mirror.server.listeners import Listener
+from mirror.server.maintenance import Maintenance
 from mirror.server.open_files import say_what_is_cut
+from mirror.server.process import SystemdNotifier
 from mirror.server.store import Store, cache_limits
-from mirror.server.systemd import SystemdNotifier
 from mirror.server.upstreams import check_upstreams
 from mirror.server.warming import Warming
 from mirror.store.interface import IndexUnavailableError
@@ -42,9 +43,9 @@ Reread = Callable[[], Config]
 class Reloadable:
     """All parts of a running mirror that depend on its configuration."""
 
+    listeners: Sequence[Listener]
     generations: Generations
     store: Store
-    scrubbing: ScrubTask
     housekeeping: Maintenance
     warming: Warming
     certificate: Certificate | None
@@ -54,7 +55,6 @@ class Reloadable:
 
     @property
     def config(self) -> Config:
-        """The configuration in force."""
         return self.generations.current.config
 
     async def reload(self, config: Config) -> None:
@@ -75,7 +75,6 @@ class Reloadable:
         if apply is not None:
             apply()
         self.generations.begin(generation)
-        self.scrubbing.every(config.cache.scrub.seconds)
         self.housekeeping.apply_options(config)
         self.warming.by(config)
         with contextlib.suppress(OSError, IndexUnavailableError):  # logged and repaired already
@@ -105,7 +104,6 @@ def try_out(config: Config) -> None:
 
 
 def tell_changes(running: Config, read: Config) -> None:
-    """Log what a reload has changed, and what needs a restart."""
     told = changes(running, read)
     for change in told:
         _log.log(logging.WARNING if change.waits else logging.INFO, "reload: %s", change)
@@ -114,7 +112,6 @@ def tell_changes(running: Config, read: Config) -> None:
 
 
 def tell_mistakes(error: UserError) -> None:
-    """Log why a reload changed nothing."""
     for line in error.lines:
         _log.error("not reloaded, the former configuration stays: %s", line)
 
@@ -131,7 +128,6 @@ def refused_reload() -> Problem:
 async def reload_when_told(
     told: asyncio.Event, running: Reloadable, reread: Reread, systemd: SystemdNotifier
 ) -> None:
-    """Reload the configuration whenever ``told`` is set."""
     while True:
         await told.wait()
         told.clear()

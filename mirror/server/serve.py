@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import gc
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
+from yarl import URL
 
 from mirror import __version__
 from mirror.access_log import PullSink, PullTracker, opened_access_log
@@ -23,40 +23,35 @@ from mirror.http.tls import Certificate
 from mirror.logs import configure, dropped
 from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
-from mirror.server.access import certificate, listen, monitored
-from mirror.server.blocks import BlockWatch
-from mirror.server.clock import moment
+from mirror.server.access import HealthHandler, certificate, listen, monitored
 from mirror.server.commands import commands
 from mirror.server.control import opened_control
-from mirror.server.events import RequestEvents
-from mirror.server.generation import Generations, health_handler, opened_generations
+from mirror.server.events import RequestEvents, opened_stats
+from mirror.server.generation import Generations, opened_generations
 from mirror.server.listeners import Listener, Purpose, opened_listeners
-from mirror.server.maintenance import Maintenance, ScrubTask
+from mirror.server.maintenance import BlockWatch, Maintenance
 from mirror.server.open_files import allow_open_files, say_seldom_what_is_exhausted, say_what_is_cut
 from mirror.server.process import (
     Stop,
     announce,
     heed,
     say_stopping,
+    supervised,
 )
 from mirror.server.proxy import listening
-from mirror.server.recorder import StatsRecorder, opened_stats
 from mirror.server.reload import Reloadable, Reread, reload_when_told
-from mirror.server.shared_state import opened_shared_state
+from mirror.server.shared_state import moment, opened_shared_state
 from mirror.server.store import Store, opened_store, shortage
-from mirror.server.systemd import supervised
-from mirror.server.tracing import opened_tracing
+from mirror.server.upstreams import from_environment
 from mirror.server.warming import Warming
-from mirror.server.worker_channel import WorkerChannel
 from mirror.store.interface import IndexUnavailableError
 from mirror.trouble import Trouble
 from mirror.user_error import UserError
 
 if TYPE_CHECKING:
-    from mirror.server.cluster import OpenedCluster
+    from mirror.tracing import Tracing
 
 _TEND_SECONDS: Final = 5.0
-_UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
@@ -72,65 +67,30 @@ async def run(config: Config, reread: Reread) -> None:
     allow_open_files()
     stop, reloading = Stop(), asyncio.Event()
     heed(stop, reloading)
-    async with (
-        supervised(os.environ, os.getpid()) as supervisor,
-        serving(config, stop.asked) as running,
-    ):
-        announce(config, running.listeners, await shortage(config, running.reloadable.store))
+    async with supervised() as supervisor, serving(config, stop.asked) as running:
+        announce(config, running.listeners, await shortage(config, running.store))
         say_what_is_cut(config)
-        _settle()
+        settle()
         supervisor.ready()
-        told = reload_when_told(reloading, running.reloadable, reread, supervisor)
+        told = reload_when_told(reloading, running, reread, supervisor)
         telling = asyncio.create_task(told, name="reload")
         await stop.asked.wait()
         telling.cancel()
         supervisor.stopping()
-        say_stopping(running.reloadable.config)
-        await stop.due(running.reloadable.config.server.lame_duck.seconds)
+        say_stopping(running.config)
+        await stop.due(running.config.server.lame_duck.seconds)
 
 
-async def run_worker(
-    config: Config, listeners: Sequence[Listener], number: int, channel: WorkerChannel
-) -> None:
-    """Serve as one of several processes, until told to stop or the first process is gone.
-
-    ``config`` holds this worker's share of the limits; ``channel`` connects it to the first
-    process.
-
-    Raises:
-        UserError: the mirror cannot start.
-    """
-    stop = Stop()
-    heed(stop)
-    first, unseen = number == 0, _UNSEEN_SECONDS
-    serving = _serving_on(listeners, config, stop.asked, channel.pulls, first=first, unseen=unseen)
-    async with channel.held(stop), serving as reloadable:
-        _settle()
-        channel.ready(await shortage(config, reloadable.store))
-        obeying = asyncio.create_task(channel.obey(reloadable), name="reload")
-        await stop.asked.wait()
-        obeying.cancel()
-        await stop.due(reloadable.config.server.lame_duck.seconds)
-
-
-def _settle() -> None:
+def settle() -> None:
     """Exclude current objects from GC: with a thousand clients the collector took half the time."""
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A mirror that serves: its listeners, and its parts that can be reloaded."""
-
-    listeners: list[Listener]
-    reloadable: Reloadable
-
-
 @asynccontextmanager
 async def serving(
     config: Config, stopping: asyncio.Event, clock: Callable[[], Moment] = moment
-) -> AsyncIterator[Running]:
+) -> AsyncIterator[Reloadable]:
     """Serve while the context is open.
 
     Once ``stopping`` is set, ``/readyz`` reports it to load balancers.  Rules wait by ``clock``.
@@ -139,14 +99,13 @@ async def serving(
         UserError: the mirror cannot start.
     """
     with opened_listeners(config) as listeners:
-        async with _serving_on(
-            listeners, config, stopping, PullTracker(), clock=clock
-        ) as reloadable:
-            yield Running(listeners, reloadable)
+        opening = serving_on(listeners, config, stopping, PullTracker(), clock=clock)
+        async with opening as running:
+            yield running
 
 
 @asynccontextmanager
-async def _serving_on(
+async def serving_on(
     listeners: Sequence[Listener],
     config: Config,
     stopping: asyncio.Event,
@@ -167,15 +126,18 @@ async def _serving_on(
     say_seldom_what_is_exhausted(asyncio.get_running_loop())
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
-        tracing = await stack.enter_async_context(opened_tracing(config))  # ends last
+        tracing = await stack.enter_async_context(_opened_tracing(config))  # ends last
         store = await stack.enter_async_context(opened_store(config, metrics))
         table = stack.enter_context(_opened_table(store, unseen))
         recorder = await stack.enter_async_context(opened_stats(store))
         log = await stack.enter_async_context(opened_access_log(pulls))
-        cluster = await stack.enter_async_context(
-            _opened_cluster(config, store, metrics, recorder, stopping, clock, first=first)
-        )
-        if cluster is not None:
+        cluster = None
+        if config.cluster != ClusterConfig():
+            # Imported late: other mirrors need neither these modules nor their libraries.
+            with _needing_extra():
+                from mirror.server.cluster import opened_cluster  # noqa: PLC0415
+            parts = (config, store, metrics, recorder, stopping, clock)
+            cluster = await stack.enter_async_context(opened_cluster(*parts, first=first))
             store = replace(store, decisions=cluster.decisions)
         shared_state = await stack.enter_async_context(
             opened_shared_state(config, store, metrics, recorder, table, stopping, clock, cluster)
@@ -186,7 +148,7 @@ async def _serving_on(
             for purpose in Purpose
         }
         # Closed after the server: /readyz says there that the mirror stops.
-        health = health_handler(shared_state)
+        health = HealthHandler(shared_state)
         await stack.enter_async_context(monitored(places[Purpose.METRICS], health))
         chain = certificate(config)
         options = generations.current.options
@@ -206,14 +168,12 @@ async def _serving_on(
                 users.problem if (users := generations.current.options.admission.users) else None,
             )
         )
-        obeyed = commands(store, generations, watch, clock, time.time())
+        obeyed = commands(shared_state, generations, time.time())
         control = opened_control(store.layout.control, options, obeyed, log, recorder.pull_ended)
         for receiver in (server.receive_by, await stack.enter_async_context(control)):
             generations.tell(receiver)
         tending = asyncio.create_task(_tend_regularly(store, metrics, first=first), name="tend")
         stack.callback(tending.cancel)
-        scrubbing = stack.enter_context(contextlib.closing(ScrubTask(store, first=first)))
-        scrubbing.every(config.cache.scrub.seconds)
         housekeeping = stack.enter_context(contextlib.closing(Maintenance(store, first=first)))
         housekeeping.apply_options(config)
         warming = stack.enter_context(contextlib.closing(Warming(first=first)))
@@ -224,39 +184,60 @@ async def _serving_on(
         await stack.enter_async_context(listening(server, places[Purpose.PROXY]))
         for listener in listeners:
             stack.callback(listener.withdraw)
-        parts = (generations, store, scrubbing, housekeeping, warming, chain)
-        yield Reloadable(*parts, metrics.lifecycle, refused, cluster)
+        yield Reloadable(
+            *(listeners, generations, store, housekeeping, warming, chain),
+            *(metrics.lifecycle, refused, cluster),
+        )
 
 
 @asynccontextmanager
-async def _opened_cluster(
-    config: Config,
-    store: Store,
-    metrics: Metrics,
-    recorder: StatsRecorder,
-    stopping: asyncio.Event,
-    clock: Callable[[], Moment],
-    *,
-    first: bool,
-) -> AsyncIterator["OpenedCluster | None"]:
-    """Join the cluster, if one is configured.
+async def _opened_tracing(config: Config) -> AsyncIterator["Tracing | None"]:
+    """Collect spans while the context is open; None if not configured.
 
     Raises:
-        UserError: a library of the extra is missing, or the configuration cannot be used.
+        UserError: OpenTelemetry is not installed, or its thread cannot start.
     """
-    if config.cluster == ClusterConfig():
+    wanted = config.tracing
+    if not wanted.endpoint:
         yield None
         return
     try:
-        # Imported late: other mirrors need neither these modules nor their libraries.
-        from mirror.server.cluster import opened_cluster  # noqa: PLC0415
+        from mirror.tracing import Tracing  # noqa: PLC0415  # an extra that few install
+    except ImportError as error:
+        raise UserError(
+            "[tracing] endpoint is set, but OpenTelemetry is not installed: "
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, "
+            "or leave endpoint empty"
+        ) from error
+    address = URL(wanted.address())
+    # Not [fetch] proxy, which is for upstreams.
+    proxy = from_environment().lookup(address.scheme, address.raw_host or "", address.port or 0)
+    through = "" if proxy is None else str(proxy.url)
+    try:
+        tracing = Tracing(str(address), wanted.sample, wanted.service, __version__, through)
+    except RuntimeError as error:  # the system refused the thread that exports spans
+        raise UserError(
+            f"[tracing]: {error}; raise the limit on threads (--pids-limit, TasksMax, ulimit -u)"
+        ) from error
+    try:
+        yield tracing
+    finally:
+        await tracing.close()
+
+
+@contextlib.contextmanager
+def _needing_extra() -> Iterator[None]:
+    """Import what only a cluster needs while the context is open.
+
+    Raises:
+        UserError: a library of the extra is missing.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         text = f"[cluster] needs the library {library}: pip install 'container-mirror[cluster]'"
         raise UserError(text) from error
-    parts = (config, store, metrics, recorder, stopping, clock)
-    async with opened_cluster(*parts, first=first) as cluster:
-        yield cluster
 
 
 @contextlib.contextmanager

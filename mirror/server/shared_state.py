@@ -1,10 +1,13 @@
 """State that survives reloads: store, metrics, slots, and active fills."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mirror.config.model import Config
@@ -17,10 +20,9 @@ from mirror.pull.fills import Fills
 from mirror.pull.policy import AHEAD_SHARE, Splitting
 from mirror.pull.range_fetch import RangeFetches
 from mirror.pull.slots import Slots
-from mirror.server.blocks import BlockWatch
-from mirror.server.events import UpstreamEvents
+from mirror.server.events import StatsRecorder, UpstreamEvents
+from mirror.server.maintenance import BlockWatch
 from mirror.server.open_files import slot_limits
-from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
 from mirror.server.warming import Requested
@@ -31,6 +33,8 @@ from mirror.trouble import Problem
 if TYPE_CHECKING:
     from mirror.server.cluster import OpenedCluster
 
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_STEADY: Final = getattr(time, "CLOCK_BOOTTIME", None)  # Linux; goes on during suspend
 _SENDING_THREADS: Final = 16  # more than cores: a thread may wait for a page to be read from disk
 
 
@@ -70,7 +74,6 @@ async def opened_shared_state(
     clock: Callable[[], Moment],
     cluster: "OpenedCluster | None",
 ) -> AsyncIterator[SharedState]:
-    """Open the state that all configurations share."""
     upstreams = Upstreams(UpstreamEvents(metrics, recorder), store.rooms)
     share = AHEAD_SHARE / config.server.processes()
     public, private = (
@@ -122,3 +125,18 @@ def splitting(config: Config) -> Splitting:
     """How a large blob is split into segments."""
     fill = config.fill
     return Splitting(fill.connections, fill.segment.bytes, fill.parallel_from.bytes)
+
+
+def moment() -> Moment:
+    """The clock of rules that wait for days: it outlasts restarts, and settings of the clock."""
+    if _STEADY is None or not (boot := _boot()):
+        return Moment(time.time())
+    return Moment(time.time(), boot, time.clock_gettime(_STEADY))
+
+
+@lru_cache(1)
+def _boot() -> str:
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

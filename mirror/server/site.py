@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,14 +25,23 @@ from mirror.policy.blocks import Block, parse_target
 from mirror.pull.gate import Gate
 from mirror.server.shared_state import SharedState
 from mirror.stats.queries import daily_pulls_of, history_of, images_of
-from mirror.stats.report import Failure, Figures, History, Image, Pull, Replica, StatsReport
+from mirror.stats.report import (
+    DAYS,
+    HOURS,
+    Failure,
+    Figures,
+    History,
+    Image,
+    Pull,
+    Replica,
+    StatsReport,
+    last_days,
+)
 from mirror.trouble import Problem, merged
 
 if TYPE_CHECKING:
     from mirror.cluster.view import View
 
-HOURS: Final = 24
-DAYS: Final = 30
 _MOST_PULLS: Final = 100
 _MOST_TEXT: Final = 256
 _HOUR: Final = 3600
@@ -113,9 +121,8 @@ class Site:
         }
 
     async def periods(self) -> History:
-        """Return the figures of the last hours and days."""
         query = partial(history_of, hours=HOURS, days=DAYS)
-        return await self.shared_state.recorder.ledger.read(query, History())
+        return await self.shared_state.recorder.ledger.read(query, History)
 
     async def history(self, _: Mapping[str, str]) -> Any:
         """Return the figures of each of the last 24 hours and 30 days, in total and by upstream."""
@@ -210,13 +217,13 @@ class Site:
             return None
         ledger, names = self.shared_state.recorder.ledger, (found["registry"], found["repository"])
         known: list[Image] = await ledger.read(
-            lambda connection, _: images_of(connection, *names), []
+            lambda connection, _: images_of(connection, *names), list
         )
         pulled = {each.reference: each for each in known}
         for each in (*found["images"], found["chosen"]):
             each.update(_pulled(pulled.get(each["reference"])))
         daily: dict[str, int] = await ledger.read(
-            lambda connection, now: daily_pulls_of(connection, now, DAYS, names, reference), {}
+            lambda connection, now: daily_pulls_of(connection, now, DAYS, names, reference), dict
         )
         found["chosen"].update(await self._ruled(found["chosen"]))
         days = {day: daily.get(day, 0) for day in last_days(time.time())}
@@ -225,12 +232,6 @@ class Site:
     def _cache(self) -> Cache:
         store = self.shared_state.store
         return Cache.of(self.config, store.objects, store.browsable, store.keep_list.known)
-
-
-def last_days(now: float) -> Sequence[str]:
-    """Return the local dates of the last days, today last."""
-    today = datetime.fromtimestamp(now).astimezone().date()
-    return [(today - timedelta(before)).isoformat() for before in range(DAYS - 1, -1, -1)]
 
 
 def _unwritten(reason: str, now: float) -> Problem:
@@ -250,7 +251,6 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _replica_figures(replicas: Sequence[Replica]) -> dict[str, Any]:
-    """Return the sum of the figures of replicas."""
     return {
         "total": figures_told(sum((each.total for each in replicas), Figures())),
         "today": figures_told(sum((each.today for each in replicas), Figures())),

@@ -1,13 +1,11 @@
 """The content of the pages for people, from ledger, store and configuration."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from yarl import URL
 
-from mirror import __version__, clients
+from mirror import clients
 from mirror.clients import Mirror, Snippet
 from mirror.clients.snippet import File
 from mirror.config.addresses import lookup_outermost
@@ -15,17 +13,16 @@ from mirror.config.model import Config
 from mirror.http.server_options import Handler
 from mirror.http.token import Tokens
 from mirror.oci.digest import Digest
-from mirror.server.site import Site, last_days
-from mirror.stats.report import Image, Replica
+from mirror.server.site import Site
+from mirror.stats.report import Image
 from mirror.store.interface import IndexUnavailableError
-from mirror.store.local.eviction import Usage
 from mirror.store.local.layout import MANIFESTS, ObjectKey
 from mirror.store.local.objects import Objects
-from mirror.ui.answers import Answers
-from mirror.ui.changes import Change, ChangesHandler
-from mirror.ui.images import ImagesHandler
+from mirror.ui.images import Change, ChangesHandler, ImagesHandler
+from mirror.ui.pages import ASSETS, Pages
 from mirror.ui.status import Guide, Source, StatusHandler
-from mirror.ui.templates import Pages
+
+T = TypeVar("T")
 
 _EVERY: Final = "Every registry, by its usual names."
 _BY_PROXY: Final = "Docker 23+ with the mirror as its proxy: every registry, pushes and logins too."
@@ -58,28 +55,19 @@ _CLIENTS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PageRoutes:
-    """The handlers of the pages and of their forms, by path."""
-
-    reads: Mapping[str, Handler]
-    posts: Mapping[str, Handler]
-
-
 def page_routes(
     config: Config, site: Site, objects: Objects, tokens: Tokens, changes: Mapping[str, Change]
-) -> PageRoutes:
-    """The pages for people."""
+) -> tuple[dict[str, Handler], dict[str, Handler]]:
+    """The handlers of the pages for people, and of their forms, by path."""
     default = config.default_upstream()
     names = [default, *(name for name in config.enabled() if name != default)]
-    pages = _pages()
-    answers = Answers(__version__, pages, tokens)
+    pages = Pages(tokens)
     guides = _guides(config, tuple(names), default)
     source = _source(site, objects)
-    status = StatusHandler(__version__, pages, answers, names, default, source, guides)
-    images = ImagesHandler(answers, site.images, site.image)
-    forms = ChangesHandler(answers, tokens, changes)
-    return PageRoutes(
+    status = StatusHandler(pages, names, default, source, guides)
+    images = ImagesHandler(pages, site.images, site.image)
+    forms = ChangesHandler(pages, tokens, changes)
+    return (
         {
             "/": status.page,
             "/live": status.live,
@@ -87,7 +75,7 @@ def page_routes(
             "/images": images.search,
             "/image": images.image,
             "/login": forms.login,
-            **{f"/{name}": status.asset for name in status.assets},
+            **{f"/{name}": status.asset for name in ASSETS},
         },
         {
             "/login": forms.sign_in,
@@ -95,11 +83,6 @@ def page_routes(
             **{f"/{name}": forms.change for name in changes},
         },
     )
-
-
-@cache  # Jinja takes 70 ms to compile the templates, and a reload does not change them
-def _pages() -> Pages:
-    return Pages()
 
 
 def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Guide]:
@@ -122,12 +105,6 @@ def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Gu
 
 
 def _source(site: Site, objects: Objects) -> Source:
-    async def usage() -> Usage | None:
-        try:
-            return await objects.usage()
-        except (OSError, IndexUnavailableError):
-            return None
-
     async def held(images: Sequence[Image]) -> Sequence[Image]:
         keys = {image: _key_of(image) for image in images if image.digest}
         try:
@@ -136,20 +113,22 @@ def _source(site: Site, objects: Objects) -> Source:
             return ()
         return [image for image, key in keys.items() if key in there]
 
-    async def policies() -> Mapping[str, Sequence[object]]:
-        try:
-            found: Mapping[str, Sequence[object]] = await site.policies({})
-        except (OSError, IndexUnavailableError):
-            return {"held": (), "blocks": ()}
-        return found
+    return Source(
+        site.report,
+        lambda: _or(None, objects.usage()),
+        held,
+        site.periods,
+        lambda: _or({"held": (), "blocks": ()}, site.policies({})),
+        lambda: _or((), site.replicas()),
+    )
 
-    async def replicas() -> Sequence[Replica]:
-        try:
-            return await site.replicas()
-        except (OSError, IndexUnavailableError):
-            return ()
 
-    return Source(site.report, usage, held, site.periods, last_days, policies, replicas)
+async def _or(otherwise: T, asked: Awaitable[T]) -> T:
+    """The answer; ``otherwise`` while the cache cannot be read."""
+    try:
+        return await asked
+    except (OSError, IndexUnavailableError):
+        return otherwise
 
 
 def _key_of(image: Image) -> ObjectKey:

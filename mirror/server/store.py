@@ -77,7 +77,6 @@ class Store:
             await records.heal()
 
     async def lookup_link(self, name: str) -> Link | None:
-        """Return a link of public or private content, or None."""
         return await self.tags.lookup(name) or await self.private.tags.lookup(name)
 
     async def limit(self, limits: Limits) -> None:

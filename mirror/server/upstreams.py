@@ -38,6 +38,13 @@ from mirror.user_error import UserError
 if TYPE_CHECKING:
     from mirror.cluster.values import SharedCaches
 
+_TOKENS: Final = 10_000
+_TOKENS_BYTES: Final = 8 * 1024 * 1024
+#: Settings of an upstream used by other parts: they do not affect how it is reached.
+_ELSEWHERE: Final = frozenset(
+    {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
+)
+
 
 def upstream_proxies(config: Config, name: str) -> Proxies:
     """The proxies for an upstream, its token service and its redirects.
@@ -84,14 +91,6 @@ def named_proxies(config: Config) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-_TOKENS: Final = 10_000
-_TOKENS_BYTES: Final = 8 * 1024 * 1024
-#: Settings of an upstream used by other parts: they do not affect how it is reached.
-_ELSEWHERE: Final = frozenset(
-    {"enabled", "default", "hosts", "aliases", "library", "allow", "deny", "max_connections"}
-)
-
-
 @dataclass(slots=True)
 class _Open:
     """An open upstream, and how many configurations use it; ``way``: how it is reached."""
@@ -122,7 +121,6 @@ class Upstreams:
         self._open: list[_Open] = []
 
     def problems(self) -> list[Problem]:
-        """Return the troubles of all open upstreams."""
         return [problem for each in self._open for problem in each.endpoints.log.problems()]
 
     @asynccontextmanager
@@ -156,7 +154,11 @@ class Upstreams:
             shared = None
             if caches is not None:
                 shared = caches.login(name, upstream.username, _secret(name, upstream))
-            found = await self._opened(name, upstream, config, way, shared)
+            self._observer.upstream_login(name, False)  # not known of the new login
+            parts = (name, upstream, config, self._observer, self._rooms, shared)
+            stack = AsyncExitStack()
+            found = _Open(way, await stack.enter_async_context(_opened_upstream(*parts)), stack)
+            self._open.append(found)
         found.users += 1
         try:
             yield found.endpoints
@@ -165,23 +167,6 @@ class Upstreams:
             if not found.users:
                 self._open.remove(found)
                 await found.opened.aclose()
-
-    async def _opened(
-        self,
-        name: str,
-        upstream: UpstreamConfig,
-        config: Config,
-        way: Any,
-        shared: SharedLogin | None,
-    ) -> _Open:
-        stack = AsyncExitStack()
-        tokens: TtlCache[str] = TtlCache(0, _TOKENS, _TOKENS_BYTES)  # each has its own ttl
-        self._observer.upstream_login(name, False)  # not known of the new login
-        endpoints = await stack.enter_async_context(
-            opened_upstream(*(name, upstream, config, tokens, self._observer, self._rooms), shared)
-        )
-        self._open.append(_Open(way, endpoints, stack))
-        return self._open[-1]
 
 
 def _way(name: str, upstream: UpstreamConfig, config: Config) -> Any:
@@ -207,11 +192,10 @@ def check_upstreams(config: Config) -> None:
 
 
 @asynccontextmanager
-async def opened_upstream(
+async def _opened_upstream(
     name: str,
     upstream: UpstreamConfig,
     config: Config,
-    tokens: TtlCache[str],
     observer: Observer,
     rooms: Rooms,
     shared: SharedLogin | None,
@@ -221,6 +205,7 @@ async def opened_upstream(
     Raises:
         UserError: its password or CA file cannot be used.
     """
+    tokens: TtlCache[str] = TtlCache(0, _TOKENS, _TOKENS_BYTES)  # each has its own ttl
     # The credentials belong to the registry: its mirrors are asked anonymously.
     mirrors = [(url, Login()) for url in upstream.mirrors]
     addresses = [*mirrors, (upstream.url, _login(name, upstream, observer))]
@@ -311,7 +296,6 @@ def _transport_settings(name: str, config: Config, upstream: UpstreamConfig) -> 
 
 
 def directory(config: Config) -> Router:
-    """All names of all upstreams."""
     names = [
         Names(
             name,

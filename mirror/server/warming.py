@@ -7,12 +7,11 @@ downloads that may run at once.  Every failure is one log line, and is tried aga
 import asyncio
 import errno
 import logging
-import os
 import platform as machine
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -28,7 +27,7 @@ from mirror.oci.reference import InvalidName
 from mirror.registry_client.client import MirrorClient, Place, PullError
 from mirror.registry_client.plan import EVERYTHING, Wanted
 from mirror.registry_client.pull import Pulled, Puller
-from mirror.server.control import ControlDirectory
+from mirror.server.control import ControlDirectory, is_own
 from mirror.server.upstreams import directory
 from mirror.store.local.layout import Layout, left_in
 from mirror.upstream.routing import ForbiddenError, UnknownRegistryError
@@ -39,6 +38,16 @@ _SPREAD: Final = 0.05
 _MAX_SPREAD_SECONDS: Final = 120.0
 _FIRST_RETRY_SECONDS: Final = 60.0
 _MAX_DOUBLINGS: Final = 10
+#: One part in so many of all downloads, so that clients find free ones.
+_SHARE: Final = 4
+_NAMED: Final = 3
+_MOST_REQUESTED: Final = 8
+_PARALLEL: Final = 4
+_SILENCE_SECONDS: Final = 600.0
+#: The wall clock is compared so often, so that setting it does not miss a run.
+_LOOK_SECONDS: Final = 300.0
+
+_log = logging.getLogger(__name__)
 
 
 def until_first(entry: WarmConfig, now: datetime, chance: float) -> float:
@@ -103,18 +112,6 @@ def located_all(config: Config, images: Iterable[ImageName]) -> tuple[list[Wante
     return list(wanted.values()), list(failed.values())
 
 
-_log = logging.getLogger(__name__)
-
-#: One part in so many of all downloads, so that clients find free ones.
-_SHARE: Final = 4
-_NAMED: Final = 3
-_MOST_REQUESTED: Final = 8
-_PARALLEL: Final = 4
-_SILENCE_SECONDS: Final = 600.0
-#: The wall clock is compared so often, so that setting it does not miss a run.
-_LOOK_SECONDS: Final = 300.0
-
-
 class Warming:
     """Runs the ``[[warm]]`` entries of a configuration."""
 
@@ -135,7 +132,6 @@ class Warming:
         self._tasks: list[asyncio.Task[None]] = []
 
     def by(self, config: Config) -> None:
-        """Apply ``config`` from now on."""
         if not self._first or config == self._config:
             return
         self.close()
@@ -173,20 +169,17 @@ async def _run(config: Config, entry: WarmConfig) -> bool:
     """Pull all listed images that are available; return whether none is missing."""
     started = time.monotonic()
     try:
-        result = await _pulled(config, entry)
+        wanted, failed = located_all(config, map(parse_image, entry.images))
+        pulled = await _pull(config, wanted, _platforms(entry), entry.parallel)
     except (OSError, aiohttp.ClientError) as error:
         _log.warning("images could not be pulled ahead of time: %s", error)
         return False
     except Exception:
         _log.exception("images could not be pulled ahead of time")
         return False
+    result = [*pulled, *failed]
     _tell(result, time.monotonic() - started)
-    return not any(pulled.reason for pulled in result)
-
-
-async def _pulled(config: Config, entry: WarmConfig) -> list[Pulled]:
-    wanted, failed = located_all(config, map(parse_image, entry.images))
-    return [*await _pull(config, wanted, _platforms(entry), entry.parallel), *failed]
+    return not any(each.reason for each in result)
 
 
 async def _pull(
@@ -255,21 +248,12 @@ async def _own_session(place: Path) -> AsyncIterator[aiohttp.ClientSession]:
     Raises:
         OSError: it has no control socket.
     """
-    sockets = ControlDirectory.open(place)
-    try:
-        names = await asyncio.to_thread(sockets.live)
-        own = [name for name in names if name.partition(".")[0] == str(os.getpid())]
+    with closing(ControlDirectory.open(place)) as sockets:
+        own = [name for name in await asyncio.to_thread(sockets.live) if is_own(name)]
         if not own:
             raise OSError(errno.ENOENT, "this process has no control socket", str(place))
-        async with aiohttp.ClientSession(
-            "http://mirror",
-            connector=aiohttp.UnixConnector(sockets.address(own[0]), limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_SECONDS),
-            auto_decompress=False,
-        ) as session:
+        async with sockets.session(own[0], _SILENCE_SECONDS) as session:
             yield session
-    finally:
-        sockets.close()
 
 
 def _tell(result: Sequence[Pulled], seconds: float) -> None:
@@ -290,17 +274,8 @@ def _tell(result: Sequence[Pulled], seconds: float) -> None:
 class _Nobody:
     """Ignores progress: the summary has the totals."""
 
-    def expected(self, images: int) -> None:
-        """Ignore it."""
-
-    def planned(self, wanted: Wanted, size: int) -> None:
-        """Ignore it."""
-
-    def began(self, wanted: Wanted) -> None:
-        """Ignore it."""
-
-    def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None:
-        """Ignore it."""
-
-    def ended(self, pulled: Pulled) -> None:
-        """Ignore it."""
+    def expected(self, images: int) -> None: ...
+    def planned(self, wanted: Wanted, size: int) -> None: ...
+    def began(self, wanted: Wanted) -> None: ...
+    def came(self, wanted: Wanted, size: int, *, fetched: bool) -> None: ...
+    def ended(self, pulled: Pulled) -> None: ...

@@ -7,7 +7,7 @@ that cannot be written takes little memory.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 _MOST_SESSIONS: Final = 2000
 _MOST_REFERENCES: Final = 64  # per session: tags and digests of one repository
@@ -24,7 +24,6 @@ _FRUITLESS: Final = frozenset({"negative", "denied", "error"})
 
 
 def worse(one: str, other: str) -> str:
-    """Return the worse of two results."""
     return max(one, other, key=_RESULTS.index)
 
 
@@ -85,7 +84,6 @@ class Asked:
     content_bytes: int = 0
 
     def absorb(self, later: "Asked") -> None:
-        """Add later requests."""
         self.heads += later.heads
         self.gets += later.gets
         self.digest = later.digest or self.digest
@@ -118,7 +116,6 @@ class Session:
             self.asked.setdefault(reference, Asked()).absorb(more)
 
     def absorb(self, later: "Session") -> None:
-        """Add a later session of the same client."""
         self.first, self.last = min(self.first, later.first), max(self.last, later.last)
         for reference, more in later.asked.items():
             self._ask(reference, more)
@@ -127,16 +124,7 @@ class Session:
         self.result = worse(self.result, later.result)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The last response of an upstream: status or ``error``, and time (Unix seconds)."""
-
-    code: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A pull that failed, and why; ``client`` is the common name of the client's program."""
 
     upstream: str
@@ -145,14 +133,6 @@ class Failed:
     client: str
     result: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """The rate limit that an upstream reported, in pulls."""
-
-    allowed: float
-    remaining: float
 
 
 class StatsBuffer:
@@ -164,8 +144,10 @@ class StatsBuffer:
         self.figures: Counter[tuple[str, int, str, str]] = Counter()
         self.failures: dict[Failed, Repeats] = {}
         self.sessions: dict[PullClient, Session] = {}
-        self.answers: dict[str, Answer] = {}
-        self.limits: dict[str, RateLimit] = {}
+        # Of each upstream: the status of the last response or ``error``, and its time.
+        self.answers: dict[str, tuple[str, float]] = {}
+        # Of each upstream: the pulls that it allows, and those that remain.
+        self.limits: dict[str, tuple[float, float]] = {}
         self._when = day, hour
 
     def __bool__(self) -> bool:
@@ -190,11 +172,9 @@ class StatsBuffer:
         session.note(request, count)
 
     def got(self, upstream: str, count: int) -> None:
-        """Record ``count`` bytes received from upstream."""
         self.figures[*self._when, upstream, "upstream_bytes"] += count
 
     def failed(self, failure: Failed, now: float) -> None:
-        """Record a failed pull."""
         self._fail(failure, Repeats(1, now, now))
 
     def _fail(self, failure: Failed, more: "Repeats") -> None:

@@ -111,20 +111,15 @@ class StatsDatabase:
         self.path = directory / DATABASE
         directory.mkdir(mode=0o700, exist_ok=True)
         try:
-            self._connection = _opened(self.path, now)
+            self.connection = _opened(self.path, now)
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
             discard(directory)
-            self._connection = _opened(self.path, now)
+            self.connection = _opened(self.path, now)
         self._inode = _inode_of(self.path)
         select_key = "SELECT value FROM meta WHERE name = 'key'"
-        self._key: bytes = self._connection.execute(select_key).fetchone()[0]
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """The connection, for reading."""
-        return self._connection
+        self._key: bytes = self.connection.execute(select_key).fetchone()[0]
 
     def in_place(self) -> bool:
         """Return True if the open database is still the file in the directory."""
@@ -136,7 +131,7 @@ class StatsDatabase:
         Raises:
             sqlite3.Error: the write failed; the database is unchanged.
         """
-        connection = self._connection
+        connection = self.connection
         with _transaction(connection):
             connection.executemany(
                 "INSERT INTO figures VALUES (?, ?, ?, ?) "
@@ -159,15 +154,16 @@ class StatsDatabase:
                 SessionWriter(connection, self._key, day, client, session).write()
             self._trim(now)
 
-    def write_fills(self, process: str, fills: Iterable[Filling], now: float) -> None:
-        """Replace the running downloads of a process.
+    def write_lasting(
+        self, process: str, fills: Iterable[Filling], problems: Iterable[Problem], now: float
+    ) -> None:
+        """Replace the running downloads and the troubles of a process.
 
         Raises:
             sqlite3.Error: the write failed.
         """
-        connection = self._connection
+        connection, gone = self.connection, now - 2 * FILL_SECONDS
         with _transaction(connection):
-            gone = now - 2 * FILL_SECONDS
             connection.execute("DELETE FROM fills WHERE process = ? OR seen < ?", (process, gone))
             connection.executemany(
                 "INSERT INTO fills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -179,16 +175,6 @@ class StatsDatabase:
                     for fill in fills
                 ],
             )
-
-    def write_problems(self, process: str, problems: Iterable[Problem], now: float) -> None:
-        """Replace the troubles of a process.
-
-        Raises:
-            sqlite3.Error: the write failed.
-        """
-        connection = self._connection
-        with _transaction(connection):
-            gone = now - 2 * FILL_SECONDS
             connection.execute(
                 "DELETE FROM problems WHERE process = ? OR renewed < ?", (process, gone)
             )
@@ -204,56 +190,52 @@ class StatsDatabase:
             )
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        self.connection.close()
 
     def _write_upstreams(self, buffer: StatsBuffer) -> None:
-        self._connection.executemany(
+        self.connection.executemany(
             "INSERT INTO upstreams (name, code, answered_at) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET code = excluded.code, answered_at = excluded.answered_at",
-            [(name, answer.code, answer.at) for name, answer in buffer.answers.items()],
+            [(name, *answer) for name, answer in buffer.answers.items()],
         )
-        self._connection.executemany(
+        self.connection.executemany(
             "INSERT INTO upstreams (name, allowed, remaining) VALUES (?, ?, ?) ON CONFLICT (name) "
             "DO UPDATE SET allowed = excluded.allowed, remaining = excluded.remaining",
-            [(name, limit.allowed, limit.remaining) for name, limit in buffer.limits.items()],
+            [(name, *limit) for name, limit in buffer.limits.items()],
         )
 
     def _write_failures(self, buffer: StatsBuffer) -> None:
-        self._connection.executemany(
+        self.connection.executemany(
             "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (upstream, repository, reference, client, result, reason) DO UPDATE SET "
             "times = times + excluded.times, last = max(last, excluded.last)",
             [
-                (
-                    *(each.upstream, each.repository, each.reference, each.client),
-                    *(each.result, each.reason, repeats.count, repeats.first, repeats.last),
-                )
+                (*each, repeats.count, repeats.first, repeats.last)
                 for each, repeats in buffer.failures.items()
             ],
         )
 
     def _trim(self, now: float) -> None:
         oldest = day_of(now, before=_DAYS)
-        self._connection.execute("DELETE FROM figures WHERE day != '' AND day < ?", (oldest,))
+        self.connection.execute("DELETE FROM figures WHERE day != '' AND day < ?", (oldest,))
         for fetched in (0, 1):
-            self._connection.execute(
+            self.connection.execute(
                 "DELETE FROM pulls WHERE fetched = ?1 AND last <= (SELECT last FROM pulls "
                 "WHERE fetched = ?1 ORDER BY last DESC LIMIT 1 OFFSET ?2)",
                 (fetched, _PULLS),
             )
-        self._connection.execute(
+        self.connection.execute(
             "DELETE FROM images WHERE last <= "
             "(SELECT last FROM images ORDER BY last DESC LIMIT 1 OFFSET ?)",
             (_IMAGES,),
         )
         hour = int(now // HOUR_SECONDS) - _HOURS
-        self._connection.execute("DELETE FROM hours WHERE hour < ?", (hour,))
-        self._connection.execute(
+        self.connection.execute("DELETE FROM hours WHERE hour < ?", (hour,))
+        self.connection.execute(
             "DELETE FROM image_days WHERE day < ?1 OR id <= (SELECT max(id) FROM image_days) - ?2",
             (day_of(now, before=_IMAGE_HISTORY), _IMAGE_DAYS),
         )
-        self._connection.execute(
+        self.connection.execute(
             "DELETE FROM failures WHERE last < ?1 OR last <= "
             "(SELECT last FROM failures ORDER BY last DESC LIMIT 1 OFFSET ?2)",
             (now - _FAILURE_SECONDS, _FAILURES),

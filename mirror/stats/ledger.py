@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +38,7 @@ class Ledger:
         self._thread = Threads(1, "ledger")
         self._database: StatsDatabase | None = None
         self._unwritten: StatsBuffer | None = None
-        self._filling = self._suffering = False
+        self._lasting = False  # some of its downloads or troubles are in the database
         self._trouble = ""
         self.buffer = self._new_buffer()
 
@@ -47,12 +48,13 @@ class Ledger:
         To be called every second.  If the write fails, the events are kept for the next call.
         """
         buffer, self.buffer = self.buffer, self._new_buffer()
-        lasting = fills or self._filling or problems or self._suffering
-        if buffer or lasting or self._unwritten:
-            await self._run(lambda: self._write(buffer, fills, problems))
+        if buffer or fills or problems or self._lasting or self._unwritten:
+            await run_in(self._thread, lambda: self._write(buffer, fills, problems))
 
-    async def read(self, query: Callable[[sqlite3.Connection, float], R], otherwise: R) -> R:
-        """Return the result of a query of this time; ``otherwise`` if the ledger fails.
+    async def read(
+        self, query: Callable[[sqlite3.Connection, float], R], otherwise: Callable[[], R]
+    ) -> R:
+        """Return the result of a query of this time, or of ``otherwise`` if the ledger fails.
 
         The query sees all events of this process.
         """
@@ -65,27 +67,27 @@ class Ledger:
                 return query(self._opened().connection, self._clock())
             except (OSError, sqlite3.Error) as error:
                 self._fail(error)
-                return otherwise
+                return otherwise()
 
-        return await self._run(read)
+        return await run_in(self._thread, read)
 
     async def state(self, *, recent: int = 50, images: int = 10) -> StatsReport:
         """Return the content of the ledger, including all events of this process."""
-        buffer, self.buffer = self.buffer, self._new_buffer()
-        return await self._run(lambda: self._state(buffer, recent, images))
+        said = await self.read(
+            partial(report_of, recent=recent, images=images),
+            lambda: read_report(self._directory, self._clock(), recent=recent, images=images),
+        )
+        return replace(said, trouble=self._trouble)
 
     async def close(self) -> None:
         """Write the remaining events and close the database."""
         await self.flush()
-        await self._run(self._close)
+        await run_in(self._thread, self._close)
         self._thread.shutdown()
 
     def _new_buffer(self) -> StatsBuffer:
         now = self._clock()
         return StatsBuffer(day_of(now), int(now // HOUR_SECONDS))
-
-    async def _run(self, function: Callable[[], R]) -> R:
-        return await run_in(self._thread, function)
 
     # On the ledger's thread.
 
@@ -105,27 +107,13 @@ class Ledger:
             if buffer:
                 database.write(buffer, self._clock())
             self._unwritten = None
-            if fills is not None and (fills or self._filling):
-                database.write_fills(self._process, fills, self._clock())
-                self._filling = bool(fills)
-            if fills is not None and (problems or self._suffering):
-                database.write_problems(self._process, problems, self._clock())
-                self._suffering = bool(problems)
+            if fills is not None and (fills or problems or self._lasting):
+                database.write_lasting(self._process, fills, problems, self._clock())
+                self._lasting = bool(fills or problems)
         except (OSError, sqlite3.Error) as error:
             self._fail(error)
         else:
             self._trouble = ""
-
-    def _state(self, buffer: StatsBuffer, recent: int, images: int) -> StatsReport:
-        if buffer or self._unwritten:
-            self._write(buffer, None)
-        try:
-            connection = self._opened().connection
-            said = report_of(connection, self._clock(), recent=recent, images=images)
-        except (OSError, sqlite3.Error) as error:
-            self._fail(error)
-            said = read_report(self._directory, self._clock(), recent=recent, images=images)
-        return replace(said, trouble=self._trouble)
 
     def _opened(self) -> StatsDatabase:
         if self._database is not None and not self._database.in_place():

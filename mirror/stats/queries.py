@@ -7,7 +7,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, TypedDict, TypeVar
+from typing import Final, TypeVar
 
 from mirror.stats.db import FILL_SECONDS, HOUR_SECONDS, day_of, opened_for_reading
 from mirror.stats.report import (
@@ -57,6 +57,7 @@ def report_of(
     """
     connection.execute("BEGIN")
     try:
+        failures, problems = _added(connection, now, recent)
         return StatsReport(
             since=connection.execute("SELECT value FROM meta WHERE name = 'since'").fetchone()[0],
             upstreams=_upstreams(connection, day_of(now)),
@@ -65,7 +66,8 @@ def report_of(
             largest=_images(connection, "WHERE size > 0 ORDER BY size DESC, last DESC", images),
             longest_unused=_images(connection, "ORDER BY last", images),
             fills=_fills(connection, now),
-            **_added(connection, now, recent),
+            failures=failures,
+            problems=problems,
         )
     finally:
         connection.execute("ROLLBACK")
@@ -153,16 +155,13 @@ def daily_pulls_of(
     )
 
 
-class _Added(TypedDict, total=False):
-    failures: tuple[Failure, ...]
-    problems: tuple[Problem, ...]
-
-
-def _added(connection: sqlite3.Connection, now: float, most: int) -> _Added:
+def _added(
+    connection: sqlite3.Connection, now: float, most: int
+) -> tuple[tuple[Failure, ...], tuple[Problem, ...]]:
     """Return what the tables of later releases hold; an earlier release wrote none of them."""
     exists = "SELECT 1 FROM sqlite_master WHERE name = 'problems'"
     if connection.execute(exists).fetchone() is None:
-        return {}
+        return (), ()
     failures = connection.execute(
         "SELECT upstream, repository, reference, client, result, reason, times, first, last "
         "FROM failures ORDER BY last DESC LIMIT ?",
@@ -172,10 +171,8 @@ def _added(connection: sqlite3.Connection, now: float, most: int) -> _Added:
         "SELECT title, cause, remedy, until, since, seen FROM problems WHERE renewed > ?",
         (now - FILL_SECONDS,),
     )
-    return {
-        "failures": tuple(Failure(*row) for row in failures),
-        "problems": tuple(merged(Problem(*row) for row in problems)),
-    }
+    lasting = merged(Problem(*row) for row in problems)
+    return tuple(Failure(*row) for row in failures), tuple(lasting)
 
 
 def _pulls(connection: sqlite3.Connection, most: int) -> tuple[Pull, ...]:

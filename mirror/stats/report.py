@@ -3,12 +3,16 @@
 Times are Unix seconds, sizes are bytes.  Independent of the database and of the presentation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Final
 
 from mirror.trouble import Problem
 
+#: The periods of the charts.
+HOURS: Final = 24
+DAYS: Final = 30
 #: Results of requests that were answered with content without a separate download.
 _SPARED: Final = frozenset({"hit", "revalidated", "stale", "coalesced"})
 _FRUITLESS: Final = frozenset({"negative", "denied", "error"})
@@ -201,3 +205,9 @@ class History:
 
     hours: Mapping[int, Mapping[str, Figures]] = field(default_factory=dict)
     days: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)
+
+
+def last_days(now: float) -> Sequence[str]:
+    """Return the local dates of the last ``DAYS`` days, today last."""
+    today = datetime.fromtimestamp(now).astimezone().date()
+    return [(today - timedelta(before)).isoformat() for before in range(DAYS - 1, -1, -1)]

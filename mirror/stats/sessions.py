@@ -79,7 +79,6 @@ class SessionWriter:
         self._rows = self._under_way()
 
     def write(self) -> None:
-        """Add the session."""
         session = self._session
         tags = {name: asked for name, asked in session.asked.items() if ":" not in name}
         digests = {name: asked for name, asked in session.asked.items() if ":" in name}

@@ -36,7 +36,6 @@ class Bar:
 
     @property
     def y(self) -> float:
-        """The upper edge."""
         return HEIGHT - self.height
 
 
@@ -49,12 +48,10 @@ class Chart:
 
     @property
     def width(self) -> int:
-        """The width of the box."""
         return WIDTH * len(self.slots)
 
     @property
     def total(self) -> Figures:
-        """The sum of all periods."""
         return sum((slot.figures for slot in self.slots), Figures())
 
     @property
@@ -110,7 +107,6 @@ def hourly(history: History, now: float, hours: int) -> Chart:
 
 
 def daily(history: History, days: Sequence[str]) -> Chart:
-    """The last days, today included."""
     return Chart(
         f"Last {len(days)} days",
         [Slot(_day(day), sum(history.days.get(day, {}).values(), Figures())) for day in days],

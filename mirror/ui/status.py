@@ -1,6 +1,6 @@
 """Handlers of the status pages: the mirror's state, and how to configure clients.
 
-The figures come from the ledger; ``ui.templates`` renders them.
+The figures come from the ledger; ``ui.pages`` renders them.
 """
 
 import asyncio
@@ -10,13 +10,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Final, Protocol
+from typing import Final
 
 from aiohttp import web
 
+from mirror import __version__
+from mirror.clients import Snippet
 from mirror.http.exchange import EXCHANGE
 from mirror.http.forwarded import Origin
 from mirror.stats.report import (
+    HOURS,
     Figures,
     Filling,
     History,
@@ -24,44 +27,23 @@ from mirror.stats.report import (
     Replica,
     StatsReport,
     UpstreamAccount,
+    last_days,
 )
 from mirror.store.local.eviction import Usage
 from mirror.trouble import merged
 from mirror.ui import charts, formatting
-from mirror.ui.answers import FIELDS, Answers, html
-from mirror.ui.steps import steps
-from mirror.ui.templates import Pages, health
+from mirror.ui.pages import ASSETS, FIELDS, Pages, health, html, page_files, render
 
 _RECENT: Final = 20
 _LISTED: Final = 8
 # Images to look up for each of the lists "largest" and "longest unused"; some have been evicted.
 _LOOKED_AT: Final = 50
 _LIVE_SECONDS: Final = 0.5  # rendering takes 4 ms, and every open tab requests the page
-_HOURS: Final = 24
 _HISTORY_SECONDS: Final = 20.0  # the charts change slowly
 _GROUPS: Final = 50  # images that are being filled
 _POLICIES: Final = 20  # held tags, and blocks
 #: Hosts that are safe in a configuration file; the Host field comes from the client.
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
-
-
-class _File(Protocol):
-    @property
-    def path(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-
-
-class Snippet(Protocol):
-    """Configuration files for a client, and advice."""
-
-    @property
-    def files(self) -> Sequence[_File]:
-        """The files, each with its path and text."""
-
-    @property
-    def advice(self) -> Sequence[str]:
-        """Lines of text: what to do with the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +69,14 @@ class Source:
 
     ``state`` takes the numbers of recent pulls and of images to return.  ``usage`` returns None
     while the index cannot be read.  ``held`` returns those of its images that are in the cache.
-    ``days`` returns the local dates of the daily charts at a time (Unix seconds).  ``policies``
-    returns the held tags and the blocks, as JSON.  ``replicas`` returns those of a cluster.
+    ``policies`` returns the held tags and the blocks, as JSON.  ``replicas`` returns those of a
+    cluster.
     """
 
     state: Callable[[int, int], Awaitable[StatsReport]]
     usage: Callable[[], Awaitable[Usage | None]]
     held: Callable[[Sequence[Image]], Awaitable[Sequence[Image]]]
     history: Callable[[], Awaitable[History]]
-    days: Callable[[float], Sequence[str]]
     policies: Callable[[], Awaitable[Mapping[str, Sequence[object]]]]
     replicas: Callable[[], Awaitable[Sequence[Replica]]]
 
@@ -141,26 +122,18 @@ class StatusHandler:
 
     def __init__(
         self,
-        version: str,
         pages: Pages,
-        answers: Answers,
         upstreams: Sequence[str],
         default: str,
         source: Source,
         guides: Sequence[Guide],
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show ``upstreams`` in their order; ``clock`` gives Unix seconds."""
-        self._version = version
+        """Show ``upstreams`` in their order."""
         self._upstreams = tuple(upstreams)
         self._default = default
         self._source = source
         self._guides = {guide.key: guide for guide in guides}
-        self._clock = clock
-        self._monotonic = monotonic
         self._pages = pages
-        self._answers = answers
         self._history = History()
         self._history_until = -math.inf
         self._making = asyncio.Lock()
@@ -172,7 +145,7 @@ class StatusHandler:
         if not _wants_html(request):
             return await self._text(request)
         values = {"page": "status", **await self._said()}
-        return await self._answers.page(request, "status.html", values)
+        return await self._pages.page(request, "status.html", values)
 
     async def live(self, request: web.BaseRequest) -> web.Response:
         """Answer with the changing part of the page, for its script.
@@ -180,9 +153,9 @@ class StatusHandler:
         The part is rendered at most every half second, however many tabs are open.
         """
         async with self._making:
-            if self._monotonic() >= self._live_until:
-                self._live = self._pages.render("live.html", **await self._said())
-                self._live_until = self._monotonic() + _LIVE_SECONDS
+            if time.monotonic() >= self._live_until:
+                self._live = render("live.html", **await self._said())
+                self._live_until = time.monotonic() + _LIVE_SECONDS
         return html(self._live)
 
     async def clients(self, request: web.BaseRequest) -> web.Response:
@@ -198,23 +171,17 @@ class StatusHandler:
             "guides": self._guides.values(),
             "chosen": chosen,
             "snippet": snippet,
-            "steps": steps(snippet.advice),
         }
-        return await self._answers.page(request, "clients.html", values)
+        return await self._pages.page(request, "clients.html", values)
 
     async def asset(self, request: web.BaseRequest) -> web.Response:
         """Answer with a style sheet, script or icon; a URL with a version may be cached."""
-        asset = self._pages.assets[request.path.rpartition("/")[2]]
+        name = request.path.rpartition("/")[2]
         kept = "max-age=604800" if request.rel_url.raw_query_string else "no-cache"
         headers = {**FIELDS, "Cache-Control": kept}
         return web.Response(
-            body=asset.body, content_type=asset.content_type, charset="utf-8", headers=headers
+            body=page_files()[name], content_type=ASSETS[name], charset="utf-8", headers=headers
         )
-
-    @property
-    def assets(self) -> Sequence[str]:
-        """Names of the files that the pages need."""
-        return tuple(self._pages.assets)
 
     async def _said(self) -> Mapping[str, object]:
         said = await self._source.state(_RECENT, _LOOKED_AT)
@@ -222,8 +189,8 @@ class StatusHandler:
         unused = await self._source.held(said.longest_unused)
         accounts = self._accounts(said)
         shown = [account for account in accounts if account.code] or accounts[:1]
-        now = self._clock()
-        history, days = await self._periods(), self._source.days(now)
+        now = time.time()
+        history, days = await self._periods(), last_days(now)
         fills = grouped(said.fills)
         replicas = await self._source.replicas()
         unanswered = (each.problem for each in replicas if each.problem is not None)
@@ -247,15 +214,15 @@ class StatusHandler:
             "most_policies": _POLICIES,
             "fills": fills[:_GROUPS],
             "more_fills": max(len(fills) - _GROUPS, 0),
-            "charts": [charts.hourly(history, now, _HOURS), charts.daily(history, days)],
+            "charts": [charts.hourly(history, now, HOURS), charts.daily(history, days)],
             "sparks": charts.sparks(history, days),
             "spark_width": charts.WIDTH * len(days),
             "now": now,
         }
 
     async def _periods(self) -> History:
-        if self._monotonic() >= self._history_until:
-            self._history_until = self._monotonic() + _HISTORY_SECONDS
+        if time.monotonic() >= self._history_until:
+            self._history_until = time.monotonic() + _HISTORY_SECONDS
             self._history = await self._source.history()
         return self._history
 
@@ -271,7 +238,7 @@ class StatusHandler:
         width = max(len(account.name) for account in accounts)
         url = _url_of(request[EXCHANGE].origin)
         lines = [
-            f"mirror {self._version}: a pull-through cache for container images",
+            f"mirror {__version__}: a pull-through cache for container images",
             "",
             *(f"{each.title}: {each.cause}; {each.remedy}" for each in said.problems),
             *[""] * bool(said.problems),

@@ -24,12 +24,10 @@ from mirror.metrics.multiprocess import note_process
 from mirror.metrics.shared_files import SUPERVISOR, Lifecycle, use_shared_files
 from mirror.server.listeners import opened_worker_listeners
 from mirror.server.open_files import allow_open_files, say_what_is_cut
-from mirror.server.process import SECOND_SIGNAL, announce, say_stopping
+from mirror.server.process import SECOND_SIGNAL, SystemdNotifier, announce, say_stopping
 from mirror.server.reload import Reread, refused_reload, tell_changes, tell_mistakes, try_out
-from mirror.server.systemd import SystemdNotifier
-from mirror.server.worker_channel import MessageKind
 from mirror.user_error import UserError
-from mirror.workers.log_channel import LogReceiver
+from mirror.workers.channel import LogReceiver, MessageKind
 from mirror.workers.worker import SIGNALS, Worker
 
 _WAIT_SECONDS: Final = 1.0
@@ -68,7 +66,7 @@ class _Supervisor:
         self._reread = reread
         self._share = config.share(len(workers))
         self._workers = workers
-        self._systemd = SystemdNotifier(os.environ, os.getpid())
+        self._systemd = SystemdNotifier()
         self._stopping = 0  # the signal that asked for it
         self._announced = False
         self._shortage = ""
@@ -127,7 +125,6 @@ class _Supervisor:
         _log.error("%s", text)
 
     def _look(self, woken: int) -> None:
-        """Wait for an event, and handle it."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
         happened = wait([*by_pipe, woken, self._logs.fileno()], self._next_seconds())
         if woken in happened:
@@ -191,7 +188,7 @@ class _Supervisor:
             except UserError as error:
                 tell_mistakes(error)
                 for worker in self._workers:
-                    worker.show(refused_reload())
+                    worker.tell(refused_reload())
                 self._lifecycle.reloaded(successful=False)
                 self._systemd.ready()
         if self._reloaded is not None and not any(worker.reloading for worker in self._workers):
@@ -213,7 +210,7 @@ class _Supervisor:
         self._config, self._share = config, config.share(len(self._workers))
         say_what_is_cut(self._share)
         for worker in self._workers:
-            worker.apply_options(self._share)
+            worker.tell(self._share)
 
     def _announce_when_ready(self) -> None:
         if not self._announced and all(worker.ready for worker in self._workers):

@@ -1,5 +1,6 @@
 """A worker slot: its sockets stay open, its process may be replaced."""
 
+import asyncio
 import contextlib
 import logging
 import multiprocessing
@@ -20,14 +21,16 @@ from mirror.config.model import Config
 from mirror.logs import configure, queue_output
 from mirror.metrics import multiprocess
 from mirror.server.listeners import Listener
-from mirror.server.serve import run_worker
-from mirror.server.worker_channel import Message, WorkerChannel
+from mirror.server.process import Stop, heed
+from mirror.server.serve import serving_on, settle
+from mirror.server.store import shortage
 from mirror.trouble import Problem
 from mirror.user_error import UserError
-from mirror.workers.log_channel import LogForwarder
+from mirror.workers.channel import LogForwarder, Message, WorkerChannel
 
 #: Signals that the first process handles itself, and a worker must not inherit.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_UNSEEN_SECONDS: Final = 10.0  # a worker may serve files so long after another evicted them
 _SHORT_LIFE_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.5
 _MAX_DELAY_SECONDS: Final = 30.0
@@ -90,21 +93,14 @@ class Worker:
         return word
 
     def serves(self) -> None:
-        """Note that the worker serves."""
         self.ready, self._delay = True, 0.0
 
-    def apply_options(self, config: Config) -> None:
-        """Send another configuration to the worker."""
+    def tell(self, told: Config | Problem) -> None:
+        """Have the worker apply a configuration, or show a problem of the first process."""
         if self.pipe is not None:
             with contextlib.suppress(OSError):  # it has just ended: its successor will know
-                self.pipe.send(config)
-                self.reloading = True
-
-    def show(self, problem: Problem) -> None:
-        """Have the worker show a problem of the first process."""
-        if self.pipe is not None:
-            with contextlib.suppress(OSError):  # it has just ended
-                self.pipe.send(problem)
+                self.pipe.send(told)
+                self.reloading |= isinstance(told, Config)
 
     def reap(self) -> None:
         """Clean up after the process has ended, and schedule its successor."""
@@ -138,7 +134,6 @@ class Worker:
 
 
 def _work(config: Config, worker: Worker, others: list[Listener], telling: Connection) -> None:
-    """Entry point of a worker process."""
     output = queue_output()  # the thread of the parent's queue does not exist after fork
     configure(config.log.level, config.log.format, access=config.log.access)
     # The parent removes the socket files.
@@ -154,10 +149,10 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     forwarder = LogForwarder(worker.logs)
     output.hand_on = forwarder.hand_on
-    channel = WorkerChannel(telling, forwarder)
+    channel = WorkerChannel(telling)
     try:
         try:
-            threads.run(_serve(config, listeners, worker.number, channel))
+            threads.run(_serve(config, listeners, worker.number, forwarder, channel))
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:  # asyncio restores Python's own handler when it closes the loop
@@ -173,10 +168,31 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
 
 
 async def _serve(
-    config: Config, listeners: list[Listener], number: int, channel: WorkerChannel
+    config: Config,
+    listeners: list[Listener],
+    number: int,
+    pulls: LogForwarder,
+    channel: WorkerChannel,
 ) -> None:
+    """Serve until told to stop, or until the first process is gone.
+
+    ``config`` holds this worker's share of the limits.
+
+    Raises:
+        UserError: the mirror cannot start.
+    """
+    stop = Stop()
+    heed(stop)
+    first, unseen = number == 0, _UNSEEN_SECONDS
+    serving = serving_on(listeners, config, stop.asked, pulls, first=first, unseen=unseen)
     try:
-        await run_worker(config, listeners, number, channel)
+        async with channel.held(stop), serving as reloadable:
+            settle()
+            channel.ready(await shortage(config, reloadable.store))
+            obeying = asyncio.create_task(channel.obey(reloadable), name="reload")
+            await stop.asked.wait()
+            obeying.cancel()
+            await stop.due(reloadable.config.server.lame_duck.seconds)
     finally:
         # asyncio closes its wakeup sockets before it restores the handlers; a signal in between
         # would make it log an error.

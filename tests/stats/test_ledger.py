@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.stats.buffer import Answer, Failed, RateLimit, Request
+from mirror.stats.buffer import Failed, Request
 from mirror.stats.db import DATABASE
 from mirror.stats.ledger import Ledger
 from mirror.stats.queries import daily_pulls_of, history_of, read_report
@@ -254,8 +254,8 @@ async def test_figures_survive_a_restart_and_today_ends_at_midnight(directory, c
         1  # by an earlier release
     )
     ledger.buffer.got("docker.io", 100)
-    ledger.buffer.answers["docker.io"] = Answer("200", clock())
-    ledger.buffer.limits["docker.io"] = RateLimit(100, 96)
+    ledger.buffer.answers["docker.io"] = "200", clock()
+    ledger.buffer.limits["docker.io"] = 100, 96
     await ledger.close()
     clock.now += 24 * 3600
     ledger = Ledger(directory, clock)
@@ -267,7 +267,7 @@ async def test_figures_survive_a_restart_and_today_ends_at_midnight(directory, c
     assert state.total.hit_rate == 0.5
     assert state.today.requests == {"hit": 1}
     assert state.today.saved_bytes == 100
-    history = await ledger.read(partial(history_of, hours=24, days=30), History())
+    history = await ledger.read(partial(history_of, hours=24, days=30), History)
     saved = {day: each["docker.io"].saved_bytes for day, each in history.days.items()}
     assert saved == {"2026-03-14": 0, "2026-03-15": 100}
     (hour,) = history.hours
@@ -325,7 +325,7 @@ async def test_it_stays_bounded(directory, clock, monkeypatch):
     state = await ledger.state(recent=100, images=100)
     assert [pull.reference for pull in state.recent] == ["39", "38", "37", "36", "35"]
     assert len(state.most_pulled) == 8
-    history = await ledger.read(partial(history_of, hours=24, days=1000), History())
+    history = await ledger.read(partial(history_of, hours=24, days=1000), History)
     assert len(history.days) == 1
     assert state.total.requests == {"hit": 40}
     await ledger.close()
@@ -366,8 +366,7 @@ async def test_pulls_are_counted_by_day_and_image(directory, clock):
     async def days(reference: str) -> dict[str, int]:
         place = ("docker.io", "library/app")
         query = partial(daily_pulls_of, days=30, place=place, reference=reference)
-        nothing: dict[str, int] = {}
-        return await ledger.read(query, nothing)
+        return await ledger.read(query, dict)
 
     assert await days("1") == {"2026-03-14": 2, "2026-03-15": 1}
     assert await days("") == {"2026-03-14": 3, "2026-03-15": 1}

@@ -1,4 +1,8 @@
-"""From the logs of the workers to the first process: what would be several lines, but is one.
+"""Between the workers and the first process: a pipe for each, and one socket for their logs.
+
+Through the pipe a worker reports that its loop runs, that it serves, or why it cannot; the first
+process sends each new configuration, or that it has refused one.  Through the socket go the parts
+of what would be several log lines, but is one.
 
 The kernel hands the connections of one client to any worker, so only the first process sees whole
 pulls.  A trouble that lasts, such as an upstream that is down, is met by all workers.  Workers send
@@ -6,20 +10,31 @@ datagrams, from the threads of their logs: a worker that is killed leaves no hal
 first process that hangs costs lines, but never delays a request.
 """
 
+import asyncio
+import contextlib
 import io
 import logging
 import pickle
 import re
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from multiprocessing.connection import Connection
 from typing import Final, NamedTuple
 
 from mirror.access_log.answers import Answered, RunningRequest
 from mirror.access_log.lines import log_pulls
 from mirror.access_log.pulls import Pull, PullTracker
+from mirror.config.model import Config
 from mirror.logs import fields_of
 from mirror.lru import Lru
+from mirror.server.process import Stop, until_orphaned
+from mirror.server.reload import Reloadable, refused_reload
+from mirror.trouble import Problem
+from mirror.user_error import UserError
 
 _BUFFER_BYTES: Final = 1024 * 1024  # the system may allow less
 _MESSAGE_BYTES: Final = 32 * 1024  # of a message that is not one large manifest
@@ -40,6 +55,88 @@ _MOST_TROUBLES: Final = 1024
 _QUIET_SECONDS: Final = 60.0
 #: These differ between workers.
 _TIMES: Final = re.compile(r"after \d+ s|\d\d:\d\d:\d\d| \(not asked again\)", re.ASCII)
+
+#: Interval between two reports that the loop runs.
+BEAT_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class MessageKind(Enum):
+    """The kinds of a worker's messages."""
+
+    ALIVE = auto()
+    READY = auto()
+    FAILED = auto()
+    RELOADED = auto()
+    REFUSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a worker; ``text`` is the reason of a failure, or the shortage of disk."""
+
+    news: MessageKind
+    text: str = ""
+
+
+class WorkerChannel:
+    """The worker's end of its pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._told: asyncio.Queue[Config | Problem] = asyncio.Queue()
+
+    def failed(self, error: Exception) -> None:
+        self._say(MessageKind.FAILED, str(error))
+
+    def ready(self, shortage: str) -> None:
+        """Report that the worker serves, and what ``server.store.shortage`` found."""
+        self._say(MessageKind.READY, shortage)
+
+    @asynccontextmanager
+    async def held(self, stop: Stop) -> AsyncIterator[None]:
+        """Report at intervals that the loop runs; stop if the parent process is gone."""
+        tasks = [asyncio.create_task(each) for each in (self._beat(), until_orphaned(stop))]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def obey(self, running: Reloadable) -> None:
+        """Apply every configuration that the first process sends; show what it has refused."""
+        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._hear)
+        while True:
+            told = await self._told.get()
+            if isinstance(told, Problem):
+                running.refused.met(told)
+                continue
+            try:
+                await running.reload(told)
+            except UserError as error:
+                running.refused.met(refused_reload())
+                self._say(MessageKind.REFUSED, str(error))
+            except Exception:  # the task must live on for the next reload
+                _log.exception("not reloaded: the mirror failed")
+                self._say(MessageKind.REFUSED, "unexpected error, see the log above")
+            else:
+                self._say(MessageKind.RELOADED)
+
+    def _hear(self) -> None:
+        try:
+            self._told.put_nowait(self._pipe.recv())
+        except EOFError:  # orphaned: until_orphaned() notices
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+
+    async def _beat(self) -> None:
+        while True:
+            self._say(MessageKind.ALIVE)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _say(self, news: MessageKind, text: str = "") -> None:
+        with contextlib.suppress(BrokenPipeError):  # orphaned: until_orphaned() notices
+            self._pipe.send(Message(news, text))
 
 
 class _Warning(NamedTuple):
@@ -142,6 +239,5 @@ class LogReceiver:
         logging.getLogger(warning.logger).log(warning.level, "%s", warning.text)
 
     def close(self) -> None:
-        """Close both ends."""
         self._in.close()
         self._entrance.close()

@@ -4,7 +4,7 @@ import pytest
 
 from mirror import clients
 from mirror.clients import Mirror
-from mirror.ui.steps import Step, steps
+from mirror.ui.pages import Step, steps
 
 MIRROR = Mirror("http://m.lan:5000", ("docker.io", "ghcr.io"))
 

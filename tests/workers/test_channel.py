@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mirror.access_log.answers import Answered, Content, RunningRequest
-from mirror.workers.log_channel import LogForwarder, LogReceiver
+from mirror.workers.channel import LogForwarder, LogReceiver
 from tests.access_log.test_pulls import BLOBS, CLIENT, HEAD, MANIFEST, TAG
 
 
