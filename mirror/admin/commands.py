@@ -15,11 +15,10 @@ from mirror.admin.client import Running, check_owner, lookup_running, user_name
 from mirror.config.keep import naming
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
-from mirror.inventory.blocking import block, unblock
-from mirror.inventory.blocking import listed as listed_blocks
 from mirror.inventory.listing import listing, parse_glob, rfc3339
 from mirror.inventory.removal import removal
-from mirror.inventory.ruling import Rulings
+from mirror.inventory.ruling import Rulings, block, unblock
+from mirror.inventory.ruling import listed as listed_blocks
 from mirror.inventory.statistics import statistics
 from mirror.inventory.verification import Verification, verify
 from mirror.server.clock import moment
@@ -163,7 +162,7 @@ def _dotted(digest: str) -> str:
 
 
 async def blocked(config: Config, targets: Sequence[str], reason: str) -> dict[str, Any]:
-    """Block images or digests in all processes: see ``inventory.blocking``.
+    """Block images or digests in all processes: see ``inventory.ruling``.
 
     Raises:
         UserError: a target is invalid, or the list cannot be written.

@@ -15,8 +15,7 @@ from mirror.cluster.tier import TierError, TierMissError
 from mirror.cluster.uploads import path_of
 from mirror.config.cluster import ClusterConfig
 from mirror.oci.digest import Digest, InvalidDigest
-from mirror.oci.glob import is_glob
-from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.oci.image_glob import FullName, ImageGlob, is_glob
 from mirror.oci.reference import InvalidName, InvalidReference, parse_reference, parse_repository
 from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
 from mirror.user_error import UserError

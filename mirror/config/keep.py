@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import AfterValidator
 
 from mirror.config.fields import Table
-from mirror.oci.glob import InvalidGlob
-from mirror.oci.image_glob import ImageGlob, Naming
+from mirror.oci.image_glob import ImageGlob, InvalidGlob, Naming
 from mirror.policy.blocks import parse_target
 
 if TYPE_CHECKING:

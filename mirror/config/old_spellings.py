@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from mirror.config.fields import Size
 from mirror.config.mistakes import spelt
 from mirror.config.model import Config
-from mirror.oci.glob import is_glob, is_old
+from mirror.oci.image_glob import is_glob, is_old
 
 Place = tuple[str, ...]
 

@@ -8,8 +8,7 @@ from pydantic import AfterValidator, model_validator
 from mirror.config.fields import Duration, DurationField, ReadableFile, Table, time
 from mirror.config.keep import ANY_NAMING, Globs, naming
 from mirror.oci.digest import Digest
-from mirror.oci.glob import InvalidGlob, compile_glob
-from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, compile_glob
 from mirror.policy.blocks import Block, Blocks, parse_target, spelt_out
 from mirror.policy.rules import Identity, Pin, Rule
 from mirror.user_error import UserError

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from mirror.inventory.listing import rfc3339
 from mirror.oci.digest import Digest
-from mirror.oci.glob import is_glob
-from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.oci.image_glob import FullName, ImageGlob, is_glob
 from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.store.images.catalogue import Catalogue, Named
 from mirror.store.images.image import CachedImage, Node

@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from mirror.inventory.cache import Cache
 from mirror.oci.digest import Digest
-from mirror.oci.glob import InvalidGlob
-from mirror.oci.image_glob import FullName, ImageGlob, Naming
+from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, Naming
 from mirror.store.images.image import CachedImage
 from mirror.store.local.layout import ObjectKey
 from mirror.user_error import UserError

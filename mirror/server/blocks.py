@@ -60,7 +60,7 @@ class BlockWatch:
     async def shared(self, done: Mapping[str, Any]) -> Mapping[str, Any]:
         """Tell the other replicas of changed blocks, once they are in force here.
 
-        ``done`` is a result of ``inventory.blocking``; in a cluster, ``cluster`` is added to it.
+        ``done`` is a result of ``inventory.ruling``; in a cluster, ``cluster`` is added to it.
 
         Raises:
             OSError: the file cannot be read.

@@ -13,10 +13,9 @@ import aiohttp
 
 from mirror.api.v1 import Change
 from mirror.config.model import Config
-from mirror.inventory.blocking import block, unblock
 from mirror.inventory.cache import Cache
 from mirror.inventory.removal import removal
-from mirror.inventory.ruling import Rulings
+from mirror.inventory.ruling import Rulings, block, unblock
 from mirror.oci.image_name import ImageName, parse_image
 from mirror.oci.reference import InvalidName, InvalidReference
 from mirror.registry_client.client import PullError

@@ -20,7 +20,7 @@ from mirror.cluster.values import SharedCaches
 from mirror.cluster.view import View
 from mirror.config.model import Config
 from mirror.http.admission import CheckReplica
-from mirror.inventory.blocking import parts_of
+from mirror.inventory.ruling import parts_of
 from mirror.metrics.cluster import ClusterMetrics
 from mirror.metrics.metrics import Metrics
 from mirror.pull.feed import Feeds

@@ -8,11 +8,10 @@ from typing import Any
 
 from mirror import __version__
 from mirror.api.control import Command, Commands
-from mirror.inventory.blocking import block, listed, unblock
 from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
-from mirror.inventory.ruling import Rulings
+from mirror.inventory.ruling import Rulings, block, listed, unblock
 from mirror.policy.rules import Moment
 from mirror.server.blocks import BlockWatch
 from mirror.server.generation import Generations

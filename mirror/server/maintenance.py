@@ -18,8 +18,7 @@ from mirror.oci.image_glob import FullName
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
 from mirror.store.interface import IndexUnavailableError
-from mirror.store.local.expiry import Expiry
-from mirror.store.local.scrub import Scrub
+from mirror.store.local.background import Expiry, Scrub
 
 _REVIEW_SECONDS: Final = 600.0
 _LOOK_SECONDS: Final = 10.0

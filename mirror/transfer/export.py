@@ -15,7 +15,7 @@ from mirror.registry_client.plan import Plan
 from mirror.registry_client.pull import Pulled, Puller, Watcher
 from mirror.server.warming import located_all
 from mirror.store.local.layout import left_in
-from mirror.transfer.layout_files import whole
+from mirror.transfer.layout_store import whole
 from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified
 from mirror.user_error import UserError
 

@@ -34,9 +34,8 @@ from mirror.store.interface import (
     link_name,
 )
 from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.transfer.completeness import Completeness, LackingError
-from mirror.transfer.layout_files import Taking
 from mirror.transfer.layout_reader import opened_files
+from mirror.transfer.layout_store import Completeness, LackingError, Taking
 from mirror.transfer.tar import DamagedTar
 from mirror.upstream.routing import Target
 from mirror.user_error import UserError

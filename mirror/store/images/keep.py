@@ -16,9 +16,9 @@ from mirror.oci.image_glob import FullName
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.image import Node
 from mirror.store.interface import IndexUnavailableError
+from mirror.store.local.content import Manifests
 from mirror.store.local.kept import Kept
 from mirror.store.local.layout import ObjectKey
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 
 _BATCH: Final = 500
