@@ -15,15 +15,16 @@ from mirror.admin.client import Running, check_owner, lookup_running, user_name
 from mirror.config.keep import naming
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
+from mirror.inventory.cache import verify
 from mirror.inventory.listing import listing, parse_glob, rfc3339
 from mirror.inventory.removal import removal
 from mirror.inventory.ruling import Rulings, block, unblock
 from mirror.inventory.ruling import listed as listed_blocks
 from mirror.inventory.statistics import statistics
-from mirror.inventory.verification import Verification, verify
 from mirror.server.clock import moment
 from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
+from mirror.store.local.entry import Verification
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.metadata.block_file import BlockFile
 from mirror.user_error import UserError
@@ -146,8 +147,7 @@ async def verified_cluster(
     _check_object_store(config, "verify")
     from mirror.cluster.upkeep import verify as verify_shared  # noqa: PLC0415  # an extra
 
-    found = await verify_shared(config.cluster, expected, advanced)
-    return Verification(found.objects, found.bytes, found.damaged)
+    return await verify_shared(config.cluster, expected, advanced)
 
 
 async def _forget(running: Running, links: Sequence[str], keys: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
-"""An open cache directory, as cache operations need it."""
+"""An open cache directory, as cache operations need it, and the verification of its objects."""
 
-from collections.abc import Collection, Sequence
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,6 +11,8 @@ from mirror.config.keep import kept_images, naming
 from mirror.config.model import Config
 from mirror.oci.image_glob import FullName, ImageGlob, Naming
 from mirror.store.images.catalogue import Catalogue
+from mirror.store.local.entry import Verification
+from mirror.store.local.layout import ObjectKey
 from mirror.store.local.objects import Objects
 
 
@@ -40,3 +44,44 @@ class Cache:
     def keeps(self, image: FullName) -> bool:
         """Return True if a ``[[keep]]`` rule matches an image, or the keep list names it."""
         return str(image) in self.chosen or any(glob.matches(image) for glob in self.kept)
+
+
+async def verify(
+    cache: Cache,
+    expected: Callable[[int], None],
+    advanced: Callable[[int], None],
+    dropped: Callable[[ObjectKey], Awaitable[None]],
+) -> Verification:
+    """Hash all cached objects and remove damaged ones.
+
+    Args:
+        cache: the cache to verify.
+        expected: called once with the total number of bytes on the disk.
+        advanced: called with the bytes on the disk of each finished object.
+        dropped: called with the key of each damaged object.
+
+    Raises:
+        IndexUnavailableError, OSError: the cache cannot be used.
+    """
+    verification, objects = Verification(), cache.objects
+    await objects.rebuilt()
+    expected((await objects.usage()).used_bytes)
+    rows, turn = objects.rows(), asyncio.Lock()
+
+    async def work() -> None:
+        while True:
+            async with turn:
+                row = await anext(rows, None)
+            if row is None:
+                return
+            verdict = await objects.verify(row.key)
+            if verdict is False:
+                verification.damaged.append(row.key)
+                await dropped(row.key)
+            if verdict is not None:  # None: evicted in the meantime
+                verification.objects += 1
+                verification.bytes += row.size
+            advanced(row.takes)
+
+    await asyncio.gather(*(work() for _ in range(max(2, os.cpu_count() or 1))))
+    return verification

@@ -39,6 +39,7 @@ _MOST_LEVELS: Final = 4  # an image, its index, and two indexes above that index
 _EMPTY_BYTES: Final = 2  # "{}": the configuration that all artifacts without one share
 
 _log = logging.getLogger(__name__)
+_block_log = logging.getLogger("mirror.inventory.blocking")  # JSON log lines have this name
 
 
 async def block(
@@ -60,7 +61,7 @@ async def block(
         file.change, lambda former: [*(b for b in former if b.target not in targets), *added]
     )
     for each in added:
-        _log.warning("blocked", extra={"target": each.target, "by": by, "reason": reason})
+        _block_log.warning("blocked", extra={"target": each.target, "by": by, "reason": reason})
     return listed(added)
 
 
@@ -82,7 +83,7 @@ async def unblock(file: BlockFile, naming: Naming, texts: Sequence[str], by: str
 
     await asyncio.to_thread(file.change, without)
     for each in gone:
-        _log.warning("unblocked", extra={"target": each.target, "by": by})
+        _block_log.warning("unblocked", extra={"target": each.target, "by": by})
     return listed(gone)
 
 

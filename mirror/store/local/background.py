@@ -16,7 +16,9 @@ _WAIT_SECONDS: Final = 60.0  # between rounds; also for an unavailable index
 _PAUSE_SECONDS: Final = 0.1  # between two rounds, so that pulls get the index
 _BATCH: Final = 32
 
-_log = logging.getLogger(__name__)
+# JSON log lines have these names.
+_expiry_log = logging.getLogger("mirror.store.local.expiry")
+_scrub_log = logging.getLogger("mirror.store.local.scrub")
 
 
 class Expiry:
@@ -38,7 +40,6 @@ class Expiry:
         self._clock = clock or _steady_clock()
 
     async def run(self) -> None:
-        """Run until cancelled."""
         while True:
             with contextlib.suppress(OSError, IndexUnavailableError):  # heal() repairs the index
                 if await self._ready():
@@ -53,7 +54,7 @@ class Expiry:
             total += sum(sizes)
             await self._sleep(_PAUSE_SECONDS)
         if count:
-            _log.info("max_age: expired %d objects (%d bytes)", count, total)
+            _expiry_log.info("max_age: expired %d objects (%d bytes)", count, total)
 
 
 def _steady_clock() -> Callable[[], float]:
@@ -87,7 +88,6 @@ class Scrub:
         self._clock = clock
 
     async def run(self) -> None:
-        """Run until cancelled."""
         while True:
             with contextlib.suppress(OSError, IndexUnavailableError):
                 await self._round()
@@ -105,7 +105,7 @@ class Scrub:
             due = self._period * row.takes / max(usage.used_bytes, row.takes, 1)
             await self._sleep(max(0.0, due - (self._clock() - started)))
         self._progress.write_text("0\n")
-        _log.info("scrub: %d objects are sound, %d were damaged and dropped", sound, damaged)
+        _scrub_log.info("scrub: %d objects are sound, %d were damaged and dropped", sound, damaged)
 
     def _reached(self) -> int:
         try:
