@@ -285,7 +285,7 @@ class Manifests:
 
 def _at_hand(stored: FileRange) -> bytes | None:
     """Read a small manifest if it is in the page cache; a thread hop costs ten times more."""
-    if _NOWAIT is None or stored.length > _SMALL_BYTES:
+    if _NOWAIT is None:
         return None
     buffer = bytearray(stored.length)
     try:

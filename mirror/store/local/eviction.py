@@ -51,7 +51,6 @@ class Reservations:
             os.close(fd)
 
     def lookup(self, name: str) -> Reservation | None:
-        """Return a reservation, or None."""
         try:
             size, total = (self._directory / name).read_text().split()
             return Reservation(int(size), None if total == "-" else int(total))
@@ -59,7 +58,6 @@ class Reservations:
             return None
 
     def forget(self, name: str) -> None:
-        """Remove a reservation if it exists."""
         with contextlib.suppress(OSError):
             (self._directory / name).unlink(missing_ok=True)
 
@@ -87,7 +85,7 @@ class Observer(Protocol):
     """Receives evictions."""
 
     def evicted(self, size: int) -> None:
-        """Handle the eviction of an object of ``size`` bytes."""
+        """``size`` is in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +169,7 @@ class Evictor:
         return self._index.total_bytes() + self._partial_bytes()
 
     def usage(self) -> Usage:
-        """Return the current use of the cache.
-
-        Raises:
-            OSError: the file system of the cache directory cannot be queried.
-        """
+        """Raise OSError if the file system cannot be queried."""
         overhead, objects = self._overhead_bytes(0, 0, 0), self._index.count()
         free = free_on(self._layout.root).bytes
         return Usage(self.used_bytes(), overhead, objects, self._limits.max_bytes, free)
