@@ -26,7 +26,7 @@ from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
 from mirror.store.local.entry import Verification
 from mirror.store.local.layout import Layout, ObjectKey
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 from mirror.user_error import UserError
 
 _MOST_TOLD: Final = 2000  # names per request, well below the limit of a request

@@ -31,7 +31,7 @@ from mirror.policy.rules import (
 )
 from mirror.store.images.catalogue import MANIFEST_KINDS, Catalogue
 from mirror.store.interface import link_name
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 from mirror.store.metadata.records import Decisions
 from mirror.user_error import UserError
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from mirror.pull.block_list import BlockList
-from mirror.store.metadata.block_file import BlockFile, Stamp
+from mirror.store.metadata.operator_files import BlockFile, Stamp
 from mirror.trouble import Trouble
 
 _LOOK_SECONDS: Final = 0.5  # a block takes effect within a second, also without a command

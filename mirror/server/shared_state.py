@@ -24,7 +24,7 @@ from mirror.server.recorder import StatsRecorder
 from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
 from mirror.server.warming import Requested
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 from mirror.threads import Threads
 from mirror.trouble import Problem
 

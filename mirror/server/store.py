@@ -13,7 +13,6 @@ from typing import Final
 
 from mirror.config.model import Config
 from mirror.inventory.cache import Cache
-from mirror.inventory.keep_list import KeepList
 from mirror.server.open_files import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
@@ -25,6 +24,7 @@ from mirror.store.local.eviction import Limits, Observer
 from mirror.store.local.layout import Layout
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
+from mirror.store.metadata.operator_files import KeepList
 from mirror.store.metadata.records import Decisions, Links, Listings, Tags
 from mirror.threads import Threads
 from mirror.ui.formatting import plain_size
