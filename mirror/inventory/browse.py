@@ -50,7 +50,6 @@ class Entry:
     used: float
 
     def told(self, *, kept: bool) -> dict[str, Any]:
-        """Return the image as JSON."""
         return {
             "name": str(self.name),
             "familiar": self.familiar,
@@ -134,7 +133,6 @@ class Browser:
         self._making = asyncio.Lock()
 
     def outdate(self) -> None:
-        """Make the next search read the catalogue again."""
         self._until = -1.0
 
     async def _current(self) -> Snapshot:

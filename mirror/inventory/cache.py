@@ -36,7 +36,6 @@ class Cache:
     def of(
         cls, config: Config, objects: Objects, catalogue: Catalogue, chosen: Collection[str]
     ) -> Self:
-        """Combine an open cache with the rules of a configuration."""
         names = tuple(config.enabled())
         rules = naming(config), kept_images(config), names, chosen
         return cls(objects, catalogue, *rules, config.cluster)
@@ -54,11 +53,8 @@ async def verify(
 ) -> Verification:
     """Hash all cached objects and remove damaged ones.
 
-    Args:
-        cache: the cache to verify.
-        expected: called once with the total number of bytes on the disk.
-        advanced: called with the bytes on the disk of each finished object.
-        dropped: called with the key of each damaged object.
+    ``expected`` is called once with the total of bytes on the disk, ``advanced`` with those of each
+    finished object, ``dropped`` with the key of each damaged one.
 
     Raises:
         IndexUnavailableError, OSError: the cache cannot be used.

@@ -82,7 +82,6 @@ def _is_in(globs: Collection[ImageGlob], name: FullName) -> bool:
 
 
 def told(image: CachedImage, *, kept: bool) -> dict[str, Any]:
-    """Return an image as JSON."""
     return {
         "name": str(image),
         "registry": image.name.registry if image.name else None,

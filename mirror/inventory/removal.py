@@ -145,7 +145,6 @@ class _Target:
     met: bool = False
 
     def means(self, named: Named) -> bool:
-        """Return True if the target matches a name."""
         if self.glob is None:
             meant = named.digest == self.digest
         else:
@@ -243,7 +242,7 @@ async def _unknown(target: _Target, cache: Cache) -> str:
     if target.glob is None:
         return f"{target.text} is not cached"
     exact = target.glob.exact
-    text = f"{target.text} is not cached" if exact is None else f"{exact} is not cached"
+    text = f"{exact or target.text} is not cached"
     beside = [
         str(each.name)
         async for page in cache.catalogue.names()

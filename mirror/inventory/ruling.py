@@ -88,7 +88,6 @@ async def unblock(file: BlockFile, naming: Naming, texts: Sequence[str], by: str
 
 
 def listed(blocks: Sequence[Block]) -> dict[str, Any]:
-    """Return blocks as JSON."""
     return {"blocks": [_told(each) for each in blocks]}
 
 

@@ -43,7 +43,6 @@ async def statistics(cache: Cache, said: StatsReport) -> dict[str, Any]:
 
 
 def figures_told(figures: Figures) -> dict[str, Any]:
-    """Return figures as JSON."""
     served = figures.served_bytes
     return {
         "requests": figures.answered,
@@ -72,7 +71,6 @@ def _upstream(account: UpstreamAccount) -> dict[str, Any]:
 
 
 def problem_told(problem: Problem) -> dict[str, Any]:
-    """Return a problem as JSON."""
     return {
         "title": problem.title,
         "cause": problem.cause,

@@ -102,12 +102,10 @@ class FullName:
 
     @property
     def place(self) -> str:
-        """Registry and repository."""
         return f"{self.registry}/{self.repository}"
 
     @property
     def by_digest(self) -> bool:
-        """Whether the reference is a digest."""
         return ":" in self.reference
 
 
@@ -185,7 +183,6 @@ class ImageGlob:
         )
 
     def matches(self, image: FullName) -> bool:
-        """Whether the glob matches an image."""
         return (
             self.by_digest == image.by_digest
             and self._references.fullmatch(image.reference) is not None

@@ -119,7 +119,6 @@ async def store_blob(
 
 
 async def whole(body: bytes) -> AsyncIterator[bytes]:
-    """Yield ``body`` in one piece."""
     yield body
 
 

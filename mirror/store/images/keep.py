@@ -30,7 +30,6 @@ Rule = Callable[[FullName], bool]
 
 
 def nothing(_: FullName) -> bool:
-    """The rule that keeps nothing."""
     return False
 
 

@@ -62,13 +62,11 @@ class Reservations:
             (self._directory / name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """Return the names of all partial files with a reservation."""
         return os.listdir(self._directory)
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes that each fill may grow to."""
-        found = {name: self.lookup(name) for name in self.names()}
-        return {name: each.size for name, each in found.items() if each is not None}
+        found = ((name, self.lookup(name)) for name in self.names())
+        return {name: each.size for name, each in found if each is not None}
 
 
 _BATCH: Final = 32  # evictions before other calls get the thread: one millisecond
@@ -98,7 +96,6 @@ class Limits:
 
     @property
     def bounds(self) -> Bounds:
-        """The size limits of the databases."""
         return Bounds.of(self.max_bytes)
 
 
@@ -233,10 +230,8 @@ class Evictor:
         if not excess:
             return True
         idle = self._idle()
-        kept, most = (
-            self._index.kept.bytes(),
-            self._index.total_bytes() + sum(size for _, size in idle),
-        )
+        kept = self._index.kept.bytes()
+        most = self._index.total_bytes() + sum(size for _, size in idle)
         files = self._index.count() + len(idle)
         if excess.within(most, files) and not excess.within(most - kept, files):
             self._crowded(kept)

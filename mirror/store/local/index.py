@@ -184,7 +184,6 @@ class ObjectIndex:
         return [Row(number, ObjectKey.parse(key), *sizes) for number, key, *sizes in rows]
 
     def held(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Held]:
-        """Return those of the objects that are stored."""
         statement = (
             "SELECT key, filename, json_extract(value, '$.size'), access_time, value FROM Cache "
             "WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"

@@ -310,7 +310,6 @@ class Objects:
                 await self.consult(lambda index: index.touch(touched))
 
     async def _call(self, function: Callable[[], R]) -> R:
-        """Call ``function`` on the index's thread."""
         return await run_in(self._thread, lambda: self._guarded(function))
 
     def _guarded(self, function: Callable[[], R]) -> R:

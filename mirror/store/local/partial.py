@@ -104,7 +104,6 @@ class Partial:
                 self.length += written
 
     def verified(self) -> bool:
-        """Return True if the bytes so far hash to the digest."""
         return self.digest.matches(self.hasher)
 
     def flush(self) -> None:
@@ -179,7 +178,6 @@ class PartialReader:
         return FileRange(self._fd, 0, self._length)
 
     def close(self) -> None:
-        """Close the file."""
         self._fd.close()
 
 
