@@ -16,11 +16,10 @@ from mirror.config.keep import naming
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks
 from mirror.inventory.cache import verify
-from mirror.inventory.listing import listing, parse_glob, rfc3339
+from mirror.inventory.listing import listing, parse_glob, rfc3339, statistics
 from mirror.inventory.removal import removal
 from mirror.inventory.ruling import Rulings, block, unblock
 from mirror.inventory.ruling import listed as listed_blocks
-from mirror.inventory.statistics import statistics
 from mirror.server.clock import moment
 from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
@@ -76,7 +75,7 @@ def _check_object_store(config: Config, purpose: str) -> None:
 
 
 async def stats(config: Config, *, local: bool = False) -> dict[str, Any]:
-    """Savings, size of the cache and state of upstreams: see ``inventory.statistics``.
+    """Savings, size of the cache and state of upstreams: see ``inventory.listing``.
 
     ``running`` describes the running mirror and its number of processes; None if none runs.
     ``cluster`` has the figures of all replicas, if there are others and ``local`` is False.

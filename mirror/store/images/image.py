@@ -148,9 +148,6 @@ class Surroundings:
     manifests: Sequence[str]
     blobs: Sequence[str]
 
-    def manifest(self, digest: Digest) -> Node | None:
-        return first(self.nodes, self.manifests, digest)
-
     def blob(self, digest: Digest) -> tuple[ObjectKey, Held] | None:
         keys = (ObjectKey(kind, digest) for kind in self.blobs)
         return next(((key, self.held[key]) for key in keys if key in self.held), None)
@@ -182,7 +179,7 @@ def assembled(
     image.objects[root.key] = root.held.size
     leaves = [(root, "")] if not root.is_index else []
     for part in root.manifests:
-        node = around.manifest(part.digest)
+        node = first(around.nodes, around.manifests, part.digest)
         if node is not None:
             leaves.append((node, part.platform))
     sizes: dict[ObjectKey, tuple[int, int]] = {}

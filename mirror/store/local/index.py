@@ -268,7 +268,8 @@ class ObjectIndex:
                     self._finish(pending)
 
     def _finish(self, pending: Path) -> None:
-        act, key_text, suffix = _split_pending(pending.name)
+        act, _, rest = pending.name.partition(".")
+        key_text, _, suffix = rest.rpartition(".")
         key = ObjectKey.parse(key_text)
         name = f"{Path(key.new_name()).parent}/{key.digest.hex}.{suffix}"
         entry = self.lookup(key)
@@ -297,9 +298,3 @@ def _media_type_of(manifest: Path) -> str:
         return identify(manifest.read_bytes(), "")
     except NotAManifest:
         return ""
-
-
-def _split_pending(name: str) -> tuple[str, str, str]:
-    act, _, rest = name.partition(".")
-    key_text, _, suffix = rest.rpartition(".")
-    return act, key_text, suffix

@@ -36,15 +36,12 @@ class Partial:
         self.length = 0
         self.hasher: Hasher = digest.hasher()
         try:
-            self._rehash()
+            for piece in FileRange(self._fd, 0, sys.maxsize).pieces():
+                self.hasher.update(piece)
+                self.length += len(piece)
         except OSError:
             self._fd.close()
             raise
-
-    def _rehash(self) -> None:
-        for piece in FileRange(self._fd, 0, sys.maxsize).pieces():
-            self.hasher.update(piece)
-            self.length += len(piece)
 
     @staticmethod
     def remove_idle(path: Path) -> bool:
