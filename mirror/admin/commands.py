@@ -14,19 +14,18 @@ from typing import Any
 from mirror.admin.client import Running, check_owner, lookup_running, user_name
 from mirror.config.model import Config
 from mirror.config.policy import configured_blocks, naming
-from mirror.inventory.blocking import block, unblock
-from mirror.inventory.blocking import listed as listed_blocks
-from mirror.inventory.listing import listing, parse_glob, rfc3339
+from mirror.inventory.cache import verify
+from mirror.inventory.listing import listing, parse_glob, rfc3339, statistics
 from mirror.inventory.removal import removal
-from mirror.inventory.ruling import Rulings
-from mirror.inventory.statistics import statistics
-from mirror.inventory.verification import Verification, verify
+from mirror.inventory.ruling import Rulings, block, unblock
+from mirror.inventory.ruling import listed as listed_blocks
 from mirror.server.commands import commands_to_forget
 from mirror.server.shared_state import moment
 from mirror.server.store import opened_cache, opened_records
 from mirror.stats.queries import read_report
+from mirror.store.local.entry import Verification
 from mirror.store.local.layout import Layout, ObjectKey
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 from mirror.user_error import UserError
 
 
@@ -71,7 +70,7 @@ def _check_object_store(config: Config, purpose: str) -> None:
 
 
 async def stats(config: Config, *, local: bool = False) -> dict[str, Any]:
-    """Savings, size of the cache and state of upstreams: see ``inventory.statistics``.
+    """Savings, size of the cache and state of upstreams: see ``inventory.listing``.
 
     ``running`` describes the running mirror and its number of processes; None if none runs.
     ``cluster`` has the figures of all replicas, if there are others and ``local`` is False.
@@ -142,12 +141,11 @@ async def verified_cluster(
     _check_object_store(config, "verify")
     from mirror.cluster.upkeep import verify as verify_shared  # noqa: PLC0415  # an extra
 
-    found = await verify_shared(config.cluster, expected, advanced)
-    return Verification(found.objects, found.bytes, found.damaged)
+    return await verify_shared(config.cluster, expected, advanced)
 
 
 async def blocked(config: Config, targets: Sequence[str], reason: str) -> dict[str, Any]:
-    """Block images or digests in all processes: see ``inventory.blocking``.
+    """Block images or digests in all processes: see ``inventory.ruling``.
 
     Raises:
         UserError: a target is invalid, or the list cannot be written.

@@ -9,7 +9,7 @@ from mirror.ui.formatting import plain_size as size
 
 
 def print_statistics(found: dict[str, Any]) -> None:
-    """Print the result of ``inventory.statistics``, and which mirror runs."""
+    """Print the result of ``inventory.listing``, and which mirror runs."""
     print(_running(found["running"]))
     if found["trouble"]:
         print(f"no statistics are recorded at the moment: {found['trouble']}")

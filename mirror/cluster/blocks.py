@@ -27,7 +27,7 @@ from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.image_glob import ImageGlob, Naming
 from mirror.policy.blocks import Block, parse_target
 from mirror.store.interface import IndexUnavailableError
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 
 _NAME: Final = "blocks"  # in the place
 _LOOK_SECONDS: Final = 10.0

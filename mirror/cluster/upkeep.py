@@ -15,9 +15,9 @@ from mirror.cluster.tier import TierError, TierMissError
 from mirror.cluster.uploads import path_of
 from mirror.config.cluster import ClusterConfig
 from mirror.oci.digest import Digest, InvalidDigest
-from mirror.oci.glob import is_glob
-from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.oci.image_glob import FullName, ImageGlob, is_glob
 from mirror.oci.reference import InvalidName, InvalidReference, parse_reference, parse_repository
+from mirror.store.local.entry import Verification
 from mirror.store.local.layout import BLOBS, MANIFESTS, ObjectKey
 from mirror.user_error import UserError
 
@@ -121,18 +121,9 @@ def _named(path: str) -> FullName | None:
     return FullName(registry, repository, reference) if _REGISTRY.fullmatch(registry) else None
 
 
-@dataclass(slots=True)
-class SharedVerification:
-    """The result: the number of objects that were read, their bytes, and the removed ones."""
-
-    objects: int = 0
-    bytes: int = 0
-    damaged: list[ObjectKey] = field(default_factory=list)
-
-
 async def verify(
     config: ClusterConfig, expected: Callable[[int], None], advanced: Callable[[int], None]
-) -> SharedVerification:
+) -> Verification:
     """Hash all blobs and manifests of the object store, and remove damaged ones.
 
     Args:
@@ -143,7 +134,7 @@ async def verify(
     Raises:
         UserError: not all of them could be read.
     """
-    result = SharedVerification()
+    result = Verification()
     bucket = opened_bucket(config, NoEvents())
     try:
         expected(sum([each.size async for _, each in _objects(bucket)]))
@@ -181,7 +172,7 @@ async def _objects(bucket: Bucket) -> AsyncIterator[tuple[ObjectKey, Listed]]:
                     yield key, each
 
 
-async def _verify(bucket: Bucket, key: ObjectKey, size: int, result: SharedVerification) -> None:
+async def _verify(bucket: Bucket, key: ObjectKey, size: int, result: Verification) -> None:
     hasher = key.digest.hasher()
     try:
         async with bucket.open(path_of(key)) as stream:

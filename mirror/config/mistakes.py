@@ -17,7 +17,7 @@ from mirror.config.fields import Size, masked
 from mirror.config.model import Config, UpstreamConfig
 from mirror.config.policy import BlockRule, IdentityRule, KeepRule, PinRule, PolicyRule
 from mirror.config.warm import WarmConfig
-from mirror.oci.glob import is_glob, is_old
+from mirror.oci.image_glob import is_glob, is_old
 
 Place = tuple[str, ...]
 

@@ -11,8 +11,7 @@ from pydantic import AfterValidator, model_validator
 
 from mirror.config.fields import DurationField, ReadableFile, Table, time, where
 from mirror.oci.digest import Digest
-from mirror.oci.glob import InvalidGlob, compile_glob
-from mirror.oci.image_glob import FullName, ImageGlob, Naming
+from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, Naming, compile_glob
 from mirror.policy.blocks import Block, Blocks, parse_target, spelt_out
 from mirror.policy.rules import Identity, Pin, Rule
 from mirror.user_error import UserError

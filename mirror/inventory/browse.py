@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from mirror.inventory.listing import rfc3339
 from mirror.oci.digest import Digest
-from mirror.oci.glob import is_glob
-from mirror.oci.image_glob import FullName, ImageGlob
+from mirror.oci.image_glob import FullName, ImageGlob, is_glob
 from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.store.images.catalogue import Catalogue, Named
 from mirror.store.images.image import CachedImage, Node
@@ -51,7 +50,6 @@ class Entry:
     used: float
 
     def told(self, *, kept: bool) -> dict[str, Any]:
-        """Return the image as JSON."""
         return {
             "name": str(self.name),
             "familiar": self.familiar,
@@ -135,7 +133,6 @@ class Browser:
         self._making = asyncio.Lock()
 
     def outdate(self) -> None:
-        """Make the next search read the catalogue again."""
         self._until = -1.0
 
     async def _current(self) -> Snapshot:

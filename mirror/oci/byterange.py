@@ -33,7 +33,6 @@ class ByteRange:
 
     @property
     def length(self) -> int:
-        """The number of bytes."""
         return self.stop - self.start
 
     def content_range(self, size: int) -> str:

@@ -60,7 +60,6 @@ class Digest:
         return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
 
     def hasher(self) -> Hasher:
-        """Return a new hasher of this digest's algorithm."""
         return hashlib.new(self.algorithm)
 
     def matches(self, hasher: Hasher) -> bool:

@@ -1,23 +1,92 @@
-"""Full names of images, and globs of such names.
+"""Globs of names, the same for images, repositories and hosts; full names of images.
 
-Knows how a name is written.  Must not know the cached images or the configured registries: the
-caller passes the rules of the registries (``Naming``).
+``*`` matches any text without a slash, ``?`` one character other than a slash, and ``**``, alone
+between slashes, any number of parts (at the end at least one).
+
+Must not know the cached images or the configured registries: the caller passes the rules of the
+registries (``Naming``).
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import translate
+from functools import lru_cache
 from typing import Final, Self
 
-from mirror.oci.glob import InvalidGlob, compile_glob, is_glob
 from mirror.oci.reference import split_registry
+
+_WILD: Final = frozenset("*?")
+_ANY: Final = "**"
+_REMEMBERED: Final = 1024
+
+
+class InvalidGlob(ValueError):  # noqa: N818  # reads as the other names' mistakes
+    """A text is not a glob; the message says what is allowed."""
+
+
+def is_glob(text: str) -> bool:
+    """Whether a text contains ``*`` or ``?``."""
+    return not _WILD.isdisjoint(text)
+
+
+@lru_cache(_REMEMBERED)
+def compile_glob(glob: str) -> re.Pattern[str]:
+    """Return the expression that fully matches the names that a glob means.
+
+    The parts before the next ``**`` are matched once, at the first position: later positions cannot
+    help, and trying them would cost exponentially many steps.
+
+    Raises:
+        InvalidGlob: ``**`` stands beside other text.
+    """
+    runs: list[list[str]] = [[]]  # the parts before, between and after each ``**``
+    for part in glob.split("/"):
+        if part == _ANY:
+            runs.append([])
+        else:
+            runs[-1].append(_part(part))
+    first, *others = runs
+    if not others:
+        return re.compile("/".join(first), re.ASCII)
+    *middle, last = others
+    front = "".join(f"{part}/" for part in first)
+    found = "".join(f"(?>(?:[^/]+/)*?{'/'.join(run)}/)" for run in middle if run)
+    end = f"(?:[^/]+/)*{'/'.join(last)}" if last else "[^/]+(?:/[^/]+)*"
+    return re.compile(front + found + end, re.ASCII)
+
+
+def _part(glob: str) -> str:
+    """Return the expression for one part; what is between two stars is matched once, too."""
+    if _ANY in glob:
+        raise InvalidGlob("** by itself between slashes, as in mcr.microsoft.com/dotnet/**")
+    first, *pieces = ("[^/]".join(map(re.escape, piece.split("?"))) for piece in glob.split("*"))
+    if not pieces:
+        return first
+    *middle, last = pieces
+    return first + "".join(f"(?>[^/]*?{piece})" for piece in middle) + f"[^/]*{last}"
+
+
+# For one release: in `allow` and `deny` of an upstream, `*` and `?` matched slashes, too.
+
+
+def is_old(glob: str) -> bool:
+    """Whether a glob of repositories was written for the dialect of earlier releases."""
+    beside = any(_ANY in part and part != _ANY for part in glob.split("/"))
+    return "[" in glob or beside or (is_glob(glob) and _ANY not in glob)
+
+
+@lru_cache(_REMEMBERED)
+def compile_repositories(glob: str) -> re.Pattern[str]:
+    """As :func:`compile_glob`; an old glob keeps its meaning."""
+    return re.compile(translate(glob)) if is_old(glob) else compile_glob(glob)
+
 
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9._:/@*?-]+", re.ASCII)
 _TAG: Final = re.compile(r"(?!.*\*\*)[A-Za-z0-9._*?-]{1,128}", re.ASCII)
 _DIGEST: Final = re.compile(r"\*|(?:sha256|sha512):[0-9a-f*?]+", re.ASCII)
 _REGISTRY: Final = re.compile(r"[a-z0-9.*?-]+(?::[0-9*?]+)?", re.ASCII)
 _REPOSITORY: Final = re.compile(r"[a-z0-9._*?-]+(?:/[a-z0-9._*?-]+)*", re.ASCII)
-_ANY: Final = "**"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,12 +102,10 @@ class FullName:
 
     @property
     def place(self) -> str:
-        """Registry and repository."""
         return f"{self.registry}/{self.repository}"
 
     @property
     def by_digest(self) -> bool:
-        """Whether the reference is a digest."""
         return ":" in self.reference
 
 
@@ -73,8 +140,7 @@ class Naming:
 class ImageGlob:
     """A glob of images: ``[registry/]repository[:tag|@digest]``, read like a name in Docker.
 
-    The dialect is that of :mod:`mirror.oci.glob`.  A glob matches digests only if it has an ``@``
-    (``@*`` matches all of them).
+    It matches digests only if it has an ``@`` (``@*`` matches all of them).
     """
 
     text: str
@@ -117,7 +183,6 @@ class ImageGlob:
         )
 
     def matches(self, image: FullName) -> bool:
-        """Whether the glob matches an image."""
         return (
             self.by_digest == image.by_digest
             and self._references.fullmatch(image.reference) is not None

@@ -50,7 +50,6 @@ class NamedRoot:
 
 
 def blob_file(digest: Digest) -> str:
-    """Return the path of a blob in a layout."""
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
@@ -132,11 +131,8 @@ def written_archive(images: Iterable[tuple[bytes, str]]) -> bytes:
 def written_index(roots: Iterable[tuple[Descriptor, str]]) -> bytes:
     """Return an index of manifests with full names, as skopeo, containerd and Docker read it."""
     manifests = [
-        {
-            **descriptor_fields(descriptor),
-            "annotations": {CONTAINERD_NAME: name, REF_NAME: name},
-        }
-        for descriptor, name in roots
+        {**descriptor_fields(root), "annotations": {CONTAINERD_NAME: name, REF_NAME: name}}
+        for root, name in roots
     ]
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
     return json.dumps(document, indent=2).encode()

@@ -84,7 +84,6 @@ class IndexEntry:
 
 
 def descriptor_fields(descriptor: Descriptor) -> dict[str, str | int]:
-    """Return a descriptor as a JSON object."""
     return {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from mirror.oci.digest import Digest, InvalidDigest
-from mirror.oci.glob import InvalidGlob, is_glob
-from mirror.oci.image_glob import FullName, ImageGlob, Naming
+from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, Naming, is_glob
 from mirror.policy.decisions import told_time
 
 _EVERY_TAG: Final = "*"

@@ -24,7 +24,7 @@ from sigstore.verify.policy import AnyOf, OIDCIssuer, OIDCIssuerV2
 from sigstore_models.common.v1 import HashAlgorithm
 from sigstore_models.trustroot.v1 import TrustedRoot as RootFile
 
-from mirror.oci.glob import compile_glob
+from mirror.oci.image_glob import compile_glob
 from mirror.policy.rules import Identity
 from mirror.policy.signatures import NotSignedError, Signed, check_statement, identity_mark
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from mirror.http.forwarded import lookup_address
 from mirror.oci.endpoint import Ping, UploadEndpoint, parse_passed, plain_path
 from mirror.oci.errors import ErrorCode, OciError
-from mirror.oci.glob import compile_glob, is_glob
+from mirror.oci.image_glob import compile_glob, is_glob
 from mirror.proxy.destination import Destination
 from mirror.proxy.errors import TunnelError
 from mirror.upstream.addresses import is_local, is_private

@@ -20,7 +20,7 @@ from mirror.cluster.state import opened_state
 from mirror.cluster.values import SharedCaches
 from mirror.cluster.view import View
 from mirror.config.model import Config
-from mirror.inventory.blocking import parts_of
+from mirror.inventory.ruling import parts_of
 from mirror.metrics.cluster import ClusterMetrics
 from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
@@ -31,7 +31,7 @@ from mirror.server.open_files import slot_limits
 from mirror.server.shared_state import splitting
 from mirror.server.store import Store
 from mirror.store.interface import DecisionStore, ManifestStore, TagStore
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 from mirror.upstream.addresses import trusting
 from mirror.user_error import UserError
 

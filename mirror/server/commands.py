@@ -18,11 +18,10 @@ import aiohttp
 from mirror import __version__
 from mirror.api.v1 import Change, Command, Commands
 from mirror.config.model import Config
-from mirror.inventory.blocking import block, listed, unblock
 from mirror.inventory.cache import Cache
 from mirror.inventory.listing import listing, rfc3339
 from mirror.inventory.removal import removal
-from mirror.inventory.ruling import Rulings
+from mirror.inventory.ruling import Rulings, block, listed, unblock
 from mirror.oci.image_name import ImageName, parse_image
 from mirror.oci.reference import InvalidName, InvalidReference
 from mirror.registry_client.client import PullError

@@ -18,9 +18,8 @@ from mirror.pull.block_list import BlockList
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
 from mirror.store.interface import IndexUnavailableError
-from mirror.store.local.expiry import Expiry
-from mirror.store.local.scrub import Scrub
-from mirror.store.metadata.block_file import BlockFile, Stamp
+from mirror.store.local.background import Expiry, Scrub
+from mirror.store.metadata.operator_files import BlockFile, Stamp
 from mirror.trouble import Trouble
 
 _REVIEW_SECONDS: Final = 600.0
@@ -183,7 +182,7 @@ class BlockWatch:
     async def shared(self, done: Mapping[str, Any]) -> Mapping[str, Any]:
         """Tell the other replicas of changed blocks, once they are in force here.
 
-        ``done`` is a result of ``inventory.blocking``; in a cluster, ``cluster`` is added to it.
+        ``done`` is a result of ``inventory.ruling``; in a cluster, ``cluster`` is added to it.
 
         Raises:
             OSError: the file cannot be read.

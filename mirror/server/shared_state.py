@@ -26,7 +26,7 @@ from mirror.server.open_files import slot_limits
 from mirror.server.store import Store
 from mirror.server.upstreams import Upstreams
 from mirror.server.warming import Requested
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 from mirror.threads import Threads
 from mirror.trouble import Problem
 

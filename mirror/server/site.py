@@ -16,9 +16,8 @@ from mirror.config.model import Config
 from mirror.config.upstreams import taking_credentials
 from mirror.inventory.browse import ORDERS
 from mirror.inventory.cache import Cache
-from mirror.inventory.listing import PRIVATE, rfc3339
+from mirror.inventory.listing import PRIVATE, figures_told, problem_told, rfc3339, statistics
 from mirror.inventory.ruling import Rulings
-from mirror.inventory.statistics import figures_told, problem_told, statistics
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName, Naming
 from mirror.policy.blocks import Block, parse_target

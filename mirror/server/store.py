@@ -13,19 +13,18 @@ from typing import Final
 
 from mirror.config.model import Config
 from mirror.inventory.cache import Cache
-from mirror.inventory.keep_list import KeepList
 from mirror.server.open_files import answer_limits, question_limits
 from mirror.shares import Rooms, Shares
 from mirror.store.images.catalogue import Catalogue, Section
 from mirror.store.images.keep import KeptImages
 from mirror.store.interface import DecisionStore, IndexUnavailableError, Link
-from mirror.store.local.blobs import Blobs
+from mirror.store.local.content import Blobs, Manifests
 from mirror.store.local.disk_usage import free_on, total_inodes
 from mirror.store.local.eviction import Limits, Observer
 from mirror.store.local.layout import Layout
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
+from mirror.store.metadata.operator_files import KeepList
 from mirror.store.metadata.records import Decisions, Links, Listings, Tags
 from mirror.threads import Threads
 from mirror.ui.formatting import plain_size

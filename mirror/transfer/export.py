@@ -15,7 +15,7 @@ from mirror.registry_client.plan import Plan
 from mirror.registry_client.pull import Pulled, Puller, Watcher
 from mirror.server.warming import located_all
 from mirror.store.local.layout import left_in
-from mirror.transfer.layout_files import whole
+from mirror.transfer.layout_store import whole
 from mirror.transfer.layout_writer import LayoutWriter, opened_layout, verified
 from mirror.user_error import UserError
 
@@ -27,11 +27,9 @@ class Pulling(Watcher, AbstractContextManager[object], Protocol):
 class Writing(AbstractContextManager[object], Protocol):
     """Shows the progress of writing, in bytes."""
 
-    def expect(self, total: int) -> None:
-        """Set the total."""
+    def expect(self, total: int) -> None: ...
 
-    def advance(self, size: int) -> None:
-        """Add ``size`` bytes."""
+    def advance(self, size: int) -> None: ...
 
 
 async def export(
@@ -45,17 +43,8 @@ async def export(
 ) -> list[Plan]:
     """Write images as an OCI image layout; images that are not cached are pulled first.
 
-    Args:
-        config: the configuration of the mirror.
-        images: names of the images.
-        platforms: platforms to select from an index; empty for all.
-        parallel: number of downloads at once.
-        target: a file for a tar, a directory, or ``-`` for stdout.
-        pulling: shows the progress of the pull.
-        writing: shows the progress of writing.
-
-    Returns:
-        the plans of the exported images.
+    ``platforms`` select from an index; none select all.  ``parallel`` is the number of downloads
+    at once, ``target`` a file for a tar, a directory, or ``-`` for stdout.
 
     Raises:
         UserError: an image cannot be pulled or written; no incomplete file is left.

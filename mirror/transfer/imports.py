@@ -34,9 +34,8 @@ from mirror.store.interface import (
     link_name,
 )
 from mirror.store.local.layout import MANIFESTS, ObjectKey
-from mirror.transfer.completeness import Completeness, LackingError
-from mirror.transfer.layout_files import Taking
 from mirror.transfer.layout_reader import opened_files
+from mirror.transfer.layout_store import Completeness, LackingError, Taking
 from mirror.transfer.tar import DamagedTar
 from mirror.upstream.routing import Target
 from mirror.user_error import UserError
@@ -48,11 +47,9 @@ _MOST_NOTED: Final = 1_000
 class Reading(Protocol):
     """Shows the progress of reading, in bytes."""
 
-    def expect(self, total: int) -> None:
-        """Set the total."""
+    def expect(self, total: int) -> None: ...
 
-    def advance(self, size: int) -> None:
-        """Add ``size`` bytes."""
+    def advance(self, size: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,6 @@ class Imported:
     reason: str = ""
 
     def document(self) -> dict[str, str | int | None]:
-        """The result as JSON."""
         return {
             "name": self.name,
             "digest": str(self.digest),
@@ -91,15 +87,8 @@ async def import_layout(
 ) -> list[Imported]:
     """Import images into the cache.
 
-    Args:
-        config: the configuration of the mirror.
-        source: a tar, compressed or not, a directory, or ``-`` for stdin.
-        called: a name for the only image, which replaces the name in the layout.
-        reading: shows the progress of reading.
-        clock: Unix seconds.
-
-    Returns:
-        the result for each image in the index of the layout.
+    ``source`` is a tar, compressed or not, a directory, or ``-`` for stdin; ``called`` a name for
+    the only image, which replaces the name in the layout.
 
     Raises:
         UserError: ``source`` is not a layout, or is damaged, or the cache cannot store it.

@@ -56,12 +56,8 @@ Files = Iterator[LayoutFile]
 def opened_files(source: str, took: Callable[[int], None]) -> Iterator[tuple[Files, int | None]]:
     """Read a tar, a directory, or ``-`` for a tar from standard input.
 
-    Args:
-        source: path of the layout.
-        took: called with the number of bytes read from ``source``, after every read.
-
-    Yields:
-        the files, and the number of bytes to read, None if it is unknown.
+    ``took`` is called with the number of bytes read, after every read.  Yields the files, and the
+    number of bytes to read, None if it is unknown.
 
     Raises:
         UserError: ``source`` cannot be read.
@@ -171,7 +167,6 @@ class _Left:
         return data
 
     def skip(self) -> None:
-        """Skip to the next header."""
         while self._left:
             self.read(_SKIP_BYTES)
         if len(self._read(self._padding)) < self._padding:

@@ -95,14 +95,12 @@ class TarLayout:
             await self._write(header(name, len(data)) + data + bytes(padding(len(data))))
 
     async def add(self, digest: Digest, size: int, pieces: AsyncIterable[bytes]) -> None:
-        """Write header, bytes and padding."""
         await self._write(header(blob_file(digest), size))
         async for piece in pieces:
             await self._write(piece)
         await self._write(bytes(padding(size)))
 
     async def finish(self) -> None:
-        """Write two empty blocks."""
         await self._write(bytes(2 * BLOCK))
         await asyncio.to_thread(self._file.flush)
 

@@ -23,12 +23,11 @@ class DamagedTar(ValueError):  # noqa: N818  # names the state
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file: its name, its ``size`` in bytes, and whether it is a regular file or a directory."""
+    """A file: its name, its ``size`` in bytes, and whether it is a regular file."""
 
     name: str
     size: int
     is_file: bool
-    is_directory: bool
 
 
 def padding(size: int) -> int:
@@ -68,7 +67,7 @@ def read_member(read: Callable[[int], bytes]) -> Member | None:
             name = pax.get("path") or long_name or found.name
             plain = found.type in {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}
             size = _size(pax, found.size) if plain else 0
-            return Member(name, size, plain and not name.endswith("/"), found.isdir())
+            return Member(name, size, plain and not name.endswith("/"))
 
 
 def _header(read: Callable[[int], bytes]) -> tarfile.TarInfo | None:

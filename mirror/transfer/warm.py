@@ -21,17 +21,10 @@ async def warm(
     parallel: int,
     watcher: Watcher,
 ) -> list[Pulled]:
-    """Pull images into the cache, each once.
+    """Pull images into the cache, each once, with ``parallel`` blobs at once.
 
-    Args:
-        config: the configuration of the mirror.
-        images: names of the images.
-        platforms: platforms to select from an index; empty for all.
-        parallel: number of blobs at once.
-        watcher: receives the progress.
-
-    Returns:
-        the result for each image; images that could not be located come last.
+    ``platforms`` select from an index; none select all.  In the result, images that could not be
+    located come last.
 
     Raises:
         UserError: no mirror can be reached or started.

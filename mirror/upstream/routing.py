@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.oci.glob import compile_repositories
+from mirror.oci.image_glob import compile_repositories
 from mirror.oci.reference import Repository, parse_repository, split_registry
 from mirror.upstream.credentials import Principal
 
@@ -34,7 +34,7 @@ class Names:
 
     ``aliases`` are other names in ``ns=`` and in paths, ``hosts`` are values of the Host header
     that select it, ``library``: a one-word repository means ``library/<word>``.  A repository is
-    permitted if a glob in ``allow`` matches it and no glob in ``deny`` does (``oci.glob``).
+    permitted if a glob in ``allow`` matches it and no glob in ``deny`` does (``oci.image_glob``).
     ``netloc`` is the address of the upstream, ``host`` or ``host:port``.
     """
 

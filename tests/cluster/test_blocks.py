@@ -15,7 +15,7 @@ from mirror.cluster.tier import TierError
 from mirror.http.admission import content_digest
 from mirror.oci.digest import Digest
 from mirror.policy.blocks import Block
-from mirror.store.metadata.block_file import BlockFile
+from mirror.store.metadata.operator_files import BlockFile
 from tests.cluster.replicas import SECRET, Replicas, replicas
 from tests.fakes import image
 from tests.fakes.bucket import BUCKET

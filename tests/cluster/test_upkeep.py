@@ -16,10 +16,9 @@ from mirror.oci.image_glob import ImageGlob, Naming
 from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.store.interface import Link, Manifest
-from mirror.store.local.blobs import Blobs
+from mirror.store.local.content import Blobs, Manifests
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.records import Tags

@@ -28,9 +28,8 @@ from mirror.store.interface import (
     RepositoryLinks,
     TagStore,
 )
-from mirror.store.local.blobs import Blobs
+from mirror.store.local.content import Blobs, Manifests
 from mirror.store.local.eviction import Limits
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.records import Links, Listings, Tags

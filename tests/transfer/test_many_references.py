@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mirror.inventory.removal import planned
 from mirror.metrics.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.manifest import Descriptor
 from mirror.server.store import opened_store
-from mirror.store.images.removal import planned
 from mirror.store.interface import Link, Manifest, link_name
-from mirror.store.local.manifests import Manifests
-from mirror.transfer.completeness import Completeness
+from mirror.store.local.content import Manifests
+from mirror.transfer.layout_store import Completeness
 from mirror.user_error import UserError
 from tests.fakes import image
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of

@@ -123,4 +123,3 @@ def test_what_is_no_plain_file_is_told_apart(kind):
     found = read_member(io.BytesIO(member.tobuf()).read)
     assert found is not None
     assert (found.is_file, found.size) == (False, 0)
-    assert found.is_directory == (kind == tarfile.DIRTYPE)

@@ -80,7 +80,6 @@ class Catalogue:
     """The images of a cache directory."""
 
     def __init__(self, objects: Objects, sections: Sequence[Section], threads: Executor) -> None:
-        """``threads`` runs the work that reads files."""
         self.sections = sections
         self._objects = objects
         self._threads = threads
@@ -127,7 +126,6 @@ class Catalogue:
                     yield image
 
     async def manifests(self) -> AsyncGenerator[Iterable[Node], None]:
-        """Yield all manifests, one page at a time."""
         async for keys in self._manifest_keys():
             kinds = {key.kind for key in keys}
             yield (await self.nodes(kinds, [key.digest for key in keys])).values()
@@ -156,7 +154,6 @@ class Catalogue:
         return await self._images_of(nodes.values())
 
     async def _images_of(self, nodes: Collection[Node]) -> list[CachedImage]:
-        """Return the images of manifests that have no name."""
         images: list[CachedImage] = []
         for kind, (manifests, blobs) in _REACH.items():
             roots = [(None, node) for node in nodes if node.key.kind == kind]

@@ -64,14 +64,8 @@ def read_node(key: ObjectKey, held: Held) -> Node | None:
 
 
 def _manifests(index: bytes) -> tuple[Part, ...]:
-    parts = (
-        Part(
-            entry.descriptor.digest,
-            entry.descriptor.size,
-            "/".join(filter(None, entry.platform)),
-        )
-        for entry in index_entries(index)
-    )
+    entries = ((entry.descriptor, entry.platform) for entry in index_entries(index))
+    parts = (Part(part.digest, part.size, "/".join(filter(None, place))) for part, place in entries)
     return tuple(dict.fromkeys(parts))
 
 
@@ -127,7 +121,6 @@ class CachedImage:
 
     @property
     def manifests(self) -> Iterable[ObjectKey]:
-        """The stored manifests of the image."""
         return (key for key in self.objects if key.is_manifest)
 
     @property
@@ -155,12 +148,7 @@ class Surroundings:
     manifests: Sequence[str]
     blobs: Sequence[str]
 
-    def manifest(self, digest: Digest) -> Node | None:
-        """Return a manifest, or None if it is not stored."""
-        return first(self.nodes, self.manifests, digest)
-
     def blob(self, digest: Digest) -> tuple[ObjectKey, Held] | None:
-        """Return a blob, or None if it is not stored."""
         keys = (ObjectKey(kind, digest) for kind in self.blobs)
         return next(((key, self.held[key]) for key in keys if key in self.held), None)
 
@@ -191,7 +179,7 @@ def assembled(
     image.objects[root.key] = root.held.size
     leaves = [(root, "")] if not root.is_index else []
     for part in root.manifests:
-        node = around.manifest(part.digest)
+        node = first(around.nodes, around.manifests, part.digest)
         if node is not None:
             leaves.append((node, part.platform))
     sizes: dict[ObjectKey, tuple[int, int]] = {}

@@ -14,11 +14,10 @@ from typing import Final
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.store.images.catalogue import Catalogue, Section
-from mirror.store.images.image import Node
 from mirror.store.interface import IndexUnavailableError
+from mirror.store.local.content import Manifests
 from mirror.store.local.kept import Kept
 from mirror.store.local.layout import ObjectKey
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 
 _BATCH: Final = 500
@@ -30,7 +29,6 @@ Rule = Callable[[FullName], bool]
 
 
 def nothing(_: FullName) -> bool:
-    """The rule that keeps nothing."""
     return False
 
 
@@ -111,7 +109,7 @@ class KeptImages:
             await self._put(_keys(section.manifests, digests))
             blobs = {part.digest for node in nodes for part in node.blobs}
             await self._put(_keys(section.blobs, blobs))
-            digests = _below(nodes) - seen
+            digests = {part.digest for node in nodes for part in node.manifests} - seen
             seen |= digests
 
     async def _put(self, keys: list[ObjectKey]) -> None:
@@ -129,7 +127,3 @@ class KeptImages:
 
 def _keys(kinds: Iterable[str], digests: Collection[Digest]) -> list[ObjectKey]:
     return [ObjectKey(kind, digest) for kind in kinds for digest in digests]
-
-
-def _below(nodes: Collection[Node]) -> set[Digest]:
-    return {part.digest for node in nodes for part in node.manifests}

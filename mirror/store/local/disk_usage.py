@@ -110,7 +110,6 @@ class DiskHealth:
         self._troubles: Lru[str, Trouble] = Lru(_MOST_REASONS)
 
     def failing(self, error: Exception) -> None:
-        """Record a failure to read or write."""
         number = error.errno if isinstance(error, OSError) else None
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if isinstance(error, IndexUnavailableError) and reason.endswith(_SQLITE_FULL):
@@ -148,7 +147,6 @@ class DiskHealth:
             raise
 
     def working(self) -> None:
-        """Record a successful write."""
         if not self.reason:
             return
         self.reason = ""

@@ -3,7 +3,7 @@
 import json
 import os
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.descriptor import Descriptor, FileRange
@@ -72,7 +72,6 @@ class OpenObject:
         return origin_of(self.entry.path)
 
     def close(self) -> None:
-        """Close the file."""
         self.content.close()
 
 
@@ -84,6 +83,15 @@ class Row:
     key: ObjectKey
     size: int
     takes: int
+
+
+@dataclass(slots=True)
+class Verification:
+    """The result of hashing all objects; ``bytes`` counts them as the store does."""
+
+    objects: int = 0
+    bytes: int = 0
+    damaged: list[ObjectKey] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,6 @@ class Held:
 
     @property
     def path(self) -> Path:
-        """The file of the object."""
         return self.root / self.name
 
     @property

@@ -51,7 +51,6 @@ class Reservations:
             os.close(fd)
 
     def lookup(self, name: str) -> Reservation | None:
-        """Return a reservation, or None."""
         try:
             size, total = (self._directory / name).read_text().split()
             return Reservation(int(size), None if total == "-" else int(total))
@@ -59,18 +58,15 @@ class Reservations:
             return None
 
     def forget(self, name: str) -> None:
-        """Remove a reservation if it exists."""
         with contextlib.suppress(OSError):
             (self._directory / name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """Return the names of all partial files with a reservation."""
         return os.listdir(self._directory)
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes that each fill may grow to."""
-        found = {name: self.lookup(name) for name in self.names()}
-        return {name: each.size for name, each in found.items() if each is not None}
+        found = ((name, self.lookup(name)) for name in self.names())
+        return {name: each.size for name, each in found if each is not None}
 
 
 _BATCH: Final = 32  # evictions before other calls get the thread: one millisecond
@@ -87,7 +83,7 @@ class Observer(Protocol):
     """Receives evictions."""
 
     def evicted(self, size: int) -> None:
-        """Handle the eviction of an object of ``size`` bytes."""
+        """``size`` is in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +96,6 @@ class Limits:
 
     @property
     def bounds(self) -> Bounds:
-        """The size limits of the databases."""
         return Bounds.of(self.max_bytes)
 
 
@@ -171,11 +166,7 @@ class Evictor:
         return self._index.total_bytes() + self._partial_bytes()
 
     def usage(self) -> Usage:
-        """Return the current use of the cache.
-
-        Raises:
-            OSError: the file system of the cache directory cannot be queried.
-        """
+        """Raise OSError if the file system cannot be queried."""
         overhead, objects = self._overhead_bytes(0, 0, 0), self._index.count()
         free = free_on(self._layout.root).bytes
         return Usage(self.used_bytes(), overhead, objects, self._limits.max_bytes, free)
@@ -239,10 +230,8 @@ class Evictor:
         if not excess:
             return True
         idle = self._idle()
-        kept, most = (
-            self._index.kept.bytes(),
-            self._index.total_bytes() + sum(size for _, size in idle),
-        )
+        kept = self._index.kept.bytes()
+        most = self._index.total_bytes() + sum(size for _, size in idle)
         files = self._index.count() + len(idle)
         if excess.within(most, files) and not excess.within(most - kept, files):
             self._crowded(kept)

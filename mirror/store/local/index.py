@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
+from mirror.oci.manifest import NotAManifest, identify
 from mirror.store.local.disk_usage import block_bytes, in_blocks
 from mirror.store.local.entry import Held, ObjectEntry, Row
 from mirror.store.local.kept import Kept
@@ -37,8 +38,6 @@ from mirror.store.local.sqlite import (
 _TOUCHED: Final = 200
 _ADOPT: Final = "adopt"
 _EVICT: Final = "evict"
-
-MediaTypeOf = Callable[[Path], str]
 
 
 class ObjectIndex:
@@ -140,20 +139,15 @@ class ObjectIndex:
         if adoption.pending is not None:
             adoption.pending.unlink()
 
-    def include(self, names: Iterable[str], media_type_of: MediaTypeOf) -> int:
+    def include(self, names: Iterable[str]) -> int:
         """Insert rows for files whose rows were lost; remove files that another file replaced.
 
-        Args:
-            names: file names, relative to the root.
-            media_type_of: reads the media type from the file of a manifest.
-
-        Returns:
-            the number of new rows.
+        ``names`` are relative to the root; returns the number of new rows.
         """
         with translated(), self._cache.transact():
-            return sum(self._included(name, media_type_of) for name in names)
+            return sum(self._included(name) for name in names)
 
-    def _included(self, name: str, media_type_of: MediaTypeOf) -> bool:
+    def _included(self, name: str) -> bool:
         path = self._layout.root / name
         try:
             key, there = ObjectKey.of_name(name), path.stat()
@@ -166,7 +160,7 @@ class ObjectIndex:
             if entry.path != path:
                 path.unlink(missing_ok=True)
             return False
-        media_type = media_type_of(path) if key.is_manifest else ""
+        media_type = _media_type_of(path) if key.is_manifest else ""
         self._insert(key, Adoption(None, name, there.st_size, media_type, 0))
         self.touch({key: there.st_mtime})
         return True
@@ -190,7 +184,6 @@ class ObjectIndex:
         return [Row(number, ObjectKey.parse(key), *sizes) for number, key, *sizes in rows]
 
     def held(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Held]:
-        """Return those of the objects that are stored."""
         statement = (
             "SELECT key, filename, json_extract(value, '$.size'), access_time, value FROM Cache "
             "WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
@@ -264,27 +257,26 @@ class ObjectIndex:
         with translated():
             return len(self._cache)
 
-    def repair(self, media_type_of: MediaTypeOf, before: float = math.inf) -> None:
+    def repair(self, before: float = math.inf) -> None:
         """Complete the actions that a crash left in ``pending/``.
 
-        Args:
-            media_type_of: reads the media type from the file of a manifest.
-            before: skip links made after this time (Unix seconds), which another process may use.
+        Links made after ``before`` (Unix seconds) are skipped: another process may use them.
         """
         for pending in sorted(self._layout.pending.iterdir()):
             with contextlib.suppress(FileNotFoundError):  # another process completed it
                 if pending.stat().st_ctime < before:
-                    self._finish(pending, media_type_of)
+                    self._finish(pending)
 
-    def _finish(self, pending: Path, media_type_of: MediaTypeOf) -> None:
-        act, key_text, suffix = _split_pending(pending.name)
+    def _finish(self, pending: Path) -> None:
+        act, _, rest = pending.name.partition(".")
+        key_text, _, suffix = rest.rpartition(".")
         key = ObjectKey.parse(key_text)
         name = f"{Path(key.new_name()).parent}/{key.digest.hex}.{suffix}"
         entry = self.lookup(key)
         if entry is not None and entry.path == self._layout.root / name:
             pending.unlink()  # the row exists: already adopted, or not yet evicted
         elif act == _ADOPT:
-            media_type = media_type_of(pending) if key.is_manifest else ""
+            media_type = _media_type_of(pending) if key.is_manifest else ""
             there = pending.stat()
             adoption = Adoption(pending, name, there.st_size, media_type, there.st_mtime_ns)
             self._insert(key, adoption)
@@ -300,7 +292,9 @@ class ObjectIndex:
         return self._layout.pending / f"{act}.{key}.{name.rpartition('.')[2]}"
 
 
-def _split_pending(name: str) -> tuple[str, str, str]:
-    act, _, rest = name.partition(".")
-    key_text, _, suffix = rest.rpartition(".")
-    return act, key_text, suffix
+def _media_type_of(manifest: Path) -> str:
+    """Return the media type in a manifest's file; empty if the file is not a manifest."""
+    try:
+        return identify(manifest.read_bytes(), "")
+    except NotAManifest:
+        return ""

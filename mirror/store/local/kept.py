@@ -95,7 +95,6 @@ class Kept:
         return len(names)
 
     def among(self, keys: Collection[ObjectKey]) -> set[ObjectKey]:
-        """Return those of the objects that are kept."""
         if not self.is_any():
             return set()
         named = {str(key): key for key in keys}

@@ -104,7 +104,6 @@ class ObjectKey:
 
     @property
     def is_manifest(self) -> bool:
-        """Whether the object is a manifest, which has a media type."""
         return self.kind in {MANIFESTS, PRIVATE_MANIFESTS}
 
     @property
@@ -157,7 +156,6 @@ class Layout:
         self.rebuild = root / "rebuild"
 
     def records(self) -> Iterator[Path]:
-        """Yield the directories of the databases of small records."""
         yield from (self.tags, self.listings, self.private)
 
     def others(self) -> Iterator[Path]:
@@ -175,12 +173,10 @@ class Layout:
         yield from self.directories()
 
     def directories(self) -> Iterator[Path]:
-        """Yield the directories that contain objects."""
         for kind in _KINDS:
             yield from (self.root / kind).glob("*/*")
 
     def partial_of(self, key: ObjectKey, origin: str = "") -> Path:
-        """Return the path of an object's partial file."""
         return self.partial / (f"{key}.{origin}" if origin else str(key))
 
     def ensure(self) -> None:

@@ -23,7 +23,7 @@ from mirror.store.local.eviction import Limits, Observer, Usage
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import Layout, ObjectKey
 from mirror.store.local.partial import Partial
-from mirror.store.local.recoverable_index import RecoverableIndex, media_type_of, rebuild
+from mirror.store.local.recoverable_index import RecoverableIndex, rebuild
 from mirror.store.local.sqlite import IndexDamagedError
 from mirror.threads import Threads, opened_or_closed, run_in
 
@@ -94,7 +94,7 @@ class Objects:
             await asyncio.wait([self._rebuilding])
 
     async def _include(self, names: list[str]) -> int:
-        return await self.consult(lambda index: index.include(names, media_type_of))
+        return await self.consult(lambda index: index.include(names))
 
     async def close(self) -> None:
         """Write the pending times of use and close the index."""
@@ -261,7 +261,6 @@ class Objects:
             )
 
     async def release(self, partial: Partial) -> None:
-        """Release the reservation of :meth:`reserve`."""
         await self._call(lambda: self._recoverable.release(partial.path))
 
     async def adopt(
@@ -298,7 +297,6 @@ class Objects:
         return await self.consult(lambda index: index.remove(key)) > 0
 
     async def usage(self) -> Usage:
-        """Return the current use of the cache."""
         return await self._call(self._usage)
 
     def _usage(self) -> Usage:
@@ -312,7 +310,6 @@ class Objects:
                 await self.consult(lambda index: index.touch(touched))
 
     async def _call(self, function: Callable[[], R]) -> R:
-        """Call ``function`` on the index's thread."""
         return await run_in(self._thread, lambda: self._guarded(function))
 
     def _guarded(self, function: Callable[[], R]) -> R:

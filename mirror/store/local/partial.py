@@ -36,15 +36,12 @@ class Partial:
         self.length = 0
         self.hasher: Hasher = digest.hasher()
         try:
-            self._rehash()
+            for piece in FileRange(self._fd, 0, sys.maxsize).pieces():
+                self.hasher.update(piece)
+                self.length += len(piece)
         except OSError:
             self._fd.close()
             raise
-
-    def _rehash(self) -> None:
-        for piece in FileRange(self._fd, 0, sys.maxsize).pieces():
-            self.hasher.update(piece)
-            self.length += len(piece)
 
     @staticmethod
     def remove_idle(path: Path) -> bool:
@@ -104,7 +101,6 @@ class Partial:
                 self.length += written
 
     def verified(self) -> bool:
-        """Return True if the bytes so far hash to the digest."""
         return self.digest.matches(self.hasher)
 
     def flush(self) -> None:
@@ -179,7 +175,6 @@ class PartialReader:
         return FileRange(self._fd, 0, self._length)
 
     def close(self) -> None:
-        """Close the file."""
         self._fd.close()
 
 

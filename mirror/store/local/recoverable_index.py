@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from mirror.oci.manifest import NotAManifest, identify
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.disk_usage import TROUBLES, DiskHealth, taken_by
 from mirror.store.local.eviction import Evictor, Limits, Observer, Reservations
@@ -42,7 +41,6 @@ class RecoverableIndex:
         health: DiskHealth,
         removed: Callable[[ObjectKey], None],
     ) -> None:
-        """``removed`` is called for every object that is removed."""
         self._removed = removed
         self.reserved: dict[str, int] = {}
         self._layout = layout
@@ -134,7 +132,7 @@ class RecoverableIndex:
         """
         if self._sound():
             with contextlib.suppress(OSError, IndexUnavailableError):
-                self.index.repair(media_type_of, before=time.time() - _ABANDONED_SECONDS)
+                self.index.repair(before=time.time() - _ABANDONED_SECONDS)
             return
         try:
             self._open()
@@ -181,7 +179,7 @@ class RecoverableIndex:
         index = ObjectIndex(self._layout, self._removed, self._limits.bounds)
         try:
             if alone:
-                index.repair(media_type_of)
+                index.repair()
         except BaseException:
             index.close()
             raise
@@ -198,7 +196,6 @@ class RecoverableIndex:
         self._health.failing(error)
 
     def close(self) -> None:
-        """Close the index."""
         index, self._index = self._index, None
         if index is not None:
             with contextlib.suppress(IndexUnavailableError):
@@ -233,11 +230,3 @@ async def rebuild(
 def _names(layout: Layout) -> Iterator[str]:
     for directory in layout.directories():
         yield from (str(file.relative_to(layout.root)) for file in directory.iterdir())
-
-
-def media_type_of(manifest: Path) -> str:
-    """Return the media type in a manifest's file; empty if the file is not a manifest."""
-    try:
-        return identify(manifest.read_bytes(), "")
-    except NotAManifest:
-        return ""

@@ -92,7 +92,6 @@ class KeyValueStore:
         await self._call(limit)
 
     async def close(self) -> None:
-        """Close the database."""
         await run_in(self._thread, self._close)
         self._thread.shutdown()
 
@@ -135,7 +134,6 @@ class KeyValueStore:
         await self._call(put)
 
     async def remove(self, name: str) -> None:
-        """Remove a record if it exists."""
         await self._call(lambda cache: cache.delete(name))
 
     async def _call(self, function: Callable[[Any], R]) -> R:

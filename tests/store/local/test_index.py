@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.oci.media_types import OCI_INDEX
 from mirror.store.interface import IndexUnavailableError
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import BLOBS, MANIFESTS, PRIVATE_BLOBS, Layout, ObjectKey
@@ -22,10 +23,6 @@ def staged(layout: Layout, data: bytes, kind: str = BLOBS):
     path = layout.partial_of(key)
     path.write_bytes(data)
     return key, path, len(data)
-
-
-def media_type_of(path) -> str:
-    return "application/x-test"
 
 
 def test_an_adopted_file_is_moved_not_copied(layout):
@@ -147,7 +144,7 @@ def test_an_adoption_cut_short_is_finished_at_the_next_start(layout, step):
     ObjectIndex(layout).close()
     crash(layout, f"index.adopt(key, layout.partial_of(key), {size})", CRASHES[step])
     index = ObjectIndex(layout)
-    index.repair(media_type_of)
+    index.repair()
     entry = index.lookup(key)
     assert entry is not None
     assert entry.path.read_bytes() == b"content"
@@ -162,7 +159,7 @@ def test_an_adoption_over_what_was_there_cut_short_leaves_no_orphan(layout):
     _, _, size = staged(layout, b"content")
     crash(layout, f"index.adopt(key, layout.partial_of(key), {size})", "_ObjectDisk.remove = die")
     index = ObjectIndex(layout)
-    index.repair(media_type_of)
+    index.repair()
     assert_in_agreement(layout, index)
 
 
@@ -181,19 +178,23 @@ def test_an_eviction_cut_short_is_undone_or_finished_at_the_next_start(layout, s
     index.close()
     crash(layout, "index.remove(key)", step)
     index = ObjectIndex(layout)
-    index.repair(media_type_of)
+    index.repair()
     assert (index.lookup(key) is not None) is there
     assert_in_agreement(layout, index)
 
 
 def test_a_manifest_keeps_its_media_type_over_a_repair(layout):
-    key, path, _ = staged(layout, b"{}", MANIFESTS)
+    key, path, _ = staged(
+        layout,
+        f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}'.encode(),
+        MANIFESTS,
+    )
     os.rename(path, layout.pending / f"adopt.{key}.0011aabb")
     index = ObjectIndex(layout)
-    index.repair(media_type_of)
+    index.repair()
     entry = index.lookup(key)
     assert entry is not None
-    assert entry.media_type == "application/x-test"
+    assert entry.media_type == OCI_INDEX
 
 
 def crash(layout: Layout, action: str, fatal: str) -> None:

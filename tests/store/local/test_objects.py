@@ -13,11 +13,10 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.store.interface import Manifest, NoRoomError
-from mirror.store.local.blobs import Blobs
+from mirror.store.local.content import Blobs, Manifests
 from mirror.store.local.eviction import Limits
 from mirror.store.local.index import ObjectIndex
 from mirror.store.local.layout import BLOBS, MANIFESTS, Layout, ObjectKey
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from tests.store.local.test_eviction import Evictions
 from tests.waiting import until

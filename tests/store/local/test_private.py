@@ -7,10 +7,9 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.store.interface import Manifest
-from mirror.store.local.blobs import Blobs
+from mirror.store.local.content import Blobs, Manifests
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import BLOBS, MANIFESTS, PRIVATE_BLOBS, PRIVATE_MANIFESTS, ObjectKey
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
 from tests.store.local.test_eviction import Evictions
 

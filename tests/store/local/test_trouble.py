@@ -16,13 +16,12 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.store.interface import IndexUnavailableError, Link, Manifest
-from mirror.store.local.blobs import Blobs
+from mirror.store.local.background import Scrub
+from mirror.store.local.content import Blobs, Manifests
 from mirror.store.local.disk_usage import DiskHealth, in_blocks
 from mirror.store.local.eviction import Limits
 from mirror.store.local.layout import BLOBS, Layout, ObjectKey
-from mirror.store.local.manifests import Manifests
 from mirror.store.local.objects import Objects
-from mirror.store.local.scrub import Scrub
 from mirror.store.metadata.kv import KeyValueStore
 from mirror.store.metadata.records import Tags
 from tests.store.local.test_eviction import Evictions

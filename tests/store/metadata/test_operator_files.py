@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirror.inventory.keep_list import KeepList
+from mirror.store.metadata.operator_files import KeepList
 from mirror.user_error import UserError
 
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.store.local.background import Expiry
 from mirror.store.local.eviction import Limits
-from mirror.store.local.expiry import Expiry
 from mirror.store.local.layout import BLOBS, ObjectKey
 from mirror.store.local.objects import Objects
 from mirror.store.local.partial import Partial
@@ -83,11 +83,11 @@ real, step = time.time, [0.0]
 time.time = lambda: real() + step[0]
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from mirror.store.local.expiry import Expiry
+from mirror.store.local.background import Expiry
 from mirror.store.local.layout import Layout
 from mirror.store.local.objects import Objects
 from mirror.store.local.eviction import Limits
-from tests.store.local.test_expiry import Clock, DAY, adopt, always, there
+from tests.store.local.test_background import Clock, DAY, adopt, always, there
 from tests.store.local.test_eviction import Evictions
 from tests.waiting import LIMIT_SECONDS
 

@@ -1,8 +1,9 @@
-"""The blocks that operators have set by command: a file in the cache directory.
+"""What operators change while the mirror runs, as files of the cache directory.
 
-A file of its own: records in a database are dropped for lack of room, or lost with a damaged
-database.  Written beside and renamed, so that a crash leaves the former or the new list.
-All methods block: call them in a thread.
+All processes read them: the blocks set by command, and the images kept by the status page (those
+of ``[[keep]]`` are apart).  Files of their own: records in a database are dropped for lack of
+room, or lost with a damaged database.  Written beside and renamed, so that a crash leaves the
+former or the new list.  All methods block: call them in a thread.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.policy.blocks import Block
+from mirror.user_error import UserError
 
 _SUFFIX: Final = ".new"
 #: How long the removal of a block is remembered for replicas that are down.
@@ -75,7 +77,7 @@ class BlockFile:
         Raises:
             OSError: the file cannot be read or written; then nothing has changed.
         """
-        with self._alone():
+        with _locked(self._path.parent) as directory:
             former = {block.target: block for block in self.records()}
             wanted = change(tuple(block for block in former.values() if not block.lifted))
             blocks = {each.target: _after(former.get(each.target), each) for each in wanted}
@@ -85,7 +87,7 @@ class BlockFile:
                 for each in former.values()
                 if each.target not in blocks and not each.lifted
             }
-            self._write({**former, **gone, **blocks}.values())
+            self._write({**former, **gone, **blocks}.values(), directory)
 
     def merge(self, records: Iterable[Block]) -> None:
         """Add records of another replica, of which the later one of each target holds.
@@ -93,14 +95,14 @@ class BlockFile:
         Raises:
             OSError: the file cannot be read or written; then nothing has changed.
         """
-        with self._alone():
+        with _locked(self._path.parent) as directory:
             known = {block.target: block for block in self.records()}
             for each in records:
                 former = known.get(each.target)
                 known[each.target] = each if former is None else former.merged(each)
-            self._write(known.values())
+            self._write(known.values(), directory)
 
-    def _write(self, records: Iterable[Block]) -> None:
+    def _write(self, records: Iterable[Block], directory: int) -> None:
         oldest = self._clock() - _LIFTED_SECONDS
         blocks, lifted = list[object](), list[object]()
         for each in records:
@@ -116,17 +118,7 @@ class BlockFile:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._path)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock of the directory; sync the directory at the end."""
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
-            yield
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        os.fsync(directory)
 
 
 def _after(former: Block | None, block: Block) -> Block:
@@ -134,3 +126,59 @@ def _after(former: Block | None, block: Block) -> Block:
     if former is None or block == former:
         return block
     return replace(block, since=max(block.since, former.since + _STEP_SECONDS))
+
+
+_MOST: Final = 1_000  # images
+
+
+class KeepList:
+    """The list; ``known`` are the full names of the images when it was read last."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._read = 0, 0
+        self.known: frozenset[str] = frozenset()
+
+    def reread(self) -> bool:
+        """Read the file if it has changed, and return whether it has.
+
+        If it cannot be read, the last known list holds.
+        """
+        before = self._read
+        try:
+            now = self._file.stat()
+            if (now.st_mtime_ns, now.st_ino) != before:
+                self.known = frozenset(self._file.read_text("utf-8").split())
+                self._read = now.st_mtime_ns, now.st_ino
+        except FileNotFoundError:
+            self.known, self._read = frozenset(), (0, 0)
+        except (OSError, ValueError):
+            return False
+        return self._read != before
+
+    def change(self, name: str, *, keep: bool) -> None:
+        """Add or remove an image.
+
+        Raises:
+            UserError: the list is full.
+            OSError: the file cannot be written.
+        """
+        with _locked(self._file.parent):
+            self.reread()
+            names = self.known | {name} if keep else self.known - {name}
+            if len(names) > _MOST:
+                raise UserError(f"{_MOST} images are kept already: use [[keep]] with a glob")
+            fresh = self._file.with_suffix(".new")
+            fresh.write_text("".join(f"{each}\n" for each in sorted(names)), "utf-8")
+            fresh.replace(self._file)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[int]:
+    """Hold the lock of a directory, and yield its descriptor."""
+    number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield number
+    finally:
+        os.close(number)
