@@ -18,18 +18,18 @@ from mirror.http.handshake import Handshakes
 from mirror.http.responses import plain_response
 from mirror.http.server_options import ConnectionContext, Handler
 from mirror.oci.errors import ErrorCode, OciError
-from mirror.proxy.connecting import Connector
-from mirror.proxy.destination import (
+from mirror.proxy.permission import (
+    HTTP_PORT,
+    HTTPS_PORT,
     Destination,
     InvalidDestination,
+    Permission,
+    TunnelError,
     parse_absolute,
     parse_authority,
-    parse_connect,
 )
-from mirror.proxy.errors import TunnelError
-from mirror.proxy.permission import HTTP_PORT, HTTPS_PORT, Permission
 from mirror.proxy.registries import Registries
-from mirror.proxy.tunnel import ESTABLISHED, Tunnel
+from mirror.proxy.tunnel import ESTABLISHED, Connector, Tunnel
 from mirror.upstream.routing import Router
 from mirror.user_error import UserError
 
@@ -244,7 +244,7 @@ def _destination(request: web.BaseRequest) -> Destination:
     if request.version < HttpVersion10:
         raise TunnelError(400, "the request line of a CONNECT must end in HTTP/1.1")
     try:
-        return parse_connect(request.raw_path)
+        return parse_authority(request.raw_path)
     except InvalidDestination as error:
         raise TunnelError(400, f"CONNECT: {error}") from error
 

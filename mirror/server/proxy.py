@@ -18,12 +18,11 @@ from mirror.http.server import Server
 from mirror.http.server_options import PROXY
 from mirror.metrics.metrics import Metrics
 from mirror.oci.image_glob import FullName
-from mirror.proxy.connecting import Connector
-from mirror.proxy.destination import Destination
 from mirror.proxy.handler import ProxyHandler, TunnelLimits
 from mirror.proxy.passthrough import Passing, Pushes
-from mirror.proxy.permission import Permission, parse_rule
+from mirror.proxy.permission import Destination, Permission, parse_rule
 from mirror.proxy.registries import Registries
+from mirror.proxy.tunnel import Connector
 from mirror.pull.refusals import Question
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
