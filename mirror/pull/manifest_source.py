@@ -19,7 +19,7 @@ from mirror.oci.manifest import (
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Tag
 from mirror.pull.outcome import DigestMismatchError, wrong_bytes
-from mirror.pull.room import Room
+from mirror.pull.slots import Room
 from mirror.store.interface import (
     IndexUnavailableError,
     Link,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from mirror.pull.block_list import BlockList
+from mirror.pull.gate import BlockList
 from mirror.store.metadata.block_file import BlockFile, Stamp
 from mirror.trouble import Trouble
 
