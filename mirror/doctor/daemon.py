@@ -10,7 +10,7 @@ from typing import Any, Final
 import aiohttp
 
 from mirror.doctor.files import Tree, strings, table
-from mirror.upstream.body import read_up_to
+from mirror.upstream.sessions import read_up_to
 
 SOCKETS: Final = ("/run/docker.sock", "/var/run/docker.sock")
 _SECONDS: Final = 10

@@ -31,7 +31,6 @@ from mirror.pull.refusals import CANNOT_ANSWER, Question, RecentRefusals
 from mirror.pull.singleflight import SingleFlight
 from mirror.store.interface import RepositoryLinks
 from mirror.ttl_cache import TtlCache
-from mirror.upstream.credentials import NOBODY, Principal
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import (
     NotFoundError,
@@ -41,6 +40,7 @@ from mirror.upstream.errors import (
     UnavailableError,
     UpstreamError,
 )
+from mirror.upstream.login import NOBODY, Principal
 from mirror.upstream.routing import Target
 
 R = TypeVar("R", BlobAnswer, BlobHead, ManifestAnswer, Resolution, ListingAnswer)
@@ -72,15 +72,16 @@ class Resource:
         Raises:
             UpstreamError: upstream refuses the resource, or fails.
         """
+        reference = str(self.reference)
         if self.kind == "manifest":
             accept = self.narrow or ACCEPT_MANIFESTS
-            await registry.confirm_manifest(repository, str(self.reference), accept)
+            await registry.confirm(self.kind, repository, reference, accept)
         elif not isinstance(self.reference, Digest):
-            await registry.tags(repository, self.query)
+            await registry.origin.tags(repository, self.query)
         elif self.kind == "blob":
-            await registry.confirm_blob(repository, self.reference)
+            await registry.confirm(self.kind, repository, reference)
         else:
-            await registry.referrers(repository, self.reference, self.query)
+            await registry.origin.referrers(repository, self.reference, self.query)
 
 
 class PrivateAccess:
@@ -107,7 +108,7 @@ class PrivateAccess:
         Raises:
             UpstreamError: upstream refuses them, or fails.
         """
-        await self._registries[upstream].with_credentials(principal).greet()
+        await self._registries[upstream].with_credentials(principal).origin.greet()
 
     async def admitted(
         self,
@@ -194,7 +195,7 @@ class PrivateAccess:
         self, target: Target, thing: Resource
     ) -> tuple[Resource, UpstreamError | None]:
         # Upstream checked the credentials when it issued the token, which may be long ago.
-        await self._registry(target).renew(target.repository)
+        await self._registry(target).origin.renew(target.repository)
         try:
             await self._confirm(target, thing)
         except UpstreamError as error:

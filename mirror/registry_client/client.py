@@ -25,7 +25,7 @@ from mirror.oci.errors import lookup_message
 from mirror.oci.manifest import IndexEntry, index_entries
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Reference, Repository, Tag
-from mirror.upstream.body import read_up_to
+from mirror.upstream.sessions import read_up_to
 
 
 class PullError(Exception):

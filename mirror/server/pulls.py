@@ -36,8 +36,8 @@ from mirror.server.shared_state import SharedState
 from mirror.server.store import Private, Store
 from mirror.store.interface import MOST_PAGE_BYTES, ManifestStore, TagStore
 from mirror.ttl_cache import TtlCache
-from mirror.upstream.credentials import Principals
 from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.login import Principals
 
 if TYPE_CHECKING:
     from mirror.cluster.values import SharedCaches

@@ -17,7 +17,7 @@ from mirror.oci.challenge import Challenge, over_tls, parse_challenges, with_rea
 from mirror.trouble import Problem
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
-from mirror.upstream.login import Credentials, Login, SharedLogin
+from mirror.upstream.login import Credentials, Login, Principal, SharedLogin
 from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.token_service import TokenService, Tried
 from mirror.upstream.transport import Request, Transport
@@ -322,6 +322,27 @@ class Authorization:
                 return
         response.release()
         self._login.refuse(credentials)
+
+
+class Verbatim:
+    """Sends the Authorization field of a client to upstream unchanged, and nothing else."""
+
+    def __init__(self, upstream: str, transport: Transport, principal: Principal) -> None:
+        self._limits = RateLimits(upstream)
+        self._transport = transport
+        self._header = principal.authorization or None
+
+    async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
+        """Send a request; a refusal is for the client: only the client can get another token."""
+        own = replace(request, authorization=self._header)
+        return await self._transport.send(own, self._limits)
+
+    async def renew(self, repository: str) -> None:
+        """Do nothing: no token is stored here."""
+
+    def problems(self) -> list[Problem]:
+        """Return nothing: the troubles of a client are for that client to know."""
+        return []
 
 
 def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:

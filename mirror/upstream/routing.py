@@ -6,7 +6,7 @@ from typing import Final
 
 from mirror.oci.glob import compile_repositories
 from mirror.oci.reference import Repository, parse_repository, split_registry
-from mirror.upstream.credentials import Principal
+from mirror.upstream.login import Principal
 
 _USUAL_PORT: Final = ":443"
 
