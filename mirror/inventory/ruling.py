@@ -17,8 +17,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.policy.blocks import Blocks
-from mirror.policy.decisions import Decision
 from mirror.policy.rules import (
+    Decision,
     Facts,
     Meanings,
     Moment,

@@ -360,15 +360,12 @@ class BlobsForReplicas:
     public: BlobPulls
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
-        """See :meth:`BlobPulls.get`."""
         return await self.public.get(target, digest, for_replica=True)
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
-        """See :meth:`BlobPulls.head`."""
         return await self.public.head(target, digest, for_replica=True)
 
     def touch(self, digest: Digest) -> None:
-        """See :meth:`BlobPulls.touch`."""
         self.public.touch(digest)
 
 

@@ -28,7 +28,6 @@ from mirror.pull.policy import (
     AHEAD_PIECE_BYTES,
     PASSING_BUFFER_BYTES,
     Backoff,
-    ahead_allowance,
 )
 from mirror.pull.singleflight import SingleFlight
 from mirror.upstream.errors import (
@@ -78,7 +77,6 @@ class StoredContent:
 
     @property
     def file(self) -> FileRange:
-        """See :class:`Content`."""
         return self._stored
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
@@ -282,7 +280,7 @@ class RangeFetches:
             if isinstance(error, RateLimitedError):
                 source.slots.calm(source.registry.name)
             refused = isinstance(error, RangeRefusedError)
-            cost = ahead_allowance(total, self._share) if refused else _FAILURE_BYTES
+            cost = int(total * self._share) if refused else _FAILURE_BYTES
             self._spent.put(digest, (self._spent.get(digest) or 0) + cost)
             return None
         self._pieces.put(key, piece, len(piece))
@@ -292,7 +290,7 @@ class RangeFetches:
         """A slot for one more connection, None if the budget is spent or no slot is free."""
         digest, start, stop, _ = key
         cost = (self._spent.get(digest) or 0) + stop - start
-        if cost > ahead_allowance(total, self._share):
+        if cost > int(total * self._share):
             return None
         slot = source.slots.try_taken(source.registry.name)
         if slot is not None:

@@ -49,7 +49,9 @@ LookupLink = Callable[[str], Awaitable[Link | None]]
 class Cooldown:
     """The records that rules need, and the pulls of the content that they judge by.
 
-    ``checks_digests``: a rule holds for pulls by digest.
+    ``checks_digests``: a rule holds for pulls by digest.  Every method raises UpstreamError if
+    upstream does not send the manifest, or the configuration with the image's own date, that it
+    needs.
     """
 
     records: DecisionStore
@@ -61,11 +63,7 @@ class Cooldown:
     checks_digests: bool
 
     async def judged(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> Verdict:
-        """Return the verdict on a pull by digest, or on the digest of a tag.
-
-        Raises:
-            UpstreamError: the image's own date is needed, and upstream does not send it.
-        """
+        """Return the verdict on a pull by digest, or on the digest of a tag."""
         facts = await self._facts(target, image, digest)
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
@@ -107,11 +105,7 @@ class Cooldown:
     async def resolved(
         self, rule: Rule, target: Target, image: FullName, digest: Digest, former: Meanings
     ) -> Verdict:
-        """Return the verdict on a tag.
-
-        Raises:
-            UpstreamError: as for :meth:`judged`.
-        """
+        """Return the verdict on a tag."""
         facts = await self._facts(target, image, digest, former)
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
@@ -126,11 +120,7 @@ class Cooldown:
         former: Meanings,
         verdict: Verdict,
     ) -> None:
-        """Record what a tag means from now on, and let pulls of it by digest pass.
-
-        Raises:
-            UpstreamError: upstream does not send the manifest.
-        """
+        """Record what a tag means from now on, and let pulls of it by digest pass."""
         held = verdict.serve != digest
         meanings = former.then(verdict.serve, held=held)
         if meanings != former:
@@ -159,20 +149,12 @@ class Cooldown:
         return seen
 
     async def is_artifact(self, target: Target, digest: Digest) -> bool:
-        """Whether a manifest is none that runs, such as a signature.
-
-        Raises:
-            UpstreamError: upstream does not send the manifest.
-        """
+        """Whether a manifest is none that runs, such as a signature."""
         manifest = (await self.manifests.get(target, digest, "")).manifest
         return manifest.media_type not in _INDEXES and not is_runnable(manifest.body)
 
     async def parts(self, target: Target, digest: Digest) -> set[Digest]:
-        """Return a manifest and those that it lists.
-
-        Raises:
-            UpstreamError: upstream does not send the manifest.
-        """
+        """Return a manifest and those that it lists."""
         manifest = (await self.manifests.get(target, digest, "")).manifest
         parts = {digest}
         if manifest.media_type in _INDEXES:
@@ -189,11 +171,7 @@ class Cooldown:
             await self.records.see(target.record, part, replace(seen, passed=True))
 
     async def _age(self, target: Target, digest: Digest) -> float:
-        """Return the seconds since the date in the image's configuration; 0 without a date.
-
-        Raises:
-            UpstreamError: upstream does not send the manifest or the configuration.
-        """
+        """Return the seconds since the date in the image's configuration; 0 without a date."""
         try:
             config = await self._config(target, digest)
             created = json.loads(config)["created"]

@@ -116,7 +116,7 @@ class Source:
         clock = asyncio.get_running_loop().time
         async with (
             self.slots.taken(self.registry.name),
-            aclosing(Segments(_BlobFetcher(self, digest, arrived), start, clock)) as stream,
+            aclosing(Segments(_BlobFetcher(self, digest), start, clock, arrived)) as stream,
         ):
             await stream.open()
             yield stream
@@ -154,7 +154,6 @@ class _BlobFetcher:
 
     source: Source
     digest: Digest
-    arrived: Callable[[int], None]
 
     @property
     def upstream(self) -> str:
@@ -164,33 +163,11 @@ class _BlobFetcher:
     def splitting(self) -> Splitting:
         return self.source.slots.splitting
 
-    @asynccontextmanager
-    async def open(self, start: int, stop: int | None) -> AsyncIterator["_Watched"]:
-        repository = self.source.repository
-        async with self.source.registry.open_blob(repository, self.digest, start, stop) as stream:
-            yield _Watched(stream, self.arrived)
+    def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:
+        return self.source.registry.open_blob(self.source.repository, self.digest, start, stop)
 
     def further(self) -> AbstractContextManager[None] | None:
         return self.source.slots.try_taken(self.upstream)
 
     def calm(self) -> None:
         self.source.slots.calm(self.upstream)
-
-
-class _Watched:
-    """A stream that reports the size of each piece."""
-
-    def __init__(self, stream: BlobStream, arrived: Callable[[int], None]) -> None:
-        self._stream = stream
-        self._arrived = arrived
-        self.offset, self.total, self.ranged = stream.offset, stream.total, stream.ranged
-
-    async def read(self) -> bytes:
-        """Return the next bytes, ``b""`` at the end.
-
-        Raises:
-            UpstreamError: this stream cannot deliver the rest.
-        """
-        piece = await self._stream.read()
-        self._arrived(len(piece))
-        return piece

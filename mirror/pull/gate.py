@@ -15,8 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
 from mirror.policy.blocks import Block, Blocks
-from mirror.policy.decisions import Decision, PolicyError
-from mirror.policy.rules import Pin, Rule, Verdict, lookup_rule
+from mirror.policy.rules import Decision, Pin, PolicyError, Rule, Verdict
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls, BlobsForReplicas
 from mirror.pull.body import Content, Piece
 from mirror.pull.outcome import BrokenOffError
@@ -96,10 +95,6 @@ class Gate:
         pinned = any(image.registry == upstream for image in self.pins)
         ruled = any(rule.may_cover(upstream) for rule in self.rules)
         return pinned or ruled or self.blocks.current.may_cover(upstream)
-
-    def rule(self, image: FullName) -> Rule | None:
-        """Return the first rule that covers a tag or digest, or None."""
-        return lookup_rule(self.rules, image)
 
     def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
         """Report a verdict; return the digest to serve, None for that of upstream.
@@ -250,7 +245,6 @@ class GatedBlobs:
         return await self.blobs.head(target, digest)
 
     def touch(self, digest: Digest) -> None:
-        """See :meth:`BlobPulls.touch`."""
         self.blobs.touch(digest)
 
 
@@ -267,12 +261,10 @@ class GatedContent:
 
     @property
     def size(self) -> int | None:
-        """See :class:`Content`."""
         return self.content.size
 
     @property
     def file(self) -> FileRange | None:
-        """See :class:`Content`."""
         return self.content.file
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
@@ -288,7 +280,6 @@ class GatedContent:
                     yield part
 
     async def close(self) -> None:
-        """See :class:`Content`."""
         try:
             await self.content.close()
         finally:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
-from mirror.policy.decisions import Decision, PolicyError
-from mirror.policy.rules import Rule, Verdict
+from mirror.policy.rules import Decision, PolicyError, Rule, Verdict, lookup_rule
 from mirror.pull.cooldown import Cooldown
 from mirror.pull.gate import Gate
 from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
@@ -98,7 +97,7 @@ class GatedManifests:
 
     async def _ruled(self, target: Target, reference: Tag | Digest, accept: str) -> _Meaning:
         image = FullName(target.upstream, target.repository, str(reference))
-        rule = self.gate.rule(image)
+        rule = lookup_rule(self.gate.rules, image)
         if rule is None:
             if isinstance(reference, Digest) or not self.cooldown.checks_digests:
                 return _Meaning(reference)
@@ -174,11 +173,9 @@ class GatedManifests:
         return not lacking
 
     def touch(self, digest: Digest) -> None:
-        """See :meth:`ManifestPulls.touch`."""
         self.manifests.touch(digest)
 
     async def forget(self, name: str) -> None:
-        """See :meth:`ManifestPulls.forget`."""
         await self.manifests.forget(name)
 
 

@@ -241,7 +241,6 @@ class AuthorizedBlobs:
     private: BlobPulls
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
-        """See :meth:`BlobPulls.get`."""
         if target.principal is None:
             return await self.public.get(target, digest)
         return await self.access.admitted(
@@ -252,7 +251,6 @@ class AuthorizedBlobs:
         )
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
-        """See :meth:`BlobPulls.head`."""
         if target.principal is None:
             return await self.public.head(target, digest)
         return await self.access.admitted(
@@ -263,7 +261,6 @@ class AuthorizedBlobs:
         )
 
     def touch(self, digest: Digest) -> None:
-        """See :meth:`BlobPulls.touch`."""
         self.public.touch(digest)
 
 
@@ -276,7 +273,6 @@ class AuthorizedManifests:
     private: ManifestPulls
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
-        """See :meth:`ManifestPulls.get`."""
         if target.principal is None:
             return await self.public.get(target, reference, accept)
         answer = await self.access.admitted(
@@ -290,7 +286,6 @@ class AuthorizedManifests:
         return answer
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
-        """See :meth:`ManifestPulls.head`."""
         if target.principal is None:
             return await self.public.head(target, reference, accept)
         answer = await self.access.admitted(
@@ -304,7 +299,6 @@ class AuthorizedManifests:
         return answer
 
     def touch(self, digest: Digest) -> None:
-        """See :meth:`ManifestPulls.touch`."""
         self.public.touch(digest)
 
     async def forget(self, name: str) -> None:
@@ -321,7 +315,6 @@ class AuthorizedListings:
     private: ListingPulls
 
     async def tags(self, target: Target, query: str) -> ListingAnswer:
-        """See :meth:`ListingPulls.tags`."""
         if target.principal is None:
             return await self.public.tags(target, query)
         return await self.access.admitted(
@@ -332,7 +325,6 @@ class AuthorizedListings:
         )
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
-        """See :meth:`ListingPulls.referrers`."""
         if target.principal is None:
             return await self.public.referrers(target, digest, query)
         return await self.access.admitted(

@@ -6,7 +6,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_layout import NotALayout
 from mirror.oci.manifest import Descriptor, NotAManifest, identify, index_entries
 from mirror.oci.media_types import MANIFEST_TYPES
-from mirror.registry_client.plan import MAX_DEPTH, MAX_REFERENCES, blobs_of, is_index
+from mirror.registry_client.pull import MAX_DEPTH, MAX_REFERENCES, blobs_of, is_index
 from mirror.store.interface import BlobStore, ManifestStore
 from mirror.transfer.layout_files import store_blob, whole
 

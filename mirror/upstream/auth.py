@@ -196,7 +196,6 @@ class Authorization:
             self._remember(await self._learn())
 
     def problems(self) -> list[Problem]:
-        """See :meth:`Authenticator.problems`."""
         refused = [] if self._login.problem is None else [self._login.problem]
         return [*refused, *self._limits.problems()]
 

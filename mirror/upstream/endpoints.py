@@ -170,14 +170,12 @@ class Endpoints:
     async def confirm(
         self, kind: str, repository: str, reference: str, accept: str = "*/*"
     ) -> None:
-        """See :meth:`Registry.confirm`."""
         await self._ask(
             reference if kind == "blob" else f"{repository} {reference}",
             lambda each: each.confirm(kind, repository, reference, accept),
         )
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
-        """See :meth:`Registry.head_manifest`."""
         return await self._ask(
             f"{repository} {reference}",
             lambda each: each.head_manifest(repository, reference, accept),
@@ -197,7 +195,6 @@ class Endpoints:
         return await self._ask(f"{repository} {reference}", question)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
-        """See :meth:`Registry.head_blob`."""
         return await self._ask(str(digest), lambda each: each.head_blob(repository, digest))
 
     @asynccontextmanager
@@ -209,7 +206,6 @@ class Endpoints:
         stop: int | None = None,
         buffer_bytes: int = READ_BUFFER_BYTES,
     ) -> AsyncIterator[BlobStream]:
-        """See :meth:`Registry.open_blob`."""
         async with AsyncExitStack() as stack:
             yield await self._ask(
                 str(digest),

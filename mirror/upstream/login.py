@@ -181,11 +181,9 @@ class OwnLogin(Login):
 
     @property
     def problem(self) -> Problem | None:  # type: ignore[override]
-        """See :class:`Login`."""
         return self._trouble.problem
 
     def accept(self) -> None:
-        """See :meth:`Login.accept`."""
         super().accept()
         self._trouble.over()
         if self._refused is not None:

@@ -58,7 +58,10 @@ _FIRST_BYTES: Final = 1024 * 1024
 
 
 class Registry:
-    """One upstream registry at one address."""
+    """One upstream registry at one address.
+
+    Every request raises UpstreamError if upstream does not serve what it asks for.
+    """
 
     def __init__(
         self,
@@ -108,30 +111,18 @@ class Registry:
         )
 
     async def renew(self, repository: str) -> None:
-        """Drop the token for a repository: the next request makes upstream check the credentials.
-
-        Raises:
-            UpstreamError: upstream cannot be asked.
-        """
+        """Drop the token for a repository: the next request makes upstream check the login."""
         await self._authenticator.renew(self._own_name(repository))
 
     async def greet(self) -> None:
-        """Ask for ``/v2/``.
-
-        Raises:
-            UpstreamError: upstream refuses the credentials, or cannot be asked.
-        """
+        """Ask for ``/v2/``."""
         async with self._ask("GET", "", "", "ping"):
             return
 
     async def confirm(
         self, kind: str, repository: str, reference: str, accept: str = "*/*"
     ) -> None:
-        """Check that upstream serves a ``manifest`` or a ``blob`` to this client.
-
-        Raises:
-            UpstreamError: upstream does not.
-        """
+        """Check that upstream serves a ``manifest`` or a ``blob`` to this client."""
         path = f"/{kind}s/{reference}"
         try:
             async with self._ask("HEAD", repository, path, kind, accept=accept):
@@ -157,22 +148,14 @@ class Registry:
         raise AssertionError("the loop returns or raises")
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
-        """Ask for the fields of a manifest by HEAD; Docker Hub does not count this as a pull.
-
-        Raises:
-            UpstreamError: upstream does not serve the manifest.
-        """
+        """Ask for the fields of a manifest by HEAD; Docker Hub does not count this as a pull."""
         path = f"/manifests/{reference}"
         async with self._ask("HEAD", repository, path, "manifest", accept=accept) as response:
             media_type = readable_field(response.headers, "Content-Type")
             return ManifestHead(stated_digest(response), media_type, length_of(response))
 
     async def get_manifest(self, repository: str, reference: str, accept: str) -> ManifestBody:
-        """Fetch a manifest.
-
-        Raises:
-            UpstreamError: upstream does not serve the manifest, or it is larger than 4 MiB.
-        """
+        """Fetch a manifest of at most 4 MiB."""
         path = f"/manifests/{reference}"
 
         async def get() -> ManifestBody:
@@ -187,9 +170,6 @@ class Registry:
         """Return the size of a blob in bytes, None if upstream does not tell it.
 
         If HEAD is refused or does not tell the size, ask by GET for the first byte.
-
-        Raises:
-            UpstreamError: upstream does not serve the blob.
         """
         path = f"/blobs/{digest}"
         if quirks_of(self.name, self._url.host).blob_head:
@@ -213,9 +193,6 @@ class Registry:
         Upstream may ignore the range and send the whole blob from byte 0.
 
         If the reader is slow, up to twice ``buffer_bytes`` are held in memory.
-
-        Raises:
-            UpstreamError: upstream does not serve the blob.
         """
         path, span = f"/blobs/{digest}", (start, stop)
         asking = self._ask("GET", repository, path, "blob", span=span, buffer_bytes=buffer_bytes)
@@ -230,22 +207,14 @@ class Registry:
             )
 
     async def tags(self, repository: str, query: str) -> Listing:
-        """Fetch a page of the list of tags.
-
-        Raises:
-            UpstreamError: upstream does not serve the list.
-        """
+        """Fetch a page of the list of tags."""
         return await whole(lambda: self._listing(repository, "/tags/list", "tags", query))
 
     @asynccontextmanager
     async def open_tags(
         self, repository: str, query: str, buffer_bytes: int
     ) -> AsyncIterator[tuple[Listing, TagStream]]:
-        """Open a page of the list of tags that is too large to hold.
-
-        Raises:
-            UpstreamError: upstream does not serve the list.
-        """
+        """Open a page of the list of tags that is too large to hold."""
         asking = self._ask(
             *("GET", repository, "/tags/list", "tags"), query=query, buffer_bytes=buffer_bytes
         )
