@@ -102,44 +102,30 @@ class Fills:
 _WEIGHT: Final = 0.4
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    length: int
-    at: float
-    rate: float | None
-
-
 class DownloadRates:
     """Computes the rate of each download from its last sample."""
 
     def __init__(self) -> None:
-        self._looks: dict[Digest, _Look] = {}
+        self._samples: dict[Digest, tuple[int, float, float | None]] = {}  # length, time, rate
 
     def fillings(self, fills: Iterable[Fill], now: float) -> list[Filling]:
         """Return each download's state at ``now`` (monotonic seconds); new ones have rate 0."""
-        fillings, looks = [], {}
+        fillings, samples = [], {}
         for fill in fills:
-            reader = fill.reader
-            look = looks[fill.digest] = self._look(fill.digest, reader.length, now)
-            registry, repository = fill.source.registry.name, fill.source.repository
-            fillings.append(
-                Filling(
-                    *(str(fill.digest), registry, repository, reader.length, reader.total),
-                    look.rate or 0.0,
-                    fill.waiting,
-                )
-            )
-        self._looks = looks
+            length, total, digest = fill.reader.length, fill.reader.total, fill.digest
+            rate = self._rate(digest, length, now)
+            samples[digest] = (length, now, rate)
+            place = (fill.source.registry.name, fill.source.repository)
+            fillings.append(Filling(str(digest), *place, length, total, rate or 0.0, fill.waiting))
+        self._samples = samples
         return fillings
 
-    def _look(self, digest: Digest, length: int, now: float) -> _Look:
-        before = self._looks.get(digest)
-        if before is None or now <= before.at:
-            return _Look(length, now, None)
-        rate = max(length - before.length, 0) / (now - before.at)
-        if before.rate is not None:
-            rate = _WEIGHT * rate + (1 - _WEIGHT) * before.rate
-        return _Look(length, now, rate)
+    def _rate(self, digest: Digest, length: int, now: float) -> float | None:
+        before, at, former = self._samples.get(digest, (0, now, None))
+        if now <= at:
+            return None
+        rate = max(length - before, 0) / (now - at)
+        return rate if former is None else _WEIGHT * rate + (1 - _WEIGHT) * former
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,25 +68,17 @@ class StoredContent:
     """A blob from the cache."""
 
     def __init__(self, stored: FileRange) -> None:
-        self._stored = stored
-
-    @property
-    def size(self) -> int:
-        """The size of the blob, in bytes."""
-        return self._stored.length
-
-    @property
-    def file(self) -> FileRange:
-        return self._stored
+        self.file = stored
+        self.size = stored.length
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """Yield the whole range as one piece."""
         end = self.size if stop is None else stop
-        yield self._stored.part(start, end)
+        yield self.file.part(start, end)
 
     async def close(self) -> None:
         """Close the file."""
-        self._stored.close()
+        self.file.close()
 
 
 class PassingContent:
@@ -113,7 +105,7 @@ class PassingContent:
         self._digest = digest
         self._hasher = hasher
         self._start = start
-        self._total = total
+        self.size = total
         self._stream: BlobStream | None = None
         self._connection = AsyncExitStack()
 
@@ -128,17 +120,12 @@ class PassingContent:
     async def _open(self, start: int, stop: int | None = None) -> BlobStream:
         opening = self._source.open(self._digest, start, stop)
         stream = await self._connection.enter_async_context(opening)
-        if self._total is not None and stream.total not in {None, self._total}:
+        if self.size is not None and stream.total not in {None, self.size}:
             name = self._source.registry.name
             raise NonsenseError(name, "now gives the blob another size")
-        self._total = stream.total if self._total is None else self._total
+        self.size = stream.total if self.size is None else self.size
         self._stream = stream
         return stream
-
-    @property
-    def size(self) -> int | None:
-        """The size of the blob in bytes, None until it is known."""
-        return self._total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """Yield what upstream sends; the last piece of a whole blob waits for the verification."""

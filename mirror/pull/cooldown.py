@@ -64,10 +64,7 @@ class Cooldown:
 
     async def judged(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> Verdict:
         """Return the verdict on a pull by digest, or on the digest of a tag."""
-        facts = await self._facts(target, image, digest)
-        if needs_date(rule, facts):
-            facts = replace(facts, created=await self._age(target, digest))
-        verdict = judge(rule, facts, self.clock().wall)
+        verdict = await self.resolved(rule, target, image, digest, _NEVER)
         if verdict.serve is not None:
             await self.let_parts_pass(target, digest)
         return verdict
@@ -106,7 +103,9 @@ class Cooldown:
         self, rule: Rule, target: Target, image: FullName, digest: Digest, former: Meanings
     ) -> Verdict:
         """Return the verdict on a tag."""
-        facts = await self._facts(target, image, digest, former)
+        seen = await self._seen(target, digest)
+        free = seen.released or (image.by_digest and seen.passed)
+        facts = Facts(image, digest, self.clock().since(seen.first), free, former)
         if needs_date(rule, facts):
             facts = replace(facts, created=await self._age(target, digest))
         return judge(rule, facts, self.clock().wall)
@@ -131,13 +130,6 @@ class Cooldown:
             await self.let_parts_pass(target, verdict.serve)
         if held:
             await self.keep(replace(image, reference=str(verdict.serve)))
-
-    async def _facts(
-        self, target: Target, image: FullName, digest: Digest, former: Meanings = _NEVER
-    ) -> Facts:
-        seen = await self._seen(target, digest)
-        free = seen.released or (image.by_digest and seen.passed)
-        return Facts(image, digest, self.clock().since(seen.first), free, former)
 
     async def _seen(self, target: Target, digest: Digest) -> Seen:
         """Return when a digest was first seen in a repository; it may be now."""

@@ -125,7 +125,7 @@ class Source:
 
     @property
     def several(self) -> bool:
-        return self.registry.several
+        return bool(self.registry.mirrors)
 
     @property
     def place(self) -> str:

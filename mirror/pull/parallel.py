@@ -295,16 +295,14 @@ class Segments:
                 return False
             slot.enter_context(further)
         self._planned = stop
-        self._start(_Segment(start, stop, slot), own=own)
-        return True
-
-    def _start(self, segment: _Segment, *, own: bool) -> None:
+        segment = _Segment(start, stop, slot)
         self._ahead.append(segment)
         task = asyncio.create_task(self._get(segment), name=f"segment {segment.start}")
         self._tasks[task] = segment
         if own:
             self._own_task = task
         task.add_done_callback(self._ended)
+        return True
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._own_task = None if self._own_task is task else self._own_task

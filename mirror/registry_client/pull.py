@@ -245,12 +245,13 @@ class _Tally:
     fetched: int = 0
     found: int = 0
 
-    def add(self, size: int, *, fetched: bool) -> None:
+    def add(self, *, found: int, fetched: int = 0) -> None:
+        self.found += found
+        self.fetched += fetched
+        if found:
+            self.watcher.came(self.wanted, found, fetched=False)
         if fetched:
-            self.fetched += size
-        else:
-            self.found += size
-        self.watcher.came(self.wanted, size, fetched=fetched)
+            self.watcher.came(self.wanted, fetched, fetched=True)
 
 
 class Puller:
@@ -317,7 +318,7 @@ class Puller:
         async with self._locks[blob.digest], self._blobs:
             left = self._left_of(blob.digest)
             if await self._client.holds(place, blob.digest):
-                tally.add(blob.size, fetched=False)
+                tally.add(found=blob.size)
                 return
             size = await self._download(place, blob.digest, left, tally)
             if size != blob.size:
@@ -338,7 +339,7 @@ class Puller:
                         position += len(piece)
                         if position > reached:
                             found = max(0, min(position, left) - reached)
-                            _add(tally, found, position - reached - found)
+                            tally.add(found=found, fetched=position - reached - found)
                             reached = position
                 return reached
             except BrokenOffError as error:
@@ -348,10 +349,3 @@ class Puller:
                         f"{error}, {fruitless} times: upstream fails or sends wrong bytes; "
                         "see the mirror's log"
                     ) from error
-
-
-def _add(tally: _Tally, found: int, fetched: int) -> None:
-    if found:
-        tally.add(found, fetched=False)
-    if fetched:
-        tally.add(fetched, fetched=True)

@@ -18,7 +18,7 @@ from mirror.http.server import Server
 from mirror.http.server_options import PROXY
 from mirror.metrics.metrics import Metrics
 from mirror.oci.image_glob import FullName
-from mirror.proxy.handler import ProxyHandler, TunnelLimits
+from mirror.proxy.handler import ProxyHandler
 from mirror.proxy.passthrough import Passing, Pushes
 from mirror.proxy.permission import Destination, Permission, parse_rule
 from mirror.proxy.registries import Registries
@@ -92,8 +92,7 @@ def proxy_handler(
         CertificateIssuer(authority),
         _permission(config),
         Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(general_proxies(config))),
-        TunnelLimits(bounds(config).tunnels, proxy.idle_timeout.seconds),
-        metrics,
+        *(bounds(config).tunnels, proxy.idle_timeout.seconds, metrics),
     )
 
 

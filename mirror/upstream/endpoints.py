@@ -148,7 +148,7 @@ class Endpoints:
         ``log`` is that of the same upstream for other clients.
         """
         self.name = name
-        *self._mirrors, self.origin = registries
+        *self.mirrors, self.origin = registries
         self._introduce = introduce
         self._doubts = Doubts()
         self.log = log or StateLog(name, registries)
@@ -215,16 +215,6 @@ class Endpoints:
             )
 
     @property
-    def mirrors(self) -> Sequence[Registry]:
-        """The mirrors, in the order in which they are asked."""
-        return self._mirrors
-
-    @property
-    def several(self) -> bool:
-        """Whether there is more than one address."""
-        return bool(self._mirrors)
-
-    @property
     def max_blob_bytes(self) -> int:
         """The size of the largest blob that is accepted, in bytes."""
         return self.origin.max_blob_bytes
@@ -246,7 +236,7 @@ class Endpoints:
 
     async def _ask(self, thing: str, question: Callable[[Registry], Awaitable[R]]) -> R:
         first, last = list[int](), list[int]()
-        for mirror in range(len(self._mirrors)):
+        for mirror in range(len(self.mirrors)):
             (last if self._doubts.is_behind(mirror, thing) else first).append(mirror)
         for mirror in first:
             try:
@@ -267,7 +257,7 @@ class Endpoints:
         self, mirror: int, thing: str, question: Callable[[Registry], Awaitable[R]]
     ) -> R:
         try:
-            answer = await question(self._mirrors[mirror])
+            answer = await question(self.mirrors[mirror])
         except NonsenseError:
             if self._doubts.failed(mirror, thing):
                 self._tell(mirror, thing)
@@ -276,5 +266,5 @@ class Endpoints:
         return answer
 
     def _tell(self, mirror: int, thing: str) -> None:
-        address = self._mirrors[mirror].address
+        address = self.mirrors[mirror].address
         _log.warning("%s: %s sent wrong bytes for %s; it is asked last", self.name, address, thing)

@@ -46,11 +46,6 @@ class Names:
     deny: tuple[str, ...] = ()
     netloc: str = ""
 
-    @property
-    def limited(self) -> bool:
-        """Whether ``allow`` or ``deny`` can forbid a repository."""
-        return is_limited(self.allow, self.deny)
-
     def permit(self, repository: str) -> bool:
         """Whether a repository is permitted."""
         allowed = any(compile_repositories(glob).fullmatch(repository) for glob in self.allow)
@@ -152,7 +147,8 @@ class Router:
         Raises:
             UnknownRegistryError: the upstream is not configured.
         """
-        return self._named(upstream).limited
+        names = self._named(upstream)
+        return is_limited(names.allow, names.deny)
 
     def upstream(self, registry: str) -> str:
         """Return the upstream with this registry name or alias.
