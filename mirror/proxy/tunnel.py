@@ -66,11 +66,7 @@ _STAGGER_SECONDS: Final = 0.25  # RFC 8305, 5
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[AddressInfo]:
-    """Return the addresses of a host from the system's resolver.
-
-    Raises:
-        OSError: the host has none.
-    """
+    """Return the addresses of a host from the system's resolver; OSError if it has none."""
     loop = asyncio.get_running_loop()
     return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
 

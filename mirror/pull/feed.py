@@ -123,17 +123,12 @@ class Source:
 
     # See :class:`Feed`.
 
+    place = ""
+    leads = True
+
     @property
     def several(self) -> bool:
         return bool(self.registry.mirrors)
-
-    @property
-    def place(self) -> str:
-        return ""
-
-    @property
-    def leads(self) -> bool:
-        return True
 
     def lead(self) -> bool:
         return True

@@ -76,7 +76,10 @@ class Observer(Protocol):
 
 
 class Gate:
-    """Decides for each request whether its content may leave the mirror."""
+    """Decides for each request whether its content may leave the mirror.
+
+    What is refused or blocked raises PolicyError.
+    """
 
     def __init__(
         self,
@@ -97,11 +100,7 @@ class Gate:
         return pinned or ruled or self.blocks.current.may_cover(upstream)
 
     def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
-        """Report a verdict; return the digest to serve, None for that of upstream.
-
-        Raises:
-            PolicyError: the image is refused.
-        """
+        """Report a verdict; return the digest to serve, None for that of upstream."""
         reference, served = image.reference, verdict.serve
         if not verdict.why:
             self._observer.policy_decided(target.upstream, Decision.ALLOWED)
@@ -118,22 +117,14 @@ class Gate:
     def unsigned(
         self, target: Target, rule: Rule, image: FullName, why: str, *, passing: bool = False
     ) -> None:
-        """Report an image without a signature that satisfies a rule.
-
-        Raises:
-            PolicyError: the image is refused.
-        """
+        """Report an image without a signature that satisfies a rule, and refuse it."""
         decision = Decision.AUDITED if rule.audit else Decision.UNSIGNED
         self._tell(target, image.reference, decision, why, quiet=rule.audit)
         if not rule.audit:
             raise PolicyError(decision, why, passing=passing)
 
     def check(self, target: Target, reference: Tag | Digest) -> None:
-        """Check a tag or digest against the blocks.
-
-        Raises:
-            PolicyError: it is blocked.
-        """
+        """Check a tag or digest against the blocks."""
         name, blocks = (target.upstream, target.repository), self.blocks.current
         if isinstance(reference, Digest):
             block = blocks.of_digest(*name, reference)
@@ -193,7 +184,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class GatedBlobs:
-    """:class:`BlobPulls` behind the gate."""
+    """:class:`BlobPulls` behind the gate; a blocked blob raises PolicyError."""
 
     gate: Gate
     blobs: BlobPulls | AuthorizedBlobs | BlobsForReplicas
@@ -201,11 +192,7 @@ class GatedBlobs:
     elsewhere: Elsewhere | None = None
 
     async def address(self, target: Target, digest: Digest, client: str) -> str | None:
-        """Return where a client gets a whole public blob; None: it gets the bytes here.
-
-        Raises:
-            PolicyError: the blob is blocked.
-        """
+        """Return where a client gets a whole public blob; None: it gets the bytes here."""
         if self.elsewhere is None or target.principal is not None:
             return None
         check = self.gate.transfer(target, digest)
@@ -217,11 +204,6 @@ class GatedBlobs:
         return address
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
-        """See :meth:`BlobPulls.get`.
-
-        Raises:
-            PolicyError: the blob is blocked.
-        """
         check = self.gate.transfer(target, digest)
         check()
         answer = await self.blobs.get(target, digest)
@@ -236,11 +218,6 @@ class GatedBlobs:
         return replace(answer, content=GatedContent(answer.content, check, left))
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
-        """See :meth:`BlobPulls.head`.
-
-        Raises:
-            PolicyError: the blob is blocked.
-        """
         self.gate.check(target, digest)
         return await self.blobs.head(target, digest)
 

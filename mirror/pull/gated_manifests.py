@@ -45,7 +45,7 @@ class _Meaning:
 
 @dataclass(frozen=True, slots=True)
 class GatedManifests:
-    """:class:`ManifestPulls` behind the gate."""
+    """:class:`ManifestPulls` behind the gate; a refused manifest raises PolicyError."""
 
     gate: Gate
     manifests: ManifestPulls | AuthorizedManifests
@@ -54,11 +54,6 @@ class GatedManifests:
     prefetch: Prefetch | None = None
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
-        """See :meth:`ManifestPulls.get`.
-
-        Raises:
-            PolicyError: the manifest is refused.
-        """
         async with self._meant(target, reference, accept) as meant:
             answer = await self.manifests.get(target, meant.reference, accept)
         self.gate.check(target, answer.manifest.digest)
@@ -67,11 +62,6 @@ class GatedManifests:
         return _as_resolved(answer, meant)
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
-        """See :meth:`ManifestPulls.head`.
-
-        Raises:
-            PolicyError: the manifest is refused.
-        """
         async with self._meant(target, reference, accept) as meant:
             answer = await self.manifests.head(target, meant.reference, accept)
         self.gate.check(target, answer.descriptor.digest)
@@ -144,32 +134,21 @@ class GatedManifests:
     async def _is_good(
         self, rule: Rule, target: Target, image: FullName, digest: Digest, verdict: Verdict
     ) -> bool:
-        """Whether the signatures of what a verdict serves satisfy a rule; it is reported if not.
-
-        Raises:
-            PolicyError: it is blocked, or the image is refused.
-        """
+        """Whether the signatures of what a verdict serves satisfy a rule; it is reported if not."""
         meant = digest if rule.audit or verdict.serve is None else verdict.serve
         self.gate.check(target, meant)
-        refused = verdict.serve is None and not rule.audit
-        return refused or await self._is_signed(rule, target, image, meant)
-
-    async def _is_signed(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> bool:
-        """Whether the signatures satisfy a rule; it is reported if not.
-
-        Raises:
-            PolicyError: the image is refused.
-        """
+        if verdict.serve is None and not rule.audit:
+            return True  # it is refused anyway
         if self.signatures is None or not rule.needs_signature:
             return True
         try:
-            lacking = await self.signatures.lacking(rule, target, digest)
+            lacking = await self.signatures.lacking(rule, target, meant)
         except (UpstreamError, FullError) as error:
-            text = f"the signatures of {image} ({digest}) cannot be checked now: {error}"
+            text = f"the signatures of {image} ({meant}) cannot be checked now: {error}"
             self.gate.unsigned(target, rule, image, text, passing=True)
             return False
         if lacking:
-            self.gate.unsigned(target, rule, image, rule.unsigned(image, digest, lacking))
+            self.gate.unsigned(target, rule, image, rule.unsigned(image, meant, lacking))
         return not lacking
 
     def touch(self, digest: Digest) -> None:

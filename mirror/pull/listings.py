@@ -110,11 +110,7 @@ class ListingPulls:
             yield LargeListing(listing, stream.total, _pieces(stream))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
-        """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged.
-
-        Raises:
-            UpstreamError, FullError: as for :meth:`tags`.
-        """
+        """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged."""
         wanted = Question(target, "referrers", f"{digest} {query}", f"{digest} ")
         return await self._asked(
             wanted, lambda each: each.referrers(target.repository, digest, query)

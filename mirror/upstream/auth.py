@@ -36,21 +36,16 @@ _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^
 
 
 class Authenticator(Protocol):
-    """Sends requests to one upstream as one client, within the rate limit of that client."""
+    """Sends requests to one upstream as one client, within the rate limit of that client.
+
+    Raises UpstreamError if upstream does not answer, or gives no token.
+    """
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
-        """Send a request for a repository (empty: for none); return the last answer.
-
-        Raises:
-            UpstreamError: upstream did not answer, or a token cannot be fetched.
-        """
+        """Send a request for a repository (empty: for none); return the last answer."""
 
     async def renew(self, repository: str) -> None:
-        """Drop the token for a repository; the next request makes upstream check the credentials.
-
-        Raises:
-            UpstreamError: upstream cannot be asked.
-        """
+        """Drop the token for a repository; the next request makes upstream check the login."""
 
     def problems(self) -> list[Problem]:
         """Return the troubles of this client's login and limits."""
@@ -304,11 +299,7 @@ class Authorization:
     async def _judge(
         self, request: Request, credentials: Credentials, response: aiohttp.ClientResponse
     ) -> None:
-        """Find out whether a refusal is about the mirror's login or about the repository alone.
-
-        Raises:
-            LoginRefusedError: it is about the login.
-        """
+        """Raise LoginRefusedError if a refusal is not about the repository alone."""
         if not self._login.own:
             return
         if self._login.proven or response.status != 401:
