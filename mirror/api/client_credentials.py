@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from mirror.http.exchange import Exchange
 from mirror.oci.errors import ErrorCode, OciError
-from mirror.upstream.credentials import NOBODY, Principal, Principals
 from mirror.upstream.errors import DeniedError, RefusedError, UnauthorizedError
+from mirror.upstream.login import NOBODY, Principal, Principals
 
 
 @dataclass(frozen=True, slots=True)

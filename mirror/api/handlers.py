@@ -32,7 +32,8 @@ from mirror.oci.endpoint import Content as ContentEndpoint
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.media_types import OCI_INDEX
 from mirror.pull.body import Content
-from mirror.pull.gate import GatedBlobs, GatedManifests
+from mirror.pull.gate import GatedBlobs
+from mirror.pull.gated_manifests import GatedManifests
 from mirror.pull.listings import LargeListing, ListingAnswer, ListingPulls
 from mirror.pull.outcome import Outcome
 from mirror.pull.private import AuthorizedListings

@@ -19,8 +19,7 @@ from rich.text import Text
 from mirror.ui.formatting import plain_size as size_text
 
 if TYPE_CHECKING:
-    from mirror.registry_client.plan import Wanted
-    from mirror.registry_client.pull import Pulled
+    from mirror.registry_client.pull import Pulled, Wanted
 
 _LINE_SECONDS: Final = 10.0
 _RATE_SECONDS: Final = 10.0

@@ -27,7 +27,7 @@ from mirror.oci.byterange import parse_content_range
 from mirror.oci.digest import Digest
 from mirror.oci.errors import lookup_message
 from mirror.spans import current, entered
-from mirror.upstream.body import read_up_to
+from mirror.upstream.sessions import read_up_to
 from mirror.upstream.transport import READ_BUFFER_BYTES
 
 _log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from mirror.cluster.state import StateDownError
 from mirror.cluster.tier import TierError, TierMissError
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
-from mirror.pull.body import Source
+from mirror.pull.feed import Source
 from mirror.pull.outcome import DigestMismatchError
 from mirror.pull.parallel import Stream
 from mirror.pull.slots import Slots

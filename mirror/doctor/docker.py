@@ -20,8 +20,8 @@ from mirror.doctor.files import Tree, UnusableFileError, strings, table
 from mirror.doctor.report import Finding, Inspection, Probe, Through, Trust, Way, note, ok, wrong
 from mirror.doctor.target import Likeness, MirrorAddress
 from mirror.oci.image_name import HUB
-from mirror.upstream.body import read_up_to
 from mirror.upstream.proxies import InvalidProxyError, NoProxy, parse_proxy
+from mirror.upstream.sessions import read_up_to
 
 SOCKETS: Final = ("/run/docker.sock", "/var/run/docker.sock")
 _SECONDS: Final = 10

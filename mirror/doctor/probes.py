@@ -15,7 +15,7 @@ from mirror.doctor.target import MirrorAddress
 from mirror.oci.errors import lookup_message
 from mirror.oci.image_name import HUB
 from mirror.oci.media_types import CURRENT_TYPES
-from mirror.upstream.body import read_up_to
+from mirror.upstream.sessions import read_up_to
 
 _SECONDS: Final = 15  # dockerd's time-out for a mirror
 _READ_BYTES: Final = 1 << 16

@@ -9,7 +9,7 @@ from aiohttp import web
 from mirror.oci.digest import Digest
 from mirror.oci.errors import ErrorCode, OciError
 from mirror.oci.reference import InvalidName
-from mirror.policy.decisions import PolicyError
+from mirror.policy.rules import PolicyError
 from mirror.pull.outcome import NotLeadingError, Outcome, OverloadedError
 from mirror.shares import FullError
 from mirror.upstream.errors import (

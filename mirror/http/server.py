@@ -26,7 +26,7 @@ from mirror.http.responses import COMMON, error_of, error_response, outcome_of, 
 from mirror.http.server_options import DIRECT, ConnectionContext, ServerOptions
 from mirror.oci.errors import OciError
 from mirror.oci.reference import InvalidName
-from mirror.policy.decisions import PolicyError
+from mirror.policy.rules import PolicyError
 from mirror.shares import FullError, asking
 from mirror.spans import Tracer, current, entered
 from mirror.upstream.errors import UpstreamError

@@ -17,8 +17,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, Naming
 from mirror.oci.image_name import familiar_reference, familiar_repository
 from mirror.policy.blocks import Block, Blocks, parse_target, spelt_out
-from mirror.policy.decisions import Decision
 from mirror.policy.rules import (
+    Decision,
     Facts,
     Meanings,
     Moment,

@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 
 from mirror.oci.digest import Digest, InvalidDigest
 from mirror.oci.image_glob import FullName, ImageGlob, InvalidGlob, Naming, is_glob
-from mirror.policy.decisions import told_time
+from mirror.policy.rules import told_time
 
 _EVERY_TAG: Final = "*"
 _ALGORITHMS: Final = ("sha256:", "sha512:")

@@ -7,7 +7,7 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import HttpVersion10, hdrs, web
@@ -18,18 +18,18 @@ from mirror.http.responses import plain_response
 from mirror.http.server_options import ConnectionContext, Handler
 from mirror.http.tls import Handshakes
 from mirror.oci.errors import ErrorCode, OciError
-from mirror.proxy.connecting import Connector
-from mirror.proxy.destination import (
+from mirror.proxy.permission import (
+    HTTP_PORT,
+    HTTPS_PORT,
     Destination,
     InvalidDestination,
+    Permission,
+    TunnelError,
     parse_absolute,
     parse_authority,
-    parse_connect,
 )
-from mirror.proxy.errors import TunnelError
-from mirror.proxy.permission import HTTP_PORT, HTTPS_PORT, Permission
 from mirror.proxy.registries import Registries
-from mirror.proxy.tunnel import ESTABLISHED, Tunnel
+from mirror.proxy.tunnel import ESTABLISHED, Connector, Tunnel
 from mirror.upstream.routing import Router
 from mirror.user_error import UserError
 
@@ -52,14 +52,6 @@ class Observer(Protocol):
         """Handle the end of a tunnel; the arguments are the bytes in each direction."""
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelLimits:
-    """Maximum number of open tunnels, and the seconds a tunnel may be idle."""
-
-    tunnels: int
-    idle_seconds: float
-
-
 class ProxyHandler:
     """Answers the clients that use the mirror as their HTTP proxy."""
 
@@ -70,15 +62,18 @@ class ProxyHandler:
         mint: "CertificateIssuer",
         permission: Permission,
         connector: Connector,
-        limits: TunnelLimits,
+        tunnels: int,
+        idle_seconds: float,
         observer: Observer,
     ) -> None:
+        """Open at most ``tunnels`` tunnels; close one that is idle for ``idle_seconds``."""
         self._directory = directory
         self._registries = registries
         self._mint = mint
         self._permission = permission
         self._connector = connector
-        self._limits = limits
+        self._tunnels = tunnels
+        self._idle_seconds = idle_seconds
         self._observer = observer
         self._open = 0
         self._handshakes = Handshakes(_HANDSHAKE_SECONDS)
@@ -188,7 +183,7 @@ class ProxyHandler:
         with self._counted():
             server = await self._connector.connect(destination, private=private)
             self._observer.proxy_connected("", "tunnelled")
-            tunnel = Tunnel(self._limits.idle_seconds)
+            tunnel = Tunnel(self._idle_seconds)
             transport, early = connection.detach_transport(tunnel.wind_down)
             try:
                 await tunnel.run(transport, server, early)
@@ -200,9 +195,9 @@ class ProxyHandler:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        most = self._limits.tunnels
-        if self._open >= most:
-            raise TunnelError(503, f"too many tunnels are open ([proxy] tunnels = {most})")
+        if self._open >= self._tunnels:
+            text = f"too many tunnels are open ([proxy] tunnels = {self._tunnels})"
+            raise TunnelError(503, text)
         self._open += 1
         self._observer.tunnels_open(1)
         try:
@@ -244,7 +239,7 @@ def _destination(request: web.BaseRequest) -> Destination:
     if request.version < HttpVersion10:
         raise TunnelError(400, "the request line of a CONNECT must end in HTTP/1.1")
     try:
-        return parse_connect(request.raw_path)
+        return parse_authority(request.raw_path)
     except InvalidDestination as error:
         raise TunnelError(400, f"CONNECT: {error}") from error
 

@@ -63,7 +63,7 @@ class Passing:
             headers[hdrs.HOST] = host
         body = self._body(request) if request.body_exists else None
         outgoing = Outgoing(request.method, target, headers, body)
-        return await self.registries[request[EXCHANGE].connected].pass_on(outgoing)
+        return await self.registries[request[EXCHANGE].connected].origin.pass_on(outgoing)
 
     async def realms(self, upstream: str, host: str) -> list[str]:
         """Return the token services (realms) in the registry's challenges.
@@ -72,7 +72,7 @@ class Passing:
             UpstreamError: the registry cannot be asked.
         """
         headers = CIMultiDict({hdrs.HOST: host}) if host else CIMultiDict[str]()
-        answer = await self.registries[upstream].pass_on(Outgoing("GET", "/v2/", headers))
+        answer = await self.registries[upstream].origin.pass_on(Outgoing("GET", "/v2/", headers))
         answer.close()
         fields = answer.headers.getall("WWW-Authenticate", [])[:_MAX_CHALLENGES]
         challenges = chain.from_iterable(map(parse_challenges, fields))

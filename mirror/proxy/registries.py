@@ -136,14 +136,18 @@ class Registries:
         with contextlib.suppress(OciError, InvalidName, ForbiddenError):
             endpoint = parse_endpoint("GET", raw_path(request))
             if isinstance(endpoint, ManifestEndpoint):
-                target = self.registry.directory.resolve(
-                    endpoint.name,
-                    prefix="",
-                    namespace=None,
-                    host="",
-                    connected=request[EXCHANGE].connected,
-                )
+                target = self._target(request[EXCHANGE].connected, endpoint.name)
                 await self.pushed(target, str(endpoint.reference))
+
+    def _target(self, upstream: str, repository: str) -> Target:
+        """Return a repository of the registry that the client connected to.
+
+        Raises:
+            InvalidName, ForbiddenError: there is no such repository, or it is not allowed.
+        """
+        return self.registry.directory.resolve(
+            repository, prefix="", namespace=None, host="", connected=upstream
+        )
 
     def _is_no_answer(self, request: web.BaseRequest, answer: PassedAnswer) -> bool:
         if answer.status in _REFUSALS:  # the mirror's credentials may help a client without any
@@ -188,18 +192,11 @@ class Registries:
         return with_realms(challenge, corrected) if secure else challenge
 
     async def _limited(self, request: web.BaseRequest, path: str, query: str) -> str:
-        """Return the path to pass on to a registry with ``allow`` or ``deny`` rules.
-
-        Raises:
-            OciError, InvalidName, ForbiddenError: the request is not passed on.
-        """
+        """Return the path to pass on to a registry with ``allow`` or ``deny`` rules; else raise."""
         upstream = request[EXCHANGE].connected
-        permit = partial(
-            self.registry.directory.resolve, prefix="", namespace=None, host="", connected=upstream
-        )
         if "#" in request.raw_path:  # the rest of the path would be cut off
             raise OciError(ErrorCode.UNSUPPORTED, "a request's target has no #", status=400)
-        checked = checked_path(request.method, path, query, permit)
+        checked = checked_path(request.method, path, query, partial(self._target, upstream))
         if checked is not None:
             self._check_policy(request, checked)
             return checked
@@ -210,11 +207,7 @@ class Registries:
         raise refusal(upstream)
 
     def _check_policy(self, request: web.BaseRequest, path: str) -> None:
-        """Check that the registry is not asked for content that the mirror does not give out.
-
-        Raises:
-            OciError, PolicyError: the request is not passed on.
-        """
+        """Check that the registry is not asked for content that the mirror does not give out."""
         gate = self.registry.manifests.gate
         if request.method not in READING or not gate.limits(request[EXCHANGE].connected):
             return

@@ -1,25 +1,131 @@
-"""Pulls of blobs: from the cache, from a fill, or passed through from upstream."""
+"""Pulls of blobs: from the cache, from a fill, or passed through from upstream.
 
-from collections.abc import Callable, Mapping
+Running fills outlive a reload of the configuration.  A fill keeps the configuration that began it,
+and clients that arrive after the reload join it instead of downloading the same blob again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from mirror.oci.digest import Digest
-from mirror.pull.body import Content, PassingContent, Source, StoredContent
-from mirror.pull.feed import Feeds
+from mirror.pull.body import Content, GrowingContent, PassingContent, RangeFetches, StoredContent
+from mirror.pull.feed import Feeds, Source
 from mirror.pull.fill import Fill, Observer
-from mirror.pull.fill_reader import GrowingContent, State
-from mirror.pull.fills import Fills
+from mirror.pull.fill_reader import State
 from mirror.pull.outcome import NotLeadingError, Outcome
+from mirror.pull.policy import UNWANTED_FILLS, UNWANTED_FILLS_OF_CLIENT
 from mirror.pull.refusals import Question, Refusals
 from mirror.pull.singleflight import SingleFlight
-from mirror.pull.slots import Slots
-from mirror.shares import asker
+from mirror.pull.slots import Room, Slots
+from mirror.shares import OPERATOR, asker
 from mirror.spans import current
+from mirror.stats.report import Filling
 from mirror.store.interface import BlobStore
 from mirror.upstream.endpoints import Endpoints
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.routing import Target
+
+
+class Fills:
+    """Running fills, by the digest of their blob."""
+
+    def __init__(self, ahead: RangeFetches) -> None:
+        """``ahead`` fetches the parts that lie too far ahead of a fill."""
+        self.ahead = ahead
+        self.room = Room()
+        self._running: dict[Digest, Fill] = {}
+        self._unread: dict[Fill, str] = {}  # fill -> the client that left it last
+        self._unread_of: Counter[str] = Counter()
+        self.prefetched: dict[Fill, str] = {}  # that no client has read -> its client
+
+    def lookup(self, digest: Digest) -> Fill | None:
+        """The fill of a blob that a client can join, or None."""
+        fill = self._running.get(digest)
+        return None if fill is None or fill.reader.state is State.FAILED else fill
+
+    def begin(self, fill: Fill, ended: Callable[[], None]) -> None:
+        """Start a fill and hold it until it ends; ``ended`` is called then."""
+        self._running[fill.digest] = fill
+        fill.start(ended=lambda: self._end(fill, ended))
+
+    def enter(self, fill: Fill) -> None:
+        """Add a reader to a fill."""
+        self._forget_unread(fill)
+        self.prefetched.pop(fill, None)
+        fill.enter()
+
+    def leave(self, fill: Fill) -> None:
+        """Remove a reader from a fill; a few fills without readers continue for a moment."""
+        if not fill.leave():
+            return
+        client = asker()
+        # The operator's `mirror warm` begins many downloads, and comes back for each at once.
+        if client != OPERATOR:
+            if self._is_crowded(client):
+                fill.give_up()
+                return
+            self._unread[fill] = client
+            self._unread_of[client] += 1
+        fill.linger()
+
+    def give_way(self) -> None:
+        """Stop the fills that no client has read yet: another download waits for a slot."""
+        for fill in self.prefetched:
+            fill.give_up()
+
+    def _is_crowded(self, client: str) -> bool:
+        return (
+            len(self._unread) >= UNWANTED_FILLS
+            or self._unread_of[client] >= UNWANTED_FILLS_OF_CLIENT
+        )
+
+    def _forget_unread(self, fill: Fill) -> None:
+        client = self._unread.pop(fill, None)
+        if client is not None:
+            self._unread_of[client] -= 1
+            self._unread_of += Counter()  # drops the clients with a count of 0
+
+    def _end(self, fill: Fill, ended: Callable[[], None]) -> None:
+        self.prefetched.pop(fill, None)
+        ended()
+        self._forget_unread(fill)
+        # After a failure, a new fill may have begun before the task of this one ended.
+        if self._running.get(fill.digest) is fill:
+            del self._running[fill.digest]
+            self.ahead.forget(fill.digest, spent=fill.reader.state is State.WHOLE)
+
+
+#: The weight of the last sample: the rate is steady enough to read, and current within seconds.
+_WEIGHT: Final = 0.4
+
+
+class DownloadRates:
+    """Computes the rate of each download from its last sample."""
+
+    def __init__(self) -> None:
+        self._samples: dict[Digest, tuple[int, float, float | None]] = {}  # length, time, rate
+
+    def fillings(self, fills: Iterable[Fill], now: float) -> list[Filling]:
+        """Return each download's state at ``now`` (monotonic seconds); new ones have rate 0."""
+        fillings, samples = [], {}
+        for fill in fills:
+            length, total, digest = fill.reader.length, fill.reader.total, fill.digest
+            rate = self._rate(digest, length, now)
+            samples[digest] = (length, now, rate)
+            place = (fill.source.registry.name, fill.source.repository)
+            fillings.append(Filling(str(digest), *place, length, total, rate or 0.0, fill.waiting))
+        self._samples = samples
+        return fillings
+
+    def _rate(self, digest: Digest, length: int, now: float) -> float | None:
+        before, at, former = self._samples.get(digest, (0, now, None))
+        if now <= at:
+            return None
+        rate = max(length - before, 0) / (now - at)
+        return rate if former is None else _WEIGHT * rate + (1 - _WEIGHT) * former
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +272,7 @@ class BlobPulls:
 
     def under_way(self) -> list[Fill]:
         """The downloads that still make progress, led by this process or by another one."""
-        growing = {State.ASKING, State.GROWING}
-        return [fill for fill in self._begun if fill.reader.state in growing]
+        return [fill for fill in self._begun if not fill.reader.ended]
 
     async def close(self) -> None:
         """Cancel all downloads; the next start of the mirror resumes them."""
@@ -197,7 +302,7 @@ class BlobPulls:
         self, digest: Digest, source: Source, ended: Callable[[Fill], None] = lambda _: None
     ) -> Fill:
         blobs, room = self._blobs.of(source.registry.name), self._fills.room
-        feed = None if self._feeds is None else self._feeds.feed(source, digest)
+        feed = source if self._feeds is None else self._feeds.feed(source, digest)
         fill = Fill(digest, source, blobs, self._observer, room, feed)
 
         def over() -> None:
@@ -241,15 +346,12 @@ class BlobsForReplicas:
     public: BlobPulls
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
-        """See :meth:`BlobPulls.get`."""
         return await self.public.get(target, digest, for_replica=True)
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
-        """See :meth:`BlobPulls.head`."""
         return await self.public.head(target, digest, for_replica=True)
 
     def touch(self, digest: Digest) -> None:
-        """See :meth:`BlobPulls.touch`."""
         self.public.touch(digest)
 
 

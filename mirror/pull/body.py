@@ -1,27 +1,42 @@
 """The body of a blob, for the HTTP server: parts of a file, or bytes as they pass through.
 
 Stored, growing and passing blobs have one interface, :class:`Content`.
+
+A client that mounts an image lazily (eStargz, zstd:chunked) reads the end of a layer first, then
+small parts in any order; on a slow line each part would wait for the whole blob.  A part cannot be
+verified before the blob is whole.  So it is relayed, and held in memory for a moment for other
+clients, but never stored.  A budget per blob limits the cost to upstream (:class:`RangeFetches`).
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
     aclosing,
-    asynccontextmanager,
 )
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from mirror.descriptor import FileRange
+from mirror.lru import Lru
 from mirror.oci.digest import Digest, Hasher
+from mirror.pull.feed import Source
+from mirror.pull.fill_reader import FillReader, State
 from mirror.pull.outcome import BrokenOffError, DigestMismatchError, wrong_bytes
-from mirror.pull.parallel import Segments
-from mirror.pull.policy import PASSING_BUFFER_BYTES, Backoff, Splitting
-from mirror.pull.slots import Slots
-from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.errors import NonsenseError, UnavailableError, UpstreamError
+from mirror.pull.policy import (
+    AHEAD_PIECE_BYTES,
+    PASSING_BUFFER_BYTES,
+    Backoff,
+)
+from mirror.pull.singleflight import SingleFlight
+from mirror.upstream.errors import (
+    NonsenseError,
+    RangeRefusedError,
+    RateLimitedError,
+    UnavailableError,
+    UpstreamError,
+)
 from mirror.upstream.responses import BlobStream
 
 Piece = FileRange | bytes
@@ -49,149 +64,21 @@ class Content(Protocol):
         """Release the file or the connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The source of a blob: a repository of an upstream."""
-
-    registry: Endpoints
-    repository: str
-    slots: Slots
-
-    @asynccontextmanager
-    async def open(
-        self, digest: Digest, start: int, stop: int | None = None
-    ) -> AsyncIterator[BlobStream]:
-        """Wait for a slot, then request a blob that passes through; see ``open_blob``.
-
-        Raises:
-            UpstreamError: upstream does not send the blob.
-        """
-        async with (
-            self.slots.taken(self.registry.name),
-            self.registry.open_blob(
-                self.repository, digest, start, stop, PASSING_BUFFER_BYTES
-            ) as stream,
-        ):
-            yield stream
-
-    @asynccontextmanager
-    async def spread(
-        self, digest: Digest, start: int, arrived: Callable[[int], None]
-    ) -> AsyncIterator[Segments]:
-        """Like :meth:`open`, but add connections as long as they make the download faster.
-
-        ``arrived`` is called with the size of each piece that arrives, in any order.
-
-        Raises:
-            UpstreamError: upstream does not send the blob.
-        """
-        clock = asyncio.get_running_loop().time
-        async with (
-            self.slots.taken(self.registry.name),
-            aclosing(Segments(_BlobFetcher(self, digest, arrived), start, clock)) as stream,
-        ):
-            await stream.open()
-            yield stream
-
-    # See :class:`mirror.pull.feed.Feed`.
-
-    @property
-    def several(self) -> bool:
-        return self.registry.several
-
-    @property
-    def place(self) -> str:
-        return ""
-
-    @property
-    def leads(self) -> bool:
-        return True
-
-    def lead(self) -> bool:
-        return True
-
-    async def blame(self, digest: Digest) -> bool:
-        return self.registry.blame(digest)
-
-    def mismatched(self, digest: Digest, error: UpstreamError) -> None:
-        self.registry.log.mismatched(digest, error)
-
-    def ended(self, digest: Digest, *, stored: bool) -> None:
-        pass
-
-
-@dataclass(frozen=True, slots=True)
-class _BlobFetcher:
-    """Requests parts of a blob for its fill."""
-
-    source: Source
-    digest: Digest
-    arrived: Callable[[int], None]
-
-    @property
-    def upstream(self) -> str:
-        return self.source.registry.name
-
-    @property
-    def splitting(self) -> Splitting:
-        return self.source.slots.splitting
-
-    @asynccontextmanager
-    async def open(self, start: int, stop: int | None) -> AsyncIterator["_Watched"]:
-        repository = self.source.repository
-        async with self.source.registry.open_blob(repository, self.digest, start, stop) as stream:
-            yield _Watched(stream, self.arrived)
-
-    def further(self) -> AbstractContextManager[None] | None:
-        return self.source.slots.try_taken(self.upstream)
-
-    def calm(self) -> None:
-        self.source.slots.calm(self.upstream)
-
-
-class _Watched:
-    """A stream that reports the size of each piece."""
-
-    def __init__(self, stream: BlobStream, arrived: Callable[[int], None]) -> None:
-        self._stream = stream
-        self._arrived = arrived
-        self.offset, self.total, self.ranged = stream.offset, stream.total, stream.ranged
-
-    async def read(self) -> bytes:
-        """Return the next bytes, ``b""`` at the end.
-
-        Raises:
-            UpstreamError: this stream cannot deliver the rest.
-        """
-        piece = await self._stream.read()
-        self._arrived(len(piece))
-        return piece
-
-
 class StoredContent:
     """A blob from the cache."""
 
     def __init__(self, stored: FileRange) -> None:
-        self._stored = stored
-
-    @property
-    def size(self) -> int:
-        """The size of the blob, in bytes."""
-        return self._stored.length
-
-    @property
-    def file(self) -> FileRange:
-        """See :class:`Content`."""
-        return self._stored
+        self.file = stored
+        self.size = stored.length
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """Yield the whole range as one piece."""
         end = self.size if stop is None else stop
-        yield self._stored.part(start, end)
+        yield self.file.part(start, end)
 
     async def close(self) -> None:
         """Close the file."""
-        self._stored.close()
+        self.file.close()
 
 
 class PassingContent:
@@ -218,7 +105,7 @@ class PassingContent:
         self._digest = digest
         self._hasher = hasher
         self._start = start
-        self._total = total
+        self.size = total
         self._stream: BlobStream | None = None
         self._connection = AsyncExitStack()
 
@@ -233,17 +120,12 @@ class PassingContent:
     async def _open(self, start: int, stop: int | None = None) -> BlobStream:
         opening = self._source.open(self._digest, start, stop)
         stream = await self._connection.enter_async_context(opening)
-        if self._total is not None and stream.total not in {None, self._total}:
+        if self.size is not None and stream.total not in {None, self.size}:
             name = self._source.registry.name
             raise NonsenseError(name, "now gives the blob another size")
-        self._total = stream.total if self._total is None else self._total
+        self.size = stream.total if self.size is None else self.size
         self._stream = stream
         return stream
-
-    @property
-    def size(self) -> int | None:
-        """The size of the blob in bytes, None until it is known."""
-        return self._total
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
         """Yield what upstream sends; the last piece of a whole blob waits for the verification."""
@@ -319,3 +201,172 @@ async def _cut(stream: BlobStream, start: int, stop: int | None) -> AsyncIterato
             yield wanted
         if stop is not None and position >= stop:
             return
+
+
+_log = logging.getLogger(__name__)
+_Key = tuple[Digest, int, int, str]
+
+#: The most pieces, and bytes of them, in memory, for all blobs together.
+_PIECES: Final = 100_000
+_PIECES_BYTES: Final = 32 * 1024 * 1024
+#: The assumed cost of a failed fetch: upstream sends as much as fits into buffers on the way.
+_FAILURE_BYTES: Final = 256 * 1024
+#: Maximum number of blobs whose cost is tracked.
+_BLOBS: Final = 4096
+
+
+class RangeFetches:
+    """Pieces of blobs, by digest, start, stop and upstream; concurrent clients share a fetch.
+
+    The pieces are not verified: a piece from one upstream is not served for another upstream.
+    """
+
+    def __init__(self, share: float) -> None:
+        """Fetch at most this ``share`` of a blob in addition to its fill."""
+        self._share = share
+        self._spent: Lru[Digest, int] = Lru(_BLOBS)
+        self._pieces: Lru[_Key, bytes] = Lru(_PIECES, _PIECES_BYTES)
+        self._flights: SingleFlight[_Key, bytes | None] = SingleFlight("part")
+
+    async def lookup(
+        self, source: Source, digest: Digest, start: int, stop: int, total: int
+    ) -> bytes | None:
+        """Return the first bytes of a range of a blob of ``total`` bytes, at most 1 MiB.
+
+        None if they cannot be fetched: then the reader has to wait for the fill.
+        """
+        key = (digest, start, min(stop, start + AHEAD_PIECE_BYTES), source.registry.name)
+        held = self._pieces.get(key)
+        if held is not None:
+            return held
+        piece, _ = await self._flights.join(key, lambda: self._fetch(source, key, total))
+        return piece
+
+    def forget(self, digest: Digest, *, spent: bool) -> None:
+        """Drop the pieces of a blob whose fill has ended; if ``spent``, reset its cost too."""
+        for key in self._pieces:
+            if key[0] == digest:
+                self._pieces.pop(key)
+        if spent:
+            self._spent.pop(digest)
+
+    async def close(self) -> None:
+        """Cancel all requests."""
+        await self._flights.close()
+
+    async def _fetch(self, source: Source, key: _Key, total: int) -> bytes | None:
+        digest, start, stop, _ = key
+        slot = self._slot(source, key, total)
+        if slot is None:
+            return None
+        try:
+            with slot:
+                piece = await self._read(source, key, total)
+        except UpstreamError as error:
+            _log.debug("%s; bytes %d-%d of %s wait for the fill", error, start, stop, digest)
+            if isinstance(error, RateLimitedError):
+                source.slots.calm(source.registry.name)
+            refused = isinstance(error, RangeRefusedError)
+            cost = int(total * self._share) if refused else _FAILURE_BYTES
+            self._spent.put(digest, (self._spent.get(digest) or 0) + cost)
+            return None
+        self._pieces.put(key, piece, len(piece))
+        return piece
+
+    def _slot(self, source: Source, key: _Key, total: int) -> AbstractContextManager[None] | None:
+        """A slot for one more connection, None if the budget is spent or no slot is free."""
+        digest, start, stop, _ = key
+        cost = (self._spent.get(digest) or 0) + stop - start
+        if cost > int(total * self._share):
+            return None
+        slot = source.slots.try_taken(source.registry.name)
+        if slot is not None:
+            self._spent.put(digest, cost)
+        return slot
+
+    async def _read(self, source: Source, key: _Key, total: int) -> bytes:
+        digest, start, stop, _ = key
+        opening = source.registry.open_blob(
+            source.repository, digest, start, stop, PASSING_BUFFER_BYTES
+        )
+        piece = bytearray()
+        async with opening as stream:
+            if stream.offset != start or stream.total != total:
+                raise RangeRefusedError(source.registry.name, "does not send the requested range")
+            while len(piece) < stop - start and (arrived := await stream.read()):
+                piece += arrived
+        if len(piece) != stop - start:
+            raise UnavailableError(source.registry.name, "sent another part than was requested")
+        return bytes(piece)
+
+
+class GrowingContent:
+    """The body of a growing blob for one client; ``left`` is called when the client is done."""
+
+    file = None
+
+    def __init__(
+        self, reader: FillReader, source: Source, ahead: RangeFetches, left: Callable[[], None]
+    ) -> None:
+        self._reader = reader
+        self._source = source
+        self._ahead = ahead
+        self._left = left
+        self._remainder: PassingContent | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The size of the blob in bytes, None where upstream did not give it."""
+        return self._reader.total
+
+    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
+        """Yield the file as it grows, then the rest that could not be stored.
+
+        A part whose verification would take too long is relayed from upstream, unverified.
+        """
+        position = start
+        if stop is not None:
+            async with aclosing(self._relayed(start, stop)) as relayed:
+                async for piece in relayed:
+                    yield piece
+                    position += piece.length if isinstance(piece, FileRange) else len(piece)
+        while stop is None or position < stop:
+            visible = await self._reader.advance(position, stop)
+            if visible == position:
+                break
+            end = visible if stop is None else min(visible, stop)
+            yield self._reader.piece(position, end)
+            position = end
+        if self._reader.state is State.DECLINED and self._remainder is None:
+            reader, hasher = self._reader, self._reader.hasher.copy()
+            self._remainder = PassingContent(
+                self._source, reader.digest, hasher, reader.visible, reader.total
+            )
+        if self._remainder is not None and (stop is None or position < stop):
+            async for piece in self._remainder.pieces(position, stop):
+                yield piece
+
+    async def _relayed(self, start: int, stop: int) -> AsyncGenerator[Piece, None]:
+        """Yield parts unverified while the verification of the whole blob is too far off."""
+        reader, position = self._reader, start
+        while position < stop and not await reader.ends_soon():
+            here = min(await reader.reach(position), stop)
+            if here > position:
+                yield reader.piece(position, here)
+                position = here
+                continue
+            assert reader.total is not None, "a blob of unknown size ends soon"
+            piece = await self._ahead.lookup(
+                self._source, reader.digest, position, stop, reader.total
+            )
+            if piece is None:
+                await reader.advance(position, None)
+                continue
+            yield piece
+            position += len(piece)
+
+    async def close(self) -> None:
+        """Leave the fill, and close this client's own connection to upstream."""
+        if self._remainder is not None:
+            await self._remainder.close()
+        self._left()

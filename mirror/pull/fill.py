@@ -10,15 +10,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
-from mirror.pull.body import Source
-from mirror.pull.feed import Feed
-from mirror.pull.fill_reader import FillReader, State
-from mirror.pull.follow import Following
+from mirror.pull.feed import Feed, Source
+from mirror.pull.fill_reader import FillReader, Following, State
 from mirror.pull.outcome import DigestMismatchError, wrong_bytes
 from mirror.pull.parallel import Stream
 from mirror.pull.policy import (
@@ -30,7 +27,7 @@ from mirror.pull.policy import (
     Backoff,
     nearly_done,
 )
-from mirror.pull.room import Room
+from mirror.pull.slots import Room
 from mirror.spans import NOTHING, current, entered
 from mirror.store.interface import (
     BlobStore,
@@ -69,13 +66,6 @@ class Observer(Protocol):
         """The number of clients that read a growing blob changed by ``change``."""
 
 
-@dataclass(slots=True)
-class _Count:
-    """The result of a fill that this process led."""
-
-    result: str = "failed"
-
-
 class Fill:
     """The download of one blob from one source."""
 
@@ -86,22 +76,25 @@ class Fill:
         blobs: BlobStore,
         observer: Observer,
         room: Room,
-        feed: Feed | None = None,
+        feed: Feed,
     ) -> None:
-        """Download from ``feed``, by default from ``source`` alone."""
+        """Download from ``feed``, whose last place is ``source``."""
         self.digest = digest
         self.source = source
-        self.feed: Feed = feed or source
+        self.feed = feed
         self.reader = FillReader(digest)
         self.found = False  # the blob was in the store after all
         self.followed = False  # another process leads or led the download
         self.span = NOTHING
+        self._upstream = source.registry.name
         self._blobs = blobs
         self._observer = observer
         self._room = room
-        self._readers = 0
+        self._following = Following(digest, self.reader, blobs)
+        self.waiting = 0  # clients that read the blob
         self._allowance: int | None = None  # bytes that may still arrive without a reader
         self._timer: asyncio.TimerHandle | None = None
+        self._result = "failed"  # unless the download says otherwise
         self._resumed = False
         self._answered = False  # upstream has begun to send the blob
         self._task: asyncio.Task[None] | None = None
@@ -109,24 +102,17 @@ class Fill:
     def start(self, ended: Callable[[], None]) -> None:
         """Start the download; ``ended`` is called when the blob is adopted or given up."""
         self.span = current().child("fill")
-        registry, repository = self.source.registry.name, self.source.repository
-        self.span.note({"mirror.upstream": registry, "mirror.repository": repository})
-        self.span.note({"mirror.digest": str(self.digest)})
+        place = {"mirror.upstream": self._upstream, "mirror.repository": self.source.repository}
+        self.span.note({**place, "mirror.digest": str(self.digest)})
         self._task = asyncio.create_task(self._run(), name=f"fill {self.digest}")
         self._task.add_done_callback(lambda _: ended())
         self._task.add_done_callback(lambda _: self._close_unread())
 
     async def stop(self) -> None:
         """Stop the download: keep a partial blob for the next fill, adopt a whole one."""
-        if self._task is not None:
-            if self.reader.state is not State.WHOLE:
-                self._task.cancel()
-            await asyncio.wait([self._task])
-
-    @property
-    def waiting(self) -> int:
-        """The number of clients that read the blob."""
-        return self._readers
+        if self._task is not None and self.reader.state is not State.WHOLE:
+            self._task.cancel()
+        await self.over()
 
     async def over(self) -> None:
         """Wait until the blob is adopted or given up."""
@@ -135,7 +121,7 @@ class Fill:
 
     def enter(self) -> None:
         """Add a reader."""
-        self._readers += 1
+        self.waiting += 1
         self.keep()
         self._observer.clients_waiting(+1)
 
@@ -147,10 +133,10 @@ class Fill:
 
     def leave(self) -> bool:
         """Remove a reader; return whether the download now runs without readers."""
-        self._readers -= 1
+        self.waiting -= 1
         self._observer.clients_waiting(-1)
         self._close_unread()
-        return self._readers == 0 and self.reader.state in {State.ASKING, State.GROWING}
+        return self.waiting == 0 and not self.reader.ended
 
     def linger(self) -> None:
         """Continue without readers, for ``UNWANTED_SECONDS`` and ``UNWANTED_BYTES`` at most."""
@@ -160,13 +146,12 @@ class Fill:
 
     def give_up(self) -> None:
         """Stop the download, since no client reads it; the next client begins a new fill."""
-        name = self.source.registry.name
-        if self._task is not None and self.reader.state in {State.ASKING, State.GROWING}:
-            self.reader.fail(UnavailableError(name, "the download was broken off"))
+        if self._task is not None and not self.reader.ended:
+            self.reader.fail(UnavailableError(self._upstream, "the download was broken off"))
             self._task.cancel()
 
     def _close_unread(self) -> None:
-        if self._readers == 0 and self._task is not None and self._task.done():
+        if self.waiting == 0 and self._task is not None and self._task.done():
             self.reader.close()
 
     def _stop_lingering(self) -> None:
@@ -180,84 +165,79 @@ class Fill:
                 self._stop_lingering()
 
     async def _run(self) -> None:
-        name = self.source.registry.name
-        following = Following(self.digest, self.reader, self._blobs)
         try:
             with entered(self.span):
-                await self._fill(following)
+                await self._fill()
         except UpstreamError as error:
             self.reader.fail(error)
         except asyncio.CancelledError:
-            self.reader.fail(UnavailableError(name, "the download was broken off"))
+            self.reader.fail(UnavailableError(self._upstream, "the download was broken off"))
         except Exception:
             _log.exception("fill of %s failed", self.digest)
-            self.reader.fail(UnavailableError(name, "the mirror failed, see its log"))
+            self.reader.fail(UnavailableError(self._upstream, "the mirror failed, see its log"))
         finally:
-            following.close()
+            self._following.close()
 
-    async def _fill(self, following: Following) -> None:
+    async def _fill(self) -> None:
         while True:
             # Look again: the last fill may have ended since, and no other begins in this process.
             stored = await self._blobs.lookup(self.digest)
             if stored is not None:
-                await self._find(stored, following)
-                return
+                return await self._find(stored)
             try:
                 partial = await self._blobs.stage(self.digest)
             except PartialBusyError:
                 self.followed = True
-                if await following.follow():
+                if await self._following.follow():
                     continue
-                await self._pass(following, "the process that fills it makes no progress")
-                return
+                return await self._pass("the process that fills it makes no progress")
             except OSError as error:
                 with self._counted():
-                    await self._pass(following, error)
-                return
-            await self._lead(partial, following)
-            return
+                    return await self._pass(error)
+            return await self._lead(partial)
 
-    async def _find(self, stored: FileRange, following: Following) -> None:
+    async def _find(self, stored: FileRange) -> None:
         self.found = not self.followed
         if self.reader.total not in {None, stored.length}:  # the readers have the other size
             stored.close()
-            raise UpstreamError(self.source.registry.name, _OTHER_SIZE)
+            raise UpstreamError(self._upstream, _OTHER_SIZE)
         if not self.reader.visible:
             self.reader.own(stored)
             self.reader.be_whole(stored.length)
-        elif following.leads_to(stored):
-            self.reader.be_whole(stored.length)
-            stored.close()
-        else:
-            stored.close()
-            await self._pass(following, "the process that filled it started over")
-
-    async def _pass(self, following: Following, reason: object) -> None:
-        _log.debug("%s passes through uncached: %s", self.digest, reason)
-        await following.decline()
-
-    async def _lead(self, partial: PartialBlob, following: Following) -> None:
-        if not following.leads_to(partial.content):
-            await asyncio.shield(partial.release(discard=partial.length == 0))
-            await self._pass(following, "the process that filled it started over")
             return
-        with self._counted() as count:
-            count.result = await self._fill_partial(partial)
+        same = self._following.leads_to(stored)
+        stored.close()
+        if same:
+            self.reader.be_whole(stored.length)
+        else:
+            await self._pass("the process that filled it started over")
+
+    async def _pass(self, reason: object) -> None:
+        _log.debug("%s passes through uncached: %s", self.digest, reason)
+        await self._following.decline()
+
+    async def _lead(self, partial: PartialBlob) -> None:
+        if not self._following.leads_to(partial.content):
+            await asyncio.shield(partial.release(discard=partial.length == 0))
+            await self._pass("the process that filled it started over")
+            return
+        with self._counted():
+            self._result = await self._fill_partial(partial)
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[_Count]:
+    def _counted(self) -> Iterator[None]:
+        """Report a download that this process leads."""
         self._observer.fill_started()
-        count = _Count()
         try:
-            yield count
+            yield
         except DigestMismatchError as error:
-            count.result = "digest_mismatch"
+            self._result = "digest_mismatch"
             self.feed.mismatched(self.digest, error)
             raise
         finally:
-            self.feed.ended(self.digest, stored=count.result in _STORED)
-            self._observer.fill_ended(self.source.registry.name, count.result)
-            self.span.note({"mirror.result": count.result, "mirror.bytes": self.reader.length})
+            self.feed.ended(self.digest, stored=self._result in _STORED)
+            self._observer.fill_ended(self._upstream, self._result)
+            self.span.note({"mirror.result": self._result, "mirror.bytes": self.reader.length})
 
     async def _fill_partial(self, partial: PartialBlob) -> str:
         discard = False
@@ -272,7 +252,7 @@ class Fill:
             _log.debug("%s passes through uncached: %s", self.digest, error)
             if isinstance(error, NoRoomError):
                 size = self.reader.total or partial.length
-                self._room.lacking(self.source.registry.name, self.source.repository, size)
+                self._room.lacking(self._upstream, self.source.repository, size)
             self.reader.decline(partial.length, partial.hasher)
             discard = True
             return "failed"
@@ -346,18 +326,19 @@ class Fill:
             self.reader.total = None
 
     def _check(self, partial: PartialBlob) -> None:
-        name, total = self.source.registry.name, self.reader.total
+        total = self.reader.total
         if total is not None and partial.length < total:
-            raise NonsenseError(name, f"ended {total - partial.length} bytes early")
+            raise NonsenseError(self._upstream, f"ended {total - partial.length} bytes early")
         if not partial.verified():
-            raise DigestMismatchError(name, wrong_bytes(self.source.repository, self.digest))
+            text = wrong_bytes(self.source.repository, self.digest)
+            raise DigestMismatchError(self._upstream, text)
 
     async def _begin(self, stream: Stream, partial: PartialBlob) -> None:
         known = self.reader.total
         if known is not None and stream.total not in {None, known}:
             # Without any bytes of the blob, nothing tells which of the two addresses is right.
             kind = NonsenseError if partial.length else UpstreamError
-            raise kind(self.source.registry.name, _OTHER_SIZE)
+            raise kind(self._upstream, _OTHER_SIZE)
         self._answered = True
         self.reader.total = total = stream.total if known is None else known
         # No byte of a small blob is served before the verification. If there are several
@@ -399,8 +380,7 @@ class Fill:
         if not size:
             return
         if self.reader.total is not None and partial.length + size > self.reader.total:
-            name = self.source.registry.name
-            raise DigestMismatchError(name, "sent more bytes than it had announced")
+            raise DigestMismatchError(self._upstream, "sent more bytes than it had announced")
         if self.reader.total is None and not await self._grow(partial, size):
             raise NoRoomError("no room for the rest of the blob (max_size, min_free)")
         await partial.append(batch)

@@ -1,18 +1,24 @@
 """The state of a growing blob: how many bytes its readers may have, and how they learn of more.
 
 The fill changes the state (:meth:`FillReader.begin` to :meth:`FillReader.fail`); readers wait for
-changes (:meth:`FillReader.started` to :meth:`FillReader.remainder`).  Readers see the file up to
+changes (:meth:`FillReader.started` to :meth:`FillReader.piece`).  Readers see the file up to
 :attr:`FillReader.visible`, which stays short of the end until the digest is verified.
+
+If another process leads the fill, this one reads the file while it grows (:class:`Following`).  The
+processes share only the partial file, its lock and the expected size.  The follower polls them,
+which costs less than a connection between the processes, and leaves nothing to clean up when one of
+them ends.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
+from typing import Final
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest, Hasher
-from mirror.pull.body import PassingContent, Piece, Source
 from mirror.pull.outcome import BrokenOffError
 from mirror.pull.policy import (
     HOLD_BACK_BYTES,
@@ -23,7 +29,7 @@ from mirror.pull.policy import (
     arrival_seconds,
     visible_bytes,
 )
-from mirror.pull.range_fetch import RangeFetches
+from mirror.store.interface import BlobStore, PartialBlobReader, PartialStatus
 from mirror.upstream.errors import UpstreamError
 
 
@@ -47,7 +53,7 @@ class FillReader:
         self.length = 0
         self.visible = 0
         self._file: FileRange | None = None
-        self._hasher: Hasher = digest.hasher()
+        self.hasher: Hasher = digest.hasher()  # has seen the file of a declined blob
         self._error: UpstreamError | None = None
         self._changed = asyncio.Event()
         self._announced = 0
@@ -86,7 +92,7 @@ class FillReader:
 
     def decline(self, length: int, hasher: Hasher) -> None:
         """End the file at ``length``, before the blob's end; ``hasher`` has seen the whole file."""
-        self.visible, self._hasher = length, hasher
+        self.visible, self.hasher = length, hasher
         self.state = State.DECLINED
         self._notify()
 
@@ -135,8 +141,7 @@ class FillReader:
         a part must be able to tell that the part was broken off.
 
         Returns:
-            ``position`` itself at the end of the blob, or at the end of a declined file (see
-            :meth:`remainder`).
+            ``position`` itself at the end of the blob, or at the end of a declined file.
 
         Raises:
             BrokenOffError: the fill failed.
@@ -197,77 +202,84 @@ class FillReader:
         assert self._file is not None, "nothing is visible before there is a file"
         return self._file.part(start, stop)
 
-    def remainder(self, source: Source) -> PassingContent | None:
-        """The rest of a declined blob, straight from upstream; None if it was not declined."""
-        if self.state is not State.DECLINED:
-            return None
-        hasher = self._hasher.copy()
-        return PassingContent(source, self.digest, hasher, self.visible, self.total)
+
+#: The polling interval: readers of a growing file wait this long anyway (``WAKE_SECONDS``).
+_LOOK_SECONDS: Final = 0.02
+#: How long to wait for a leader that makes no progress (it may be stopped); after that, readers
+#: fetch the rest themselves.  Longer than any leader waits for its upstream.
+_PATIENCE_SECONDS: Final = 120.0
 
 
-class GrowingContent:
-    """The body of a growing blob for one client; ``left`` is called when the client is done."""
-
-    file = None
+class Following:
+    """Follows the processes that lead one fill; closed when the fill ends."""
 
     def __init__(
-        self, reader: FillReader, source: Source, ahead: RangeFetches, left: Callable[[], None]
+        self,
+        digest: Digest,
+        reader: FillReader,
+        blobs: BlobStore,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._digest = digest
         self._reader = reader
-        self._source = source
-        self._ahead = ahead
-        self._left = left
-        self._remainder: PassingContent | None = None
+        self._blobs = blobs
+        self._clock = clock
+        self._tail: PartialBlobReader | None = None
 
-    @property
-    def size(self) -> int | None:
-        """The size of the blob in bytes, None where upstream did not give it."""
-        return self._reader.total
+    async def follow(self) -> bool:
+        """Show readers the leader's bytes until it stops leading.
 
-    async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
-        """Yield the file as it grows, then the rest that could not be stored.
+        Return False if the leader makes no progress.
 
-        A part whose verification would take too long is relayed from upstream, unverified.
+        Raises:
+            OSError: the partial file cannot be read.
         """
-        position = start
-        if stop is not None:
-            async with aclosing(self._relayed(start, stop)) as relayed:
-                async for piece in relayed:
-                    yield piece
-                    position += piece.length if isinstance(piece, FileRange) else len(piece)
-        while stop is None or position < stop:
-            visible = await self._reader.advance(position, stop)
-            if visible == position:
+        if self._tail is None:
+            self._tail = await self._blobs.tail(self._digest)
+        length, since = -1, self._clock()
+        while self._tail is not None:
+            status = self._tail.look()
+            self._show(self._tail, status)
+            if not status.led:
                 break
-            end = visible if stop is None else min(visible, stop)
-            yield self._reader.piece(position, end)
-            position = end
-        self._remainder = self._remainder or self._reader.remainder(self._source)
-        if self._remainder is not None and (stop is None or position < stop):
-            async for piece in self._remainder.pieces(position, stop):
-                yield piece
+            if status.length != length:
+                length, since = status.length, self._clock()
+            elif self._clock() - since > _PATIENCE_SECONDS:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        if not self._reader.visible:
+            self.close()  # no client has read from this file: the next one may differ
+        return True
 
-    async def _relayed(self, start: int, stop: int) -> AsyncGenerator[Piece, None]:
-        """Yield parts unverified while the verification of the whole blob is too far off."""
-        reader, position = self._reader, start
-        while position < stop and not await reader.ends_soon():
-            here = min(await reader.reach(position), stop)
-            if here > position:
-                yield reader.piece(position, here)
-                position = here
-                continue
-            assert reader.total is not None, "a blob of unknown size ends soon"
-            piece = await self._ahead.lookup(
-                self._source, reader.digest, position, stop, reader.total
-            )
-            if piece is None:
-                await reader.advance(position, None)
-                continue
-            yield piece
-            position += len(piece)
+    def leads_to(self, file: FileRange) -> bool:
+        """Whether ``file`` is the file that readers have bytes of, renamed or not."""
+        return self._tail is None or self._tail.content.is_same_file(file)
 
-    async def close(self) -> None:
-        """Leave the fill, and close this client's own connection to upstream."""
-        if self._remainder is not None:
-            await self._remainder.close()
-        self._left()
+    async def decline(self) -> None:
+        """Let readers fetch the rest themselves: their file will not grow any more.
+
+        Raises:
+            OSError: the bytes that they have read cannot be read again.
+        """
+        length, hasher = 0, self._digest.hasher()
+        if self._tail is not None:
+            # Only the bytes that readers may have seen: the end is held back until verified.
+            length = self._reader.visible
+            hasher = await self._tail.hashed(self._digest, length)
+        self._reader.decline(length, hasher)
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
+
+    def _show(self, tail: PartialBlobReader, status: PartialStatus) -> None:
+        reader = self._reader
+        if status.total is None:
+            return  # no answer yet, or no known size: the bytes on disk could be the whole blob
+        if reader.state is State.ASKING:
+            reader.own(tail.content.duplicate())
+            reader.begin(status.total, min(status.length, status.total))
+        elif status.length > reader.length:
+            reader.show(min(status.length, status.total))

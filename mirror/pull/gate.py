@@ -4,41 +4,68 @@ Public, private and proxied pulls pass through it.  Answers of the response cach
 change of the decisions must empty that cache.
 """
 
-import contextlib
 import logging
-import math
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol
 
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.oci.reference import Tag
-from mirror.policy.decisions import Decision, PolicyError
-from mirror.policy.rules import Pin, Rule, Verdict, lookup_rule
+from mirror.policy.blocks import Block, Blocks
+from mirror.policy.rules import Decision, Pin, PolicyError, Rule, Verdict
 from mirror.pull.blobs import BlobAnswer, BlobHead, BlobPulls, BlobsForReplicas
-from mirror.pull.block_list import BlockList
 from mirror.pull.body import Content, Piece
-from mirror.pull.cooldown import Cooldown
-from mirror.pull.manifests import ManifestAnswer, ManifestPulls, Resolution
-from mirror.pull.outcome import BrokenOffError, Outcome
+from mirror.pull.outcome import BrokenOffError
 from mirror.pull.policy import HOLD_BACK_BYTES
 from mirror.pull.prefetch import Prefetch
-from mirror.pull.private import AuthorizedBlobs, AuthorizedManifests
-from mirror.shares import FullError
-from mirror.upstream.errors import NotFoundError, UpstreamError
+from mirror.pull.private import AuthorizedBlobs
 from mirror.upstream.routing import Target
 
-if TYPE_CHECKING:
-    from mirror.pull.signatures import Signatures
-
 _log = logging.getLogger(__name__)
-A = TypeVar("A", ManifestAnswer, Resolution)
 #: Returns the address of a blob for a client (an IP address), None if it has none.
 Elsewhere = Callable[[str, Digest], Awaitable[str | None]]
+
+
+class BlockList:
+    """The blocks in force, of the configuration and of commands; they outlive a configuration."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` after each change; it makes the mirror decide anew."""
+        self.current = Blocks()
+        self.changes = 0
+        self.changed = changed
+        self._configured: tuple[Block, ...] = ()
+        self._commanded: tuple[Block, ...] = ()
+        self._broken_off: dict[Digest, int] = {}
+
+    def configure(self, blocks: Iterable[Block]) -> None:
+        """Use these blocks of the configuration."""
+        self._put(tuple(blocks), self._commanded)
+
+    def command(self, blocks: Iterable[Block]) -> None:
+        """Use these blocks of commands."""
+        self._put(self._configured, tuple(blocks))
+
+    def _put(self, configured: tuple[Block, ...], commanded: tuple[Block, ...]) -> None:
+        former = frozenset(self.current.all)
+        self._configured, self._commanded = configured, commanded
+        blocks = Blocks.of((*configured, *commanded))
+        if blocks.all == self.current.all:
+            return
+        self.current = blocks
+        self.changes += 1
+        layers = {layer for block in blocks.all if block not in former for layer in block.layers}
+        in_force = {layer for block in blocks.all for layer in block.layers}
+        kept = {layer: at for layer, at in self._broken_off.items() if layer in in_force}
+        self._broken_off = kept | dict.fromkeys(layers, self.changes)
+        self.changed()
+
+    def is_broken_off(self, digest: Digest, begun: int) -> bool:
+        """Whether a block breaks off a transfer that began when ``changes`` was ``begun``."""
+        return self._broken_off.get(digest, 0) > begun
 
 
 class Observer(Protocol):
@@ -49,7 +76,10 @@ class Observer(Protocol):
 
 
 class Gate:
-    """Decides for each request whether its content may leave the mirror."""
+    """Decides for each request whether its content may leave the mirror.
+
+    What is refused or blocked raises PolicyError.
+    """
 
     def __init__(
         self,
@@ -69,16 +99,8 @@ class Gate:
         ruled = any(rule.may_cover(upstream) for rule in self.rules)
         return pinned or ruled or self.blocks.current.may_cover(upstream)
 
-    def rule(self, image: FullName) -> Rule | None:
-        """Return the first rule that covers a tag or digest, or None."""
-        return lookup_rule(self.rules, image)
-
     def ruled(self, target: Target, rule: Rule, image: FullName, verdict: Verdict) -> Digest | None:
-        """Report a verdict; return the digest to serve, None for that of upstream.
-
-        Raises:
-            PolicyError: the image is refused.
-        """
+        """Report a verdict; return the digest to serve, None for that of upstream."""
         reference, served = image.reference, verdict.serve
         if not verdict.why:
             self._observer.policy_decided(target.upstream, Decision.ALLOWED)
@@ -95,22 +117,14 @@ class Gate:
     def unsigned(
         self, target: Target, rule: Rule, image: FullName, why: str, *, passing: bool = False
     ) -> None:
-        """Report an image without a signature that satisfies a rule.
-
-        Raises:
-            PolicyError: the image is refused.
-        """
+        """Report an image without a signature that satisfies a rule, and refuse it."""
         decision = Decision.AUDITED if rule.audit else Decision.UNSIGNED
         self._tell(target, image.reference, decision, why, quiet=rule.audit)
         if not rule.audit:
             raise PolicyError(decision, why, passing=passing)
 
     def check(self, target: Target, reference: Tag | Digest) -> None:
-        """Check a tag or digest against the blocks.
-
-        Raises:
-            PolicyError: it is blocked.
-        """
+        """Check a tag or digest against the blocks."""
         name, blocks = (target.upstream, target.repository), self.blocks.current
         if isinstance(reference, Digest):
             block = blocks.of_digest(*name, reference)
@@ -170,7 +184,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class GatedBlobs:
-    """:class:`BlobPulls` behind the gate."""
+    """:class:`BlobPulls` behind the gate; a blocked blob raises PolicyError."""
 
     gate: Gate
     blobs: BlobPulls | AuthorizedBlobs | BlobsForReplicas
@@ -178,11 +192,7 @@ class GatedBlobs:
     elsewhere: Elsewhere | None = None
 
     async def address(self, target: Target, digest: Digest, client: str) -> str | None:
-        """Return where a client gets a whole public blob; None: it gets the bytes here.
-
-        Raises:
-            PolicyError: the blob is blocked.
-        """
+        """Return where a client gets a whole public blob; None: it gets the bytes here."""
         if self.elsewhere is None or target.principal is not None:
             return None
         check = self.gate.transfer(target, digest)
@@ -194,11 +204,6 @@ class GatedBlobs:
         return address
 
     async def get(self, target: Target, digest: Digest) -> BlobAnswer:
-        """See :meth:`BlobPulls.get`.
-
-        Raises:
-            PolicyError: the blob is blocked.
-        """
         check = self.gate.transfer(target, digest)
         check()
         answer = await self.blobs.get(target, digest)
@@ -213,16 +218,10 @@ class GatedBlobs:
         return replace(answer, content=GatedContent(answer.content, check, left))
 
     async def head(self, target: Target, digest: Digest) -> BlobHead:
-        """See :meth:`BlobPulls.head`.
-
-        Raises:
-            PolicyError: the blob is blocked.
-        """
         self.gate.check(target, digest)
         return await self.blobs.head(target, digest)
 
     def touch(self, digest: Digest) -> None:
-        """See :meth:`BlobPulls.touch`."""
         self.blobs.touch(digest)
 
 
@@ -239,12 +238,10 @@ class GatedContent:
 
     @property
     def size(self) -> int | None:
-        """See :class:`Content`."""
         return self.content.size
 
     @property
     def file(self) -> FileRange | None:
-        """See :class:`Content`."""
         return self.content.file
 
     async def pieces(self, start: int, stop: int | None) -> AsyncGenerator[Piece, None]:
@@ -260,7 +257,6 @@ class GatedContent:
                     yield part
 
     async def close(self) -> None:
-        """See :class:`Content`."""
         try:
             await self.content.close()
         finally:
@@ -277,177 +273,3 @@ def _parts(piece: Piece, end: int | None) -> tuple[Piece, ...]:
         return (piece,)
     last = stop - HOLD_BACK_BYTES
     return piece.part(piece.offset, last), piece.part(last, stop)
-
-
-@dataclass(frozen=True, slots=True)
-class _Meaning:
-    """What to pull for a reference.
-
-    ``resolution`` is the answer for a tag that a rule covers; it counts until ``until`` (monotonic
-    seconds), and ``detail`` goes into Cache-Status.  ``instead``: why it
-    is not what upstream says.
-    """
-
-    reference: Tag | Digest
-    resolution: Resolution | None = None
-    until: float = math.inf
-    detail: str = ""
-    instead: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class GatedManifests:
-    """:class:`ManifestPulls` behind the gate."""
-
-    gate: Gate
-    manifests: ManifestPulls | AuthorizedManifests
-    cooldown: Cooldown
-    signatures: "Signatures | None" = None
-    prefetch: Prefetch | None = None
-
-    async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
-        """See :meth:`ManifestPulls.get`.
-
-        Raises:
-            PolicyError: the manifest is refused.
-        """
-        async with self._meant(target, reference, accept) as meant:
-            answer = await self.manifests.get(target, meant.reference, accept)
-        self.gate.check(target, answer.manifest.digest)
-        if self.prefetch is not None and not answer.private:
-            self.prefetch.expect(target, answer.manifest)
-        return _as_resolved(answer, meant)
-
-    async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
-        """See :meth:`ManifestPulls.head`.
-
-        Raises:
-            PolicyError: the manifest is refused.
-        """
-        async with self._meant(target, reference, accept) as meant:
-            answer = await self.manifests.head(target, meant.reference, accept)
-        self.gate.check(target, answer.descriptor.digest)
-        return _as_resolved(answer, meant)
-
-    @asynccontextmanager
-    async def _meant(
-        self, target: Target, reference: Tag | Digest, accept: str
-    ) -> AsyncIterator[_Meaning]:
-        """Yield what to pull for a reference; raise PolicyError to refuse it."""
-        self.gate.check(target, reference)
-        pin = self.gate.pin(target, reference)
-        if pin is None:
-            meaning = await self._ruled(target, reference, accept)
-        else:
-            meaning = _Meaning(pin.digest, instead=f"a pin names: {pin}")
-        try:
-            yield meaning
-        except NotFoundError as error:
-            if not meaning.instead:
-                raise
-            raise NotFoundError(target.upstream, f"has not what {meaning.instead}") from error
-
-    async def _ruled(self, target: Target, reference: Tag | Digest, accept: str) -> _Meaning:
-        image = FullName(target.upstream, target.repository, str(reference))
-        rule = self.gate.rule(image)
-        if rule is None:
-            if isinstance(reference, Digest) or not self.cooldown.checks_digests:
-                return _Meaning(reference)
-            resolution = await self.manifests.head(target, reference, accept)
-            await self.cooldown.let_parts_pass(target, resolution.descriptor.digest)
-            return _Meaning(resolution.descriptor.digest, resolution)
-        if isinstance(reference, Digest):
-            free = await self._is_pinned(target, reference)
-            if not (free or await self.cooldown.is_artifact(target, reference)):
-                judging = self.cooldown.judged(rule, target, image, reference)
-                verdict = await _judged(rule, reference, judging)
-                if await self._is_good(rule, target, image, reference, verdict):
-                    self.gate.ruled(target, rule, image, verdict)
-            return _Meaning(reference)
-        former = await self.cooldown.former(rule, target, image, accept)
-        resolution = await self.manifests.head(target, reference, accept)
-        digest = resolution.descriptor.digest
-        judging = self.cooldown.resolved(rule, target, image, digest, former)
-        verdict = await _judged(rule, digest, judging)
-        try:
-            good = await self._is_good(rule, target, image, digest, verdict)
-        except PolicyError:  # the tag has not meant this
-            nothing = Verdict(None)
-            await self.cooldown.record(target, image, digest, accept, former, nothing)
-            raise
-        await self.cooldown.record(target, image, digest, accept, former, verdict)
-        held = self.gate.ruled(target, rule, image, verdict) if good else None
-        if held is None:
-            return _Meaning(digest, resolution)
-        until = time.monotonic() + verdict.left
-        instead = f"a held tag means: {verdict.why}"
-        return _Meaning(held, resolution, until, Decision.HELD.value, instead)
-
-    async def _is_pinned(self, target: Target, digest: Digest) -> bool:
-        """Whether a pin of the repository names a digest, or an index that lists it."""
-        for image, pin in self.gate.pins.items():
-            if (image.registry, image.repository) != (target.upstream, target.repository):
-                continue
-            with contextlib.suppress(UpstreamError, FullError):
-                if digest == pin.digest or digest in await self.cooldown.parts(target, pin.digest):
-                    return True
-        return False
-
-    async def _is_good(
-        self, rule: Rule, target: Target, image: FullName, digest: Digest, verdict: Verdict
-    ) -> bool:
-        """Whether the signatures of what a verdict serves satisfy a rule; it is reported if not.
-
-        Raises:
-            PolicyError: it is blocked, or the image is refused.
-        """
-        meant = digest if rule.audit or verdict.serve is None else verdict.serve
-        self.gate.check(target, meant)
-        refused = verdict.serve is None and not rule.audit
-        return refused or await self._is_signed(rule, target, image, meant)
-
-    async def _is_signed(self, rule: Rule, target: Target, image: FullName, digest: Digest) -> bool:
-        """Whether the signatures satisfy a rule; it is reported if not.
-
-        Raises:
-            PolicyError: the image is refused.
-        """
-        if self.signatures is None or not rule.needs_signature:
-            return True
-        try:
-            lacking = await self.signatures.lacking(rule, target, digest)
-        except (UpstreamError, FullError) as error:
-            text = f"the signatures of {image} ({digest}) cannot be checked now: {error}"
-            self.gate.unsigned(target, rule, image, text, passing=True)
-            return False
-        if lacking:
-            self.gate.unsigned(target, rule, image, rule.unsigned(image, digest, lacking))
-        return not lacking
-
-    def touch(self, digest: Digest) -> None:
-        """See :meth:`ManifestPulls.touch`."""
-        self.manifests.touch(digest)
-
-    async def forget(self, name: str) -> None:
-        """See :meth:`ManifestPulls.forget`."""
-        await self.manifests.forget(name)
-
-
-async def _judged(rule: Rule, digest: Digest, judging: Awaitable[Verdict]) -> Verdict:
-    """Return a verdict on a digest; a rule in audit mode refuses nothing for lack of one."""
-    try:
-        return await judging
-    except (UpstreamError, FullError) as error:
-        if not rule.audit:
-            raise
-        return Verdict(None, why=f"{rule.name} cannot judge {digest} now: {error}")
-
-
-def _as_resolved(answer: A, meant: _Meaning) -> A:
-    """Return an answer for a digest as the answer for the tag that means it."""
-    resolution = meant.resolution
-    if resolution is None or answer.outcome is not Outcome.HIT:
-        return replace(answer, detail=answer.detail or meant.detail)
-    detail = meant.detail or resolution.detail
-    until = min(resolution.until, meant.until)
-    return replace(answer, outcome=resolution.outcome, detail=detail, until=until)

@@ -32,7 +32,7 @@ from mirror.upstream.routing import Target
 _log = logging.getLogger(__name__)
 _MOST_PARSED_BYTES: Final = 1024 * 1024  # 10 ms
 #: Asks a registry for a page.
-_Call = Callable[[Endpoints | Registry], Awaitable[Listing]]
+_Call = Callable[[Registry], Awaitable[Listing]]
 #: The fields of a listing that are stored beside its body.
 _FIELDS = ("next_query", "filters_applied")
 #: A body and its header fields by name.
@@ -104,17 +104,13 @@ class ListingPulls:
 
     @asynccontextmanager
     async def _open_tags(self, target: Target, query: str) -> AsyncIterator[LargeListing]:
-        registry = self._registry(target)
+        registry = self._registry(target).origin
         opening = registry.open_tags(target.repository, query, PASSING_BUFFER_BYTES)
         async with opening as (listing, stream):
             yield LargeListing(listing, stream.total, _pieces(stream))
 
     async def referrers(self, target: Target, digest: Digest, query: str) -> ListingAnswer:
-        """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged.
-
-        Raises:
-            UpstreamError, FullError: as for :meth:`tags`.
-        """
+        """Return a page of the referrers of a manifest; ``query`` goes to upstream unchanged."""
         wanted = Question(target, "referrers", f"{digest} {query}", f"{digest} ")
         return await self._asked(
             wanted, lambda each: each.referrers(target.repository, digest, query)
@@ -145,7 +141,7 @@ class ListingPulls:
     async def _question(self, wanted: Question, call: _Call) -> Listing:
         """Ask the registry itself, and store its answer."""
         try:
-            listing = await call(self._registry(wanted.target))
+            listing = await call(self._registry(wanted.target).origin)
         except NotFoundError:
             await self._kept.forget(wanted.page)
             raise

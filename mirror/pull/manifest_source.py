@@ -19,7 +19,7 @@ from mirror.oci.manifest import (
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Tag
 from mirror.pull.outcome import DigestMismatchError, wrong_bytes
-from mirror.pull.room import Room
+from mirror.pull.slots import Room
 from mirror.store.interface import (
     IndexUnavailableError,
     Link,
@@ -104,16 +104,13 @@ class ManifestSource:
         """Return the upstream of a target, with the credentials of its principal."""
         return self._registries[target.upstream].with_credentials(target.principal)
 
-    def _kept(self, target: Target) -> ManifestStore:
-        return self._manifests.of(target.upstream)
-
     async def lookup(self, target: Target, digest: Digest, said: str = "") -> Manifest | None:
         """Return the stored manifest with the media type of its repository, or None.
 
         The bytes are the same in all repositories.  The media type may differ if the bytes do not
         state one: it is ``said``, else the one recorded for this repository, if the bytes allow it.
         """
-        stored = await self._kept(target).lookup(digest)
+        stored = await self._manifests.of(target.upstream).lookup(digest)
         if stored is None:
             return None
         try:
@@ -152,7 +149,7 @@ class ManifestSource:
         # All repositories share the row in the index: it has the media type that the bytes state.
         shared = replace(manifest, media_type=media_types(manifest.body)[0])
         try:
-            await self._kept(wanted.target).put(shared)
+            await self._manifests.of(wanted.target.upstream).put(shared)
         except (OSError, NoRoomError, IndexUnavailableError, PartialBusyError) as error:
             _log.debug("manifest %s is served but could not be stored: %s", manifest.digest, error)
             if isinstance(error, NoRoomError):

@@ -62,7 +62,10 @@ class ManifestAnswer:
 
 
 class ManifestPulls:
-    """Answers pulls of manifests, for every upstream."""
+    """Answers pulls of manifests, for every upstream.
+
+    Raises UpstreamError if the cache does not have the content, and upstream does not send it.
+    """
 
     def __init__(
         self,
@@ -86,11 +89,7 @@ class ManifestPulls:
         self._questions: SingleFlight[tuple[Wanted, str], Resolution] = SingleFlight("tag")
 
     async def get(self, target: Target, reference: Tag | Digest, accept: str) -> ManifestAnswer:
-        """Return the manifest of a tag or digest, of a media type that the client accepts.
-
-        Raises:
-            UpstreamError: the manifest is not in the cache, and upstream does not send it.
-        """
+        """Return the manifest of a tag or digest, of a media type that the client accepts."""
         wanted = Wanted(target, narrow_accept(accept))
         if isinstance(reference, Digest):
             answer = await self._by_digest(wanted, reference)
@@ -122,11 +121,7 @@ class ManifestPulls:
         return found
 
     async def head(self, target: Target, reference: Tag | Digest, accept: str) -> Resolution:
-        """Return the descriptor of a manifest, and have the manifest in the cache if possible.
-
-        Raises:
-            UpstreamError: the descriptor is unknown, and upstream does not send it.
-        """
+        """Return the descriptor of a manifest, and have the manifest in the cache if possible."""
         wanted = Wanted(target, narrow_accept(accept))
         if isinstance(reference, Digest):
             answer = await self._by_digest(wanted, reference)

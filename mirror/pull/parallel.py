@@ -130,9 +130,17 @@ class _Segment:
 class Segments:
     """A blob from byte ``start`` on, over more connections as long as they make it faster."""
 
-    def __init__(self, way: BlobFetcher, start: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        way: BlobFetcher,
+        start: int,
+        clock: Callable[[], float],
+        arrived: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """``arrived`` is called with the size of each piece that arrives, in any order."""
         self._way = way
         self._clock = clock
+        self._arrived = arrived
         self._splitting = way.splitting
         self._ramp = Ramp(way.splitting.connections)
         self._position = self._planned = start
@@ -154,8 +162,8 @@ class Segments:
         """
         first = await self._connection.enter_async_context(self._way.open(self._position, None))
         self._front, self.offset, self.total = first, first.offset, first.total
-        whole = first.total or 0
-        if not first.ranged or first.offset != self._position or self._too_small(whole):
+        small = (first.total or 0) < self._splitting.from_bytes
+        if small or not first.ranged or first.offset != self._position:
             self._ramp = Ramp(1)
             self._position = first.offset
 
@@ -287,16 +295,14 @@ class Segments:
                 return False
             slot.enter_context(further)
         self._planned = stop
-        self._start(_Segment(start, stop, slot), own=own)
-        return True
-
-    def _start(self, segment: _Segment, *, own: bool) -> None:
+        segment = _Segment(start, stop, slot)
         self._ahead.append(segment)
         task = asyncio.create_task(self._get(segment), name=f"segment {segment.start}")
         self._tasks[task] = segment
         if own:
             self._own_task = task
         task.add_done_callback(self._ended)
+        return True
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._own_task = None if self._own_task is task else self._own_task
@@ -366,8 +372,6 @@ class Segments:
         self._way.calm()
 
     def _note(self, count: int) -> None:
+        self._arrived(count)
         working = sum(segment.begun for segment in self._tasks.values())
         self._ramp.note(self._clock(), count, working + (self._front is not None))
-
-    def _too_small(self, size: int) -> bool:
-        return size < self._splitting.from_bytes

@@ -85,11 +85,6 @@ def arrival_seconds(distance: int, grown: int, elapsed: float) -> float | None:
     return distance * elapsed / grown if grown > 0 else math.inf
 
 
-def ahead_allowance(total: int, share: float) -> int:
-    """Return how many bytes of a blob may be fetched ahead of its fill, in all."""
-    return int(total * share)
-
-
 def nearly_done(length: int, total: int | None) -> bool:
     """Return whether a fill without readers is so near its end that it should finish."""
     return total is not None and total - length <= min(

@@ -18,10 +18,9 @@ from typing import Final
 from mirror.lru import Lru
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import NotAManifest, image_layers
-from mirror.pull.blobs import BlobAnswer, BlobPulls
+from mirror.pull.blobs import BlobAnswer, BlobPulls, Fills
 from mirror.pull.fill import Fill
 from mirror.pull.fill_reader import State
-from mirror.pull.fills import Fills
 from mirror.pull.outcome import Outcome
 from mirror.pull.policy import PREFETCHES, PREFETCHES_OF_CLIENT
 from mirror.pull.slots import Slots

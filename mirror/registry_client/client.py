@@ -25,7 +25,7 @@ from mirror.oci.errors import lookup_message
 from mirror.oci.manifest import IndexEntry, index_entries
 from mirror.oci.media_types import ACCEPT_MANIFESTS
 from mirror.oci.reference import Reference, Repository, Tag
-from mirror.upstream.body import read_up_to
+from mirror.upstream.sessions import read_up_to
 
 
 class PullError(Exception):
@@ -82,7 +82,8 @@ class PulledManifest:
 class MirrorClient:
     """Sends requests to a mirror: to the first of its processes that answers.
 
-    Each session has the base address of one process.
+    Each session has the base address of one process.  Every method raises PullError if the content
+    is not available, or the mirror does not answer.
     """
 
     def __init__(
@@ -94,11 +95,7 @@ class MirrorClient:
         self._sleep = sleep
 
     async def manifest(self, place: Place, reference: Reference) -> PulledManifest:
-        """The manifest of a tag or digest, verified.
-
-        Raises:
-            PullError: the manifest is not available.
-        """
+        """The manifest of a tag or digest, verified."""
         path = f"/v2/{place.repository}/manifests/{reference}"
         async with self._asked(path, place, {"Accept": ACCEPT_MANIFESTS}) as answer:
             body = await _whole(answer)
@@ -113,7 +110,6 @@ class MirrorClient:
         """The manifests that refer to a manifest; by its tag if there is no referrers API.
 
         Raises:
-            PullError: they are not available.
             NotAManifest: the list is not an index.
         """
         try:
@@ -129,20 +125,13 @@ class MirrorClient:
         """Whether the cache has a blob; the blob is not sent.
 
         On a miss the mirror begins to download it, and continues if a request follows at once.
-
-        Raises:
-            PullError: the blob is not available.
         """
         headers = {"If-None-Match": f'"{digest}"'}
         async with self._asked(_blob_path(place, digest), place, headers) as answer:
             return _is_hit(answer.headers)
 
     async def is_stored(self, place: Place, digest: Digest) -> bool:
-        """Whether a blob that was just downloaded is in the cache.
-
-        Raises:
-            PullError: the mirror does not answer, or with an error.
-        """
+        """Whether a blob that was just downloaded is in the cache."""
         async with self._asked(_blob_path(place, digest), place, {}, "HEAD") as answer:
             return _is_hit(answer.headers)
 
@@ -151,7 +140,6 @@ class MirrorClient:
 
         Raises:
             BrokenOffError: the body ended early.
-            PullError: the blob is not available.
         """
         async with self._asked(_blob_path(place, digest), place, {}) as answer:
             try:

@@ -32,7 +32,7 @@ from mirror.server.shared_state import splitting
 from mirror.server.store import Store
 from mirror.store.interface import DecisionStore, ManifestStore, TagStore
 from mirror.store.metadata.operator_files import BlockFile
-from mirror.upstream.addresses import trusting
+from mirror.upstream.sessions import trusting
 from mirror.user_error import UserError
 
 _log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from mirror.inventory.ruling import Rulings, block, listed, unblock
 from mirror.oci.image_name import ImageName, parse_image
 from mirror.oci.reference import InvalidName, InvalidReference
 from mirror.registry_client.client import PullError
-from mirror.registry_client.plan import Wanted
+from mirror.registry_client.pull import Wanted
 from mirror.server.control import ControlDirectory, is_own
 from mirror.server.maintenance import keeping_rule
 from mirror.server.pulls import Pulls

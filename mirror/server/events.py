@@ -21,8 +21,7 @@ from mirror.metrics.batch import MetricBatch
 from mirror.metrics.metrics import Metrics
 from mirror.oci.manifest import NotAManifest, references
 from mirror.oci.media_types import DOCKER_LIST, OCI_INDEX
-from mirror.pull.blobs import BlobPulls
-from mirror.pull.fills import DownloadRates
+from mirror.pull.blobs import BlobPulls, DownloadRates
 from mirror.pull.outcome import Outcome
 from mirror.server.store import Store
 from mirror.stats.buffer import Failed, Request

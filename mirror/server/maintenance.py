@@ -14,7 +14,7 @@ from typing import Any, Final
 from mirror.config.model import Config
 from mirror.config.policy import configured_pins, kept_images
 from mirror.oci.image_glob import FullName
-from mirror.pull.block_list import BlockList
+from mirror.pull.gate import BlockList
 from mirror.server.store import Store, cache_limits
 from mirror.store.images.keep import Rule, nothing
 from mirror.store.interface import IndexUnavailableError

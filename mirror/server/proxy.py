@@ -18,12 +18,11 @@ from mirror.http.server import Server
 from mirror.http.server_options import PROXY
 from mirror.metrics.metrics import Metrics
 from mirror.oci.image_glob import FullName
-from mirror.proxy.connecting import Connector
-from mirror.proxy.destination import Destination
-from mirror.proxy.handler import ProxyHandler, TunnelLimits
+from mirror.proxy.handler import ProxyHandler
 from mirror.proxy.passthrough import Passing, Pushes
-from mirror.proxy.permission import Permission, parse_rule
+from mirror.proxy.permission import Destination, Permission, parse_rule
 from mirror.proxy.registries import Registries
+from mirror.proxy.tunnel import Connector
 from mirror.pull.refusals import Question
 from mirror.server.listeners import ACCEPTED_AT_ONCE, Listener
 from mirror.server.open_files import bounds
@@ -92,8 +91,7 @@ def proxy_handler(
         CertificateIssuer(authority),
         _permission(config),
         Connector(config.fetch.connect_timeout.seconds, parent=_parent_by(general_proxies(config))),
-        TunnelLimits(bounds(config).tunnels, proxy.idle_timeout.seconds),
-        metrics,
+        *(bounds(config).tunnels, proxy.idle_timeout.seconds, metrics),
     )
 
 

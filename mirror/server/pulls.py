@@ -16,24 +16,28 @@ from mirror.config.model import Config, UpstreamConfig
 from mirror.config.policy import configured_pins, configured_rules
 from mirror.config.upstreams import taking_credentials, without_host
 from mirror.oci.manifest import Descriptor
-from mirror.pull.blobs import BlobPulls, BlobsForReplicas
+from mirror.pull.blobs import BlobPulls, BlobsForReplicas, Fills
 from mirror.pull.cooldown import Cooldown
 from mirror.pull.feed import Feeds
-from mirror.pull.fills import Fills
-from mirror.pull.gate import Elsewhere, Gate, GatedBlobs, GatedManifests
+from mirror.pull.gate import Elsewhere, Gate, GatedBlobs
+from mirror.pull.gated_manifests import GatedManifests
 from mirror.pull.listings import FreshPage, ListingPulls
 from mirror.pull.manifest_source import ManifestSource
 from mirror.pull.manifests import ManifestPulls
 from mirror.pull.prefetch import Prefetch
-from mirror.pull.private import AuthorizedBlobs, AuthorizedListings, AuthorizedManifests
-from mirror.pull.private_access import PrivateAccess
+from mirror.pull.private import (
+    AuthorizedBlobs,
+    AuthorizedListings,
+    AuthorizedManifests,
+    PrivateAccess,
+)
 from mirror.pull.refusals import RecentRefusals, Refusals
 from mirror.server.shared_state import SharedState
 from mirror.server.store import Private, Store
 from mirror.store.interface import MOST_PAGE_BYTES, ManifestStore, TagStore
 from mirror.ttl_cache import TtlCache
-from mirror.upstream.credentials import Principals
 from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.login import Principals
 
 if TYPE_CHECKING:
     from mirror.cluster.values import SharedCaches

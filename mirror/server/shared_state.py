@@ -15,10 +15,10 @@ from mirror.http.response_cache import ResponseCache
 from mirror.inventory.browse import Browser
 from mirror.metrics.metrics import Metrics
 from mirror.policy.rules import Moment
-from mirror.pull.block_list import BlockList
-from mirror.pull.fills import Fills
+from mirror.pull.blobs import Fills
+from mirror.pull.body import RangeFetches
+from mirror.pull.gate import BlockList
 from mirror.pull.policy import AHEAD_SHARE, Splitting
-from mirror.pull.range_fetch import RangeFetches
 from mirror.pull.slots import Slots
 from mirror.server.events import StatsRecorder, UpstreamEvents
 from mirror.server.maintenance import BlockWatch

@@ -17,11 +17,9 @@ from mirror.config.model import Config, UpstreamConfig
 from mirror.shares import Rooms
 from mirror.trouble import Problem
 from mirror.ttl_cache import TtlCache
-from mirror.upstream.addresses import trusting
-from mirror.upstream.auth import Authenticator, Authorization
-from mirror.upstream.credentials import Principal, Verbatim
+from mirror.upstream.auth import Authenticator, Authorization, Verbatim
 from mirror.upstream.endpoints import Endpoints
-from mirror.upstream.login import Login, OwnLogin, SharedLogin
+from mirror.upstream.login import Login, OwnLogin, Principal, SharedLogin
 from mirror.upstream.proxies import (
     InvalidProxyError,
     Proxies,
@@ -32,7 +30,8 @@ from mirror.upstream.quirks import quirks_of
 from mirror.upstream.registry import Registry
 from mirror.upstream.responses import Pace
 from mirror.upstream.routing import Names, Router, UnknownRegistryError
-from mirror.upstream.transport import Observer, Transport, TransportSettings
+from mirror.upstream.sessions import TransportSettings, trusting
+from mirror.upstream.transport import Observer, Transport
 from mirror.user_error import UserError
 
 if TYPE_CHECKING:

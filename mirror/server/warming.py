@@ -25,8 +25,7 @@ from mirror.oci.image_name import ImageName, parse_image
 from mirror.oci.platform import Platform
 from mirror.oci.reference import InvalidName
 from mirror.registry_client.client import MirrorClient, Place, PullError
-from mirror.registry_client.plan import EVERYTHING, Wanted
-from mirror.registry_client.pull import Pulled, Puller
+from mirror.registry_client.pull import EVERYTHING, Pulled, Puller, Wanted
 from mirror.server.control import ControlDirectory, is_own
 from mirror.server.upstreams import directory
 from mirror.store.local.layout import Layout, left_in

@@ -11,8 +11,7 @@ from mirror.oci.image_name import ImageName
 from mirror.oci.manifest import Descriptor
 from mirror.oci.platform import Platform
 from mirror.registry_client.client import MirrorClient, Place, PullError
-from mirror.registry_client.plan import Plan
-from mirror.registry_client.pull import Pulled, Puller, Watcher
+from mirror.registry_client.pull import Plan, Pulled, Puller, Watcher
 from mirror.server.warming import located_all
 from mirror.store.local.layout import left_in
 from mirror.transfer.layout_store import whole

@@ -20,7 +20,7 @@ from mirror.oci.image_layout import (
 )
 from mirror.oci.manifest import Descriptor, NotAManifest, identify, index_entries
 from mirror.oci.media_types import MANIFEST_TYPES
-from mirror.registry_client.plan import MAX_DEPTH, MAX_REFERENCES, blobs_of, is_index
+from mirror.registry_client.pull import MAX_DEPTH, MAX_REFERENCES, blobs_of, is_index
 from mirror.store.interface import BlobStore, Manifest, ManifestStore, NoRoomError, PartialBusyError
 from mirror.transfer.layout_reader import LayoutFile
 

@@ -6,16 +6,9 @@ The list follows the IANA special-purpose address registries (RFC 6890).  The pr
 
 import ipaddress
 import re
-import socket
-import ssl
 import string
-from functools import cache
-from pathlib import Path
 from typing import Final
 from urllib.parse import quote
-
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import DefaultResolver
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -132,64 +125,3 @@ def as_ascii(address: str) -> str:
 
 class PrivateAddressError(OSError):
     """A public registry redirects to a private address."""
-
-
-class GuardedResolver(AbstractResolver):
-    """The system's resolver; it refuses private addresses for public registries."""
-
-    def __init__(self, own: str, inner: AbstractResolver | None = None) -> None:
-        """``own`` is the host of the registry."""
-        self._own = own
-        self._inner = inner if inner is not None else DefaultResolver()
-        self._private = is_private(own)
-
-    def check(self, host: str) -> None:
-        """Check a host that is an address and is not resolved.
-
-        Raises:
-            PrivateAddressError: the address is private and that of the registry is not.
-        """
-        if is_private(host) and not self._private:
-            raise PrivateAddressError(f"{host} is a private address")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Return the addresses of a name.
-
-        Raises:
-            OSError: the name has no address.
-            PrivateAddressError: all its addresses are private and that of the registry is not.
-        """
-        found = await self._inner.resolve(host, port, family)
-        if host == self._own:
-            self._private = any(is_private(result["host"]) for result in found)
-        if host == self._own or self._private:
-            return found
-        public = [result for result in found if not is_private(result["host"])]
-        if found and not public:
-            raise PrivateAddressError(f"{host} has a private address")
-        return public
-
-    async def close(self) -> None:
-        """Close the system's resolver."""
-        await self._inner.close()
-
-
-def trusting(ca_files: tuple[str, ...]) -> ssl.SSLContext:
-    """Return a TLS context that trusts the CAs of the system and those in the files.
-
-    A changed file is read again.
-
-    Raises:
-        OSError: a file cannot be read or contains no certificate (``ssl.SSLError`` is an OSError).
-    """
-    return _tls(ca_files, tuple(Path(file).stat().st_mtime_ns for file in ca_files))
-
-
-@cache  # a context costs 20 ms, and most upstreams use the same one
-def _tls(ca_files: tuple[str, ...], _changed: tuple[int, ...]) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    for file in ca_files:
-        context.load_verify_locations(cafile=file)
-    return context

@@ -17,7 +17,7 @@ from mirror.oci.challenge import Challenge, over_tls, parse_challenges, with_rea
 from mirror.trouble import Problem
 from mirror.ttl_cache import TtlCache
 from mirror.upstream.errors import LoginRefusedError, RefusedError, UpstreamError
-from mirror.upstream.login import Credentials, Login, SharedLogin
+from mirror.upstream.login import Credentials, Login, Principal, SharedLogin
 from mirror.upstream.rate_limit import RateLimits
 from mirror.upstream.token_service import TokenService, Tried
 from mirror.upstream.transport import Request, Transport
@@ -36,21 +36,16 @@ _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^
 
 
 class Authenticator(Protocol):
-    """Sends requests to one upstream as one client, within the rate limit of that client."""
+    """Sends requests to one upstream as one client, within the rate limit of that client.
+
+    Raises UpstreamError if upstream does not answer, or gives no token.
+    """
 
     async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
-        """Send a request for a repository (empty: for none); return the last answer.
-
-        Raises:
-            UpstreamError: upstream did not answer, or a token cannot be fetched.
-        """
+        """Send a request for a repository (empty: for none); return the last answer."""
 
     async def renew(self, repository: str) -> None:
-        """Drop the token for a repository; the next request makes upstream check the credentials.
-
-        Raises:
-            UpstreamError: upstream cannot be asked.
-        """
+        """Drop the token for a repository; the next request makes upstream check the login."""
 
     def problems(self) -> list[Problem]:
         """Return the troubles of this client's login and limits."""
@@ -196,7 +191,6 @@ class Authorization:
             self._remember(await self._learn())
 
     def problems(self) -> list[Problem]:
-        """See :meth:`Authenticator.problems`."""
         refused = [] if self._login.problem is None else [self._login.problem]
         return [*refused, *self._limits.problems()]
 
@@ -305,11 +299,7 @@ class Authorization:
     async def _judge(
         self, request: Request, credentials: Credentials, response: aiohttp.ClientResponse
     ) -> None:
-        """Find out whether a refusal is about the mirror's login or about the repository alone.
-
-        Raises:
-            LoginRefusedError: it is about the login.
-        """
+        """Raise LoginRefusedError if a refusal is not about the repository alone."""
         if not self._login.own:
             return
         if self._login.proven or response.status != 401:
@@ -322,6 +312,27 @@ class Authorization:
                 return
         response.release()
         self._login.refuse(credentials)
+
+
+class Verbatim:
+    """Sends the Authorization field of a client to upstream unchanged, and nothing else."""
+
+    def __init__(self, upstream: str, transport: Transport, principal: Principal) -> None:
+        self._limits = RateLimits(upstream)
+        self._transport = transport
+        self._header = principal.authorization or None
+
+    async def send(self, request: Request, repository: str) -> aiohttp.ClientResponse:
+        """Send a request; a refusal is for the client: only the client can get another token."""
+        own = replace(request, authorization=self._header)
+        return await self._transport.send(own, self._limits)
+
+    async def renew(self, repository: str) -> None:
+        """Do nothing: no token is stored here."""
+
+    def problems(self) -> list[Problem]:
+        """Return nothing: the troubles of a client are for that client to know."""
+        return []
 
 
 def challenge_fields(response: aiohttp.ClientResponse) -> tuple[str, ...]:

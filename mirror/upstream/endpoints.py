@@ -15,12 +15,10 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_name import short_digest
 from mirror.trouble import Problem, Trouble
 from mirror.upstream.auth import Authenticator
-from mirror.upstream.credentials import Principal
 from mirror.upstream.errors import NonsenseError, UpstreamError
-from mirror.upstream.listings import TagStream
-from mirror.upstream.passthrough import Outgoing
+from mirror.upstream.login import Principal
 from mirror.upstream.registry import Registry
-from mirror.upstream.responses import BlobStream, Listing, ManifestBody, ManifestHead, PassedAnswer
+from mirror.upstream.responses import BlobStream, ManifestBody, ManifestHead
 from mirror.upstream.transport import READ_BUFFER_BYTES
 
 #: How long a mirror is asked last, in seconds.
@@ -134,6 +132,7 @@ class Endpoints:
     If one address fails for any reason, the next one is asked, as containerd does; the registry
     itself comes last.  A mirror that sent wrong content is asked after the registry.  Every method
     raises UpstreamError if no address has the content; the error is that of the registry itself.
+    Listings are asked of ``origin``, the registry itself, alone, since a mirror may lack entries.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class Endpoints:
         ``log`` is that of the same upstream for other clients.
         """
         self.name = name
-        *self._mirrors, self._registry = registries
+        *self.mirrors, self.origin = registries
         self._introduce = introduce
         self._doubts = Doubts()
         self.log = log or StateLog(name, registries)
@@ -163,32 +162,20 @@ class Endpoints:
             return self
         endpoints = self._of_principals.get(principal)
         if endpoints is None:
-            registry = self._registry.with_credentials(self._introduce(principal))
+            registry = self.origin.with_credentials(self._introduce(principal))
             endpoints = Endpoints(self.name, [registry], self._introduce, self.log)
             self._of_principals.put(principal, endpoints, len(principal.authorization))
         return endpoints
 
-    async def renew(self, repository: str) -> None:
-        """See :meth:`Registry.renew`."""
-        await self._registry.renew(repository)
-
-    async def greet(self) -> None:
-        """See :meth:`Registry.greet`; asks the registry itself."""
-        await self._registry.greet()
-
-    async def confirm_manifest(self, repository: str, reference: str, accept: str) -> None:
-        """See :meth:`Registry.confirm_manifest`."""
+    async def confirm(
+        self, kind: str, repository: str, reference: str, accept: str = "*/*"
+    ) -> None:
         await self._ask(
-            f"{repository} {reference}",
-            lambda each: each.confirm_manifest(repository, reference, accept),
+            reference if kind == "blob" else f"{repository} {reference}",
+            lambda each: each.confirm(kind, repository, reference, accept),
         )
 
-    async def confirm_blob(self, repository: str, digest: Digest) -> None:
-        """See :meth:`Registry.confirm_blob`."""
-        await self._ask(str(digest), lambda each: each.confirm_blob(repository, digest))
-
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
-        """See :meth:`Registry.head_manifest`."""
         return await self._ask(
             f"{repository} {reference}",
             lambda each: each.head_manifest(repository, reference, accept),
@@ -208,7 +195,6 @@ class Endpoints:
         return await self._ask(f"{repository} {reference}", question)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
-        """See :meth:`Registry.head_blob`."""
         return await self._ask(str(digest), lambda each: each.head_blob(repository, digest))
 
     @asynccontextmanager
@@ -220,7 +206,6 @@ class Endpoints:
         stop: int | None = None,
         buffer_bytes: int = READ_BUFFER_BYTES,
     ) -> AsyncIterator[BlobStream]:
-        """See :meth:`Registry.open_blob`."""
         async with AsyncExitStack() as stack:
             yield await self._ask(
                 str(digest),
@@ -229,40 +214,10 @@ class Endpoints:
                 ),
             )
 
-    async def tags(self, repository: str, query: str) -> Listing:
-        """See :meth:`Registry.tags`; asks the registry itself, since a mirror may lack entries."""
-        return await self._registry.tags(repository, query)
-
-    @asynccontextmanager
-    async def open_tags(
-        self, repository: str, query: str, buffer_bytes: int
-    ) -> AsyncIterator[tuple[Listing, TagStream]]:
-        """See :meth:`Registry.open_tags`; asks the registry itself, as for :meth:`tags`."""
-        async with self._registry.open_tags(repository, query, buffer_bytes) as opened:
-            yield opened
-
-    async def referrers(self, repository: str, digest: Digest, query: str) -> Listing:
-        """See :meth:`Registry.referrers`; asks the registry itself, as for :meth:`tags`."""
-        return await self._registry.referrers(repository, digest, query)
-
-    async def pass_on(self, outgoing: Outgoing) -> PassedAnswer:
-        """See :meth:`Registry.pass_on`; asks the registry itself, never a mirror."""
-        return await self._registry.pass_on(outgoing)
-
-    @property
-    def mirrors(self) -> Sequence[Registry]:
-        """The mirrors, in the order in which they are asked."""
-        return self._mirrors
-
-    @property
-    def several(self) -> bool:
-        """Whether there is more than one address."""
-        return bool(self._mirrors)
-
     @property
     def max_blob_bytes(self) -> int:
         """The size of the largest blob that is accepted, in bytes."""
-        return self._registry.max_blob_bytes
+        return self.origin.max_blob_bytes
 
     def blame(self, *thing: object) -> bool:
         """Note wrong content: ask the mirrors that sent a part of it last.
@@ -281,7 +236,7 @@ class Endpoints:
 
     async def _ask(self, thing: str, question: Callable[[Registry], Awaitable[R]]) -> R:
         first, last = list[int](), list[int]()
-        for mirror in range(len(self._mirrors)):
+        for mirror in range(len(self.mirrors)):
             (last if self._doubts.is_behind(mirror, thing) else first).append(mirror)
         for mirror in first:
             try:
@@ -289,7 +244,7 @@ class Endpoints:
             except UpstreamError as error:
                 _log.debug("%s; asking the next address", error)
         try:
-            return await question(self._registry)
+            return await question(self.origin)
         except UpstreamError:
             for mirror in last:
                 try:
@@ -302,7 +257,7 @@ class Endpoints:
         self, mirror: int, thing: str, question: Callable[[Registry], Awaitable[R]]
     ) -> R:
         try:
-            answer = await question(self._mirrors[mirror])
+            answer = await question(self.mirrors[mirror])
         except NonsenseError:
             if self._doubts.failed(mirror, thing):
                 self._tell(mirror, thing)
@@ -311,5 +266,5 @@ class Endpoints:
         return answer
 
     def _tell(self, mirror: int, thing: str) -> None:
-        address = self._mirrors[mirror].address
+        address = self.mirrors[mirror].address
         _log.warning("%s: %s sent wrong bytes for %s; it is asked last", self.name, address, thing)

@@ -1,17 +1,22 @@
-"""The login of a client at a registry, and whether the registry has refused it.
+"""Who logs in to a registry: the mirror, or a client; and whether the registry has refused it.
+
+Only the upstream receives the credentials of a client.  Cache keys, logs and errors contain the
+client's identity instead: a keyed hash that reveals nothing about the secret.
 
 A registry may lock an account after some wrong passwords, and every pull would send one.
 """
 
 import asyncio
 import base64
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from mirror.oci.challenge import parse_basic
 from mirror.trouble import Problem, Trouble
 from mirror.ttl_cache import SharedValues
 from mirror.upstream.errors import LoginRefusedError, RefusedError
@@ -19,6 +24,7 @@ from mirror.upstream.errors import LoginRefusedError, RefusedError
 _log = logging.getLogger(__name__)
 #: How long a refused password is not sent again, in seconds.
 _REFUSED_SECONDS: Final = 60.0
+_IDENTITY_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,37 @@ class Credentials:
         """The Authorization header (RFC 7617)."""
         pair = f"{self.username}:{self.password}".encode()
         return "Basic " + base64.b64encode(pair).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """One client; ``authorization`` is its Authorization field, empty if it sent none."""
+
+    identity: str
+    authorization: str = field(default="", repr=False, compare=False)
+
+    def credentials(self) -> Credentials | None:
+        """User and password; None if the client did not use the Basic scheme."""
+        pair = parse_basic(self.authorization)
+        return None if pair is None else Credentials(*pair)
+
+
+#: A client without credentials; it gets the answer that upstream gives to anonymous clients.
+NOBODY: Final = Principal("nobody")
+
+
+class Principals:
+    """Makes principals from Authorization fields."""
+
+    def __init__(self, key: bytes) -> None:
+        """``key`` is the secret key of the hash that identifies a client."""
+        self._key = key
+
+    def principal(self, authorization: str) -> Principal:
+        """Return the principal that sent this Authorization field."""
+        data = authorization.encode(errors="surrogateescape")
+        hashed = hashlib.blake2b(data, digest_size=_IDENTITY_BYTES, key=self._key)
+        return Principal(hashed.hexdigest(), authorization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +181,9 @@ class OwnLogin(Login):
 
     @property
     def problem(self) -> Problem | None:  # type: ignore[override]
-        """See :class:`Login`."""
         return self._trouble.problem
 
     def accept(self) -> None:
-        """See :meth:`Login.accept`."""
         super().accept()
         self._trouble.over()
         if self._refused is not None:

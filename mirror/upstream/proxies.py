@@ -4,6 +4,7 @@ The environment is read by the rules of Go (golang.org/x/net/http/httpproxy), as
 containerd read it: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or the same names in lower case.
 """
 
+import contextlib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -141,8 +142,9 @@ def parse_proxy(text: str, source: str) -> Proxy:
 
 
 def _entry(entry: str) -> _Entry | None:
-    if entry.partition("/")[2].isdigit() and (parsed := _lookup_network(entry)) is not None:
-        return _Entry(parsed)
+    if entry.partition("/")[2].isdigit():
+        with contextlib.suppress(ValueError):
+            return _Entry(ipaddress.ip_network(entry, strict=False))
     host, colon, port = entry.rpartition(":")
     if not colon or (":" in host and not host.endswith("]")):  # an IPv6 address has no port
         host, port = entry, ""
@@ -154,13 +156,6 @@ def _entry(entry: str) -> _Entry | None:
     if not name:  # malformed; Go ignores it too
         return None
     return _Entry(name=_ascii(name), below_only=suffix.startswith("."), port=port)
-
-
-def _lookup_network(text: str) -> Network | None:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return None
 
 
 def _lookup_address(text: str) -> Address | None:

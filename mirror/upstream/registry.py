@@ -1,18 +1,16 @@
 """Client of one upstream registry: the pull part of the OCI distribution spec."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
-from mirror.oci.byterange import parse_content_range
-from mirror.oci.digest import Digest, InvalidDigest
+from mirror.oci.digest import Digest
 from mirror.shares import SMALL_BYTES, Hold, Rooms
 from mirror.trouble import Problem
-from mirror.upstream.auth import Authenticator, challenge_fields
-from mirror.upstream.body import is_compressed
+from mirror.upstream.auth import Authenticator
 from mirror.upstream.errors import (
     DeniedError,
     NonsenseError,
@@ -21,10 +19,7 @@ from mirror.upstream.errors import (
     RangeRefusedError,
     RedirectError,
     RejectedError,
-    UnauthorizedError,
-    UnavailableError,
     UpstreamError,
-    place,
 )
 from mirror.upstream.listings import (
     CONTENT,
@@ -39,14 +34,18 @@ from mirror.upstream.listings import (
 from mirror.upstream.passthrough import Outgoing, correct_addresses
 from mirror.upstream.quirks import quirks_of
 from mirror.upstream.responses import (
+    REJECTIONS,
     BlobStream,
     Listing,
     ManifestBody,
     ManifestHead,
     Pace,
     PassedAnswer,
-    parse_error,
+    error_of,
+    length_of,
     readable_field,
+    span_of,
+    stated_digest,
 )
 from mirror.upstream.transport import Observer, Request, Transport, whole
 
@@ -54,14 +53,15 @@ _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the spec asks registries to acce
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _NO_REFERRERS: Final = "has no referrers API"
 _MAX_ERROR_BYTES: Final = 64 * 1024
-#: Statuses that reach the client with upstream's own words.
-_REJECTIONS: Final = {400, 402, 410, 413, 451}
 #: The memory reserved first for an answer of unknown size.
 _FIRST_BYTES: Final = 1024 * 1024
 
 
 class Registry:
-    """One upstream registry at one address."""
+    """One upstream registry at one address.
+
+    Every request raises UpstreamError if upstream does not serve what it asks for.
+    """
 
     def __init__(
         self,
@@ -105,51 +105,25 @@ class Registry:
     def with_credentials(self, authenticator: Authenticator) -> "Registry":
         """Return the same registry for another client."""
         return Registry(
-            self.name,
-            self._url,
-            self._transport,
-            authenticator,
-            self._observer,
-            self._rooms,
-            self.max_blob_bytes,
-            self._pace,
+            *(self.name, self._url, self._transport, authenticator, self._observer),
+            *(self._rooms, self.max_blob_bytes, self._pace),
             prefix=self._prefix,
         )
 
     async def renew(self, repository: str) -> None:
-        """Drop the token for a repository: the next request makes upstream check the credentials.
-
-        Raises:
-            UpstreamError: upstream cannot be asked.
-        """
+        """Drop the token for a repository: the next request makes upstream check the login."""
         await self._authenticator.renew(self._own_name(repository))
 
     async def greet(self) -> None:
-        """Ask for ``/v2/``.
-
-        Raises:
-            UpstreamError: upstream refuses the credentials, or cannot be asked.
-        """
+        """Ask for ``/v2/``."""
         async with self._ask("GET", "", "", "ping"):
             return
 
-    async def confirm_manifest(self, repository: str, reference: str, accept: str) -> None:
-        """Check that upstream serves a manifest to this client.
-
-        Raises:
-            UpstreamError: upstream does not.
-        """
-        await self._confirm(repository, f"{repository}/manifests/{reference}", "manifest", accept)
-
-    async def confirm_blob(self, repository: str, digest: Digest) -> None:
-        """Check that upstream serves a blob to this client.
-
-        Raises:
-            UpstreamError: upstream does not.
-        """
-        await self._confirm(repository, f"{repository}/blobs/{digest}", "blob", "*/*")
-
-    async def _confirm(self, repository: str, path: str, kind: str, accept: str) -> None:
+    async def confirm(
+        self, kind: str, repository: str, reference: str, accept: str = "*/*"
+    ) -> None:
+        """Check that upstream serves a ``manifest`` or a ``blob`` to this client."""
+        path = f"/{kind}s/{reference}"
         try:
             async with self._ask("HEAD", repository, path, kind, accept=accept):
                 return
@@ -167,39 +141,28 @@ class Registry:
             try:
                 asking = self._ask("GET", repository, path, kind, accept=accept, span=(0, stop))
                 async with asking as answer:
-                    return self._span(answer, 0)[1]
+                    return span_of(self.name, answer, 0)[1]
             except (RangeRefusedError, NonsenseError, RejectedError):
                 if stop is None:
                     raise
         raise AssertionError("the loop returns or raises")
 
     async def head_manifest(self, repository: str, reference: str, accept: str) -> ManifestHead:
-        """Ask for the fields of a manifest by HEAD; Docker Hub does not count this as a pull.
-
-        Raises:
-            UpstreamError: upstream does not serve the manifest.
-        """
-        path = f"{repository}/manifests/{reference}"
+        """Ask for the fields of a manifest by HEAD; Docker Hub does not count this as a pull."""
+        path = f"/manifests/{reference}"
         async with self._ask("HEAD", repository, path, "manifest", accept=accept) as response:
-            return ManifestHead(
-                _digest(response.headers),
-                readable_field(response.headers, "Content-Type"),
-                _length(response),
-            )
+            media_type = readable_field(response.headers, "Content-Type")
+            return ManifestHead(stated_digest(response), media_type, length_of(response))
 
     async def get_manifest(self, repository: str, reference: str, accept: str) -> ManifestBody:
-        """Fetch a manifest.
-
-        Raises:
-            UpstreamError: upstream does not serve the manifest, or it is larger than 4 MiB.
-        """
-        path = f"{repository}/manifests/{reference}"
+        """Fetch a manifest of at most 4 MiB."""
+        path = f"/manifests/{reference}"
 
         async def get() -> ManifestBody:
             async with self._ask("GET", repository, path, "manifest", accept=accept) as response:
                 body, hold = await self._read(response, "manifest", _MAX_MANIFEST_BYTES)
                 media_type = response.headers.get("Content-Type", "")
-                return ManifestBody(body, media_type, _digest(response.headers), hold)
+                return ManifestBody(body, media_type, stated_digest(response), hold)
 
         return await whole(get)
 
@@ -207,15 +170,12 @@ class Registry:
         """Return the size of a blob in bytes, None if upstream does not tell it.
 
         If HEAD is refused or does not tell the size, ask by GET for the first byte.
-
-        Raises:
-            UpstreamError: upstream does not serve the blob.
         """
-        path = f"{repository}/blobs/{digest}"
+        path = f"/blobs/{digest}"
         if quirks_of(self.name, self._url.host).blob_head:
             try:
                 async with self._ask("HEAD", repository, path, "blob") as answer:
-                    size = _length(answer)
+                    size = length_of(answer)
                     if size or (size == 0 and _is_empty(digest)):
                         return size
             except UpstreamError as error:
@@ -233,50 +193,38 @@ class Registry:
         Upstream may ignore the range and send the whole blob from byte 0.
 
         If the reader is slow, up to twice ``buffer_bytes`` are held in memory.
-
-        Raises:
-            UpstreamError: upstream does not serve the blob.
         """
-        path = f"{repository}/blobs/{digest}"
-        asking = self._exchange(
-            "GET", repository, path, "blob", span=(start, stop), buffer_bytes=buffer_bytes
-        )
+        path, span = f"/blobs/{digest}", (start, stop)
+        asking = self._ask("GET", repository, path, "blob", span=span, buffer_bytes=buffer_bytes)
         async with asking as response:
-            span = self._span(response, start)
-            if span[1] == 0 and not _is_empty(digest):
+            sent = span_of(self.name, response, start)
+            if sent[1] == 0 and not _is_empty(digest):
                 raise NonsenseError(self.name, f"answered without content for {digest}")
             turn = None if self._pace is None else self._pace.turn(str(digest))
-            proxy = self._transport.lookup_proxy(response.url)
+            proxy = self._transport.sessions.lookup_proxy(response.url)
             yield BlobStream(
-                self.name, response, span, self._observer, self.max_blob_bytes, turn, proxy
+                self.name, response, sent, self._observer, self.max_blob_bytes, turn, proxy
             )
 
     async def tags(self, repository: str, query: str) -> Listing:
-        """Fetch a page of the list of tags.
-
-        Raises:
-            UpstreamError: upstream does not serve the list.
-        """
-        path = f"{repository}/tags/list"
-        return await whole(lambda: self._listing(repository, path, "tags", query))
+        """Fetch a page of the list of tags."""
+        return await whole(lambda: self._listing(repository, "/tags/list", "tags", query))
 
     @asynccontextmanager
     async def open_tags(
         self, repository: str, query: str, buffer_bytes: int
     ) -> AsyncIterator[tuple[Listing, TagStream]]:
-        """Open a page of the list of tags that is too large to hold.
-
-        Raises:
-            UpstreamError: upstream does not serve the list.
-        """
-        path = f"{repository}/tags/list"
-        asking = self._exchange(
-            "GET", repository, path, "tags", query=query, buffer_bytes=buffer_bytes
+        """Open a page of the list of tags that is too large to hold."""
+        asking = self._ask(
+            *("GET", repository, "/tags/list", "tags"), query=query, buffer_bytes=buffer_bytes
         )
         async with asking as response:
             if response.content_type in PAGES:
                 raise NonsenseError(self.name, "answered a web page for a list of tags")
-            span, proxy = (0, response.content_length), self._transport.lookup_proxy(response.url)
+            span, proxy = (
+                (0, response.content_length),
+                self._transport.sessions.lookup_proxy(response.url),
+            )
             limits = (span, self._observer, self.max_blob_bytes)
             stream = BlobStream(self.name, response, *limits, proxy=proxy, kind="tags")
             yield listing_page(response, large=True), TagStream(stream, self._prefix)
@@ -287,7 +235,7 @@ class Registry:
         Raises:
             UpstreamError: upstream does not serve the list; NotFoundError if it lacks the API.
         """
-        path = f"{repository}/referrers/{digest}"
+        path = f"/referrers/{digest}"
         try:
             return await whole(lambda: self._listing(repository, path, "referrers", query))
         except RedirectError as error:  # such as to a page for people that needs cookies
@@ -307,7 +255,7 @@ class Registry:
             raise DeniedError(self.name, text)
         url = outgoing.url(self._url)
         response = await self._transport.pass_on(outgoing, url)
-        answer = PassedAnswer(self.name, response, self._transport.lookup_proxy(url))
+        answer = PassedAnswer(self.name, response, self._transport.sessions.lookup_proxy(url))
         correct_addresses(answer.headers, self._url, outgoing.headers.get("Host", ""))
         return answer
 
@@ -339,90 +287,57 @@ class Registry:
         accept: str = "*/*",
         query: str = "",
         span: tuple[int, int | None] = (0, None),
+        buffer_bytes: int | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request with a small answer, after waiting for this client's turn."""
-        turn = await self._rooms.questions.hold(self.name)
-        try:
-            asking = self._exchange(
-                method, repository, path, kind, accept=accept, query=query, span=span
-            )
-            async with asking as response:
-                yield response
-        finally:
-            turn.release()
+        """Send a request for a ``path`` of a repository.
 
-    @asynccontextmanager
-    async def _exchange(
-        self,
-        method: str,
-        repository: str,
-        path: str,
-        kind: str,
-        *,
-        accept: str = "*/*",
-        query: str = "",
-        span: tuple[int, int | None] = (0, None),
-        buffer_bytes: int = SMALL_BYTES,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        path, repository = self._own_name(path), self._own_name(repository)
-        url = URL(f"{self._url}/v2/{path}" + (f"?{query}" if query else ""), encoded=True)
+        For a small answer, wait for this client's turn.  A large one has its own limits:
+        ``buffer_bytes`` is its buffer.
+        """
+        name = self._own_name(repository)
+        url = URL(f"{self._url}/v2/{name}{path}" + (f"?{query}" if query else ""), encoded=True)
         start, stop = span
-        request = Request(method, url, kind, accept, None, start, buffer_bytes, stop)
-        response = await self._authenticator.send(request, repository)
+        large = buffer_bytes is not None
+        request = Request(
+            *(method, url, kind, accept, None, start), buffer_bytes or SMALL_BYTES, stop
+        )
+        turn = None if large else await self._rooms.questions.hold(self.name)
         try:
-            if kind == "referrers" and lacks_referrers(response, self._url):
-                raise NotFoundError(self.name, f"{_NO_REFERRERS} (its {response.status})")
-            await self._check(response, kind, repository)
-            yield response
+            response = await self._authenticator.send(request, name)
+            try:
+                if kind == "referrers" and lacks_referrers(response, self._url):
+                    raise NotFoundError(self.name, f"{_NO_REFERRERS} (its {response.status})")
+                await self._check(response, kind, name)
+                yield response
+            finally:
+                # A connection is reused only if its body was read to the end.
+                response.release() if response.content.at_eof() else response.close()
         finally:
-            # A connection is reused only if its body was read to the end.
-            response.release() if response.content.at_eof() else response.close()
+            if turn is not None:
+                turn.release()
 
-    def _own_name(self, name: str) -> str:
-        """The registry's own name of a repository, or its path below /v2/; "" stays ""."""
-        return self._prefix + name if name else ""
+    def _own_name(self, repository: str) -> str:
+        """The registry's own name of a repository; "" stays ""."""
+        return self._prefix + repository if repository else ""
 
     async def _check(self, response: aiohttp.ClientResponse, kind: str, repository: str) -> None:
-        status = response.status
-        origin = response.url.origin()
+        status, origin = response.status, response.url.origin()
         if status in CONTENT or status == 206:
             if self._replaceable and response.content_type in PAGES:
                 raise NonsenseError(self.name, f"{origin} answered a web page for {repository}")
             return
-        if status == 404:
-            raise NotFoundError(self.name, f"has no such thing in {repository}")
-        if status == 416:
-            raise RangeRefusedError(self.name, "refuses to continue where the last answer ended")
-        own = origin == self._url.origin()
-        fields = challenge_fields(response)
-        if status == 401 and (own or fields):  # storage refuses without a challenge
-            text = _private(repository) if own else _elsewhere(repository, origin)
-            raise UnauthorizedError(self.name, text, fields if own else ())
-        if status == 403 and own:
-            raise DeniedError(self.name, f"denies access to {repository or 'this client'}")
-        if status in _REJECTIONS and own:
-            raise await self._rejection(response, kind, repository)
-        server = place(response.url, self._transport.lookup_proxy(response.url))
-        unavailable = UnavailableError(self.name, f"{server} answered {status} for {repository}")
-        unavailable.by_status = True
-        raise unavailable
-
-    async def _rejection(
-        self, response: aiohttp.ClientResponse, kind: str, repository: str
-    ) -> RejectedError:
-        try:
-            body = await self._transport.read(response, kind, _MAX_ERROR_BYTES)
-        except UpstreamError:
-            body = b""
-        code, words = parse_error(body)
-        text = f"answered {response.status} for {repository}" + (f": {words}" if words else "")
-        return RejectedError(self.name, text, response.status, code)
+        own, body = origin == self._url.origin(), b""
+        if own and status in REJECTIONS:
+            with suppress(UpstreamError):
+                body = await self._transport.read(response, kind, _MAX_ERROR_BYTES)
+        proxy = self._transport.sessions.lookup_proxy(response.url)
+        raise error_of(self.name, response, repository, proxy, body, own=own)
 
     async def _read(
         self, response: aiohttp.ClientResponse, kind: str, limit: int
     ) -> tuple[bytes, Hold | None]:
         """Read a body of at most ``limit`` bytes; a body over SMALL_BYTES also has a hold."""
-        size = _length(response)
+        size = length_of(response)
         hold: Hold | None = None
         if size is None or SMALL_BYTES < size <= limit:
             hold = await self._rooms.answers.hold(self.name, size or _FIRST_BYTES)
@@ -445,41 +360,7 @@ class Registry:
             if hold is not None:  # an error keeps its frames alive, and the hold with them
                 hold.release()
 
-    def _span(self, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
-        if response.status != 206:
-            return 0, _length(response)
-        try:
-            first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
-        except ValueError as error:
-            raise NonsenseError(self.name, "answered a range with a bad Content-Range") from error
-        if first != start:
-            raise NonsenseError(self.name, f"answered from byte {first}, asked for {start}")
-        return first, total
-
-
-def _private(repository: str) -> str:
-    if not repository:
-        return "asks for other credentials (its 401)"
-    return f"{repository} is private or does not exist (its upstream says 401)"
-
-
-def _elsewhere(repository: str, origin: URL) -> str:
-    thing = repository or "the registry"
-    return f"{thing} is behind a redirect to {origin}, where the mirror has no login (its 401)"
-
 
 def _is_empty(digest: Digest) -> bool:
     """Whether this is the digest of no bytes."""
     return Digest.of(b"", digest.algorithm) == digest
-
-
-def _length(response: aiohttp.ClientResponse) -> int | None:
-    """Return the size of the content in bytes; that of a compressed body is another one."""
-    return None if is_compressed(response) else response.content_length
-
-
-def _digest(headers: Mapping[str, str]) -> Digest | None:
-    try:
-        return Digest.parse(headers.get("Docker-Content-Digest", ""))
-    except InvalidDigest:
-        return None

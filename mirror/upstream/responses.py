@@ -9,11 +9,26 @@ from typing import Final
 
 import aiohttp
 
-from mirror.oci.digest import Digest
+from mirror.oci.byterange import parse_content_range
+from mirror.oci.digest import Digest, InvalidDigest
 from mirror.shares import Hold
-from mirror.upstream.errors import OversizedError, translated
+from mirror.upstream.auth import challenge_fields
+from mirror.upstream.errors import (
+    DeniedError,
+    NonsenseError,
+    NotFoundError,
+    OversizedError,
+    RangeRefusedError,
+    RejectedError,
+    UnauthorizedError,
+    UnavailableError,
+    UpstreamError,
+    place,
+    translated,
+)
 from mirror.upstream.passthrough import end_to_end
 from mirror.upstream.proxies import Proxy
+from mirror.upstream.sessions import is_compressed
 from mirror.upstream.transport import Observer
 
 #: Small enough for frequent turns, large enough that their cost (10 us each) does not matter.
@@ -22,6 +37,8 @@ _GRANT_BYTES: Final = 128 * 1024
 _CATCH_UP_SECONDS: Final = 0.05
 
 _MAX_WORD_CHARACTERS: Final = 500
+#: Statuses that reach the client with upstream's own words.
+REJECTIONS: Final = {400, 402, 410, 413, 451}
 
 Turn = Callable[[int], Awaitable[None]]
 
@@ -86,6 +103,76 @@ def _word(value: object) -> str:
     if not isinstance(value, str) or not value.isprintable():
         return ""
     return value[:_MAX_WORD_CHARACTERS]
+
+
+def length_of(response: aiohttp.ClientResponse) -> int | None:
+    """Return the size of the content in bytes; that of a compressed body is another one."""
+    return None if is_compressed(response) else response.content_length
+
+
+def stated_digest(response: aiohttp.ClientResponse) -> Digest | None:
+    """Return the digest of a manifest that upstream states, None without a valid one."""
+    try:
+        return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
+    except InvalidDigest:
+        return None
+
+
+def span_of(upstream: str, response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
+    """Return the position of a body in its blob, and the size of the blob (None: unknown).
+
+    Raises:
+        NonsenseError: it is a part that does not begin at ``start``.
+    """
+    if response.status != 206:
+        return 0, length_of(response)
+    try:
+        first, _, total = parse_content_range(response.headers.get("Content-Range", ""))
+    except ValueError as error:
+        raise NonsenseError(upstream, "answered a range with a bad Content-Range") from error
+    if first != start:
+        raise NonsenseError(upstream, f"answered from byte {first}, asked for {start}")
+    return first, total
+
+
+def error_of(
+    upstream: str,
+    response: aiohttp.ClientResponse,
+    repository: str,
+    proxy: Proxy | None,
+    body: bytes,
+    *,
+    own: bool,
+) -> UpstreamError:
+    """Return the error for an answer without content; ``own``: it is of the registry itself.
+
+    ``body`` is that of an answer with one of the ``REJECTIONS``, as far as it was read.
+    """
+    status, origin = response.status, response.url.origin()
+    if status == 404:
+        return NotFoundError(upstream, f"has no such thing in {repository}")
+    if status == 416:
+        return RangeRefusedError(upstream, "refuses to continue where the last answer ended")
+    fields = challenge_fields(response)
+    if status == 401 and (own or fields):  # storage refuses without a challenge
+        text = "asks for other credentials (its 401)"
+        if not own:
+            what = f"{repository or 'the registry'} is behind a redirect to {origin}"
+            text = f"{what}, where the mirror has no login (its 401)"
+        elif repository:
+            text = f"{repository} is private or does not exist (its upstream says 401)"
+        return UnauthorizedError(upstream, text, fields if own else ())
+    if status == 403 and own:
+        return DeniedError(upstream, f"denies access to {repository or 'this client'}")
+    if status in REJECTIONS and own:
+        code, words = parse_error(body)
+        text = f"answered {status} for {repository}" + (f": {words}" if words else "")
+        return RejectedError(upstream, text, status, code)
+    unavailable = UnavailableError(
+        upstream, f"{place(response.url, proxy)} answered {status} for {repository}"
+    )
+    unavailable.by_status = True
+    return unavailable
 
 
 class Pace:

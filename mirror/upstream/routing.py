@@ -6,7 +6,7 @@ from typing import Final
 
 from mirror.oci.image_glob import compile_repositories
 from mirror.oci.reference import Repository, parse_repository, split_registry
-from mirror.upstream.credentials import Principal
+from mirror.upstream.login import Principal
 
 _USUAL_PORT: Final = ":443"
 
@@ -45,11 +45,6 @@ class Names:
     allow: tuple[str, ...] = ("**",)
     deny: tuple[str, ...] = ()
     netloc: str = ""
-
-    @property
-    def limited(self) -> bool:
-        """Whether ``allow`` or ``deny`` can forbid a repository."""
-        return is_limited(self.allow, self.deny)
 
     def permit(self, repository: str) -> bool:
         """Whether a repository is permitted."""
@@ -152,7 +147,8 @@ class Router:
         Raises:
             UnknownRegistryError: the upstream is not configured.
         """
-        return self._named(upstream).limited
+        names = self._named(upstream)
+        return is_limited(names.allow, names.deny)
 
     def upstream(self, registry: str) -> str:
         """Return the upstream with this registry name or alias.

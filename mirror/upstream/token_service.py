@@ -189,11 +189,7 @@ class TokenService:
     async def _judge(
         self, realm: URL | None, credentials: Credentials, refusal: RefusedError
     ) -> None:
-        """Find out whether a refusal is about the mirror's login or about the scope alone.
-
-        Raises:
-            LoginRefusedError: it is about the login.
-        """
+        """Raise LoginRefusedError if a refusal is not about the scope alone."""
         if not self._login.own:
             return
         if realm is not None and (self._login.proven or isinstance(refusal, DeniedError)):

@@ -1,4 +1,4 @@
-"""HTTP to one upstream: sessions, time-outs, redirects.
+"""HTTP to one upstream: time-outs, redirects, limits, broken servers.
 
 Must not know registries.  Bodies are not decoded (a decompressed blob has another digest),
 redirects are followed here (aiohttp would requote a signed address and keep custom headers),
@@ -12,35 +12,35 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from mirror.spans import NOTHING, Span, current, entered
 from mirror.trouble import Problem
-from mirror.upstream.addresses import GuardedResolver, as_ascii, trusting
-from mirror.upstream.body import is_compressed, read_up_to, uncompressed
+from mirror.upstream.addresses import as_ascii
 from mirror.upstream.breaker import Breaker
 from mirror.upstream.errors import (
     BrokenBodyError,
     OversizedAnswerError,
     RedirectError,
-    UnreachableError,
     UpstreamError,
     place,
     translated,
 )
-from mirror.upstream.framing import forgiving
 from mirror.upstream.passthrough import AUTO_HEADERS, PASSING_SECONDS, Outgoing, counted_method
-from mirror.upstream.proxies import NO_PROXIES, Proxies, Proxy
 from mirror.upstream.rate_limit import RateLimits, seconds_of, stated_limit
+from mirror.upstream.sessions import (
+    Sessions,
+    TransportSettings,
+    is_compressed,
+    read_up_to,
+    uncompressed,
+)
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS: Final = 10  # as Go's client
-_PROXY_LOGIN: Final = 407
 #: Passing errors of load balancers and of Cloudflare (52x, 530); one more attempt often succeeds.
 _PASSING: Final = {408, 500, 502, 503, 504, 520, 521, 522, 523, 524, 530}
 _AGAIN_SECONDS: Final = 0.2
@@ -53,8 +53,6 @@ _WORDS_SECONDS: Final = 1.0
 _MOMENT_SECONDS: Final = 0.2
 _MAX_BREAKERS: Final = 64
 READ_BUFFER_BYTES: Final = 1024 * 1024
-_MAX_HEADER_BYTES: Final = 64 * 1024  # tokens and signed addresses exceed aiohttp's 8 KiB
-_MAX_FIELDS: Final = 1024
 
 
 R = TypeVar("R")
@@ -80,24 +78,6 @@ class Observer(Protocol):
 
     def upstream_bytes(self, upstream: str, kind: str, count: int) -> None:
         """``count`` bytes of a body arrived."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransportSettings:
-    """How to reach upstream; times are in seconds.
-
-    ``private_redirects``: a public registry may redirect to private addresses.
-    ``http_redirects``: a server with https may redirect to one without.
-    """
-
-    connect_timeout: float = 10.0
-    first_byte_timeout: float = 30.0
-    idle_timeout: float = 60.0
-    proxies: Proxies = NO_PROXIES
-    private_redirects: bool = False
-    http_redirects: bool = False
-    ca_files: tuple[str, ...] = ()
-    user_agent: str = "mirror"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,71 +125,18 @@ class Transport:
         self._upstream = upstream
         self._settings = settings
         self._observer = observer
-        self._resolver = None if settings.private_redirects else GuardedResolver(host)
+        self.sessions = Sessions(upstream, host, settings)
         self._breakers: dict[URL, Breaker] = {}
-        self._direct: aiohttp.ClientSession | None = None
-        self._proxied: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._direct = self._opened(self._resolver)
-        # A separate session: it resolves only the names of proxies, which may be private.
-        self._proxied = self._opened(None)
+        self.sessions.open()
         return self
 
-    def _opened(self, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
-        settings = self._settings
-        return aiohttp.ClientSession(
-            auto_decompress=False,
-            trust_env=False,  # aiohttp would send credentials from ~/.netrc
-            cookie_jar=aiohttp.DummyCookieJar(),
-            connector=forgiving(
-                aiohttp.TCPConnector(limit=0, ssl=trusting(settings.ca_files), resolver=resolver)
-            ),
-            max_headers=_MAX_FIELDS,
-            max_line_size=_MAX_HEADER_BYTES,
-            max_field_size=_MAX_HEADER_BYTES,
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                sock_connect=settings.connect_timeout,
-                sock_read=settings.idle_timeout,
-            ),
-        )
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         async with AsyncExitStack() as stack:  # closes the rest even if one close is cancelled
-            for session in (self._direct, self._proxied):
-                if session is not None:
-                    stack.push_async_callback(session.close)
+            stack.push_async_callback(self.sessions.close)
             for breaker in self._breakers.values():
                 stack.push_async_callback(breaker.close)
-
-    def lookup_proxy(self, url: URL) -> Proxy | None:
-        """Return the proxy for an address, None if the address is reached directly."""
-        return self._settings.proxies.lookup(url.scheme, url.raw_host or "", url.port or 0)
-
-    async def _request(
-        self, method: str, url: URL, proxy: Proxy | None, **options: Any
-    ) -> aiohttp.ClientResponse:
-        session = self._direct if proxy is None else self._proxied
-        assert session is not None, "a transport is entered before it is used"
-        if self._resolver is not None and url.host is not None:
-            self._resolver.check(url.host)
-        response = await session.request(
-            method,
-            url,
-            allow_redirects=False,
-            proxy=None if proxy is None else proxy.url,
-            **options,
-        )
-        if response.status == _PROXY_LOGIN and proxy is not None:
-            response.close()
-            raise UnreachableError(self._upstream, f"the proxy {proxy} wants user and password")
-        return response
 
     async def send(self, request: Request, limits: RateLimits) -> aiohttp.ClientResponse:
         """Send a request, follow its redirects, return the last answer with its body unread.
@@ -259,14 +186,10 @@ class Transport:
             raise OversizedAnswerError(self._upstream, text)
         try:
             async with asyncio.timeout(self._settings.idle_timeout):
-                body = await read_up_to(
-                    response.content,
-                    limit + 1,
-                    count_piece,
-                )
+                body = await read_up_to(response.content, limit + 1, count_piece)
         # aiohttp raises RuntimeError for a read on a closed connection.
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            proxy = self.lookup_proxy(response.url)
+            proxy = self.sessions.lookup_proxy(response.url)
             failure = translated(self._upstream, response.url, error, proxy)
             self._breaker(response.url.origin()).failed(failure, response.url.raw_path)
             raise failure from error
@@ -289,22 +212,8 @@ class Transport:
         breaker = self._breaker(url.origin())
         await breaker.check()
         try:
-            response = await self._passed(outgoing, url)
-        except UpstreamError as error:
-            breaker.failed(error, url.raw_path)
-            raise
-        breaker.answered(response.status, url.raw_path)
-        return response
-
-    async def _passed(self, outgoing: Outgoing, url: URL) -> aiohttp.ClientResponse:
-        started = time.monotonic()
-        code = "error"
-        proxy = self.lookup_proxy(url)
-        try:
-            response = await self._request(
-                outgoing.method,
-                url,
-                proxy,
+            response = await self._answer(
+                *("passed", outgoing.method, url, None),
                 headers=outgoing.headers,
                 skip_auto_headers=AUTO_HEADERS,
                 data=outgoing.body,
@@ -312,15 +221,11 @@ class Transport:
                     sock_connect=self._settings.connect_timeout, sock_read=PASSING_SECONDS
                 ),
             )
-            code = str(response.status)
-            return response
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise translated(self._upstream, url, error, proxy) from error
-        finally:
-            seconds = time.monotonic() - started
-            self._observer.upstream_answered(
-                self._upstream, "passed", counted_method(outgoing.method), code, seconds
-            )
+        except UpstreamError as error:
+            breaker.failed(error, url.raw_path)
+            raise
+        breaker.answered(response.status, url.raw_path)
+        return response
 
     async def _hop(
         self, request: Request, url: URL, limits: RateLimits, *, patient: bool = True
@@ -362,7 +267,7 @@ class Transport:
         """Return the breaker of one server: a registry can be up while its storage is down."""
         breaker = self._breakers.pop(origin, None)
         if breaker is None:
-            server = f"{self._upstream}: {place(origin, self.lookup_proxy(origin))}"
+            server = f"{self._upstream}: {place(origin, self.sessions.lookup_proxy(origin))}"
             breaker = Breaker(server, lambda: self._ping(origin))
         self._breakers[origin] = breaker  # the last one used is the last one dropped
         if len(self._breakers) > _MAX_BREAKERS:  # storage with changing host names
@@ -408,27 +313,32 @@ class Transport:
     async def _exchanged(
         self, request: Request, url: URL, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
+        response = await self._answer(
+            *(request.kind, request.method, url, self._settings.first_byte_timeout),
+            headers={"User-Agent": self._settings.user_agent, **headers},
+            read_bufsize=request.buffer_bytes,
+        )
+        self._note_rate_limit(response)
+        return response
+
+    async def _answer(
+        self, kind: str, method: str, url: URL, seconds: float | None, **options: Any
+    ) -> aiohttp.ClientResponse:
+        """Send a request, read the header fields of the answer within ``seconds``, count it."""
         started = time.monotonic()
         code = "error"
-        proxy = self.lookup_proxy(url)
+        proxy = self.sessions.lookup_proxy(url)
         try:
-            async with asyncio.timeout(self._settings.first_byte_timeout):
-                response = await self._request(
-                    request.method,
-                    url,
-                    proxy,
-                    headers={"User-Agent": self._settings.user_agent, **headers},
-                    read_bufsize=request.buffer_bytes,
-                )
+            async with asyncio.timeout(seconds):
+                response = await self.sessions.request(method, url, proxy, **options)
             code = str(response.status)
-            self._note_rate_limit(response)
             return response
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise translated(self._upstream, url, error, proxy) from error
         finally:
             seconds = time.monotonic() - started
             self._observer.upstream_answered(
-                self._upstream, request.kind, request.method, code, seconds
+                self._upstream, kind, counted_method(method), code, seconds
             )
 
     def _target(self, url: URL, location: str) -> URL:

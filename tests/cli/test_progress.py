@@ -5,8 +5,7 @@ import pytest
 from mirror.cli.progress import ByteProgress, ImagesProgress, Rate
 from mirror.oci.reference import parse_repository, parse_tag
 from mirror.registry_client.client import Place
-from mirror.registry_client.plan import Wanted
-from mirror.registry_client.pull import Pulled
+from mirror.registry_client.pull import Pulled, Wanted
 
 APP = Wanted("app:1", Place("docker.io", parse_repository("library/app")), parse_tag("1"))
 

@@ -5,10 +5,16 @@ import socket
 
 import pytest
 
-from mirror.proxy.connecting import Connector
-from mirror.proxy.destination import Destination, parse_connect
-from mirror.proxy.errors import TunnelError
-from mirror.proxy.permission import Permission, check_address, leads_inside, parse_rule
+from mirror.proxy.permission import (
+    Destination,
+    Permission,
+    TunnelError,
+    check_address,
+    leads_inside,
+    parse_authority,
+    parse_rule,
+)
+from mirror.proxy.tunnel import Connector
 
 
 def permission(*rules: str, **more) -> Permission:
@@ -43,11 +49,11 @@ def test_rules_name_hosts_and_ports(rules, target, private):
     allowed = permission(*rules)
     if private is None:
         with pytest.raises(TunnelError) as told:
-            allowed.check(parse_connect(target), "10.0.0.1")
+            allowed.check(parse_authority(target), "10.0.0.1")
         assert told.value.status == 403
         assert f'"{target}" in allow of [proxy]' in told.value.message
     else:
-        assert allowed.check(parse_connect(target), "10.0.0.1") is private
+        assert allowed.check(parse_authority(target), "10.0.0.1") is private
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 import aiohttp
 import pytest
 
-from mirror.pull import follow
+from mirror.pull import fill_reader
 from tests.fakes import FakeRegistry, Fault, random_bytes
 from tests.fakes.content import digest_of
 from tests.peers.mirror import MirrorProcess
@@ -121,7 +121,7 @@ async def test_a_reader_does_not_notice_that_the_filling_process_is_killed(tmp_p
 async def test_a_reader_goes_on_alone_where_the_filling_process_stands_still(
     tmp_path, slow, monkeypatch
 ):
-    monkeypatch.setattr(follow, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(fill_reader, "_PATIENCE_SECONDS", 2.0)
     data = random_bytes(8 * MIB)
     digest = slow.add_blob(data)
     with other_process(tmp_path, slow) as leader:

@@ -10,7 +10,8 @@ from yarl import URL
 
 from mirror.upstream.errors import TimedOutError
 from mirror.upstream.rate_limit import RateLimits
-from mirror.upstream.transport import Request, Transport, TransportSettings
+from mirror.upstream.sessions import TransportSettings
+from mirror.upstream.transport import Request, Transport
 from tests.fakes import FakeRegistry, Fault, image
 from tests.peers.process import free_port
 from tests.running import running

@@ -1,8 +1,8 @@
 """What is known of visitors stays small, whatever they send."""
 
 from mirror.upstream.auth import Authenticator
-from mirror.upstream.credentials import Principal, Principals
 from mirror.upstream.endpoints import Endpoints
+from mirror.upstream.login import Principal, Principals
 
 
 class Registry:

@@ -9,7 +9,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from mirror.upstream import addresses
+from mirror.upstream import addresses, sessions
 from tests.fakes import FakeRegistry, Fault, image, random_bytes
 from tests.peers.process import free_port
 from tests.running import Mirror, eventually, running
@@ -287,7 +287,7 @@ async def test_a_public_registry_may_not_redirect_to_a_private_address(
 ):
     really = addresses.is_private
     # The loopback's first address plays a public one.
-    monkeypatch.setattr(addresses, "is_private", lambda it: it != "127.0.0.1" and really(it))
+    monkeypatch.setattr(sessions, "is_private", lambda it: it != "127.0.0.1" and really(it))
     digest = upstream.add_blob(b"content")
     upstream.redirect_blobs_to = lambda _: f"http://{target}:9/v2/x/blobs/{digest}"
     async with running(tmp_path, {"docker.io": upstream.url}) as mirror:
@@ -297,7 +297,7 @@ async def test_a_public_registry_may_not_redirect_to_a_private_address(
 
 async def test_a_public_registry_may_where_the_operator_allows_it(tmp_path, upstream, monkeypatch):
     really = addresses.is_private
-    monkeypatch.setattr(addresses, "is_private", lambda it: it != "127.0.0.1" and really(it))
+    monkeypatch.setattr(sessions, "is_private", lambda it: it != "127.0.0.1" and really(it))
     digest = upstream.add_blob(b"content")
     upstream.redirect_blobs_to = lambda _: f"http://127.0.0.2:{free_port()}/v2/x/blobs/{digest}"
     table = {"url": upstream.url, "private_redirects": True}

@@ -9,7 +9,8 @@ from yarl import URL
 
 from mirror.upstream.errors import UpstreamError
 from mirror.upstream.rate_limit import RateLimits
-from mirror.upstream.transport import Request, Transport, TransportSettings
+from mirror.upstream.sessions import TransportSettings
+from mirror.upstream.transport import Request, Transport
 from tests.peers.process import free_port
 
 

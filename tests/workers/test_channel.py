@@ -98,5 +98,5 @@ def test_a_worker_without_a_first_process_logs_its_troubles_itself():
     entrance = receiver.entrance.dup()
     receiver.close()
     with closing(entrance):
-        fields = {"name": "mirror.pull.room", "levelno": logging.WARNING, "msg": "no room"}
+        fields = {"name": "mirror.pull.slots", "levelno": logging.WARNING, "msg": "no room"}
         assert not LogForwarder(entrance).hand_on(logging.makeLogRecord(fields))

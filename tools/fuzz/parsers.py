@@ -36,7 +36,7 @@ from mirror.oci.reference import (
     parse_tag,
     split_registry,
 )
-from mirror.proxy.destination import InvalidDestination, parse_absolute, parse_connect
+from mirror.proxy.permission import InvalidDestination, parse_absolute, parse_authority
 from mirror.transfer.tar import DamagedTar, header, padding, read_member
 from mirror.upstream.addresses import is_private
 from mirror.upstream.rate_limit import RateLimitPause
@@ -323,8 +323,8 @@ def _connect(data: bytes) -> None:
     """The target of CONNECT, and the address of a proxy."""
     text = _text(data)
     with contextlib.suppress(InvalidDestination):
-        destination = parse_connect(text)
-        assert parse_connect(str(destination)) == destination
+        destination = parse_authority(text)
+        assert parse_authority(str(destination)) == destination
         assert not set(destination.host) & set(" /@?#[]\\%")
     with contextlib.suppress(InvalidDestination):
         _, path = parse_absolute(f"http://{text}", 80)

@@ -3,7 +3,8 @@
 import pytest
 from aiohttp.abc import AbstractResolver
 
-from mirror.upstream.addresses import GuardedResolver, PrivateAddressError
+from mirror.upstream.addresses import PrivateAddressError
+from mirror.upstream.sessions import GuardedResolver
 
 
 class Names(AbstractResolver):

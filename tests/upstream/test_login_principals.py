@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.oci.reference import Repository
-from mirror.upstream.credentials import NOBODY, Principal, Principals
+from mirror.upstream.login import NOBODY, Principal, Principals
 from mirror.upstream.routing import Target
 from tests.fakes.office import basic
 

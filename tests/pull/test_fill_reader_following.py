@@ -6,8 +6,7 @@ from itertools import count
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.pull.fill_reader import FillReader, State
-from mirror.pull.follow import Following
+from mirror.pull.fill_reader import FillReader, Following, State
 from mirror.pull.policy import HOLD_BACK_BYTES
 from mirror.store.interface import BlobStore, PartialBlob
 from tests.fakes.memory_store import MemoryStore

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mirror.proxy.destination import (
+from mirror.proxy.permission import (
     Destination,
     InvalidDestination,
     parse_absolute,
-    parse_connect,
+    parse_authority,
 )
 
 
@@ -30,7 +30,7 @@ from mirror.proxy.destination import (
     ],
 )
 def test_a_server_is_written_one_way(target, host, port):
-    assert parse_connect(target) == Destination(host, port)
+    assert parse_authority(target) == Destination(host, port)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_server_is_written_one_way(target, host, port):
 )
 def test_what_is_no_server_is_told_in_one_line(target):
     with pytest.raises(InvalidDestination) as told:
-        parse_connect(target)
+        parse_authority(target)
     assert "\n" not in str(told.value)
     assert len(str(told.value)) < 200
 
@@ -57,13 +57,13 @@ def test_what_is_no_server_is_told_in_one_line(target):
 @example("0:0")
 def test_whatever_is_asked_for_is_one_server_or_a_mistake(target):
     try:
-        found = parse_connect(target)
+        found = parse_authority(target)
     except InvalidDestination:
         return
     assert 0 < found.port < 65536
     assert found.host == found.host.lower()
     assert not re.search(r"[\s/@?#\[\]\\%]", found.host)
-    assert parse_connect(str(found)) == found
+    assert parse_authority(str(found)) == found
     if re.fullmatch(r"[0-9.]*|.*:.*", found.host):
         assert str(ipaddress.ip_address(found.host)) == found.host
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from mirror.upstream.framing import corrected
+from mirror.upstream.sessions import corrected
 from tests.fakes import image
 from tests.running import running
 
