@@ -18,6 +18,7 @@ from mirror.clients import File, Mirror, Snippet
 from mirror.config import Config
 from mirror.config.addresses import checked_url, lookup_outermost
 from mirror.config.fields import masked
+from mirror.config.upstreams import plain_upstreams
 from mirror.user_error import ExitCode, UserError
 
 app = command_group()
@@ -280,6 +281,7 @@ def _seen(config: Config, url: str, ca_file: Path | None) -> Mirror:
         tuple(config.enabled()),
         config.default_upstream(),
         str(ca_file.absolute()) if ca_file else "",
+        plain_upstreams=plain_upstreams(config.enabled()),
     )
 
 

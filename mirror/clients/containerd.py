@@ -32,7 +32,7 @@ def about_referrers(mirror: Mirror, newer: str, older: str) -> tuple[str, ...]:
 
 
 def _lines(mirror: Mirror, registry: str) -> list[str]:
-    lines = [*_server(registry), f"[host.{quoted(mirror.address)}]"]
+    lines = [*_server(mirror, registry), f"[host.{quoted(mirror.address)}]"]
     capabilities = ["pull", "resolve", *(["referrers"] if mirror.referrers else [])]
     lines.append(f"  capabilities = [{', '.join(map(quoted, capabilities))}]")
     # Without dial_timeout an unreachable mirror costs 30 s per blob.
@@ -42,13 +42,14 @@ def _lines(mirror: Mirror, registry: str) -> list[str]:
     return lines
 
 
-def _server(registry: str) -> list[str]:
+def _server(mirror: Mirror, registry: str) -> list[str]:
     """Return the server to ask if the mirror cannot answer."""
     if registry == HUB:
         return ['server = "https://registry-1.docker.io"', ""]
     if is_loopback(registry.partition(":")[0]):
         return []  # the client itself knows whether to use http
-    return [f"server = {quoted(f'https://{registry}')}", ""]
+    scheme = "http" if registry in mirror.plain_upstreams else "https"
+    return [f"server = {quoted(f'{scheme}://{registry}')}", ""]
 
 
 def containerd(mirror: Mirror) -> Snippet:

@@ -62,12 +62,14 @@ class Mirror(ClientUrl):
     ``upstreams`` are the names of its registries, and ``default`` is the one for image names
     without a registry; ``ca_file`` is the path, on the client's machine, of the CA that the client
     must trust, empty if it needs none.  ``referrers``: the client knows that capability of a host.
+    ``plain_upstreams`` are the registries without TLS.
     """
 
     upstreams: tuple[str, ...]
     default: str = HUB
     ca_file: str = ""
     referrers: bool = False
+    plain_upstreams: frozenset[str] = frozenset()
 
     @property
     def address(self) -> str:

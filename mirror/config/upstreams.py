@@ -42,6 +42,13 @@ Upstreams = Mapping[str, UpstreamConfig]
 Place = tuple[str, ...]
 
 
+def plain_upstreams(upstreams: Upstreams) -> frozenset[str]:
+    """Return the registries that are asked under their own names, without TLS."""
+    return frozenset(
+        name for name, each in upstreams.items() if each.url.rstrip("/") == f"http://{name}"
+    )
+
+
 def with_default(upstreams: Upstreams) -> dict[str, UpstreamConfig]:
     """Return the upstreams, with Docker Hub as the default if the configuration names none."""
     hub = upstreams.get(HUB)

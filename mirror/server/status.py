@@ -10,6 +10,7 @@ from mirror.clients import Mirror, Snippet
 from mirror.clients.snippet import File
 from mirror.config.addresses import lookup_outermost
 from mirror.config.model import Config
+from mirror.config.upstreams import plain_upstreams
 from mirror.http.server_options import Handler
 from mirror.http.token import Tokens
 from mirror.oci.digest import Digest
@@ -86,8 +87,10 @@ def page_routes(
 
 
 def _guides(config: Config, upstreams: tuple[str, ...], default: str) -> list[Guide]:
+    plain = plain_upstreams(config.enabled())
+
     def of(make: Callable[[Mirror], Snippet]) -> Callable[[str], Snippet]:
-        return lambda url: make(Mirror(url, upstreams, default))
+        return lambda url: make(Mirror(url, upstreams, default, plain_upstreams=plain))
 
     guides = [
         Guide(key, name, command, covers, of(make)) for key, name, command, make, covers in _CLIENTS

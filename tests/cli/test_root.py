@@ -180,3 +180,11 @@ def test_the_operations_page_explains_each_exit_code() -> None:
     rows = page.partition("## Exit codes")[2].splitlines()
     told = {int(row.split("|")[1]) for row in rows if row.startswith("| ") and row[2].isdigit()}
     assert told == {0, *ExitCode}
+
+
+def test_the_configuration_of_clients_names_registries_without_tls(tmp_path):
+    file = tmp_path / "mirror.toml"
+    file.write_text('[upstreams."registry.lan:5000"]\nurl = "http://registry.lan:5000"\n')
+    said = CliRunner().invoke(app, ["client", "containerd", "--config", str(file)]).stdout
+    assert 'server = "http://registry.lan:5000"' in said
+    assert 'server = "https://ghcr.io"' in said

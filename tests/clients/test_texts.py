@@ -66,6 +66,13 @@ def test_a_registry_on_this_machine_keeps_the_scheme_that_containerd_knows() -> 
     assert "server" not in tomllib.loads(file.text)
 
 
+def test_a_registry_without_tls_is_asked_without_it_where_the_mirror_cannot_answer() -> None:
+    registries = ("registry.lan:5000", "registry.lan")
+    mirror = Mirror("http://m.lan:5000", registries, plain_upstreams=frozenset(registries[:1]))
+    servers = [tomllib.loads(file.text)["server"] for file in clients.containerd(mirror).files]
+    assert servers == ["http://registry.lan:5000", "https://registry.lan"]
+
+
 def test_docker_and_containerd_have_directories_of_their_own() -> None:
     assert clients.docker_hosts(HTTP).files[0].path.startswith("/etc/docker/certs.d/")
     assert clients.containerd(HTTP).files[0].path.startswith("/etc/containerd/certs.d/")
