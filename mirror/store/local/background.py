@@ -17,8 +17,7 @@ _PAUSE_SECONDS: Final = 0.1  # between two rounds, so that pulls get the index
 _BATCH: Final = 32
 
 # JSON log lines have these names.
-_expiry_log = logging.getLogger("mirror.store.local.expiry")
-_scrub_log = logging.getLogger("mirror.store.local.scrub")
+_log = logging.getLogger(__name__)
 
 
 class Expiry:
@@ -54,7 +53,7 @@ class Expiry:
             total += sum(sizes)
             await self._sleep(_PAUSE_SECONDS)
         if count:
-            _expiry_log.info("max_age: expired %d objects (%d bytes)", count, total)
+            _log.info("max_age: expired %d objects (%d bytes)", count, total)
 
 
 def _steady_clock() -> Callable[[], float]:
@@ -105,7 +104,7 @@ class Scrub:
             due = self._period * row.takes / max(usage.used_bytes, row.takes, 1)
             await self._sleep(max(0.0, due - (self._clock() - started)))
         self._progress.write_text("0\n")
-        _scrub_log.info("scrub: %d objects are sound, %d were damaged and dropped", sound, damaged)
+        _log.info("scrub: %d objects are sound, %d were damaged and dropped", sound, damaged)
 
     def _reached(self) -> int:
         try:
