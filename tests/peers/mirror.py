@@ -42,6 +42,8 @@ class MirrorProcess:
         }
         self._process = Process(command, self.directory / "log", environment)
         self._process.wait_until(self._ready)
+        if self.workers > 1:  # the first one to serve was ready; the announcement waits for all
+            self._process.wait_until(lambda: " listens on " in self.output())
 
     def write_configuration(self) -> Path:
         config = self.directory / "mirror.toml"
