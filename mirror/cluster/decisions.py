@@ -15,6 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.image_glob import FullName
 from mirror.policy.rules import Meanings, Moment, Seen
 from mirror.store.interface import DecisionStore
+from mirror.store.metadata.records import meanings_fields, parse_meanings
 
 #: Each replica keeps its own records as long as it can; these are for the others.
 _SECONDS: Final = 90 * 86400.0
@@ -110,10 +111,8 @@ def _decode_seen(body: bytes) -> Seen:
 
 
 def _encode_meanings(meanings: Meanings) -> bytes:
-    digests = [str(digest) for digest in meanings.digests]
-    return json.dumps({"means": digests, "held": meanings.held}).encode()
+    return json.dumps(meanings_fields(meanings)).encode()
 
 
 def _decode_meanings(body: bytes) -> Meanings:
-    fields = json.loads(body)
-    return Meanings(tuple(map(Digest.parse, fields["means"])), bool(fields["held"]))
+    return parse_meanings(json.loads(body))

@@ -167,11 +167,10 @@ class Decisions:
 
     async def meanings(self, name: str) -> Meanings:
         record = await self._records.lookup(f"{_MEANS}{name}")
-        return Meanings() if record is None else _meanings(json.loads(record))
+        return Meanings() if record is None else parse_meanings(json.loads(record))
 
     async def mean(self, name: str, meanings: Meanings) -> None:
-        digests = [str(digest) for digest in meanings.digests]
-        await self._put(f"{_MEANS}{name}", {"means": digests, "held": meanings.held})
+        await self._put(f"{_MEANS}{name}", meanings_fields(meanings))
 
     async def learn(self, repository: str, digest: Digest) -> bool:  # noqa: ARG002
         return False  # without a cluster
@@ -183,7 +182,7 @@ class Decisions:
                 name = key.removeprefix(_MEANS)
                 image, fields = image_of(name), json.loads(record)
                 if fields["held"] and image is not None:
-                    found.append((name, image, _meanings(fields)))
+                    found.append((name, image, parse_meanings(fields)))
         return found
 
     async def _put(self, name: str, fields: Mapping[str, Any]) -> None:
@@ -193,7 +192,13 @@ class Decisions:
             _log.warning("a decision could not be written down: %s", error)
 
 
-def _meanings(fields: Mapping[str, Any]) -> Meanings:
+def meanings_fields(meanings: Meanings) -> Mapping[str, Any]:
+    """Return what a tag has meant, for JSON."""
+    return {"means": list(map(str, meanings.digests)), "held": meanings.held}
+
+
+def parse_meanings(fields: Mapping[str, Any]) -> Meanings:
+    """Undo :func:`meanings_fields`; ValueError, LookupError or TypeError for other fields."""
     return Meanings(tuple(map(Digest.parse, fields["means"])), fields["held"])
 
 
