@@ -2,7 +2,7 @@
 
 They save questions to upstream, no more.  A digest verifies content, but nothing verifies which
 digest a tag means: so each value is signed together with its name under the common secret, and one
-that no replica wrote counts for nothing.  Tokens are secrets, and encrypted under a key made of it.
+that no replica wrote counts for nothing.  Tokens, and what rules know, are encrypted under its key.
 """
 
 import contextlib
@@ -116,7 +116,7 @@ class SealedValues(Values[V]):
     """Values that are encrypted; not even their names tell what they are for."""
 
     def _key(self, name: str) -> str:
-        return super()._key(self._secret.sign("token", name))
+        return super()._key(self._secret.sign("sealed", name))
 
     def _protected(self, name: str, body: bytes) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)
@@ -130,7 +130,7 @@ class SealedValues(Values[V]):
             return None
 
     def _cipher(self) -> AESGCM:
-        return AESGCM(self._secret.key("tokens"))
+        return AESGCM(self._secret.key("sealed values"))
 
 
 class Tokens(SealedValues[str]):
