@@ -151,6 +151,8 @@ class Segments:
         self._tasks: dict[asyncio.Task[None], _Segment] = {}
         self._own_task: asyncio.Task[None] | None = None  # uses the former slot of the front
         self._backoff = Backoff(start)
+        self._waited = 0.0  # seconds, in former calls of `read`
+        self._waiting_since: float | None = None
         self.offset = start
         self.total: int | None = None
 
@@ -173,6 +175,27 @@ class Segments:
         Raises:
             UpstreamError: upstream does not send the rest.
         """
+        self._waiting_since = self._clock()
+        try:
+            return await self._read()
+        finally:
+            self._waited, self._waiting_since = self._waiting(), None
+
+    async def aclose(self) -> None:
+        """Close all connections; drop the segments in memory."""
+        self._ramp.retreat()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        for segment in list(self._ahead):
+            self._drop(segment)
+        await self._connection.aclose()
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
+
+    async def _read(self) -> bytes:
         while True:
             self._arrange()
             if self._ahead and self._ahead[0].start <= self._position:
@@ -189,20 +212,6 @@ class Segments:
                     continue
             self._position += len(piece)
             return piece
-
-    async def aclose(self) -> None:
-        """Close all connections; drop the segments in memory."""
-        self._ramp.retreat()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for segment in list(self._ahead):
-            self._drop(segment)
-        await self._connection.aclose()
-        for error in ended:
-            if isinstance(error, Exception):
-                raise error
 
     async def _take(self, head: _Segment) -> bytes:
         """Return the next bytes of the first segment, ``b""`` if it has ended."""
@@ -374,4 +383,10 @@ class Segments:
     def _note(self, count: int) -> None:
         self._arrived(count)
         working = sum(segment.begun for segment in self._tasks.values())
-        self._ramp.note(self._clock(), count, working + (self._front is not None))
+        working += self._front is not None
+        self._ramp.note(self._clock(), count, working, self._waiting())
+
+    def _waiting(self) -> float:
+        """Return the seconds in which the caller has waited for bytes."""
+        since = self._waiting_since
+        return self._waited + (0.0 if since is None else self._clock() - since)

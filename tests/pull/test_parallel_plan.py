@@ -117,8 +117,13 @@ class Upstream:
         self.calmed += 1
 
 
-async def download(way: Upstream, start: int = 0, seen: Callable[[int], None] | None = None):
-    """What comes, with resuming as a fill does it; tells how often that was needed."""
+async def download(
+    way: Upstream, start: int = 0, seen: Callable[[int], None] | None = None, work: int = 0
+):
+    """What comes, with resuming as a fill does it; tells how often that was needed.
+
+    ``work``: how many rounds of the event loop it takes to store a piece.
+    """
     ticks = 0
 
     async def tick() -> None:
@@ -141,6 +146,8 @@ async def download(way: Upstream, start: int = 0, seen: Callable[[int], None] | 
                         skip = max(0, skip - len(piece))
                         if seen:
                             seen(start + len(got))
+                        for _ in range(work):
+                            await asyncio.sleep(0)
             except UpstreamError:
                 resumed += 1
                 if resumed > 50:
@@ -162,6 +169,13 @@ async def test_it_takes_as_many_connections_as_make_it_faster():
     assert way.sent <= 1.05 * len(DATA)
     assert way.asked[0] == (0, None), "the first is asked for everything"
     assert len(way.asked) < MOST
+
+
+async def test_it_takes_one_connection_if_the_disk_is_slower_than_that():
+    way = Upstream()
+    got, _ = await download(way, work=6)
+    assert got == DATA
+    assert way.asked == [(0, None)]
 
 
 async def test_it_begins_where_it_is_told_to():
