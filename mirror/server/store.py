@@ -112,8 +112,9 @@ async def opened_store(config: Config, observer: Observer) -> AsyncIterator[Stor
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(Threads(_FILE_THREADS, "files"))
         reading = stack.enter_context(Threads(_READING_THREADS, "catalogue"))
-        opening = _opened_disk(config, cache_limits(config), observer, threads, reading)
         try:
+            limits = cache_limits(config)
+            opening = _opened_disk(config, limits, observer, threads, reading)
             disk = await stack.enter_async_context(opening)
         except OSError as error:
             raise _directory_error(config, error, "choose") from error

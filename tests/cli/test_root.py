@@ -123,9 +123,10 @@ def test_flags_of_serve_are_checked_like_keys() -> None:
     assert failed.stderr.count("mirror: command line: ") == len(failed.stderr.splitlines())
 
 
-def test_a_cache_directory_that_cannot_be_is_one_line_and_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["file", "x" * 300])
+def test_a_cache_directory_that_cannot_be_is_one_line_and_1(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    failed = mirror("serve", "--cache-dir", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
+    failed = mirror("serve", "--cache-dir", str(tmp_path / name), "--listen", "127.0.0.1:0")
     assert failed.returncode == 1
     (line,) = failed.stderr.splitlines()
     assert line.startswith("mirror: the cache directory ")

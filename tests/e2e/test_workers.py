@@ -211,11 +211,12 @@ def test_a_port_that_is_in_use_is_said_in_one_line(tmp_path):
 
 
 @pytest.mark.long
-def test_a_cache_directory_that_cannot_be_used_is_said_in_one_line(tmp_path):
+@pytest.mark.parametrize("name", ["file", "x" * 300])
+def test_a_cache_directory_that_cannot_be_used_is_said_in_one_line(tmp_path, name):
     (tmp_path / "file").write_text("")
     place = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "mirror", "serve", "--listen", place, "--workers", "2"]
-    command += ["--cache-dir", str(tmp_path / "file")]
+    command += ["--cache-dir", str(tmp_path / name)]
     ended = subprocess.run(
         command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
