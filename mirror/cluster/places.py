@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mirror.cluster.tier import TierError
 from mirror.pull.parallel import Stream
+from mirror.store.interface import Piece
 
 if TYPE_CHECKING:
     from mirror.cluster.source import ClusterFeed
@@ -68,7 +69,7 @@ class BlobOfPlaces:
                 self._opened, self._skip = (place, stream), self._position - stream.offset
                 return
 
-    async def read(self) -> bytes:
+    async def read(self) -> Piece:
         """Return the next bytes, ``b""`` at the end.
 
         Raises:

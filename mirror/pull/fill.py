@@ -35,6 +35,7 @@ from mirror.store.interface import (
     NoRoomError,
     PartialBlob,
     PartialBusyError,
+    Piece,
 )
 from mirror.upstream.errors import (
     NonsenseError,
@@ -353,7 +354,7 @@ class Fill:
     async def _copy(self, stream: Stream, partial: PartialBlob) -> None:
         """Write the stream to the disk; collect the next batch while a write is running."""
         skip = partial.length - stream.offset  # > 0: upstream ignored Range, and sends from byte 0
-        batch: list[bytes] = []
+        batch: list[Piece] = []
         collected = 0
         writing = asyncio.create_task(_nothing())
         try:
@@ -370,12 +371,12 @@ class Fill:
             await asyncio.shield(self._drain(writing, partial, batch))
 
     async def _drain(
-        self, writing: Awaitable[None], partial: PartialBlob, batch: list[bytes]
+        self, writing: Awaitable[None], partial: PartialBlob, batch: list[Piece]
     ) -> None:
         await writing
         await self._write(partial, batch)
 
-    async def _write(self, partial: PartialBlob, batch: list[bytes]) -> None:
+    async def _write(self, partial: PartialBlob, batch: list[Piece]) -> None:
         size = sum(map(len, batch))
         if not size:
             return

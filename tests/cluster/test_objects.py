@@ -1,6 +1,7 @@
 """The object store: time-outs, faults, and the breaker."""
 
 import asyncio
+import gc
 import os
 
 import pytest
@@ -45,6 +46,17 @@ async def test_an_empty_object_has_no_bytes(bucket, fake):
     fake.objects["cache/a"] = b""
     async with bucket.open("a") as stream:
         assert (stream.total, await stream.read()) == (0, b"")
+
+
+@pytest.mark.parametrize("size", [0, len(DATA)])
+async def test_a_download_that_is_given_up_at_once_is_no_error_of_asyncio(
+    bucket, fake, caplog, size
+):
+    fake.objects["cache/a"] = DATA[:size]
+    async with bucket.open("a"):
+        await asyncio.sleep(0.2)  # the first chunk, which nothing reads, has arrived by then
+    gc.collect()
+    assert not caplog.records
 
 
 async def test_a_missing_object_is_a_miss_and_no_trouble(bucket, events):

@@ -19,6 +19,7 @@ from mirror.store.interface import (
     Page,
     PartialBusyError,
     PartialStatus,
+    Piece,
 )
 
 #: An upstream for private objects, empty for public ones; and a digest.
@@ -97,7 +98,7 @@ class MemoryPartial:
         self._partial.total = total
         return True
 
-    async def append(self, pieces: Sequence[bytes]) -> None:
+    async def append(self, pieces: Sequence[Piece]) -> None:
         data = b"".join(pieces)
         with self.content.descriptor as number:
             os.pwrite(number, data, self.length)
