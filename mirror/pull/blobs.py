@@ -4,6 +4,7 @@ Running fills outlive a reload of the configuration.  A fill keeps the configura
 and clients that arrive after the reload join it instead of downloading the same blob again.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ class BlobPulls:
         self._fills = fills
         self._feeds = feeds
         self._begun: set[Fill] = set()
+        self._noting: set[asyncio.Task[None]] = set()
         self._heads: SingleFlight[tuple[Target, Digest], int | None] = SingleFlight("size")
 
     async def get(self, target: Target, digest: Digest, *, for_replica: bool = False) -> BlobAnswer:
@@ -279,11 +281,19 @@ class BlobPulls:
         await self._heads.close()
         for fill in list(self._begun):
             await fill.stop()
+        await asyncio.gather(*self._noting, return_exceptions=True)
 
     async def finish(self) -> None:
         """Wait until all fills that this object began have ended."""
         for fill in list(self._begun):
             await fill.over()
+        await asyncio.gather(*self._noting, return_exceptions=True)
+
+    def _note_found(self, question: Question) -> None:
+        """Forget an earlier 404; the client does not wait for the look into the database."""
+        noting = asyncio.create_task(self._refusals.found(question), name="found")
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
 
     def _registry(self, target: Target) -> Endpoints:
         return self._registries[target.upstream].with_credentials(target.principal)
@@ -322,7 +332,7 @@ class BlobPulls:
             verified = fill.reader.state is State.WHOLE  # joined before the adoption
             await fill.reader.started()
             if asked is not None:
-                await self._refusals.found(asked)
+                self._note_found(asked)
         except BaseException:
             self._fills.leave(fill)
             raise
