@@ -112,7 +112,6 @@ class Objects:
         Raises:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
-        await self.flush_touches()
         with self.health.watching():
             await self._call(lambda: self._recoverable.limit(limits))
             await self._evicting(lambda: self._recoverable.evictor.make_room(0))
@@ -254,7 +253,6 @@ class Objects:
         Raises:
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
-        await self.flush_touches()
         with self.health.watching():
             return await self._evicting(
                 lambda: self._recoverable.evictor.reserve(partial.path, size, total)
@@ -282,15 +280,26 @@ class Objects:
 
     async def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; return False if they cannot fit."""
-        await self.flush_touches()
         with self.health.watching():
             return await self._evicting(lambda: self._recoverable.evictor.make_room(incoming))
 
     async def _evicting(self, step: Callable[[], bool | None]) -> bool:
-        """Run ``step`` until it is done; other calls run in between: 100,000 evictions take 2 s."""
-        while (fits := await self._call(step)) is None:
-            pass
+        """Run ``step`` until it is done; other calls run in between: 100,000 evictions take 2 s.
+
+        The times of use are written first, in the same call: a client waits for the first step.
+        """
+        touched, self._touched = self._touched, {}
+        fits = await self._call(lambda: self._first_step(touched, step))
+        while fits is None:
+            fits = await self._call(step)
         return fits
+
+    def _first_step(
+        self, touched: dict[ObjectKey, float], step: Callable[[], bool | None]
+    ) -> bool | None:
+        with contextlib.suppress(IndexUnavailableError):  # a wrong LRU order is harmless
+            self._recoverable.index.touch(touched)
+        return step()
 
     async def forget(self, key: ObjectKey) -> bool:
         """Remove an object; return True if it was stored."""
