@@ -213,7 +213,7 @@ async def pull(crowd: list[Client], content: Image) -> None:
 async def half_way(
     cluster: Cluster, content: Image
 ) -> tuple[asyncio.Task[None], list[Client], list[asyncio.Task[None]]]:
-    """Have clients at half of the layer; return the leader's, and those of the others."""
+    """Have the leader at half of the layer; return its client, and those of the others."""
     cluster.upstream.hold(SIZE // 2)
     digest = content.digests[1]
     first = cluster.clients(0)[0]
@@ -222,6 +222,7 @@ async def half_way(
     crowd = cluster.clients(1, 2)
     following = [asyncio.create_task(client.blob(digest)) for client in crowd]
     await until(lambda: all(client.got for client in crowd))
+    await until(lambda: cluster.upstream.sent[digest] >= SIZE // 2)
     return leading, crowd, following
 
 
