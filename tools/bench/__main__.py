@@ -45,6 +45,7 @@ ROWS = (
     Row("cold-tls", "the same, upstream over TLS", fills.cold_over_tls),
     Row("segments", "cold 256 MiB, 16 MiB/s per connection", fills.cold_segments),
     Row("cluster-warm", "1 GiB in the bucket, empty disk, 1 client", cluster.warm_bucket),
+    Row("cluster-redirect", "the same, 400 clients sent to it", cluster.redirected_to_bucket),
     Row("cluster-herd", "cold 256 MiB, 24 clients over 3 replicas", cluster.cold_herd),
     Row("workers", "2 workers against 1, no hot table", hits.two_workers),
     Row("rules", "hits under the last of 10 rules against none", hits.ten_rules),

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from tests.cluster.replicas import SECRET, Redis, running_redis
 from tests.peers.go_programs import NotBuiltError, built
@@ -22,7 +23,7 @@ from tools.bench.comparison import (
     interleaved,
 )
 from tools.bench.fills import HASH, hashing, through
-from tools.bench.load import Sample
+from tools.bench.load import Sample, redirected
 from tools.bench.processes import cpu_seconds, settled_cpu_seconds
 from tools.bench.servers import FULL_SPEED, Distribution, Mirror, Program, Server, url_of
 from tools.bench.stage import OFFICE_LINE, Stage, need, running, warm
@@ -32,6 +33,7 @@ _REGION = "us-east-1"
 _KEY, _SECRET_KEY = "bench", "0123456789abcdef"
 _REPLICAS = 3
 _CLIENTS = 24
+_SENT_CLIENTS = 400
 _STORING_SECONDS = 120
 
 Build = Callable[[Path, int], Server]
@@ -74,13 +76,18 @@ class Site:
     redis: Redis
     secret: Path
 
-    def mirrors(self, count: int) -> list[Build]:
+    def mirrors(self, count: int, *, redirecting: bool = False) -> list[Build]:
         """Replicas of the mirror."""
         ports = [free_port() for _ in range(count)]
-        return [partial(Mirror, port=port, settings=self._settings(ports, port)) for port in ports]
+        networks = ["127.0.0.0/8"] if redirecting else []
+        more = {"MIRROR_CLUSTER__REDIRECT_NETWORKS": json.dumps(networks)}
+        return [
+            partial(Mirror, port=port, settings=self._settings(ports, port) | more)
+            for port in ports
+        ]
 
-    def registries(self, count: int) -> list[Build]:
-        """Replicas of distribution v3, which send the bytes of the bucket themselves."""
+    def registries(self, count: int, *, redirecting: bool = False) -> list[Build]:
+        """Replicas of distribution v3, which else send the bytes of the bucket themselves."""
         s3 = {
             "regionendpoint": self.store.url,
             "forcepathstyle": True,
@@ -94,7 +101,7 @@ class Site:
         settings = {
             "storage": {
                 "s3": s3,
-                "redirect": {"disable": True},
+                "redirect": {"disable": not redirecting},
                 "cache": {"blobdescriptor": "redis"},
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },
@@ -116,7 +123,13 @@ class Site:
         }
 
 
-_KINDS = {MIRROR: Site.mirrors, P4: Site.registries}
+class Replicas(Protocol):
+    """Replicas of one program at a site."""
+
+    def __call__(self, site: Site, count: int, /, *, redirecting: bool = False) -> list[Build]: ...
+
+
+_KINDS: dict[str, Replicas] = {MIRROR: Site.mirrors, P4: Site.registries}
 
 
 def warm_bucket(stage: Stage) -> Result:
@@ -127,12 +140,7 @@ def warm_bucket(stage: Stage) -> Result:
     path = stage.corpus.large
     with _object_store(stage) as store, ExitStack() as ending:
         contestants = {HASH: partial(hashing, stage.corpus.large_bytes)}
-        for name, replicas in _KINDS.items():
-            site = ending.enter_context(_site(stage, store))
-            build = replicas(site, 1)[0]
-            with stage.fresh(build, FULL_SPEED) as server:
-                warm(server, [path])
-                store.wait_for(path)
+        for name, build in _stored(stage, store, ending, redirecting=False).items():
             pulled = partial(through, stage, [build], path, 1, FULL_SPEED)
             contestants[name] = partial(_counted, store, pulled)
         measured = interleaved(stage.scale.rounds, contestants)
@@ -147,6 +155,46 @@ def warm_bucket(stage: Stage) -> Result:
     )
 
 
+def redirected_to_bucket(stage: Stage) -> Result:
+    """The same blob for clients that are sent to the bucket, which distribution does by default.
+
+    No byte of it passes the servers: what they take does not depend on its size.
+    """
+    with _object_store(stage) as store, ExitStack() as ending:
+        builds = _stored(stage, store, ending, redirecting=True)
+        contestants = {name: partial(_redirected, stage, build) for name, build in builds.items()}
+        measured = interleaved(stage.scale.rounds, contestants)
+    return Result(
+        {
+            "CPU ms per pull": measured.shown("cpu_pull"),
+            "median first byte ms": measured.shown("first_byte"),
+        },
+        [
+            at_most("CPU, of P4", 0.8, measured.ratio("cpu_pull", MIRROR, P4)),
+            at_most("first byte, of P4", 1, measured.ratio("first_byte", MIRROR, P4)),
+        ],
+    )
+
+
+def _redirected(stage: Stage, build: Build) -> Sample:
+    with stage.fresh(build, FULL_SPEED) as server:
+        return redirected(server, stage.corpus.large, _SENT_CLIENTS)
+
+
+def _stored(
+    stage: Stage, store: ObjectStore, ending: ExitStack, *, redirecting: bool
+) -> dict[str, Build]:
+    """Have each server store the large blob in the bucket; return how to start it afresh."""
+    builds = {}
+    for name, replicas in _KINDS.items():
+        site = ending.enter_context(_site(stage, store))
+        builds[name] = replicas(site, 1, redirecting=redirecting)[0]
+        with stage.fresh(builds[name], FULL_SPEED) as server:
+            warm(server, [stage.corpus.large])
+            store.wait_for(stage.corpus.large)
+    return builds
+
+
 def cold_herd(stage: Stage) -> Result:
     """A blob that is stored nowhere, for 24 clients at once over three replicas."""
     with _object_store(stage) as store:
@@ -159,7 +207,7 @@ def cold_herd(stage: Stage) -> Result:
     return Result(_figures(measured), [at_most("times from upstream", 1.05, fetched)])
 
 
-def _herd(stage: Stage, store: ObjectStore, replicas: Callable[[Site, int], list[Build]]) -> Sample:
+def _herd(stage: Stage, store: ObjectStore, replicas: Replicas) -> Sample:
     with _site(stage, store) as site:
         builds = replicas(site, _REPLICAS)
         pulled = partial(through, stage, builds, stage.corpus.middle, _CLIENTS, OFFICE_LINE)

@@ -53,6 +53,20 @@ def spread_downloads(
     }
 
 
+def redirected(server: Answering, path: str, clients: int) -> Sample:
+    """Clients pull a path one after the other; the server sends them to the object store.
+
+    ``first_byte`` in ms, ``cpu_pull`` of the server in ms.
+    """
+    before = cpu_seconds(server.pid)
+    sample = _run("redirects", port=server.port, path=path, clients=clients)
+    cpu = settled_cpu_seconds(server.pid) - before
+    return {
+        "first_byte": sample["first_byte"] * 1000,
+        "cpu_pull": cpu / sample["pulls"] * 1000,
+    }
+
+
 def decrypted(server: Answering, path: str) -> Sample:
     """One client pulls a path once, over TLS if the server has it.
 
