@@ -277,6 +277,7 @@ class Objects:
         recoverable = self._recoverable
         recoverable.release(partial.path)
         recoverable.index.adopt(key, partial.path, partial.length, media_type, origin)
+        recoverable.measure()  # it may have a new directory
 
     async def make_room(self, incoming: int) -> bool:
         """Evict until ``incoming`` more bytes fit; return False if they cannot fit."""

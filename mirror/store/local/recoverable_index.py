@@ -78,16 +78,18 @@ class RecoverableIndex:
             self._observer,
             self.reserved,
             self._tell_crowded,
-            self._directories(),
+            self._directory_bytes,
         )
 
-    def _directories(self) -> int:
-        """What the directories take: some milliseconds' work, done once a second at most."""
+    def measure(self) -> None:
+        """Measure the directories, once a second at most.
+
+        Some milliseconds' work: to be called where no client waits.
+        """
         now = time.monotonic()
         if now - self._measured >= _MEASURE_SECONDS:
             self._directory_bytes = taken_by(self._layout.all_directories())
             self._measured = now
-        return self._directory_bytes
 
     def _tell_crowded(self, kept: int) -> None:
         """Log once that kept images take the space."""
@@ -108,6 +110,7 @@ class RecoverableIndex:
         """
         self._limits = limits
         self._measured = -math.inf  # so that the new limits hold at once
+        self.measure()
         self.index.limit(limits.bounds)
 
     def open(self) -> None:
@@ -133,6 +136,7 @@ class RecoverableIndex:
         if self._sound():
             with contextlib.suppress(OSError, IndexUnavailableError):
                 self.index.repair(before=time.time() - _ABANDONED_SECONDS)
+            self.measure()
             return
         try:
             self._open()
@@ -161,6 +165,7 @@ class RecoverableIndex:
             self._index = self._repaired(alone=alone)
         assert self._lock is not None, "the directory was locked above"
         fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self.measure()
 
     def _locked(self) -> bool:
         """Lock the directory; return True if no other process uses it.
