@@ -17,6 +17,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 
 from mirror.cluster import connection
+from mirror.cluster.object_errors import cause, lacks_bucket
 from mirror.cluster.tier import Availability, Observer, TierError, TierMissError
 from mirror.config.cluster import ClusterConfig
 from mirror.store.interface import Piece
@@ -270,12 +271,14 @@ class Bucket:
             yield
             result = "stored" if operation == "put" else "hit"
         except _MISSES as error:
+            if operation == "put" or lacks_bucket(error):
+                raise TierError(f"{self.name}: {cause(error)}") from error
             result = "miss"
             raise TierMissError(f"{self.name} does not have it") from error
         except _FAILURES as error:
             if operation in _READING:
                 self.availability.failed()
-            raise TierError(f"{self.name}: {_cause(error)}") from error
+            raise TierError(f"{self.name}: {cause(error)}") from error
         finally:
             if operation:
                 self.observer.tier_answered(TIER, operation, result, clock() - started)
@@ -288,7 +291,7 @@ class Bucket:
         except _MISSES:
             return None
         except _FAILURES as error:
-            return _cause(error)
+            return cause(error)
         return None
 
 
@@ -299,14 +302,6 @@ def _listed(meta: Any) -> Listed:
 async def _all(stream: ObjectStream) -> AsyncIterator[Piece]:
     while piece := await stream.read():
         yield piece
-
-
-def _cause(error: Exception) -> str:
-    """The first line of an error; obstore adds all its fields in further lines."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    text = str(error).partition("\n")[0].strip() or type(error).__name__
-    return text if text.isprintable() else ascii(text)  # it may quote the name of an object
 
 
 def opened_bucket(config: ClusterConfig, observer: Observer) -> Bucket:
@@ -329,4 +324,4 @@ def opened_clients(config: ClusterConfig) -> connection.Clients:
     try:
         return connection.clients(config)
     except (*_FAILURES, configparser.Error) as error:
-        raise UserError(f"[cluster] objects = {config.objects}: {_cause(error)}") from error
+        raise UserError(f"[cluster] objects = {config.objects}: {cause(error)}") from error

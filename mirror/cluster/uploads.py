@@ -39,7 +39,9 @@ _REST_SECONDS: Final = 3.0
 _ABANDON_SECONDS: Final = 5.0
 _READ_BYTES: Final = 1024 * 1024
 _GONE: Final = "it is no longer in the cache"
-_REMEDY: Final = "check the rights of its credentials and its space; the mirror tries again"
+_REMEDY: Final = (
+    "check [cluster] objects, the rights of its credentials and its space; the mirror tries again"
+)
 
 
 class _UnusableError(Exception):
@@ -166,9 +168,10 @@ class Uploads:
                 await run_in(self._files, lambda: file.unlink(missing_ok=True))
             return "lost"
         except (TierError, OSError) as error:
-            problem = Problem(f"{self._bucket.name} takes no uploads", str(error), _REMEDY)
+            cause = str(error).removeprefix(f"{self._bucket.name}: ")
+            problem = Problem(f"{self._bucket.name} takes no uploads", cause, _REMEDY)
             if self.trouble.met(problem):
-                _log.warning("%s takes no uploads: %s; %s", self._bucket.name, error, _REMEDY)
+                _log.warning("%s takes no uploads: %s; %s", self._bucket.name, cause, _REMEDY)
             return "failed"
         if (seconds := self.trouble.over()) is not None:
             _log.warning("%s takes uploads again, after %.0f s", self._bucket.name, seconds)

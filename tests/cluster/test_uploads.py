@@ -125,7 +125,7 @@ async def test_a_store_that_refuses_uploads_gets_them_later(opened, memory, fake
         assert shared.problems() == []
     assert events.waiting == 0
     begins, ends = [record.message for record in caplog.records if "uploads" in record.name]
-    assert begins.startswith("s3://images/cache takes no uploads: s3://images/cache: ")
+    assert begins.startswith("s3://images/cache takes no uploads: http://127.0.0.1:")
     assert ends.startswith("s3://images/cache takes uploads again, after ")
 
 
