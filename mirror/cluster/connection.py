@@ -3,6 +3,7 @@
 import configparser
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -36,18 +37,29 @@ class Clients(NamedTuple):
 def clients(config: ClusterConfig) -> Clients:
     """Return the clients of a configuration; they connect when they are first used."""
     keys = _keys(config)
-    reading = signing = _client(config.objects, keys, _WHOLE_DOWNLOAD, retries=0)
+    # Besides those of the system.
+    trust = {"root_certificate": Path(config.ca_file).read_bytes()} if config.ca_file else {}
+    client = partial(_client, config.objects, trust=trust)
+    reading = signing = client(keys, _WHOLE_DOWNLOAD, retries=0)
     if config.redirect_endpoint:  # a signature covers the host
         seen = {**keys, "endpoint": config.redirect_endpoint}
-        signing = _client(config.objects, seen, _WHOLE_DOWNLOAD, retries=0)
-    writing = _client(config.objects, keys, _PART, retries=_PART_RETRIES)
+        signing = client(seen, _WHOLE_DOWNLOAD, retries=0)
+    writing = client(keys, _PART, retries=_PART_RETRIES)
     return Clients(reading, writing, signing)
 
 
-def _client(url: str, keys: Mapping[str, Any], timeout: timedelta, retries: int) -> "ObjectStore":
+def _client(
+    url: str,
+    keys: Mapping[str, Any],
+    timeout: timedelta,
+    *,
+    retries: int,
+    trust: Mapping[str, bytes],
+) -> "ObjectStore":
     if url.startswith("file:"):
         return from_url(url, mkdir=True)
     options: Any = {
+        **trust,
         "allow_http": keys.get("endpoint", "").startswith("http:"),
         "connect_timeout": _CONNECT,
         "timeout": timeout,

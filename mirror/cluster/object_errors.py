@@ -21,11 +21,14 @@ _ROLES: Final = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "metadata
 _NO_BUCKET: Final = re.compile(
     r"<Code>(?:NoSuchBucket|ContainerNotFound)</Code>|bucket does not exist"
 )
-#: Azure's client cannot be made without this.
-_NO_ACCOUNT: Final = "Account must be specified"
-_SET_ACCOUNT: Final = (
-    "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY unless the machine has a role"
-)
+#: What obstore says of settings, and what to say instead.
+_SETTINGS: Final = {
+    "Account must be specified": (
+        "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY unless the machine has a "
+        "role"
+    ),
+    "No certificates found in `root_certificate`": "ca_file holds no certificate",
+}
 
 
 def cause(error: Exception) -> str:
@@ -36,7 +39,7 @@ def cause(error: Exception) -> str:
     requests = list(_REQUEST.finditer(said))
     if not requests:
         text = _STORE.sub("", said.partition("\n")[0]).strip() or type(error).__name__
-        text = _SET_ACCOUNT if text == _NO_ACCOUNT else text
+        text = next((told for said, told in _SETTINGS.items() if text.startswith(said)), text)
     else:
         url = urlsplit(requests[-1][1])
         origin = f"{url.scheme}://{url.netloc}"
@@ -60,7 +63,7 @@ def _reason(answer: str, debug: str) -> str:
         words += [f"({message[1].strip().rstrip('.')})"] if message else []
         return " ".join(words)
     if (certificate := _CERTIFICATE.search(debug)) is not None:
-        return f"has a certificate that is not trusted ({certificate[1]})"
+        return f"has a certificate that is not trusted ({certificate[1]}): ca_file adds a CA"
     if "InvalidMessage(" in debug:
         return "does not speak TLS"
     deepest = _DEEPEST.findall(debug)

@@ -120,11 +120,19 @@ class State:
         return None
 
 
+def redis_trust(url: str, ca_file: str) -> dict[str, Any]:
+    """Return the options of a client that trusts the authorities in ``ca_file`` too."""
+    return {"ssl_ca_certs": ca_file} if ca_file and url.startswith("rediss:") else {}
+
+
 @asynccontextmanager
-async def opened_state(url: str, observer: Observer, patience: float) -> AsyncIterator[State]:
+async def opened_state(
+    url: str, observer: Observer, patience: float, ca_file: str = ""
+) -> AsyncIterator[State]:
     """Connect to the server at ``url`` (``redis://``, ``rediss://``).
 
-    ``patience``: how long one question may take, in seconds.
+    ``patience``: how long one question may take, in seconds.  ``ca_file``: authorities besides the
+    system's.
 
     Raises:
         ValueError: the URL is wrong.
@@ -135,6 +143,7 @@ async def opened_state(url: str, observer: Observer, patience: float) -> AsyncIt
         timeout=patience,
         socket_timeout=patience,
         socket_connect_timeout=patience,
+        **redis_trust(url, ca_file),
     )
     place = pool.connection_kwargs.get("host", "localhost")
     state = State(Redis(connection_pool=pool), f"redis at {place}", observer, patience)

@@ -86,6 +86,7 @@ class ClusterConfig(Table):
     state: Annotated[str, AfterValidator(_checked_state)] = ""
     state_timeout: Timeout = time("400ms")
     secret_file: Annotated[ReadableFile, AfterValidator(_checked_secret)] = ""
+    ca_file: ReadableFile = ""
     peers: tuple[Annotated[str, AfterValidator(_checked_peer)], ...] = ()
     advertise: Annotated[str, AfterValidator(_checked_advertise)] = ""
 
@@ -112,6 +113,8 @@ class ClusterConfig(Table):
 
     @model_validator(mode="after")
     def _check_peers(self) -> Self:
+        if self.ca_file and not (self.objects or self.state or self.peers):
+            raise ValueError("ca_file with objects, state or peers")
         if bool(self.peers) and not (self.advertise and self.secret_file):
             raise ValueError("peers with advertise and secret_file")
         if self.advertise and not (self.peers or self.state):

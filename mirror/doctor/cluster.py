@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -24,11 +25,13 @@ from yarl import URL
 
 from mirror.cluster.connection import profile
 from mirror.cluster.objects import Bucket, opened_bucket
+from mirror.cluster.state import redis_trust
 from mirror.cluster.tier import TierError
 from mirror.cluster.upkeep import NoEvents
 from mirror.config.cluster import ClusterConfig
 from mirror.config.fields import masked
 from mirror.doctor.report import Finding, Report, is_wrong, note, ok, wrong
+from mirror.upstream.sessions import trusting
 from mirror.user_error import UserError
 
 _SECONDS: Final = 5.0
@@ -38,8 +41,14 @@ _RULE: Final = re.compile(r"<Rule>.*?</Rule>", re.DOTALL)
 _LIFECYCLE: Final = "the rule that removes the parts of unfinished uploads"
 _RIGHTS: Final = (
     "correct [cluster] objects and endpoint, and let the mirror list the bucket, and get, put and "
-    "delete objects (s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject)"
+    "delete objects"
 )
+#: What the rights are called, by the scheme of ``objects``.
+_NAMES_OF_RIGHTS: Final = {
+    "s3": " (s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject)",
+    "gs": " (the role Storage Object User)",
+    "az": " (the role Storage Blob Data Contributor)",
+}
 _REDIRECT: Final = "correct [cluster] redirect_endpoint, or remove redirect_networks"
 _ADD_RULE: Final = "add a lifecycle rule with AbortIncompleteMultipartUpload after 1 day"
 
@@ -63,19 +72,20 @@ async def _findings(config: ClusterConfig) -> AsyncIterator[Finding]:
         try:
             findings = [finding async for finding in _bucket(bucket)]
             if config.redirect_networks and not any(map(is_wrong, findings)):
-                findings.append(await _redirect(bucket))
+                findings.append(await _redirect(bucket, _trust(config)))
             for finding in findings:
                 yield finding
         finally:
             await bucket.close()
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(ssl=_trust(config))
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         if config.objects.startswith("s3:"):
             yield await _lifecycle(session, config)
         elif config.objects.startswith("gs:"):
             yield note(config.objects, f"{_LIFECYCLE} is not checked here", _ADD_RULE)
         if config.state:
-            yield await _redis(masked(config.state), config.state)
+            yield await _redis(masked(config.state), config)
         if config.advertise:
             yield await _mirror(session, config.advertise)
         for peer in config.peers:
@@ -83,6 +93,13 @@ async def _findings(config: ClusterConfig) -> AsyncIterator[Finding]:
                 yield await _name(peer)
             elif peer != config.advertise:
                 yield await _mirror(session, peer)
+
+
+def _trust(config: ClusterConfig) -> ssl.SSLContext:
+    try:
+        return trusting((config.ca_file,) if config.ca_file else ())
+    except OSError as error:
+        raise UserError(f"[cluster] ca_file holds no certificate: {error}") from error
 
 
 async def _bucket(bucket: Bucket) -> AsyncIterator[Finding]:
@@ -97,7 +114,8 @@ async def _bucket(bucket: Bucket) -> AsyncIterator[Finding]:
         await bucket.delete(path)
         left = await bucket.lookup(path)
     except TierError as error:
-        yield wrong(bucket.name, str(error).removeprefix(f"{bucket.name}: "), _RIGHTS)
+        rights = _RIGHTS + _NAMES_OF_RIGHTS.get(bucket.name.partition(":")[0], "")
+        yield wrong(bucket.name, str(error).removeprefix(f"{bucket.name}: "), rights)
         return
     if body != b"mirror doctor" or found is None or left is not None:
         yield wrong(bucket.name, "does not return what was written to it", "use another one")
@@ -112,7 +130,7 @@ async def _bucket(bucket: Bucket) -> AsyncIterator[Finding]:
         yield wrong(bucket.name, text, "set both clocks by NTP")
 
 
-async def _redirect(bucket: Bucket) -> Finding:
+async def _redirect(bucket: Bucket, trust: ssl.SSLContext) -> Finding:
     """Load an object as a client does that a mirror redirects."""
     path, origin = f"doctor/{secrets.token_hex(8)}", ""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
@@ -122,7 +140,7 @@ async def _redirect(bucket: Bucket) -> Finding:
         origin = str(address.origin())
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(address) as response,
+            session.get(address, ssl=trust) as response,
         ):
             if response.status == 200:
                 return ok(origin, "gives objects to redirected clients")
@@ -186,8 +204,11 @@ def _signed(host: str, path: str, region: str, keys: dict[str, str]) -> dict[str
     return {**fields, "authorization": signing}
 
 
-async def _redis(where: str, url: str) -> Finding:
-    client = Redis.from_url(url, socket_timeout=_SECONDS, socket_connect_timeout=_SECONDS)
+async def _redis(where: str, config: ClusterConfig) -> Finding:
+    trust = redis_trust(config.state, config.ca_file)
+    client = Redis.from_url(
+        config.state, socket_timeout=_SECONDS, socket_connect_timeout=_SECONDS, **trust
+    )
     try:
         started = time.monotonic()
         await client.ping()

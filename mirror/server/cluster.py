@@ -100,7 +100,7 @@ async def opened_cluster(
     Raises:
         UserError: the secret or a CA file cannot be read, or the object store cannot be used.
     """
-    shared, figures = config.cluster, ClusterMetrics(metrics.registry)
+    shared, figures, trust = config.cluster, ClusterMetrics(metrics.registry), _trust(config)
     async with AsyncExitStack() as stack:
         objects = secret = peers = leases = state = blocks = None
         if shared.secret_file:
@@ -113,12 +113,11 @@ async def opened_cluster(
             recorder.watch_troubles(objects.problems)
         if shared.state:
             state = await stack.enter_async_context(
-                opened_state(shared.state, figures, shared.state_timeout.seconds)
+                opened_state(shared.state, figures, shared.state_timeout.seconds, shared.ca_file)
             )
             recorder.watch_troubles(lambda: (state.availability.problem,))
         if secret is not None and shared.advertise:
             own = shared.advertise.rstrip("/")
-            trust = _trust(config)
             peers = await stack.enter_async_context(
                 opened_peers(secret, own, shared.peers, trust, figures)
             )
@@ -157,7 +156,10 @@ def _read_secret(config: Config) -> bytes:
 
 
 def _trust(config: Config) -> ssl.SSLContext:
-    try:
-        return trusting((config.fetch.ca_file,) if config.fetch.ca_file else ())
-    except OSError as error:
-        raise UserError(f"[fetch] ca_file holds no certificate: {error}") from error
+    files = {"fetch": config.fetch.ca_file, "cluster": config.cluster.ca_file}
+    for section, file in files.items():
+        try:
+            trusting((file,) if file else ())
+        except OSError as error:
+            raise UserError(f"[{section}] ca_file holds no certificate: {error}") from error
+    return trusting(tuple(filter(None, files.values())))

@@ -61,10 +61,31 @@ NO_ACCOUNT_SAID = (
     "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY unless the machine has a role"
 )
 
+NO_NAME = """\
+Generic S3 error: Error performing GET http://s3.example.com:9000/b/c/x in 947.284µs - HTTP error: \
+error sending request
+
+Debug source:
+Generic { source: hyper_util::client::legacy::Error(
+    Connect,
+    ConnectError(
+        "dns error",
+        Custom {
+            kind: Uncategorized,
+            error: "failed to lookup address information: Name or service not known",
+        },
+    ),
+) }"""
+NO_NAME_SAID = (
+    "http://s3.example.com:9000 cannot be reached (failed to lookup address information: Name or "
+    "service not known)"
+)
+
 
 @pytest.mark.parametrize(
     ("said", "expected", "bucket"),
     [
+        (NO_NAME, NO_NAME_SAID, True),
         (DENIED, DENIED_SAID, True),
         (NO_BUCKET, NO_BUCKET_SAID, False),
         (NO_CONTAINER, NO_CONTAINER_SAID, False),
@@ -103,12 +124,10 @@ async def asked(endpoint: str) -> str:
     return cause(failed.value).removeprefix(f"{endpoint} ")
 
 
-async def test_a_server_that_cannot_be_reached_is_told_from_one_without_a_name():
+async def test_a_server_that_cannot_be_reached_is_told():
     assert (
         await asked(f"http://127.0.0.1:{free_port()}") == "cannot be reached (Connection refused)"
     )
-    told = await asked("http://nosuch.invalid:9000")
-    assert told.startswith("cannot be reached (failed to lookup address information")
 
 
 async def test_a_certificate_of_an_unknown_authority_and_a_server_without_tls_are_told():
@@ -120,7 +139,7 @@ async def test_a_certificate_of_an_unknown_authority_and_a_server_without_tls_ar
         writer.close()
 
     for tls, expected in (
-        (context, "has a certificate that is not trusted (UnknownIssuer)"),
+        (context, "has a certificate that is not trusted (UnknownIssuer): ca_file adds a CA"),
         (None, "does not speak TLS"),
     ):
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
