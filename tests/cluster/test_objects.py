@@ -193,7 +193,9 @@ async def test_keys_come_from_a_file(fake, events, tmp_path, monkeypatch):
 
 
 def test_a_store_that_cannot_be_used_is_one_line(events, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=r"^\[cluster\] objects = az://c: set AZURE_STORAGE_ACCOUNT_NAME"):
+    with pytest.raises(
+        UserError, match=r"^\[cluster\] objects = az://c: set AZURE_STORAGE_ACCOUNT_NAME"
+    ):
         opened_bucket(ClusterConfig(objects="az://c"), events)
     file = tmp_path / "key.json"
     file.write_text("{}")

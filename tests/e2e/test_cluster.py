@@ -38,6 +38,13 @@ TAKEN_FOR_DEAD = "does not answer; asking the next place"  # in the log
 #: Replicas that did not say whether they lead a download.
 UNSAID = 'mirror_tier_requests_total{operation="head",result="error",tier="replicas"}'
 
+TRIES = 20
+
+
+def pause(fruitless: int) -> float:
+    """Seconds before another request; nginx takes replicas that failed twice for dead for 5 s."""
+    return min(0.1 * 2.0**fruitless, 2.0)
+
 
 @dataclass
 class Client:
@@ -61,8 +68,9 @@ class Client:
 
     async def blob(self, digest: str) -> None:
         hasher, self.got = hashlib.sha256(), 0
-        started = time.monotonic()
-        for _ in range(20):
+        started, fruitless = time.monotonic(), 0
+        while fruitless < TRIES:
+            before = self.got
             try:
                 fields = {"Range": f"bytes={self.got}-"} if self.got else {}
                 url = f"{self.url}/v2/{REPO}/blobs/{digest}"
@@ -74,9 +82,12 @@ class Client:
                 break
             except aiohttp.ClientError as error:
                 self.errors.append(f"{error!r} at byte {self.got}")
+                fruitless = 0 if self.resumes and self.got > before else fruitless + 1
                 if not self.resumes:
                     hasher, self.got = hashlib.sha256(), 0
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(pause(fruitless))
+        else:
+            raise AssertionError(f"no byte more in {TRIES} requests: {self.errors[-1]}")
         assert f"sha256:{hasher.hexdigest()}" == digest, "a whole wrong blob"
 
 

@@ -26,9 +26,11 @@ from tests.e2e.test_cluster import (
     MIB,
     REPO,
     TAKEN_FOR_DEAD,
+    TRIES,
     Client,
     Cluster,
     half_way,
+    pause,
     report,
 )
 from tests.e2e.test_several_mirrors import NGINX
@@ -116,14 +118,14 @@ class Load:
 
     async def _manifest(self, client: Client, tag: int) -> bytes:
         url = f"{client.url}/v2/{REPO}/manifests/{tag}"
-        for _ in range(20):
+        for fruitless in range(TRIES):
             try:
                 async with client.session.get(url, raise_for_status=True) as answer:
                     return await answer.read()
             except aiohttp.ClientError as error:
                 client.errors.append(repr(error))
-                await asyncio.sleep(0.1)
-        raise AssertionError(f"{url} failed 20 times")
+                await asyncio.sleep(pause(fruitless))
+        raise AssertionError(f"{url} failed {TRIES} times: {client.errors[-1]}")
 
 
 def add_images(upstream: FakeRegistry, sizes: Iterable[int]) -> list[Image]:
