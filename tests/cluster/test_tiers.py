@@ -110,7 +110,7 @@ async def test_upstream_sends_only_what_the_object_store_did_not(alone, upstream
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fault", ["hang", "500"])
+@pytest.mark.parametrize("fault", ["hang", "500", "full"])
 async def test_an_object_store_that_fails_costs_no_second_download(
     tmp_path, upstream, redis, fake, fault
 ):
@@ -118,6 +118,8 @@ async def test_an_object_store_that_fails_costs_no_second_download(
     digest = upstream.add_blob(data)
     if fault == "hang":
         fake.hang.clear()
+    elif fault == "full":
+        fake.refuse = 507
     else:
         fake.status = 500
     store = options(fake, "500ms")
