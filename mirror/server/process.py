@@ -151,9 +151,11 @@ def say_stopping(config: Config) -> None:
     )
 
 
-async def until_orphaned(stop: Stop) -> None:
-    """Stop when the parent process is gone: only the parent would stop this one."""
-    parent = os.getppid()
+async def until_orphaned(stop: Stop, parent: int) -> None:
+    """Stop when the parent process is gone: only the parent would stop this one.
+
+    ``parent``: its number as it has seen itself, since it may be gone before this is called.
+    """
     while os.getppid() == parent:  # noqa: ASYNC110  # the system reports it by signal only
         await asyncio.sleep(_ORPHAN_SECONDS)
     stop.now()

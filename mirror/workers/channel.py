@@ -16,6 +16,7 @@ import io
 import logging
 import pickle
 import re
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
@@ -83,8 +84,10 @@ class Message:
 class WorkerChannel:
     """The worker's end of its pipe."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, parent: int) -> None:
+        """``parent``: the number of the first process."""
         self._pipe = pipe
+        self._parent = parent
         self._told: asyncio.Queue[Config | Problem] = asyncio.Queue()
 
     def failed(self, error: Exception) -> None:
@@ -97,7 +100,8 @@ class WorkerChannel:
     @asynccontextmanager
     async def held(self, stop: Stop) -> AsyncIterator[None]:
         """Report at intervals that the loop runs; stop if the parent process is gone."""
-        tasks = [asyncio.create_task(each) for each in (self._beat(), until_orphaned(stop))]
+        orphaned = until_orphaned(stop, self._parent)
+        tasks = [asyncio.create_task(each) for each in (self._beat(), orphaned)]
         try:
             yield
         finally:
@@ -131,8 +135,16 @@ class WorkerChannel:
 
     async def _beat(self) -> None:
         while True:
-            self._say(MessageKind.ALIVE)
+            # While the first process hangs it reads nothing: the pipe is full after 278 beats, and
+            # then a further one would block this loop.
+            if self._takes_more():
+                self._say(MessageKind.ALIVE)
             await asyncio.sleep(BEAT_SECONDS)
+
+    def _takes_more(self) -> bool:
+        poll = select.poll()  # unlike select(), it takes descriptors above 1,023
+        poll.register(self._pipe, select.POLLOUT)
+        return bool(poll.poll(0))
 
     def _say(self, news: MessageKind, text: str = "") -> None:
         with contextlib.suppress(BrokenPipeError):  # orphaned: until_orphaned() notices

@@ -62,9 +62,10 @@ class Worker:
         """
         context = multiprocessing.get_context("fork")
         pipe, telling = context.Pipe()
+        foreign = [each for each in others if each not in self.listeners]
         process = context.Process(
             target=_work,
-            args=(config, self, [each for each in others if each not in self.listeners], telling),
+            args=(config, self, foreign, telling, os.getpid()),
             name=f"mirror {self.number}",
         )
         # A signal must not be lost that arrives before the worker has its own handlers.
@@ -133,7 +134,9 @@ class Worker:
                 os.kill(self.process.pid, number)
 
 
-def _work(config: Config, worker: Worker, others: list[Listener], telling: Connection) -> None:
+def _work(
+    config: Config, worker: Worker, others: list[Listener], telling: Connection, parent: int
+) -> None:
     output = queue_output()  # the thread of the parent's queue does not exist after fork
     configure(config.log.level, config.log.format, access=config.log.access)
     # The parent removes the socket files.
@@ -149,7 +152,7 @@ def _work(config: Config, worker: Worker, others: list[Listener], telling: Conne
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     forwarder = LogForwarder(worker.logs)
     output.hand_on = forwarder.hand_on
-    channel = WorkerChannel(telling)
+    channel = WorkerChannel(telling, parent)
     try:
         try:
             threads.run(_serve(config, listeners, worker.number, forwarder, channel))

@@ -137,6 +137,19 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
+async def test_a_worker_that_just_starts_does_not_outlive_the_first_process(tmp_path, delay):
+    with started(tmp_path, "http://127.0.0.1:9") as mirror:
+        before = workers_of(mirror)
+        os.kill(before[0], signal.SIGKILL)
+        await until(lambda: set(workers_of(mirror)) - set(before))
+        workers = workers_of(mirror)
+        await asyncio.sleep(delay)  # the new worker is not ready yet
+        await asyncio.to_thread(mirror.kill)
+        await until(lambda: all(gone(worker) for worker in workers))
+
+
+@pytest.mark.long
 async def test_a_worker_names_the_traces_that_it_has_collected(tmp_path):
     trace = "0af7651916cd43dd8448eb211c80319c"
     fields = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
