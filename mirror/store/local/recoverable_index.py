@@ -82,13 +82,14 @@ class RecoverableIndex:
         )
 
     def measure(self) -> None:
-        """Measure the directories, once a second at most.
+        """Measure the directories, once a second at most; on a failing disk, keep what was found.
 
         Some milliseconds' work: to be called where no client waits.
         """
         now = time.monotonic()
         if now - self._measured >= _MEASURE_SECONDS:
-            self._directory_bytes = taken_by(self._layout.all_directories())
+            with contextlib.suppress(OSError):
+                self._directory_bytes = taken_by(self._layout.all_directories())
             self._measured = now
 
     def _tell_crowded(self, kept: int) -> None:
