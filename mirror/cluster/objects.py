@@ -20,7 +20,7 @@ from mirror.cluster import connection
 from mirror.cluster.object_errors import cause, lacks_bucket
 from mirror.cluster.tier import Availability, Observer, TierError, TierMissError
 from mirror.config.cluster import ClusterConfig
-from mirror.store.interface import Piece
+from mirror.store.interface import Chunk
 from mirror.user_error import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ObjectStream:
         self._waited = 0.0  # seconds, since the speed was looked at
         self._arrived = 0  # bytes in that time
 
-    async def read(self) -> Piece:
+    async def read(self) -> Chunk:
         """Return the next bytes, ``b""`` at the end.
 
         Raises:
@@ -299,7 +299,7 @@ def _listed(meta: Any) -> Listed:
     return Listed(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
 
-async def _all(stream: ObjectStream) -> AsyncIterator[Piece]:
+async def _all(stream: ObjectStream) -> AsyncIterator[Chunk]:
     while piece := await stream.read():
         yield piece
 

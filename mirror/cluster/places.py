@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mirror.cluster.tier import TierError
 from mirror.pull.parallel import Stream
-from mirror.store.interface import Piece
+from mirror.store.interface import Chunk
 
 if TYPE_CHECKING:
     from mirror.cluster.source import ClusterFeed
@@ -69,7 +69,7 @@ class BlobOfPlaces:
                 self._opened, self._skip = (place, stream), self._position - stream.offset
                 return
 
-    async def read(self) -> Piece:
+    async def read(self) -> Chunk:
         """Return the next bytes, ``b""`` at the end.
 
         Raises:

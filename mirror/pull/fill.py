@@ -31,11 +31,11 @@ from mirror.pull.slots import Room
 from mirror.spans import NOTHING, current, entered
 from mirror.store.interface import (
     BlobStore,
+    Chunk,
     IndexUnavailableError,
     NoRoomError,
     PartialBlob,
     PartialBusyError,
-    Piece,
 )
 from mirror.upstream.errors import (
     NonsenseError,
@@ -354,7 +354,7 @@ class Fill:
     async def _copy(self, stream: Stream, partial: PartialBlob) -> None:
         """Write the stream to the disk; collect the next batch while a write is running."""
         skip = partial.length - stream.offset  # > 0: upstream ignored Range, and sends from byte 0
-        batch: list[Piece] = []
+        batch: list[Chunk] = []
         collected = 0
         writing = asyncio.create_task(_nothing())
         try:
@@ -371,12 +371,12 @@ class Fill:
             await asyncio.shield(self._drain(writing, partial, batch))
 
     async def _drain(
-        self, writing: Awaitable[None], partial: PartialBlob, batch: list[Piece]
+        self, writing: Awaitable[None], partial: PartialBlob, batch: list[Chunk]
     ) -> None:
         await writing
         await self._write(partial, batch)
 
-    async def _write(self, partial: PartialBlob, batch: list[Piece]) -> None:
+    async def _write(self, partial: PartialBlob, batch: list[Chunk]) -> None:
         size = sum(map(len, batch))
         if not size:
             return

@@ -19,7 +19,7 @@ from contextlib import (
 from typing import Final, Protocol
 
 from mirror.pull.policy import Backoff, Ramp, Splitting
-from mirror.store.interface import Piece
+from mirror.store.interface import Chunk
 from mirror.upstream.errors import (
     RateLimitedError,
     TimedOutError,
@@ -48,7 +48,7 @@ class Stream(Protocol):
     def total(self) -> int | None:
         """The size of the whole blob in bytes, None where upstream did not give it."""
 
-    async def read(self) -> Piece:
+    async def read(self) -> Chunk:
         """Return the next bytes, ``b""`` at the end.
 
         Raises:
@@ -95,10 +95,10 @@ class _Segment:
         self.slot = slot
         self.start = self.received = start
         self.stop = stop
-        self._pieces: deque[Piece] = deque()
+        self._pieces: deque[Chunk] = deque()
         self._changed = asyncio.Event()
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: Chunk) -> None:
         """Add a piece; drop bytes beyond ``stop``."""
         piece = piece[: self.stop - self.received]
         self._pieces.append(piece)
@@ -110,7 +110,7 @@ class _Segment:
         self.stop = self.received
         self._changed.set()
 
-    async def take(self) -> Piece:
+    async def take(self) -> Chunk:
         """Remove and return the next bytes, ``b""`` at the end.
 
         Raises:
@@ -170,7 +170,7 @@ class Segments:
             self._ramp = Ramp(1)
             self._position = first.offset
 
-    async def read(self) -> Piece:
+    async def read(self) -> Chunk:
         """Return the next bytes, ``b""`` at the end.
 
         Raises:
@@ -196,7 +196,7 @@ class Segments:
             if isinstance(error, Exception):
                 raise error
 
-    async def _read(self) -> Piece:
+    async def _read(self) -> Chunk:
         while True:
             self._arrange()
             if self._ahead and self._ahead[0].start <= self._position:
@@ -214,7 +214,7 @@ class Segments:
             self._position += len(piece)
             return piece
 
-    async def _take(self, head: _Segment) -> Piece:
+    async def _take(self, head: _Segment) -> Chunk:
         """Return the next bytes of the first segment, ``b""`` if it has ended."""
         try:
             piece = await head.take()
@@ -228,7 +228,7 @@ class Segments:
 
     # The front.
 
-    async def _read_front(self) -> Piece:
+    async def _read_front(self) -> Chunk:
         if self._front is None:
             await self._reopen()
         assert self._front is not None, "_reopen has opened it"

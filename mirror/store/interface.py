@@ -18,7 +18,7 @@ from mirror.policy.rules import Meanings, Seen
 from mirror.shares import Hold
 
 #: Bytes of a blob, or a view of them in the memory of the library that has received them.
-Piece = bytes | memoryview
+Chunk = bytes | memoryview
 
 #: A page of tags takes a few KiB, the full list of a busy repository 100 KiB.
 MOST_PAGE_BYTES: Final = 256 * 1024
@@ -106,7 +106,7 @@ class PartialBlob(Protocol):
             OSError, IndexUnavailableError: the disk or the index cannot be used.
         """
 
-    async def append(self, pieces: Sequence[Piece]) -> None:
+    async def append(self, pieces: Sequence[Chunk]) -> None:
         """Write and hash the next bytes.
 
         Raises:

@@ -13,13 +13,13 @@ from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest, Hasher
 from mirror.store.interface import (
     MOST_PAGE_BYTES,
+    Chunk,
     Link,
     Manifest,
     NoRoomError,
     Page,
     PartialBusyError,
     PartialStatus,
-    Piece,
 )
 
 #: An upstream for private objects, empty for public ones; and a digest.
@@ -98,7 +98,7 @@ class MemoryPartial:
         self._partial.total = total
         return True
 
-    async def append(self, pieces: Sequence[Piece]) -> None:
+    async def append(self, pieces: Sequence[Chunk]) -> None:
         data = b"".join(pieces)
         with self.content.descriptor as number:
             os.pwrite(number, data, self.length)

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from mirror.descriptor import FileRange
 from mirror.oci.digest import Digest
 from mirror.shares import Hold, Limits, Shares
-from mirror.store.interface import Manifest, NoRoomError, Piece
+from mirror.store.interface import Chunk, Manifest, NoRoomError
 from mirror.store.local.entry import OpenObject
 from mirror.store.local.eviction import Reservations
 from mirror.store.local.layout import (
@@ -56,7 +56,7 @@ class StagedBlob(Partial):
     async def reserve(self, size: int, total: int | None) -> bool:
         return await self._objects.reserve(self, size, total)
 
-    async def append(self, pieces: Sequence[Piece]) -> None:
+    async def append(self, pieces: Sequence[Chunk]) -> None:
         await self._run(lambda: self.write(pieces))
 
     async def restart(self) -> None:

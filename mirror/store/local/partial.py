@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mirror.descriptor import Descriptor, FileRange
 from mirror.oci.digest import Digest, Hasher
-from mirror.store.interface import PartialBusyError, PartialStatus, Piece
+from mirror.store.interface import Chunk, PartialBusyError, PartialStatus
 
 _Run = Callable[[Callable[[], Hasher]], Awaitable[Hasher]]
 
@@ -82,7 +82,7 @@ class Partial:
         self.length = 0
         self.hasher = self.digest.hasher()
 
-    def write(self, pieces: Sequence[Piece]) -> None:
+    def write(self, pieces: Sequence[Chunk]) -> None:
         """Write and hash the next bytes of the blob.
 
         Raises:
