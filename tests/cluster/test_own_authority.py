@@ -1,10 +1,8 @@
 """An object store, Redis and peers whose certificates are of a company's own authority."""
 
-import asyncio
-import contextlib
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +19,10 @@ from mirror.user_error import UserError
 from tests.cluster.replicas import PATIENCE_SECONDS, replicas
 from tests.fakes import random_bytes
 from tests.fakes.bucket import BUCKET
+from tests.peers.fault_proxy import FaultProxy
 from tests.running import eventually
 
 pytestmark = [pytest.mark.slow]
-
-
-@asynccontextmanager
-async def tls_before(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """Speak TLS before a server on the loopback; yield the port."""
-
-    open_tasks = set[asyncio.Task[Any]]()
-
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_tasks.add(asyncio.current_task() or pytest.fail("there is a task"))
-        there, back = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            with contextlib.suppress(asyncio.CancelledError):  # at the end
-                await asyncio.gather(pass_on(reader, back), pass_on(there, writer))
-        finally:
-            for each in (writer, back):
-                each.transport.abort()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in open_tasks:
-            task.cancel()
-        await asyncio.gather(*open_tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # the transports close their sockets
 
 
 @pytest.fixture
@@ -69,14 +34,14 @@ async def servers(tmp_path, fake, redis) -> AsyncIterator[dict[str, Any]]:
     authority.issue_cert("127.0.0.1").configure_cert(context)
     async with AsyncExitStack() as stack:
         bucket, state = [
-            await stack.enter_async_context(tls_before(port, context))
+            await stack.enter_async_context(FaultProxy(port, tls=context).running())
             for port in (fake.port, redis.port)
         ]
         yield {
             "objects": f"s3://{BUCKET}/cache",
-            "endpoint": f"https://127.0.0.1:{bucket}",
+            "endpoint": bucket.url,
             "first_byte_timeout": "20s",
-            "state": f"rediss://127.0.0.1:{state}/0",
+            "state": f"rediss://127.0.0.1:{state.port}/0",
             "ca_file": str(tmp_path / "ca.pem"),
         }
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ class FaultProxy:
 
     ``cut``: a connection is reset after so many bytes of the server.  ``rate``: bytes per second
     of a connection from the server.  ``flip``: one bit of that byte of the server is flipped, on
-    each connection.
+    each connection.  ``tls``: it speaks TLS to its clients.
     """
 
     target: int
@@ -27,13 +28,14 @@ class FaultProxy:
     cut: int | None = None
     rate: float | None = None
     flip: int | None = None
+    tls: ssl.SSLContext | None = None
     port: int = 0
     _passing: asyncio.Event = field(default_factory=asyncio.Event)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -46,7 +48,9 @@ class FaultProxy:
 
     async def listen(self) -> None:
         """Accept connections, again after :meth:`close`."""
-        self._server = await asyncio.start_server(self._accepted, self.host, self.port)
+        self._server = await asyncio.start_server(
+            self._accepted, self.host, self.port, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
