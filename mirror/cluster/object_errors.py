@@ -39,7 +39,7 @@ def cause(error: Exception) -> str:
     requests = list(_REQUEST.finditer(said))
     if not requests:
         text = _STORE.sub("", said.partition("\n")[0]).strip() or type(error).__name__
-        text = next((told for said, told in _SETTINGS.items() if text.startswith(said)), text)
+        text = next((told for key, told in _SETTINGS.items() if text.startswith(key)), text)
     else:
         url = urlsplit(requests[-1][1])
         origin = f"{url.scheme}://{url.netloc}"
